@@ -1,0 +1,23 @@
+"""The root of kdrt's exceptions, and those that engines raise.
+
+Every message is one sentence a user can act on: what was wrong, what is allowed, what to do.
+A bug inside kdrt is never a ``KdrtError``.
+"""
+
+from __future__ import annotations
+
+
+class KdrtError(Exception):
+    """Something the user can put right. The command line prints it and exits with 2."""
+
+
+class EngineError(KdrtError):
+    """An engine could not be built, loaded or run."""
+
+
+class EngineUnavailable(EngineError):
+    """The engine's package or device is not on this machine."""
+
+
+class ShapeError(EngineError, ValueError):
+    """A size outside of what an engine was made for."""

@@ -1,0 +1,47 @@
+"""Eager PyTorch behind the engine contract: the reference, and the benchmark baseline."""
+
+from __future__ import annotations
+
+import torch
+
+from kdrt_engines.base import Binding, Engine
+from kdrt_engines.spec import DTYPES, EngineSpec, TensorSpec
+
+
+def allocate(
+    tensors: tuple[TensorSpec, ...], dims: dict[str, int], device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Zeroed tensors for these specs and sizes."""
+    return {
+        t.name: torch.zeros(t.resolve(dims), dtype=DTYPES[t.dtype], device=device) for t in tensors
+    }
+
+
+class TorchEngine(Engine):
+    """Any module whose ``forward`` takes the spec's inputs in order and returns its outputs (a
+    tensor, or a tuple in order)."""
+
+    def __init__(
+        self, module: torch.nn.Module, spec: EngineSpec, device: torch.device | str = "cpu"
+    ) -> None:
+        self.module = module.to(device).eval()
+        self.spec = spec
+        self.device = torch.device(device)
+
+    def bind(self, **dims: int) -> TorchBinding:
+        return TorchBinding(self, dims)
+
+
+class TorchBinding(Binding):
+    def __init__(self, engine: TorchEngine, dims: dict[str, int]) -> None:
+        self._module = engine.module
+        self.inputs = allocate(engine.spec.inputs, dims, engine.device)
+        self.outputs = allocate(engine.spec.outputs, dims, engine.device)
+
+    @torch.inference_mode()
+    def run(self) -> None:
+        results = self._module(*self.inputs.values())
+        if isinstance(results, torch.Tensor):
+            results = (results,)
+        for target, result in zip(self.outputs.values(), results, strict=True):
+            target.copy_(result)
