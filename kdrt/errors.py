@@ -1,0 +1,37 @@
+"""The exceptions kdrt raises for things a user can put right; all derive from ``KdrtError``."""
+
+from __future__ import annotations
+
+from kdrt_engines.errors import EngineError, EngineUnavailable, KdrtError, ShapeError
+
+__all__ = [
+    "BundleError",
+    "EngineError",
+    "EngineUnavailable",
+    "ExportError",
+    "InvalidRequest",
+    "KdrtError",
+    "NonFiniteError",
+    "OutputError",
+    "ShapeError",
+]
+
+
+class InvalidRequest(KdrtError, ValueError):
+    """An argument of a generation is wrong: an unknown sampler, an impossible size, …"""
+
+
+class BundleError(KdrtError):
+    """A bundle is missing, damaged, incomplete or of an unknown version."""
+
+
+class ExportError(KdrtError):
+    """A source cannot be exported, or an export did not pass its verification."""
+
+
+class NonFiniteError(KdrtError):
+    """Latents or pixels are not finite: no picture is better than a black one."""
+
+
+class OutputError(KdrtError):
+    """A file cannot be written where the user asked for it."""

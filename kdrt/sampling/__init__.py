@@ -1,0 +1,41 @@
+"""Sampling: σ schedules, samplers as plans, the loop that runs them, and its noise.
+
+    sigmas = sigmas_for("karras", 30, noise_schedule)
+    planned = plan("dpmpp_2m_sde", sigmas, eta=0.5)
+    source = SeededNoise([1234], (4, 64, 64))
+    x = source.latents() * sigmas[0]
+    for step in run(planned, x, denoise, source.draw(planned.slots)):
+        ...
+
+Depends on torch, NumPy and `kdrt.errors`; knows nothing of engines or prompts, only a function
+``denoise(x, sigma)``. The package's name ``plan`` is the function; the module of the dataclasses
+is reached by ``from kdrt.sampling.plan import …``.
+"""
+
+from __future__ import annotations
+
+from kdrt.sampling.executor import Denoise, Step, run, sample
+from kdrt.sampling.noise import BrownianNoise, NoiseSource, SeededNoise
+from kdrt.sampling.plan import NoiseSlot, Plan, Stage
+from kdrt.sampling.samplers import SAMPLERS, SamplerInfo, find_sampler, plan
+from kdrt.sampling.schedules import SCHEDULES, NoiseSchedule, sigmas_for
+
+__all__ = [
+    "SAMPLERS",
+    "SCHEDULES",
+    "BrownianNoise",
+    "Denoise",
+    "NoiseSchedule",
+    "NoiseSlot",
+    "NoiseSource",
+    "Plan",
+    "SamplerInfo",
+    "SeededNoise",
+    "Stage",
+    "Step",
+    "find_sampler",
+    "plan",
+    "run",
+    "sample",
+    "sigmas_for",
+]

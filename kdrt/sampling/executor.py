@@ -1,0 +1,135 @@
+"""Running a plan, one step at a time.
+
+The loop owns a fixed set of buffers and updates them in place: it allocates no tensor, reads
+none back and branches on none, so on a GPU it only enqueues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdrt.sampling.plan import Plan
+
+Denoise = Callable[[Tensor, float], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A completed step. Its tensors are working buffers, valid until the next step is asked for.
+
+    Attributes:
+        index: 0 for the first step.
+        sigma: noise level at the start of the step.
+        sigma_next: noise level at its end.
+        latents: the new state, of the latents' shape, dtype and device. Where the next step is
+            churned, its noise is already in.
+        denoised: the newest result of the denoiser (a preview of the image).
+    """
+
+    index: int
+    sigma: float
+    sigma_next: float
+    latents: Tensor
+    denoised: Tensor
+
+
+def run(
+    plan: Plan, latents: Tensor, denoise: Denoise, noise: Tensor | None = None
+) -> Iterator[Step]:
+    """Execute ``plan``, yielding after every step: the caller owns progress, preview and cancel.
+
+    Args:
+        plan: from `kdrt.sampling.plan`.
+        latents: float32 ``[B, C, H, W]`` (or any shape and floating dtype: the state keeps it),
+            already scaled by ``plan.sigmas[0]``. Not modified.
+        denoise: ``(x, sigma) -> denoised``, of the shape and dtype of ``x``. It may return the
+            same tensor every time: a result needed later is copied. It must not modify ``x``.
+        noise: ``[len(plan.slots), *latents.shape]`` on the device of the latents, from a
+            `NoiseSource`. May be None where the plan has no slots.
+
+    Raises:
+        ValueError: at once, if ``noise`` is missing or misshapen; at the first evaluation, if
+            ``denoise`` returns another shape or dtype.
+    """
+    expected = (len(plan.slots), *latents.shape)
+    if noise is None:
+        if plan.slots:
+            raise ValueError(f"{plan.sampler} needs noise of shape {list(expected)}, got none")
+    elif tuple(noise.shape) != expected:
+        raise ValueError(
+            f"{plan.sampler} needs noise of shape {list(expected)}, got {list(noise.shape)}"
+        )
+    return _steps(plan, latents, denoise, noise)
+
+
+def sample(plan: Plan, latents: Tensor, denoise: Denoise, noise: Tensor | None = None) -> Tensor:
+    """Execute ``plan`` to its end and return the final state; arguments as for `run`."""
+    result = latents
+    for step in run(plan, latents, denoise, noise):
+        result = step.latents
+    return result
+
+
+@torch.no_grad()
+def _steps(plan: Plan, latents: Tensor, denoise: Denoise, noise: Tensor | None) -> Iterator[Step]:
+    start = latents.clone()  # the state at the start of the step
+    between = torch.empty_like(start)  # a state inside a step, on its way to an evaluation
+    ring = [torch.empty_like(start) for _ in range(plan.history)]
+    kept = _needed_later(plan)
+    if plan.initial_slot is not None and noise is not None:
+        start.add_(noise[plan.initial_slot], alpha=plan.initial_noise)
+
+    state = start
+    index = 0
+    for count, stage in enumerate(plan.stages):
+        denoised = denoise(state, stage.sigma)
+        if denoised.shape != state.shape or denoised.dtype != state.dtype:
+            raise ValueError(
+                f"the denoiser returned {denoised.dtype} {list(denoised.shape)}, "
+                f"expected {state.dtype} {list(state.shape)}"
+            )
+        newest = count % len(ring)
+        if plan.residual:
+            torch.sub(state, denoised, out=ring[newest])
+        elif kept[count] or denoised is state:
+            denoised = ring[newest].copy_(denoised)
+
+        terms = [(stage.base, start)]
+        for back, coefficient in enumerate(stage.denoised):
+            direct = back == 0 and not plan.residual
+            terms.append((coefficient, denoised if direct else ring[(count - back) % len(ring)]))
+        if stage.slot is not None and noise is not None:
+            terms.append((stage.noise, noise[stage.slot]))
+        state = start if stage.ends_step else between
+        _combine(terms, out=state)
+
+        if stage.ends_step:
+            yield Step(index, plan.sigmas[index], plan.sigmas[index + 1], state, denoised)
+            index += 1
+
+
+def _combine(terms: list[tuple[float, Tensor]], out: Tensor) -> None:
+    """``out = Σ coefficient · tensor``. Only the first tensor may be ``out`` itself."""
+    terms = [(coefficient, tensor) for coefficient, tensor in terms if coefficient != 0]
+    if not terms:
+        out.zero_()
+        return
+    coefficient, tensor = terms[0]
+    if tensor is not out or coefficient != 1:
+        torch.mul(tensor, coefficient, out=out)
+    for coefficient, tensor in terms[1:]:
+        out.add_(tensor, alpha=coefficient)
+
+
+def _needed_later(plan: Plan) -> list[bool]:
+    """For every stage, whether a later one reads its result: only those are copied."""
+    needed = [False] * len(plan.stages)
+    for count, stage in enumerate(plan.stages):
+        for back, coefficient in enumerate(stage.denoised[1:], start=1):
+            if coefficient != 0:
+                needed[count - back] = True
+    return needed

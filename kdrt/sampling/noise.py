@@ -1,0 +1,188 @@
+"""The random numbers of a run, all drawn on the host before its first step.
+
+Drawing early costs a few megabytes and buys a loop without generators (which a captured graph
+could not hold) and images that do not depend on the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from kdrt.errors import InvalidRequest
+from kdrt.sampling.plan import NoiseSlot
+
+
+class NoiseSource(Protocol):
+    """Where the noise of a plan comes from."""
+
+    def draw(self, slots: Sequence[NoiseSlot]) -> Tensor:
+        """Draw every slot of a plan: float32 ``[len(slots), B, C, H, W]``, with the joint law
+        that `NoiseSlot` describes."""
+        ...
+
+
+class SeededNoise:
+    """Noise from one generator per image: an image depends on its seed, not on its batch.
+
+    The generators are CPU generators whatever the device, so that a seed means the same image
+    everywhere. Each image draws its initial latents first, at construction, then its slots one
+    after the other.
+
+    Args:
+        seeds: one per image: a seed, or a CPU generator to go on with.
+        shape: ``(C, H, W)`` of one image's latents.
+        device: where the results are delivered; drawing is on the host.
+
+    Raises:
+        InvalidRequest: no seed at all, or a generator that is not on the CPU.
+    """
+
+    def __init__(
+        self,
+        seeds: Sequence[int | torch.Generator],
+        shape: Sequence[int],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if not seeds:
+            raise InvalidRequest("noise needs at least one seed, one per image")
+        self._generators = [_cpu_generator(seed) for seed in seeds]
+        self._shape = tuple(shape)
+        self._device = torch.device(device)
+        self._latents = self._normal()
+
+    def latents(self) -> Tensor:
+        """The initial latents: standard normal float32 ``[B, C, H, W]``, not yet scaled by σ."""
+        return self._latents.to(self._device, copy=True)
+
+    def draw(self, slots: Sequence[NoiseSlot]) -> Tensor:
+        """Draw the noise of ``slots``: float32 ``[len(slots), B, C, H, W]``.
+
+        The overlap that samplers produce is a slot followed by a longer one with the same start,
+        (σ, m) then (σ, τ). The increment over the second is the one over the first plus an
+        independent one over (m, τ), hence ξ₂ = √ρ·ξ₁ + √(1-ρ)·ξ with ρ = (σ - m)/(σ - τ): the
+        law of a Brownian tree without the tree. Every other slot is drawn afresh. Calling again
+        goes on with the same generators.
+        """
+        noise = torch.empty((len(slots), len(self._generators), *self._shape))
+        previous: NoiseSlot | None = None
+        for index, slot in enumerate(slots):
+            rho = _overlap(previous, slot)
+            for image, generator in enumerate(self._generators):
+                fresh = noise[index, image].normal_(generator=generator)
+                if rho > 0:
+                    # Image by image: over a batch, vector and remainder lanes may round apart.
+                    fresh.mul_(math.sqrt(1 - rho))
+                    fresh.add_(noise[index - 1, image], alpha=math.sqrt(rho))
+            previous = slot
+        return noise.to(self._device)
+
+    def _normal(self) -> Tensor:
+        values = torch.empty((len(self._generators), *self._shape))
+        for image, generator in enumerate(self._generators):
+            values[image].normal_(generator=generator)
+        return values
+
+
+class BrownianNoise:
+    """Increments of torchsde's Brownian tree, for the images k-diffusion makes from a seed.
+
+    Bit-equal to k-diffusion's ``BrownianTreeNoiseSampler`` on float32 latents and float32 σ.
+    (Its dpmpp_sde asks the tree for σ that went through a float32 logarithm and back, an ulp away
+    from ours: there, latents agree to 1e-3 of the highest σ.) A query costs some fifty calls of
+    ``randn`` and does not depend on the order of queries, so all are made before the loop. Use
+    `SeededNoise` unless seeds must match: it has the same law.
+
+    Args:
+        x_shape: ``(B, C, H, W)`` of the latents.
+        seeds: an int is one tree over the whole batch (the image then depends on its place in the
+            batch); a sequence is one tree per image.
+        sigma_min: lowest positive σ of the grid.
+        sigma_max: highest σ of the grid.
+
+    Raises:
+        InvalidRequest: torchsde is not installed, or the seeds do not match the batch.
+    """
+
+    def __init__(
+        self, x_shape: Sequence[int], seeds: int | Sequence[int], sigma_min: float, sigma_max: float
+    ) -> None:
+        torchsde = _torchsde()
+        self._shape = tuple(x_shape)
+        self._low, self._high = _float32(sigma_min), _float32(sigma_max)
+        if isinstance(seeds, int):
+            entropies, zeros = [seeds], torch.zeros(self._shape)
+        else:
+            entropies, zeros = list(seeds), torch.zeros(self._shape[1:])
+            if len(entropies) != self._shape[0]:
+                raise InvalidRequest(
+                    f"{len(entropies)} noise seeds for a batch of {self._shape[0]}: give one "
+                    "seed for the whole batch, or one per image"
+                )
+        # torchsde rounds its ends to six decimals, then warns of queries an ulp beyond them.
+        self._start, self._end = round(float(self._low), 6), round(float(self._high), 6)
+        self._trees = [
+            torchsde.BrownianTree(self._low, zeros, self._high, entropy=entropy)
+            for entropy in entropies
+        ]
+
+    def draw(self, slots: Sequence[NoiseSlot]) -> Tensor:
+        """Draw the noise of ``slots`` on the host: float32 ``[len(slots), B, C, H, W]``.
+
+        Raises:
+            InvalidRequest: a slot outside the range of the tree, or one of churn, whose noise
+                lies on no Brownian path.
+        """
+        noise = torch.empty((len(slots), *self._shape))
+        for index, slot in enumerate(slots):
+            low, high = _float32(slot.sigma_next), _float32(slot.sigma)
+            if not self._low <= low < high <= self._high:
+                raise InvalidRequest(
+                    f"Brownian noise covers sigma from {self._high:g} to {self._low:g}, not from "
+                    f"{slot.sigma:g} to {slot.sigma_next:g}; with s_churn, use seeded noise"
+                )
+            start = max(float(low), self._start)
+            end = min(float(high), self._end)
+            increments = [tree(start, end) for tree in self._trees]
+            # σ runs downwards, against the tree's time: hence the sign.
+            noise[index] = -torch.stack(increments).reshape(self._shape) / (high - low).sqrt()
+        return noise
+
+
+def _cpu_generator(seed: int | torch.Generator) -> torch.Generator:
+    if isinstance(seed, torch.Generator):
+        if seed.device.type != "cpu":
+            raise InvalidRequest(
+                f"generators must be on the CPU, where noise is drawn, not on {seed.device}"
+            )
+        return seed
+    return torch.Generator().manual_seed(seed)
+
+
+def _overlap(previous: NoiseSlot | None, slot: NoiseSlot) -> float:
+    """ρ of a slot and the one before it: of two intervals with one start, shorter over longer."""
+    if previous is None or previous.sigma != slot.sigma or slot.sigma == slot.sigma_next:
+        return 0.0
+    covered = previous.sigma - previous.sigma_next
+    whole = slot.sigma - slot.sigma_next
+    return min(covered, whole) / max(covered, whole)
+
+
+def _float32(sigma: float) -> Tensor:
+    """k-diffusion keeps σ in float32 tensors, and the tree's bisection sees every bit of them."""
+    return torch.tensor(sigma, dtype=torch.float32)
+
+
+def _torchsde() -> ModuleType:
+    try:
+        import torchsde
+    except ImportError as error:
+        raise InvalidRequest(
+            "k-diffusion's Brownian noise needs torchsde: pip install torchsde"
+        ) from error
+    return torchsde  # type: ignore[no-any-return]

@@ -1,0 +1,209 @@
+"""The loop: what it yields, what it leaves alone, and what it never does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from denoisers import gaussian, rough
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kdrt.sampling import SAMPLERS, NoiseSchedule, Plan, SeededNoise, plan, run, sample, sigmas_for
+
+NAMES = list(SAMPLERS)
+SHAPE = (2, 4, 4, 4)
+EVERY_SAMPLER_AND_CHURN = [(name, {}) for name in NAMES] + [
+    (name, {"s_churn": 4.0}) for name in ("euler", "heun", "dpm_2")
+]
+
+
+def prepared(
+    sd: NoiseSchedule, name: str, steps: int = 6, **options: Any
+) -> tuple[Plan, Tensor, Tensor]:
+    """A plan with its latents and noise, float32."""
+    sigmas = sigmas_for("karras", steps, sd)
+    planned = plan(name, sigmas, **options)
+    source = SeededNoise(range(SHAPE[0]), SHAPE[1:])
+    return planned, source.latents() * float(sigmas[0]), source.draw(planned.slots)
+
+
+@pytest.mark.parametrize(("name", "options"), EVERY_SAMPLER_AND_CHURN)
+def test_yields_every_step(sd: NoiseSchedule, name: str, options: dict[str, Any]) -> None:
+    planned, latents, noise = prepared(sd, name, **options)
+    before = latents.clone()
+    seen: list[Tensor] = []
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        seen.append(x)
+        return rough(4, torch.float32)(x, sigma)
+
+    steps = [
+        (step.index, step.sigma, step.sigma_next, step.latents.clone(), step.denoised.clone())
+        for step in run(planned, latents, denoise, noise)
+    ]
+    assert torch.equal(latents, before)
+    assert [step[0] for step in steps] == list(range(planned.steps))
+    assert [step[1] for step in steps] == list(planned.sigmas[:-1])
+    assert [step[2] for step in steps] == list(planned.sigmas[1:])
+    assert len(seen) == planned.evaluations
+    assert all(x is not latents for x in seen)
+    final = sample(planned, latents, rough(4, torch.float32), noise)
+    assert torch.equal(final, steps[-1][3])
+    assert final.dtype == torch.float32
+    if not planned.residual:
+        assert torch.equal(final, steps[-1][4])  # a step to 0 returns D
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_step_returns_the_denoised(sd: NoiseSchedule, name: str) -> None:
+    planned, latents, noise = prepared(sd, name, steps=1)
+    assert planned.evaluations == 1
+    assert planned.slots == ()
+    expected = rough(4, torch.float32)(latents, planned.sigmas[0])
+    for given in (None, noise):
+        result = sample(planned, latents, rough(4, torch.float32), given)
+        torch.testing.assert_close(result, expected, rtol=0, atol=1e-6 * planned.sigmas[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_steps(sd: NoiseSchedule, name: str) -> None:
+    planned, latents, noise = prepared(sd, name, steps=2)
+    assert planned.evaluations == {"N": 2, "2N-1": 3}[SAMPLERS[name].evaluations]
+    *_, last = run(planned, latents, gaussian(1.0), noise)
+    assert last.latents.isfinite().all()
+    if not planned.residual:
+        assert torch.equal(last.latents, last.denoised)
+
+
+@pytest.mark.parametrize(("name", "options"), EVERY_SAMPLER_AND_CHURN)
+def test_the_denoiser_may_reuse_its_result(
+    sd: NoiseSchedule, name: str, options: dict[str, Any]
+) -> None:
+    planned, latents, noise = prepared(sd, name, **options)
+    fresh = rough(4, torch.float32)
+    buffer = torch.empty(SHAPE)
+    reused = sample(planned, latents, lambda x, s: buffer.copy_(fresh(x, s)), noise)
+    assert torch.equal(reused, sample(planned, latents, fresh, noise))
+
+
+@pytest.mark.parametrize(("name", "options"), EVERY_SAMPLER_AND_CHURN)
+def test_an_image_does_not_depend_on_its_batch(
+    sd: NoiseSchedule, name: str, options: dict[str, Any]
+) -> None:
+    sigmas = sigmas_for("karras", 5, sd)
+    planned = plan(name, sigmas, **options)
+
+    def images(seeds: list[int]) -> Tensor:
+        source = SeededNoise(seeds, (4, 8, 8))
+        latents = source.latents() * float(sigmas[0])
+        return sample(planned, latents, gaussian(0.7), source.draw(planned.slots))
+
+    batch = images([3, 4, 5])
+    for index, seed in enumerate([3, 4, 5]):
+        assert torch.equal(images([seed])[0], batch[index])
+
+
+class Recorder(TorchDispatchMode):
+    """Names every operator that runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("name", "options"), EVERY_SAMPLER_AND_CHURN)
+def test_the_loop_neither_reads_back_nor_allocates(
+    sd: NoiseSchedule, name: str, options: dict[str, Any]
+) -> None:
+    planned, latents, noise = prepared(sd, name, **options)
+    buffer = torch.zeros(SHAPE)
+    addresses = set()
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        addresses.add(x.data_ptr())
+        return buffer  # no operator of its own
+
+    with Recorder() as recorder:
+        steps = run(planned, latents, denoise, noise)
+        next(steps)
+        assert "aten._local_scalar_dense.default" not in recorder.names
+        recorder.names.clear()
+        for step in steps:
+            addresses.add(step.latents.data_ptr())
+    # All of these write into what is there, or (select) make a view of the noise.
+    in_place = {"aten.mul.out", "aten.add_.Tensor", "aten.copy_.default", "aten.sub.out"}
+    assert set(recorder.names) <= in_place | {"aten.select.int"}
+    assert len(addresses) <= 2
+    # One pass over the state for each non-zero coefficient, and a copy of what is remembered.
+    passes = sum(operator in in_place for operator in recorder.names)
+    longest = 3 + planned.history
+    assert passes <= longest * planned.evaluations
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_denoiser_may_return_its_argument(sd: NoiseSchedule, name: str) -> None:
+    """An image that is its own denoised version stays as it is."""
+    options = {"eta": 0.0} if "eta" in SAMPLERS[name].options else {}
+    planned, latents, noise = prepared(sd, name, **options)
+    result = sample(planned, latents, lambda x, sigma: x, noise)
+    torch.testing.assert_close(result, latents, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_2m_sde", "lms"])
+def test_float64_state(sd: NoiseSchedule, name: str) -> None:
+    planned, latents, noise = prepared(sd, name)
+    assert sample(planned, latents.double(), gaussian(1.0), noise).dtype == torch.float64
+
+
+def test_gradients_are_not_recorded(sd: NoiseSchedule) -> None:
+    planned, latents, noise = prepared(sd, "dpmpp_2m")
+    factor = torch.ones((), requires_grad=True)
+    for step in run(planned, latents, lambda x, s: x * factor, noise):
+        assert not step.latents.requires_grad
+        assert torch.is_grad_enabled()  # the caller's own mode, between steps
+
+
+def test_the_caller_may_stop(sd: NoiseSchedule) -> None:
+    planned, latents, noise = prepared(sd, "heun")
+    calls: list[float] = []
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        calls.append(sigma)
+        return x
+
+    steps = run(planned, latents, denoise, noise)
+    next(steps)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("noise", "message"),
+    [
+        (None, r"euler_ancestral needs noise of shape \[5, 2, 4, 4, 4\], got none"),
+        (torch.zeros(4, *SHAPE), r"needs noise of shape \[5, 2, 4, 4, 4\], got \[4, 2, 4, 4, 4\]"),
+        (torch.zeros(5, 1, 4, 4, 4), r"needs noise of shape \[5, 2, 4, 4, 4\], got \[5, 1, "),
+    ],
+)
+def test_noise_is_checked_before_the_first_step(
+    sd: NoiseSchedule, noise: Tensor | None, message: str
+) -> None:
+    planned, latents, _ = prepared(sd, "euler_ancestral")
+    with pytest.raises(ValueError, match=message):
+        run(planned, latents, gaussian(1.0), noise)
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(1, 4, 4, 4), torch.zeros(SHAPE).half()])
+def test_a_result_that_would_broadcast_or_lose_digits_is_refused(
+    sd: NoiseSchedule, wrong: Tensor
+) -> None:
+    planned, latents, noise = prepared(sd, "euler")
+    with pytest.raises(ValueError, match=r"the denoiser returned .* expected torch.float32 \[2, 4"):
+        sample(planned, latents, lambda x, s: wrong, noise)
