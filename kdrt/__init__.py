@@ -1,0 +1,91 @@
+"""kdrt: a k-diffusion runtime for Stable Diffusion and SDXL.
+
+    import kdrt
+
+    pipe = kdrt.load("demo")
+    pipe("a red circle on a blue background", seed=7).save("circle.png")
+
+:func:`load` opens a bundle made by ``kdrt export`` and gives a :class:`Pipeline`; calling it gives
+a :class:`Result`. Everything a user can put right is raised as a :class:`KdrtError`.
+
+Names are imported when they are first used, so that ``import kdrt`` costs nothing: a command line
+that only prints its help need not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from kdrt._version import __version__
+
+if TYPE_CHECKING:
+    from kdrt.bundle import Bundle
+    from kdrt.errors import (
+        BundleError,
+        EngineError,
+        EngineUnavailable,
+        ExportError,
+        InvalidRequest,
+        KdrtError,
+        NonFiniteError,
+        OutputError,
+        ShapeError,
+    )
+    from kdrt.images import read_parameters, save_image
+    from kdrt.parameters import Parameters
+    from kdrt.pipeline import Pipeline, Result, load
+    from kdrt.prompt import Truncation, TruncationWarning
+    from kdrt.request import Request
+    from kdrt.sampling import Step
+
+__all__ = [
+    "Bundle",
+    "BundleError",
+    "EngineError",
+    "EngineUnavailable",
+    "ExportError",
+    "InvalidRequest",
+    "KdrtError",
+    "NonFiniteError",
+    "OutputError",
+    "Parameters",
+    "Pipeline",
+    "Request",
+    "Result",
+    "ShapeError",
+    "Step",
+    "Truncation",
+    "TruncationWarning",
+    "__version__",
+    "load",
+    "read_parameters",
+    "save_image",
+]
+
+_HOME = {
+    "Bundle": "kdrt.bundle",
+    "Parameters": "kdrt.parameters",
+    "Pipeline": "kdrt.pipeline",
+    "Request": "kdrt.request",
+    "Result": "kdrt.pipeline",
+    "Step": "kdrt.sampling",
+    "Truncation": "kdrt.prompt",
+    "TruncationWarning": "kdrt.prompt",
+    "load": "kdrt.pipeline",
+    "read_parameters": "kdrt.images",
+    "save_image": "kdrt.images",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'kdrt' has no attribute {name!r}")
+    # What is not listed is an exception: those share one module.
+    value: object = getattr(importlib.import_module(_HOME.get(name, "kdrt.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

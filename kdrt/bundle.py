@@ -1,0 +1,308 @@
+"""The bundle: one folder that holds all a generation needs.
+
+    manifest.json     what the bundle is, described by :class:`Manifest`
+    onnx/             one folder a component: ``model.onnx`` and ``weights.bin``
+    tokenizer*/       ``tokenizer.json`` and ``token_embedding.safetensors`` of a text encoder
+    engines/          everything derived for one machine; may be deleted at any time
+
+Bundles appear by a rename, so a killed export leaves the old bundle or none. Opening one checks
+every file against the manifest's SHA-256; a record in ``engines/`` spares unchanged files the
+second time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import platformdirs
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kdrt.errors import BundleError, OutputError
+from kdrt_engines.spec import EngineSpec, TensorSpec
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+_CHECKED = "engines/checked.json"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TensorInfo(_Strict):
+    """One input or output of a component; shapes are numbers, symbols, or ``"8*h"``."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def spec(self) -> TensorSpec:
+        return TensorSpec(self.name, self.dtype, self.shape)
+
+
+class Verification(_Strict):
+    """One comparison with eager PyTorch in float32: ``‖out − ref‖ / ‖ref‖`` of the worst output,
+    and the engine that ran the exported network."""
+
+    dims: dict[str, int]
+    relative_error: float
+    engine: Literal["onnxruntime", "torch"]
+
+
+class Component(_Strict):
+    """One network: its ONNX file, its inputs and outputs, and how well it was verified."""
+
+    onnx: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    parameters: int
+    verification: tuple[Verification, ...] = ()
+
+    def spec(self) -> EngineSpec:
+        return EngineSpec(
+            tuple(t.spec() for t in self.inputs), tuple(t.spec() for t in self.outputs)
+        )
+
+
+class SchedulerFacts(_Strict):
+    """The resolved noise schedule of the checkpoint. ``explicit`` names the keys its scheduler
+    file really held; the rest are the defaults of diffusers' LMSDiscreteScheduler, as the removed
+    pipelines applied them."""
+
+    beta_start: float
+    beta_end: float
+    beta_schedule: str
+    trained_betas: tuple[float, ...] | None = None
+    num_train_timesteps: int
+    prediction_type: Literal["epsilon", "v_prediction"]
+    timestep_spacing: Literal["linspace", "leading", "trailing"]
+    steps_offset: int
+    explicit: tuple[str, ...] = ()
+
+
+class TextEncoderFacts(_Strict):
+    """How prompts become embeddings with one text encoder.
+
+    ``layer`` is the hidden state used without clip_skip, counted from the end (-1 the last).
+    ``normalized`` says that the component applies its final layer norm to every hidden state.
+    """
+
+    component: str
+    tokenizer: str
+    token_embedding: str
+    max_length: int
+    hidden_size: int
+    layers: int
+    bos: int
+    eos: int
+    pad: int
+    layer: int
+    normalized: bool
+
+
+class LatentFacts(_Strict):
+    """``scale`` pixels of the picture for one latent; default sizes in pixels."""
+
+    channels: int
+    scale: int
+    default_height: int
+    default_width: int
+
+
+class Baked(_Strict):
+    """What the export put into the graphs."""
+
+    fused_qkv: bool
+    freeu: bool
+    loras: tuple[str, ...] = ()
+
+
+class Manifest(_Strict):
+    """All that the runtime knows of a model. Unknown keys are an error, so an older kdrt never
+    half-understands a newer bundle."""
+
+    schema_version: int = SCHEMA_VERSION
+    family: Literal["sd", "sdxl"]
+    name: str
+    source: str
+    revision: str | None = None
+    precision: Literal["fp32", "fp16", "bf16"]
+    components: dict[str, Component]
+    scheduler: SchedulerFacts
+    text_encoders: tuple[TextEncoderFacts, ...]
+    latents: LatentFacts
+    zeros_for_empty_negative: bool = False
+    default_guidance_scale: float
+    baked: Baked
+    tools: dict[str, str]
+    files: dict[str, str] = Field(default_factory=dict)
+    """SHA-256 of every file, by path inside the bundle; ``engines/`` is not listed."""
+
+
+class Bundle:
+    """An opened bundle: a folder and its validated manifest."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    def file(self, relative: str) -> Path:
+        return self.path / relative
+
+    @classmethod
+    def open(cls, path: Path) -> Bundle:
+        """Read and validate a bundle.
+
+        Raises:
+            BundleError: there is none, it is damaged, or its schema is unknown.
+        """
+        manifest = _read_manifest(path)
+        _check_files(path, manifest)
+        return cls(path, manifest)
+
+
+def home() -> Path:
+    """Where named bundles live: ``$KDRT_HOME``, else the user's cache folder."""
+    return Path(os.environ.get("KDRT_HOME") or platformdirs.user_cache_dir("kdrt"))
+
+
+def bundle_path(name_or_path: str | os.PathLike[str]) -> Path:
+    """The folder a name or path means: an existing folder, else the bundle of that name in
+    :func:`home`."""
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return path
+    return home() / "bundles" / str(name_or_path).replace("/", "--")
+
+
+def open_bundle(name_or_path: str | os.PathLike[str]) -> Bundle:
+    """Open a bundle by folder or by name, as ``kdrt.load`` does.
+
+    Raises:
+        BundleError: see :meth:`Bundle.open`.
+    """
+    path = bundle_path(name_or_path)
+    if not path.is_dir():
+        known = ", ".join(bundle_names()) or "none yet"
+        raise BundleError(
+            f"there is no bundle '{name_or_path}' (bundles in {home() / 'bundles'}: {known}); "
+            f"make it with `kdrt export {name_or_path}`"
+        )
+    return Bundle.open(path)
+
+
+def bundle_names() -> list[str]:
+    """The names of the bundles in :func:`home`."""
+    folder = home() / "bundles"
+    if not folder.is_dir():
+        return []
+    return sorted(p.name for p in folder.iterdir() if (p / MANIFEST).is_file() and p.name[0] != ".")
+
+
+@contextlib.contextmanager
+def new_bundle(path: Path) -> Iterator[Path]:
+    """A temporary folder that becomes the bundle ``path`` when the block ends without an
+    exception, and vanishes otherwise. ``manifest.json`` must have been written by then.
+
+    Raises:
+        OutputError: the folder cannot be created, or ``path`` holds something else.
+    """
+    if (
+        path.exists()
+        and not (path / MANIFEST).is_file()
+        and (path.is_file() or any(path.iterdir()))
+    ):
+        raise OutputError(f"{path} exists and is not a bundle; choose another place with -o")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        partial.chmod(0o755)
+    except OSError as error:
+        raise OutputError(f"cannot write to {path.parent}: {error.strerror}") from error
+    try:
+        yield partial
+        _sync(partial)
+        old = partial.with_name(f"{partial.name}.old")
+        if path.exists():
+            path.rename(old)
+        partial.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Add the SHA-256 of every file in ``folder`` and write ``manifest.json``."""
+    files = {
+        file.relative_to(folder).as_posix(): sha256(file)
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+        and file.name != MANIFEST
+        and file.relative_to(folder).parts[0] != "engines"
+    }
+    manifest = manifest.model_copy(update={"files": files})
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return manifest
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_manifest(path: Path) -> Manifest:
+    file = path / MANIFEST
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise BundleError(f"{path} is not a bundle: it has no readable {MANIFEST}") from error
+    try:
+        version = json.loads(text)["schema_version"]
+        if version != SCHEMA_VERSION:
+            raise BundleError(
+                f"{file} has schema version {version}, this kdrt reads {SCHEMA_VERSION}; "
+                "export the model again with this version"
+            )
+        return Manifest.model_validate_json(text)
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise BundleError(f"{file} is damaged; export the model again") from error
+
+
+def _check_files(path: Path, manifest: Manifest) -> None:
+    record_file = path / _CHECKED
+    known: dict[str, list[object]] = {}
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads(record_file.read_text())
+    seen: dict[str, list[object]] = {}
+    for relative, digest in manifest.files.items():
+        file = path / relative
+        try:
+            stat = file.stat()
+        except OSError as error:
+            raise BundleError(
+                f"{path} is incomplete: {relative} is missing; export it again"
+            ) from error
+        seen[relative] = [stat.st_size, stat.st_mtime_ns, digest]
+        if known.get(relative) != seen[relative] and sha256(file) != digest:
+            raise BundleError(
+                f"{path} is damaged: {relative} is not what was exported; export it again"
+            )
+    if known != seen:
+        with contextlib.suppress(OSError):  # a read-only bundle is checked every time
+            record_file.parent.mkdir(exist_ok=True)
+            record_file.write_text(json.dumps(seen))
+
+
+def _sync(folder: Path) -> None:
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())

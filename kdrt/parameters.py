@@ -1,0 +1,169 @@
+"""The text that travels with a picture: how it was made, in AUTOMATIC1111's format.
+
+    a red circle
+    Negative prompt: blurry
+    Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 5, Seed: 7, Size: 64x64, …
+
+Web UIs and galleries read it. Most of them split the last line at every comma and colon, so no
+value may hold one: what the format has no key for gets a flat key of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from kdrt._version import __version__
+from kdrt.bundle import Manifest
+from kdrt.denoiser import FREEU_OFF
+from kdrt.request import Job
+from kdrt.sampling import SAMPLERS
+
+Value = str | int | float
+
+_NEGATIVE = "Negative prompt: "
+_OPTION_LABELS = {
+    "eta": "Eta",
+    "s_churn": "Sigma churn",
+    "s_noise": "Sigma noise",
+    "s_tmax": "Sigma tmax",
+    "s_tmin": "Sigma tmin",
+    "solver_type": "Solver type",
+}
+_SETTING = re.compile(r'\s*([^:,"]+):\s*("(?:[^"\\]|\\.)*"|[^,]*)(?:,|$)')
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """How one picture was made.
+
+    ``sampler`` and ``schedule`` are the names a web UI shows; ``negative_prompt`` is None where
+    there was none at all. ``extras`` are further keys and values of the last line.
+    """
+
+    prompt: str
+    negative_prompt: str | None
+    steps: int
+    sampler: str
+    schedule: str
+    guidance_scale: float
+    seed: int
+    width: int
+    height: int
+    model: str
+    extras: tuple[tuple[str, Value], ...] = ()
+
+    def __str__(self) -> str:
+        """The text, as it is stored in a picture."""
+        settings: list[tuple[str, Value]] = [
+            ("Steps", self.steps),
+            ("Sampler", self.sampler),
+            ("Schedule type", self.schedule),
+            ("CFG scale", self.guidance_scale),
+            ("Seed", self.seed),
+            ("Size", f"{self.width}x{self.height}"),
+            ("Model", self.model),
+            *self.extras,
+            ("Version", f"kdrt {__version__}"),
+        ]
+        lines = [self.prompt]
+        if self.negative_prompt:
+            lines.append(_NEGATIVE + self.negative_prompt)
+        lines.append(", ".join(f"{key}: {_flat(value)}" for key, value in settings))
+        return "\n".join(lines)
+
+
+def parse_parameters(text: str) -> dict[str, str]:
+    """Read such a text, ours or a web UI's: its settings by key, with the prompts under
+    ``"Prompt"`` and ``"Negative prompt"``. Keys that are not there are not in the result."""
+    *lines, last = text.strip().split("\n")
+    settings = {key.strip(): _unquoted(value) for key, value in _SETTING.findall(last)}
+    if "Steps" not in settings:
+        lines, settings = [*lines, last], {}
+    starts = [i for i, line in enumerate(lines) if line.startswith(_NEGATIVE.strip())]
+    split = starts[0] if starts else len(lines)
+    result = {"Prompt": "\n".join(lines[:split])}
+    if starts:
+        negative = "\n".join(lines[split:])
+        result["Negative prompt"] = negative.removeprefix(_NEGATIVE.strip()).strip()
+    return result | settings
+
+
+def parameters_of(job: Job, manifest: Manifest) -> list[Parameters]:
+    """How each picture of a job is made."""
+    negatives = job.negatives[0] if job.negatives else (None,) * len(job.seeds)
+    schedule = "Custom" if job.request.sigmas is not None else _schedule_label(job.request.schedule)
+    return [
+        Parameters(
+            prompt=prompt,
+            negative_prompt=negative,
+            steps=job.plan.steps,
+            sampler=_sampler_label(job),
+            schedule=schedule,
+            guidance_scale=job.guidance_scale,
+            seed=seed,
+            width=job.width,
+            height=job.height,
+            model=manifest.name,
+            extras=tuple(_extras(job, manifest, index)),
+        )
+        for index, (prompt, negative, seed) in enumerate(
+            zip(job.prompts[0], negatives, job.seeds, strict=True)
+        )
+    ]
+
+
+def _extras(job: Job, manifest: Manifest, index: int) -> Iterator[tuple[str, Value]]:
+    request = job.request
+    if job.clip_skip:
+        # Web UIs count the hidden state itself from the end, 1 the last.
+        yield "Clip skip", job.clip_skip - manifest.text_encoders[0].layer
+    for option, value in (request.sampler_options or {}).items():
+        yield _OPTION_LABELS.get(option, f"Sampler {option}"), value
+    if request.sigmas is not None:
+        yield "Sigmas", " ".join(f"{sigma:.6g}" for sigma in job.plan.sigmas)
+    if request.guidance_rescale:
+        yield "Guidance rescale", request.guidance_rescale
+    if job.freeu != FREEU_OFF:
+        for name, value in zip(("b1", "b2", "s1", "s2"), job.freeu, strict=True):
+            yield f"FreeU {name}", value
+    for name in request.sizes.given():
+        first, second = getattr(request.sizes, name)
+        yield name.replace("_", " ").capitalize(), f"{first}x{second}"
+    if request.latents is not None:
+        yield "Latents", "given"
+    if request.prompt_2 is not None:
+        yield "Prompt 2", job.prompts[-1][index]
+    if request.negative_prompt_2 is not None and job.negatives:
+        yield "Negative prompt 2", job.negatives[-1][index]
+
+
+def _sampler_label(job: Job) -> str:
+    label = SAMPLERS[job.plan.sampler].label
+    # One label of the web UI is a sampler together with one of its options.
+    heun = f"{label} Heun"
+    options = job.request.sampler_options or {}
+    is_heun = job.plan.sampler == "dpmpp_2m_sde" and "heun" in job.request.sampler.lower()
+    return heun if is_heun and "solver_type" not in options else label
+
+
+def _schedule_label(schedule: str) -> str:
+    return "VP" if schedule == "vp" else schedule.capitalize()
+
+
+def _flat(value: Value) -> str:
+    """A value as it can stand between commas. Second prompts are sentences: like the web UI we
+    quote those, for readers that understand quotes."""
+    text = format(value, ".10g") if isinstance(value, float) else str(value)
+    return json.dumps(text, ensure_ascii=False) if re.search(r'[,:\n"]', text) else text
+
+
+def _unquoted(value: str) -> str:
+    if value.startswith('"'):
+        try:
+            return str(json.loads(value))
+        except ValueError:
+            return value
+    return value.strip()

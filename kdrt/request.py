@@ -1,0 +1,286 @@
+"""What a user asks for, and what that means for one model.
+
+A :class:`Request` holds the arguments of a generation as they were given. :func:`resolve` checks
+all of them against a model's manifest and fills in every default, before anything is computed:
+a :class:`Job` can only fail for reasons that lie outside of the request.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import get_args
+
+from torch import Tensor
+
+from kdrt.bundle import Manifest
+from kdrt.checks import amount, texts, whole
+from kdrt.denoiser import FREEU_OFF
+from kdrt.errors import InvalidRequest
+from kdrt.images import OutputType
+from kdrt.prompt import hidden_layer
+from kdrt.sampling import NoiseSchedule, Plan, plan, sigmas_for
+from kdrt.size_conditioning import SizeConditioning, TimeIds
+from kdrt_engines import EngineSpec
+
+_SEED_LIMIT = 2**63
+_RANDOM_SEED_LIMIT = 2**32
+"""Drawn seeds are those that web UIs accept too."""
+
+FreeU = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The arguments of a generation; see :meth:`kdrt.pipeline.Pipeline.__call__`."""
+
+    prompt: str | Sequence[str]
+    negative_prompt: str | Sequence[str] | None = None
+    prompt_2: str | Sequence[str] | None = None
+    negative_prompt_2: str | Sequence[str] | None = None
+    height: int | None = None
+    width: int | None = None
+    steps: int = 20
+    sampler: str = "dpmpp_2m"
+    schedule: str = "karras"
+    sampler_options: Mapping[str, float | int | str] | None = None
+    sigmas: Sequence[float] | None = None
+    guidance_scale: float | None = None
+    guidance_rescale: float = 0.0
+    images_per_prompt: int = 1
+    seed: int | Sequence[int] | None = None
+    latents: Tensor | None = None
+    clip_skip: int | None = None
+    freeu: FreeU | None = None
+    sizes: SizeConditioning = field(default_factory=SizeConditioning)
+    output_type: OutputType = "pil"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A checked request with nothing left open, for B pictures.
+
+    Attributes:
+        request: what it was made from.
+        prompts: for every text encoder, in order, B prompts.
+        negatives: the same for the negative prompts; None stands for zeros, SDXL's "none".
+        height, width: in pixels.
+        seeds: B of them.
+        plan: the sampler on its grid of σ.
+        clip_skip: 0 if none was asked for.
+        time_ids, negative_time_ids: SDXL's six numbers of size conditioning; None without.
+    """
+
+    request: Request
+    prompts: tuple[tuple[str, ...], ...]
+    negatives: tuple[tuple[str, ...], ...] | None
+    height: int
+    width: int
+    seeds: tuple[int, ...]
+    plan: Plan
+    guidance_scale: float
+    clip_skip: int
+    freeu: FreeU
+    time_ids: TimeIds | None
+    negative_time_ids: TimeIds | None
+
+
+def resolve(
+    request: Request, manifest: Manifest, unet: EngineSpec, noise_schedule: NoiseSchedule
+) -> Job:
+    """Check a request against a model, and fill in its defaults.
+
+    Args:
+        request: the arguments.
+        manifest: the model's facts and defaults.
+        unet: inputs of the loaded UNet, which say what it can be asked for.
+        noise_schedule: the model's training table.
+
+    Raises:
+        InvalidRequest: any argument is wrong; the message says what is allowed.
+    """
+    _check_family(request, manifest)
+    prompts = _prompts(request, manifest)
+    negatives = _negatives(request, manifest, len(prompts[0]))
+    per_prompt = whole("images_per_prompt", request.images_per_prompt, 1)
+    height, width = _size(request, manifest)
+    images = len(prompts[0]) * per_prompt
+    _check_latents(request.latents, (images, *latent_shape(manifest, height, width)))
+    if not 0 <= amount("guidance_rescale", request.guidance_rescale) <= 1:
+        raise InvalidRequest(
+            f"guidance_rescale must be from 0 to 1, not {request.guidance_rescale}"
+        )
+    if request.output_type not in get_args(OutputType):
+        raise InvalidRequest(
+            f"unknown output_type {request.output_type!r}; known: {', '.join(get_args(OutputType))}"
+        )
+    guidance_scale = request.guidance_scale
+    if guidance_scale is None:
+        guidance_scale = manifest.default_guidance_scale
+    positive_ids, negative_ids = request.sizes.time_ids(height, width)
+    has_ids = unet.has_input("time_ids")
+    return Job(
+        request=request,
+        prompts=_each(prompts, per_prompt),
+        negatives=None if negatives is None else _each(negatives, per_prompt),
+        height=height,
+        width=width,
+        seeds=_seeds(request.seed, images),
+        plan=_plan(request, manifest, noise_schedule),
+        guidance_scale=amount("guidance_scale", guidance_scale),
+        clip_skip=_clip_skip(request.clip_skip, manifest),
+        freeu=_freeu(request.freeu, unet),
+        time_ids=positive_ids if has_ids else None,
+        negative_time_ids=negative_ids if has_ids else None,
+    )
+
+
+def latent_shape(manifest: Manifest, height: int, width: int) -> tuple[int, int, int]:
+    """``(C, h, w)`` of the latents of one picture of ``height`` by ``width`` pixels."""
+    facts = manifest.latents
+    return facts.channels, height // facts.scale, width // facts.scale
+
+
+def _check_family(request: Request, manifest: Manifest) -> None:
+    if manifest.family == "sdxl":
+        return
+    given = [n for n in ("prompt_2", "negative_prompt_2") if getattr(request, n) is not None]
+    given += request.sizes.given()
+    if given:
+        raise InvalidRequest(
+            f"only SDXL models take {', '.join(given)}, and '{manifest.name}' is not one"
+        )
+
+
+def _prompts(request: Request, manifest: Manifest) -> tuple[tuple[str, ...], ...]:
+    prompts = texts("prompt", request.prompt)
+    if not all(prompt.strip() for prompt in prompts):
+        raise InvalidRequest("a prompt is empty; say what the picture shall show")
+    others = prompts
+    if request.prompt_2 is not None:
+        others = texts("prompt_2", request.prompt_2, len(prompts))
+    return _by_encoder(manifest, prompts, others)
+
+
+def _negatives(
+    request: Request, manifest: Manifest, count: int
+) -> tuple[tuple[str, ...], ...] | None:
+    """SDXL's zeros stand for no negative prompt at all; an empty one is encoded like any other."""
+    first, second = request.negative_prompt, request.negative_prompt_2
+    if first is None and second is None and manifest.zeros_for_empty_negative:
+        return None
+    negatives = texts("negative_prompt", "" if first is None else first, count)
+    others = negatives if second is None else texts("negative_prompt_2", second, count)
+    return _by_encoder(manifest, negatives, others)
+
+
+def _by_encoder(
+    manifest: Manifest, first: tuple[str, ...], others: tuple[str, ...]
+) -> tuple[tuple[str, ...], ...]:
+    return (first, *(others for _ in manifest.text_encoders[1:]))
+
+
+def _each(columns: tuple[tuple[str, ...], ...], times: int) -> tuple[tuple[str, ...], ...]:
+    """Every prompt ``times`` times in a row: p0, p0, p1, p1."""
+    return tuple(tuple(text for text in column for _ in range(times)) for column in columns)
+
+
+def _size(request: Request, manifest: Manifest) -> tuple[int, int]:
+    facts = manifest.latents
+    return (
+        _side("height", request.height, facts.default_height, facts.scale),
+        _side("width", request.width, facts.default_width, facts.scale),
+    )
+
+
+def _side(name: str, value: int | None, default: int, scale: int) -> int:
+    if value is None:
+        return default
+    side = whole(name, value, scale)
+    if side % scale:
+        below = side // scale * scale
+        raise InvalidRequest(
+            f"{name} must be a multiple of {scale}, and {side} is not: "
+            f"use {below} or {below + scale}"
+        )
+    return side
+
+
+def _check_latents(latents: object, shape: tuple[int, ...]) -> None:
+    if latents is None:
+        return
+    wanted = f"latents must be a floating-point tensor of shape {list(shape)} for this request"
+    if not isinstance(latents, Tensor):
+        raise InvalidRequest(f"{wanted}, not {type(latents).__name__}")
+    if tuple(latents.shape) != shape or not latents.is_floating_point():
+        raise InvalidRequest(f"{wanted}, not {latents.dtype} {list(latents.shape)}")
+    if not bool(latents.isfinite().all()):
+        raise InvalidRequest("latents must be finite")
+
+
+def _seeds(seed: object, images: int) -> tuple[int, ...]:
+    if seed is None:
+        first = secrets.randbelow(_RANDOM_SEED_LIMIT - images)
+    elif isinstance(seed, Sequence) and not isinstance(seed, str):
+        if len(seed) != images:
+            raise InvalidRequest(
+                f"{len(seed)} seeds for {images} images: give one for each, or a single number"
+            )
+        return tuple(_seed(each) for each in seed)
+    else:
+        first = _seed(seed)
+    return tuple(range(first, first + images))
+
+
+def _seed(value: object) -> int:
+    seed = whole("seed", value, 0)
+    if seed >= _SEED_LIMIT:
+        raise InvalidRequest(f"seed must be below 2**63, not {seed}")
+    return seed
+
+
+def _plan(request: Request, manifest: Manifest, noise_schedule: NoiseSchedule) -> Plan:
+    if request.sigmas is not None:
+        try:
+            sigmas = [float(sigma) for sigma in request.sigmas]
+        except (TypeError, ValueError) as error:
+            raise InvalidRequest("sigmas must be a sequence of numbers") from error
+    else:
+        facts = manifest.scheduler
+        steps = whole("steps", request.steps, 1)
+        sigmas = sigmas_for(
+            request.schedule,
+            steps,
+            noise_schedule,
+            timestep_spacing=facts.timestep_spacing,
+            steps_offset=facts.steps_offset,
+        ).tolist()
+    options = {} if request.sampler_options is None else request.sampler_options
+    if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
+        raise InvalidRequest("sampler_options must be a mapping from names to values")
+    return plan(request.sampler, sigmas, **options)
+
+
+def _clip_skip(value: int | None, manifest: Manifest) -> int:
+    clip_skip = 0 if value is None else whole("clip_skip", value, 0)
+    for facts in manifest.text_encoders:
+        hidden_layer(facts, clip_skip)
+    return clip_skip
+
+
+def _freeu(value: FreeU | None, unet: EngineSpec) -> FreeU:
+    if value is None:
+        return FREEU_OFF
+    if not unet.has_input("freeu"):
+        raise InvalidRequest("this bundle has no FreeU in its UNet; export the model again")
+    if not isinstance(value, Sequence) or len(value) != 4 or not all(map(_is_finite, value)):
+        raise InvalidRequest(f"freeu must be four finite numbers (b1, b2, s1, s2), not {value!r}")
+    b1, b2, s1, s2 = map(float, value)
+    return b1, b2, s1, s2
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from tiny_model import TinyModel, tiny_model
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """These tensors are too small to share: more threads only cost time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def sdxl(tmp_path: Path) -> TinyModel:
+    return tiny_model(tmp_path, "sdxl")
+
+
+@pytest.fixture
+def sd(tmp_path: Path) -> TinyModel:
+    return tiny_model(tmp_path, "sd")

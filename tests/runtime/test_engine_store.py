@@ -1,0 +1,95 @@
+"""Loading engines, and the words when there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_model import TinyModel
+
+import kdrt_engines.registry
+from kdrt import engine_store
+from kdrt.bundle import Bundle
+from kdrt.engine_store import load_engines, needed_components, torch_program
+from kdrt.errors import BundleError, EngineError, EngineUnavailable, InvalidRequest
+from kdrt_engines.torch_eager import TorchEngine
+
+
+class Twice(torch.nn.Module):
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        pixels = latents[:, :3] * 2
+        return pixels.repeat_interleave(8, 2).repeat_interleave(8, 3)
+
+
+def test_unknown_engines_are_named(sdxl: TinyModel) -> None:
+    with pytest.raises(InvalidRequest, match="unknown engine 'onnx'; known: tensorrt"):
+        load_engines(sdxl.pipeline.bundle, "onnx")
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, True])
+def test_threads_are_checked(sdxl: TinyModel, threads: int) -> None:
+    with pytest.raises(InvalidRequest, match="threads must be"):
+        load_engines(sdxl.pipeline.bundle, threads=threads)
+
+
+@pytest.mark.parametrize("engine", ["tensorrt", "tensorrt-rtx"])
+def test_tensorrt_is_not_there_yet(sdxl: TinyModel, engine: str) -> None:
+    with pytest.raises(EngineUnavailable, match=f"{engine} engines is not implemented yet"):
+        load_engines(sdxl.pipeline.bundle, engine)
+
+
+def test_without_any_engine(sdxl: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_store, "choose", lambda: None)
+    with pytest.raises(EngineUnavailable, match="no engine is installed"):
+        load_engines(sdxl.pipeline.bundle)
+
+
+def test_torch_needs_its_exported_programs(sdxl: TinyModel) -> None:
+    with pytest.raises(EngineUnavailable, match=r"unet\.pt2 is missing.*--target torch"):
+        load_engines(sdxl.pipeline.bundle, "torch")
+
+
+def test_a_damaged_program_is_an_engine_error(sdxl: TinyModel) -> None:
+    path = torch_program(sdxl.pipeline.bundle, "unet")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"nonsense")
+    with pytest.raises(EngineError, match="cannot load"):
+        load_engines(sdxl.pipeline.bundle, "torch")
+
+
+def test_torch_runs_an_exported_program(sdxl: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = sdxl.pipeline.bundle
+    component = bundle.manifest.components["vae_decoder"]
+    dims = {0: torch.export.Dim("B"), 2: torch.export.Dim("h"), 3: torch.export.Dim("w")}
+    program = torch.export.export(Twice(), (torch.zeros(2, 4, 4, 6),), dynamic_shapes=(dims,))
+    path = torch_program(bundle, "vae_decoder")
+    path.parent.mkdir(parents=True)
+    torch.export.save(program, path)
+    monkeypatch.setattr(engine_store, "needed_components", lambda _: {"vae_decoder": component})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    engine = load_engines(bundle, "torch")["vae_decoder"]
+    assert isinstance(engine, TorchEngine)
+    binding = engine.bind(B=1, h=3, w=5)
+    binding.inputs["latents"].fill_(0.25)
+    binding.run()
+    assert binding.outputs["image"].shape == (1, 3, 24, 40)
+    assert (binding.outputs["image"] == 0.5).all()
+
+
+def test_what_a_generation_needs(sdxl: TinyModel) -> None:
+    needed = needed_components(sdxl.manifest)
+    assert list(needed) == ["unet", "text_encoder", "text_encoder_2", "vae_decoder"]
+    fewer = {name: c for name, c in sdxl.manifest.components.items() if name != "vae_decoder"}
+    with pytest.raises(BundleError, match="has no vae_decoder"):
+        needed_components(sdxl.manifest.model_copy(update={"components": fewer}))
+
+
+def test_a_missing_onnx_file_is_an_engine_error(sdxl: TinyModel, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="cannot load"):
+        load_engines(Bundle(tmp_path, sdxl.manifest), "onnxruntime")
+
+
+def test_the_choice_is_the_registrys() -> None:
+    assert set(kdrt_engines.registry.PREFERENCE) <= set(engine_store.ENGINES)
