@@ -1,0 +1,390 @@
+"""The networks of a bundle, as modules with plain tensors in and out, ready to be traced.
+
+Inputs and outputs have the frozen names of the bundle; sizes are symbols: ``B`` batch, ``L``
+prompt tokens, ``h`` and ``w`` latent sizes, ``H`` and ``W`` pixel sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from kdrt_engines.spec import DTYPES, EngineSpec, TensorSpec
+from kdrt_export.errors import UnsupportedModel
+from kdrt_export.rewrites.fused_qkv import attention, concatenate, rewrite_attention
+from kdrt_export.rewrites.transformer import rewrite_transformers
+from kdrt_export.rewrites.up_block import rewrite_up_blocks
+
+
+class ExportComponent(nn.Module):
+    """A network on its way to ONNX.
+
+    It begins as the untouched diffusers or transformers network: :meth:`reference` answers with
+    it. :meth:`rewrite` changes it in place for tracing; from then on calling the component
+    computes what will be exported.
+    """
+
+    spec: EngineSpec
+
+    def reference(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The outputs of the untouched network, in order. Only before :meth:`rewrite`."""
+        raise NotImplementedError
+
+    def rewrite(self) -> None:
+        """Apply the rewrites, in place."""
+        raise NotImplementedError
+
+    def make_spec(self, dtype: str) -> EngineSpec:
+        """The spec with weights of ``dtype``, a key of ``DTYPES``."""
+        raise NotImplementedError
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Convert the weights, and with them the inputs and outputs."""
+        self.to(dtype)
+        self.spec = self.make_spec(str(dtype).removeprefix("torch."))
+
+    def example_inputs(self, dims: dict[str, int], seed: int = 0) -> tuple[torch.Tensor, ...]:
+        """Random inputs of plausible scale for these sizes."""
+        generator = torch.Generator().manual_seed(seed)
+        return tuple(
+            self.example_input(tensor, tensor.resolve(dims), generator)
+            for tensor in self.spec.inputs
+        )
+
+    def example_input(
+        self, tensor: TensorSpec, shape: tuple[int, ...], generator: torch.Generator
+    ) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(DTYPES[tensor.dtype])
+
+
+class ExportUNet(ExportComponent):
+    """``UNet2DConditionModel`` with FreeU strengths as an input and skips at any size.
+
+    Inputs: sample [B,C,h,w], timestep [B] float32 (fractional), encoder_hidden_states [B,L,D],
+    for SDXL text_embeds [B,P] and time_ids [B,6] float32, for distilled models timestep_cond
+    [B,K], freeu [4] float32 = (b1, b2, s1, s2). Output: noise_pred [B,C,h,w].
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, *, fuse_qkv: bool = True) -> None:
+        super().__init__()
+        _refuse_unsupported(unet)
+        self.unet = unet
+        self.fuse_qkv = fuse_qkv
+        self.has_added = unet.config.addition_embed_type == "text_time"
+        self.cond_dim: int | None = unet.config.time_cond_proj_dim
+        self.spec = self.make_spec("float32")
+
+    def reference(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        named = dict(zip([t.name for t in self.spec.inputs], inputs, strict=True))
+        b1, b2, s1, s2 = named["freeu"].tolist()
+        self.unet.enable_freeu(s1=s1, s2=s2, b1=b1, b2=b2)
+        added = {key: named[key] for key in ("text_embeds", "time_ids") if key in named}
+        result = self.unet(
+            named["sample"],
+            named["timestep"],
+            named["encoder_hidden_states"],
+            timestep_cond=named.get("timestep_cond"),
+            added_cond_kwargs=added or None,
+            return_dict=False,
+        )
+        self.unet.disable_freeu()
+        return result
+
+    def rewrite(self) -> None:
+        rewrite_attention(self.unet, fuse=self.fuse_qkv)
+        rewrite_transformers(self.unet)
+        rewrite_up_blocks(self.unet)
+
+    def make_spec(self, dtype: str) -> EngineSpec:
+        config = self.unet.config
+        channels = config.in_channels
+        inputs = [
+            TensorSpec("sample", dtype, ("B", channels, "h", "w")),
+            TensorSpec("timestep", "float32", ("B",)),
+            TensorSpec("encoder_hidden_states", dtype, ("B", "L", config.cross_attention_dim)),
+        ]
+        if self.has_added:
+            pooled = (
+                config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+            )
+            inputs.append(TensorSpec("text_embeds", dtype, ("B", pooled)))
+            inputs.append(TensorSpec("time_ids", "float32", ("B", 6)))
+        if self.cond_dim is not None:
+            inputs.append(TensorSpec("timestep_cond", dtype, ("B", self.cond_dim)))
+        inputs.append(TensorSpec("freeu", "float32", (4,)))
+        output = TensorSpec("noise_pred", dtype, ("B", config.out_channels, "h", "w"))
+        return EngineSpec(tuple(inputs), (output,))
+
+    def example_input(
+        self, tensor: TensorSpec, shape: tuple[int, ...], generator: torch.Generator
+    ) -> torch.Tensor:
+        if tensor.name == "timestep":
+            return torch.rand(shape, generator=generator) * 999
+        if tensor.name == "time_ids":
+            return torch.randint(0, 1024, shape, generator=generator).float()
+        if tensor.name == "freeu":
+            return torch.tensor([1.2, 1.4, 0.9, 0.2])
+        return super().example_input(tensor, shape, generator)
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        *rest: torch.Tensor,
+    ) -> torch.Tensor:
+        unet = self.unet
+        extra = dict(zip([t.name for t in self.spec.inputs[3:]], rest, strict=True))
+        embedding = self._embed_time(sample.dtype, timestep, extra)
+        hidden = unet.conv_in(sample)
+        skips = [hidden]
+        for block in unet.down_blocks:
+            if getattr(block, "has_cross_attention", False):
+                hidden, produced = block(
+                    hidden, embedding, encoder_hidden_states=encoder_hidden_states
+                )
+            else:
+                hidden, produced = block(hidden, embedding)
+            skips.extend(produced)
+        hidden = unet.mid_block(hidden, embedding, encoder_hidden_states=encoder_hidden_states)
+        for block in unet.up_blocks:
+            hidden = block(hidden, skips, embedding, encoder_hidden_states, extra["freeu"])
+        return unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
+
+    def _embed_time(
+        self, dtype: torch.dtype, timestep: torch.Tensor, extra: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        unet = self.unet
+        embedding = unet.time_embedding(
+            unet.time_proj(timestep).to(dtype), extra.get("timestep_cond")
+        )
+        if self.has_added:
+            ids = unet.add_time_proj(extra["time_ids"].flatten())
+            ids = ids.reshape(-1, 6 * unet.config.addition_time_embed_dim).to(dtype)
+            embedding = embedding + unet.add_embedding(
+                torch.cat([extra["text_embeds"], ids], dim=-1)
+            )
+        return embedding if unet.time_embed_act is None else unet.time_embed_act(embedding)
+
+
+class ExportTextEncoder(ExportComponent):
+    """A CLIP text model from token embeddings to every hidden state.
+
+    Inputs: inputs_embeds [B,L,D] (rows of the token embedding table, so that new tokens need no
+    new engine), eos_index [B] int64 (the first end-of-text token). Outputs: hidden_states
+    [B,N,L,D], embeddings first, with the final layer norm applied to each if ``normalize``;
+    pooled [B,P], projected where the model has a projection.
+    """
+
+    def __init__(
+        self, model: CLIPTextModel | CLIPTextModelWithProjection, *, normalize: bool
+    ) -> None:
+        super().__init__()
+        # A list hides the model from the module tree: its token embedding is not traced.
+        self._source = [model]
+        self.normalize = normalize
+        self.text_projection = getattr(model, "text_projection", None)
+        self.width: int = model.config.hidden_size
+        self.states: int = model.config.num_hidden_layers + 1
+        self.spec = self.make_spec("float32")
+
+    def make_spec(self, dtype: str) -> EngineSpec:
+        pooled = self.width if self.text_projection is None else self.text_projection.out_features
+        return EngineSpec(
+            (
+                TensorSpec("inputs_embeds", dtype, ("B", "L", self.width)),
+                TensorSpec("eos_index", "int64", ("B",)),
+            ),
+            (
+                TensorSpec("hidden_states", dtype, ("B", self.states, "L", self.width)),
+                TensorSpec("pooled", dtype, ("B", pooled)),
+            ),
+        )
+
+    def example_input(
+        self, tensor: TensorSpec, shape: tuple[int, ...], generator: torch.Generator
+    ) -> torch.Tensor:
+        if tensor.name == "eos_index":
+            return torch.randint(1, 5, shape, generator=generator)
+        return super().example_input(tensor, shape, generator)
+
+    def reference(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        inputs_embeds, eos_index = inputs
+        model = self._source[0]
+        text = getattr(model, "text_model", model)
+        # Ids reach the network only through the embedding table and the end-of-text position:
+        # the rows asked for become the table, and the id there the end-of-text id.
+        batch, length, width = inputs_embeds.shape
+        ids = torch.arange(batch * length).reshape(batch, length) + 3
+        table = torch.cat([inputs_embeds.new_zeros(3, width), inputs_embeds.flatten(0, 1)])
+        kept_table, kept_eos = text.embeddings.token_embedding.weight.data, text.eos_token_id
+        hidden, pooled = [], []
+        try:
+            text.embeddings.token_embedding.weight.data = table
+            for row, position in zip(ids, eos_index, strict=True):
+                text.eos_token_id = int(row[position])
+                out = model(row[None], output_hidden_states=True)
+                hidden.append(torch.stack(out.hidden_states, dim=1))
+                pooled.append(
+                    out.pooler_output if self.text_projection is None else out.text_embeds
+                )
+        finally:
+            text.embeddings.token_embedding.weight.data, text.eos_token_id = kept_table, kept_eos
+        states = torch.cat(hidden)
+        return text.final_layer_norm(states) if self.normalize else states, torch.cat(pooled)
+
+    def rewrite(self) -> None:
+        model = self._source.pop()
+        text = getattr(model, "text_model", model)
+        self.position_embedding = text.embeddings.position_embedding
+        self.layers = nn.ModuleList(ExportTextLayer(layer) for layer in text.encoder.layers)
+        self.final_layer_norm = text.final_layer_norm
+
+    def forward(
+        self, inputs_embeds: torch.Tensor, eos_index: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        length = inputs_embeds.shape[1]
+        hidden = inputs_embeds + self.position_embedding.weight[:length]
+        order = torch.arange(length, device=hidden.device)
+        future = order[None, :] > order[:, None]
+        mask = future.to(hidden.dtype) * torch.finfo(hidden.dtype).min
+        states = [hidden]
+        for layer in self.layers:
+            hidden = layer(hidden, mask)
+            states.append(hidden)
+        last = self.final_layer_norm(hidden)
+        pooled = last.gather(1, eos_index[:, None, None].expand(-1, 1, last.shape[-1]))[:, 0]
+        if self.text_projection is not None:
+            pooled = self.text_projection(pooled)
+        stacked = torch.stack(states, dim=1)
+        return (self.final_layer_norm(stacked) if self.normalize else stacked), pooled
+
+
+class ExportTextLayer(nn.Module):
+    """One CLIP encoder layer with a fused QKV projection and an additive mask [L, L]."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        source = layer.self_attn
+        self.heads: int = source.num_heads
+        self.head_dim: int = source.head_dim
+        self.to_qkv = concatenate(source.q_proj, source.k_proj, source.v_proj)
+        self.out_proj = source.out_proj
+        self.layer_norm1, self.layer_norm2 = layer.layer_norm1, layer.layer_norm2
+        self.mlp = layer.mlp
+
+    def forward(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        width = self.heads * self.head_dim
+        query, key, value = self.to_qkv(self.layer_norm1(hidden)).split(width, dim=-1)
+        hidden = hidden + self.out_proj(
+            attention(query, key, value, self.heads, self.head_dim, mask)
+        )
+        return hidden + self.mlp(self.layer_norm2(hidden))
+
+
+class ExportVaeDecoder(ExportComponent):
+    """latents [B,C,h,w] as the sampler leaves them → image [B,3,s·h,s·w] in about [-1, 1]."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.decoder, self.post_quant_conv = vae.decoder, vae.post_quant_conv
+        config = vae.config
+        self.scaling_factor: float = config.scaling_factor
+        shape = (1, config.latent_channels, 1, 1)
+        mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+        self.statistics = (
+            None
+            if mean is None or std is None
+            else nn.ParameterList(
+                nn.Parameter(torch.tensor(v).view(shape), requires_grad=False) for v in (mean, std)
+            )
+        )
+        self.latent_shape = ("B", config.latent_channels, "h", "w")
+        self.image_shape = image_shape(vae, config.out_channels)
+        self.spec = self.make_spec("float32")
+
+    def make_spec(self, dtype: str) -> EngineSpec:
+        return EngineSpec(
+            (TensorSpec("latents", dtype, self.latent_shape),),
+            (TensorSpec("image", dtype, self.image_shape),),
+        )
+
+    def reference(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (self(*inputs),)
+
+    def rewrite(self) -> None:
+        rewrite_attention(self.decoder)
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        if self.statistics is None:
+            latents = latents / self.scaling_factor
+        else:
+            mean, std = self.statistics
+            latents = latents * std / self.scaling_factor + mean
+        if self.post_quant_conv is not None:
+            latents = self.post_quant_conv(latents)
+        return self.decoder(latents)
+
+
+class ExportVaeEncoder(ExportComponent):
+    """image [B,3,s·h,s·w] in [-1, 1] → moments [B,2C,h,w]: mean, then log-variance, of the
+    latents before the scaling factor."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.encoder, self.quant_conv = vae.encoder, vae.quant_conv
+        self.moments_shape = ("B", 2 * vae.config.latent_channels, "h", "w")
+        self.image_shape = image_shape(vae, vae.config.in_channels)
+        self.spec = self.make_spec("float32")
+
+    def make_spec(self, dtype: str) -> EngineSpec:
+        return EngineSpec(
+            (TensorSpec("image", dtype, self.image_shape),),
+            (TensorSpec("moments", dtype, self.moments_shape),),
+        )
+
+    def reference(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (self(*inputs),)
+
+    def rewrite(self) -> None:
+        rewrite_attention(self.encoder)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        moments = self.encoder(image)
+        return moments if self.quant_conv is None else self.quant_conv(moments)
+
+
+def image_shape(vae: AutoencoderKL, channels: int) -> tuple[int | str, ...]:
+    """The symbolic shape of the pictures of a VAE."""
+    scale = vae_scale(vae)
+    return ("B", channels, f"{scale}*h", f"{scale}*w")
+
+
+def vae_scale(vae: AutoencoderKL) -> int:
+    """Pixels for one latent: the autoencoder halves once between blocks."""
+    return int(2 ** (len(vae.config.block_out_channels) - 1))
+
+
+def _refuse_unsupported(unet: UNet2DConditionModel) -> None:
+    config = unet.config
+    allowed: dict[str, Sequence[object]] = {
+        "addition_embed_type": (None, "text_time"),
+        "class_embed_type": (None,),
+        "num_class_embeds": (None,),
+        "encoder_hid_dim_type": (None,),
+        "center_input_sample": (False,),
+        "time_embedding_type": ("positional",),
+        "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+        "attention_type": ("default",),
+    }
+    for key, values in allowed.items():
+        if config[key] not in values:
+            raise UnsupportedModel(f"a UNet with {key}={config[key]!r} cannot be exported yet")
+    blocks = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"}
+    unknown = sorted({*config.down_block_types, *config.up_block_types} - blocks)
+    if unknown:
+        raise UnsupportedModel(f"a UNet with {', '.join(unknown)} cannot be exported yet")

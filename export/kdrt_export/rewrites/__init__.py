@@ -1,0 +1,5 @@
+"""Changes to a network before it is traced, one idea a file.
+
+Each keeps the numbers: its test compares it with the original on random weights and inputs.
+They apply in a fixed order: merge LoRA, fuse QKV, FreeU.
+"""

@@ -1,0 +1,71 @@
+"""FreeU (Si et al. 2023, arXiv:2309.11497) without an FFT, with its strengths as inputs.
+
+FreeU scales half of the backbone channels by b and the lowest frequencies of the skip by s.
+With the published threshold of 1 those are the four modes {-1, 0} × {-1, 0}; scaling them and
+keeping the real part is a linear map of rank 7, which needs two small matrix products:
+
+    F_N = [1, cos(2πn/N), sin(2πn/N)]  (N × 3),   M = F_Hᵀ x F_W,
+    G = [[m00, m01, m02], [m10, m11 − m22, m12 + m21], [m20, m12 + m21, m22 − m11]],
+    y = x + (s − 1)/(HW) · F_H G F_Wᵀ.
+
+Exact for every H and W, odd ones too; for N = 1 cosine and sine are dropped. It exports with
+dynamic sizes and runs where no FFT exists, and s = b = 1 is exactly off.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+
+def scale_backbone(x: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Multiply the first half of the channels of x [B, C, H, W] by the scalar b (float32 [1])."""
+    channels = int(x.shape[1])  # int: a constant of the traced graph, never a dynamic size
+    first_half = (torch.arange(channels, device=x.device) < channels // 2).float()
+    gain = first_half * b + (1 - first_half)
+    return x * gain.to(x.dtype)[None, :, None, None]
+
+
+def scale_low_frequencies(x: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+    """Scale the four lowest modes of x [B, C, H, W] by the scalar s (float32 [1]).
+
+    Computed in float32, returned in the dtype of x.
+    """
+    full = x.float()
+    rows, columns = _fourier_basis(full[0, 0, :, 0]), _fourier_basis(full[0, 0, 0, :])
+    # 1/H and 1/W go onto the analysis side each: the sums stay of the size of x.
+    modes = (rows / rows.shape[0]).transpose(0, 1) @ full @ (columns / columns.shape[0])
+    synthesis = (s - 1) * (rows @ _mix(modes) @ columns.transpose(0, 1))
+    return (full + synthesis).to(x.dtype)
+
+
+def _fourier_basis(line: torch.Tensor) -> torch.Tensor:
+    """[N, 3]: one, cosine and sine of one period over the N points of ``line``."""
+    n = torch.arange(line.shape[0], device=line.device, dtype=torch.float32)
+    angle = n * (2 * math.pi / line.shape[0])
+    # 0 for a single point, whose only mode is its mean; 1 for all others.
+    several = n.sum().clamp(max=1)
+    return torch.stack([torch.ones_like(n), angle.cos() * several, angle.sin() * several], dim=1)
+
+
+def _mix(m: torch.Tensor) -> torch.Tensor:
+    """G of the module docstring, [B, C, 3, 3]: the real part of the four complex modes."""
+    return (m.flatten(2) @ _MIXING.to(m.device)).reshape_as(m)
+
+
+def _mixing() -> torch.Tensor:
+    """The 9 × 9 matrix that takes M to G, both flattened by rows."""
+    terms = {
+        (0, 0): {(0, 0): 1}, (0, 1): {(0, 1): 1}, (0, 2): {(0, 2): 1},
+        (1, 0): {(1, 0): 1}, (1, 1): {(1, 1): 1, (2, 2): -1}, (1, 2): {(1, 2): 1, (2, 1): 1},
+        (2, 0): {(2, 0): 1}, (2, 1): {(1, 2): 1, (2, 1): 1}, (2, 2): {(2, 2): 1, (1, 1): -1},
+    }  # fmt: skip
+    matrix = torch.zeros(9, 9)
+    for (row, column), sources in terms.items():
+        for (i, j), sign in sources.items():
+            matrix[3 * i + j, 3 * row + column] = sign
+    return matrix
+
+
+_MIXING = _mixing()

@@ -1,0 +1,53 @@
+"""The UNet's up blocks with FreeU inside and upsampling to any size."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from kdrt_export.rewrites.freeu import scale_backbone, scale_low_frequencies
+
+FREEU_BLOCKS = 2
+"""FreeU works in the first two up blocks."""
+
+
+class ExportUpBlock(nn.Module):
+    """Stands in for diffusers' ``UpBlock2D`` and ``CrossAttnUpBlock2D``."""
+
+    def __init__(self, source: nn.Module, index: int) -> None:
+        super().__init__()
+        self.resnets = source.resnets
+        self.attentions = getattr(source, "attentions", None)
+        self.upsamplers = source.upsamplers
+        self.index = index
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        skips: list[torch.Tensor],
+        embedding: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        freeu: torch.Tensor,
+    ) -> torch.Tensor:
+        """``skips`` are the down path's results, the newest last; this block takes what it uses
+        off the end. ``freeu`` is float32 [4]: b1, b2, s1, s2."""
+        for position, resnet in enumerate(self.resnets):
+            skip = skips.pop()
+            if self.index < FREEU_BLOCKS:
+                hidden = scale_backbone(hidden, freeu[self.index : self.index + 1])
+                skip = scale_low_frequencies(skip, freeu[self.index + 2 : self.index + 3])
+            hidden = resnet(torch.cat([hidden, skip], dim=1), embedding)
+            if self.attentions is not None:
+                hidden = self.attentions[position](hidden, encoder_hidden_states)[0]
+        for upsampler in self.upsamplers or []:
+            # To the size of the skip it meets next: doubling would miss odd sizes by one.
+            hidden = F.interpolate(hidden, size=skips[-1].shape[-2:], mode="nearest")
+            hidden = upsampler.conv(hidden)
+        return hidden
+
+
+def rewrite_up_blocks(unet: nn.Module) -> None:
+    """Replace the up blocks of a UNet, in place."""
+    for index, block in enumerate(unet.up_blocks):
+        unet.up_blocks[index] = ExportUpBlock(block, index)

@@ -1,0 +1,49 @@
+"""What turns text into a text encoder's inputs: the tokenizer and the token embedding table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from transformers import CLIPTokenizer
+
+from kdrt.bundle import TextEncoderFacts
+from kdrt_export.families import Family
+from kdrt_export.sources import TextModel
+
+
+def write_text_files(
+    folder: Path,
+    index: int,
+    tokenizer: CLIPTokenizer,
+    model: TextModel,
+    family: Family,
+    dtype: torch.dtype,
+) -> TextEncoderFacts:
+    """Write ``tokenizer*/`` into the bundle ``folder`` and return the facts that go with it."""
+    suffix = f"_{index + 1}" if index else ""
+    place = f"tokenizer{suffix}"
+    (folder / place).mkdir()
+    raw = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    raw.no_padding()
+    raw.no_truncation()
+    raw.save(str(folder / place / "tokenizer.json"), pretty=False)
+    table = getattr(model, "text_model", model).embeddings.token_embedding.weight
+    embedding = f"{place}/token_embedding.safetensors"
+    save_file({"weight": table.detach().to(dtype).contiguous()}, str(folder / embedding))
+    positions = model.config.max_position_embeddings
+    return TextEncoderFacts(
+        component=f"text_encoder{suffix}",
+        tokenizer=place,
+        token_embedding=embedding,
+        max_length=min(tokenizer.model_max_length, positions),
+        hidden_size=model.config.hidden_size,
+        layers=model.config.num_hidden_layers,
+        bos=tokenizer.bos_token_id,
+        eos=tokenizer.eos_token_id,
+        pad=tokenizer.pad_token_id,
+        layer=-2 if family == "sdxl" else -1,
+        normalized=family == "sd",
+    )

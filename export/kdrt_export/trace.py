@@ -1,0 +1,173 @@
+"""From a component to ONNX: a small graph with full names, and its weights in one file.
+
+The graph is traced without weights: they enter as inputs named after the module's parameters.
+The inputs are then declared as external initialisers and the tensors streamed to ``weights.bin``,
+so nothing is held twice in memory, names and layouts are those of the module, and the model on
+disk stays a few megabytes whatever the size of its weights.
+
+The tracer is torch's TorchScript exporter. Its successor (``dynamo=True``) folds weights into
+anonymous transposed constants and needs minutes where this needs seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common
+
+from kdrt._version import __version__ as kdrt_version
+from kdrt_engines.spec import TensorSpec
+from kdrt_export.components import ExportComponent
+from kdrt_export.onnx_ops import emit_chunk
+
+OPSET = 20
+MODEL_FILE = "model.onnx"
+WEIGHTS_FILE = "weights.bin"
+_ALIGNMENT = 4096
+"""Weights start on page boundaries, so that engines can map them from the file."""
+
+_ONNX_TYPES = {
+    torch.float32: onnx.TensorProto.FLOAT,
+    torch.float16: onnx.TensorProto.FLOAT16,
+    torch.bfloat16: onnx.TensorProto.BFLOAT16,
+    torch.int64: onnx.TensorProto.INT64,
+}
+
+
+def onnx_from_component(component: ExportComponent, dims: dict[str, int], folder: Path) -> Path:
+    """Trace ``component`` at the sizes ``dims`` and write it to ``folder``; return the model file.
+
+    The sizes only drive the tracer: every symbol of the spec stays dynamic. Raises
+    ``onnx.checker.ValidationError`` if the result is not valid ONNX.
+    """
+    graph = _clean(_trace(component, dims))
+    _name_dimensions(graph, component)
+    graph.producer_name, graph.producer_version = "kdrt", kdrt_version
+    folder.mkdir(parents=True, exist_ok=True)
+    _attach_weights(graph, component, folder / WEIGHTS_FILE)
+    path = folder / MODEL_FILE
+    path.write_bytes(graph.SerializeToString())
+    onnx.checker.check_model(str(path), full_check=False)
+    return path
+
+
+def _trace(component: ExportComponent, dims: dict[str, int]) -> onnx.ModelProto:
+    spec = component.spec
+    buffer = io.BytesIO()
+    with _quiet(), _one_node_chunks(), torch.no_grad():
+        torch.onnx.export(
+            component,
+            component.example_inputs(dims),
+            buffer,
+            input_names=[tensor.name for tensor in spec.inputs],
+            output_names=[tensor.name for tensor in spec.outputs],
+            dynamic_axes={t.name: _dynamic_axes(t) for t in spec.inputs + spec.outputs},
+            opset_version=OPSET,
+            export_params=False,
+            keep_initializers_as_inputs=True,
+            do_constant_folding=False,
+            dynamo=False,
+        )
+    return onnx.load_from_string(buffer.getvalue())
+
+
+def _dynamic_axes(tensor: TensorSpec) -> dict[int, str]:
+    return {axis: size for axis, size in enumerate(tensor.shape) if isinstance(size, str)}
+
+
+def _clean(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Merge repeated constants and expressions, drop what nothing reads and all metadata."""
+    model = ir.from_proto(proto)
+    ir.passes.Sequential(
+        common.LiftConstantsToInitializersPass(lift_all_constants=True),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.IdentityEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+    )(model)
+    cleaned = ir.to_proto(model)
+    for node in cleaned.graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+    del cleaned.metadata_props[:]
+    del cleaned.graph.value_info[:]
+    return cleaned
+
+
+def _name_dimensions(graph: onnx.ModelProto, component: ExportComponent) -> None:
+    """Put the spec's symbols on the inputs and outputs, products included."""
+    tensors = {t.name: t for t in component.spec.inputs + component.spec.outputs}
+    for value in [*graph.graph.input, *graph.graph.output]:
+        if value.name not in tensors:
+            continue
+        shape = value.type.tensor_type.shape
+        del shape.dim[:]
+        for size in tensors[value.name].shape:
+            if isinstance(size, int):
+                shape.dim.add().dim_value = size
+            else:
+                shape.dim.add().dim_param = size
+
+
+def _attach_weights(graph: onnx.ModelProto, component: ExportComponent, file: Path) -> None:
+    declared = {tensor.name for tensor in component.spec.inputs}
+    tensors = dict(component.named_parameters(remove_duplicate=False))
+    tensors.update(component.named_buffers(remove_duplicate=False))
+    kept = [value for value in graph.graph.input if value.name in declared]
+    weights = [value.name for value in graph.graph.input if value.name not in declared]
+    with file.open("wb") as stream:
+        for name in weights:
+            initializer = graph.graph.initializer.add()
+            _write_external(initializer, name, tensors[name].detach(), stream, file.name)
+    del graph.graph.input[:]
+    graph.graph.input.extend(kept)
+
+
+def _write_external(
+    initializer: onnx.TensorProto,
+    name: str,
+    tensor: torch.Tensor,
+    stream: io.BufferedWriter,
+    file: str,
+) -> None:
+    stream.write(b"\0" * (-stream.tell() % _ALIGNMENT))
+    offset = stream.tell()
+    raw = tensor.contiguous().view(-1).view(torch.uint8)
+    stream.write(memoryview(raw.numpy()))
+    initializer.name = name
+    initializer.data_type = _ONNX_TYPES[tensor.dtype]
+    initializer.dims.extend(tensor.shape)
+    initializer.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in {"location": file, "offset": offset, "length": raw.numel()}.items():
+        initializer.external_data.add(key=key, value=str(value))
+
+
+@contextlib.contextmanager
+def _one_node_chunks() -> Iterator[None]:
+    torch.onnx.register_custom_op_symbolic("aten::chunk", emit_chunk, OPSET)
+    try:
+        yield
+    finally:
+        torch.onnx.unregister_custom_op_symbolic("aten::chunk", OPSET)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The tracer warns of every size it sees as a Python number: here they are meant."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)

@@ -1,0 +1,83 @@
+"""Compare an exported network with eager PyTorch, at sizes it was not traced at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from kdrt.bundle import Verification
+from kdrt_engines.base import Engine
+from kdrt_engines.ort import OrtEngine
+from kdrt_engines.torch_eager import TorchEngine
+from kdrt_export.components import ExportComponent
+from kdrt_export.errors import VerificationError
+
+BOUNDS = {"fp32": 2e-5, "fp16": 2e-2, "bf16": 1e-1}
+"""Largest relative error an export may have, by precision. In float32 the networks differ by the
+order of additions alone; in the half precisions by the rounding of weights and of every layer."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs at one set of sizes, and what the untouched float32 network makes of them."""
+
+    dims: dict[str, int]
+    inputs: tuple[torch.Tensor, ...]
+    expected: tuple[torch.Tensor, ...]
+
+
+@torch.inference_mode()
+def make_cases(component: ExportComponent, shapes: Sequence[dict[str, int]]) -> list[Case]:
+    """Ask the untouched network; call before ``component.rewrite()``."""
+    cases = []
+    for seed, dims in enumerate(shapes, start=1):
+        inputs = component.example_inputs(dims, seed)
+        cases.append(Case(dims, inputs, component.reference(*inputs)))
+    return cases
+
+
+def relative_error(out: torch.Tensor, reference: torch.Tensor) -> float:
+    """``‖out − reference‖ / ‖reference‖``, computed in float64."""
+    out, reference = out.double(), reference.double()
+    return float((out - reference).norm() / reference.norm())
+
+
+def verify(name: str, engine: Engine, cases: Sequence[Case], precision: str) -> list[Verification]:
+    """Run an engine on every case.
+
+    Raises:
+        VerificationError: an output is not finite, or further off than ``BOUNDS`` allows.
+    """
+    kind = "torch" if isinstance(engine, TorchEngine) else "onnxruntime"
+    results = []
+    for case in cases:
+        binding = engine.bind(**case.dims)
+        for tensor, value in zip(binding.inputs.values(), case.inputs, strict=True):
+            tensor.copy_(value)
+        binding.run()
+        pairs = zip(binding.outputs.values(), case.expected, strict=True)
+        error = max(relative_error(out, expected) for out, expected in pairs)
+        if not error <= BOUNDS[precision]:
+            raise VerificationError(
+                f"the exported {name} is off by {error:.2g} relative at {sizes(case.dims)}, where "
+                f"{precision} allows {BOUNDS[precision]:.0e}; nothing was written: try another "
+                "--precision, or report the model"
+            )
+        results.append(Verification(dims=case.dims, relative_error=error, engine=kind))
+    return results
+
+
+def verification_engine(component: ExportComponent, model: Path, precision: str) -> Engine:
+    """ONNX Runtime on the file, built to spare memory. It has no bfloat16 kernels on a CPU: there
+    the rewritten network runs in PyTorch instead, and the manifest says so."""
+    if precision == "bf16":
+        return TorchEngine(component, component.spec)
+    return OrtEngine(model, component.spec, prepack=False)
+
+
+def sizes(dims: dict[str, int]) -> str:
+    """``B=1 h=8 w=12``, for messages."""
+    return " ".join(f"{symbol}={size}" for symbol, size in dims.items())

@@ -1,0 +1,108 @@
+"""A tiny model as a single-file checkpoint, in the key layout of the original Stable Diffusion
+repository (``model.diffusion_model.``, ``first_stage_model.``, ``cond_stage_model.``)."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextModel
+
+_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+_VAE_ATTENTION = {
+    "group_norm": "norm",
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "proj_out",
+}
+
+
+def checkpoint(
+    unet: UNet2DConditionModel, vae: AutoencoderKL, text_encoder: CLIPTextModel
+) -> dict[str, torch.Tensor]:
+    """State of the three networks under their original names."""
+    state = _renamed(unet, _unet_modules(unet), "model.diffusion_model.")
+    state |= _renamed(vae, _vae_modules(vae), "first_stage_model.")
+    state |= {
+        f"cond_stage_model.transformer.text_model.{name}": tensor
+        for name, tensor in text_encoder.state_dict().items()
+    }
+    return {name: tensor.contiguous() for name, tensor in state.items()}
+
+
+def _renamed(
+    network: torch.nn.Module, modules: dict[str, str], prefix: str
+) -> dict[str, torch.Tensor]:
+    state = {}
+    for name, tensor in network.state_dict().items():
+        module = max((m for m in modules if name.startswith(f"{m}.")), key=len)
+        new = modules[module] + name.removeprefix(module)
+        for before, after in _RESNET.items() if "resnets" in module and prefix[0] == "m" else ():
+            new = new.replace(f".{before}.", f".{after}.")
+        if "attentions" in module and prefix[0] == "f":
+            for before, after in _VAE_ATTENTION.items():
+                new = new.replace(f".{before}.", f".{after}.")
+            if tensor.ndim == 2:  # projections were 1×1 convolutions
+                tensor = tensor[:, :, None, None]
+        elif prefix[0] == "f":
+            new = new.replace("conv_shortcut", "nin_shortcut")
+        state[prefix + new] = tensor
+    return state
+
+
+def _unet_modules(unet: UNet2DConditionModel) -> dict[str, str]:
+    names = {
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "conv_in": "input_blocks.0.0",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+        "mid_block.resnets.0": "middle_block.0",
+        "mid_block.attentions.0": "middle_block.1",
+        "mid_block.resnets.1": "middle_block.2",
+    }
+    index = 1
+    for b, block in enumerate(unet.down_blocks):
+        for layer in range(len(block.resnets)):
+            names[f"down_blocks.{b}.resnets.{layer}"] = f"input_blocks.{index}.0"
+            names[f"down_blocks.{b}.attentions.{layer}"] = f"input_blocks.{index}.1"
+            index += 1
+        names[f"down_blocks.{b}.downsamplers.0.conv"] = f"input_blocks.{index}.0.op"
+        index += 1
+    index = 0
+    for b, block in enumerate(unet.up_blocks):
+        for layer in range(len(block.resnets)):
+            names[f"up_blocks.{b}.resnets.{layer}"] = f"output_blocks.{index}.0"
+            names[f"up_blocks.{b}.attentions.{layer}"] = f"output_blocks.{index}.1"
+            index += 1
+        place = 2 if hasattr(block, "attentions") else 1
+        names[f"up_blocks.{b}.upsamplers.0.conv"] = f"output_blocks.{index - 1}.{place}.conv"
+    return names
+
+
+def _vae_modules(vae: AutoencoderKL) -> dict[str, str]:
+    names = {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}
+    for half, blocks, place in (("encoder", "down_blocks", "down"), ("decoder", "up_blocks", "up")):
+        count = len(getattr(getattr(vae, half), blocks))
+        for name in ("conv_in", "conv_out"):
+            names[f"{half}.{name}"] = f"{half}.{name}"
+        names[f"{half}.conv_norm_out"] = f"{half}.norm_out"
+        names[f"{half}.mid_block.resnets.0"] = f"{half}.mid.block_1"
+        names[f"{half}.mid_block.resnets.1"] = f"{half}.mid.block_2"
+        names[f"{half}.mid_block.attentions.0"] = f"{half}.mid.attn_1"
+        for b in range(count):
+            level = b if half == "encoder" else count - 1 - b  # the decoder counts from the image
+            for layer in range(4):
+                names[f"{half}.{blocks}.{b}.resnets.{layer}"] = (
+                    f"{half}.{place}.{level}.block.{layer}"
+                )
+            sampler = "downsample" if half == "encoder" else "upsample"
+            names[f"{half}.{blocks}.{b}.{sampler}rs.0"] = f"{half}.{place}.{level}.{sampler}"
+    return names

@@ -1,0 +1,94 @@
+"""The rewritten networks compute what the untouched ones compute, at odd sizes too."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import text_encoder, unet, vae
+
+from kdrt_export.components import (
+    ExportComponent,
+    ExportTextEncoder,
+    ExportUNet,
+    ExportVaeDecoder,
+    ExportVaeEncoder,
+)
+from kdrt_export.errors import UnsupportedModel
+from kdrt_export.verify import make_cases, relative_error
+
+COMPONENTS = {
+    **{
+        f"unet {kind}": lambda kind=kind: ExportUNet(unet(kind))
+        for kind in ("sd", "sd2", "sdxl", "lcm")
+    },
+    "unet without fused qkv": lambda: ExportUNet(unet("sdxl"), fuse_qkv=False),
+    "text encoder": lambda: ExportTextEncoder(text_encoder(), normalize=True),
+    "text encoder 2": lambda: ExportTextEncoder(text_encoder(projection=True), normalize=False),
+    "vae decoder": lambda: ExportVaeDecoder(vae()),
+    "vae decoder with statistics": lambda: ExportVaeDecoder(
+        vae(latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.0, 2.0, 0.5, 0.8])
+    ),
+    "vae encoder": lambda: ExportVaeEncoder(vae()),
+}
+
+
+@pytest.fixture(params=COMPONENTS)
+def component(request: pytest.FixtureRequest) -> ExportComponent:
+    return COMPONENTS[request.param]()
+
+
+def test_equals_the_untouched_network(component: ExportComponent) -> None:
+    shapes = [
+        {"B": 1, "h": 8, "w": 8, "L": 20},
+        {"B": 3, "h": 9, "w": 15, "L": 7},
+        {"B": 2, "h": 5, "w": 4, "L": 12},
+    ]
+    cases = make_cases(component, shapes)
+    component.rewrite()
+    for case in cases:
+        out = component(*case.inputs)
+        outputs = (out,) if isinstance(out, torch.Tensor) else out
+        for tensor, value, expected in zip(
+            component.spec.outputs, outputs, case.expected, strict=True
+        ):
+            assert tuple(value.shape) == tensor.resolve(case.dims) == tuple(expected.shape)
+            assert relative_error(value, expected) < 5e-6
+
+
+def test_freeu_of_the_reference_has_an_effect() -> None:
+    component = ExportUNet(unet("sdxl"))
+    (case,) = make_cases(component, [{"B": 1, "h": 8, "w": 8, "L": 5}])
+    off = (*case.inputs[:-1], torch.ones(4))
+    (plain,) = component.reference(*off)
+    assert relative_error(plain, case.expected[0]) > 1e-3
+    component.rewrite()
+    assert relative_error(component(*off), plain) < 5e-6
+
+
+def test_the_timestep_may_be_fractional() -> None:
+    component = ExportUNet(unet("sd"))
+    component.rewrite()
+    sample, _, context, freeu = component.example_inputs({"B": 1, "h": 8, "w": 8, "L": 5})
+    results = [component(sample, torch.tensor([t]), context, freeu) for t in (400.0, 400.5, 401.0)]
+    assert relative_error(results[1], results[0]) > 1e-5
+    assert relative_error(results[1], results[2]) > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"addition_embed_type": "text", "addition_embed_type_num_heads": 4},
+            "addition_embed_type",
+        ),
+        ({"num_class_embeds": 3}, "num_class_embeds"),
+        ({"center_input_sample": True}, "center_input_sample"),
+        (
+            {"down_block_types": ("AttnDownBlock2D", "DownBlock2D", "DownBlock2D")},
+            "AttnDownBlock2D",
+        ),
+    ],
+)
+def test_a_unet_it_does_not_know_is_refused(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(UnsupportedModel, match=words):
+        ExportUNet(unet("sd", **changes))

@@ -1,0 +1,220 @@
+"""The whole export: what a bundle holds, and that a failed one leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_sources import sd_folder  # noqa: F401
+
+import kdrt
+from kdrt.bundle import Bundle
+from kdrt.errors import OutputError
+from kdrt.sampling import NoiseSchedule, sigmas_for
+from kdrt_export import stage
+from kdrt_export.errors import ExportError, UnsupportedModel, VerificationError
+from kdrt_export.report import Silent
+from kdrt_export.verify import BOUNDS, relative_error
+
+
+class Recorder(Silent):
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+        self.notes: list[str] = []
+
+    def start(self, stage: str) -> None:
+        self.stages.append(stage)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_the_demo_bundle(demo_bundle: Path) -> None:
+    manifest = Bundle.open(demo_bundle).manifest
+    assert (manifest.family, manifest.name, manifest.source) == ("sdxl", "demo", "demo")
+    assert set(manifest.components) == {
+        "text_encoder",
+        "text_encoder_2",
+        "unet",
+        "vae_decoder",
+        "vae_encoder",
+    }
+    for component in manifest.components.values():
+        assert len(component.verification) == 2
+        assert all(v.relative_error < 1e-5 for v in component.verification)
+        assert all(v.engine == "onnxruntime" for v in component.verification)
+        assert component.parameters > 10_000
+    assert manifest.baked.fused_qkv
+    assert manifest.baked.freeu
+    assert manifest.latents.default_height == manifest.latents.default_width == 64
+    assert manifest.zeros_for_empty_negative
+    assert "model.onnx" in " ".join(manifest.files)
+    assert set(manifest.tools) >= {"torch", "diffusers", "onnx", "onnxruntime"}
+
+
+def test_a_stable_diffusion_folder(sd_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    report = Recorder()
+    path = stage.export(str(sd_folder), tmp_path / "sd", name="tiny", report=report)
+    manifest = Bundle.open(path).manifest
+    assert (manifest.family, manifest.default_guidance_scale) == ("sd", 7.5)
+    (encoder,) = manifest.text_encoders
+    assert (encoder.layer, encoder.normalized, encoder.max_length) == (-1, True, 20)
+    assert report.stages[0].startswith("open ")
+    assert report.stages[-1] == "manifest"
+    assert [s for s in report.stages if s.startswith("unet")] == [
+        "unet: load",
+        "unet: eager reference",
+        "unet: trace",
+        "unet: verify",
+    ]
+    image = kdrt.load(path)("a red circle", steps=2, seed=1, height=32, width=48).images[0]
+    assert image.size == (48, 32)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precisions(sd_folder: Path, tmp_path: Path, precision: str) -> None:  # noqa: F811
+    path = stage.export(str(sd_folder), tmp_path / "half", precision=precision)
+    manifest = Bundle.open(path).manifest
+    unet = manifest.components["unet"]
+    dtypes = {tensor.name: tensor.dtype for tensor in unet.inputs}
+    assert dtypes["timestep"] == dtypes["freeu"] == "float32"
+    assert dtypes["sample"] == {"fp16": "float16", "bf16": "bfloat16"}[precision]
+    engine = {"fp16": "onnxruntime", "bf16": "torch"}[precision]
+    for component in manifest.components.values():
+        for figure in component.verification:
+            assert 1e-6 < figure.relative_error < BOUNDS[precision]
+            assert figure.engine == engine
+
+
+def test_scheduler_facts_follow_what_the_file_says() -> None:
+    """The grids of section 2.2 of the removed pipelines' behaviour: what a file leaves out is
+    the LMS scheduler's default, what it says is honoured."""
+    table = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    grids = {
+        (): [14.6146, 4.0861, 1.6156, 0.6952, 0.0292, 0],
+        (("timestep_spacing", "leading"), ("steps_offset", 1)): [
+            5.1344,
+            2.2929,
+            1.1682,
+            0.5741,
+            0.0413,
+            0,
+        ],
+        (("timestep_spacing", "trailing"),): [14.6146, 5.0878, 2.2765, 1.1606, 0.5693, 0],
+    }
+    for extra, expected in grids.items():
+        facts = stage.scheduler_facts(table | dict(extra), Silent())
+        schedule = NoiseSchedule.from_betas(
+            facts.beta_start, facts.beta_end, facts.beta_schedule, facts.num_train_timesteps
+        )
+        sigmas = sigmas_for(
+            "scheduler",
+            5,
+            schedule,
+            timestep_spacing=facts.timestep_spacing,
+            steps_offset=facts.steps_offset,
+        )
+        assert sigmas == pytest.approx(expected, abs=2e-4)
+
+
+def test_scheduler_settings_it_cannot_follow() -> None:
+    with pytest.raises(UnsupportedModel, match="predicts 'sample'"):
+        stage.scheduler_facts({"prediction_type": "sample"}, Silent())
+    report = Recorder()
+    stage.scheduler_facts({"rescale_betas_zero_snr": True}, report)
+    assert "rescale_betas_zero_snr" in report.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"precision": "int4"}, "no precision"), ({"targets": ["openvino"]}, "no target")],
+)
+def test_wrong_choices(options: dict[str, object], words: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=words):
+        stage.export("demo", tmp_path / "demo", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_export_leaves_the_old_bundle(
+    sd_folder: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = stage.export(str(sd_folder), tmp_path / "bundle")
+    before = {p: p.read_bytes() for p in sorted(path.rglob("*.json"))}
+    monkeypatch.setitem(BOUNDS, "fp32", 0.0)
+    with pytest.raises(VerificationError, match="nothing was written"):
+        stage.export(str(sd_folder), path)
+    assert {p: p.read_bytes() for p in sorted(path.rglob("*.json"))} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_an_export_can_be_repeated(sd_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    first = Bundle.open(stage.export(str(sd_folder), tmp_path / "bundle")).manifest
+    again = Bundle.open(stage.export(str(sd_folder), tmp_path / "bundle")).manifest
+    assert first.files == again.files
+
+
+def test_something_else_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.txt").write_text("keep me")
+    with pytest.raises(OutputError, match="is not a bundle; choose another place with -o"):
+        stage.export("demo", tmp_path / "photos")
+    assert (tmp_path / "photos" / "one.txt").read_text() == "keep me"
+
+
+def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "kdrt.cli", "export", "demo", "-o", str(tmp_path / "demo")]
+    paths = os.pathsep.join(p for p in sys.path if p)
+    with subprocess.Popen(
+        command,
+        env=os.environ | {"PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while not list(tmp_path.glob(".demo.*/onnx/*/weights.bin")):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_torch_programs_run_without_diffusers(tmp_path: Path) -> None:
+    """About a minute: torch.export walks every operator."""
+    path = stage.export("demo", tmp_path / "demo", targets=["onnxruntime", "torch"])
+    script = (
+        "import json, sys, kdrt\n"
+        f"latents = [kdrt.load({str(path)!r}, engine=e)('a blue star', steps=4, seed=3,\n"
+        "    output_type='latent').images for e in ('torch', 'onnxruntime')]\n"
+        "error = float((latents[0] - latents[1]).norm() / latents[0].norm())\n"
+        "print(json.dumps([error, 'diffusers' in sys.modules]))\n"
+    )
+    paths = os.pathsep.join(p for p in sys.path if p)
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    error, imported = json.loads(run.stdout)
+    assert error < 5e-5
+    assert not imported
+
+
+def test_relative_error_is_relative() -> None:
+    reference = torch.tensor([3.0, 4.0])
+    assert relative_error(reference + torch.tensor([0.0, 0.5]), reference) == pytest.approx(0.1)
