@@ -1,0 +1,5 @@
+"""``python -m kdrt.cli``: the same as ``kdrt``."""
+
+from kdrt.cli import main
+
+main()

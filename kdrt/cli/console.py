@@ -1,0 +1,65 @@
+"""What the commands share to print: tables, sizes, times, JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+
+def size(count: float) -> str:
+    """Bytes for people: ``512 B``, ``3.4 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: ``4.2 s``, ``2 min 05 s``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s"
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output, never wrapped or coloured."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def print_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    """A titled list of names and values."""
+    table = Table.grid(padding=(0, 3), pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(f"  [cyan]{escape(name)}[/]", escape(value))
+    out = Console()
+    out.print(f"[bold]{escape(title)}[/]")
+    out.print(table)
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """A table without frame. A column whose heading ends in ``#`` holds numbers; the last one
+    takes what room is left."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for index, heading in enumerate(headings):
+        table.add_column(
+            heading.rstrip("#"),
+            justify="right" if heading.endswith("#") else "left",
+            no_wrap=index < len(headings) - 1,
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*map(escape, row))
+    out = Console()
+    if title:
+        out.print(f"[bold]{escape(title)}[/]")
+    out.print(table)

@@ -1,0 +1,160 @@
+"""``kdrt export``: make a bundle from a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_PACKAGES = {
+    "accelerate",
+    "diffusers",
+    "huggingface_hub",
+    "onnx",
+    "onnx_ir",
+    "onnxscript",
+    "peft",
+    "transformers",
+}
+"""What the extra ``export`` installs, by import name."""
+
+
+def export(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            show_default=False,
+            help="[cyan]demo[/]; a well-known model ([cyan]sd15[/], [cyan]sd21[/], "
+            "[cyan]sdxl[/], [cyan]sdxl-turbo[/]); a Hugging Face id; a diffusers folder; "
+            "or a [cyan].safetensors[/] or [cyan].ckpt[/] checkpoint.",
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="DIR", show_default=False, help="Write the bundle here."
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            show_default=False,
+            help="Name of the bundle; without it the name follows from SOURCE.",
+        ),
+    ] = None,
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|fp32|fp16|bf16",
+            help="Number format of the networks. [cyan]auto[/] is fp16 where PyTorch finds a CUDA "
+            "device, else fp32.",
+        ),
+    ] = "auto",
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="onnxruntime|torch",
+            show_default="onnxruntime",
+            help="Engines to prepare; may be given more than once. [cyan]torch[/] adds programs "
+            "that PyTorch runs without diffusers.",
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REV", show_default=False, help="Branch, tag or commit of a Hugging Face id."
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            show_default=False,
+            help="A diffusers folder that says what a checkpoint file is, for use offline.",
+        ),
+    ] = None,
+    fuse_qkv: Annotated[
+        bool,
+        typer.Option(
+            "--fuse-qkv/--no-fuse-qkv",
+            help="Compute query, key and value of an attention with one matrix.",
+        ),
+    ] = True,
+    allow_pickle: Annotated[
+        bool,
+        typer.Option(
+            "--allow-pickle",
+            help="Read [cyan].ckpt[/] files, which are pickles, with PyTorch's restricted "
+            "unpickler.",
+        ),
+    ] = False,
+    random_weights: Annotated[
+        bool,
+        typer.Option(
+            "--random-weights",
+            help="The real architecture with random weights: for benchmarks, no download.",
+        ),
+    ] = False,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of --random-weights.")] = 0,
+) -> None:
+    """
+    Make a [bold]bundle[/bold] from a model.
+
+    The networks are traced to ONNX with dynamic batch, size and prompt length, then checked
+    against PyTorch at other sizes than the traced one. A model that is off by more than the
+    bound of its precision is not written. An interrupted export leaves nothing behind.
+
+    [bold]Examples[/bold]
+
+      [cyan]kdrt export demo[/cyan]
+      [cyan]kdrt export sdxl --precision fp16[/cyan]
+      [cyan]kdrt export ./my-model.safetensors --name mine[/cyan]
+      [cyan]kdrt export ./my-diffusers-folder -o ./my-bundle[/cyan]
+      [cyan]kdrt export sd15 --random-weights[/cyan]
+    """
+    import os
+    import time
+
+    # Bars and remarks of the libraries would run through our own display.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+    from kdrt.bundle import open_bundle
+    from kdrt.cli.console import duration, size
+    from kdrt.cli.report import TerminalReport
+    from kdrt.errors import ExportError
+
+    started = time.perf_counter()
+    try:
+        from kdrt_export.stage import export as export_bundle
+
+        with TerminalReport() as report:
+            path = export_bundle(
+                source,
+                output,
+                name=name,
+                precision=precision,
+                targets=tuple(target or ("onnxruntime",)),
+                random_weights=random_weights,
+                seed=seed,
+                fuse_qkv=fuse_qkv,
+                allow_pickle=allow_pickle,
+                revision=revision,
+                config=config,
+                report=report,
+            )
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _PACKAGES:
+            raise
+        raise ExportError(
+            f"exporting needs the package '{package}', which is not installed: "
+            "pip install 'kdrt[export]'"
+        ) from error
+    total = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    handle = str(output) if output else open_bundle(path).manifest.name
+    typer.echo(f"{path}  ({size(total)}, {duration(time.perf_counter() - started)})")
+    typer.echo(f'next: kdrt generate {handle} "your prompt"', err=True)

@@ -1,0 +1,265 @@
+"""``kdrt generate``: pictures from a bundle."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+"""What ``kdrt.save_image`` can write."""
+
+_PICTURE, _SAMPLING, _RUNNING = "Picture", "Sampling", "Running"
+
+
+def generate(
+    bundle: Annotated[
+        str,
+        typer.Argument(metavar="BUNDLE", show_default=False, help="Name or folder of a bundle."),
+    ],
+    prompts: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PROMPT", show_default=False, help="What to draw; several make a batch."
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            rich_help_panel=_PICTURE,
+            help="Where to save: .png, .jpg or .webp. Several pictures are numbered: "
+            "[cyan]out-1.png[/], [cyan]out-2.png[/] and so on.",
+        ),
+    ] = Path("out.png"),
+    negative: Annotated[
+        str | None,
+        typer.Option(
+            "--negative",
+            metavar="TEXT",
+            rich_help_panel=_PICTURE,
+            show_default=False,
+            help="What the picture should not show.",
+        ),
+    ] = None,
+    width: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PIXELS",
+            rich_help_panel=_PICTURE,
+            show_default="the model's",
+            help="Width of the picture.",
+        ),
+    ] = None,
+    height: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PIXELS",
+            rich_help_panel=_PICTURE,
+            show_default="the model's",
+            help="Height of the picture.",
+        ),
+    ] = None,
+    count: Annotated[
+        int, typer.Option(metavar="N", rich_help_panel=_PICTURE, help="Pictures for each prompt.")
+    ] = 1,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=_PICTURE,
+            show_default="random",
+            help="Seed of the first picture; the next ones count up.",
+        ),
+    ] = None,
+    steps: Annotated[
+        int, typer.Option(metavar="N", rich_help_panel=_SAMPLING, help="Steps of the sampler.")
+    ] = 20,
+    sampler: Annotated[
+        str,
+        typer.Option(metavar="NAME", rich_help_panel=_SAMPLING, help="See [cyan]kdrt samplers[/]."),
+    ] = "dpmpp_2m",
+    schedule: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", rich_help_panel=_SAMPLING, help="See [cyan]kdrt schedules[/]."
+        ),
+    ] = "karras",
+    sampler_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sampler-option",
+            metavar="NAME=VALUE",
+            rich_help_panel=_SAMPLING,
+            show_default=False,
+            help="An option of the sampler, such as [cyan]eta=0.5[/]; may be repeated.",
+        ),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SCALE",
+            rich_help_panel=_SAMPLING,
+            show_default="the model's",
+            help="How closely to follow the prompt; 1 turns guidance off.",
+        ),
+    ] = None,
+    guidance_rescale: Annotated[
+        float,
+        typer.Option(
+            metavar="0..1",
+            rich_help_panel=_SAMPLING,
+            help="Pull the contrast that strong guidance adds back to normal.",
+        ),
+    ] = 0.0,
+    clip_skip: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=_SAMPLING,
+            show_default=False,
+            help="Leave out the last N layers of the text encoders.",
+        ),
+    ] = None,
+    freeu: Annotated[
+        str | None,
+        typer.Option(
+            metavar="B1,B2,S1,S2",
+            rich_help_panel=_SAMPLING,
+            show_default=False,
+            help="Turn FreeU on with these four numbers, such as [cyan]1.3,1.4,0.9,0.2[/].",
+        ),
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=_RUNNING,
+            show_default="the best here",
+            help="What runs the networks; see [cyan]kdrt doctor[/].",
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=_RUNNING,
+            show_default="one a core",
+            help="CPU threads.",
+        ),
+    ] = None,
+    progress: Annotated[
+        bool,
+        typer.Option(
+            "--progress/--no-progress", rich_help_panel=_RUNNING, help="Show a progress bar."
+        ),
+    ] = True,
+) -> None:
+    """
+    Make pictures.
+
+    The parameters are written into the picture, where [cyan]kdrt info[/cyan] and the tools of the
+    AUTOMATIC1111 web UI find them. Every picture has its own seed: made alone or in a batch, it
+    is the same.
+
+    [bold]Examples[/bold]
+
+      [cyan]kdrt generate demo "a red circle on a blue background" -o circle.png[/cyan]
+      [cyan]kdrt generate demo "a green star" "a yellow heart" --seed 7 -o shapes.png[/cyan]
+      [cyan]kdrt generate demo "a small white square" --sampler euler_ancestral \\
+          --schedule exponential --steps 30 --sampler-option eta=0.8[/cyan]
+    """
+    import sys
+    import warnings
+
+    options = _sampler_options(sampler_option or [])
+    freeu_numbers = _freeu(freeu)
+    paths = _output_paths(output, len(prompts) * max(count, 1))
+
+    import kdrt
+
+    pipe = kdrt.load(bundle, engine=engine, threads=threads)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", kdrt.TruncationWarning)  # told below, in our words
+        result = pipe(
+            prompts,
+            negative,
+            height=height,
+            width=width,
+            steps=steps,
+            sampler=sampler,
+            schedule=schedule,
+            sampler_options=options,
+            guidance_scale=guidance,
+            guidance_rescale=guidance_rescale,
+            images_per_prompt=count,
+            seed=seed,
+            clip_skip=clip_skip,
+            freeu=freeu_numbers,
+            progress=progress and sys.stderr.isatty(),
+        )
+    for truncation in dict.fromkeys(result.truncations):
+        typer.secho("warning:", err=True, fg=typer.colors.YELLOW, bold=True, nl=False)
+        typer.echo(f" {truncation}", err=True)
+    for index, path in enumerate(paths):
+        result.save(path, index)
+        typer.echo(path)
+
+
+def _output_paths(output: Path, count: int) -> list[Path]:
+    """Where the pictures will go, after making sure that they can: nothing is worse than an hour
+    of work that cannot be saved."""
+    from kdrt.errors import OutputError
+
+    if output.suffix.lower() not in SUFFIXES:
+        raise OutputError(f"cannot save '{output}': the name must end in {', '.join(SUFFIXES)}")
+    output = output.expanduser()
+    if count == 1:
+        paths = [output]
+    else:
+        paths = [output.with_stem(f"{output.stem}-{i + 1}") for i in range(count)]
+    folder = next(parent for parent in output.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(f"cannot write to {folder}: {error.strerror}") from error
+    for path in paths:
+        if path.is_dir():
+            raise OutputError(f"cannot write {path}: it is a folder")
+    return paths
+
+
+def _sampler_options(pairs: list[str]) -> dict[str, Any]:
+    import ast
+
+    from kdrt.errors import InvalidRequest
+
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (name and equals and value):
+            raise InvalidRequest(f"--sampler-option takes NAME=VALUE, as in eta=0.5, not '{pair}'")
+        try:
+            options[name] = float("inf") if value == "inf" else ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[name] = value  # a word, as in solver_type=heun
+    return options
+
+
+def _freeu(text: str | None) -> tuple[float, float, float, float] | None:
+    from kdrt.errors import InvalidRequest
+
+    if text is None:
+        return None
+    try:
+        b1, b2, s1, s2 = map(float, text.split(","))
+    except ValueError as error:
+        raise InvalidRequest(
+            f"--freeu takes four numbers, as in 1.3,1.4,0.9,0.2, not '{text}'"
+        ) from error
+    return b1, b2, s1, s2

@@ -1,0 +1,106 @@
+"""``kdrt inspect``: what a bundle holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def inspect(
+    bundle: Annotated[
+        str, typer.Argument(metavar="BUNDLE", show_default=False, help="Name or folder.")
+    ],
+    json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+) -> None:
+    """
+    Show what a bundle holds: source, networks, verification figures, noise schedule.
+
+    Every file is checked against its recorded SHA-256 first.
+
+    [bold]Examples[/bold]
+
+      [cyan]kdrt inspect demo[/cyan]
+      [cyan]kdrt inspect ./my-bundle --json[/cyan]
+    """
+    from kdrt.bundle import open_bundle
+    from kdrt.cli.console import print_json, print_rows, print_table, size
+
+    opened = open_bundle(bundle)
+    manifest = opened.manifest
+    if json:
+        print_json(manifest.model_dump(mode="json"))
+        return
+
+    total = sum(opened.file(name).stat().st_size for name in manifest.files)
+    latents, scheduler, baked = manifest.latents, manifest.scheduler, manifest.baked
+    print_rows(
+        manifest.name,
+        [
+            ("folder", str(opened.path)),
+            ("size", size(total)),
+            ("family", manifest.family),
+            ("source", manifest.source + (f" @ {manifest.revision}" if manifest.revision else "")),
+            ("precision", manifest.precision),
+            ("default size", f"{latents.default_width} x {latents.default_height} pixels"),
+            (
+                "latents",
+                f"{latents.channels} channels, one for {latents.scale} x {latents.scale} pixels",
+            ),
+            ("fused QKV", "yes" if baked.fused_qkv else "no"),
+            ("FreeU", "an input of the UNet" if baked.freeu else "no"),
+            *([("LoRA", ", ".join(baked.loras))] if baked.loras else []),
+            ("made with", ", ".join(f"{k} {v}" for k, v in sorted(manifest.tools.items()))),
+        ],
+    )
+    typer.echo()
+    print_table(
+        ("network", "parameters#", "size#", "relative error at"),
+        [
+            (
+                name,
+                f"{component.parameters:,}",
+                size(sum(_sizes(opened.file(component.onnx).parent))),
+                "\n".join(
+                    f"{check.relative_error:.1e}  "
+                    + " ".join(f"{symbol}={value}" for symbol, value in check.dims.items())
+                    + (" (torch)" if check.engine == "torch" else "")
+                    for check in component.verification
+                )
+                or "not verified",
+            )
+            for name, component in manifest.components.items()
+        ],
+    )
+    typer.echo()
+    print_rows(
+        "noise schedule",
+        [
+            ("predicts", scheduler.prediction_type),
+            (
+                "betas",
+                f"{len(scheduler.trained_betas)} trained values"
+                if scheduler.trained_betas
+                else f"{scheduler.beta_schedule}, {scheduler.beta_start} to {scheduler.beta_end}",
+            ),
+            ("timesteps", str(scheduler.num_train_timesteps)),
+            ("spacing", f"{scheduler.timestep_spacing}, offset {scheduler.steps_offset}"),
+        ],
+    )
+    typer.echo()
+    print_rows(
+        "text encoders",
+        [
+            (
+                facts.component,
+                f"{facts.layers} layers of width {facts.hidden_size}, "
+                f"{facts.max_length} tokens, layer {facts.layer}",
+            )
+            for facts in manifest.text_encoders
+        ],
+    )
+
+
+def _sizes(folder: Path) -> list[int]:
+    return [file.stat().st_size for file in folder.iterdir() if file.is_file()]

@@ -1,0 +1,237 @@
+"""``kdrt generate``, ``kdrt info`` and ``kdrt inspect``, on the demo model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from kdrt.cli.generate import SUFFIXES
+from kdrt.images import save_image
+from kdrt.sampling import SAMPLERS, SCHEDULES
+
+PROMPT = "a red circle on a blue background"
+FAST = ("--steps", "2", "--no-progress")
+
+
+def test_a_picture_carries_its_parameters(cli, demo: str, tmp_path: Path) -> None:
+    picture = tmp_path / "new" / "circle.png"
+    outcome = cli(
+        *("generate", demo, PROMPT, "-o", picture, *FAST, "--seed", "7", "--negative", "blurry"),
+        *("--width", "96", "--height", "64", "--sampler", "DPM++ 2M SDE", "--guidance", "4"),
+        *("--sampler-option", "eta=0.5", "--sampler-option", "solver_type=heun"),
+        *("--freeu", "1.1,1.2,0.9,0.8", "--clip-skip", "1", "--guidance-rescale", "0.5"),
+    )
+    assert (outcome.code, outcome.out) == (0, f"{picture}\n"), outcome.err
+    assert Image.open(picture).size == (96, 64)
+    known = json.loads(cli("info", picture, "--json").out)
+    assert known["Prompt"] == PROMPT
+    assert known["Negative prompt"] == "blurry"
+    assert known["Steps"] == "2"
+    assert known["Sampler"] == "DPM++ 2M SDE"
+    assert known["Seed"] == "7"
+    assert known["Size"] == "96x64"
+    assert known["CFG scale"] == "4"
+    assert known["Eta"] == "0.5"
+    assert known["FreeU s2"] == "0.8"
+    printed = cli("info", picture)
+    assert printed.code == 0
+    assert PROMPT in printed.out
+    assert "DPM++ 2M SDE" in printed.out
+
+
+def test_several_pictures_are_numbered_and_seeded_one_by_one(
+    cli, demo: str, tmp_path: Path
+) -> None:
+    prompts = ("a green star", "a yellow heart")
+    outcome = cli(
+        "generate", demo, *prompts, "--count", 2, "--seed", 5, "-o", tmp_path / "a.png", *FAST
+    )
+    paths = [tmp_path / f"a-{number}.png" for number in range(1, 5)]
+    assert outcome.out.splitlines() == [str(path) for path in paths]
+    known = [json.loads(cli("info", path, "--json").out) for path in paths]
+    assert [k["Prompt"] for k in known] == ["a green star"] * 2 + ["a yellow heart"] * 2
+    assert [k["Seed"] for k in known] == ["5", "6", "7", "8"]
+
+
+def test_truncation_is_told_once(cli, demo: str, tmp_path: Path) -> None:
+    prompt = "a red circle and " * 60 + "a purple heart"
+    outcome = cli("generate", demo, prompt, "-o", tmp_path / "a.png", *FAST)
+    assert outcome.code == 0
+    assert outcome.err.startswith("warning: the prompt is too long")
+    assert outcome.err.rstrip().endswith("a purple heart'")
+    assert (tmp_path / "a.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--sampler", "magic"], SAMPLERS),
+        (["--schedule", "magic"], SCHEDULES),
+        (["--width", "70"], ["width", "multiple of 4", "68", "72"]),
+        (["--height", "-8"], ["height", "-8"]),
+        (["--steps", "0"], ["steps", "at least 1"]),
+        (["--count", "0"], ["at least 1", "0"]),
+        (["--seed", "-1"], ["seed", "at least 0"]),
+        (["--guidance", "nan"], ["guidance_scale", "nan"]),
+        (["--guidance-rescale", "2"], ["guidance_rescale", "from 0 to 1"]),
+        (["--clip-skip", "99"], ["clip_skip", "99"]),
+        (["--freeu", "1,2,3"], ["--freeu", "four numbers"]),
+        (["--freeu", "1,2,3,x"], ["--freeu", "four numbers"]),
+        (["--sampler-option", "eta"], ["NAME=VALUE"]),
+        (["--sampler-option", "eta=0.5"], ["dpmpp_2m", "eta"]),
+        (["--sampler", "euler", "--sampler-option", "s_churn=-1"], ["s_churn", "-1"]),
+        (["--engine", "magic"], ["magic", "onnxruntime"]),
+        (["--engine", "torch"], ["--target torch"]),
+        (["--threads", "0"], ["threads", "at least 1"]),
+    ],
+)
+def test_a_wrong_option_says_what_is_allowed(
+    cli, demo: str, tmp_path: Path, arguments: list[str], said: list[str]
+) -> None:
+    refusal = cli("generate", demo, PROMPT, "-o", tmp_path / "a.png", *arguments).refusal()
+    assert all(word in refusal for word in said), refusal
+    assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize("prompt", ["", "  "])
+def test_an_empty_prompt(cli, demo: str, tmp_path: Path, prompt: str) -> None:
+    assert "empty" in cli("generate", demo, prompt, "-o", tmp_path / "a.png").refusal()
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["generate"]])
+def test_a_missing_bundle(cli, home: Path, tmp_path: Path, command: list[str]) -> None:
+    rest = [PROMPT, "-o", tmp_path / "a.png"] if command == ["generate"] else []
+    refusal = cli(*command, "nothing", *rest).refusal()
+    assert "nothing" in refusal
+    assert "kdrt export" in refusal
+
+
+@pytest.fixture
+def copy(demo_bundle: Path, tmp_path: Path) -> Path:
+    """A bundle of one's own to damage."""
+    ignored = shutil.ignore_patterns("engines")
+    return Path(shutil.copytree(demo_bundle, tmp_path / "bundle", ignore=ignored))
+
+
+def refusals(cli, bundle: Path, tmp_path: Path) -> set[str]:
+    """What ``inspect`` and ``generate`` say, which must be the same."""
+    inspected = cli("inspect", bundle).refusal()
+    generated = cli("generate", bundle, PROMPT, "-o", tmp_path / "a.png").refusal()
+    return {inspected, generated}
+
+
+def test_a_flipped_byte(cli, copy: Path, tmp_path: Path) -> None:
+    victim = max(copy.rglob("*"), key=lambda file: file.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    (said,) = refusals(cli, copy, tmp_path)
+    assert "damaged" in said
+    assert victim.relative_to(copy).as_posix() in said
+
+
+def test_a_missing_file(cli, copy: Path, tmp_path: Path) -> None:
+    victim = next(copy.rglob("model.onnx"))
+    victim.unlink()
+    (said,) = refusals(cli, copy, tmp_path)
+    assert victim.relative_to(copy).as_posix() in said
+
+
+def test_an_unknown_schema(cli, copy: Path, tmp_path: Path) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"schema_version": 999}))
+    (said,) = refusals(cli, copy, tmp_path)
+    assert "999" in said
+    assert "export the model again" in said
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "not json", '{"schema_version": 1}'])
+def test_a_damaged_manifest(cli, copy: Path, tmp_path: Path, text: str) -> None:
+    (copy / "manifest.json").write_text(text)
+    (said,) = refusals(cli, copy, tmp_path)
+    assert "manifest.json is damaged" in said
+
+
+def test_a_folder_that_is_no_bundle(cli, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (said,) = refusals(cli, tmp_path / "empty", tmp_path)
+    assert "not a bundle" in said
+
+
+@pytest.mark.parametrize("name", ["out", "out.bmp", "out.txt"])
+def test_an_unknown_kind_of_picture(cli, home: Path, tmp_path: Path, name: str) -> None:
+    refusal = cli("generate", "nothing", PROMPT, "-o", tmp_path / name).refusal()
+    assert ".png" in refusal
+
+
+def test_an_unwritable_place_is_refused_before_the_bundle_is_opened(
+    cli, home: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    refusal = cli("generate", "nothing", PROMPT, "-o", tmp_path / "file" / "a.png").refusal()
+    assert "cannot write" in refusal
+    assert str(tmp_path / "file") in refusal
+    (tmp_path / "a.png").mkdir()
+    assert "folder" in cli("generate", "nothing", PROMPT, "-o", tmp_path / "a.png").refusal()
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_refused(cli, home: Path, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o555)
+    target = tmp_path / "locked" / "a.png"
+    assert "cannot write" in cli("generate", "nothing", PROMPT, "-o", target).refusal()
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_generate_lets_pass_can_be_saved(tmp_path: Path, suffix: str) -> None:
+    save_image(Image.new("RGB", (8, 8)), tmp_path / f"a{suffix}")
+
+
+def test_info_on_other_files(cli, tmp_path: Path) -> None:
+    assert "No such file" in cli("info", tmp_path / "missing.png").refusal()
+    (tmp_path / "text.png").write_text("no picture")
+    assert "not a picture" in cli("info", tmp_path / "text.png").refusal()
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    assert "no generation parameters" in cli("info", tmp_path / "plain.png").refusal()
+
+
+def test_inspect_shows_networks_and_figures(cli, demo: str, demo_bundle: Path) -> None:
+    outcome = cli("inspect", demo)
+    assert outcome.code == 0
+    manifest = json.loads((demo_bundle / "manifest.json").read_text())
+    for name, component in manifest["components"].items():
+        assert name in outcome.out
+        assert f"{component['parameters']:,}" in outcome.out
+        for check in component["verification"]:
+            assert f"{check['relative_error']:.1e}" in outcome.out
+    assert json.loads(cli("inspect", demo, "--json").out) == manifest
+
+
+def test_generating_loads_nothing_of_the_exporter(demo_home: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from kdrt import cli; "
+        f"code = cli.run(['generate', 'demo', {PROMPT!r}, '--steps', '1', '-o', 'a.png']); "
+        "foreign = {'kdrt_export', 'diffusers', 'transformers', 'onnx', 'onnxscript', 'peft'}; "
+        "sys.exit(f'loaded: {foreign & set(sys.modules)}' if foreign & set(sys.modules) else code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "KDRT_HOME": str(demo_home),
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        },
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a.png").is_file()

@@ -1,0 +1,100 @@
+"""Help, version, and how errors leave the command line."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+import typer
+
+import kdrt
+from kdrt import cli as command_line
+from kdrt.errors import KdrtError
+
+COMMANDS = ("export", "inspect", "generate", "info", "samplers", "schedules", "doctor")
+
+
+def test_version(cli) -> None:
+    outcome = cli("--version")
+    assert (outcome.code, outcome.out) == (0, f"kdrt {kdrt.__version__}\n")
+
+
+def test_help_names_every_command_and_gives_examples(cli) -> None:
+    outcome = cli("--help")
+    assert outcome.code == 0
+    for command in COMMANDS:
+        assert re.search(rf"│ {command} ", outcome.out)
+    assert "kdrt export demo" in outcome.out
+    assert "kdrt generate demo" in outcome.out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_of_a_command_is_explained(cli, command: str) -> None:
+    outcome = cli(command, "--help")
+    assert outcome.code == 0
+    parser = typer.main.get_command(command_line.app).commands[command]
+    for parameter in parser.params:
+        assert parameter.help, f"{command} {parameter.name} has no help"
+        assert parameter.help.endswith((".", "./]")), f"{command} {parameter.name}"
+
+
+def test_examples_in_help_parse() -> None:
+    group = typer.main.get_command(command_line.app)
+    examples = 0
+    for name, command in group.commands.items():
+        text = (command.help or "").replace("\\\n", " ")
+        for line in re.findall(r"\[cyan\](kdrt [^\[]+)\[/cyan\]", text):
+            _, called, *arguments = shlex.split(line)
+            if arguments:
+                group.commands[called].make_context(called, arguments).close()
+            examples += called == name
+    assert examples >= 8
+
+
+def test_no_command_shows_the_help(cli) -> None:
+    outcome = cli()
+    assert outcome.code == 2
+    assert "Usage: kdrt" in outcome.out + outcome.err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["exprt"], ["generate"], ["generate", "demo"], ["inspect", "--nonsense", "x"]]
+)
+def test_wrong_usage_exits_with_2(cli, arguments: list[str]) -> None:
+    outcome = cli(*arguments)
+    assert outcome.code == 2
+    assert "Traceback" not in outcome.err
+
+
+def test_debug_keeps_the_traceback(home) -> None:
+    with pytest.raises(KdrtError):
+        command_line.run(["--debug", "inspect", "nothing"])
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("kdrt.doctor.examine", broken)
+    with pytest.raises(ZeroDivisionError):
+        command_line.run(["doctor"])
+
+
+def test_control_c_says_interrupted(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kdrt.doctor.examine", interrupted)
+    outcome = cli("doctor")
+    assert outcome.code == 130
+    assert outcome.err.strip() == "interrupted"
+
+
+def test_the_command_line_runs_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "kdrt.cli", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"kdrt {kdrt.__version__}\n"

@@ -1,0 +1,33 @@
+"""What tests of every folder share: a bundle of the demo model, exported once a session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def demo_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ``KDRT_HOME`` that holds one bundle, ``demo``. Do not write into it."""
+    from kdrt_export.stage import export
+
+    home = tmp_path_factory.mktemp("kdrt-home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KDRT_HOME", str(home))
+        export("demo")
+    return home
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(demo_home: Path) -> Path:
+    """The folder of the demo model's bundle. Do not write into it."""
+    return demo_home / "bundles" / "demo"
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty ``KDRT_HOME`` for one test."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("KDRT_HOME", str(folder))
+    return folder
