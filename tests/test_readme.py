@@ -1,0 +1,147 @@
+"""Runs what the README and the pages of ``docs/`` show, so that they cannot rot.
+
+Shell blocks: ``kdrt`` commands are run, except exports, which are parsed only (their models need
+a network, and the demo model is exported once for all tests); one slow test exports as the README
+does. Python blocks are run as they stand. Blocks of one page share a folder, in order.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from kdrt import cli
+from kdrt.sampling import SAMPLERS, SCHEDULES
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """Language and content of every code block of a page."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(shell: str) -> list[list[str]]:
+    """The ``kdrt`` commands of a shell block, without ``kdrt`` itself."""
+    found = []
+    for line in shell.replace("\\\n", " ").splitlines():
+        for part in line.split(" && "):
+            program, *arguments = shlex.split(part)
+            if Path(program).name == "kdrt":
+                found.append(arguments)
+    return found
+
+
+def every_command(page: Path) -> list[list[str]]:
+    return [
+        command
+        for language, content in blocks(page)
+        if language == "sh"
+        for command in commands(content)
+    ]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, demo_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder where ``demo`` can be found."""
+    monkeypatch.setenv("KDRT_HOME", str(demo_home))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pages
+def test_what_a_page_shows_runs(page: Path, folder: Path) -> None:
+    for language, content in blocks(page):
+        assert language in {"sh", "python", "text"}, f"a block of {page.name} has no language"
+        if language == "python":
+            exec(compile(content, page.name, "exec"), {"__name__": page.stem})
+        elif language == "sh":
+            for command in commands(content):
+                if command[0] != "export":
+                    assert cli.run(command) == 0, shlex.join(["kdrt", *command])
+
+
+@pages
+def test_the_exports_a_page_shows_parse(page: Path) -> None:
+    parser = typer.main.get_command(cli.app).commands["export"]
+    for command in every_command(page):
+        if command[0] == "export":
+            parser.make_context("export", command[1:]).close()
+
+
+@pytest.mark.slow
+def test_the_first_command_of_the_readme(home: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in commands(marked("first command")):
+        assert cli.run(command) == 0, shlex.join(["kdrt", *command])
+    assert (tmp_path / "red-circle.png").is_file()
+
+
+def test_the_first_command_installs_exports_and_generates() -> None:
+    line = marked("first command").strip()
+    assert "\n" not in line
+    assert line.startswith("python3 -m venv .venv && .venv/bin/pip install -q '.[export]' && ")
+    assert [command[0] for command in commands(line)] == ["export", "generate"]
+
+
+def test_the_test_command_installs_what_was_tested() -> None:
+    line = marked("test command").strip()
+    assert "\n" not in line
+    *installs, tests = line.split(" && ")
+    assert installs[0] == "python3 -m venv .venv"
+    assert all("-c tests/constraints.txt" in install for install in installs[1:])
+    assert tests == ".venv/bin/python -m pytest"
+
+
+@pages
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).is_file(), f"{page.name} links to {target}"
+
+
+def test_the_readme_names_every_command_sampler_and_schedule() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in [*SAMPLERS, *SCHEDULES]:
+        assert f"`{name}`" in readme
+    shown = {command[0] for page in PAGES for command in every_command(page)}
+    assert shown >= set(typer.main.get_command(cli.app).commands)
+
+
+def test_the_table_of_samplers_is_that_of_the_code() -> None:
+    page = (ROOT / "docs" / "samplers.md").read_text(encoding="utf-8")
+    for name, info in SAMPLERS.items():
+        noise = "yes" if info.stochastic else "no"
+        options = ", ".join(f"`{option}`" for option in info.options)
+        cells = (f"`{name}`", info.label, str(info.order), noise, info.evaluations, options)
+        assert f"| {' | '.join(cells)} |".replace("|  |", "| |") in page
+
+
+def test_the_bounds_of_an_export_are_those_of_the_code() -> None:
+    from kdrt_export.verify import BOUNDS
+
+    page = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    for precision, bound in BOUNDS.items():
+        assert f"| {precision} | {bound:.0e} |" in page
+
+
+def test_every_page_is_reached_from_another() -> None:
+    texts = {page: page.read_text(encoding="utf-8") for page in PAGES}
+    for page in PAGES[1:]:
+        assert any(f"{page.name})" in text for other, text in texts.items() if other != page)
+
+
+def marked(name: str) -> str:
+    """The code block between the README's marks of this name."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    match = re.search(rf"<!-- {name} -->\n```sh\n(.*?)```\n<!-- end -->", text, flags=re.DOTALL)
+    assert match is not None, f"the README has no mark '{name}'"
+    return match[1]
