@@ -28,6 +28,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from kdrt.errors import BundleError, OutputError
 from kdrt_engines.spec import EngineSpec, TensorSpec
 
+Precision = Literal["fp32", "fp16", "bf16"]
+
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 _CHECKED = "engines/checked.json"
@@ -134,7 +136,7 @@ class Manifest(_Strict):
     name: str
     source: str
     revision: str | None = None
-    precision: Literal["fp32", "fp16", "bf16"]
+    precision: Precision
     components: dict[str, Component]
     scheduler: SchedulerFacts
     text_encoders: tuple[TextEncoderFacts, ...]

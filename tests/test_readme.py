@@ -88,7 +88,8 @@ def test_the_first_command_of_the_readme(home: Path, tmp_path: Path, monkeypatch
 def test_the_first_command_installs_exports_and_generates() -> None:
     line = marked("first command").strip()
     assert "\n" not in line
-    assert line.startswith("python3 -m venv .venv && .venv/bin/pip install -q '.[export]' && ")
+    install = ".venv/bin/pip install -q -c tests/constraints.txt '.[export]'"
+    assert line.startswith(f"python3 -m venv .venv && {install} && ")
     assert [command[0] for command in commands(line)] == ["export", "generate"]
 
 

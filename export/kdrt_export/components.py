@@ -7,6 +7,7 @@ prompt tokens, ``h`` and ``w`` latent sizes, ``H`` and ``W`` pixel sizes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -267,7 +268,7 @@ class ExportTextEncoder(ExportComponent):
 class ExportTextLayer(nn.Module):
     """One CLIP encoder layer with a fused QKV projection and an additive mask [L, L]."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
         source = layer.self_attn
         self.heads: int = source.num_heads

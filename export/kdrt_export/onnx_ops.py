@@ -44,13 +44,3 @@ class _Reshape(torch.autograd.Function):
     def symbolic(graph: Any, x: Any, shape: tuple[int, ...]) -> Any:
         target = graph.op("Constant", value_t=torch.tensor(shape))
         return graph.op("Reshape", x, target)
-
-
-def emit_chunk(graph: Any, x: Any, chunks: Any, dim: Any) -> Any:
-    """The symbolic of ``aten::chunk`` for sizes that divide evenly: one ``Split``."""
-    from torch.onnx import symbolic_helper
-
-    count = symbolic_helper._get_const(chunks, "i", "chunks")
-    axis = symbolic_helper._get_const(dim, "i", "dim")
-    outputs = graph.op("Split", x, axis_i=axis, num_outputs_i=count, outputs=count)
-    return graph.op("prim::ListConstruct", *outputs)

@@ -98,7 +98,7 @@ def open_source(
         return _random_source(source, path, seed)
     if source == "demo":
         return FolderSource(demo_folder(), name="demo", origin="demo")
-    if path.is_dir():
+    if source and path.is_dir():
         return FolderSource(path, name=path.resolve().name, origin=path.name, pickles=allow_pickle)
     if path.is_file():
         return SingleFileSource(path, allow_pickle=allow_pickle, config=config)

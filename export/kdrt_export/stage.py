@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL
@@ -17,6 +17,7 @@ from kdrt.bundle import (
     Component,
     LatentFacts,
     Manifest,
+    Precision,
     SchedulerFacts,
     TensorInfo,
     TextEncoderFacts,
@@ -114,7 +115,7 @@ def export(
                 name=name,
                 source=opened.origin,
                 revision=opened.revision,
-                precision=precision,
+                precision=cast(Precision, precision),
                 components=components,
                 scheduler=job.scheduler,
                 text_encoders=tuple(job.encoders),

@@ -26,7 +26,6 @@ from onnx_ir.passes import common
 from kdrt._version import __version__ as kdrt_version
 from kdrt_engines.spec import TensorSpec
 from kdrt_export.components import ExportComponent
-from kdrt_export.onnx_ops import emit_chunk
 
 OPSET = 20
 MODEL_FILE = "model.onnx"
@@ -62,11 +61,11 @@ def onnx_from_component(component: ExportComponent, dims: dict[str, int], folder
 def _trace(component: ExportComponent, dims: dict[str, int]) -> onnx.ModelProto:
     spec = component.spec
     buffer = io.BytesIO()
-    with _quiet(), _one_node_chunks(), torch.no_grad():
+    with _quiet(), torch.no_grad():
         torch.onnx.export(
             component,
             component.example_inputs(dims),
-            buffer,
+            buffer,  # type: ignore[arg-type]  # the TorchScript exporter takes file objects too
             input_names=[tensor.name for tensor in spec.inputs],
             output_names=[tensor.name for tensor in spec.outputs],
             dynamic_axes={t.name: _dynamic_axes(t) for t in spec.inputs + spec.outputs},
@@ -119,8 +118,10 @@ def _name_dimensions(graph: onnx.ModelProto, component: ExportComponent) -> None
 
 def _attach_weights(graph: onnx.ModelProto, component: ExportComponent, file: Path) -> None:
     declared = {tensor.name for tensor in component.spec.inputs}
-    tensors = dict(component.named_parameters(remove_duplicate=False))
-    tensors.update(component.named_buffers(remove_duplicate=False))
+    tensors: dict[str, torch.Tensor] = {
+        **dict(component.named_parameters(remove_duplicate=False)),
+        **dict(component.named_buffers(remove_duplicate=False)),
+    }
     kept = [value for value in graph.graph.input if value.name in declared]
     weights = [value.name for value in graph.graph.input if value.name not in declared]
     with file.open("wb") as stream:
@@ -141,22 +142,13 @@ def _write_external(
     stream.write(b"\0" * (-stream.tell() % _ALIGNMENT))
     offset = stream.tell()
     raw = tensor.contiguous().view(-1).view(torch.uint8)
-    stream.write(memoryview(raw.numpy()))
+    stream.write(raw.numpy().data)
     initializer.name = name
     initializer.data_type = _ONNX_TYPES[tensor.dtype]
     initializer.dims.extend(tensor.shape)
     initializer.data_location = onnx.TensorProto.EXTERNAL
     for key, value in {"location": file, "offset": offset, "length": raw.numel()}.items():
         initializer.external_data.add(key=key, value=str(value))
-
-
-@contextlib.contextmanager
-def _one_node_chunks() -> Iterator[None]:
-    torch.onnx.register_custom_op_symbolic("aten::chunk", emit_chunk, OPSET)
-    try:
-        yield
-    finally:
-        torch.onnx.unregister_custom_op_symbolic("aten::chunk", OPSET)
 
 
 @contextlib.contextmanager

@@ -120,7 +120,7 @@ def train_tokenizers(rng: np.random.Generator) -> tuple[CLIPTokenizer, CLIPToken
     words = letters + [f"{letter}</w>" for letter in letters] + ["".join(pair) for pair in merges]
     words = [*dict.fromkeys(words), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {word: index for index, word in enumerate(words)}
-    return tuple(  # type: ignore[return-value]
+    return tuple(
         CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=pad, model_max_length=MAX_LENGTH)
         for pad in ("<|endoftext|>", "!")
     )
@@ -209,7 +209,9 @@ def cosine(step: int, total: int, warmup: int) -> float:
 def optimizer_for(
     parameters: list[torch.nn.Parameter], lr: float, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: cosine(s, steps, 100))
     return optimizer, schedule
 
@@ -309,6 +311,16 @@ class Denoiser(torch.nn.Module):
         return self.unet(sample, timestep, context, added_cond_kwargs=added).sample
 
 
+def load_denoiser(folder: Path) -> Denoiser:
+    """The trained networks of a saved pipeline, in float32."""
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+    encoders = (
+        CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32),
+        CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2", dtype=torch.float32),
+    )
+    return Denoiser(unet, encoders).train()
+
+
 def train_denoiser(
     model: Denoiser,
     tokenizers: tuple[CLIPTokenizer, CLIPTokenizer],
@@ -353,7 +365,7 @@ def train_denoiser(
         schedule.step()
         decay = min(0.998, (1 + step) / (10 + step))
         with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), parameters, 1 - decay)
+            torch._foreach_lerp_([*average.parameters()], [*model.parameters()], 1 - decay)
         progress.add(step, float(loss.detach()))
         if (step + 1) % 500 == 0:
             snapshot(copy.deepcopy(average))
@@ -367,20 +379,35 @@ def main(
     unet_steps: int = Recipe.unet_steps,
     pictures: int = Recipe.pictures,
     threads: int = Recipe.threads,
+    unet_lr: float = Recipe.unet_lr,
     vae: Annotated[
         Path | None, typer.Option(help="Folder of an autoencoder trained before, to reuse.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="A model trained before, to train further.")
     ] = None,
 ) -> None:
     """Train the demo model and save it as a float16 diffusers folder."""
     recipe = Recipe(
-        seed=seed, vae_steps=vae_steps, unet_steps=unet_steps, pictures=pictures, threads=threads
+        seed=seed,
+        vae_steps=vae_steps,
+        unet_steps=unet_steps,
+        unet_lr=unet_lr,
+        pictures=pictures,
+        threads=threads,
     )
     torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.seed)
     rng = np.random.default_rng(recipe.seed)
     start = time.perf_counter()
 
-    tokenizers = train_tokenizers(rng)
+    if resume is None:
+        tokenizers = train_tokenizers(rng)
+    else:
+        tokenizers = tuple(
+            CLIPTokenizer.from_pretrained(resume / name) for name in ("tokenizer", "tokenizer_2")
+        )
+        vae = resume / "vae"
     sets = draw_pictures(rng, recipe)
     print(f"pictures drawn, {time.perf_counter() - start:.0f} s", flush=True)
 
@@ -410,7 +437,10 @@ def main(
             scheduler=make_scheduler(),
         ).save_pretrained(out)
 
-    model = Denoiser(make_unet(), make_text_encoders(tokenizers[0]))
+    if resume is None:
+        model = Denoiser(make_unet(), make_text_encoders(tokenizers[0]))
+    else:
+        model = load_denoiser(resume)
     batches = training_batches([scenes for scenes, _ in sets], latents, recipe)
     average, unet_progress = train_denoiser(model, tokenizers, batches, recipe, save)
     save(average)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -51,6 +52,7 @@ def verify(name: str, engine: Engine, cases: Sequence[Case], precision: str) -> 
     Raises:
         VerificationError: an output is not finite, or further off than ``BOUNDS`` allows.
     """
+    kind: Literal["torch", "onnxruntime"]
     kind = "torch" if isinstance(engine, TorchEngine) else "onnxruntime"
     results = []
     for case in cases:

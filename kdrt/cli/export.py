@@ -13,8 +13,6 @@ _PACKAGES = {
     "huggingface_hub",
     "onnx",
     "onnx_ir",
-    "onnxscript",
-    "peft",
     "transformers",
 }
 """What the extra ``export`` installs, by import name."""

@@ -42,8 +42,11 @@ def held_out_prompts(count: int = HELD_OUT_PROMPTS) -> list[tuple[str, Scene]]:
     """The first ``count`` prompts of the fixed held-out list, three in ten with two things.
     None of their combinations of kinds and colours was seen in training."""
     rng = np.random.default_rng(_HELD_OUT_SEED)
-    scenes = [random_scene(rng, pairs=0.3, held_out=True) for _ in range(count)]
-    return [(caption(scene, rng), scene) for scene in scenes]
+    prompts = []
+    for _ in range(count):
+        scene = random_scene(rng, pairs=0.3, held_out=True)
+        prompts.append((caption(scene, rng), scene))
+    return prompts
 
 
 def judge(image: Image.Image, scene: Scene) -> Verdict:

@@ -80,4 +80,4 @@ def test_a_missing_bias_becomes_zeros_next_to_a_present_one() -> None:
 )
 def test_attention_it_does_not_know_is_refused(extra: dict[str, object]) -> None:
     with pytest.raises(UnsupportedModel, match="cannot be exported"):
-        ExportAttention(Attention(query_dim=16, heads=2, dim_head=8, **extra), fuse=True)
+        ExportAttention(Attention(query_dim=32, heads=2, dim_head=8, **extra), fuse=True)

@@ -87,9 +87,13 @@ def test_half_precisions(sd_folder: Path, tmp_path: Path, precision: str) -> Non
     assert dtypes["timestep"] == dtypes["freeu"] == "float32"
     assert dtypes["sample"] == {"fp16": "float16", "bf16": "bfloat16"}[precision]
     engine = {"fp16": "onnxruntime", "bf16": "torch"}[precision]
-    for component in manifest.components.values():
+    for name, component in manifest.components.items():
+        # This VAE says that it overflows in float16, as SDXL's does: it stays in float32.
+        upcast = precision == "fp16" and name.startswith("vae")
+        low, high = (0.0, BOUNDS["fp32"]) if upcast else (1e-6, BOUNDS[precision])
+        assert (component.inputs[0].dtype == "float32") == upcast
         for figure in component.verification:
-            assert 1e-6 < figure.relative_error < BOUNDS[precision]
+            assert low < figure.relative_error < high
             assert figure.engine == engine
 
 

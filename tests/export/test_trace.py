@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx.external_data_helper import load_external_data_for_tensor
 from test_components import COMPONENTS
 
 from kdrt_engines import ShapeError
@@ -52,7 +53,7 @@ def test_a_traced_component(exported: Exported) -> None:
     assert set(weights) == set(parameters)
     base = str(path.parent)
     for name, tensor in weights.items():
-        onnx.load_external_data_for_tensor(tensor, base)
+        load_external_data_for_tensor(tensor, base)
         assert np.array_equal(onnx.numpy_helper.to_array(tensor), parameters[name].numpy()), name
 
     raw = path.read_bytes()

@@ -7,6 +7,8 @@ reshapes between pictures and tokens differ, so that each is one ONNX node.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
+from diffusers.models.activations import GEGLU
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
@@ -42,14 +44,29 @@ class ExportTransformer(nn.Module):
         return (hidden + residual,)
 
 
+class ExportGeglu(nn.Module):
+    """The gated GELU of the feed-forward: halves of known width split in one node, where an even
+    chunk of an unknown one takes six."""
+
+    def __init__(self, source: GEGLU) -> None:
+        super().__init__()
+        self.proj = source.proj
+        self.width: int = source.proj.out_features // 2
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        hidden, gate = self.proj(hidden_states).split(self.width, dim=-1)
+        return hidden * F.gelu(gate)
+
+
 def rewrite_transformers(model: nn.Module) -> int:
-    """Replace every ``Transformer2DModel`` in ``model``, in place, and return how many."""
-    sites = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, Transformer2DModel)
-    ]
-    for parent, name, child in sites:
-        setattr(parent, name, ExportTransformer(child))
-    return len(sites)
+    """Replace every ``Transformer2DModel`` in ``model`` and the gated GELUs inside, in place, and
+    return how many transformers there were."""
+    replaced = 0
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, GEGLU):
+                setattr(parent, name, ExportGeglu(child))
+            elif isinstance(child, Transformer2DModel):
+                setattr(parent, name, ExportTransformer(child))
+                replaced += 1
+    return replaced

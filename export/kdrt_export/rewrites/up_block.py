@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -15,7 +17,7 @@ FREEU_BLOCKS = 2
 class ExportUpBlock(nn.Module):
     """Stands in for diffusers' ``UpBlock2D`` and ``CrossAttnUpBlock2D``."""
 
-    def __init__(self, source: nn.Module, index: int) -> None:
+    def __init__(self, source: Any, index: int) -> None:
         super().__init__()
         self.resnets = source.resnets
         self.attentions = getattr(source, "attentions", None)
@@ -47,7 +49,7 @@ class ExportUpBlock(nn.Module):
         return hidden
 
 
-def rewrite_up_blocks(unet: nn.Module) -> None:
+def rewrite_up_blocks(unet: Any) -> None:
     """Replace the up blocks of a UNet, in place."""
     for index, block in enumerate(unet.up_blocks):
         unet.up_blocks[index] = ExportUpBlock(block, index)
