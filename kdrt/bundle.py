@@ -95,6 +95,8 @@ class TextEncoderFacts(_Strict):
 
     ``layer`` is the hidden state used without clip_skip, counted from the end (-1 the last).
     ``normalized`` says that the component applies its final layer norm to every hidden state.
+    ``pooled_token`` is the id at whose first occurrence the encoder pools (at the first token where
+    it does not occur); None is the highest id of the prompt, as CLIP's first configurations had it.
     """
 
     component: str
@@ -106,6 +108,7 @@ class TextEncoderFacts(_Strict):
     bos: int
     eos: int
     pad: int
+    pooled_token: int | None
     layer: int
     normalized: bool
 

@@ -100,8 +100,13 @@ class PromptTokenizer:
             truncation = Truncation(prompt, len(kept), prompt[start:].strip())
         ids = [facts.bos, *kept, facts.eos]
         ids += [facts.pad] * (facts.max_length - len(ids))
-        # A prompt may spell the end mark itself; the encoder pools at the first one.
-        return Tokens(tuple(ids), ids.index(facts.eos), truncation)
+        return Tokens(tuple(ids), _pooled_index(ids, facts.pooled_token), truncation)
+
+
+def _pooled_index(ids: list[int], token: int | None) -> int:
+    """Where the encoder pools; see :class:`kdrt.bundle.TextEncoderFacts`."""
+    wanted = max(ids) if token is None else token
+    return ids.index(wanted) if wanted in ids else 0
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from kdrt_export.families import DEFAULT_GUIDANCE, KNOWN_MODELS, Architecture, F
 _PIPELINES: dict[str, Family] = {
     "StableDiffusionPipeline": "sd",
     "StableDiffusionKDiffusionPipeline": "sd",
+    "LatentConsistencyModelPipeline": "sd",
     "StableDiffusionImg2ImgPipeline": "sd",
     "StableDiffusionXLPipeline": "sdxl",
     "StableDiffusionXLKDiffusionPipeline": "sdxl",

@@ -30,7 +30,8 @@ def write_text_files(
     raw.no_padding()
     raw.no_truncation()
     raw.save(str(folder / place / "tokenizer.json"), pretty=False)
-    table = getattr(model, "text_model", model).embeddings.token_embedding.weight
+    text = getattr(model, "text_model", model)
+    table = text.embeddings.token_embedding.weight
     embedding = f"{place}/token_embedding.safetensors"
     save_file({"weight": table.detach().to(dtype).contiguous()}, str(folder / embedding))
     positions = model.config.max_position_embeddings
@@ -44,6 +45,8 @@ def write_text_files(
         bos=tokenizer.bos_token_id,
         eos=tokenizer.eos_token_id,
         pad=tokenizer.pad_token_id,
+        # 2 stands for a mistake in CLIP's first configurations, which transformers honours so.
+        pooled_token=None if text.eos_token_id == 2 else text.eos_token_id,
         layer=-2 if family == "sdxl" else -1,
         normalized=family == "sd",
     )

@@ -60,7 +60,7 @@ class Recipe:
     vae_steps: int = 1_800
     vae_batch: int = 16
     vae_lr: float = 2e-3
-    unet_steps: int = 5_000
+    unet_steps: int = 8_700
     unet_batch: int = 32
     unet_lr: float = 1.2e-3
     threads: int = 2

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -172,27 +170,6 @@ def test_something_else_is_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is not a bundle; choose another place with -o"):
         stage.export("demo", tmp_path / "photos")
     assert (tmp_path / "photos" / "one.txt").read_text() == "keep me"
-
-
-def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "kdrt.cli", "export", "demo", "-o", str(tmp_path / "demo")]
-    paths = os.pathsep.join(p for p in sys.path if p)
-    with subprocess.Popen(
-        command,
-        env=os.environ | {"PYTHONPATH": paths},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        while not list(tmp_path.glob(".demo.*/onnx/*/weights.bin")):
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "interrupted" in err
-    assert "Traceback" not in err
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -194,6 +194,7 @@ def kdrt_pipeline(folder: Path, family: Family, theirs: Any) -> Pipeline:
                 layers=LAYERS,
                 bos=tokenizer.bos_token_id,
                 eos=tokenizer.eos_token_id,
+                pooled_token=tokenizer.eos_token_id,
                 pad=tokenizer.pad_token_id,
                 layer=-2 if family == "sdxl" else -1,
                 normalized=family == "sd",

@@ -10,7 +10,7 @@ from tiny_model import BOS, EOS, LAYERS, MAX_LENGTH, WIDTHS, TinyModel, clip_lik
 
 from kdrt.bundle import Bundle
 from kdrt.errors import BundleError, InvalidRequest
-from kdrt.prompt import PromptEncoder, PromptTokenizer, Truncation
+from kdrt.prompt import PromptEncoder, PromptTokenizer, Truncation, _pooled_index
 
 PROMPTS = [
     "a red circle",
@@ -146,3 +146,12 @@ def test_damaged_files_are_bundle_errors(sd: TinyModel) -> None:
     (sd.pipeline.bundle.file(facts.tokenizer) / "tokenizer.json").write_text("{}")
     with pytest.raises(BundleError, match="not a tokenizer"):
         encoder(sd)
+
+
+@pytest.mark.parametrize(
+    ("token", "index"),
+    [(7, 2), (5, 1), (99, 0), (None, 2)],
+    ids=["one", "other", "absent", "old"],
+)
+def test_where_the_encoder_pools(token: int | None, index: int) -> None:
+    assert _pooled_index([3, 5, 7, 7, 5], token) == index

@@ -217,6 +217,7 @@ def _text_encoder(folder: Path, index: int, width: int, family: Family) -> TextE
         layers=LAYERS,
         bos=tokenizer.token_to_id(BOS),
         eos=tokenizer.token_to_id(EOS),
+        pooled_token=tokenizer.token_to_id(EOS),
         # SDXL's second tokenizer pads with an ordinary token.
         pad=tokenizer.token_to_id("!</w>" if index else EOS),
         layer=-2 if family == "sdxl" else -1,
