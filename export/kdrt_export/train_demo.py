@@ -314,6 +314,7 @@ class Denoiser(torch.nn.Module):
 def load_denoiser(folder: Path) -> Denoiser:
     """The trained networks of a saved pipeline, in float32."""
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+    unet.register_to_config(_name_or_path="")
     encoders = (
         CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32),
         CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2", dtype=torch.float32),
@@ -420,6 +421,7 @@ def main(
     else:
         vae_curve = []
     autoencoder = AutoencoderKL.from_pretrained(vae or out / "vae", torch_dtype=torch.float32)
+    autoencoder.register_to_config(_name_or_path="")  # a path of this machine otherwise
     autoencoder.requires_grad_(False).eval()
     latents = [encode(autoencoder, pixels).clone() * SCALING_FACTOR for _, pixels in sets]
     autoencoder.half()

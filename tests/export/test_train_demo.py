@@ -26,6 +26,8 @@ def test_a_short_run_gives_an_ordinary_pipeline(tmp_path: Path) -> None:
     )
     assert first == again
     assert first != further
+    for config in (tmp_path / "further").rglob("*.json"):
+        assert str(tmp_path) not in config.read_text()
 
     pipeline = StableDiffusionXLPipeline.from_pretrained(
         tmp_path / "further", torch_dtype=torch.float32
