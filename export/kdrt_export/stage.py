@@ -157,10 +157,15 @@ class _Job:
     def parts(self) -> Iterator[_Part]:
         for index in range(self.source.text_encoders):
             yield self._text_encoder(index)
-        scale, decoder_part = self._vae_decoder()
-        yield decoder_part
-        del decoder_part
-        yield self._vae_encoder()
+        self.report.start("vae: load")
+        vae = self.source.vae()
+        dtype = self._vae_dtype(vae)
+        self.report.done()
+        decoder, encoder = ExportVaeDecoder(vae), ExportVaeEncoder(vae)
+        yield _Part("vae_decoder", decoder, _VAE_TRACED, _VAE_VERIFIED, dtype)
+        yield _Part("vae_encoder", encoder, _VAE_TRACED, _VAE_VERIFIED, dtype)
+        scale = vae_scale(vae)
+        del vae, decoder, encoder  # the UNet is next, and largest
         yield self._unet(scale)
 
     def _text_encoder(self, index: int) -> _Part:
@@ -180,25 +185,6 @@ class _Job:
             [{"B": 1, "L": facts.max_length}, {"B": 3, "L": 12}],
             self.dtype,
         )
-
-    def _vae_decoder(self) -> tuple[int, _Part]:
-        self.report.start("vae_decoder: load")
-        vae = self.source.vae()
-        component = ExportVaeDecoder(vae)
-        dtype = self._vae_dtype(vae)
-        self.report.done()
-        verified = [{"B": 2, "h": 8, "w": 12}, {"B": 1, "h": 9, "w": 7}]
-        return vae_scale(vae), _Part(
-            "vae_decoder", component, {"B": 1, "h": 6, "w": 5}, verified, dtype
-        )
-
-    def _vae_encoder(self) -> _Part:
-        self.report.start("vae_encoder: load")
-        vae = self.source.vae()
-        component = ExportVaeEncoder(vae)
-        dtype = self._vae_dtype(vae)
-        self.report.done()
-        return _Part("vae_encoder", component, _VAE_TRACED, _VAE_VERIFIED, dtype)
 
     def _unet(self, scale: int) -> _Part:
         self.report.start("unet: load")

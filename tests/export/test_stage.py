@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoint import checkpoint
+from safetensors.torch import save_file
 from test_sources import sd_folder  # noqa: F401
 
 import kdrt
@@ -19,6 +21,7 @@ from kdrt.sampling import NoiseSchedule, sigmas_for
 from kdrt_export import stage
 from kdrt_export.errors import ExportError, UnsupportedModel, VerificationError
 from kdrt_export.report import Silent
+from kdrt_export.sources import open_source
 from kdrt_export.verify import BOUNDS, relative_error
 
 
@@ -74,6 +77,23 @@ def test_a_stable_diffusion_folder(sd_folder: Path, tmp_path: Path) -> None:  # 
     ]
     image = kdrt.load(path)("a red circle", steps=2, seed=1, height=32, width=48).images[0]
     assert image.size == (48, 32)
+
+
+def test_a_single_file_exports_to_the_same_networks(
+    sd_folder: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    source = open_source(str(sd_folder))
+    path = tmp_path / "mine.safetensors"
+    save_file(checkpoint(source.unet(), source.vae(), source.text_encoder(0)), path)
+    folder = Bundle.open(stage.export(str(sd_folder), tmp_path / "folder")).manifest
+    single = Bundle.open(stage.export(str(path), tmp_path / "single", config=sd_folder)).manifest
+    assert single.source == "mine.safetensors"
+    networks = {name for name in folder.files if name.startswith("onnx/")}
+    assert len(networks) == 8
+    assert {name: single.files[name] for name in networks} == {
+        name: folder.files[name] for name in networks
+    }
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
