@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdrt.sampling.plan import Plan
+from kdrt.sampling.plan import Correction, Plan, Stage
 
 Denoise = Callable[[Tensor, float], Tensor]
 
@@ -51,6 +51,9 @@ def run(
         noise: ``[len(plan.slots), *latents.shape]`` on the device of the latents, from a
             `NoiseSource`. May be None where the plan has no slots.
 
+    A plan that needs unconditional results (`Plan.needs_unconditional`) wants a denoiser with an
+    attribute ``unconditional``: after a call, the result without guidance, shaped like the other.
+
     Raises:
         ValueError: at once, if ``noise`` is missing or misshapen; at the first evaluation, if
             ``denoise`` returns another shape or dtype.
@@ -77,8 +80,9 @@ def sample(plan: Plan, latents: Tensor, denoise: Denoise, noise: Tensor | None =
 @torch.no_grad()
 def _steps(plan: Plan, latents: Tensor, denoise: Denoise, noise: Tensor | None) -> Iterator[Step]:
     start = latents.clone()  # the state at the start of the step
-    between = torch.empty_like(start)  # a state inside a step, on its way to an evaluation
+    between = torch.empty_like(start)  # a state that is only evaluated
     ring = [torch.empty_like(start) for _ in range(plan.history)]
+    unguided = [torch.empty_like(start) for _ in ring] if plan.needs_unconditional else []
     kept = _needed_later(plan)
     if plan.initial_slot is not None and noise is not None:
         start.add_(noise[plan.initial_slot], alpha=plan.initial_noise)
@@ -97,19 +101,34 @@ def _steps(plan: Plan, latents: Tensor, denoise: Denoise, noise: Tensor | None) 
             torch.sub(state, denoised, out=ring[newest])
         elif kept[count] or denoised is state:
             denoised = ring[newest].copy_(denoised)
+        if unguided:
+            unguided[newest].copy_(denoise.unconditional)  # type: ignore[attr-defined]
 
-        terms = [(stage.base, start)]
-        for back, coefficient in enumerate(stage.denoised):
-            direct = back == 0 and not plan.residual
-            terms.append((coefficient, denoised if direct else ring[(count - back) % len(ring)]))
-        if stage.slot is not None and noise is not None:
-            terms.append((stage.noise, noise[stage.slot]))
-        state = start if stage.ends_step else between
+        results = [ring[(count - back) % len(ring)] for back in range(len(ring))]
+        if not plan.residual:
+            results[0] = denoised
+        if stage.correction is not None:
+            _combine(_terms(stage.correction, start, results, noise), out=start)
+        terms = _terms(stage, start, results, noise)
+        for back, coefficient in enumerate(stage.unconditional):
+            terms.append((coefficient, unguided[(count - back) % len(ring)]))
+        # A step that ends in a state to be corrected keeps its start: the correction needs it.
+        corrected = count + 1 < len(plan.stages) and plan.stages[count + 1].correction is not None
+        state = start if stage.ends_step and not corrected else between
         _combine(terms, out=state)
 
         if stage.ends_step:
             yield Step(index, plan.sigmas[index], plan.sigmas[index + 1], state, denoised)
             index += 1
+
+
+def _terms(
+    update: Stage | Correction, start: Tensor, results: list[Tensor], noise: Tensor | None
+) -> list[tuple[float, Tensor]]:
+    terms = [(update.base, start), *zip(update.denoised, results, strict=False)]
+    if update.slot is not None and noise is not None:
+        terms.append((update.noise, noise[update.slot]))
+    return terms
 
 
 def _combine(terms: list[tuple[float, Tensor]], out: Tensor) -> None:
@@ -129,7 +148,11 @@ def _needed_later(plan: Plan) -> list[bool]:
     """For every stage, whether a later one reads its result: only those are copied."""
     needed = [False] * len(plan.stages)
     for count, stage in enumerate(plan.stages):
-        for back, coefficient in enumerate(stage.denoised[1:], start=1):
-            if coefficient != 0:
-                needed[count - back] = True
+        updates: list[Stage | Correction] = [stage]
+        if stage.correction is not None:
+            updates.append(stage.correction)
+        for update in updates:
+            for back, coefficient in enumerate(update.denoised[1:], start=1):
+                if coefficient != 0:
+                    needed[count - back] = True
     return needed

@@ -34,14 +34,39 @@ class NoiseSlot:
 
 
 @dataclass(frozen=True, slots=True)
+class Correction:
+    """What a predictor-corrector method makes of the state at the start of a step once the
+    denoiser has seen the predicted one.
+
+        corrected start = base · (state at the start of the step before) + Σⱼ denoised[j] · Dⱼ
+                          + noise · ξ[slot]
+
+    with D₀ the result of the stage that carries the correction.
+
+    Attributes:
+        base: coefficient of the state at the start of the step before.
+        denoised: coefficients of D₀, D₁, …
+        noise: standard deviation of the noise added, 0 for none.
+        slot: index into `Plan.slots`, None where ``noise`` is 0.
+    """
+
+    base: float
+    denoised: tuple[float, ...]
+    noise: float = 0.0
+    slot: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Stage:
     """One evaluation of the denoiser, and the state that follows from it.
 
     The stage evaluates ``D₀ = denoise(current state, sigma)``; then
 
-        new state = base · (state at the start of this step) + Σⱼ denoised[j] · Dⱼ + noise · ξ[slot]
+        new state = base · (state at the start of this step) + Σⱼ denoised[j] · Dⱼ
+                    + Σⱼ unconditional[j] · Uⱼ + noise · ξ[slot]
 
-    where D₁ is the result of the stage before, D₂ the one before that, across step boundaries.
+    where D₁ is the result of the stage before, D₂ the one before that, across step boundaries,
+    and U is the part of D without guidance.
 
     Attributes:
         sigma: noise level at which the denoiser is evaluated.
@@ -50,6 +75,8 @@ class Stage:
         noise: standard deviation of the noise added, 0 for none.
         slot: index into `Plan.slots`, None where ``noise`` is 0.
         ends_step: the new state is the next step's start; otherwise it is only evaluated.
+        unconditional: coefficients of U₀, U₁, …: what CFG++ samplers are made of.
+        correction: applied to the start of the step before the new state is computed.
     """
 
     sigma: float
@@ -58,6 +85,8 @@ class Stage:
     noise: float
     slot: int | None
     ends_step: bool
+    unconditional: tuple[float, ...] = ()
+    correction: Correction | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,4 +129,16 @@ class Plan:
     @property
     def history(self) -> int:
         """How many results the executor holds at once, the newest included."""
-        return max(len(stage.denoised) for stage in self.stages)
+        return max(
+            max(
+                len(stage.denoised),
+                len(stage.unconditional),
+                len(stage.correction.denoised) if stage.correction else 0,
+            )
+            for stage in self.stages
+        )
+
+    @property
+    def needs_unconditional(self) -> bool:
+        """Whether the denoiser must hand out its unconditional results too."""
+        return any(stage.unconditional for stage in self.stages)
