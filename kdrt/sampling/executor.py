@@ -1,18 +1,28 @@
 """Running a plan, one step at a time.
 
-The loop owns a fixed set of buffers and updates them in place: it allocates no tensor, reads
-none back and branches on none, so on a GPU it only enqueues.
+The loop owns a fixed set of buffers and runs a compiled `Program` on them: it allocates no
+tensor, reads none back and branches on none, so on a GPU it only enqueues. Between two calls of
+the denoiser lie one to six elementwise operations, and hardly any Python.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kdrt.sampling.plan import Correction, Plan, Stage
+from kdrt.sampling.plan import Plan
+from kdrt.sampling.program import (
+    DENOISED,
+    UNCONDITIONAL,
+    Operation,
+    Program,
+    compile_plan,
+)
 
 Denoise = Callable[[Tensor, float], Tensor]
 
@@ -77,82 +87,78 @@ def sample(plan: Plan, latents: Tensor, denoise: Denoise, noise: Tensor | None =
     return result
 
 
-@torch.no_grad()
 def _steps(plan: Plan, latents: Tensor, denoise: Denoise, noise: Tensor | None) -> Iterator[Step]:
-    start = latents.clone()  # the state at the start of the step
-    between = torch.empty_like(start)  # a state that is only evaluated
-    ring = [torch.empty_like(start) for _ in range(plan.history)]
-    unguided = [torch.empty_like(start) for _ in ring] if plan.needs_unconditional else []
-    kept = _needed_later(plan)
-    if plan.initial_slot is not None and noise is not None:
-        start.add_(noise[plan.initial_slot], alpha=plan.initial_noise)
-
-    state = start
-    index = 0
-    for count, stage in enumerate(plan.stages):
-        denoised = denoise(state, stage.sigma)
-        if denoised.shape != state.shape or denoised.dtype != state.dtype:
-            raise ValueError(
-                f"the denoiser returned {denoised.dtype} {list(denoised.shape)}, "
-                f"expected {state.dtype} {list(state.shape)}"
-            )
-        newest = count % len(ring)
-        if plan.residual:
-            torch.sub(state, denoised, out=ring[newest])
-        elif kept[count] or denoised is state:
-            denoised = ring[newest].copy_(denoised)
-        if unguided:
-            unguided[newest].copy_(denoise.unconditional)  # type: ignore[attr-defined]
-
-        results = [ring[(count - back) % len(ring)] for back in range(len(ring))]
-        if not plan.residual:
-            results[0] = denoised
-        if stage.correction is not None:
-            _combine(_terms(stage.correction, start, results, noise), out=start)
-        terms = _terms(stage, start, results, noise)
-        for back, coefficient in enumerate(stage.unconditional):
-            terms.append((coefficient, unguided[(count - back) % len(ring)]))
-        # A step that ends in a state to be corrected keeps its start: the correction needs it.
-        corrected = count + 1 < len(plan.stages) and plan.stages[count + 1].correction is not None
-        state = start if stage.ends_step and not corrected else between
-        _combine(terms, out=state)
-
-        if stage.ends_step:
-            yield Step(index, plan.sigmas[index], plan.sigmas[index + 1], state, denoised)
-            index += 1
+    program = compile_plan(plan)
+    registers = _registers(program, latents, noise)
+    prologue, *operations = _bound(program, latents.dtype)
+    no_grad = torch.no_grad()
+    with no_grad:
+        for function, out, first, second, number in prologue:
+            function(registers[out], registers[first], registers[second], number)
+    known: Tensor | None = None
+    for evaluation, updates in zip(program.evaluations, operations, strict=True):
+        sigma, source, _, result, ending = evaluation
+        # Left again before the step is handed over: the caller's code runs in the caller's mode.
+        with no_grad:
+            state = registers[source]
+            denoised = denoise(state, sigma)
+            if denoised is not known:
+                _check_denoised(denoised, state)
+                known = denoised
+            # The state may be overwritten while the result is still read.
+            registers[DENOISED] = denoised.clone() if denoised is state else denoised
+            if program.needs_unconditional:
+                registers[UNCONDITIONAL] = denoise.unconditional  # type: ignore[attr-defined]
+            for function, out, first, second, number in updates:
+                function(registers[out], registers[first], registers[second], number)
+        if ending is not None:
+            index, sigma, sigma_next = ending
+            yield Step(index, sigma, sigma_next, registers[result], registers[DENOISED])
 
 
-def _terms(
-    update: Stage | Correction, start: Tensor, results: list[Tensor], noise: Tensor | None
-) -> list[tuple[float, Tensor]]:
-    terms = [(update.base, start), *zip(update.denoised, results, strict=False)]
-    if update.slot is not None and noise is not None:
-        terms.append((update.noise, noise[update.slot]))
-    return terms
+@torch.no_grad()
+def _registers(program: Program, latents: Tensor, noise: Tensor | None) -> list[Tensor]:
+    """The tensors of a program's registers; what the denoiser returns is put in as it comes."""
+    slots = [] if noise is None else list(noise.unbind(0))
+    buffers = [torch.empty_like(latents) for _ in range(program.buffers)]
+    registers = [latents, latents, *slots, *buffers]
+    registers[program.start].copy_(latents)
+    return registers
 
 
-def _combine(terms: list[tuple[float, Tensor]], out: Tensor) -> None:
-    """``out = Σ coefficient · tensor``. Only the first tensor may be ``out`` itself."""
-    terms = [(coefficient, tensor) for coefficient, tensor in terms if coefficient != 0]
-    if not terms:
-        out.zero_()
-        return
-    coefficient, tensor = terms[0]
-    if tensor is not out or coefficient != 1:
-        torch.mul(tensor, coefficient, out=out)
-    for coefficient, tensor in terms[1:]:
-        out.add_(tensor, alpha=coefficient)
+def _check_denoised(denoised: Tensor, state: Tensor) -> None:
+    if denoised.shape != state.shape or denoised.dtype != state.dtype:
+        raise ValueError(
+            f"the denoiser returned {denoised.dtype} {list(denoised.shape)}, "
+            f"expected {state.dtype} {list(state.shape)}"
+        )
 
 
-def _needed_later(plan: Plan) -> list[bool]:
-    """For every stage, whether a later one reads its result: only those are copied."""
-    needed = [False] * len(plan.stages)
-    for count, stage in enumerate(plan.stages):
-        updates: list[Stage | Correction] = [stage]
-        if stage.correction is not None:
-            updates.append(stage.correction)
-        for update in updates:
-            for back, coefficient in enumerate(update.denoised[1:], start=1):
-                if coefficient != 0:
-                    needed[count - back] = True
-    return needed
+_Function = Callable[[Tensor, Tensor, Tensor, Any], object]
+_Bound = tuple[_Function, int, int, int, float | Tensor]
+_FUNCTIONS: Mapping[Operation, _Function] = MappingProxyType(
+    {
+        "copy": lambda out, first, second, number: out.copy_(first),
+        "scale": lambda out, first, second, number: torch.mul(first, number, out=out),
+        "add": lambda out, first, second, number: torch.add(first, second, alpha=number, out=out),
+        "lerp": lambda out, first, second, number: torch.lerp(first, second, number, out=out),
+    }
+)
+
+
+def _bound(program: Program, dtype: torch.dtype) -> list[list[_Bound]]:
+    """The instructions of the prologue and of each evaluation, with their functions.
+
+    PyTorch makes a tensor of a factor at every call of ``mul``, but not of one that already is a
+    tensor without dimensions; wherever the state is, such a factor belongs on the host.
+    """
+    parts = [program.prologue, *(each.instructions for each in program.evaluations)]
+    factors = [i.coefficient for part in parts for i in part if i.operation == "scale"]
+    table = iter(torch.tensor(factors, dtype=torch.promote_types(dtype, torch.float32)).unbind())
+    return [
+        [
+            (_FUNCTIONS[name], out, first, second, next(table) if name == "scale" else coefficient)
+            for name, out, first, second, coefficient in part
+        ]
+        for part in parts
+    ]
