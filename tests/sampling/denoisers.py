@@ -30,6 +30,17 @@ def rough(channels: int, dtype: torch.dtype = torch.float64) -> Denoise:
     return denoise
 
 
+class unguided:  # noqa: N801 - reads as the functions around it
+    """A denoiser without guidance, for samplers that ask for the result without guidance too."""
+
+    def __init__(self, denoise: Denoise) -> None:
+        self._denoise = denoise
+
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+        self.unconditional = self._denoise(x, sigma)
+        return self.unconditional
+
+
 def gaussian(variance: float) -> Denoise:
     """The posterior mean for data N(0, variance): linear in x."""
     return lambda x, sigma: x * (variance / (variance + sigma * sigma))

@@ -13,6 +13,7 @@ import pytest
 
 from kdrt.errors import InvalidRequest
 from kdrt.sampling import SAMPLERS, NoiseSlot, find_sampler, plan
+from kdrt.sampling.samplers import label_of, split_label
 
 SIGMAS = [14.6, 3.0, 0.7, 0.03, 0.0]
 NAMES = list(SAMPLERS)
@@ -36,6 +37,13 @@ NAMES = list(SAMPLERS)
         ("dpm++_2m", "dpmpp_2m"),
         ("DPM++ 2M SDE", "dpmpp_2m_sde"),
         ("dpmpp-3m-sde", "dpmpp_3m_sde"),
+        ("DPM fast", "dpm_fast"),
+        ("uni_pc", "unipc"),
+        ("UniPC", "unipc"),
+        ("dpmpp_sde_gpu", "dpmpp_sde"),
+        ("dpmpp_3m_sde_gpu", "dpmpp_3m_sde"),
+        ("Euler CFG++", "euler_cfg_pp"),
+        ("seeds_3", "seeds_3"),
     ],
 )
 def test_names(spelling: str, name: str) -> None:
@@ -46,15 +54,67 @@ def test_names(spelling: str, name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_registry_is_consistent(name: str) -> None:
     info = SAMPLERS[name]
-    planned = plan(name, SIGMAS)
-    assert find_sampler(info.label) is find_sampler(f"sample_{name}") is info
+    # Long enough for every sampler to do all it can: restart does so from 20 steps.
+    sigmas = [*np.geomspace(14.6, 0.03, 24), 0.0]
+    planned = plan(name, sigmas)
+    for spelling in (info.label, f"sample_{name}", *info.aliases):
+        assert find_sampler(spelling) is info
     assert info.name == planned.sampler == name
     assert bool(planned.slots) is info.stochastic
-    assert planned.steps == 4
-    assert planned.evaluations == {"N": 4, "2N-1": 7}[info.evaluations]
-    assert plan(name, SIGMAS, **info.options) == planned
+    assert planned.evaluations == {"N": 24, "2N-1": 47, "3N-2": 70}[info.evaluations]
+    assert planned.steps == (9 if name == "dpm_fast" else 24)
+    assert plan(name, sigmas, **info.options) == planned
+    assert planned.needs_unconditional is name.endswith("cfg_pp")
     with pytest.raises(TypeError):
         SAMPLERS[name] = info  # type: ignore[index]
+
+
+def test_keys_of_names_are_distinct() -> None:
+    """No label or alias hides another sampler."""
+    spellings = [
+        (spelling, info.name)
+        for info in SAMPLERS.values()
+        for spelling in (info.name, info.label, *info.aliases)
+    ]
+    assert all(find_sampler(spelling).name == name for spelling, name in spellings)
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name", "options"),
+    [
+        ("DPM++ 2M SDE Heun", "dpmpp_2m_sde", {"solver_type": "heun"}),
+        ("dpmpp_2m_sde_heun_gpu", "dpmpp_2m_sde", {"solver_type": "heun"}),
+        ("uni_pc_bh2", "unipc", {"solver_type": "bh2"}),
+        ("res_multistep_ancestral", "res_multistep", {"eta": 1.0}),
+        ("exp_heun_2_x0_sde", "exp_heun_2_x0", {"eta": 1.0}),
+    ],
+)
+def test_names_that_imply_options(spelling: str, name: str, options: dict[str, Any]) -> None:
+    assert plan(spelling, SIGMAS) == plan(name, SIGMAS, **options) != plan(name, SIGMAS)
+    assert find_sampler(label_of(spelling, {})).name == name
+    assert plan(label_of(spelling, {}), SIGMAS) == plan(spelling, SIGMAS)
+    assert label_of(spelling, options) == SAMPLERS[name].label
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ("DPM++ 2M Karras", ("dpmpp_2m", {}, "karras")),
+        ("DPM++ 2M SDE Heun Karras", ("dpmpp_2m_sde", {"solver_type": "heun"}, "karras")),
+        ("DPM++ 2M SDE Exponential", ("dpmpp_2m_sde", {}, "exponential")),
+        ("dpm_2_ancestral", ("dpm_2_ancestral", {}, None)),
+        ("Euler a", ("euler_ancestral", {}, None)),
+        ("uni_pc_bh2_karras", ("unipc", {"solver_type": "bh2"}, "karras")),
+    ],
+)
+def test_split_label(label: str, expected: tuple[str, dict[str, Any], str | None]) -> None:
+    assert split_label(label) == expected
+
+
+@pytest.mark.parametrize("label", ["Karras", "DPM++ 2M Kurras", "Karras Euler", "", None])
+def test_labels_that_cannot_be_split(label: Any) -> None:
+    with pytest.raises(InvalidRequest, match="unknown sampler"):
+        split_label(label)
 
 
 def test_a_label_can_imply_an_option() -> None:
@@ -79,8 +139,15 @@ def test_plans_are_well_formed(name: str) -> None:
             assert 1 <= len(stage.denoised) <= min(count + 1, planned.history)
             if not planned.residual:
                 # A constant denoised image must be kept: the weights add up to 1.
-                assert stage.base + sum(stage.denoised) == pytest.approx(1, abs=1e-13)
-        if sigmas[-1] == 0 and not planned.residual:
+                total = stage.base + sum(stage.denoised) + sum(stage.unconditional)
+                assert total == pytest.approx(1, abs=1e-12)
+            if stage.correction is not None:
+                assert count > 0
+                total = stage.correction.base + sum(stage.correction.denoised)
+                assert total == pytest.approx(1, abs=1e-12)
+                last = planned.stages[count - 1]
+                assert (stage.correction.noise, stage.correction.slot) == (last.noise, last.slot)
+        if sigmas[-1] == 0 and not planned.residual and planned.sigmas[-1] == 0:
             assert (planned.stages[-1].base, planned.stages[-1].denoised) == (0.0, (1.0,))
 
 
@@ -96,6 +163,10 @@ def test_plans_are_well_formed(name: str) -> None:
         ("dpmpp_sde", {"r": 0.3}, 2),
         ("dpmpp_2m", {}, 2),
         ("dpmpp_3m_sde", {}, 3),
+        ("unipc", {}, 4),
+        ("unipc", {"order": 1}, 2),
+        ("seeds_3", {}, 3),
+        ("lcm", {}, 1),
     ],
 )
 def test_history(name: str, options: dict[str, Any], history: int) -> None:
@@ -139,7 +210,7 @@ def test_large_eta_keeps_the_noise_level(name: str) -> None:
         assert (stage.base, stage.denoised, stage.noise) == (0.0, (1.0,), sigma)
 
 
-@pytest.mark.parametrize("name", ["Eular", "", "sample_", "dpm_fast", "append_zero", None])
+@pytest.mark.parametrize("name", ["Eular", "", "sample_", "heunpp2", "append_zero", None])
 def test_unknown_sampler(name: Any) -> None:
     with pytest.raises(InvalidRequest) as caught:
         plan(name, SIGMAS)
@@ -162,6 +233,9 @@ def test_unknown_sampler(name: Any) -> None:
         ("lms", {"order": 0}, "order of lms must be 1, 2, 3 or 4, not 0"),
         ("lms", {"order": 5}, "order of lms must be 1, 2, 3 or 4, not 5"),
         ("lms", {"order": 2.0}, "order of lms must be 1, 2, 3 or 4, not 2.0"),
+        ("unipc", {"order": 4}, "order of unipc must be 1, 2 or 3, not 4"),
+        ("unipc", {"solver_type": "heun"}, "solver_type of unipc must be 'bh1' or 'bh2', not 'h"),
+        ("lms", {"order": True}, "order of lms must be 1, 2, 3 or 4, not True"),
         ("dpmpp_sde", {"r": 0}, "r of dpmpp_sde must be above 0 and at most 1, not 0"),
         ("dpmpp_sde", {"r": 1.5}, "r of dpmpp_sde must be above 0 and at most 1, not 1.5"),
         (

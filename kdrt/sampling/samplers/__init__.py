@@ -1,13 +1,14 @@
 """The samplers: planners from a σ grid to a `Plan`, and the registry that finds them by name.
 
 ``karras`` integrates the probability-flow ODE in σ, ``ancestral`` adds noise after every step,
-``dpmpp`` integrates in -ln σ. Planners are pure arithmetic on Python floats and check nothing;
-`plan` checks the request.
+``dpmpp`` integrates in -ln σ; ``multistep``, ``seeds`` and ``predictor_corrector`` do so with exact
+weights from ``integrals``; ``discrete`` has DDPM, DDIM and LCM, ``cfg_pp`` the samplers that need
+the result without guidance; ``dpm_solver``, ``restart`` and ``er_sde`` are what they are called.
+Planners are pure arithmetic on Python floats and check nothing; `plan` checks the request.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -17,9 +18,23 @@ from typing import Any
 
 from kdrt.errors import InvalidRequest
 from kdrt.sampling.plan import Plan
-from kdrt.sampling.samplers import ancestral, dpmpp, karras
+from kdrt.sampling.samplers import (
+    ancestral,
+    cfg_pp,
+    discrete,
+    dpm_solver,
+    dpmpp,
+    er_sde,
+    karras,
+    multistep,
+    predictor_corrector,
+    restart,
+    seeds,
+)
+from kdrt.sampling.samplers.options import check_options, options_of
+from kdrt.sampling.schedules import SCHEDULES
 
-__all__ = ["SAMPLERS", "SamplerInfo", "find_sampler", "plan"]
+__all__ = ["SAMPLERS", "SamplerInfo", "find_sampler", "label_of", "plan", "split_label"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,46 +42,200 @@ class SamplerInfo:
     """What there is to know about a sampler.
 
     Attributes:
-        name: canonical name, k-diffusion's without ``sample_``.
-        label: its name in AUTOMATIC1111's web UI.
+        name: canonical name, k-diffusion's without ``sample_`` where it has the sampler.
+        label: its name in AUTOMATIC1111's web UI or its relatives, else in that style.
         planner: from a grid and keyword options to a plan; does not check its arguments.
-        order: order of convergence of the deterministic form on a smooth grid.
+        order: order of convergence of the deterministic form on a smooth grid; of a sampler that
+            has none, of the variance of its results; None where it does not converge by design.
         stochastic: draws noise with its default options.
-        evaluations: calls of the denoiser in N steps down to 0.
+        evaluations: calls of the denoiser in N steps down to 0; "adaptive" if the run decides.
+        source: where the method was published.
+        diffusers: the diffusers scheduler that does the same, with its arguments; None if none.
+        aliases: names that other programs have for it.
+        capturable: its loop does the same whatever the picture, so a CUDA graph can hold it.
     """
 
     name: str
     label: str
     planner: Callable[..., Plan]
-    order: int
+    order: int | None
     stochastic: bool
     evaluations: str
+    source: str
+    diffusers: str | None = None
+    aliases: tuple[str, ...] = ()
+    capturable: bool = True
 
     @property
     def options(self) -> Mapping[str, Any]:
         """The options `plan` accepts for this sampler, with their defaults."""
-        parameters = inspect.signature(self.planner).parameters.values()
-        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        return options_of(self.planner)
 
 
 _ALL = (
-    SamplerInfo("euler", "Euler", karras.euler, 1, False, "N"),
-    SamplerInfo("heun", "Heun", karras.heun, 2, False, "2N-1"),
-    SamplerInfo("dpm_2", "DPM2", karras.dpm_2, 2, False, "2N-1"),
-    SamplerInfo("lms", "LMS", karras.lms, 4, False, "N"),
-    SamplerInfo("euler_ancestral", "Euler a", ancestral.euler_ancestral, 1, True, "N"),
-    SamplerInfo("dpm_2_ancestral", "DPM2 a", ancestral.dpm_2_ancestral, 2, True, "2N-1"),
-    SamplerInfo("dpmpp_2s_ancestral", "DPM++ 2S a", ancestral.dpmpp_2s_ancestral, 2, True, "2N-1"),
-    SamplerInfo("dpmpp_sde", "DPM++ SDE", dpmpp.dpmpp_sde, 2, True, "2N-1"),
-    SamplerInfo("dpmpp_2m", "DPM++ 2M", dpmpp.dpmpp_2m, 2, False, "N"),
-    SamplerInfo("dpmpp_2m_sde", "DPM++ 2M SDE", dpmpp.dpmpp_2m_sde, 2, True, "N"),
-    SamplerInfo("dpmpp_3m_sde", "DPM++ 3M SDE", dpmpp.dpmpp_3m_sde, 2, True, "N"),
+    SamplerInfo(
+        *("euler", "Euler", karras.euler, 1, False, "N"),
+        source="Karras et al. 2022",
+        diffusers="EulerDiscreteScheduler",
+    ),
+    SamplerInfo(
+        *("heun", "Heun", karras.heun, 2, False, "2N-1"),
+        source="Karras et al. 2022",
+        diffusers="HeunDiscreteScheduler",
+    ),
+    SamplerInfo(
+        *("dpm_2", "DPM2", karras.dpm_2, 2, False, "2N-1"),
+        source="Lu et al. 2022a",
+        diffusers="KDPM2DiscreteScheduler",
+    ),
+    SamplerInfo(
+        *("lms", "LMS", karras.lms, 4, False, "N"),
+        source="Crowson 2022, k-diffusion",
+        diffusers="LMSDiscreteScheduler",
+    ),
+    SamplerInfo(
+        *("euler_ancestral", "Euler a", ancestral.euler_ancestral, 1, True, "N"),
+        source="Crowson 2022, k-diffusion",
+        diffusers="EulerAncestralDiscreteScheduler",
+    ),
+    SamplerInfo(
+        *("dpm_2_ancestral", "DPM2 a", ancestral.dpm_2_ancestral, 2, True, "2N-1"),
+        source="Crowson 2022, k-diffusion",
+        diffusers="KDPM2AncestralDiscreteScheduler",
+    ),
+    SamplerInfo(
+        *("dpmpp_2s_ancestral", "DPM++ 2S a", ancestral.dpmpp_2s_ancestral, 2, True, "2N-1"),
+        source="Lu et al. 2022b",
+    ),
+    SamplerInfo(
+        *("dpmpp_sde", "DPM++ SDE", dpmpp.dpmpp_sde, 2, True, "2N-1"),
+        source="Lu et al. 2022b",
+        diffusers="DPMSolverSDEScheduler",
+        aliases=("dpmpp_sde_gpu",),
+    ),
+    SamplerInfo(
+        *("dpmpp_2m", "DPM++ 2M", dpmpp.dpmpp_2m, 2, False, "N"),
+        source="Lu et al. 2022b",
+        diffusers="DPMSolverMultistepScheduler",
+    ),
+    SamplerInfo(
+        *("dpmpp_2m_sde", "DPM++ 2M SDE", dpmpp.dpmpp_2m_sde, 2, True, "N"),
+        source="Lu et al. 2022b",
+        diffusers='DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++")',
+        aliases=("dpmpp_2m_sde_gpu",),
+    ),
+    SamplerInfo(
+        *("dpmpp_3m_sde", "DPM++ 3M SDE", dpmpp.dpmpp_3m_sde, 2, True, "N"),
+        source="Lu et al. 2022b; Crowson 2023, k-diffusion",
+        aliases=("dpmpp_3m_sde_gpu",),
+    ),
+    SamplerInfo(
+        *("dpmpp_3m_sde_exact", "DPM++ 3M SDE Exact", multistep.dpmpp_3m_sde_exact),
+        *(3, True, "N"),
+        source="Lu et al. 2022b, corrected",
+    ),
+    SamplerInfo(
+        *("dpm_fast", "DPM fast", dpm_solver.dpm_fast, 2, False, "N"),
+        source="Lu et al. 2022a",
+    ),
+    SamplerInfo(
+        *("restart", "Restart", restart.restart, 2, True, "2N-1"),
+        source="Xu et al. 2023",
+    ),
+    SamplerInfo(
+        *("ddim", "DDIM", discrete.ddim, 1, False, "N"),
+        source="Song et al. 2021",
+        diffusers="DDIMScheduler",
+    ),
+    SamplerInfo(
+        *("ddpm", "DDPM", discrete.ddpm, 1, True, "N"),
+        source="Ho et al. 2020",
+        diffusers="DDPMScheduler",
+    ),
+    SamplerInfo(
+        *("lcm", "LCM", discrete.lcm, None, True, "N"),
+        source="Luo et al. 2023",
+        diffusers="LCMScheduler (without its boundary scaling)",
+    ),
+    SamplerInfo(
+        *("unipc", "UniPC", predictor_corrector.unipc, 4, False, "N"),
+        source="Zhao et al. 2023",
+        diffusers='UniPCMultistepScheduler(solver_order=3, solver_type="bh1")',
+        aliases=("uni_pc",),
+    ),
+    SamplerInfo(
+        *("sa_solver", "SA Solver", predictor_corrector.sa_solver, 4, True, "N"),
+        source="Xue et al. 2023",
+    ),
+    SamplerInfo(
+        *("deis", "DEIS", multistep.deis, 3, False, "N"),
+        source="Zhang & Chen 2022",
+        diffusers="DEISMultistepScheduler(solver_order=3)",
+    ),
+    SamplerInfo(
+        *("ipndm", "IPNDM", multistep.ipndm, 2, False, "N"),
+        source="Liu et al. 2022; Zhang & Chen 2022",
+    ),
+    SamplerInfo(
+        *("res_multistep", "RES Multistep", multistep.res_multistep, 2, False, "N"),
+        source="Zhang et al. 2023",
+    ),
+    SamplerInfo(
+        *("exp_heun_2_x0", "Exponential Heun", seeds.exp_heun_2_x0, 2, False, "2N-1"),
+        source="Hochbruck & Ostermann 2010",
+    ),
+    SamplerInfo(
+        *("seeds_2", "SEEDS 2", seeds.seeds_2, 2, True, "2N-1"),
+        source="Gonzalez et al. 2023",
+    ),
+    SamplerInfo(
+        *("seeds_3", "SEEDS 3", seeds.seeds_3, 3, True, "3N-2"),
+        source="Gonzalez et al. 2023",
+    ),
+    SamplerInfo(
+        *("er_sde", "ER-SDE", er_sde.er_sde, 2, True, "N"),
+        source="Cui et al. 2023",
+    ),
+    SamplerInfo(
+        *("euler_cfg_pp", "Euler CFG++", cfg_pp.euler_cfg_pp, 1, False, "N"),
+        source="Chung et al. 2024",
+    ),
+    SamplerInfo(
+        *("euler_ancestral_cfg_pp", "Euler a CFG++", cfg_pp.euler_ancestral_cfg_pp, 1, True, "N"),
+        source="Chung et al. 2024",
+    ),
+    SamplerInfo(
+        *("dpmpp_2m_cfg_pp", "DPM++ 2M CFG++", cfg_pp.dpmpp_2m_cfg_pp, 2, False, "N"),
+        source="Chung et al. 2024",
+    ),
 )
 SAMPLERS: Mapping[str, SamplerInfo] = MappingProxyType({info.name: info for info in _ALL})
 
 
+@dataclass(frozen=True, slots=True)
+class _Preset:
+    """A name that other programs list as a sampler, and that is one of ours with an option."""
+
+    label: str
+    sampler: str
+    options: Mapping[str, Any]
+    aliases: tuple[str, ...] = ()
+
+
+_PRESETS = (
+    _Preset(
+        *("DPM++ 2M SDE Heun", "dpmpp_2m_sde", {"solver_type": "heun"}),
+        aliases=("dpmpp_2m_sde_heun_gpu",),
+    ),
+    _Preset("UniPC bh2", "unipc", {"solver_type": "bh2"}),
+    _Preset("RES Multistep Ancestral", "res_multistep", {"eta": 1.0}),
+    _Preset("Exponential Heun SDE", "exp_heun_2_x0", {"eta": 1.0}, ("exp_heun_2_x0_sde",)),
+)
+
+
 def find_sampler(name: str) -> SamplerInfo:
-    """The sampler of a name: ours, k-diffusion's (``sample_…``, ``k_…``) or a web UI label.
+    """The sampler of a name: ours, k-diffusion's (``sample_…``, ``k_…``), a label of the web UI or
+    a name of ComfyUI.
 
     Case, spaces, hyphens and underscores do not matter, and ``+`` reads as ``p``.
 
@@ -74,6 +243,42 @@ def find_sampler(name: str) -> SamplerInfo:
         InvalidRequest: no sampler is called that.
     """
     return _resolve(name)[0]
+
+
+def split_label(label: str) -> tuple[str, dict[str, Any], str | None]:
+    """Take a label apart that names a schedule too, as web UIs used to: "DPM++ 2M SDE Karras".
+
+    Returns:
+        the sampler's canonical name, the options the label implies, and the schedule's name, None
+        if the label has none.
+
+    Raises:
+        InvalidRequest: no way of splitting the label leaves a sampler and a schedule.
+    """
+    words = re.split(r"[\s_]+", label.strip()) if isinstance(label, str) else []
+    schedules = {_key(schedule): schedule for schedule in SCHEDULES}
+    for count in range(len(words), 0, -1):
+        found = _BY_KEY.get(_key(" ".join(words[:count])))
+        schedule = schedules.get(_key(" ".join(words[count:])))
+        if found is not None and (schedule is not None or count == len(words)):
+            info, preset = found
+            return info.name, dict(preset), schedule
+    info, preset = _resolve(label)
+    return info.name, dict(preset), None
+
+
+def label_of(name: str, options: Mapping[str, Any]) -> str:
+    """The label to show for a sampler called ``name`` with ``options``: that of the name itself,
+    unless an option takes back what the name implies.
+
+    Raises:
+        InvalidRequest: no sampler is called that.
+    """
+    info, implied = _resolve(name)
+    for preset in _PRESETS:
+        if preset.options is implied and not implied.keys() & options.keys():
+            return preset.label
+    return info.label
 
 
 def plan(sampler: str, sigmas: Sequence[float], **options: Any) -> Plan:
@@ -89,37 +294,8 @@ def plan(sampler: str, sigmas: Sequence[float], **options: Any) -> Plan:
     """
     info, preset = _resolve(sampler)
     grid = _checked_grid(sigmas)
-    accepted = info.options
-    for name, value in options.items():
-        if name not in accepted:
-            known = f"accepts {', '.join(accepted)}" if accepted else "has no options"
-            raise InvalidRequest(f"{info.name} has no option {name!r}: it {known}")
-        allowed, is_valid = _RULES[name]
-        if not is_valid(value):
-            raise InvalidRequest(f"{name} of {info.name} must be {allowed}, not {value!r}")
+    check_options(info.name, info.planner, options)
     return info.planner(grid, **{**preset, **options})
-
-
-def _is_amount(value: object) -> bool:
-    return _is_number(value) and 0 <= value < math.inf  # type: ignore[operator]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-_Rule = tuple[str, Callable[[Any], bool]]
-_AMOUNT: _Rule = ("a finite number of at least 0", _is_amount)
-_RULES: Mapping[str, _Rule] = {
-    "eta": _AMOUNT,
-    "s_noise": _AMOUNT,
-    "s_churn": _AMOUNT,
-    "s_tmin": _AMOUNT,
-    "s_tmax": ("a number of at least 0 (or infinity)", lambda v: _is_number(v) and v >= 0),
-    "r": ("above 0 and at most 1", lambda v: _is_number(v) and 0 < v <= 1),
-    "order": ("1, 2, 3 or 4", lambda v: type(v) is int and 1 <= v <= 4),
-    "solver_type": ("'midpoint' or 'heun'", lambda v: v in ("midpoint", "heun")),
-}
 
 
 def _checked_grid(sigmas: Sequence[float]) -> tuple[float, ...]:
@@ -143,15 +319,17 @@ def _key(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", bare.replace("+", "p"))
 
 
-_BY_KEY: dict[str, tuple[SamplerInfo, dict[str, Any]]] = {
-    **{_key(info.name): (info, {}) for info in _ALL},
-    **{_key(info.label): (info, {}) for info in _ALL},
-    # The web UI lists one option of this sampler as a sampler of its own.
-    _key("DPM++ 2M SDE Heun"): (SAMPLERS["dpmpp_2m_sde"], {"solver_type": "heun"}),
+_BY_KEY: dict[str, tuple[SamplerInfo, Mapping[str, Any]]] = {
+    **{_key(name): (info, {}) for info in _ALL for name in (info.name, info.label, *info.aliases)},
+    **{
+        _key(name): (SAMPLERS[preset.sampler], preset.options)
+        for preset in _PRESETS
+        for name in (preset.label, *preset.aliases)
+    },
 }
 
 
-def _resolve(name: str) -> tuple[SamplerInfo, dict[str, Any]]:
+def _resolve(name: str) -> tuple[SamplerInfo, Mapping[str, Any]]:
     """A sampler and the options that its name implies."""
     found = _BY_KEY.get(_key(name)) if isinstance(name, str) else None
     if found is None:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 from kdrt.sampling.plan import Plan
 from kdrt.sampling.samplers.ancestral import ancestral_split
 from kdrt.sampling.samplers.draft import Draft
+from kdrt.sampling.samplers.integrals import sde_noise
 
 
 def dpmpp_2m(sigmas: Sequence[float]) -> Plan:
@@ -44,7 +46,7 @@ def dpmpp_2m_sde(
     *,
     eta: float = 1.0,
     s_noise: float = 1.0,
-    solver_type: str = "midpoint",
+    solver_type: Literal["midpoint", "heun"] = "midpoint",
 ) -> Plan:
     """DPM-Solver++(2M) SDE: second order with one evaluation a step.
 
@@ -69,7 +71,7 @@ def dpmpp_2m_sde(
         k = 0.0
         if h_last is not None:
             k = h / h_last * (_phi_2(h_eta) if solver_type == "heun" else gain / 2)
-        noise = s_noise * _sde_noise(t, h, eta)
+        noise = s_noise * sde_noise(t, h, eta)
         draft.stage(s, math.exp(-h_eta), [gain + k, -k], noise=noise, over=(s, t))
         h_last = h
     return draft.plan()
@@ -99,7 +101,7 @@ def dpmpp_3m_sde(sigmas: Sequence[float], *, eta: float = 1.0, s_noise: float = 
         weights = [-math.expm1(-h_eta), 0.0, 0.0]
         for index, correction in enumerate(_third_order_correction(h, h_eta, past)):
             weights[index] += correction
-        noise = s_noise * _sde_noise(t, h, eta)
+        noise = s_noise * sde_noise(t, h, eta)
         draft.stage(s, math.exp(-h_eta), weights, noise=noise, over=(s, t))
         past = [h, *past[:1]]
     return draft.plan()
@@ -156,8 +158,3 @@ def _third_order_correction(h: float, h_eta: float, past: Sequence[float]) -> li
 def _phi_2(h: float) -> float:
     """1 - (1 - e⁻ʰ)/h, the weight of a linear trend of D over the step."""
     return 1 + math.expm1(-h) / h
-
-
-def _sde_noise(t: float, h: float, eta: float) -> float:
-    """t·√(1 - e^(-2ηh)): the noise that a step of the SDE adds."""
-    return t * math.sqrt(-math.expm1(-2 * eta * h))

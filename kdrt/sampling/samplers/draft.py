@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from kdrt.sampling.plan import NoiseSlot, Plan, Stage
+from kdrt.sampling.plan import Correction, NoiseSlot, Plan, Stage
 
 
 class Draft:
@@ -44,6 +44,8 @@ class Draft:
         noise: float = 0.0,
         over: tuple[float, float] = (0.0, 0.0),
         ends_step: bool = True,
+        unconditional: Sequence[float] = (),
+        correction: Correction | None = None,
     ) -> None:
         """Append a stage: the fields of `Stage`, with the noise's interval in place of its slot.
 
@@ -52,8 +54,23 @@ class Draft:
         coefficients = list(denoised)
         while len(coefficients) > 1 and coefficients[-1] == 0:
             coefficients.pop()
-        slot = self._slot(noise, over)
-        self._stages.append(Stage(sigma, base, tuple(coefficients), noise, slot, ends_step))
+        self._stages.append(
+            Stage(
+                sigma=sigma,
+                base=base,
+                denoised=tuple(coefficients),
+                noise=noise,
+                slot=self._slot(noise, over),
+                ends_step=ends_step,
+                unconditional=tuple(unconditional),
+                correction=correction,
+            )
+        )
+
+    def correction(self, base: float, denoised: Sequence[float]) -> Correction:
+        """A correction of the last stage's state, with the noise that stage added."""
+        last = self._stages[-1]
+        return Correction(base, tuple(denoised), last.noise, last.slot)
 
     def plan(self) -> Plan:
         """The finished plan."""

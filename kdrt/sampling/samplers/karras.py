@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 from kdrt.sampling.plan import Plan
 from kdrt.sampling.samplers.draft import Draft
@@ -139,7 +140,7 @@ def midpoint_weights(s: float, m: float, t: float) -> list[float]:
     return [(s - t) / m, (t - s) / m * (1 - m / s)]
 
 
-def lms(sigmas: Sequence[float], *, order: int = 4) -> Plan:
+def lms(sigmas: Sequence[float], *, order: Literal[1, 2, 3, 4] = 4) -> Plan:
     """Linear multistep (Adams-Bashforth on an uneven grid) in σ, order 1 to 4.
 
     x' = x + Σⱼ cⱼ·dⱼ, where dⱼ = (xⱼ - Dⱼ)/σⱼ are the newest slopes and cⱼ the integral over the

@@ -1,0 +1,76 @@
+"""The options of samplers: what values they take, read off the planners' signatures."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from kdrt.errors import InvalidRequest
+
+
+def options_of(planner: Callable[..., Any]) -> dict[str, Any]:
+    """The keyword options of a planner, with their defaults."""
+    parameters = inspect.signature(planner).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def check_options(sampler: str, planner: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Check options that a user gave.
+
+    An option annotated as a ``Literal`` takes its values; every other has a rule by its name.
+
+    Raises:
+        InvalidRequest: the sampler has no such option, or the value is not allowed.
+    """
+    accepted = options_of(planner)
+    annotations = get_type_hints(planner)
+    for name, value in options.items():
+        if name not in accepted:
+            known = f"accepts {', '.join(accepted)}" if accepted else "has no options"
+            raise InvalidRequest(f"{sampler} has no option {name!r}: it {known}")
+        allowed, is_valid = _choice(annotations[name]) or _RULES[name]
+        if not is_valid(value):
+            raise InvalidRequest(f"{name} of {sampler} must be {allowed}, not {value!r}")
+
+
+_Rule = tuple[str, Callable[[Any], bool]]
+
+
+def _choice(annotation: object) -> _Rule | None:
+    if get_origin(annotation) is not Literal:
+        return None
+    choices = get_args(annotation)
+    *others, last = map(repr, choices)
+    # 2.0 and True equal whole numbers, but are not meant where one is asked for.
+    return f"{', '.join(others)} or {last}", lambda value: any(
+        type(value) is type(choice) and value == choice for choice in choices
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_amount(value: object) -> bool:
+    return _is_number(value) and 0 <= value < math.inf  # type: ignore[operator]
+
+
+_AMOUNT: _Rule = ("a finite number of at least 0", _is_amount)
+_POSITIVE: _Rule = ("a finite number above 0", lambda v: _is_amount(v) and v > 0)
+_RULES: Mapping[str, _Rule] = {
+    "eta": _AMOUNT,
+    "s_noise": _AMOUNT,
+    "s_churn": _AMOUNT,
+    "s_tmin": _AMOUNT,
+    "s_tmax": ("a number of at least 0 (or infinity)", lambda v: _is_number(v) and v >= 0),
+    "r": ("above 0 and at most 1", lambda v: _is_number(v) and 0 < v <= 1),
+    "rtol": _POSITIVE,
+    "atol": _POSITIVE,
+    "h_init": _POSITIVE,
+    "pcoeff": _AMOUNT,
+    "icoeff": _AMOUNT,
+    "dcoeff": _AMOUNT,
+    "accept_safety": ("above 0 and below 1", lambda v: _is_number(v) and 0 < v < 1),
+}
