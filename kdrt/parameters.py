@@ -20,7 +20,7 @@ from kdrt.bundle import Manifest
 from kdrt.denoiser import FREEU_OFF
 from kdrt.grid import is_custom
 from kdrt.request import Job
-from kdrt.sampling import SAMPLERS
+from kdrt.sampling import SAMPLERS, find_schedule
 
 Value = str | int | float
 
@@ -32,6 +32,12 @@ _OPTION_LABELS = {
     "s_tmax": "Sigma tmax",
     "s_tmin": "Sigma tmin",
     "solver_type": "Solver type",
+}
+_SCHEDULE_LABELS = {
+    "rho": "Schedule rho",
+    "sigma_max": "Schedule max sigma",
+    "sigma_min": "Schedule min sigma",
+    "discard_penultimate": "Discard penultimate sigma",
 }
 _SETTING = re.compile(r'\s*([^:,"]+):\s*("(?:[^"\\]|\\.)*"|[^,]*)(?:,|$)')
 
@@ -102,7 +108,7 @@ def parameters_of(job: Job, manifest: Manifest) -> list[Parameters]:
             negative_prompt=negative,
             steps=job.plan.steps if custom else job.request.steps,
             sampler=_sampler_label(job),
-            schedule="Custom" if custom else _schedule_label(job.request.schedule),
+            schedule="Custom" if custom else find_schedule(job.request.schedule).label,
             guidance_scale=job.guidance_scale,
             seed=seed,
             width=job.width,
@@ -123,6 +129,8 @@ def _extras(job: Job, manifest: Manifest, index: int) -> Iterator[tuple[str, Val
         yield "Clip skip", job.clip_skip - manifest.text_encoders[0].layer
     for option, value in (request.sampler_options or {}).items():
         yield _OPTION_LABELS.get(option, f"Sampler {option}"), value
+    for option, value in (request.schedule_options or {}).items():
+        yield _SCHEDULE_LABELS.get(option, f"Schedule {option.replace('_', ' ')}"), value
     if request.strength is not None:
         yield "Denoising strength", request.strength
     if request.denoising_start is not None:
@@ -154,10 +162,6 @@ def _sampler_label(job: Job) -> str:
     options = job.request.sampler_options or {}
     is_heun = job.plan.sampler == "dpmpp_2m_sde" and "heun" in job.request.sampler.lower()
     return heun if is_heun and "solver_type" not in options else label
-
-
-def _schedule_label(schedule: str) -> str:
-    return "VP" if schedule == "vp" else schedule.capitalize()
 
 
 def _flat(value: Value) -> str:

@@ -16,13 +16,14 @@ from kdrt.bundle import Bundle, open_bundle
 from kdrt.denoiser import Denoiser, is_doubled
 from kdrt.engine_store import load_engines
 from kdrt.errors import InvalidRequest
+from kdrt.grid import training_table
 from kdrt.images import Images, OutputType, save_image, to_images
 from kdrt.latents import Decoder, check_latents
 from kdrt.parameters import Parameters, parameters_of
 from kdrt.prompt import Conditioning, PromptEncoder, Truncation, TruncationWarning, zeros_like
 from kdrt.recent import Recent
 from kdrt.request import Job, Request, latent_shape, resolve
-from kdrt.sampling import NoiseSchedule, SeededNoise, Step, run
+from kdrt.sampling import SeededNoise, Step, run
 from kdrt.size_conditioning import Size, SizeConditioning
 from kdrt_engines import Engine
 
@@ -98,14 +99,7 @@ class Pipeline:
         self.bundle = bundle
         self.engines = engines
         self._unet = engines["unet"]
-        facts = bundle.manifest.scheduler
-        self._noise_schedule = NoiseSchedule.from_betas(
-            facts.beta_start,
-            facts.beta_end,
-            facts.beta_schedule,
-            facts.num_train_timesteps,
-            facts.trained_betas,
-        )
+        self._noise_schedule = training_table(bundle.manifest.scheduler)
         self._prompts = PromptEncoder(bundle, engines)
         self._decoder = Decoder(engines["vae_decoder"])
         self._denoisers: Recent[tuple[int, int, int, int, bool], Denoiser] = Recent(_DENOISERS)
@@ -123,6 +117,7 @@ class Pipeline:
         sampler: str = "dpmpp_2m",
         schedule: str = "karras",
         sampler_options: Mapping[str, float | int | str] | None = None,
+        schedule_options: Mapping[str, float | int | str | bool] | None = None,
         sigmas: Sequence[float] | None = None,
         timesteps: Sequence[float] | None = None,
         denoising_start: float | None = None,
@@ -156,8 +151,10 @@ class Pipeline:
             width: likewise.
             steps: how many.
             sampler: a key of ``kdrt.sampling.SAMPLERS``, k-diffusion's name or a web UI's label.
-            schedule: one of ``kdrt.sampling.SCHEDULES``.
+            schedule: a key of ``kdrt.sampling.SCHEDULES``, ComfyUI's name or a web UI's label.
             sampler_options: the sampler's own: ``eta``, ``s_churn``, …
+            schedule_options: the schedule's own: ``rho``, ``sigma_min``, …; see
+                ``SCHEDULES[name].options``.
             sigmas: a descending grid of your own, in place of ``steps`` and ``schedule``.
             timesteps: the same as descending training timesteps; the final σ of 0 is added.
             denoising_start: go on with ``latents``, those of a run with the same
@@ -200,6 +197,7 @@ class Pipeline:
             sampler=sampler,
             schedule=schedule,
             sampler_options=sampler_options,
+            schedule_options=schedule_options,
             sigmas=sigmas,
             timesteps=timesteps,
             denoising_start=denoising_start,

@@ -17,7 +17,7 @@ from typing import get_args
 from torch import Tensor
 
 from kdrt.bundle import Manifest
-from kdrt.checks import amount, texts, whole
+from kdrt.checks import amount, options_of, texts, whole
 from kdrt.denoiser import FREEU_OFF
 from kdrt.errors import InvalidRequest
 from kdrt.grid import check_start, grid_of
@@ -48,6 +48,7 @@ class Request:
     sampler: str = "dpmpp_2m"
     schedule: str = "karras"
     sampler_options: Mapping[str, float | int | str] | None = None
+    schedule_options: Mapping[str, float | int | str | bool] | None = None
     sigmas: Sequence[float] | None = None
     timesteps: Sequence[float] | None = None
     strength: float | None = None
@@ -250,9 +251,7 @@ def _seed(value: object) -> int:
 
 def _plan(request: Request, manifest: Manifest, noise_schedule: NoiseSchedule) -> Plan:
     sigmas = grid_of(request, manifest, noise_schedule)
-    options = {} if request.sampler_options is None else request.sampler_options
-    if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
-        raise InvalidRequest("sampler_options must be a mapping from names to values")
+    options = options_of("sampler_options", request.sampler_options)
     return plan(request.sampler, sigmas, **options)
 
 
