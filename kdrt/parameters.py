@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from kdrt._version import __version__
 from kdrt.bundle import Manifest
 from kdrt.denoiser import FREEU_OFF
+from kdrt.grid import is_custom
 from kdrt.request import Job
-from kdrt.sampling import SAMPLERS
+from kdrt.sampling import SAMPLERS, find_schedule
 
 Value = str | int | float
 
@@ -31,6 +32,12 @@ _OPTION_LABELS = {
     "s_tmax": "Sigma tmax",
     "s_tmin": "Sigma tmin",
     "solver_type": "Solver type",
+}
+_SCHEDULE_LABELS = {
+    "rho": "Schedule rho",
+    "sigma_max": "Schedule max sigma",
+    "sigma_min": "Schedule min sigma",
+    "discard_penultimate": "Discard penultimate sigma",
 }
 _SETTING = re.compile(r'\s*([^:,"]+):\s*("(?:[^"\\]|\\.)*"|[^,]*)(?:,|$)')
 
@@ -94,14 +101,14 @@ def parse_parameters(text: str) -> dict[str, str]:
 def parameters_of(job: Job, manifest: Manifest) -> list[Parameters]:
     """How each picture of a job is made."""
     negatives = job.negatives[0] if job.negatives else (None,) * len(job.seeds)
-    schedule = "Custom" if job.request.sigmas is not None else _schedule_label(job.request.schedule)
+    custom = is_custom(job.request)
     return [
         Parameters(
             prompt=prompt,
             negative_prompt=negative,
-            steps=job.plan.steps,
+            steps=job.plan.steps if custom else job.request.steps,
             sampler=_sampler_label(job),
-            schedule=schedule,
+            schedule="Custom" if custom else find_schedule(job.request.schedule).label,
             guidance_scale=job.guidance_scale,
             seed=seed,
             width=job.width,
@@ -122,7 +129,15 @@ def _extras(job: Job, manifest: Manifest, index: int) -> Iterator[tuple[str, Val
         yield "Clip skip", job.clip_skip - manifest.text_encoders[0].layer
     for option, value in (request.sampler_options or {}).items():
         yield _OPTION_LABELS.get(option, f"Sampler {option}"), value
-    if request.sigmas is not None:
+    for option, value in (request.schedule_options or {}).items():
+        yield _SCHEDULE_LABELS.get(option, f"Schedule {option.replace('_', ' ')}"), value
+    if request.strength is not None:
+        yield "Denoising strength", request.strength
+    if request.denoising_start is not None:
+        yield "Denoising start", request.denoising_start
+    if request.denoising_end is not None:
+        yield "Denoising end", request.denoising_end
+    if is_custom(request):
         yield "Sigmas", " ".join(f"{sigma:.6g}" for sigma in job.plan.sigmas)
     if request.guidance_rescale:
         yield "Guidance rescale", request.guidance_rescale
@@ -147,10 +162,6 @@ def _sampler_label(job: Job) -> str:
     options = job.request.sampler_options or {}
     is_heun = job.plan.sampler == "dpmpp_2m_sde" and "heun" in job.request.sampler.lower()
     return heun if is_heun and "solver_type" not in options else label
-
-
-def _schedule_label(schedule: str) -> str:
-    return "VP" if schedule == "vp" else schedule.capitalize()
 
 
 def _flat(value: Value) -> str:

@@ -16,13 +16,14 @@ from kdrt.bundle import Bundle, open_bundle
 from kdrt.denoiser import Denoiser, is_doubled
 from kdrt.engine_store import load_engines
 from kdrt.errors import InvalidRequest
+from kdrt.grid import training_table
 from kdrt.images import Images, OutputType, save_image, to_images
 from kdrt.latents import Decoder, check_latents
 from kdrt.parameters import Parameters, parameters_of
 from kdrt.prompt import Conditioning, PromptEncoder, Truncation, TruncationWarning, zeros_like
 from kdrt.recent import Recent
 from kdrt.request import Job, Request, latent_shape, resolve
-from kdrt.sampling import NoiseSchedule, SeededNoise, Step, run
+from kdrt.sampling import SeededNoise, Step, run
 from kdrt.size_conditioning import Size, SizeConditioning
 from kdrt_engines import Engine
 
@@ -98,14 +99,7 @@ class Pipeline:
         self.bundle = bundle
         self.engines = engines
         self._unet = engines["unet"]
-        facts = bundle.manifest.scheduler
-        self._noise_schedule = NoiseSchedule.from_betas(
-            facts.beta_start,
-            facts.beta_end,
-            facts.beta_schedule,
-            facts.num_train_timesteps,
-            facts.trained_betas,
-        )
+        self._noise_schedule = training_table(bundle.manifest.scheduler)
         self._prompts = PromptEncoder(bundle, engines)
         self._decoder = Decoder(engines["vae_decoder"])
         self._denoisers: Recent[tuple[int, int, int, int, bool], Denoiser] = Recent(_DENOISERS)
@@ -123,7 +117,11 @@ class Pipeline:
         sampler: str = "dpmpp_2m",
         schedule: str = "karras",
         sampler_options: Mapping[str, float | int | str] | None = None,
+        schedule_options: Mapping[str, float | int | str | bool] | None = None,
         sigmas: Sequence[float] | None = None,
+        timesteps: Sequence[float] | None = None,
+        denoising_start: float | None = None,
+        denoising_end: float | None = None,
         guidance_scale: float | None = None,
         guidance_rescale: float = 0.0,
         images_per_prompt: int = 1,
@@ -153,9 +151,15 @@ class Pipeline:
             width: likewise.
             steps: how many.
             sampler: a key of ``kdrt.sampling.SAMPLERS``, k-diffusion's name or a web UI's label.
-            schedule: one of ``kdrt.sampling.SCHEDULES``.
+            schedule: a key of ``kdrt.sampling.SCHEDULES``, ComfyUI's name or a web UI's label.
             sampler_options: the sampler's own: ``eta``, ``s_churn``, …
+            schedule_options: the schedule's own: ``rho``, ``sigma_min``, …; see
+                ``SCHEDULES[name].options``.
             sigmas: a descending grid of your own, in place of ``steps`` and ``schedule``.
+            timesteps: the same as descending training timesteps; the final σ of 0 is added.
+            denoising_start: go on with ``latents``, those of a run with the same
+                ``denoising_end``; as a fraction of the training timesteps (SDXL's refiner).
+            denoising_end: stop there, with noise left; take ``output_type="latent"``.
             guidance_scale: w of classifier-free guidance; at 1 and below there is none, and half
                 of the work is saved. None is the model's default.
             guidance_rescale: from 0 to 1, against over-exposure at high guidance (Lin et al.
@@ -163,7 +167,8 @@ class Pipeline:
             images_per_prompt: pictures of each prompt; they follow each other.
             seed: s gives the pictures s, s + 1, …; a list gives each its own; None draws. A
                 picture depends on its seed, not on its place or its company.
-            latents: unit-variance noise ``[B, C, h, w]`` in place of the seeds' own.
+            latents: unit-variance noise ``[B, C, h, w]`` in place of the seeds' own; with
+                ``denoising_start``, the latents to go on with, as they are.
             clip_skip: take the text encoders' hidden state that many layers earlier. The
                 negative prompt keeps the usual one.
             freeu: (b1, b2, s1, s2), for bundles exported with it.
@@ -192,7 +197,11 @@ class Pipeline:
             sampler=sampler,
             schedule=schedule,
             sampler_options=sampler_options,
+            schedule_options=schedule_options,
             sigmas=sigmas,
+            timesteps=timesteps,
+            denoising_start=denoising_start,
+            denoising_end=denoising_end,
             guidance_scale=guidance_scale,
             guidance_rescale=guidance_rescale,
             images_per_prompt=images_per_prompt,
@@ -266,7 +275,8 @@ class Pipeline:
         latents = noise.latents()
         if job.request.latents is not None:
             latents.copy_(job.request.latents)
-        latents.mul_(job.plan.sigmas[0])
+        if job.request.denoising_start is None:
+            latents.mul_(job.plan.sigmas[0])
         yield from run(job.plan, latents, denoiser, noise.draw(job.plan.slots))
 
     def _denoiser(

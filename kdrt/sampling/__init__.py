@@ -18,7 +18,14 @@ from kdrt.sampling.executor import Denoise, Step, run, sample
 from kdrt.sampling.noise import BrownianNoise, NoiseSource, SeededNoise
 from kdrt.sampling.plan import NoiseSlot, Plan, Stage
 from kdrt.sampling.samplers import SAMPLERS, SamplerInfo, find_sampler, plan
-from kdrt.sampling.schedules import SCHEDULES, NoiseSchedule, sigmas_for
+from kdrt.sampling.schedules import (
+    SCHEDULES,
+    NoiseSchedule,
+    ScheduleInfo,
+    find_schedule,
+    partial_grid,
+    sigmas_for,
+)
 
 __all__ = [
     "SAMPLERS",
@@ -30,10 +37,13 @@ __all__ = [
     "NoiseSource",
     "Plan",
     "SamplerInfo",
+    "ScheduleInfo",
     "SeededNoise",
     "Stage",
     "Step",
     "find_sampler",
+    "find_schedule",
+    "partial_grid",
     "plan",
     "run",
     "sample",
