@@ -17,13 +17,14 @@ from kdrt.denoiser import Denoiser, is_doubled
 from kdrt.engine_store import load_engines
 from kdrt.errors import InvalidRequest
 from kdrt.images import Images, OutputType, save_image, to_images
-from kdrt.latents import Decoder, check_latents
+from kdrt.latents import check_latents
 from kdrt.parameters import Parameters, parameters_of
 from kdrt.prompt import Conditioning, PromptEncoder, Truncation, TruncationWarning, zeros_like
 from kdrt.recent import Recent
 from kdrt.request import Job, Request, latent_shape, resolve
 from kdrt.sampling import NoiseSchedule, SeededNoise, Step, run
 from kdrt.size_conditioning import Size, SizeConditioning
+from kdrt.vae import Vae, VaeSwitches
 from kdrt_engines import Engine
 
 _DENOISERS = 4
@@ -83,7 +84,7 @@ def load(
     return Pipeline(bundle, load_engines(bundle, engine, threads=threads))
 
 
-class Pipeline:
+class Pipeline(VaeSwitches):
     """Text to image with one model.
 
     Buffers are made for a size when it is first asked for and used again for the next pictures of
@@ -107,7 +108,7 @@ class Pipeline:
             facts.trained_betas,
         )
         self._prompts = PromptEncoder(bundle, engines)
-        self._decoder = Decoder(engines["vae_decoder"])
+        self.vae = Vae(engines, bundle.manifest.latents)
         self._denoisers: Recent[tuple[int, int, int, int, bool], Denoiser] = Recent(_DENOISERS)
 
     def __call__(
@@ -224,7 +225,7 @@ class Pipeline:
         check_latents(final)
         is_latent = output_type == "latent"
         return Result(
-            images=final if is_latent else to_images(self._decoder(final), output_type),
+            images=final if is_latent else to_images(self.vae.decoder(final), output_type),
             seeds=list(job.seeds),
             parameters=parameters_of(job, self.bundle.manifest),
             truncations=truncations,

@@ -33,6 +33,7 @@ from kdrt_export.components import (
     ExportVaeDecoder,
     ExportVaeEncoder,
     vae_scale,
+    vae_tile,
 )
 from kdrt_export.errors import ExportError, UnsupportedModel
 from kdrt_export.programs import program_from_component
@@ -165,6 +166,7 @@ class _Job:
         yield _Part("vae_decoder", decoder, _VAE_TRACED, _VAE_VERIFIED, dtype)
         yield _Part("vae_encoder", encoder, _VAE_TRACED, _VAE_VERIFIED, dtype)
         scale = vae_scale(vae)
+        self.vae_tile = vae_tile(vae)
         del vae, decoder, encoder  # the UNet is next, and largest
         yield self._unet(scale)
 
@@ -197,6 +199,7 @@ class _Job:
             scale=scale,
             default_height=height * scale,
             default_width=width * scale,
+            vae_tile=self.vae_tile,
         )
         if unet.config.in_channels != unet.config.out_channels:
             raise UnsupportedModel(
