@@ -125,11 +125,13 @@ class LatentFacts(_Strict):
 
 
 class Baked(_Strict):
-    """What the export put into the graphs."""
+    """What the export put into the graphs; ``vae`` is the source of a VAE that is not the model's
+    own."""
 
     fused_qkv: bool
     freeu: bool
     loras: tuple[str, ...] = ()
+    vae: str | None = None
 
 
 class Manifest(_Strict):

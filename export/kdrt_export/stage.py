@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -37,8 +37,9 @@ from kdrt_export.components import (
 )
 from kdrt_export.errors import ExportError, UnsupportedModel
 from kdrt_export.programs import program_from_component
+from kdrt_export.replacement_vae import replacement_vae, vae_dtype
 from kdrt_export.report import Report, Silent
-from kdrt_export.sources import Source, open_source
+from kdrt_export.sources import Source, download_files, open_source
 from kdrt_export.tokenizers import write_text_files
 from kdrt_export.trace import onnx_from_component
 from kdrt_export.verify import make_cases, sizes, verification_engine, verify
@@ -56,6 +57,8 @@ def export(
     *,
     name: str | None = None,
     precision: str = "auto",
+    vae: str | None = None,
+    vae_precision: str = "auto",
     targets: Sequence[str] = ("onnxruntime",),
     random_weights: bool = False,
     seed: int = 0,
@@ -87,6 +90,7 @@ def export(
         OutputError: the bundle cannot be written. In every case the old bundle stays.
     """
     _check_choices(precision, targets)
+    _check_choices(vae_precision, ())
     if precision == "auto":
         precision = "fp16" if torch.cuda.is_available() else "fp32"
     report = report or Silent()
@@ -104,8 +108,13 @@ def export(
     folder = output or home() / "bundles" / name.replace("/", "--")
     with new_bundle(folder) as partial:
         job = _Job(opened, partial, PRECISIONS[precision], fuse_qkv, report)
+        job.vae_precision = PRECISIONS.get(vae_precision)
+        if vae is not None:
+            job.load_vae = lambda: replacement_vae(
+                vae, opened.vae, download_files, allow_pickle=allow_pickle
+            )
         components = {
-            part.name: _export_part(part, partial, precision, targets, report)
+            part.name: _export_part(part, partial, targets, report)
             for part in job.parts()
         }
         report.start("manifest")
@@ -123,7 +132,7 @@ def export(
                 latents=job.latents,
                 zeros_for_empty_negative=opened.zeros_for_empty_negative,
                 default_guidance_scale=opened.default_guidance_scale,
-                baked=Baked(fused_qkv=fuse_qkv, freeu=True),
+                baked=Baked(fused_qkv=fuse_qkv, freeu=True, vae=vae),
                 tools=_tool_versions(),
             ),
         )
@@ -146,12 +155,15 @@ class _Job:
     """Walks a source, one network in memory at a time, and gathers the manifest's facts."""
 
     latents: LatentFacts
+    load_vae: Callable[[], AutoencoderKL]
+    vae_precision: torch.dtype | None = None
 
     def __init__(
         self, source: Source, folder: Path, dtype: torch.dtype, fuse_qkv: bool, report: Report
     ) -> None:
         self.source, self.folder, self.dtype = source, folder, dtype
         self.fuse_qkv, self.report = fuse_qkv, report
+        self.load_vae = source.vae
         self.encoders: list[TextEncoderFacts] = []
         self.scheduler = scheduler_facts(source.scheduler, report)
 
@@ -159,8 +171,8 @@ class _Job:
         for index in range(self.source.text_encoders):
             yield self._text_encoder(index)
         self.report.start("vae: load")
-        vae = self.source.vae()
-        dtype = self._vae_dtype(vae)
+        vae = self.load_vae()
+        dtype = vae_dtype(vae, self.dtype, self.vae_precision, self.report)
         self.report.done()
         decoder, encoder = ExportVaeDecoder(vae), ExportVaeEncoder(vae)
         yield _Part("vae_decoder", decoder, _VAE_TRACED, _VAE_VERIFIED, dtype)
@@ -214,19 +226,12 @@ class _Job:
         ]
         return _Part("unet", component, {"B": 2, "h": 12, "w": 10, "L": 7}, verified, self.dtype)
 
-    def _vae_dtype(self, vae: AutoencoderKL) -> torch.dtype:
-        """float16 overflows in VAEs that say so (SDXL's): those stay in float32."""
-        if self.dtype == torch.float16 and vae.config.force_upcast:
-            self.report.note("the VAE overflows in float16 (force_upcast): exported in float32")
-            return torch.float32
-        return self.dtype
-
 
 def _export_part(
-    part: _Part, folder: Path, precision: str, targets: Sequence[str], report: Report
+    part: _Part, folder: Path, targets: Sequence[str], report: Report
 ) -> Component:
     component = part.component
-    own_precision = "fp32" if part.dtype == torch.float32 else precision
+    own_precision = next(name for name, dtype in PRECISIONS.items() if dtype == part.dtype)
     report.start(f"{part.name}: eager reference")
     cases = make_cases(component, part.verified)
     report.done()
