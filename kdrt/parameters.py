@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from kdrt._version import __version__
 from kdrt.bundle import Manifest
 from kdrt.denoiser import FREEU_OFF
+from kdrt.grid import is_custom
 from kdrt.request import Job
 from kdrt.sampling import SAMPLERS
 
@@ -94,14 +95,14 @@ def parse_parameters(text: str) -> dict[str, str]:
 def parameters_of(job: Job, manifest: Manifest) -> list[Parameters]:
     """How each picture of a job is made."""
     negatives = job.negatives[0] if job.negatives else (None,) * len(job.seeds)
-    schedule = "Custom" if job.request.sigmas is not None else _schedule_label(job.request.schedule)
+    custom = is_custom(job.request)
     return [
         Parameters(
             prompt=prompt,
             negative_prompt=negative,
-            steps=job.plan.steps,
+            steps=job.plan.steps if custom else job.request.steps,
             sampler=_sampler_label(job),
-            schedule=schedule,
+            schedule="Custom" if custom else _schedule_label(job.request.schedule),
             guidance_scale=job.guidance_scale,
             seed=seed,
             width=job.width,
@@ -122,7 +123,13 @@ def _extras(job: Job, manifest: Manifest, index: int) -> Iterator[tuple[str, Val
         yield "Clip skip", job.clip_skip - manifest.text_encoders[0].layer
     for option, value in (request.sampler_options or {}).items():
         yield _OPTION_LABELS.get(option, f"Sampler {option}"), value
-    if request.sigmas is not None:
+    if request.strength is not None:
+        yield "Denoising strength", request.strength
+    if request.denoising_start is not None:
+        yield "Denoising start", request.denoising_start
+    if request.denoising_end is not None:
+        yield "Denoising end", request.denoising_end
+    if is_custom(request):
         yield "Sigmas", " ".join(f"{sigma:.6g}" for sigma in job.plan.sigmas)
     if request.guidance_rescale:
         yield "Guidance rescale", request.guidance_rescale

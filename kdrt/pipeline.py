@@ -125,6 +125,9 @@ class Pipeline(VaeSwitches):
         schedule: str = "karras",
         sampler_options: Mapping[str, float | int | str] | None = None,
         sigmas: Sequence[float] | None = None,
+        timesteps: Sequence[float] | None = None,
+        denoising_start: float | None = None,
+        denoising_end: float | None = None,
         guidance_scale: float | None = None,
         guidance_rescale: float = 0.0,
         images_per_prompt: int = 1,
@@ -157,6 +160,10 @@ class Pipeline(VaeSwitches):
             schedule: one of ``kdrt.sampling.SCHEDULES``.
             sampler_options: the sampler's own: ``eta``, ``s_churn``, …
             sigmas: a descending grid of your own, in place of ``steps`` and ``schedule``.
+            timesteps: the same as descending training timesteps; the final σ of 0 is added.
+            denoising_start: go on with ``latents``, those of a run with the same
+                ``denoising_end``; as a fraction of the training timesteps (SDXL's refiner).
+            denoising_end: stop there, with noise left; take ``output_type="latent"``.
             guidance_scale: w of classifier-free guidance; at 1 and below there is none, and half
                 of the work is saved. None is the model's default.
             guidance_rescale: from 0 to 1, against over-exposure at high guidance (Lin et al.
@@ -164,7 +171,8 @@ class Pipeline(VaeSwitches):
             images_per_prompt: pictures of each prompt; they follow each other.
             seed: s gives the pictures s, s + 1, …; a list gives each its own; None draws. A
                 picture depends on its seed, not on its place or its company.
-            latents: unit-variance noise ``[B, C, h, w]`` in place of the seeds' own.
+            latents: unit-variance noise ``[B, C, h, w]`` in place of the seeds' own; with
+                ``denoising_start``, the latents to go on with, as they are.
             clip_skip: take the text encoders' hidden state that many layers earlier. The
                 negative prompt keeps the usual one.
             freeu: (b1, b2, s1, s2), for bundles exported with it.
@@ -194,6 +202,9 @@ class Pipeline(VaeSwitches):
             schedule=schedule,
             sampler_options=sampler_options,
             sigmas=sigmas,
+            timesteps=timesteps,
+            denoising_start=denoising_start,
+            denoising_end=denoising_end,
             guidance_scale=guidance_scale,
             guidance_rescale=guidance_rescale,
             images_per_prompt=images_per_prompt,
@@ -267,7 +278,8 @@ class Pipeline(VaeSwitches):
         latents = noise.latents()
         if job.request.latents is not None:
             latents.copy_(job.request.latents)
-        latents.mul_(job.plan.sigmas[0])
+        if job.request.denoising_start is None:
+            latents.mul_(job.plan.sigmas[0])
         yield from run(job.plan, latents, denoiser, noise.draw(job.plan.slots))
 
     def _denoiser(

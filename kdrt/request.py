@@ -20,9 +20,10 @@ from kdrt.bundle import Manifest
 from kdrt.checks import amount, texts, whole
 from kdrt.denoiser import FREEU_OFF
 from kdrt.errors import InvalidRequest
+from kdrt.grid import check_start, grid_of
 from kdrt.images import OutputType
 from kdrt.prompt import hidden_layer
-from kdrt.sampling import NoiseSchedule, Plan, plan, sigmas_for
+from kdrt.sampling import NoiseSchedule, Plan, plan
 from kdrt.size_conditioning import SizeConditioning, TimeIds
 from kdrt_engines import EngineSpec
 
@@ -48,6 +49,10 @@ class Request:
     schedule: str = "karras"
     sampler_options: Mapping[str, float | int | str] | None = None
     sigmas: Sequence[float] | None = None
+    timesteps: Sequence[float] | None = None
+    strength: float | None = None
+    denoising_start: float | None = None
+    denoising_end: float | None = None
     guidance_scale: float | None = None
     guidance_rescale: float = 0.0
     images_per_prompt: int = 1
@@ -109,6 +114,7 @@ def resolve(
     height, width = _size(request, manifest)
     images = len(prompts[0]) * per_prompt
     _check_latents(request.latents, (images, *latent_shape(manifest, height, width)))
+    check_start(request)
     if not 0 <= amount("guidance_rescale", request.guidance_rescale) <= 1:
         raise InvalidRequest(
             f"guidance_rescale must be from 0 to 1, not {request.guidance_rescale}"
@@ -243,21 +249,7 @@ def _seed(value: object) -> int:
 
 
 def _plan(request: Request, manifest: Manifest, noise_schedule: NoiseSchedule) -> Plan:
-    if request.sigmas is not None:
-        try:
-            sigmas = [float(sigma) for sigma in request.sigmas]
-        except (TypeError, ValueError) as error:
-            raise InvalidRequest("sigmas must be a sequence of numbers") from error
-    else:
-        facts = manifest.scheduler
-        steps = whole("steps", request.steps, 1)
-        sigmas = sigmas_for(
-            request.schedule,
-            steps,
-            noise_schedule,
-            timestep_spacing=facts.timestep_spacing,
-            steps_offset=facts.steps_offset,
-        ).tolist()
+    sigmas = grid_of(request, manifest, noise_schedule)
     options = {} if request.sampler_options is None else request.sampler_options
     if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
         raise InvalidRequest("sampler_options must be a mapping from names to values")

@@ -18,7 +18,7 @@ from kdrt.sampling.executor import Denoise, Step, run, sample
 from kdrt.sampling.noise import BrownianNoise, NoiseSource, SeededNoise
 from kdrt.sampling.plan import NoiseSlot, Plan, Stage
 from kdrt.sampling.samplers import SAMPLERS, SamplerInfo, find_sampler, plan
-from kdrt.sampling.schedules import SCHEDULES, NoiseSchedule, sigmas_for
+from kdrt.sampling.schedules import SCHEDULES, NoiseSchedule, partial_grid, sigmas_for
 
 __all__ = [
     "SAMPLERS",
@@ -34,6 +34,7 @@ __all__ = [
     "Stage",
     "Step",
     "find_sampler",
+    "partial_grid",
     "plan",
     "run",
     "sample",

@@ -8,130 +8,20 @@ once per request, and never needs a device.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kdrt.errors import InvalidRequest
+from kdrt.sampling.schedules.partial import partial_grid
+from kdrt.sampling.schedules.training import Float64Array, NoiseSchedule
 
-Float64Array = NDArray[np.float64]
+__all__ = ["SCHEDULES", "NoiseSchedule", "partial_grid", "sigmas_for"]
 
-BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 SCHEDULES = ("karras", "exponential", "polyexponential", "vp", "scheduler")
 TIMESTEP_SPACINGS = ("linspace", "leading", "trailing")
 
 _DEFAULT_RHO = {"karras": 7.0, "polyexponential": 1.0}
 _RANGED = ("karras", "exponential", "polyexponential")
-
-
-@dataclass(frozen=True, eq=False)
-class NoiseSchedule:
-    """The discrete schedule of training, as σ against timestep.
-
-    Attributes:
-        sigmas: float64 ``[N]``, ascending; entry ``t`` is ``√((1 - ᾱ_t) / ᾱ_t)``. Read-only.
-        log_sigmas: its natural logarithm, float64 ``[N]``. Read-only.
-
-    Raises:
-        InvalidRequest: the table has fewer than two entries, or is not finite, positive and
-            strictly ascending (betas of 1, as zero-terminal-SNR rescaling makes them, end in an
-            infinite σ).
-    """
-
-    sigmas: Float64Array
-    log_sigmas: Float64Array = field(init=False)
-    _log_table: list[float] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        sigmas = np.array(self.sigmas, dtype=np.float64)
-        usable = sigmas.ndim == 1 and len(sigmas) >= 2 and bool(np.isfinite(sigmas).all())
-        if not usable or sigmas[0] <= 0 or bool((np.diff(sigmas) <= 0).any()):
-            raise InvalidRequest(
-                "the training sigmas must be at least two finite, positive, strictly ascending "
-                "numbers; check the checkpoint's betas"
-            )
-        logs = np.log(sigmas)
-        sigmas.flags.writeable = False
-        logs.flags.writeable = False
-        object.__setattr__(self, "sigmas", sigmas)
-        object.__setattr__(self, "log_sigmas", logs)
-        # Bisecting a list takes under a microsecond; one numpy scalar lookup costs more.
-        object.__setattr__(self, "_log_table", logs.tolist())
-
-    @classmethod
-    def from_betas(
-        cls,
-        beta_start: float,
-        beta_end: float,
-        beta_schedule: str,
-        num_train_timesteps: int = 1000,
-        trained_betas: Sequence[float] | None = None,
-    ) -> NoiseSchedule:
-        """Build the table from a diffusers scheduler configuration.
-
-        Args:
-            beta_start: β of the first timestep (``squaredcos_cap_v2`` does not use it).
-            beta_end: β of the last timestep (likewise).
-            beta_schedule: ``linear`` in β, ``scaled_linear`` (linear in √β; Stable Diffusion and
-                SDXL), or ``squaredcos_cap_v2`` (ᾱ a squared cosine, β capped at 0.999; Nichol and
-                Dhariwal 2021).
-            num_train_timesteps: N, the number of entries.
-            trained_betas: explicit β, which replace all of the above.
-
-        Raises:
-            InvalidRequest: an unknown ``beta_schedule``, or betas outside (0, 1).
-        """
-        if trained_betas is not None:
-            betas = np.asarray(trained_betas, dtype=np.float64)
-        elif beta_schedule == "linear":
-            betas = np.linspace(beta_start, beta_end, num_train_timesteps)
-        elif beta_schedule == "scaled_linear":
-            betas = np.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps) ** 2
-        elif beta_schedule == "squaredcos_cap_v2":
-            betas = _squared_cosine_betas(num_train_timesteps)
-        else:
-            raise InvalidRequest(
-                f"unknown beta schedule {beta_schedule!r}; known: {', '.join(BETA_SCHEDULES)}"
-            )
-        if not bool(((betas > 0) & (betas < 1)).all()):
-            raise InvalidRequest("every beta must lie strictly between 0 and 1")
-        # (1 - ᾱ)/ᾱ = exp(-Σ ln(1 - β)) - 1: no cancellation where ᾱ is close to 1.
-        return cls(np.sqrt(np.expm1(-np.cumsum(np.log1p(-betas)))))
-
-    @property
-    def sigma_min(self) -> float:
-        """σ of timestep 0."""
-        return float(self.sigmas[0])
-
-    @property
-    def sigma_max(self) -> float:
-        """σ of timestep N - 1."""
-        return float(self.sigmas[-1])
-
-    def timestep(self, sigma: float) -> float:
-        """The fractional timestep of ``sigma``: linear in ln σ, clamped to [0, N - 1]."""
-        table = self._log_table
-        if sigma <= 0:
-            return 0.0
-        log_sigma = math.log(sigma)
-        high = bisect_right(table, log_sigma)
-        if high == 0:
-            return 0.0
-        if high == len(table):
-            return float(high - 1)
-        low = high - 1
-        return low + (log_sigma - table[low]) / (table[high] - table[low])
-
-    def sigma(self, timestep: float) -> float:
-        """The σ of a fractional ``timestep``, clamped to [0, N - 1]: inverse of `timestep`."""
-        table = self._log_table
-        clamped = min(max(timestep, 0.0), len(table) - 1.0)
-        low = min(int(clamped), len(table) - 2)
-        fraction = clamped - low
-        return math.exp((1.0 - fraction) * table[low] + fraction * table[low + 1])
 
 
 def sigmas_for(
@@ -254,11 +144,3 @@ def _scheduler_levels(
         # A rounded stride can leave room for one element more: keep as many as asked for.
         timesteps = np.round(np.arange(count, 0, -count / steps)[:steps]) - 1
     return np.interp(timesteps, np.arange(count), noise_schedule.sigmas)
-
-
-def _squared_cosine_betas(count: int) -> Float64Array:
-    """β from ratios of ᾱ(t) = cos²(π/2 · (t + 0.008) / 1.008), capped at 0.999."""
-    t = np.linspace(0.0, 1.0, count + 1)
-    alpha_bar = np.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
-    betas: Float64Array = np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
-    return betas

@@ -1,0 +1,98 @@
+"""The noise levels a request asks for: a schedule or a grid of its own, whole or in part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from kdrt.bundle import Manifest
+from kdrt.checks import whole
+from kdrt.errors import InvalidRequest
+from kdrt.sampling import NoiseSchedule, partial_grid, sigmas_for
+
+if TYPE_CHECKING:
+    from kdrt.request import Request
+
+
+def grid_of(request: Request, manifest: Manifest, noise_schedule: NoiseSchedule) -> list[float]:
+    """The descending σ of a request.
+
+    Raises:
+        InvalidRequest: arguments that exclude each other, are out of range, or leave no step.
+    """
+    return partial_grid(
+        _whole_grid(request, manifest, noise_schedule),
+        noise_schedule,
+        strength=request.strength,
+        denoising_start=request.denoising_start,
+        denoising_end=request.denoising_end,
+    ).tolist()
+
+
+def is_custom(request: Request) -> bool:
+    """Whether a request brings a grid of its own, so that ``steps`` and ``schedule`` do not
+    count."""
+    return request.sigmas is not None or request.timesteps is not None
+
+
+def check_start(request: Request) -> None:
+    """Refuse a start in the middle of the noise without anything to start from.
+
+    Raises:
+        InvalidRequest: ``strength`` in text to image, or ``denoising_start`` without latents.
+    """
+    if request.strength is not None:
+        raise InvalidRequest(
+            "strength says how much of an image to redo, and there is none: text to image always "
+            "begins with noise alone"
+        )
+    if request.denoising_start is not None and request.latents is None:
+        raise InvalidRequest(
+            "denoising_start goes on with the latents of another run: give them as latents, made "
+            "with the same denoising_end and output_type='latent'"
+        )
+
+
+def _whole_grid(
+    request: Request, manifest: Manifest, noise_schedule: NoiseSchedule
+) -> Sequence[float]:
+    if request.sigmas is not None and request.timesteps is not None:
+        raise InvalidRequest("sigmas and timesteps are two forms of one grid; give one of them")
+    if request.sigmas is not None:
+        sigmas = _descending("sigmas", request.sigmas)
+        if len(sigmas) < 2:
+            raise InvalidRequest(f"sigmas need at least two numbers, one step; got {len(sigmas)}")
+        return sigmas
+    if request.timesteps is not None:
+        return _sigmas_of(request.timesteps, noise_schedule)
+    facts = manifest.scheduler
+    return sigmas_for(
+        request.schedule,
+        whole("steps", request.steps, 1),
+        noise_schedule,
+        timestep_spacing=facts.timestep_spacing,
+        steps_offset=facts.steps_offset,
+    ).tolist()
+
+
+def _sigmas_of(timesteps: object, noise_schedule: NoiseSchedule) -> list[float]:
+    """The σ of training timesteps, fractional ones too, and the 0 that a run ends with."""
+    numbers = _descending("timesteps", timesteps)
+    last = len(noise_schedule.sigmas) - 1
+    if not numbers or not all(0 <= number <= last for number in numbers):
+        raise InvalidRequest(
+            f"timesteps must be from {last} down to 0, at least one of them; the final sigma of 0 "
+            "is added"
+        )
+    return [*map(noise_schedule.sigma, numbers), 0.0]
+
+
+def _descending(name: str, values: object) -> list[float]:
+    try:
+        numbers = [float(value) for value in values]  # type: ignore[attr-defined]
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"{name} must be a sequence of numbers") from error
+    if any(not high > low for high, low in pairwise(numbers)):
+        raise InvalidRequest(f"{name} must descend strictly")
+    return numbers

@@ -1,0 +1,110 @@
+"""Part of a grid: where image to image begins, and where one model hands over to another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from kdrt.errors import InvalidRequest
+from kdrt.sampling.schedules.training import Float64Array, NoiseSchedule
+
+_SAME = 1e-9
+"""Two σ this near, relatively, are one: a step between them would be rounding error."""
+
+
+def partial_grid(
+    sigmas: Sequence[float],
+    noise_schedule: NoiseSchedule,
+    *,
+    strength: float | None = None,
+    denoising_start: float | None = None,
+    denoising_end: float | None = None,
+) -> Float64Array:
+    """The part of a grid that is to be run.
+
+    ``strength`` keeps the last ``min(int(n·strength), n)`` of n steps, as the image-to-image
+    pipelines of diffusers do; the run starts from an image with noise of the σ it begins at.
+
+    ``denoising_start`` and ``denoising_end`` are fractions of the training timesteps, counted
+    from the noisy end (the ensemble of experts of SDXL: one model runs to ``denoising_end`` and
+    the next takes over at the same ``denoising_start``). Fraction f stands for the σ of timestep
+    ``round(N - f·N)``. That σ itself becomes a point of the grid, so that two models meet exactly
+    there whatever the schedule and the number of steps of each. (diffusers cuts between points:
+    its models meet only if both use the same grid.)
+
+    Args:
+        sigmas: N + 1 noise levels, strictly descending.
+        noise_schedule: the training table, for the fractions.
+        strength: above 0 and at most 1; 1 keeps everything.
+        denoising_start: between 0 and 1; excludes ``strength``.
+        denoising_end: between 0 and 1, above ``denoising_start``.
+
+    Returns:
+        The noise levels of the part: float64, at least two.
+
+    Raises:
+        InvalidRequest: a value out of range, or nothing is left to run.
+    """
+    grid = np.asarray(sigmas, dtype=np.float64)
+    if strength is not None and denoising_start is not None:
+        raise InvalidRequest("strength and denoising_start both say where to begin; give one")
+    if strength is not None:
+        grid = _last_steps(grid, strength)
+    start = _cut("denoising_start", denoising_start, noise_schedule)
+    end = _cut("denoising_end", denoising_end, noise_schedule)
+    if start is not None and end is not None and start <= end:
+        raise InvalidRequest(
+            f"denoising_end must be above denoising_start, by a timestep at least, not "
+            f"{denoising_end} after {denoising_start}"
+        )
+    if start is not None:
+        grid = np.concatenate([[start], grid[grid < start * (1 - _SAME)]])
+        if len(grid) < 2:
+            raise InvalidRequest(
+                f"denoising_start {denoising_start} is sigma {start:g}, and this grid has nothing "
+                "below that"
+            )
+    if end is not None:
+        if grid[-1] > end * (1 + _SAME):
+            raise InvalidRequest(
+                f"denoising_end {denoising_end} is sigma {end:g}, but this grid ends before, at "
+                f"{grid[-1]:g}"
+            )
+        grid = np.concatenate([grid[grid > end * (1 + _SAME)], [end]])
+        if len(grid) < 2:
+            raise InvalidRequest(
+                f"denoising_end {denoising_end} is sigma {end:g}, and this grid begins no higher"
+            )
+    return grid
+
+
+def _last_steps(grid: Float64Array, strength: float) -> Float64Array:
+    if not _is_number(strength) or not 0 < strength <= 1:
+        raise InvalidRequest(f"strength must be above 0 and at most 1, not {strength!r}")
+    steps = len(grid) - 1
+    kept = min(int(steps * strength), steps)
+    if kept == 0:
+        raise InvalidRequest(
+            f"strength {strength} of {steps} steps leaves none; ask for at least "
+            f"{math.ceil(1 / strength)} steps, or for more strength"
+        )
+    return grid[steps - kept :]
+
+
+def _cut(name: str, fraction: float | None, noise_schedule: NoiseSchedule) -> float | None:
+    """The σ at which a fraction of the training timesteps is done."""
+    if fraction is None:
+        return None
+    if not _is_number(fraction) or not 0 < fraction < 1:
+        raise InvalidRequest(
+            f"{name} must be between 0 and 1, not {fraction!r}; leave it out for a whole run"
+        )
+    count = len(noise_schedule.sigmas)
+    timestep = round(count - fraction * count)
+    return float(noise_schedule.sigmas[min(timestep, count - 1)])
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float, np.floating)) and not isinstance(value, bool)
