@@ -17,10 +17,6 @@ from kdrt_engines import Binding, Engine
 _BINDINGS = 4
 """A tiled picture has up to four shapes of tiles: inside, at the right, at the bottom, corner."""
 
-_LOGVAR = (-30.0, 20.0)
-"""Where log-variances are cut off, as in training: beyond, a standard deviation would vanish or
-overflow."""
-
 _OVERFLOWS = (
     "as it does where it overflows in float16; export the model with --vae-precision fp32 or bf16, "
     "or with a VAE made for float16 (--vae madebyollin/sdxl-vae-fp16-fix)"
@@ -41,9 +37,7 @@ class _Coder:
             larger than the engine allows is cut into the largest tiles that it does allow.
     """
 
-    def __init__(
-        self, engine: Engine, batch: int | None = 1, tiling: Tiling | None = None
-    ) -> None:
+    def __init__(self, engine: Engine, batch: int | None = 1, tiling: Tiling | None = None) -> None:
         self._engine = engine
         self.batch = batch
         self.tiling = tiling
@@ -79,7 +73,8 @@ class _Coder:
     def _run_whole(self, source: Tensor) -> Tensor:
         height, width = (side // self._scale_in for side in source.shape[2:])
         binding = self._bindings.get(
-            (len(source), height, width), lambda: self._engine.bind(B=len(source), h=height, w=width)
+            (len(source), height, width),
+            lambda: self._engine.bind(B=len(source), h=height, w=width),
         )
         binding.inputs[self._in].copy_(source)
         binding.run()
@@ -131,12 +126,11 @@ class Encoder(_Coder):
     """
 
     @torch.no_grad()
-    def __call__(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode ``image [B, 3, H, W]`` in [-1, 1].
+    def __call__(self, image: Tensor) -> Tensor:
+        """Encode ``image [B, 3, H, W]`` in [-1, 1] to float32 latents ``[B, C, h, w]``.
 
-        Returns:
-            Mean and standard deviation of the latents, float32 ``[B, C, h, w]`` each. The mean is
-            the best guess; ``mean + std·ξ`` with standard normal ξ is a sample.
+        The network gives a normal distribution for every latent, and this is its mean: the best
+        guess, and the same every time. (A sample lies off it by what the VAE cannot tell apart.)
 
         Raises:
             NonFiniteError: a value is not finite.
@@ -150,9 +144,10 @@ class Encoder(_Coder):
             )
         moments = self._run(image)
         if not _is_finite(moments):
-            raise NonFiniteError(f"the VAE's encoder gave latents that are not finite, {_OVERFLOWS}")
-        mean, logvar = moments.chunk(2, dim=1)
-        return mean, logvar.clamp(*_LOGVAR).mul(0.5).exp()
+            raise NonFiniteError(
+                f"the VAE's encoder gave latents that are not finite, {_OVERFLOWS}"
+            )
+        return moments.chunk(2, dim=1)[0]
 
 
 def check_latents(latents: Tensor) -> None:

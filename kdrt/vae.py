@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from torch import Tensor
+
 from kdrt.bundle import LatentFacts
 from kdrt.checks import whole
 from kdrt.errors import BundleError, InvalidRequest
@@ -46,6 +48,10 @@ class Vae:
             engine = self._engines["vae_encoder"]
             self._encoder = Encoder(engine, self.decoder.batch, self.decoder.tiling)
         return self._encoder
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Latents of pixels; see :class:`kdrt.latents.Encoder`."""
+        return self.encoder(image)
 
     @property
     def slicing(self) -> bool:

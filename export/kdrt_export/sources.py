@@ -28,9 +28,11 @@ _PIPELINES: dict[str, Family] = {
     "StableDiffusionKDiffusionPipeline": "sd",
     "LatentConsistencyModelPipeline": "sd",
     "StableDiffusionImg2ImgPipeline": "sd",
+    "StableDiffusionInpaintPipeline": "sd",
     "StableDiffusionXLPipeline": "sdxl",
     "StableDiffusionXLKDiffusionPipeline": "sdxl",
     "StableDiffusionXLImg2ImgPipeline": "sdxl",
+    "StableDiffusionXLInpaintPipeline": "sdxl",
 }
 _PICKLES = {".ckpt", ".pt", ".pth", ".bin"}
 _DOWNLOAD = ["*.json", "*.txt", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors"]

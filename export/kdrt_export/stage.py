@@ -114,8 +114,7 @@ def export(
                 vae, opened.vae, download_files, allow_pickle=allow_pickle
             )
         components = {
-            part.name: _export_part(part, partial, targets, report)
-            for part in job.parts()
+            part.name: _export_part(part, partial, targets, report) for part in job.parts()
         }
         report.start("manifest")
         write_manifest(
@@ -204,19 +203,21 @@ class _Job:
         self.report.start("unet: load")
         unet = self.source.unet()
         component = ExportUNet(unet, fuse_qkv=self.fuse_qkv)
+        channels = unet.config.out_channels
         size = unet.config.sample_size or 64
         height, width = size if isinstance(size, (tuple, list)) else (size, size)
         self.latents = LatentFacts(
-            channels=unet.config.in_channels,
+            channels=channels,
             scale=scale,
             default_height=height * scale,
             default_width=width * scale,
             vae_tile=self.vae_tile,
         )
-        if unet.config.in_channels != unet.config.out_channels:
+        if unet.config.in_channels not in (channels, 2 * channels + 1):
             raise UnsupportedModel(
-                f"this UNet takes {unet.config.in_channels} channels and gives "
-                f"{unet.config.out_channels}: inpainting and editing models cannot be exported yet"
+                f"this UNet takes {unet.config.in_channels} channels for latents of {channels}; "
+                f"kdrt exports text-to-image models ({channels}) and inpainting models "
+                f"({2 * channels + 1})"
             )
         self.report.done()
         length = self.encoders[0].max_length
@@ -227,9 +228,7 @@ class _Job:
         return _Part("unet", component, {"B": 2, "h": 12, "w": 10, "L": 7}, verified, self.dtype)
 
 
-def _export_part(
-    part: _Part, folder: Path, targets: Sequence[str], report: Report
-) -> Component:
+def _export_part(part: _Part, folder: Path, targets: Sequence[str], report: Report) -> Component:
     component = part.component
     own_precision = next(name for name, dtype in PRECISIONS.items() if dtype == part.dtype)
     report.start(f"{part.name}: eager reference")
