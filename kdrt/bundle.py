@@ -115,20 +115,24 @@ class TextEncoderFacts(_Strict):
 
 
 class LatentFacts(_Strict):
-    """``scale`` pixels of the picture for one latent; default sizes in pixels."""
+    """``scale`` pixels of the picture for one latent; default sizes in pixels; ``vae_tile`` the
+    side of the pictures the VAE was trained at, in latents (None: the model's own default)."""
 
     channels: int
     scale: int
     default_height: int
     default_width: int
+    vae_tile: int | None = None
 
 
 class Baked(_Strict):
-    """What the export put into the graphs."""
+    """What the export put into the graphs; ``vae`` is the source of a VAE that is not the model's
+    own."""
 
     fused_qkv: bool
     freeu: bool
     loras: tuple[str, ...] = ()
+    vae: str | None = None
 
 
 class Manifest(_Strict):

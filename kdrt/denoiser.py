@@ -61,6 +61,10 @@ class Denoiser:
         tokens: L, the length of the conditioning.
         doubled: run an unconditional half in front of the conditional one.
 
+    Attributes:
+        extra_channels: channels of the UNet's sample beyond the latents': inpainting models have
+            some, which :meth:`write_extra_channels` fills.
+
     Raises:
         ShapeError: the engine does not allow these sizes.
     """
@@ -86,7 +90,10 @@ class Denoiser:
 
         # Views are made here, not in each step. The unconditional half comes first.
         inputs = self._binding.inputs
-        self._samples = inputs["sample"].chunk(halves)
+        channels = self._binding.outputs["noise_pred"].shape[1]
+        self.extra_channels: int = inputs["sample"].shape[1] - channels
+        self._extra = inputs["sample"][:, channels:].chunk(halves)
+        self._samples = inputs["sample"][:, :channels].chunk(halves)
         self._timestep = inputs["timestep"]
         self._noise_pred = self._binding.outputs["noise_pred"]
         self._prediction = self._noise_pred
@@ -136,6 +143,13 @@ class Denoiser:
             embedding.copy_(guidance_embedding(guidance_scale, embedding.shape[-1]))
         self._guidance_scale = guidance_scale
         self._rescale = guidance_rescale
+
+    @torch.no_grad()
+    def write_extra_channels(self, channels: Tensor) -> None:
+        """Write once what an inpainting UNet sees in every step besides the sample: ``[B,
+        extra_channels, h, w]``. Unlike the sample it is not scaled with the noise."""
+        for half in self._extra:
+            half.copy_(channels)
 
     @torch.no_grad()
     def __call__(self, x: Tensor, sigma: float) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ ENGINES = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime", "torch
 
 def load_engines(
     bundle: Bundle, engine: str | None = None, *, threads: int | None = None
-) -> dict[str, Engine]:
-    """Load the components that turn text into a picture.
+) -> Mapping[str, Engine]:
+    """Load the components that turn text into a picture, and the others on demand.
 
     Args:
         bundle: an opened bundle.
@@ -40,10 +41,43 @@ def load_engines(
     if threads is not None and (type(threads) is not int or threads < 1):
         raise InvalidRequest(f"threads must be a whole number of at least 1, not {threads!r}")
     loader = _loader(_chosen(engine), threads)
-    return {
+    loaded = {
         name: loader(bundle, name, component)
         for name, component in needed_components(bundle.manifest).items()
     }
+    return OnDemand(loaded, bundle.manifest.components, partial(loader, bundle))
+
+
+class OnDemand(Mapping[str, Engine]):
+    """The engines of a bundle; what was not loaded at first is loaded when it is first asked for.
+
+    Args:
+        loaded: the engines there are.
+        components: every component of the bundle, by name.
+        load: makes the engine of a component.
+    """
+
+    def __init__(
+        self,
+        loaded: Mapping[str, Engine],
+        components: Mapping[str, Component],
+        load: Callable[[str, Component], Engine],
+    ) -> None:
+        self._loaded, self._components, self._load = dict(loaded), components, load
+
+    def __getitem__(self, name: str) -> Engine:
+        if name not in self._loaded:
+            self._loaded[name] = self._load(name, self._components[name])
+        return self._loaded[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._loaded or name in self._components
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self._loaded, **self._components})
+
+    def __len__(self) -> int:
+        return len({*self._loaded, *self._components})
 
 
 def needed_components(manifest: Manifest) -> Mapping[str, Component]:

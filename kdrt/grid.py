@@ -66,7 +66,7 @@ def check_start(request: Request) -> None:
     Raises:
         InvalidRequest: ``strength`` in text to image, or ``denoising_start`` without latents.
     """
-    if request.strength is not None:
+    if request.strength is not None and request.image is None:
         raise InvalidRequest(
             "strength says how much of an image to redo, and there is none: text to image always "
             "begins with noise alone"

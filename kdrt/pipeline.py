@@ -18,13 +18,15 @@ from kdrt.engine_store import load_engines
 from kdrt.errors import InvalidRequest
 from kdrt.grid import training_table
 from kdrt.images import Images, OutputType, save_image, to_images
-from kdrt.latents import Decoder, check_latents
+from kdrt.init_image import begin
+from kdrt.latents import check_latents
 from kdrt.parameters import Parameters, parameters_of
 from kdrt.prompt import Conditioning, PromptEncoder, Truncation, TruncationWarning, zeros_like
 from kdrt.recent import Recent
 from kdrt.request import Job, Request, latent_shape, resolve
-from kdrt.sampling import SeededNoise, Step, run
+from kdrt.sampling import Denoise, SeededNoise, Step, run
 from kdrt.size_conditioning import Size, SizeConditioning
+from kdrt.vae import Vae, VaeSwitches
 from kdrt_engines import Engine
 
 _DENOISERS = 4
@@ -84,7 +86,7 @@ def load(
     return Pipeline(bundle, load_engines(bundle, engine, threads=threads))
 
 
-class Pipeline:
+class Pipeline(VaeSwitches):
     """Text to image with one model.
 
     Buffers are made for a size when it is first asked for and used again for the next pictures of
@@ -101,7 +103,7 @@ class Pipeline:
         self._unet = engines["unet"]
         self._noise_schedule = training_table(bundle.manifest.scheduler)
         self._prompts = PromptEncoder(bundle, engines)
-        self._decoder = Decoder(engines["vae_decoder"])
+        self.vae = Vae(engines, bundle.manifest.latents)
         self._denoisers: Recent[tuple[int, int, int, int, bool], Denoiser] = Recent(_DENOISERS)
 
     def __call__(
@@ -120,6 +122,10 @@ class Pipeline:
         schedule_options: Mapping[str, float | int | str | bool] | None = None,
         sigmas: Sequence[float] | None = None,
         timesteps: Sequence[float] | None = None,
+        image: object = None,
+        mask_image: object = None,
+        strength: float | None = None,
+        keep_unmasked: bool = True,
         denoising_start: float | None = None,
         denoising_end: float | None = None,
         guidance_scale: float | None = None,
@@ -157,6 +163,13 @@ class Pipeline:
                 ``SCHEDULES[name].options``.
             sigmas: a descending grid of your own, in place of ``steps`` and ``schedule``.
             timesteps: the same as descending training timesteps; the final σ of 0 is added.
+            image: a picture to begin with: PIL (resized to ``height`` by ``width``, by default its
+                own size), an array ``[H, W, 3]``, a tensor ``[3, H, W]``, latents ``[B, C, h,
+                w]``, or one for each prompt. See :mod:`kdrt.image_input`.
+            mask_image: what of ``image`` to repaint: white is repainted, black is kept.
+            strength: how much of ``image`` to make anew: that fraction of the steps is run. None
+                is 0.8, with a mask 1.
+            keep_unmasked: give back the picture's own pixels where nothing was masked.
             denoising_start: go on with ``latents``, those of a run with the same
                 ``denoising_end``; as a fraction of the training timesteps (SDXL's refiner).
             denoising_end: stop there, with noise left; take ``output_type="latent"``.
@@ -200,6 +213,10 @@ class Pipeline:
             schedule_options=schedule_options,
             sigmas=sigmas,
             timesteps=timesteps,
+            image=image,
+            mask_image=mask_image,
+            strength=strength,
+            keep_unmasked=keep_unmasked,
             denoising_start=denoising_start,
             denoising_end=denoising_end,
             guidance_scale=guidance_scale,
@@ -233,12 +250,16 @@ class Pipeline:
         check_latents(final)
         is_latent = output_type == "latent"
         return Result(
-            images=final if is_latent else to_images(self._decoder(final), output_type),
+            images=final if is_latent else to_images(self._pixels(job, final), output_type),
             seeds=list(job.seeds),
             parameters=parameters_of(job, self.bundle.manifest),
             truncations=truncations,
             is_latent=is_latent,
         )
+
+    def _pixels(self, job: Job, latents: Tensor) -> Tensor:
+        pixels = self.vae.decoder(latents)
+        return pixels if job.init_image is None else job.init_image.paste(pixels)
 
     def _encode(self, job: Job) -> tuple[Conditioning, Conditioning | None, tuple[Truncation, ...]]:
         """Positive and negative conditioning; no negative where there is no second half."""
@@ -277,7 +298,13 @@ class Pipeline:
             latents.copy_(job.request.latents)
         if job.request.denoising_start is None:
             latents.mul_(job.plan.sigmas[0])
-        yield from run(job.plan, latents, denoiser, noise.draw(job.plan.slots))
+        denoise: Denoise = denoiser
+        if job.init_image is not None:
+            scale = self.bundle.manifest.latents.scale
+            latents, denoise = begin(
+                job.init_image, latents, denoiser, self.vae.encode, scale=scale
+            )
+        yield from run(job.plan, latents, denoise, noise.draw(job.plan.slots))
 
     def _denoiser(
         self, *, images: int, height: int, width: int, tokens: int, doubled: bool

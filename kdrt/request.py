@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import get_args
+from typing import Any, get_args
 
 from torch import Tensor
 
@@ -22,6 +22,7 @@ from kdrt.denoiser import FREEU_OFF
 from kdrt.errors import InvalidRequest
 from kdrt.grid import check_start, grid_of
 from kdrt.images import OutputType
+from kdrt.init_image import InitImage, read_init_image, with_defaults
 from kdrt.prompt import hidden_layer
 from kdrt.sampling import NoiseSchedule, Plan, plan
 from kdrt.size_conditioning import SizeConditioning, TimeIds
@@ -51,6 +52,9 @@ class Request:
     schedule_options: Mapping[str, float | int | str | bool] | None = None
     sigmas: Sequence[float] | None = None
     timesteps: Sequence[float] | None = None
+    image: Any = None
+    mask_image: Any = None
+    keep_unmasked: bool = True
     strength: float | None = None
     denoising_start: float | None = None
     denoising_end: float | None = None
@@ -76,6 +80,7 @@ class Job:
         height, width: in pixels.
         seeds: B of them.
         plan: the sampler on its grid of σ.
+        init_image: the pictures to begin with; None begins with noise.
         clip_skip: 0 if none was asked for.
         time_ids, negative_time_ids: SDXL's six numbers of size conditioning; None without.
     """
@@ -87,6 +92,7 @@ class Job:
     width: int
     seeds: tuple[int, ...]
     plan: Plan
+    init_image: InitImage | None
     guidance_scale: float
     clip_skip: int
     freeu: FreeU
@@ -114,6 +120,10 @@ def resolve(
     per_prompt = whole("images_per_prompt", request.images_per_prompt, 1)
     height, width = _size(request, manifest)
     images = len(prompts[0]) * per_prompt
+    request = with_defaults(request, manifest)
+    init_image = read_init_image(request, manifest, unet, images)
+    if init_image is not None:
+        height, width = init_image.height, init_image.width
     _check_latents(request.latents, (images, *latent_shape(manifest, height, width)))
     check_start(request)
     if not 0 <= amount("guidance_rescale", request.guidance_rescale) <= 1:
@@ -137,6 +147,7 @@ def resolve(
         width=width,
         seeds=_seeds(request.seed, images),
         plan=_plan(request, manifest, noise_schedule),
+        init_image=init_image,
         guidance_scale=amount("guidance_scale", guidance_scale),
         clip_skip=_clip_skip(request.clip_skip, manifest),
         freeu=_freeu(request.freeu, unet),

@@ -40,3 +40,8 @@ class Engine(ABC):
         Raises:
             ShapeError: a symbol is missing, or the sizes are outside of what the engine allows.
         """
+
+    def limits(self) -> Mapping[str, tuple[int, int]]:
+        """Least and greatest size of each symbol that :meth:`bind` takes; what is not listed is
+        not limited. Empty unless an engine was built for a range of sizes."""
+        return {}

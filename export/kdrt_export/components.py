@@ -6,6 +6,7 @@ prompt tokens, ``h`` and ``w`` latent sizes, ``H`` and ``W`` pixel sizes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -295,15 +296,7 @@ class ExportVaeDecoder(ExportComponent):
         self.decoder, self.post_quant_conv = vae.decoder, vae.post_quant_conv
         config = vae.config
         self.scaling_factor: float = config.scaling_factor
-        shape = (1, config.latent_channels, 1, 1)
-        mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-        self.statistics = (
-            None
-            if mean is None or std is None
-            else nn.ParameterList(
-                nn.Parameter(torch.tensor(v).view(shape), requires_grad=False) for v in (mean, std)
-            )
-        )
+        self.statistics = _latent_statistics(vae)
         self.latent_shape = ("B", config.latent_channels, "h", "w")
         self.image_shape = image_shape(vae, config.out_channels)
         self.spec = self.make_spec("float32")
@@ -333,11 +326,13 @@ class ExportVaeDecoder(ExportComponent):
 
 class ExportVaeEncoder(ExportComponent):
     """image [B,3,s·h,s·w] in [-1, 1] → moments [B,2C,h,w]: mean, then log-variance, of the
-    latents before the scaling factor."""
+    latents as the sampler takes them, with the scaling factor applied."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
         self.encoder, self.quant_conv = vae.encoder, vae.quant_conv
+        self.scaling_factor: float = vae.config.scaling_factor
+        self.statistics = _latent_statistics(vae)
         self.moments_shape = ("B", 2 * vae.config.latent_channels, "h", "w")
         self.image_shape = image_shape(vae, vae.config.in_channels)
         self.spec = self.make_spec("float32")
@@ -356,7 +351,29 @@ class ExportVaeEncoder(ExportComponent):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         moments = self.encoder(image)
-        return moments if self.quant_conv is None else self.quant_conv(moments)
+        if self.quant_conv is not None:
+            moments = self.quant_conv(moments)
+        mean, logvar = moments.chunk(2, dim=1)
+        logvar = logvar + 2 * math.log(self.scaling_factor)
+        if self.statistics is None:
+            mean = mean * self.scaling_factor
+        else:
+            shift, spread = self.statistics
+            mean = (mean - shift) * self.scaling_factor / spread
+            logvar = logvar - 2 * spread.log()
+        return torch.cat([mean, logvar], dim=1)
+
+
+def _latent_statistics(vae: AutoencoderKL) -> nn.ParameterList | None:
+    """Mean and standard deviation of each latent channel, ``[1,C,1,1]``, where a VAE has them."""
+    config = vae.config
+    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    if mean is None or std is None:
+        return None
+    shape = (1, config.latent_channels, 1, 1)
+    return nn.ParameterList(
+        nn.Parameter(torch.tensor(v).view(shape), requires_grad=False) for v in (mean, std)
+    )
 
 
 def image_shape(vae: AutoencoderKL, channels: int) -> tuple[int | str, ...]:
@@ -368,6 +385,12 @@ def image_shape(vae: AutoencoderKL, channels: int) -> tuple[int | str, ...]:
 def vae_scale(vae: AutoencoderKL) -> int:
     """Pixels for one latent: the autoencoder halves once between blocks."""
     return int(2 ** (len(vae.config.block_out_channels) - 1))
+
+
+def vae_tile(vae: AutoencoderKL) -> int:
+    """Side of the pictures a VAE was trained at, in latents: diffusers' tile size."""
+    size = vae.config.sample_size
+    return int((size[0] if isinstance(size, (list, tuple)) else size) / vae_scale(vae))
 
 
 def _refuse_unsupported(unet: UNet2DConditionModel) -> None:

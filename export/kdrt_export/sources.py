@@ -28,9 +28,11 @@ _PIPELINES: dict[str, Family] = {
     "StableDiffusionKDiffusionPipeline": "sd",
     "LatentConsistencyModelPipeline": "sd",
     "StableDiffusionImg2ImgPipeline": "sd",
+    "StableDiffusionInpaintPipeline": "sd",
     "StableDiffusionXLPipeline": "sdxl",
     "StableDiffusionXLKDiffusionPipeline": "sdxl",
     "StableDiffusionXLImg2ImgPipeline": "sdxl",
+    "StableDiffusionXLInpaintPipeline": "sdxl",
 }
 _PICKLES = {".ckpt", ".pt", ".pth", ".bin"}
 _DOWNLOAD = ["*.json", "*.txt", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors"]
@@ -128,11 +130,16 @@ def demo_folder() -> Path:
 
 def download(repo: str, revision: str | None) -> Path:
     """Fetch a hub repository's safetensors and configurations (through the hub's own cache)."""
+    return download_files(repo, _DOWNLOAD, revision)
+
+
+def download_files(repo: str, patterns: list[str], revision: str | None = None) -> Path:
+    """Fetch the files of a hub repository that match ``patterns``; the folder they lie in."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=_DOWNLOAD))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except HfHubHTTPError as error:
         raise SourceError(
             f"the hub has no readable '{repo}' (revision {revision or 'main'}); check the name, "

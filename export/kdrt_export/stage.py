@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -33,11 +33,13 @@ from kdrt_export.components import (
     ExportVaeDecoder,
     ExportVaeEncoder,
     vae_scale,
+    vae_tile,
 )
 from kdrt_export.errors import ExportError, UnsupportedModel
 from kdrt_export.programs import program_from_component
+from kdrt_export.replacement_vae import replacement_vae, vae_dtype
 from kdrt_export.report import Report, Silent
-from kdrt_export.sources import Source, open_source
+from kdrt_export.sources import Source, download_files, open_source
 from kdrt_export.tokenizers import write_text_files
 from kdrt_export.trace import onnx_from_component
 from kdrt_export.verify import make_cases, sizes, verification_engine, verify
@@ -55,6 +57,8 @@ def export(
     *,
     name: str | None = None,
     precision: str = "auto",
+    vae: str | None = None,
+    vae_precision: str = "auto",
     targets: Sequence[str] = ("onnxruntime",),
     random_weights: bool = False,
     seed: int = 0,
@@ -86,6 +90,7 @@ def export(
         OutputError: the bundle cannot be written. In every case the old bundle stays.
     """
     _check_choices(precision, targets)
+    _check_choices(vae_precision, ())
     if precision == "auto":
         precision = "fp16" if torch.cuda.is_available() else "fp32"
     report = report or Silent()
@@ -103,9 +108,13 @@ def export(
     folder = output or home() / "bundles" / name.replace("/", "--")
     with new_bundle(folder) as partial:
         job = _Job(opened, partial, PRECISIONS[precision], fuse_qkv, report)
+        job.vae_precision = PRECISIONS.get(vae_precision)
+        if vae is not None:
+            job.load_vae = lambda: replacement_vae(
+                vae, opened.vae, download_files, allow_pickle=allow_pickle
+            )
         components = {
-            part.name: _export_part(part, partial, precision, targets, report)
-            for part in job.parts()
+            part.name: _export_part(part, partial, targets, report) for part in job.parts()
         }
         report.start("manifest")
         write_manifest(
@@ -122,7 +131,7 @@ def export(
                 latents=job.latents,
                 zeros_for_empty_negative=opened.zeros_for_empty_negative,
                 default_guidance_scale=opened.default_guidance_scale,
-                baked=Baked(fused_qkv=fuse_qkv, freeu=True),
+                baked=Baked(fused_qkv=fuse_qkv, freeu=True, vae=vae),
                 tools=_tool_versions(),
             ),
         )
@@ -145,12 +154,15 @@ class _Job:
     """Walks a source, one network in memory at a time, and gathers the manifest's facts."""
 
     latents: LatentFacts
+    load_vae: Callable[[], AutoencoderKL]
+    vae_precision: torch.dtype | None = None
 
     def __init__(
         self, source: Source, folder: Path, dtype: torch.dtype, fuse_qkv: bool, report: Report
     ) -> None:
         self.source, self.folder, self.dtype = source, folder, dtype
         self.fuse_qkv, self.report = fuse_qkv, report
+        self.load_vae = source.vae
         self.encoders: list[TextEncoderFacts] = []
         self.scheduler = scheduler_facts(source.scheduler, report)
 
@@ -158,13 +170,14 @@ class _Job:
         for index in range(self.source.text_encoders):
             yield self._text_encoder(index)
         self.report.start("vae: load")
-        vae = self.source.vae()
-        dtype = self._vae_dtype(vae)
+        vae = self.load_vae()
+        dtype = vae_dtype(vae, self.dtype, self.vae_precision, self.report)
         self.report.done()
         decoder, encoder = ExportVaeDecoder(vae), ExportVaeEncoder(vae)
         yield _Part("vae_decoder", decoder, _VAE_TRACED, _VAE_VERIFIED, dtype)
         yield _Part("vae_encoder", encoder, _VAE_TRACED, _VAE_VERIFIED, dtype)
         scale = vae_scale(vae)
+        self.vae_tile = vae_tile(vae)
         del vae, decoder, encoder  # the UNet is next, and largest
         yield self._unet(scale)
 
@@ -190,18 +203,21 @@ class _Job:
         self.report.start("unet: load")
         unet = self.source.unet()
         component = ExportUNet(unet, fuse_qkv=self.fuse_qkv)
+        channels = unet.config.out_channels
         size = unet.config.sample_size or 64
         height, width = size if isinstance(size, (tuple, list)) else (size, size)
         self.latents = LatentFacts(
-            channels=unet.config.in_channels,
+            channels=channels,
             scale=scale,
             default_height=height * scale,
             default_width=width * scale,
+            vae_tile=self.vae_tile,
         )
-        if unet.config.in_channels != unet.config.out_channels:
+        if unet.config.in_channels not in (channels, 2 * channels + 1):
             raise UnsupportedModel(
-                f"this UNet takes {unet.config.in_channels} channels and gives "
-                f"{unet.config.out_channels}: inpainting and editing models cannot be exported yet"
+                f"this UNet takes {unet.config.in_channels} channels for latents of {channels}; "
+                f"kdrt exports text-to-image models ({channels}) and inpainting models "
+                f"({2 * channels + 1})"
             )
         self.report.done()
         length = self.encoders[0].max_length
@@ -211,19 +227,10 @@ class _Job:
         ]
         return _Part("unet", component, {"B": 2, "h": 12, "w": 10, "L": 7}, verified, self.dtype)
 
-    def _vae_dtype(self, vae: AutoencoderKL) -> torch.dtype:
-        """float16 overflows in VAEs that say so (SDXL's): those stay in float32."""
-        if self.dtype == torch.float16 and vae.config.force_upcast:
-            self.report.note("the VAE overflows in float16 (force_upcast): exported in float32")
-            return torch.float32
-        return self.dtype
 
-
-def _export_part(
-    part: _Part, folder: Path, precision: str, targets: Sequence[str], report: Report
-) -> Component:
+def _export_part(part: _Part, folder: Path, targets: Sequence[str], report: Report) -> Component:
     component = part.component
-    own_precision = "fp32" if part.dtype == torch.float32 else precision
+    own_precision = next(name for name, dtype in PRECISIONS.items() if dtype == part.dtype)
     report.start(f"{part.name}: eager reference")
     cases = make_cases(component, part.verified)
     report.done()

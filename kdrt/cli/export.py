@@ -51,6 +51,23 @@ def export(
             "device, else fp32.",
         ),
     ] = "auto",
+    vae: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            show_default="the model's",
+            help="Another VAE: a diffusers folder, a file, or a Hugging Face id such as "
+            "[cyan]madebyollin/sdxl-vae-fp16-fix[/].",
+        ),
+    ] = None,
+    vae_precision: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|fp32|fp16|bf16",
+            help="Number format of the VAE. [cyan]auto[/] is that of the other networks, but fp32 "
+            "instead of fp16 where the VAE says that it overflows.",
+        ),
+    ] = "auto",
     target: Annotated[
         list[str] | None,
         typer.Option(
@@ -135,6 +152,8 @@ def export(
                 output,
                 name=name,
                 precision=precision,
+                vae=vae,
+                vae_precision=vae_precision,
                 targets=tuple(target or ("onnxruntime",)),
                 random_weights=random_weights,
                 seed=seed,

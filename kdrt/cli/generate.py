@@ -12,6 +12,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 """What ``kdrt.save_image`` can write."""
 
 _PICTURE, _SAMPLING, _RUNNING = "Picture", "Sampling", "Running"
+_BEGINNING = "From a picture"
 
 
 def generate(
@@ -74,6 +75,34 @@ def generate(
             rich_help_panel=_PICTURE,
             show_default="random",
             help="Seed of the first picture; the next ones count up.",
+        ),
+    ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=_BEGINNING,
+            show_default=False,
+            help="A picture to begin with. Its size is the result's, unless --width or --height "
+            "say otherwise.",
+        ),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            metavar="0..1",
+            rich_help_panel=_BEGINNING,
+            show_default="0.8, with a mask 1",
+            help="How much of the picture to make anew.",
+        ),
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=_BEGINNING,
+            show_default=False,
+            help="Repaint only what is white here, and keep what is black.",
         ),
     ] = None,
     steps: Annotated[
@@ -170,6 +199,7 @@ def generate(
 
       [cyan]kdrt generate demo "a red circle on a blue background" -o circle.png[/cyan]
       [cyan]kdrt generate demo "a green star" "a yellow heart" --seed 7 -o shapes.png[/cyan]
+      [cyan]kdrt generate demo "a red star" --image shapes.png --strength 0.6 -o star.png[/cyan]
       [cyan]kdrt generate demo "a small white square" --sampler euler_ancestral \\
           --schedule exponential --steps 30 --sampler-option eta=0.8[/cyan]
     """
@@ -179,6 +209,7 @@ def generate(
     options = _sampler_options(sampler_option or [])
     freeu_numbers = _freeu(freeu)
     paths = _output_paths(output, len(prompts) * max(count, 1))
+    picture, mask_picture = _opened(image), _opened(mask)
 
     import kdrt
 
@@ -194,6 +225,9 @@ def generate(
             sampler=sampler,
             schedule=schedule,
             sampler_options=options,
+            image=picture,
+            mask_image=mask_picture,
+            strength=strength,
             guidance_scale=guidance,
             guidance_rescale=guidance_rescale,
             images_per_prompt=count,
@@ -232,6 +266,23 @@ def _output_paths(output: Path, count: int) -> list[Path]:
         if path.is_dir():
             raise OutputError(f"cannot write {path}: it is a folder")
     return paths
+
+
+def _opened(path: Path | None) -> Any:
+    """The picture in a file; a PIL image."""
+    from PIL import Image
+
+    from kdrt.errors import InvalidRequest
+
+    if path is None:
+        return None
+    try:
+        with Image.open(path.expanduser()) as image:
+            image.load()
+            return image
+    except OSError as error:
+        reason = error.strerror or "it is no picture, or damaged"
+        raise InvalidRequest(f"cannot read {path}: {reason}") from error
 
 
 def _sampler_options(pairs: list[str]) -> dict[str, Any]:

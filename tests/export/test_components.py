@@ -21,6 +21,7 @@ COMPONENTS = {
         f"unet {kind}": lambda kind=kind: ExportUNet(unet(kind))
         for kind in ("sd", "sd2", "sdxl", "lcm")
     },
+    "inpainting unet": lambda: ExportUNet(unet("sd", in_channels=9)),
     "unet without fused qkv": lambda: ExportUNet(unet("sdxl"), fuse_qkv=False),
     "text encoder": lambda: ExportTextEncoder(text_encoder(), normalize=True),
     "text encoder 2": lambda: ExportTextEncoder(text_encoder(projection=True), normalize=False),

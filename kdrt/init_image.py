@@ -1,0 +1,240 @@
+"""Beginning with a picture instead of noise: image to image, and inpainting.
+
+At the samplers' scale a noisy picture is ``x = z + σ·ξ``, so image to image begins at the σ that
+``strength`` asks for with the picture's latents z and the seed's noise ξ.
+
+To repaint only a part, the denoiser is told the rest: outside of the mask its answer is replaced
+by z (:class:`KnownRegion`). Any sampler then keeps that region at ``z + σ·ξ``, for the right σ at
+every step, with no hook in its loop. For a sampler's step is ``x' = a·x + Σ bⱼ·Dⱼ + s·noise`` and
+was made to solve ``dx/dσ = (x − D)/σ`` exactly for a constant D: with all Dⱼ = z,
+
+    x' = z + (σ'/σ)·(x − z)           which takes z + σ·ξ to z + σ'·ξ
+
+and in a stochastic method the same with σ_down in place of σ', plus noise of its own that fills up
+to σ'. At σ = 0 it is z. In Euler's method this is, number for number, what re-imposing the region
+with fresh copies of the same noise after every step gives, as diffusers' inpainting does.
+
+A UNet trained for inpainting (nine channels) sees mask and masked picture as inputs instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdrt.bundle import Manifest
+from kdrt.denoiser import Denoiser
+from kdrt.errors import InvalidRequest
+from kdrt.image_input import masks, pictures
+from kdrt.sampling.executor import Denoise
+from kdrt_engines import EngineSpec
+
+if TYPE_CHECKING:
+    from kdrt.request import Request
+
+Encode = Callable[[Tensor], Tensor]
+
+IMAGE_STRENGTH = 0.8
+"""Where none is given; with a mask all of what is masked is made anew."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitImage:
+    """The pictures that a job begins with.
+
+    Attributes:
+        pixels: float32 ``[B, 3, H, W]`` in [-1, 1]; None where latents were given.
+        latents: ``[B, C, h, w]``, as a run with ``output_type="latent"`` gives them.
+        mask: float32 ``[B, 1, H, W]``: 1 is repainted, 0 is kept; None repaints all.
+        anew: nothing of what is masked is kept: it begins as noise alone (a strength of 1).
+        keep_unmasked: paste the picture's own pixels over what is not masked.
+        height, width: in pixels.
+    """
+
+    pixels: Tensor | None
+    latents: Tensor | None
+    mask: Tensor | None
+    anew: bool
+    keep_unmasked: bool
+    height: int
+    width: int
+
+    def encoded(self, encode: Encode) -> Tensor:
+        """The latents ``[B, C, h, w]``."""
+        if self.pixels is None:
+            assert self.latents is not None  # one of the two is always there
+            return self.latents
+        return encode(self.pixels)
+
+    def latent_mask(self, scale: int) -> Tensor | None:
+        """The mask by latents, bool ``[B, 1, h, w]``: those with any pixel to repaint, so that
+        nothing thinner than a latent is lost."""
+        return None if self.mask is None else F.max_pool2d(self.mask, scale) >= 0.5
+
+    def paste(self, pixels: Tensor) -> Tensor:
+        """The picture's own pixels over what is not masked; a soft mask blends. Latents must be
+        decoded, which changes every pixel a little: this gives back the original ones."""
+        if self.mask is None or self.pixels is None or not self.keep_unmasked:
+            return pixels
+        mask, kept = self.mask.to(pixels.device), self.pixels.to(pixels.device)
+        return torch.where(mask == 0, kept, torch.lerp(kept, pixels, mask))
+
+
+class KnownRegion:
+    """A denoiser that knows a part of the answer; see the module's docstring.
+
+    Args:
+        denoise: the denoiser.
+        known: ``[B, C, h, w]``, the answer outside of the mask.
+        mask: bool ``[B, 1, h, w]``, true where the denoiser decides.
+    """
+
+    def __init__(self, denoise: Denoise, known: Tensor, mask: Tensor) -> None:
+        self._denoise = denoise
+        self._known, self._mask = known, mask
+        self._result = torch.empty_like(known)
+
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+        """As the denoiser; the result is overwritten by the next call."""
+        return torch.where(self._mask, self._denoise(x, sigma), self._known, out=self._result)
+
+    @property
+    def unconditional(self) -> Tensor:
+        """The denoiser's result without guidance, with the same known part."""
+        unguided: Tensor = self._denoise.unconditional  # type: ignore[attr-defined]
+        return torch.where(self._mask, unguided, self._known)
+
+
+def read_init_image(
+    request: Request, manifest: Manifest, unet: EngineSpec, images: int
+) -> InitImage | None:
+    """Check and convert the picture and mask of a request for ``images`` pictures; None if it has
+    none, or if its latents continue another run.
+
+    Raises:
+        InvalidRequest: they are missing where the model needs them, or of no use.
+    """
+    needs_mask = is_inpainting(unet)
+    if request.image is None:
+        if request.mask_image is not None:
+            raise InvalidRequest("mask_image says which part of image to repaint; give image too")
+        if needs_mask:
+            raise InvalidRequest(
+                f"'{manifest.name}' is an inpainting model: give image and mask_image (white is "
+                "repainted)"
+            )
+        return None
+    if needs_mask and request.mask_image is None:
+        raise InvalidRequest(f"'{manifest.name}' is an inpainting model: give mask_image too")
+    facts = manifest.latents
+    latents = pixels = None
+    if _is_latents(request.image, facts.channels):
+        if needs_mask:
+            raise InvalidRequest("an inpainting model needs the picture itself, not its latents")
+        latents = _per_image("image", request.image.to(torch.float32), images)
+        height, width = (side * facts.scale for side in latents.shape[2:])
+        if (request.height or height, request.width or width) != (height, width):
+            raise InvalidRequest(f"these latents are of a {width}x{height} picture; leave out size")
+    else:
+        pixels = pictures("image", request.image, facts.scale, request.height, request.width)
+        pixels = _per_image("image", pixels, images)
+        height, width = pixels.shape[2:]
+    mask = None
+    if request.mask_image is not None:
+        mask = _per_image(
+            "mask_image", masks("mask_image", request.mask_image, height, width), images
+        )
+    return InitImage(
+        pixels=pixels,
+        latents=latents,
+        mask=mask,
+        anew=request.strength == 1,
+        keep_unmasked=request.keep_unmasked,
+        height=height,
+        width=width,
+    )
+
+
+def with_defaults(request: Request, manifest: Manifest) -> Request:
+    """Fill in ``strength``, and take latents given as ``image`` of a hand-over for what they are.
+
+    Raises:
+        InvalidRequest: a hand-over of something else than latents.
+    """
+    if request.image is None:
+        return request
+    if request.denoising_start is not None:
+        if (
+            not _is_latents(request.image, manifest.latents.channels)
+            or request.mask_image is not None
+        ):
+            raise InvalidRequest(
+                "denoising_start goes on with the latents of another run; begin with a picture by "
+                "strength"
+            )
+        return replace(request, image=None, latents=request.image)
+    own_grid = request.sigmas is not None or request.timesteps is not None
+    if request.strength is None and not own_grid:
+        return replace(request, strength=IMAGE_STRENGTH if request.mask_image is None else 1.0)
+    return request
+
+
+def is_inpainting(unet: EngineSpec) -> bool:
+    """Whether a UNet sees mask and masked picture: its sample has more channels than its
+    prediction."""
+    return unet.input("sample").shape[1] != unet.outputs[0].shape[1]
+
+
+def begin(
+    image: InitImage, noise: Tensor, denoiser: Denoiser, encode: Encode, *, scale: int
+) -> tuple[Tensor, Denoise]:
+    """How a job that begins with a picture begins.
+
+    Args:
+        image: the picture.
+        noise: float32 ``[B, C, h, w]``, already times the σ of the beginning.
+        denoiser: prepared; an inpainting UNet is shown its further channels here.
+        encode: the VAE's encoder.
+        scale: pixels for one latent.
+
+    Returns:
+        The first state, and the denoiser to run.
+    """
+    known = image.encoded(encode).to(noise)
+    mask = image.latent_mask(scale)
+    if mask is None:
+        return known + noise, denoiser
+    mask = mask.to(noise.device)
+    if denoiser.extra_channels:
+        denoiser.write_extra_channels(_inpainting_channels(image, mask, encode))
+        return (noise if image.anew else known + noise), denoiser
+    state = torch.where(mask, noise, known + noise) if image.anew else known + noise
+    return state, KnownRegion(denoiser, known, mask)
+
+
+def _inpainting_channels(image: InitImage, mask: Tensor, encode: Encode) -> Tensor:
+    """What an inpainting UNet sees besides the sample, ``[B, 1 + C, h, w]``: the mask, and the
+    latents of the picture with the masked pixels grey."""
+    assert image.pixels is not None  # both are checked by read_init_image
+    assert image.mask is not None
+    masked = encode(image.pixels * (image.mask < 0.5))
+    return torch.cat([mask.to(masked), masked], dim=1)
+
+
+def _is_latents(value: object, channels: int) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 4 and value.shape[1] == channels != 3
+
+
+def _per_image(name: str, values: Tensor, images: int) -> Tensor:
+    """One for all, one for each, or one for each prompt."""
+    if images % len(values):
+        raise InvalidRequest(
+            f"{len(values)} pictures in {name} for {images} images: give one for all, or one for "
+            "each prompt"
+        )
+    return values.repeat_interleave(images // len(values), dim=0)

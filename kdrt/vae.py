@@ -1,0 +1,129 @@
+"""The VAE of a pipeline, and the switches that trade its speed for memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from kdrt.bundle import LatentFacts
+from kdrt.checks import whole
+from kdrt.errors import BundleError, InvalidRequest
+from kdrt.latents import Decoder, Encoder
+from kdrt.tiles import Tiling
+from kdrt_engines import Engine
+
+
+class Vae:
+    """Decoder and encoder with one setting of slices and tiles.
+
+    The encoder is loaded when it is first asked for: text to image does without it.
+
+    Attributes:
+        decoder: latents to pixels.
+
+    Args:
+        engines: ``vae_decoder``, and ``vae_encoder`` where pictures are to be read.
+        facts: scale and sizes of the latents.
+    """
+
+    def __init__(self, engines: Mapping[str, Engine], facts: LatentFacts) -> None:
+        self._engines = engines
+        self._facts = facts
+        self.decoder = Decoder(engines["vae_decoder"])
+        self._encoder: Encoder | None = None
+
+    @property
+    def encoder(self) -> Encoder:
+        """Pixels to latents.
+
+        Raises:
+            BundleError: the bundle has no encoder.
+        """
+        if self._encoder is None:
+            if "vae_encoder" not in self._engines:
+                raise BundleError(
+                    "this bundle has no vae_encoder, which reads pictures; export the model again"
+                )
+            engine = self._engines["vae_encoder"]
+            self._encoder = Encoder(engine, self.decoder.batch, self.decoder.tiling)
+        return self._encoder
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Latents of pixels; see :class:`kdrt.latents.Encoder`."""
+        return self.encoder(image)
+
+    @property
+    def slicing(self) -> bool:
+        """Whether pictures of a batch pass one by one."""
+        return self.decoder.batch == 1
+
+    @slicing.setter
+    def slicing(self, on: bool) -> None:
+        for half in self._halves():
+            half.batch = 1 if on else None
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """The tiles of pictures larger than one; None runs them whole where the engine can."""
+        return self.decoder.tiling
+
+    @tiling.setter
+    def tiling(self, tiling: Tiling | None) -> None:
+        for half in self._halves():
+            half.tiling = tiling
+
+    def tiling_of(self, tile: int | None = None, overlap: float = 0.25) -> Tiling:
+        """Tiles of ``tile`` pixels; None is the size the VAE was trained at.
+
+        Raises:
+            InvalidRequest: no multiple of the VAE's scale, or an overlap outside of [0, 1).
+        """
+        facts = self._facts
+        if tile is None:
+            side = facts.vae_tile or max(facts.default_height, facts.default_width) // facts.scale
+            return Tiling(side, overlap)
+        pixels = whole("tile", tile, facts.scale)
+        if pixels % facts.scale:
+            below = pixels // facts.scale * facts.scale
+            raise InvalidRequest(
+                f"tile must be a multiple of {facts.scale}, and {pixels} is not: "
+                f"use {below} or {below + facts.scale}"
+            )
+        return Tiling(pixels // facts.scale, overlap)
+
+    def _halves(self) -> list[Decoder | Encoder]:
+        return [self.decoder] if self._encoder is None else [self.decoder, self._encoder]
+
+
+class VaeSwitches:
+    """The VAE's switches on a pipeline."""
+
+    vae: Vae
+
+    def enable_vae_slicing(self) -> None:
+        """Pass pictures of a batch through the VAE one by one: the default."""
+        self.vae.slicing = True
+
+    def disable_vae_slicing(self) -> None:
+        """Pass the whole batch through the VAE at once: faster where memory allows."""
+        self.vae.slicing = False
+
+    def enable_vae_tiling(self, tile: int | None = None, overlap: float = 0.25) -> None:
+        """Pass pictures larger than a tile through the VAE in overlapping tiles.
+
+        Peak memory then depends on the tile, not on the picture. See :mod:`kdrt.tiles` for what
+        it does to the picture. Without this, only what the engine was not built for is tiled.
+
+        Args:
+            tile: side of a tile in pixels; None is the size the VAE was trained at.
+            overlap: fraction of a tile shared with its neighbour.
+
+        Raises:
+            InvalidRequest: no multiple of the VAE's scale, or an overlap outside of [0, 1).
+        """
+        self.vae.tiling = self.vae.tiling_of(tile, overlap)
+
+    def disable_vae_tiling(self) -> None:
+        """Run the VAE on whole pictures wherever the engine can."""
+        self.vae.tiling = None
