@@ -195,6 +195,8 @@ class PromptEncoder:
 
     def _padded(self, encoder: TextEncoder, hidden: Tensor, length: int, clip_skip: int) -> Tensor:
         chunks = (length - len(hidden)) // encoder.facts.max_length
+        if not chunks:
+            return hidden
         return torch.cat([hidden, *[encoder.encode("", clip_skip).hidden] * chunks])
 
 

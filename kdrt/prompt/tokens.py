@@ -157,9 +157,7 @@ class PromptTokenizer:
     def _pieces(self, text: str) -> list[_Piece]:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         pieces = []
-        for index, (id_, (start, _)) in enumerate(
-            zip(encoding.ids, encoding.offsets, strict=True)
-        ):
+        for index, (id_, (start, _)) in enumerate(zip(encoding.ids, encoding.offsets, strict=True)):
             ids = self._learned.get(id_, (id_,))
             if len(ids) > 1:
                 # A prompt in which "token" was already written out as "token token_1 …".
