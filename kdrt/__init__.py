@@ -35,13 +35,14 @@ if TYPE_CHECKING:
     from kdrt.images import read_parameters, save_image
     from kdrt.parameters import Parameters
     from kdrt.pipeline import Pipeline, Result, load
-    from kdrt.prompt import Truncation, TruncationWarning
+    from kdrt.prompt import Conditioning, Truncation, TruncationWarning
     from kdrt.request import Request
     from kdrt.sampling import Step
 
 __all__ = [
     "Bundle",
     "BundleError",
+    "Conditioning",
     "EngineError",
     "EngineUnavailable",
     "ExportError",
@@ -65,6 +66,7 @@ __all__ = [
 
 _HOME = {
     "Bundle": "kdrt.bundle",
+    "Conditioning": "kdrt.prompt",
     "Parameters": "kdrt.parameters",
     "Pipeline": "kdrt.pipeline",
     "Request": "kdrt.request",

@@ -19,6 +19,7 @@ from kdrt._version import __version__
 from kdrt.bundle import Manifest
 from kdrt.denoiser import FREEU_OFF
 from kdrt.grid import is_custom
+from kdrt.prompt.weighting import COMMA_BACKTRACK, has_emphasis
 from kdrt.request import Job
 from kdrt.sampling import SAMPLERS, find_schedule
 
@@ -39,6 +40,8 @@ _SCHEDULE_LABELS = {
     "sigma_min": "Schedule min sigma",
     "discard_penultimate": "Discard penultimate sigma",
 }
+_EMPHASIS = {"none": "None", "a1111_no_norm": "No norm"}
+"""The web UI's words for how the prompt is read; it leaves out its own default."""
 _SETTING = re.compile(r'\s*([^:,"]+):\s*("(?:[^"\\]|\\.)*"|[^,]*)(?:,|$)')
 
 
@@ -124,6 +127,15 @@ def parameters_of(job: Job, manifest: Manifest) -> list[Parameters]:
 
 def _extras(job: Job, manifest: Manifest, index: int) -> Iterator[tuple[str, Value]]:
     request = job.request
+    if job.positive is not None:
+        yield "Prompt embeddings", "given"
+    if job.negative is not None:
+        yield "Negative embeddings", "given"
+    texts = [column[index] for column in (*job.prompts, *(job.negatives or ()))]
+    if job.weighting.mode in _EMPHASIS and any(map(has_emphasis, texts)):
+        yield "Emphasis", _EMPHASIS[job.weighting.mode]
+    if job.weighting.mode != "none" and job.weighting.comma_backtrack != COMMA_BACKTRACK:
+        yield "Comma backtrack", job.weighting.comma_backtrack
     if job.clip_skip:
         # Web UIs count the hidden state itself from the end, 1 the last.
         yield "Clip skip", job.clip_skip - manifest.text_encoders[0].layer

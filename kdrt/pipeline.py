@@ -21,7 +21,15 @@ from kdrt.images import Images, OutputType, save_image, to_images
 from kdrt.init_image import begin
 from kdrt.latents import check_latents
 from kdrt.parameters import Parameters, parameters_of
-from kdrt.prompt import Conditioning, PromptEncoder, Truncation, TruncationWarning, zeros_like
+from kdrt.prompt import (
+    COMMA_BACKTRACK,
+    Conditioning,
+    PromptEncoder,
+    Truncation,
+    TruncationWarning,
+    WeightingMode,
+    zeros_like,
+)
 from kdrt.recent import Recent
 from kdrt.request import Job, Request, latent_shape, resolve
 from kdrt.sampling import Denoise, SeededNoise, Step, run
@@ -43,6 +51,8 @@ class Result:
         seeds: the seed of each picture, drawn or given.
         parameters: how each was made; its ``str`` is what :meth:`save` stores in the file.
         truncations: every distinct prompt that was longer than a text encoder reads.
+        chunks: in how many parts the longest prompt was read; more than one only with a
+            ``prompt_weighting``, or with embeddings that long.
     """
 
     images: Images
@@ -50,6 +60,7 @@ class Result:
     parameters: list[Parameters]
     truncations: tuple[Truncation, ...] = ()
     is_latent: bool = False
+    chunks: int = 1
 
     def save(self, path: str | os.PathLike[str], index: int = 0) -> Path:
         """Save one picture with its parameters; see :func:`kdrt.save_image`.
@@ -108,11 +119,17 @@ class Pipeline(VaeSwitches):
 
     def __call__(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         *,
         prompt_2: str | Sequence[str] | None = None,
         negative_prompt_2: str | Sequence[str] | None = None,
+        prompt_embeds: Tensor | Conditioning | None = None,
+        negative_prompt_embeds: Tensor | Conditioning | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        prompt_weighting: WeightingMode = "none",
+        comma_backtrack: int = COMMA_BACKTRACK,
         height: int | None = None,
         width: int | None = None,
         steps: int = 20,
@@ -153,6 +170,14 @@ class Pipeline(VaeSwitches):
                 models, not the same as ``""``. Without guidance it has no effect.
             prompt_2: SDXL: another prompt for the second text encoder.
             negative_prompt_2: SDXL: another negative prompt for the second text encoder.
+            prompt_embeds: in place of a prompt, what :meth:`encode_prompt` made of one, or a
+                tensor ``[B, L, D]``; whichever of the two halves is shorter is lengthened.
+            negative_prompt_embeds: likewise, for all prompts or one for each.
+            pooled_prompt_embeds: SDXL, with ``prompt_embeds`` as a tensor: ``[B, P]``.
+            negative_pooled_prompt_embeds: likewise.
+            prompt_weighting: ``"a1111"`` or ``"a1111_no_norm"`` reads ``(x:1.2)``, ``[x]`` and
+                BREAK, and long prompts whole; see :class:`kdrt.prompt.Weighting`.
+            comma_backtrack: see there too.
             height: in pixels, a multiple of the VAE's scale (8); None is the model's default.
             width: likewise.
             steps: how many.
@@ -204,6 +229,12 @@ class Pipeline(VaeSwitches):
             negative_prompt=negative_prompt,
             prompt_2=prompt_2,
             negative_prompt_2=negative_prompt_2,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            pooled_prompt_embeds=pooled_prompt_embeds,
+            negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
+            prompt_weighting=prompt_weighting,
+            comma_backtrack=comma_backtrack,
             height=height,
             width=width,
             steps=steps,
@@ -237,7 +268,8 @@ class Pipeline(VaeSwitches):
             output_type=output_type,
         )
         job = resolve(request, self.bundle.manifest, self._unet.spec, self._noise_schedule)
-        positive, negative, truncations = self._encode(job)
+        doubled = is_doubled(self._unet.spec, job.guidance_scale)
+        positive, negative, truncations = self._encode(job, doubled=doubled)
         for truncation in truncations:
             warnings.warn(str(truncation), TruncationWarning, stacklevel=2)
 
@@ -255,21 +287,76 @@ class Pipeline(VaeSwitches):
             parameters=parameters_of(job, self.bundle.manifest),
             truncations=truncations,
             is_latent=is_latent,
+            chunks=-(-positive.length // self.bundle.manifest.text_encoders[0].max_length),
         )
 
     def _pixels(self, job: Job, latents: Tensor) -> Tensor:
         pixels = self.vae.decoder(latents)
         return pixels if job.init_image is None else job.init_image.paste(pixels)
 
-    def _encode(self, job: Job) -> tuple[Conditioning, Conditioning | None, tuple[Truncation, ...]]:
-        """Positive and negative conditioning; no negative where there is no second half."""
-        positive, truncations = self._prompts.encode(job.prompts, job.clip_skip)
-        if not is_doubled(self._unet.spec, job.guidance_scale):
+    def encode_prompt(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] | None = None,
+        *,
+        prompt_2: str | Sequence[str] | None = None,
+        negative_prompt_2: str | Sequence[str] | None = None,
+        images_per_prompt: int = 1,
+        clip_skip: int | None = None,
+        prompt_weighting: WeightingMode = "none",
+        comma_backtrack: int = COMMA_BACKTRACK,
+    ) -> tuple[Conditioning, Conditioning]:
+        """What the UNet is told of prompts, to be changed, kept, and passed back.
+
+            positive, negative = pipe.encode_prompt("a red circle", "blurry")
+            pipe(prompt_embeds=positive, negative_prompt_embeds=negative)
+
+        Arguments, errors and warnings are those of :meth:`__call__`.
+
+        Returns:
+            Positive and negative conditioning of ``len(prompt) * images_per_prompt`` pictures,
+            equally long.
+        """
+        request = Request(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            prompt_2=prompt_2,
+            negative_prompt_2=negative_prompt_2,
+            images_per_prompt=images_per_prompt,
+            clip_skip=clip_skip,
+            prompt_weighting=prompt_weighting,
+            comma_backtrack=comma_backtrack,
+        )
+        job = resolve(request, self.bundle.manifest, self._unet.spec, self._noise_schedule)
+        positive, negative, truncations = self._encode(job, doubled=True)
+        assert negative is not None  # there is a second half
+        for truncation in truncations:
+            warnings.warn(str(truncation), TruncationWarning, stacklevel=2)
+        return positive, negative
+
+    def _encode(
+        self, job: Job, *, doubled: bool
+    ) -> tuple[Conditioning, Conditioning | None, tuple[Truncation, ...]]:
+        """Positive and negative conditioning, equally long; no negative where there is no second
+        half."""
+        device = self._unet.device
+        truncations: tuple[Truncation, ...] = ()
+        if job.positive is not None:
+            positive = job.positive.to(device)
+        else:
+            positive, truncations = self._prompts.encode(job.prompts, job.clip_skip, job.weighting)
+        if not doubled:
             return positive, None, truncations
-        if job.negatives is None:
-            return positive, zeros_like(positive), truncations
-        negative, others = self._prompts.encode(job.negatives)
-        return positive, negative, tuple(dict.fromkeys(truncations + others))
+        if job.negative is not None:
+            negative = job.negative.to(device)
+        elif job.negatives is None:
+            negative = zeros_like(positive)
+        else:
+            negative, others = self._prompts.encode(job.negatives, weighting=job.weighting)
+            truncations = tuple(dict.fromkeys(truncations + others))
+        length = max(positive.length, negative.length)
+        positive = self._prompts.pad(positive, length, job.clip_skip)
+        return positive, self._prompts.pad(negative, length), truncations
 
     @torch.no_grad()
     def _run(

@@ -23,7 +23,8 @@ from kdrt.errors import InvalidRequest
 from kdrt.grid import check_start, grid_of
 from kdrt.images import OutputType
 from kdrt.init_image import InitImage, read_init_image, with_defaults
-from kdrt.prompt import hidden_layer
+from kdrt.prompt import COMMA_BACKTRACK, Conditioning, Weighting, WeightingMode, hidden_layer
+from kdrt.prompt.given import given_conditioning
 from kdrt.sampling import NoiseSchedule, Plan, plan
 from kdrt.size_conditioning import SizeConditioning, TimeIds
 from kdrt_engines import EngineSpec
@@ -39,10 +40,16 @@ FreeU = tuple[float, float, float, float]
 class Request:
     """The arguments of a generation; see :meth:`kdrt.pipeline.Pipeline.__call__`."""
 
-    prompt: str | Sequence[str]
+    prompt: str | Sequence[str] | None = None
     negative_prompt: str | Sequence[str] | None = None
     prompt_2: str | Sequence[str] | None = None
     negative_prompt_2: str | Sequence[str] | None = None
+    prompt_embeds: Tensor | Conditioning | None = None
+    negative_prompt_embeds: Tensor | Conditioning | None = None
+    pooled_prompt_embeds: Tensor | None = None
+    negative_pooled_prompt_embeds: Tensor | None = None
+    prompt_weighting: WeightingMode = "none"
+    comma_backtrack: int = COMMA_BACKTRACK
     height: int | None = None
     width: int | None = None
     steps: int = 20
@@ -75,8 +82,11 @@ class Job:
 
     Attributes:
         request: what it was made from.
-        prompts: for every text encoder, in order, B prompts.
-        negatives: the same for the negative prompts; None stands for zeros, SDXL's "none".
+        prompts: for every text encoder, in order, B prompts; empty ones if ``positive`` is given.
+        negatives: the same for the negative prompts; None stands for zeros, SDXL's "none", unless
+            ``negative`` is given.
+        positive, negative: what the caller brought in place of prompts, for B pictures.
+        weighting: how prompts are read.
         height, width: in pixels.
         seeds: B of them.
         plan: the sampler on its grid of σ.
@@ -88,6 +98,9 @@ class Job:
     request: Request
     prompts: tuple[tuple[str, ...], ...]
     negatives: tuple[tuple[str, ...], ...] | None
+    positive: Conditioning | None
+    negative: Conditioning | None
+    weighting: Weighting
     height: int
     width: int
     seeds: tuple[int, ...]
@@ -115,8 +128,10 @@ def resolve(
         InvalidRequest: any argument is wrong; the message says what is allowed.
     """
     _check_family(request, manifest)
-    prompts = _prompts(request, manifest)
-    negatives = _negatives(request, manifest, len(prompts[0]))
+    positive = _positive(request, unet)
+    prompts = _prompts(request, manifest, positive)
+    negative = _negative(request, unet, positive, len(prompts[0]))
+    negatives = None if negative else _negatives(request, manifest, len(prompts[0]))
     per_prompt = whole("images_per_prompt", request.images_per_prompt, 1)
     height, width = _size(request, manifest)
     images = len(prompts[0]) * per_prompt
@@ -143,6 +158,9 @@ def resolve(
         request=request,
         prompts=_each(prompts, per_prompt),
         negatives=None if negatives is None else _each(negatives, per_prompt),
+        positive=positive and positive.repeated(per_prompt),
+        negative=negative and negative.repeated(per_prompt),
+        weighting=_weighting(request),
         height=height,
         width=width,
         seeds=_seeds(request.seed, images),
@@ -173,7 +191,14 @@ def _check_family(request: Request, manifest: Manifest) -> None:
         )
 
 
-def _prompts(request: Request, manifest: Manifest) -> tuple[tuple[str, ...], ...]:
+def _prompts(
+    request: Request, manifest: Manifest, given: Conditioning | None
+) -> tuple[tuple[str, ...], ...]:
+    if given is not None:
+        unknown = ("",) * len(given.encoder_hidden_states)
+        return _by_encoder(manifest, unknown, unknown)
+    if request.prompt is None:
+        raise InvalidRequest("there is no prompt; give a prompt or prompt_embeds")
     prompts = texts("prompt", request.prompt)
     if not all(prompt.strip() for prompt in prompts):
         raise InvalidRequest("a prompt is empty; say what the picture shall show")
@@ -193,6 +218,49 @@ def _negatives(
     negatives = texts("negative_prompt", "" if first is None else first, count)
     others = negatives if second is None else texts("negative_prompt_2", second, count)
     return _by_encoder(manifest, negatives, others)
+
+
+def _positive(request: Request, unet: EngineSpec) -> Conditioning | None:
+    return given_conditioning(
+        {
+            "prompt_embeds": request.prompt_embeds,
+            "pooled_prompt_embeds": request.pooled_prompt_embeds,
+        },
+        unet,
+        instead_of={"prompt": request.prompt, "prompt_2": request.prompt_2},
+    )
+
+
+def _negative(
+    request: Request, unet: EngineSpec, positive: Conditioning | None, count: int
+) -> Conditioning | None:
+    negative = given_conditioning(
+        {
+            "negative_prompt_embeds": request.negative_prompt_embeds,
+            "negative_pooled_prompt_embeds": request.negative_pooled_prompt_embeds,
+        },
+        unet,
+        instead_of={
+            "negative_prompt": request.negative_prompt,
+            "negative_prompt_2": request.negative_prompt_2,
+        },
+        count=count,
+    )
+    if positive and negative and positive.length != negative.length:
+        raise InvalidRequest(
+            f"prompt_embeds are {positive.length} tokens long and negative_prompt_embeds "
+            f"{negative.length}; make them equal"
+        )
+    return negative
+
+
+def _weighting(request: Request) -> Weighting:
+    modes = get_args(WeightingMode)
+    if request.prompt_weighting not in modes:
+        raise InvalidRequest(
+            f"unknown prompt_weighting {request.prompt_weighting!r}; known: {', '.join(modes)}"
+        )
+    return Weighting(request.prompt_weighting, whole("comma_backtrack", request.comma_backtrack, 0))
 
 
 def _by_encoder(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -47,6 +47,15 @@ def generate(
             help="What the picture should not show.",
         ),
     ] = None,
+    weighting: Annotated[
+        Literal["none", "a1111", "a1111_no_norm"],
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=_PICTURE,
+            help="How to read [cyan](x:1.2)[/], BREAK and long prompts: [cyan]none[/] as text, "
+            "[cyan]a1111[/] as that web UI does, [cyan]a1111_no_norm[/].",
+        ),
+    ] = "none",
     width: Annotated[
         int | None,
         typer.Option(
@@ -219,6 +228,7 @@ def generate(
         result = pipe(
             prompts,
             negative,
+            prompt_weighting=weighting,
             height=height,
             width=width,
             steps=steps,
@@ -239,6 +249,8 @@ def generate(
     for truncation in dict.fromkeys(result.truncations):
         typer.secho("warning:", err=True, fg=typer.colors.YELLOW, bold=True, nl=False)
         typer.echo(f" {truncation}", err=True)
+    if result.chunks > 1:
+        typer.echo(f"The longest prompt is read in {result.chunks} chunks.", err=True)
     for index, path in enumerate(paths):
         result.save(path, index)
         typer.echo(path)

@@ -10,7 +10,8 @@ from tiny_model import BOS, EOS, LAYERS, MAX_LENGTH, WIDTHS, TinyModel, clip_lik
 
 from kdrt.bundle import Bundle
 from kdrt.errors import BundleError, InvalidRequest
-from kdrt.prompt import PromptEncoder, PromptTokenizer, Truncation, _pooled_index
+from kdrt.prompt import PromptEncoder, PromptTokenizer, Truncation
+from kdrt.prompt.tokens import pooled_index
 
 PROMPTS = [
     "a red circle",
@@ -154,4 +155,4 @@ def test_damaged_files_are_bundle_errors(sd: TinyModel) -> None:
     ids=["one", "other", "absent", "old"],
 )
 def test_where_the_encoder_pools(token: int | None, index: int) -> None:
-    assert _pooled_index([3, 5, 7, 7, 5], token) == index
+    assert pooled_index([3, 5, 7, 7, 5], token) == index

@@ -1,0 +1,50 @@
+"""What the UNet is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the UNet is told of B prompts.
+
+    Attributes:
+        encoder_hidden_states: ``[B, L, D]``, the text encoders side by side along D.
+        text_embeds: ``[B, P]``, the pooled embedding of the last encoder; None where the family
+            has none.
+    """
+
+    encoder_hidden_states: Tensor
+    text_embeds: Tensor | None
+
+    @property
+    def length(self) -> int:
+        """L, in tokens."""
+        return self.encoder_hidden_states.shape[1]
+
+    def to(self, device: torch.device) -> Conditioning:
+        pooled = self.text_embeds
+        return Conditioning(
+            self.encoder_hidden_states.to(device), None if pooled is None else pooled.to(device)
+        )
+
+    def repeated(self, times: int) -> Conditioning:
+        """Every prompt ``times`` times in a row: p0, p0, p1, p1."""
+        pooled = self.text_embeds
+        return Conditioning(
+            self.encoder_hidden_states.repeat_interleave(times, 0),
+            None if pooled is None else pooled.repeat_interleave(times, 0),
+        )
+
+
+def zeros_like(conditioning: Conditioning) -> Conditioning:
+    """The conditioning SDXL was trained to take for "no negative prompt at all"."""
+    pooled = conditioning.text_embeds
+    return Conditioning(
+        torch.zeros_like(conditioning.encoder_hidden_states),
+        None if pooled is None else torch.zeros_like(pooled),
+    )

@@ -1,0 +1,208 @@
+"""The text encoders of a bundle.
+
+Each has a tokenizer, a table of token embeddings and an engine. The table is read here rather
+than in the graph, so that new tokens need no new engine. Prompts are encoded one by one and
+remembered: a repeated prompt costs nothing, and what a prompt becomes never depends on the batch
+it is in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from kdrt.bundle import Bundle, TextEncoderFacts
+from kdrt.errors import BundleError, InvalidRequest
+from kdrt.prompt.conditioning import Conditioning
+from kdrt.prompt.learned import LearnedTokens
+from kdrt.prompt.tokens import PromptTokenizer, Tokens, Truncation
+from kdrt.prompt.weighting import Weighting, emphasize
+from kdrt.recent import Recent
+from kdrt_engines import Binding, Engine
+
+REMEMBERED_PROMPTS = 64
+"""Per text encoder. An SDXL prompt holds half a megabyte, a long one that for each chunk."""
+
+PLAIN = Weighting()
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One prompt, as one text encoder sees it.
+
+    Attributes:
+        hidden: ``[L, D]``, the chunks one after another.
+        pooled: ``[P]``, of the first chunk.
+        truncation: what did not fit; only without weighting.
+    """
+
+    hidden: Tensor
+    pooled: Tensor
+    truncation: Truncation | None = None
+
+
+class TextEncoder:
+    """One text encoder: its tokenizer, its token embeddings, its engine, and its memory.
+
+    Raises:
+        BundleError: a file of the encoder cannot be read.
+    """
+
+    def __init__(self, bundle: Bundle, facts: TextEncoderFacts, engine: Engine) -> None:
+        self.facts = facts
+        self.tokenizer = PromptTokenizer(bundle, facts)
+        self.learned = LearnedTokens(first_id=self.tokenizer.size, width=facts.hidden_size)
+        self._engine = engine
+        self._embedding = _token_embedding(bundle, facts)
+        self._binding: Binding | None = None
+        self._remembered: Recent[tuple[str, int, Weighting], Encoded] = Recent(REMEMBERED_PROMPTS)
+
+    def encode(self, prompt: str, clip_skip: int = 0, weighting: Weighting = PLAIN) -> Encoded:
+        """Encode one prompt, or remember it. Raises InvalidRequest: see :func:`hidden_layer`."""
+        layer = hidden_layer(self.facts, clip_skip)
+        key = (prompt, layer, weighting)
+        return self._remembered.get(key, lambda: self._encode(prompt, layer, weighting))
+
+    def invalidate(self) -> None:
+        """Forget every prompt: the encoder now makes something else of it. Call it after changing
+        the engine's weights."""
+        self._remembered.clear()
+
+    def relearn(self) -> None:
+        """Take over what was changed in :attr:`learned`."""
+        self.tokenizer.use(self.learned)
+        self.invalidate()
+
+    def _encode(self, prompt: str, layer: int, weighting: Weighting) -> Encoded:
+        if weighting.mode == "none":
+            chunks: tuple[Tokens, ...] = (self.tokenizer(prompt),)
+        else:
+            chunks = self.tokenizer.chunks(prompt, weighting.comma_backtrack)
+        encoded = [self._run(tokens, layer) for tokens in chunks]
+        hidden = [
+            emphasize(states, tokens.weights, weighting.mode)
+            for (states, _), tokens in zip(encoded, chunks, strict=True)
+        ]
+        return Encoded(torch.cat(hidden), encoded[0][1], chunks[0].truncation)
+
+    def _run(self, tokens: Tokens, layer: int) -> tuple[Tensor, Tensor]:
+        if self._binding is None:
+            self._binding = self._engine.bind(B=1, L=len(tokens.ids))
+        inputs, outputs = self._binding.inputs, self._binding.outputs
+        inputs["inputs_embeds"][0].copy_(self.learned.rows(tokens.ids, self._embedding))
+        inputs["eos_index"].fill_(tokens.eos_index)
+        self._binding.run()
+        return outputs["hidden_states"][0, layer].clone(), outputs["pooled"][0].clone()
+
+
+def hidden_layer(facts: TextEncoderFacts, clip_skip: int) -> int:
+    """The hidden state to use, counted from the end: ``facts.layer``, and ``clip_skip`` before it.
+
+    Raises:
+        InvalidRequest: the encoder has fewer hidden states than that.
+    """
+    most = facts.layers + 1 + facts.layer
+    if not 0 <= clip_skip <= most:
+        raise InvalidRequest(
+            f"clip_skip must be from 0 to {most} for {facts.component}, not {clip_skip}"
+        )
+    return facts.layer - clip_skip
+
+
+class PromptEncoder:
+    """All text encoders of a bundle.
+
+    Args:
+        bundle: holds tokenizers and token embeddings.
+        engines: one a text encoder, by the name of its component.
+
+    Raises:
+        BundleError: a file of an encoder cannot be read.
+    """
+
+    def __init__(self, bundle: Bundle, engines: Mapping[str, Engine]) -> None:
+        facts = bundle.manifest.text_encoders
+        self.encoders = tuple(TextEncoder(bundle, f, engines[f.component]) for f in facts)
+        self._pools = bundle.manifest.family == "sdxl"
+
+    @torch.no_grad()
+    def encode(
+        self,
+        prompts: Sequence[Sequence[str]],
+        clip_skip: int = 0,
+        weighting: Weighting = PLAIN,
+    ) -> tuple[Conditioning, tuple[Truncation, ...]]:
+        """Encode B prompts.
+
+        Args:
+            prompts: for every text encoder, in order, its B prompts.
+            clip_skip: how many hidden states before the usual one to take. Leave it 0 for
+                negative prompts: that is how the removed pipelines, and pictures made with
+                them, did it.
+            weighting: how to read emphasis and long prompts. All prompts get as many chunks as
+                the longest, as if an empty prompt followed them.
+
+        Returns:
+            The conditioning, and every distinct prompt that was too long.
+
+        Raises:
+            InvalidRequest: ``clip_skip`` is out of range.
+        """
+        columns = [
+            [encoder.encode(text, clip_skip, weighting) for text in texts]
+            for encoder, texts in zip(self.encoders, prompts, strict=True)
+        ]
+        length = max(len(encoded.hidden) for column in columns for encoded in column)
+        hidden = [
+            torch.stack([self._padded(encoder, e.hidden, length, clip_skip) for e in column])
+            for encoder, column in zip(self.encoders, columns, strict=True)
+        ]
+        pooled = torch.stack([encoded.pooled for encoded in columns[-1]]) if self._pools else None
+        truncations = [e.truncation for column in columns for e in column if e.truncation]
+        return Conditioning(torch.cat(hidden, dim=-1), pooled), tuple(dict.fromkeys(truncations))
+
+    @torch.no_grad()
+    def pad(self, conditioning: Conditioning, length: int, clip_skip: int = 0) -> Conditioning:
+        """Lengthen a conditioning to ``length`` tokens, as if empty prompts followed it.
+
+        Raises:
+            InvalidRequest: what is missing is not a whole number of chunks.
+        """
+        chunk = self.encoders[0].facts.max_length
+        missing = length - conditioning.length
+        if missing < 0 or missing % chunk:
+            raise InvalidRequest(
+                f"embeddings of {conditioning.length} tokens cannot be used together with {length}:"
+                f" both must be a whole number of chunks of {chunk}"
+            )
+        if not missing:
+            return conditioning
+        empty = torch.cat([e.encode("", clip_skip).hidden for e in self.encoders], dim=-1)
+        hidden = conditioning.encoder_hidden_states
+        padding = empty.to(hidden).repeat(missing // chunk, 1).expand(len(hidden), -1, -1)
+        return Conditioning(torch.cat([hidden, padding], dim=1), conditioning.text_embeds)
+
+    def invalidate(self, component: str | None = None) -> None:
+        """Forget every prompt of one text encoder, or of all; see
+        :meth:`TextEncoder.invalidate`."""
+        for encoder in self.encoders:
+            if component in (None, encoder.facts.component):
+                encoder.invalidate()
+
+    def _padded(self, encoder: TextEncoder, hidden: Tensor, length: int, clip_skip: int) -> Tensor:
+        chunks = (length - len(hidden)) // encoder.facts.max_length
+        if not chunks:
+            return hidden
+        return torch.cat([hidden, *[encoder.encode("", clip_skip).hidden] * chunks])
+
+
+def _token_embedding(bundle: Bundle, facts: TextEncoderFacts) -> Tensor:
+    path = bundle.file(facts.token_embedding)
+    try:
+        return load_file(path)["weight"]
+    except Exception as error:  # safetensors has an exception of its own for each kind of damage
+        raise BundleError(f"{path} has no token embeddings ({error}); export it again") from error

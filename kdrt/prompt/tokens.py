@@ -1,0 +1,222 @@
+"""From text to token ids: CLIP's tokenizer, learned tokens, chunks, and what did not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from tokenizers import AddedToken, Tokenizer
+
+from kdrt.bundle import Bundle, TextEncoderFacts
+from kdrt.errors import BundleError
+from kdrt.prompt.weighting import Section, parse
+
+
+class TruncationWarning(UserWarning):
+    """A prompt was longer than the text encoder can read."""
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """A prompt that did not fit.
+
+    Attributes:
+        prompt: the whole prompt.
+        kept_tokens: how many of its tokens were used, start and end marks not counted.
+        dropped_text: the end of the prompt, which had no effect.
+    """
+
+    prompt: str
+    kept_tokens: int
+    dropped_text: str
+
+    def __str__(self) -> str:
+        return (
+            f"the prompt is too long: only its first {self.kept_tokens} tokens are used, and "
+            f"this part has no effect: {self.dropped_text!r}"
+        )
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a text encoder reads at once: ``[bos, …, eos, pad, …]``, always ``max_length`` ids.
+
+    ``weights`` are those of the tokens; marks and padding have 1. ``eos_index`` is where the
+    encoder pools.
+    """
+
+    ids: tuple[int, ...]
+    weights: tuple[float, ...]
+    eos_index: int
+    truncation: Truncation | None = None
+
+
+class Vocabulary(Protocol):
+    """Learned tokens: ids beyond those of the tokenizer, one for each vector."""
+
+    @property
+    def tokens(self) -> Mapping[str, tuple[int, ...]]:
+        """The ids of each token."""
+
+    @property
+    def pools(self) -> bool:
+        """Whether these ids count where an encoder pools at the highest one."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Ids that belong together: one of the tokenizer's, or all those of a learned token."""
+
+    ids: tuple[int, ...]
+    start: int
+    """Where its text starts in the prompt."""
+
+
+class PromptTokenizer:
+    """CLIP's tokenizer, padding and truncating as the text encoder was trained.
+
+    Raises:
+        BundleError: ``tokenizer.json`` cannot be read.
+    """
+
+    def __init__(self, bundle: Bundle, facts: TextEncoderFacts) -> None:
+        self._path = bundle.file(facts.tokenizer) / "tokenizer.json"
+        self._facts = facts
+        self._tokenizer = self._read()
+        self._added: set[str] = set()
+        self._learned: dict[int, tuple[int, ...]] = {}
+        self._pools_at_learned = False
+        self.size: int = self._tokenizer.get_vocab_size()
+        self._comma = self._tokenizer.token_to_id(",</w>")
+
+    def __call__(self, prompt: str) -> Tokens:
+        """The whole prompt as plain text, cut where it is too long."""
+        room = self._facts.max_length - 2
+        places = [(id_, piece.start) for piece in self._pieces(prompt) for id_ in piece.ids]
+        truncation = None
+        if len(places) > room:
+            truncation = Truncation(prompt, room, prompt[places[room][1] :].strip())
+        ids = [id_ for id_, _ in places[:room]]
+        return self._framed(ids, [1.0] * len(ids), truncation)
+
+    def chunks(self, prompt: str, comma_backtrack: int) -> tuple[Tokens, ...]:
+        """The prompt with emphasis, in as many chunks as it needs; see :mod:`.weighting`."""
+        split = [
+            chunk for section in parse(prompt) for chunk in self._split(section, comma_backtrack)
+        ]
+        if len(split) > 1 and not split[-1]:
+            split.pop()  # a BREAK at the end starts nothing
+        return tuple(
+            self._framed([id_ for id_, _ in chunk], [weight for _, weight in chunk])
+            for chunk in split
+        )
+
+    def use(self, vocabulary: Vocabulary) -> None:
+        """Know these learned tokens, and no others.
+
+        As in diffusers, ``token`` stands for all of its vectors, and ``token_1``, ``token_2``, …
+        for a single one.
+        """
+        wanted = {
+            name: part
+            for token, ids in vocabulary.tokens.items()
+            for name, part in [(token, ids), *_single(token, ids)]
+        }
+        if not self._added <= wanted.keys():
+            self._tokenizer = self._read()  # tokenizers cannot remove a token
+            self._added = set()
+        # As transformers adds a token: it matches inside of words, and in any case.
+        new = [AddedToken(name, normalized=True) for name in wanted if name not in self._added]
+        self._tokenizer.add_tokens(new)
+        self._added = set(wanted)
+        self._learned = {self._tokenizer.token_to_id(name): part for name, part in wanted.items()}
+        self._pools_at_learned = vocabulary.pools
+
+    def knows(self, token: str) -> bool:
+        """Whether ``token``, in this or in lower case, is in the vocabulary, learned ones too."""
+        known = self._tokenizer.get_vocab(with_added_tokens=True)
+        return token in known or self.normalized(token) in known
+
+    def normalized(self, text: str) -> str:
+        """``text`` as the tokenizer compares it."""
+        normalizer = self._tokenizer.normalizer
+        return text if normalizer is None else str(normalizer.normalize_str(text))
+
+    def _read(self) -> Tokenizer:
+        try:
+            tokenizer = Tokenizer.from_file(str(self._path))
+        except Exception as error:  # tokenizers raises bare Exceptions
+            raise BundleError(
+                f"{self._path} is not a tokenizer ({error}); export it again"
+            ) from error
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+
+    def _pieces(self, text: str) -> list[_Piece]:
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        pieces = []
+        for index, (id_, (start, _)) in enumerate(zip(encoding.ids, encoding.offsets, strict=True)):
+            ids = self._learned.get(id_, (id_,))
+            if len(ids) > 1:
+                # A prompt in which "token" was already written out as "token token_1 …".
+                following = encoding.ids[index + 1 : index + 2]
+                if following and self._learned.get(following[0]) == ids[1:2]:
+                    ids = ids[:1]
+            pieces.append(_Piece(ids, start))
+        return pieces
+
+    def _split(self, section: Section, comma_backtrack: int) -> list[list[tuple[int, float]]]:
+        """Chunks of ids and weights, none longer than the encoder reads, at least one.
+
+        A learned token is not torn apart, unless no chunk could hold it. What follows the last
+        comma of a full chunk moves on to the next, if it is no more than ``comma_backtrack``.
+        """
+        room = self._facts.max_length - 2
+        chunks: list[list[tuple[int, float]]] = [[]]
+        comma: int | None = None  # where the last one is, in the last chunk
+        for fragment in section:
+            for piece in self._pieces(fragment.text):
+                whole = [piece.ids] if len(piece.ids) <= room else [(i,) for i in piece.ids]
+                for ids in whole:
+                    chunk = chunks[-1]
+                    if len(chunk) == room and ids != (self._comma,) and comma is not None:
+                        after = comma + 1
+                        if room - comma <= comma_backtrack:
+                            chunks[-1], moved = chunk[:after], chunk[after:]
+                            chunks.append(moved)
+                            comma = None
+                    if len(chunks[-1]) + len(ids) > room:
+                        chunks.append([])
+                        comma = None
+                    if ids == (self._comma,):
+                        comma = len(chunks[-1])
+                    chunks[-1] += [(id_, fragment.weight) for id_ in ids]
+        return chunks
+
+    def _framed(
+        self, ids: list[int], weights: list[float], truncation: Truncation | None = None
+    ) -> Tokens:
+        facts = self._facts
+        padding = facts.max_length - 2 - len(ids)
+        framed = [facts.bos, *ids, facts.eos, *[facts.pad] * padding]
+        counted = framed
+        if not self._pools_at_learned:
+            counted = [id_ if id_ < self.size else facts.bos for id_ in framed]
+        return Tokens(
+            tuple(framed),
+            (1.0, *weights, 1.0, *[1.0] * padding),
+            pooled_index(counted, facts.pooled_token),
+            truncation,
+        )
+
+
+def _single(token: str, ids: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]]:
+    return [(f"{token}_{i}", ids[i : i + 1]) for i in range(1, len(ids))]
+
+
+def pooled_index(ids: list[int], token: int | None) -> int:
+    """Where the encoder pools; see :class:`kdrt.bundle.TextEncoderFacts`."""
+    wanted = max(ids) if token is None else token
+    return ids.index(wanted) if wanted in ids else 0
