@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
+from kdrt_engines.errors import EngineError
 from kdrt_engines.spec import EngineSpec
 
 
@@ -40,3 +41,20 @@ class Engine(ABC):
         Raises:
             ShapeError: a symbol is missing, or the sizes are outside of what the engine allows.
         """
+
+    def with_weights(self, weights: Mapping[str, torch.Tensor]) -> Engine:
+        """This network as it is in its file, except for some weights.
+
+        The result takes this engine's place: it may be this very engine, changed. With no
+        weights it computes again exactly what was built or exported.
+
+        Args:
+            weights: by the name of the initialiser, in its dtype and shape.
+
+        Raises:
+            EngineError: the weights of this kind of engine are fixed; nothing has changed.
+        """
+        raise EngineError(
+            f"the weights of a {type(self).__name__} are fixed when it is built: bake the change "
+            "into the model with `kdrt export`"
+        )
