@@ -138,6 +138,11 @@ class TextEncoder:
         layer = hidden_layer(self._facts, clip_skip)
         return self._remembered.get((prompt, layer), lambda: self._encode(prompt, layer))
 
+    def use(self, engine: Engine) -> None:
+        """Go on with another engine, or with the same one after its weights have changed."""
+        self._engine, self._binding = engine, None
+        self._remembered.clear()
+
     def _encode(self, prompt: str, layer: int) -> Encoded:
         tokens = self._tokenize(prompt)
         if self._binding is None:
@@ -181,7 +186,14 @@ class PromptEncoder:
     def __init__(self, bundle: Bundle, engines: Mapping[str, Engine]) -> None:
         facts = bundle.manifest.text_encoders
         self._encoders = tuple(TextEncoder(bundle, f, engines[f.component]) for f in facts)
+        self._names = tuple(f.component for f in facts)
         self._pools = bundle.manifest.family == "sdxl"
+
+    def use(self, engines: Mapping[str, Engine]) -> None:
+        """Go on with other engines, by component; encoders that are not named stay."""
+        for name, encoder in zip(self._names, self._encoders, strict=True):
+            if name in engines:
+                encoder.use(engines[name])
 
     @torch.no_grad()
     def encode(

@@ -31,5 +31,9 @@ class Recent(Generic[Key, Value]):
         self._values.move_to_end(key)
         return self._values[key]
 
+    def clear(self) -> None:
+        """Forget everything."""
+        self._values.clear()
+
     def __len__(self) -> int:
         return len(self._values)

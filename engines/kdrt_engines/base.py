@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-from kdrt_engines.errors import EngineError
+from kdrt_engines.errors import FixedWeights
 from kdrt_engines.spec import EngineSpec
 
 
@@ -52,9 +52,6 @@ class Engine(ABC):
             weights: by the name of the initialiser, in its dtype and shape.
 
         Raises:
-            EngineError: the weights of this kind of engine are fixed; nothing has changed.
+            FixedWeights: those of this kind of engine cannot change; nothing has.
         """
-        raise EngineError(
-            f"the weights of a {type(self).__name__} are fixed when it is built: bake the change "
-            "into the model with `kdrt export`"
-        )
+        raise FixedWeights(f"a {type(self).__name__} whose weights are fixed when it is built")

@@ -139,8 +139,8 @@ def _address(name: str, tensor: torch.Tensor) -> tuple[str, str, int, int, list[
 
 
 def _value(tensor: torch.Tensor) -> ort.OrtValue:
-    """An OrtValue in memory of its own."""
+    """An OrtValue in the memory of ``tensor``, which must not change any more."""
     # NumPy has no bfloat16: the bits travel as integers of the same size.
-    plain = tensor.cpu().contiguous().clone()
+    plain = tensor.cpu().contiguous()
     array = plain.view(torch.int16).numpy() if tensor.itemsize == 2 else plain.numpy()
     return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, _ELEMENT_TYPES[tensor.dtype])

@@ -237,8 +237,8 @@ def _refuse_other_methods(keys: list[str], name: str) -> None:
         for mark, method in _OTHER_METHODS.items():
             if f".{mark}" in key:
                 raise InvalidRequest(
-                    f"{name} is no plain LoRA but {method}, which kdrt does not read: merge it into "
-                    "a checkpoint and export that"
+                    f"{name} is no plain LoRA but {method}, which kdrt does not read: merge it "
+                    "into a checkpoint and export that"
                 )
     if keys:
         raise InvalidRequest(

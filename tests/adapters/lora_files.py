@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import PNDMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from tiny import text_encoder, unet, vae
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
@@ -25,7 +25,7 @@ Layers = dict[tuple[str, str], tuple[Tensor, Tensor, float]]
 def pipeline(family: str) -> Any:
     """A tiny diffusers pipeline with every parameter random."""
     tokenizer = CLIPTokenizer.from_pretrained(str(demo_folder() / "tokenizer"), model_max_length=20)
-    scheduler = PNDMScheduler(
+    scheduler = EulerDiscreteScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
     )
     words = len(tokenizer)

@@ -256,7 +256,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match=r"bad\.safetensors is damaged"):
         read_lora(tmp_path / "bad.safetensors")
     (tmp_path / "text.txt").write_text("hello")
-    with pytest.raises(InvalidRequest, match="a .safetensors file is needed"):
+    with pytest.raises(InvalidRequest, match=r"a \.safetensors file is needed"):
         read_lora(tmp_path / "text.txt")
     save_file(PAIR, tmp_path / "meta.safetensors", {"lora_adapter_metadata": json.dumps([1])})
     with pytest.raises(InvalidRequest, match="metadata are damaged"):
@@ -273,5 +273,5 @@ def test_pickles_only_when_allowed(tmp_path: Path) -> None:
 
 def test_another_model_is_refused_by_size() -> None:
     placed = place({"a": LoraLayer(DOWN, UP)}, slots({"a.weight": (6, 5)}))
-    with pytest.raises(InvalidRequest, match="made for another model: at a.weight it has 4 x 4"):
+    with pytest.raises(InvalidRequest, match=r"made for another model: at a\.weight it has 4 x 4"):
         merged([(placed, 1.0)], {"a.weight": torch.zeros(6, 5)}.__getitem__, "mine")
