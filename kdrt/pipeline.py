@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kdrt.adapters.lora import Changed, Lora, LoraStack, LoraSwap
 from kdrt.bundle import Bundle, open_bundle
 from kdrt.denoiser import Denoiser, is_doubled
 from kdrt.engine_store import load_engines
@@ -110,12 +111,74 @@ class Pipeline(VaeSwitches):
 
     def __init__(self, bundle: Bundle, engines: Mapping[str, Engine]) -> None:
         self.bundle = bundle
-        self.engines = engines
+        self.engines = dict(engines)
         self._unet = engines["unet"]
         self._noise_schedule = training_table(bundle.manifest.scheduler)
         self._prompts = PromptEncoder(bundle, engines)
         self.vae = Vae(engines, bundle.manifest.latents)
         self._denoisers: Recent[tuple[int, int, int, int, bool], Denoiser] = Recent(_DENOISERS)
+        self._loras = LoraStack(bundle)
+
+    @property
+    def loras(self) -> dict[str, Lora]:
+        """Every loaded LoRA by name, those at scale 0 too."""
+        return self._loras.loras
+
+    def load_lora(
+        self,
+        path: str | os.PathLike[str],
+        name: str | None = None,
+        scale: float = 1.0,
+        *,
+        allow_pickle: bool = False,
+    ) -> LoraSwap:
+        """Add a LoRA to the weights of the running engines.
+
+        Args:
+            path: a file in kohya's, diffusers' or peft's format.
+            name: for :meth:`set_loras`; None is the file's name without its suffix.
+            scale: how strong it is; below 0 and above 1 too.
+            allow_pickle: read ``.pt`` and ``.bin`` files; only tensors are loaded.
+
+        Raises:
+            InvalidRequest: it is no LoRA, or for another model, or the name is taken.
+            EngineError: the weights of this engine are fixed; the message says what to export.
+
+        Warns:
+            AdapterWarning: some of its layers do not exist in this model.
+        """
+        return self._swap(
+            self._loras.load(self.engines, Path(path), name, scale, allow_pickle=allow_pickle)
+        )
+
+    def set_loras(self, scales: Mapping[str, float]) -> LoraSwap:
+        """Use exactly these of the loaded LoRAs, at these scales; the others stay loaded, off.
+
+        Raises:
+            InvalidRequest: a name is not loaded, or a scale is no finite number.
+        """
+        return self._swap(self._loras.set(self.engines, scales))
+
+    def unload_loras(self, *names: str) -> LoraSwap:
+        """Forget these LoRAs, or all of them: then the weights are the bundle's, bit for bit.
+
+        Raises:
+            InvalidRequest: a name is not loaded.
+        """
+        return self._swap(self._loras.unload(self.engines, names or tuple(self.loras)))
+
+    def _swap(self, change: Changed) -> LoraSwap:
+        engines, swap = change
+        self._use(engines)
+        return swap
+
+    def _use(self, engines: Mapping[str, Engine]) -> None:
+        """Go on with other engines, by component, and without what was made with the old ones."""
+        self.engines |= engines
+        self._prompts.use(engines)
+        if "unet" in engines:
+            self._unet = engines["unet"]
+            self._denoisers.clear()
 
     def __call__(
         self,

@@ -9,7 +9,13 @@ This package knows nothing of diffusion and imports neither ``kdrt`` nor ``kdrt_
 """
 
 from kdrt_engines.base import Binding, Engine
-from kdrt_engines.errors import EngineError, EngineUnavailable, KdrtError, ShapeError
+from kdrt_engines.errors import (
+    EngineError,
+    EngineUnavailable,
+    FixedWeights,
+    KdrtError,
+    ShapeError,
+)
 from kdrt_engines.spec import EngineSpec, TensorSpec
 
 __all__ = [
@@ -18,6 +24,7 @@ __all__ = [
     "EngineError",
     "EngineSpec",
     "EngineUnavailable",
+    "FixedWeights",
     "KdrtError",
     "ShapeError",
     "TensorSpec",

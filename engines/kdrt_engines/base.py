@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
+from kdrt_engines.errors import FixedWeights
 from kdrt_engines.spec import EngineSpec
 
 
@@ -45,3 +46,17 @@ class Engine(ABC):
         """Least and greatest size of each symbol that :meth:`bind` takes; what is not listed is
         not limited. Empty unless an engine was built for a range of sizes."""
         return {}
+
+    def with_weights(self, weights: Mapping[str, torch.Tensor]) -> Engine:
+        """This network as it is in its file, except for some weights.
+
+        The result takes this engine's place: it may be this very engine, changed. With no
+        weights it computes again exactly what was built or exported.
+
+        Args:
+            weights: by the name of the initialiser, in its dtype and shape.
+
+        Raises:
+            FixedWeights: those of this kind of engine cannot change; nothing has.
+        """
+        raise FixedWeights(f"a {type(self).__name__} whose weights are fixed when it is built")

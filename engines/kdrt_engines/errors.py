@@ -21,3 +21,7 @@ class EngineUnavailable(EngineError):
 
 class ShapeError(EngineError, ValueError):
     """A size outside of what an engine was made for."""
+
+
+class FixedWeights(EngineError):
+    """The weights of an engine cannot be changed once it is built."""

@@ -7,6 +7,7 @@ provider that ONNX Runtime cannot give is an error here; by itself it would fall
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnxruntime as ort
@@ -60,6 +61,7 @@ class OrtEngine(Engine):
         device: torch.device | str = "cpu",
         threads: int | None = None,
         prepack: bool = True,
+        weights: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         available = ort.get_available_providers()
         if provider not in available:
@@ -67,10 +69,14 @@ class OrtEngine(Engine):
                 f"ONNX Runtime has no {provider} on this machine (it has "
                 f"{', '.join(available)}); choose another engine or install onnxruntime-gpu"
             )
+        options = session_options(threads, prepack=prepack)
+        # The session reads from these as long as it lives.
+        self._weights = {name: _value(tensor) for name, tensor in (weights or {}).items()}
         try:
-            self.session = ort.InferenceSession(
-                str(path), session_options(threads, prepack=prepack), providers=[provider]
-            )
+            if self._weights:
+                # Before any optimisation, unlike add_initializer, which folded constants escape.
+                options.add_external_initializers([*self._weights], [*self._weights.values()])
+            self.session = ort.InferenceSession(str(path), options, providers=[provider])
         except Exception as error:  # ONNX Runtime raises bare RuntimeErrors of many kinds
             raise EngineError(f"ONNX Runtime cannot load {path}: {error}") from error
         if self.session.get_providers()[0] != provider:
@@ -80,6 +86,20 @@ class OrtEngine(Engine):
             )
         self.spec = spec
         self.device = torch.device(device)
+        self._path, self._provider = path, provider
+        self._threads, self._prepack = threads, prepack
+
+    def with_weights(self, weights: Mapping[str, torch.Tensor]) -> OrtEngine:
+        """A new session; this one stays usable, and both are in memory until one is dropped."""
+        return OrtEngine(
+            self._path,
+            self.spec,
+            provider=self._provider,
+            device=self.device,
+            threads=self._threads,
+            prepack=self._prepack,
+            weights=weights,
+        )
 
     def bind(self, **dims: int) -> OrtBinding:
         return OrtBinding(self, dims)
@@ -116,3 +136,11 @@ def _address(name: str, tensor: torch.Tensor) -> tuple[str, str, int, int, list[
         list(tensor.shape),
         tensor.data_ptr(),
     )
+
+
+def _value(tensor: torch.Tensor) -> ort.OrtValue:
+    """An OrtValue in the memory of ``tensor``, which must not change any more."""
+    # NumPy has no bfloat16: the bits travel as integers of the same size.
+    plain = tensor.cpu().contiguous()
+    array = plain.view(torch.int16).numpy() if tensor.itemsize == 2 else plain.numpy()
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, _ELEMENT_TYPES[tensor.dtype])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from kdrt_engines.base import Binding, Engine
+from kdrt_engines.errors import EngineError
 from kdrt_engines.spec import DTYPES, EngineSpec, TensorSpec
 
 
@@ -27,6 +30,24 @@ class TorchEngine(Engine):
         self.module = module.to(device).eval()
         self.spec = spec
         self.device = torch.device(device)
+        self._replaced: dict[str, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def with_weights(self, weights: Mapping[str, torch.Tensor]) -> TorchEngine:
+        """This engine, its weights overwritten in place: bindings and captured graphs stay
+        valid. What was there before is kept, and put back by a later call."""
+        state = _weights_by_name(self.module)
+        unknown = [name for name in weights if name not in state]
+        if unknown:
+            raise EngineError(
+                f"this torch program has no weight {unknown[0]}; export the model again"
+            )
+        for name, tensor in self._replaced.items():
+            state[name].copy_(tensor)
+        self._replaced = {name: state[name].clone() for name in weights}
+        for name, tensor in weights.items():
+            state[name].copy_(tensor)
+        return self
 
     def bind(self, **dims: int) -> TorchBinding:
         return TorchBinding(self, dims)
@@ -45,3 +66,12 @@ class TorchBinding(Binding):
             results = (results,)
         for target, result in zip(self.outputs.values(), results, strict=True):
             target.copy_(result)
+
+
+def _weights_by_name(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers, by the names they have in the ONNX file: without the names of the
+    modules that an exported program is wrapped in."""
+    return {
+        name.removeprefix("program.").removeprefix("component."): tensor
+        for name, tensor in module.state_dict().items()
+    }

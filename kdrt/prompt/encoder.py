@@ -67,15 +67,15 @@ class TextEncoder:
         key = (prompt, layer, weighting)
         return self._remembered.get(key, lambda: self._encode(prompt, layer, weighting))
 
-    def invalidate(self) -> None:
-        """Forget every prompt: the encoder now makes something else of it. Call it after changing
-        the engine's weights."""
+    def use(self, engine: Engine) -> None:
+        """Go on with another engine, or with the same one after its weights have changed."""
+        self._engine, self._binding = engine, None
         self._remembered.clear()
 
     def relearn(self) -> None:
         """Take over what was changed in :attr:`learned`."""
         self.tokenizer.use(self.learned)
-        self.invalidate()
+        self._remembered.clear()
 
     def _encode(self, prompt: str, layer: int, weighting: Weighting) -> Encoded:
         if weighting.mode == "none":
@@ -186,12 +186,11 @@ class PromptEncoder:
         padding = empty.to(hidden).repeat(missing // chunk, 1).expand(len(hidden), -1, -1)
         return Conditioning(torch.cat([hidden, padding], dim=1), conditioning.text_embeds)
 
-    def invalidate(self, component: str | None = None) -> None:
-        """Forget every prompt of one text encoder, or of all; see
-        :meth:`TextEncoder.invalidate`."""
+    def use(self, engines: Mapping[str, Engine]) -> None:
+        """Go on with other engines, by component; encoders that are not named stay."""
         for encoder in self.encoders:
-            if component in (None, encoder.facts.component):
-                encoder.invalidate()
+            if encoder.facts.component in engines:
+                encoder.use(engines[encoder.facts.component])
 
     def _padded(self, encoder: TextEncoder, hidden: Tensor, length: int, clip_skip: int) -> Tensor:
         chunks = (length - len(hidden)) // encoder.facts.max_length

@@ -1,0 +1,274 @@
+"""The LoRAs of one pipeline: which are loaded, how strong each is, and what the engines hold.
+
+A LoRA is added to the weights, not computed beside them: a picture costs the same with ten of
+them. The base weights are read from the bundle again at every change, so nothing accumulates, and
+without LoRAs the engines are the bundle's, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+
+from torch import Tensor
+
+from kdrt.adapters.lora_file import LoraFile, read_lora
+from kdrt.adapters.lora_merge import Placed, merged, place
+from kdrt.adapters.lora_names import slots
+from kdrt.bundle import Bundle
+from kdrt.errors import EngineError, InvalidRequest
+from kdrt_engines import Engine, FixedWeights
+from kdrt_engines.onnx_weights import stored_weights
+
+NETWORKS = ("unet", "text_encoder", "text_encoder_2")
+"""What a LoRA can change."""
+
+
+class AdapterWarning(UserWarning):
+    """Part of an adapter has no effect on this model."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A loaded LoRA.
+
+    Attributes:
+        name: what it is called in this pipeline.
+        scale: how strong it is; 0 is off.
+        file: what was read.
+        unmatched: its layers that this model does not have, by network and path.
+    """
+
+    name: str
+    scale: float
+    file: LoraFile
+    unmatched: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LoraSwap:
+    """What a change of LoRAs did.
+
+    Attributes:
+        seconds: how long it took.
+        networks: those whose weights changed.
+        weights: how many of their weights differ from the bundle's now.
+    """
+
+    seconds: float
+    networks: tuple[str, ...]
+    weights: int
+
+
+Changed = tuple[dict[str, Engine], LoraSwap]
+"""The engines to use from now on in place of others, by network, and a report."""
+
+
+class LoraStack:
+    """The LoRAs of a pipeline. A change that is refused changes nothing.
+
+    Args:
+        bundle: holds the base weights.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._loras: dict[str, Lora] = {}
+        self._components = {name: name for name in NETWORKS if name in bundle.manifest.components}
+        self._networks: dict[str, _Network] = {}
+        self._applied: dict[str, tuple[tuple[str, float], ...]] = {}
+
+    @property
+    def loras(self) -> dict[str, Lora]:
+        """Every loaded LoRA by name, those at scale 0 too."""
+        return dict(self._loras)
+
+    def load(
+        self,
+        engines: Mapping[str, Engine],
+        path: Path,
+        name: str | None = None,
+        scale: float = 1.0,
+        *,
+        allow_pickle: bool = False,
+    ) -> Changed:
+        """Read a LoRA and add it to those at work.
+
+        Raises:
+            InvalidRequest: it is no LoRA, or for another model, or the name is taken.
+            EngineError: the weights of an engine are fixed.
+
+        Warns:
+            AdapterWarning: some of its layers do not exist in this model.
+        """
+        started = time.perf_counter()
+        name = path.stem if name is None else name
+        if name in self._loras:
+            raise InvalidRequest(
+                f"a LoRA called '{name}' is loaded already; give this one another name, or unload "
+                "that one first"
+            )
+        lora = self._read(path, name, _scale(name, scale), allow_pickle)
+        changed = self._apply(engines, {**self._loras, name: lora}, started)
+        if lora.unmatched:
+            warnings.warn(
+                f"{len(lora.unmatched)} of {len(lora.file)} layers of {path.name} do not exist in "
+                f"this model and have no effect: {_some(lora.unmatched)}",
+                AdapterWarning,
+                stacklevel=3,
+            )
+        return changed
+
+    def set(self, engines: Mapping[str, Engine], scales: Mapping[str, float]) -> Changed:
+        """Use exactly these LoRAs, at these scales; the others stay loaded, at 0.
+
+        Raises:
+            InvalidRequest: a name is not loaded, or a scale is no finite number.
+            EngineError: the weights of an engine are fixed.
+        """
+        started = time.perf_counter()
+        self._check_loaded(scales)
+        loras = {
+            name: Lora(name, _scale(name, scales.get(name, 0.0)), lora.file, lora.unmatched)
+            for name, lora in self._loras.items()
+        }
+        return self._apply(engines, loras, started)
+
+    def unload(self, engines: Mapping[str, Engine], names: Sequence[str]) -> Changed:
+        """Forget LoRAs.
+
+        Raises:
+            InvalidRequest: a name is not loaded.
+        """
+        started = time.perf_counter()
+        self._check_loaded(names)
+        kept = {name: lora for name, lora in self._loras.items() if name not in names}
+        return self._apply(engines, kept, started)
+
+    def move(self, components: Mapping[str, str], engines: Mapping[str, Engine]) -> Changed:
+        """Other components play the parts of networks: put the LoRAs on their untouched engines.
+
+        Args:
+            components: by network, those that change.
+            engines: the new engines, as they come from the bundle.
+
+        Raises:
+            InvalidRequest: a LoRA does not fit the new component.
+            EngineError: the weights of an engine are fixed.
+        """
+        started = time.perf_counter()
+        before = self._components, self._networks, self._applied
+        moved = {name: c for name, c in components.items() if name in NETWORKS}
+        self._components = self._components | moved
+        self._networks = {k: v for k, v in self._networks.items() if k not in moved}
+        self._applied = {k: v for k, v in self._applied.items() if k not in moved}
+        try:
+            return self._apply(engines, self._loras, started)
+        except (InvalidRequest, EngineError):
+            self._components, self._networks, self._applied = before
+            raise
+
+    def _read(self, path: Path, name: str, scale: float, allow_pickle: bool) -> Lora:
+        file = read_lora(path, allow_pickle=allow_pickle)
+        unmatched = [
+            f"{network}.{layer}"
+            for network, layers in file.layers.items()
+            for layer in (self._place(file, network).unmatched if self._has(network) else layers)
+        ]
+        if len(unmatched) == len(file):
+            model = self._bundle.manifest
+            raise InvalidRequest(
+                f"no layer of {path.name} exists in '{model.name}' (family {model.family}): it is "
+                f"made for another kind of model; it has {_some(unmatched)}"
+            )
+        return Lora(name, scale, file, tuple(unmatched))
+
+    def _apply(
+        self, engines: Mapping[str, Engine], loras: dict[str, Lora], started: float
+    ) -> Changed:
+        """Compute all weights before any engine is touched."""
+        wanted = {network: _recipe(network, loras) for network in self._components}
+        weights = {
+            network: self._merge(network, loras)
+            for network, recipe in wanted.items()
+            if recipe != self._applied.get(network, ())
+        }
+        changed = {}
+        for network, tensors in weights.items():
+            try:
+                changed[network] = engines[network].with_weights(tensors)
+            except FixedWeights as error:
+                raise EngineError(
+                    f"LoRAs cannot be put on the running {network}, {error}: bake them in with "
+                    f"`kdrt export {self._bundle.manifest.source} {_export_options(loras)}`, or "
+                    "choose the engine onnxruntime or torch"
+                ) from error
+        self._loras, self._applied = loras, wanted
+        seconds = time.perf_counter() - started
+        return changed, LoraSwap(seconds, tuple(changed), sum(map(len, weights.values())))
+
+    def _merge(self, network: str, loras: Mapping[str, Lora]) -> dict[str, Tensor]:
+        active = [
+            (self._place(lora.file, network), lora.scale)
+            for lora in loras.values()
+            if lora.scale and network in lora.file.layers
+        ]
+        return merged(active, self._network(network).read, " or ".join(loras))
+
+    def _place(self, file: LoraFile, network: str) -> Placed:
+        return place(file.layers[network], self._network(network).slots)
+
+    def _has(self, network: str) -> bool:
+        return network in self._components
+
+    def _network(self, network: str) -> _Network:
+        if network not in self._networks:
+            self._networks[network] = _Network(self._bundle, self._components[network])
+        return self._networks[network]
+
+    def _check_loaded(self, names: Mapping[str, object] | Sequence[str]) -> None:
+        for name in names:
+            if name not in self._loras:
+                raise InvalidRequest(
+                    f"no LoRA called '{name}' is loaded; loaded: {', '.join(self._loras) or 'none'}"
+                )
+
+
+class _Network:
+    """A network as a bundle stores it: its weights, and where LoRAs fit."""
+
+    def __init__(self, bundle: Bundle, component: str) -> None:
+        self._weights = stored_weights(bundle.file(bundle.manifest.components[component].onnx))
+        self.slots = slots({name: weight.shape for name, weight in self._weights.items()})
+
+    def read(self, name: str) -> Tensor:
+        return self._weights[name].read()
+
+
+def _recipe(network: str, loras: Mapping[str, Lora]) -> tuple[tuple[str, float], ...]:
+    """What the weights of a network are made of: equal recipes, equal weights."""
+    return tuple(
+        (lora.file.sha256, lora.scale)
+        for lora in loras.values()
+        if lora.scale and network in lora.file.layers
+    )
+
+
+def _scale(name: str, value: object) -> float:
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not math.isfinite(number):
+        raise InvalidRequest(f"the scale of LoRA '{name}' must be a finite number, not {value!r}")
+    return number
+
+
+def _export_options(loras: Mapping[str, Lora]) -> str:
+    return " ".join(f"--lora {lora.file.path}:{lora.scale:g}" for lora in loras.values())
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

@@ -1,0 +1,169 @@
+"""LoRAs on running engines: the pictures are those of diffusers with the same LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from lora_files import ATTENTION, CONVOLUTIONS, TEXT, kohya, networks, random_lora
+from safetensors.torch import save_file
+from tiny_bundles import TinyModel, by_diffusers, by_kdrt
+from torch import Tensor
+
+import kdrt
+from kdrt.adapters.lora import AdapterWarning
+from kdrt.errors import EngineError, InvalidRequest
+from kdrt_engines import Binding, Engine
+from kdrt_export.verify import relative_error
+
+EVERYTHING = (*ATTENTION, *CONVOLUTIONS, *TEXT)
+BOUND = 1e-5
+
+
+def write(
+    model: TinyModel, path: Path, modules: tuple[str, ...] = EVERYTHING, seed: int = 0
+) -> Path:
+    save_file(kohya(random_lora(networks(model.diffusers()), modules, seed=seed)), path)
+    return path
+
+
+def expected(model: TinyModel, files: dict[str, Path], scales: list[float]) -> Tensor:
+    pipe = model.diffusers()
+    for name, file in files.items():
+        pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
+    pipe.set_adapters(list(files), scales)
+    return by_diffusers(pipe)
+
+
+@pytest.mark.parametrize("scale", [1.0, -0.5, 1.75])
+def test_one_lora_is_that_of_diffusers(model: TinyModel, scale: float, tmp_path: Path) -> None:
+    file = write(model, tmp_path / "style.safetensors")
+    pipe = kdrt.load(model.bundle, engine="onnxruntime")
+    base = by_kdrt(pipe)
+    swap = pipe.load_lora(file, scale=scale)
+    assert set(swap.networks) == set(networks(model.diffusers()))
+    result = by_kdrt(pipe)
+    assert relative_error(result, base) > 1e-2
+    assert relative_error(result, expected(model, {"style": file}, [scale])) < BOUND
+
+
+def test_several_at_once_and_switched(model: TinyModel, tmp_path: Path) -> None:
+    files = {
+        "a": write(model, tmp_path / "a.safetensors", seed=1),
+        "b": write(model, tmp_path / "b.safetensors", ("to_q", "to_v", "conv1"), seed=2),
+    }
+    pipe = kdrt.load(model.bundle, engine="onnxruntime")
+    for name, file in files.items():
+        pipe.load_lora(file, name)
+    for scales in ([1.0, 1.0], [0.3, -1.2]):
+        pipe.set_loras(dict(zip(files, scales, strict=True)))
+        assert relative_error(by_kdrt(pipe), expected(model, files, scales)) < BOUND
+    pipe.set_loras({"b": 0.8})
+    assert relative_error(by_kdrt(pipe), expected(model, files, [0.0, 0.8])) < BOUND
+    assert {name: lora.scale for name, lora in pipe.loras.items()} == {"a": 0.0, "b": 0.8}
+
+
+@pytest.mark.parametrize("modules", [("to_q",), ("attn2.to_k",), ("attn1.to_v", "q_proj")])
+def test_one_projection_of_a_fused_three(
+    model: TinyModel, modules: tuple[str, ...], tmp_path: Path
+) -> None:
+    file = write(model, tmp_path / "one.safetensors", modules)
+    pipe = kdrt.load(model.bundle, engine="onnxruntime")
+    pipe.load_lora(file)
+    assert relative_error(by_kdrt(pipe), expected(model, {"one": file}, [1.0])) < BOUND
+
+
+def test_unloading_restores_the_base_bit_for_bit(model: TinyModel, tmp_path: Path) -> None:
+    pipe = kdrt.load(model.bundle, engine="onnxruntime")
+    base = by_kdrt(pipe)
+    for leave in (
+        lambda: pipe.unload_loras(),
+        lambda: pipe.unload_loras("style"),
+        lambda: pipe.set_loras({}),
+        lambda: pipe.set_loras({"style": 0}),
+    ):
+        if pipe.loras:
+            pipe.unload_loras()
+        pipe.load_lora(write(model, tmp_path / "style.safetensors"), scale=3)
+        assert not torch.equal(by_kdrt(pipe), base)
+        leave()
+        assert torch.equal(by_kdrt(pipe), base)
+
+
+def test_only_networks_that_change_are_made_again(
+    tiny_models: Callable[[str], TinyModel], tmp_path: Path
+) -> None:
+    model = tiny_models("sdxl")
+    pipe = kdrt.load(model.bundle, engine="onnxruntime")
+    before = dict(pipe.engines)
+    swap = pipe.load_lora(write(model, tmp_path / "unet.safetensors", ("to_q",)))
+    assert swap.networks == ("unet",)
+    # Every self-attention's fused projection, and every cross-attention's to_q.
+    sites = sum(name.endswith("to_q") for name, _ in model.diffusers().unet.named_modules())
+    assert (swap.weights, swap.seconds > 0) == (sites, True)
+    assert [n for n in before if pipe.engines[n] is not before[n]] == ["unet"]
+    assert pipe.set_loras({"unet": 1.0}).networks == ()
+
+
+class Fixed(Engine):
+    """An engine that cannot change its weights."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.spec, self.device = engine, engine.spec, engine.device
+
+    def bind(self, **dims: int) -> Binding:
+        return self.engine.bind(**dims)
+
+
+def test_a_refused_change_changes_nothing(
+    tiny_models: Callable[[str], TinyModel], tmp_path: Path
+) -> None:
+    model, other = tiny_models("sd"), tiny_models("sdxl")
+    pipe = kdrt.load(model.bundle, engine="onnxruntime")
+    pipe.load_lora(write(model, tmp_path / "style.safetensors"))
+    before = by_kdrt(pipe)
+    wrong = write(other, tmp_path / "xl.safetensors", ("attn2.to_k", "attn1.to_q"))
+    refusals = [
+        (lambda: pipe.load_lora(tmp_path / "style.safetensors"), "is loaded already"),
+        (lambda: pipe.load_lora(tmp_path / "style.safetensors", "b", scale=float("nan")), "finite"),
+        (lambda: pipe.load_lora(tmp_path / "style.safetensors", "b", scale=True), "finite"),
+        (lambda: pipe.load_lora(wrong), "made for another model"),
+        (lambda: pipe.set_loras({"other": 1.0}), "no LoRA called 'other' is loaded; loaded: style"),
+        (lambda: pipe.set_loras({"style": "1"}), "must be a finite number"),  # type: ignore[dict-item]
+        (lambda: pipe.unload_loras("style", "other"), "no LoRA called 'other'"),
+    ]
+    for change, words in refusals:
+        with pytest.raises(InvalidRequest, match=words):
+            change()
+    pipe.engines["unet"] = Fixed(pipe.engines["unet"])
+    with pytest.raises(
+        EngineError, match=r"cannot be put on the running unet.*kdrt export .*--lora"
+    ):
+        pipe.set_loras({})
+    assert list(pipe.loras) == ["style"]
+    assert torch.equal(by_kdrt(pipe), before)
+
+
+def test_layers_of_another_model(tiny_models: Callable[[str], TinyModel], tmp_path: Path) -> None:
+    pipe = kdrt.load(tiny_models("sd").bundle, engine="onnxruntime")
+    down, up = torch.ones(2, 32), torch.ones(32, 2)
+    save_file(
+        {"lora_unet_nowhere.lora_down.weight": down, "lora_unet_nowhere.lora_up.weight": up},
+        tmp_path / "none.safetensors",
+    )
+    with pytest.raises(InvalidRequest, match=r"no layer of none\.safetensors exists in"):
+        pipe.load_lora(tmp_path / "none.safetensors")
+    name = "lora_unet_mid_block_attentions_0_proj_in"
+    save_file(
+        {
+            **{f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up},
+            "lora_te2_x.lora_down.weight": down.clone(),
+            "lora_te2_x.lora_up.weight": up.clone(),
+        },
+        tmp_path / "some.safetensors",
+    )
+    with pytest.warns(AdapterWarning, match=r"1 of 2 layers .* no effect: text_encoder_2\.x"):
+        pipe.load_lora(tmp_path / "some.safetensors")
+    assert pipe.loras["some"].unmatched == ("text_encoder_2.x",)
