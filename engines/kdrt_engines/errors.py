@@ -6,6 +6,8 @@ A bug inside kdrt is never a ``KdrtError``.
 
 from __future__ import annotations
 
+from typing import Literal
+
 
 class KdrtError(Exception):
     """Something the user can put right. The command line prints it and exits with 2."""
@@ -25,3 +27,18 @@ class ShapeError(EngineError, ValueError):
 
 class FixedWeights(EngineError):
     """The weights of an engine cannot be changed once it is built."""
+
+
+Reason = Literal[
+    "missing", "stale", "foreign", "truncated", "damaged", "wrong GPU", "wrong version"
+]
+"""Why an engine file is not loaded. ``stale``: its network has been exported anew; ``foreign``: it
+is a whole engine, but of something else."""
+
+
+class EngineRejected(EngineError):
+    """A built engine is not what is asked for, or not what was built. It was not loaded."""
+
+    def __init__(self, message: str, reason: Reason) -> None:
+        super().__init__(message)
+        self.reason: Reason = reason

@@ -1,0 +1,122 @@
+"""Building an engine file in a process of its own, and following it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from typing import IO, Any
+
+import psutil
+
+from kdrt_engines.errors import EngineError
+from kdrt_engines.tensorrt.job import BuildJob, Built
+
+Follow = Callable[[str, int], None]
+"""Called a few times a second with the builder's phase and the memory (bytes) it holds."""
+
+_LOOK_EVERY = 0.25
+_PATIENCE = 3.0
+_LAST_WORDS = 400
+
+
+def build_plan(job: BuildJob, follow: Follow = lambda _phase, _memory: None) -> Built:
+    """Build ``job`` and return what came of it; ``job.output`` then holds the engine, synced.
+
+    An exception out of ``follow``, or Ctrl-C, ends the builder before it is passed on; what
+    ``job.output`` then holds is worthless.
+
+    Raises:
+        EngineError: TensorRT refused, or its process died.
+    """
+    with tempfile.TemporaryFile() as last_words:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "kdrt_engines.tensorrt.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=last_words,
+            text=True,
+            encoding="utf-8",
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            # Ctrl-C in a terminal goes to every process of the group. This one is told by us.
+            start_new_session=True,
+        )
+        try:
+            outcome = _follow(process, job, follow)
+        finally:
+            _end(process)
+        if outcome is None:
+            raise EngineError(_obituary(process.returncode, job, last_words))
+    event = outcome.pop("event")
+    if event == "failed":
+        raise EngineError(f"TensorRT cannot build {job.onnx}: {outcome['message']}")
+    return Built(**outcome)
+
+
+def _follow(
+    process: subprocess.Popen[str], job: BuildJob, follow: Follow
+) -> dict[str, Any] | None:
+    """The worker's last event, or None if it ended without one."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(job.to_json() + "\n")
+        process.stdin.flush()
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
+    phase = "starting"
+    while True:
+        follow(phase, _memory(process.pid))
+        try:
+            line = lines.get(timeout=_LOOK_EVERY)
+        except queue.Empty:
+            continue
+        if line is None:
+            return None
+        event: dict[str, Any] = json.loads(line)
+        if event["event"] != "phase":
+            return event
+        phase = event["name"]
+
+
+def _read(stream: IO[str], lines: queue.SimpleQueue[str | None]) -> None:
+    for line in stream:
+        lines.put(line)
+    lines.put(None)
+
+
+def _memory(pid: int) -> int:
+    with contextlib.suppress(psutil.Error):
+        return int(psutil.Process(pid).memory_info().rss)
+    return 0
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Ask the worker to stop, and wait; end it where it does not listen."""
+    assert process.stdin is not None
+    with contextlib.suppress(OSError):
+        process.stdin.close()
+    try:
+        process.wait(_PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _obituary(code: int, job: BuildJob, last_words: IO[bytes]) -> str:
+    if code < 0:
+        how = f"was ended by {signal.Signals(-code).name}"
+        if code == -signal.SIGKILL:
+            how += ", as happens when memory runs out"
+    else:
+        how = f"ended with exit code {code}"
+    last_words.seek(0)
+    said = " ".join(last_words.read().decode(errors="replace").split())[-_LAST_WORDS:]
+    return f"the process that built {job.onnx} {how}" + (f"; its last words: {said}" if said else "")

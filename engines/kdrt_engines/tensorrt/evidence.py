@@ -1,0 +1,51 @@
+"""What the builder made of a network, read from its log.
+
+The detailed dump of the finished engine names its kernels, one a line. It is the only evidence
+there is without a GPU: the remark "found … to be part of self-attention pattern", earlier in the
+log, also appears for attention that ends as three kernels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+
+_LAYER = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>\w+)", re.MULTILINE)
+_SCRATCH = re.compile(r"Max Scratch Memory: (\d+) bytes")
+_FUSED_ATTENTION = "_gemm_mha_v2"
+_NOT_KERNELS = {"shape_call", "ShapeHostToDevice", "Constant", "NoOp", "Signal", "Wait"}
+_KEPT_PROBLEMS = 20
+
+
+@dataclass
+class BuildLog:
+    """Takes the builder's messages one by one and keeps what matters.
+
+    Messages may be missing: those that are not UTF-8 never reach Python. So what was not seen is
+    None, never 0.
+    """
+
+    kernels: Counter[str] | None = None
+    fused_attention: int | None = None
+    scratch_memory: int | None = None
+    warnings: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def add(self, severity: str, message: str) -> None:
+        """One message; ``severity`` is the name of TensorRT's (``ERROR``, ``VERBOSE``, …)."""
+        if message.startswith("Layers:\n"):
+            self._read_layers(message)
+        elif found := _SCRATCH.search(message):
+            self.scratch_memory = max(self.scratch_memory or 0, int(found[1]))
+        elif severity in ("ERROR", "INTERNAL_ERROR"):
+            self.errors = [*self.errors, message][-_KEPT_PROBLEMS:]
+        elif severity == "WARNING" and message not in self.warnings:
+            self.warnings = [*self.warnings, message][-_KEPT_PROBLEMS:]
+
+    def _read_layers(self, dump: str) -> None:
+        layers = [(m["name"], m["kind"]) for m in _LAYER.finditer(dump)]
+        kinds = Counter(kind for _, kind in layers if kind not in _NOT_KERNELS)
+        fused = sum(name.startswith(_FUSED_ATTENTION) for name, _ in layers)
+        self.kernels = (self.kernels or Counter()) + kinds
+        self.fused_attention = (self.fused_attention or 0) + fused

@@ -1,0 +1,203 @@
+"""The process that builds one engine: ``python -m kdrt_engines.tensorrt.worker``.
+
+A process of its own, since a builder takes three times the memory of the weights and gives it back
+only at its end, and since it is native code, which may abort where Python would raise.
+
+The job comes on standard input as one line of JSON; on standard output go events, one JSON object a
+line: ``phase`` whenever the builder enters one, then ``built``, ``failed`` or ``cancelled``. When
+standard input ends, the build is cancelled at its next step: because the parent closed it, or is
+gone. TensorRT makes no steps while it compiles, which is most of the time, so a parent in a hurry
+kills the process; it has then written at most its output file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from kdrt_engines.tensorrt.evidence import BuildLog
+from kdrt_engines.tensorrt.job import BuildJob, Built
+
+
+class BuildFailed(Exception):
+    """TensorRT refused; the message is its own."""
+
+
+def build(trt: Any, job: BuildJob, monitor: Monitor, log: BuildLog) -> Built | None:
+    """Build the engine of ``job`` with the module ``trt``; None if ``monitor`` cancelled it.
+
+    Raises:
+        BuildFailed: the network or the engine was refused.
+    """
+    started = time.perf_counter()
+    logger = _logger(trt, log)
+    builder = trt.Builder(logger)
+    network = builder.create_network(_network_flags(trt))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(job.onnx):
+        errors = [str(parser.get_error(index)) for index in range(parser.num_errors)]
+        raise BuildFailed("; ".join(errors) or "the network could not be read")
+    config = _configuration(trt, builder, network, job)
+    if hasattr(config, "progress_monitor"):
+        config.progress_monitor = _monitor(trt, monitor)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        if monitor.cancelled.is_set():
+            return None
+        raise BuildFailed("; ".join(log.errors) or "TensorRT gave no reason")
+    with Path(job.output).open("wb") as file:
+        file.write(plan)
+        file.flush()
+        os.fsync(file.fileno())
+    return Built(
+        version=trt.__version__,
+        attention_sites=_attention_sites(trt, network),
+        fused_attention=log.fused_attention,
+        kernels=None if log.kernels is None else dict(log.kernels),
+        scratch_memory=log.scratch_memory,
+        peak_memory=_peak_memory(),
+        seconds=time.perf_counter() - started,
+        warnings=tuple(log.warnings),
+    )
+
+
+class Monitor:
+    """Told of the builder's phases; says at every step whether to go on."""
+
+    def __init__(self, report: Callable[[str], None], cancelled: threading.Event) -> None:
+        self.cancelled = cancelled
+        self._report = report
+
+    def start(self, phase: str) -> None:
+        self._report(phase)
+
+    def step(self) -> bool:
+        return not self.cancelled.is_set()
+
+
+def _network_flags(trt: Any) -> int:
+    """Precision is that of the graph: asked for where it is a choice, ignored where it is a rule."""
+    strong = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if strong is None else 1 << int(strong)
+
+
+def _configuration(trt: Any, builder: Any, network: Any, job: BuildJob) -> Any:
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    for name, wanted in job.flags.items():
+        flag = getattr(trt.BuilderFlag, name, None)
+        if flag is None:
+            raise BuildFailed(f"{trt.__name__} {trt.__version__} has no builder flag {name}")
+        (config.set_flag if wanted else config.clear_flag)(flag)
+    _set_targets(trt, config, job.compute_capabilities)
+    names = {network.get_input(index).name for index in range(network.num_inputs)}
+    for shapes in job.profiles:
+        profile = builder.create_optimization_profile()
+        for name, (least, best, most) in shapes.items():
+            if name in names:
+                profile.set_shape(name, least, best, most)
+        if config.add_optimization_profile(profile) < 0:
+            raise BuildFailed(f"the sizes {dict(shapes)} do not fit the network")
+    return config
+
+
+def _set_targets(trt: Any, config: Any, capabilities: tuple[int, ...]) -> None:
+    if not hasattr(config, "set_compute_capability"):
+        return  # builds for the GPU it runs on
+    config.num_compute_capabilities = len(capabilities)
+    for index, number in enumerate(capabilities):
+        target = getattr(trt.ComputeCapability, f"SM{number}", None)
+        if target is None:
+            raise BuildFailed(f"{trt.__name__} {trt.__version__} has no target sm{number}")
+        config.set_compute_capability(target, index)
+
+
+def _attention_sites(trt: Any, network: Any) -> int:
+    kinds = (network.get_layer(index).type for index in range(network.num_layers))
+    return sum(kind == trt.LayerType.SOFTMAX for kind in kinds)
+
+
+def _logger(trt: Any, log: BuildLog) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            log.add(severity.name, message)
+
+    return Logger()
+
+
+def _monitor(trt: Any, monitor: Monitor) -> Any:
+    class ProgressMonitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            monitor.start(phase)
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            return monitor.step()
+
+        def phase_finish(self, phase: str) -> None:
+            """Every phase is followed by another, or by the end."""
+
+    return ProgressMonitor()
+
+
+def _peak_memory() -> int:
+    kilobyte = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobyte
+
+
+def _cancel_at_end_of(stream: Any, cancelled: threading.Event) -> None:
+    stream.read()
+    cancelled.set()
+
+
+def main() -> None:
+    """Build what standard input asks for."""
+    # What native code prints must not run into the events.
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def send(event: str, **fields: Any) -> None:
+        events.write(json.dumps({"event": event, **fields}) + "\n")
+        events.flush()
+
+    def report(phase: str) -> None:
+        send("phase", name=phase)
+
+    job = BuildJob.from_json(sys.stdin.readline())
+    cancelled = threading.Event()
+    threading.Thread(target=_cancel_at_end_of, args=(sys.stdin, cancelled), daemon=True).start()
+    try:
+        built = build(
+            importlib.import_module(job.module), job, Monitor(report, cancelled), BuildLog()
+        )
+    except BuildFailed as error:
+        send("failed", message=str(error))
+    except BrokenPipeError:
+        return  # nobody listens any more
+    else:
+        if built is None:
+            send("cancelled")
+        else:
+            send("built", **asdict(built))
+    # The interpreter's end would wait for the thread that reads standard input, and destroy
+    # TensorRT's objects in an order of its own.
+    events.close()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
