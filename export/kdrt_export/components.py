@@ -183,12 +183,17 @@ class ExportTextEncoder(ExportComponent):
     """
 
     def __init__(
-        self, model: CLIPTextModel | CLIPTextModelWithProjection, *, normalize: bool
+        self,
+        model: CLIPTextModel | CLIPTextModelWithProjection,
+        *,
+        normalize: bool,
+        fuse_qkv: bool = True,
     ) -> None:
         super().__init__()
         # A list hides the model from the module tree: its token embedding is not traced.
         self._source = [model]
         self.normalize = normalize
+        self.fuse_qkv = fuse_qkv
         self.text_projection = getattr(model, "text_projection", None)
         self.width: int = model.config.hidden_size
         self.states: int = model.config.num_hidden_layers + 1
@@ -243,7 +248,9 @@ class ExportTextEncoder(ExportComponent):
         model = self._source.pop()
         text = getattr(model, "text_model", model)
         self.position_embedding = text.embeddings.position_embedding
-        self.layers = nn.ModuleList(ExportTextLayer(layer) for layer in text.encoder.layers)
+        self.layers = nn.ModuleList(
+            ExportTextLayer(layer, fuse_qkv=self.fuse_qkv) for layer in text.encoder.layers
+        )
         self.final_layer_norm = text.final_layer_norm
 
     def forward(
@@ -267,32 +274,38 @@ class ExportTextEncoder(ExportComponent):
 
 
 class ExportTextLayer(nn.Module):
-    """One CLIP encoder layer with a fused QKV projection and an additive mask [L, L]."""
+    """One CLIP encoder layer with an additive mask [L, L], its QKV projection fused or not."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, *, fuse_qkv: bool) -> None:
         super().__init__()
         source = layer.self_attn
         self.heads: int = source.num_heads
         self.head_dim: int = source.head_dim
-        self.to_qkv = concatenate(source.q_proj, source.k_proj, source.v_proj)
+        projections = (source.q_proj, source.k_proj, source.v_proj)
+        self.to_qkv = concatenate(*projections) if fuse_qkv else nn.ModuleList(projections)
         self.out_proj = source.out_proj
         self.layer_norm1, self.layer_norm2 = layer.layer_norm1, layer.layer_norm2
         self.mlp = layer.mlp
 
     def forward(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        width = self.heads * self.head_dim
-        query, key, value = self.to_qkv(self.layer_norm1(hidden)).split(width, dim=-1)
+        query, key, value = self._project(self.layer_norm1(hidden))
         hidden = hidden + self.out_proj(
             attention(query, key, value, self.heads, self.head_dim, mask)
         )
         return hidden + self.mlp(self.layer_norm2(hidden))
 
+    def _project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if isinstance(self.to_qkv, nn.ModuleList):
+            return tuple(projection(hidden) for projection in self.to_qkv)
+        return self.to_qkv(hidden).split(self.heads * self.head_dim, dim=-1)
+
 
 class ExportVaeDecoder(ExportComponent):
     """latents [B,C,h,w] as the sampler leaves them → image [B,3,s·h,s·w] in about [-1, 1]."""
 
-    def __init__(self, vae: AutoencoderKL) -> None:
+    def __init__(self, vae: AutoencoderKL, *, fuse_qkv: bool = True) -> None:
         super().__init__()
+        self.fuse_qkv = fuse_qkv
         self.decoder, self.post_quant_conv = vae.decoder, vae.post_quant_conv
         config = vae.config
         self.scaling_factor: float = config.scaling_factor
@@ -311,7 +324,7 @@ class ExportVaeDecoder(ExportComponent):
         return (self(*inputs),)
 
     def rewrite(self) -> None:
-        rewrite_attention(self.decoder)
+        rewrite_attention(self.decoder, fuse=self.fuse_qkv)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         if self.statistics is None:
@@ -328,8 +341,9 @@ class ExportVaeEncoder(ExportComponent):
     """image [B,3,s·h,s·w] in [-1, 1] → moments [B,2C,h,w]: mean, then log-variance, of the
     latents as the sampler takes them, with the scaling factor applied."""
 
-    def __init__(self, vae: AutoencoderKL) -> None:
+    def __init__(self, vae: AutoencoderKL, *, fuse_qkv: bool = True) -> None:
         super().__init__()
+        self.fuse_qkv = fuse_qkv
         self.encoder, self.quant_conv = vae.encoder, vae.quant_conv
         self.scaling_factor: float = vae.config.scaling_factor
         self.statistics = _latent_statistics(vae)
@@ -347,7 +361,7 @@ class ExportVaeEncoder(ExportComponent):
         return (self(*inputs),)
 
     def rewrite(self) -> None:
-        rewrite_attention(self.encoder)
+        rewrite_attention(self.encoder, fuse=self.fuse_qkv)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         moments = self.encoder(image)

@@ -173,7 +173,8 @@ class _Job:
         vae = self.load_vae()
         dtype = vae_dtype(vae, self.dtype, self.vae_precision, self.report)
         self.report.done()
-        decoder, encoder = ExportVaeDecoder(vae), ExportVaeEncoder(vae)
+        decoder = ExportVaeDecoder(vae, fuse_qkv=self.fuse_qkv)
+        encoder = ExportVaeEncoder(vae, fuse_qkv=self.fuse_qkv)
         yield _Part("vae_decoder", decoder, _VAE_TRACED, _VAE_VERIFIED, dtype)
         yield _Part("vae_encoder", encoder, _VAE_TRACED, _VAE_VERIFIED, dtype)
         scale = vae_scale(vae)
@@ -189,7 +190,9 @@ class _Job:
             self.folder, index, self.source.tokenizer(index), model, self.source.family, self.dtype
         )
         self.encoders.append(facts)
-        component = ExportTextEncoder(model, normalize=facts.normalized)
+        component = ExportTextEncoder(
+            model, normalize=facts.normalized, fuse_qkv=self.fuse_qkv
+        )
         self.report.done()
         return _Part(
             name,

@@ -37,10 +37,12 @@ class ExportTransformer(nn.Module):
         tokens = self.proj_in(to_tokens(hidden)) if self.linear else to_tokens(self.proj_in(hidden))
         for block in self.transformer_blocks:
             tokens = block(tokens, encoder_hidden_states=encoder_hidden_states)
+        # Contiguous, as in the original: other memory layouts mean other kernels, which round
+        # differently. Without a fused projection the two are equal bit by bit.
         if self.linear:
-            hidden = to_image(self.proj_out(tokens), residual)
+            hidden = to_image(self.proj_out(tokens), residual).contiguous()
         else:
-            hidden = self.proj_out(to_image(tokens, residual))
+            hidden = self.proj_out(to_image(tokens, residual).contiguous())
         return (hidden + residual,)
 
 
