@@ -112,8 +112,8 @@ class Program:
         """The newest result of the denoiser, after `stage`."""
 
         # Views are made once: they are what the operations below take.
-        numbers, coefficients, correction, commits, corrects = self._row[0].split(
-            [4, count, count, 1, 1]
+        numbers, coefficients, correction, commits, corrects = torch.split(
+            self._row[0], [4, count, count, 1, 1]
         )
         self._numbers, self._coefficients, self._correction = numbers, coefficients, correction
         self._commits, self._corrects = commits[0], corrects[0]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+import trt_recorder
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import trt_recorder
 from kdrt_engines import EngineError, EngineSpec, ShapeError, TensorSpec
 from kdrt_engines.tensorrt.run import Scratch, TensorRTEngine
 

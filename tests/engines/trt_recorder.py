@@ -197,7 +197,7 @@ def module(plans: Mapping[bytes, Plan], *, rtx: bool) -> ModuleType:
             if len(shape) != len(low) or any(
                 not a <= x <= b for a, x, b in zip(low, shape, high, strict=True)
             ):
-                raise Violation(f"shape {shape} of '{name}' is outside of the profile {low}..{high}")
+                raise Violation(f"shape {shape} of '{name}' is outside of {low}..{high}")
             self._shapes[name] = tuple(shape)
             return True
 

@@ -19,7 +19,7 @@ SHAPE = (2, 4, 3, 5)
 
 
 class Network:
-    """An ε network behind both interfaces, its parts in buffers of its own as a runtime has them."""
+    """An ε network behind both interfaces, with buffers of its own as a runtime has them."""
 
     def __init__(self) -> None:
         self._denoised = torch.zeros(SHAPE)

@@ -1,8 +1,9 @@
 """Running TensorRT plans: one implementation for TensorRT and TensorRT-RTX.
 
-Everything that may allocate, compile or synchronise happens in :meth:`TensorRTEngine.bind`: choosing
-the profile, setting shapes and addresses, sizing the activation memory, and one warm-up run, which
-makes lazily compiled kernels. A binding's ``run`` is a single enqueue and can be captured.
+Everything that may allocate, compile or synchronise happens in :meth:`TensorRTEngine.bind`:
+choosing the profile, setting shapes and addresses, sizing the activation memory, and one warm-up
+run, which makes lazily compiled kernels. A binding's ``run`` is a single enqueue and can be
+captured.
 """
 
 from __future__ import annotations
@@ -291,7 +292,7 @@ class _Ranges:
 
 
 class _RuntimeCache:
-    """Compiled kernels on disk. What cannot be read or written is compiled again: never an error."""
+    """Compiled kernels on disk. What cannot be read or written is compiled again, no error."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
