@@ -39,7 +39,7 @@ class CudaGraph:
     Args:
         work: what to capture; takes nothing and returns nothing.
         stream: a stream that is not the default one.
-        held: memory that must live as long as the graph.
+        held: memory that must live as long as the graph, besides what ``work`` itself refers to.
 
     Raises:
         CaptureError: the work cannot be captured; nothing is left captured or half done.
@@ -51,7 +51,7 @@ class CudaGraph:
         stream: torch.cuda.Stream,
         held: Sequence[Tensor] = (),
     ) -> None:
-        self._held = tuple(held)
+        self._held = (work, *held)
         self._graph = torch.cuda.CUDAGraph()
         stream.wait_stream(torch.cuda.current_stream(stream.device))
         with torch.cuda.stream(stream):

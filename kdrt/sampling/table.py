@@ -1,4 +1,4 @@
-"""A plan as a table on the device, and one program that any row of it drives.
+"""A plan as a table on the device, and the one stage that any row of it drives.
 
 The loop of `kdrt.sampling.run` puts each coefficient into the operation that uses it, as a Python
 number. A captured CUDA graph would repeat those numbers for ever. Here they lie in a table on the
@@ -12,7 +12,7 @@ so one captured stage serves every step of every plan of the same `Layout`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,7 +41,7 @@ class TableDenoise(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What the operations of a stage depend on. Plans of one layout share a program.
+    """What the operations of a stage depend on. Plans of one layout share a loop.
 
     Attributes:
         history: how many results of the denoiser are held, the newest included.
@@ -80,7 +80,7 @@ class Layout:
         return 1 + self.history * (1 + self.unconditional) + self.noisy * (1 + self.corrects)
 
 
-class Program:
+class TableLoop:
     """The registers of a run and the operations of one stage.
 
     `load` prepares a run. `stage` then does the next stage, whichever it is: it takes no argument,
@@ -181,17 +181,24 @@ class Program:
             torch.index_select(self._noise, 0, self._slot[draw], out=register)
 
 
-def run_program(
-    program: Program, plan: Plan, latents: Tensor, noise: Tensor | None = None
+def run_table(
+    loop: TableLoop,
+    plan: Plan,
+    latents: Tensor,
+    noise: Tensor | None = None,
+    *,
+    do_stage: Callable[[], None] | None = None,
 ) -> Iterator[Step]:
-    """As `kdrt.sampling.run`, by the stages of a program (or of its captured graph)."""
-    program.load(plan, latents, noise)
+    """As `kdrt.sampling.run`, by the stages of ``loop``. ``do_stage`` stands in for
+    `TableLoop.stage`: the replay of a graph that captured it."""
+    loop.load(plan, latents, noise)
+    do_stage = do_stage or loop.stage
     index = 0
     for stage in plan.stages:
-        program.stage()
+        do_stage()
         if stage.ends_step:
             sigmas = plan.sigmas
-            yield Step(index, sigmas[index], sigmas[index + 1], program.state, program.denoised)
+            yield Step(index, sigmas[index], sigmas[index + 1], loop.state, loop.denoised)
             index += 1
 
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdrt.sampling import SAMPLERS, SeededNoise, plan, run
 from kdrt.sampling.plan import Correction, NoiseSlot, Plan, Stage
-from kdrt.sampling.registers import Layout, Program, run_program
+from kdrt.sampling.table import Layout, TableLoop, run_table
 
 SIGMAS = (14.6, 7.1, 3.0, 1.2, 0.5, 0.1, 0.0)
 SHAPE = (2, 4, 3, 5)
@@ -41,22 +41,22 @@ class Network:
         return self._denoised
 
 
-def both(planned: Plan, program: Program | None = None):
-    """The steps of the loop and of the program: ``[(latents, denoised), …]`` each, and the
+def both(planned: Plan, loop: TableLoop | None = None):
+    """The steps of the usual loop and of the table's: ``[(latents, denoised), …]`` each, and the
     timesteps at which each evaluated the network."""
     source = SeededNoise([3, 4], SHAPE[1:])
     latents = source.latents() * planned.sigmas[0]
     noise = source.draw(planned.slots) if planned.slots else None
     results = []
-    for program_used in (False, True):
+    for by_table in (False, True):
         network = Network()
-        if program_used:
-            if program is None:
-                program = Program(Layout.of(planned), network, latents)
+        if by_table:
+            if loop is None:
+                loop = TableLoop(Layout.of(planned), network, latents)
             else:
-                network = program._denoise
+                network = loop._denoise
                 network.evaluated.clear()
-            steps = run_program(program, planned, latents, noise)
+            steps = run_table(loop, planned, latents, noise)
         else:
             steps = run(planned, latents, network, noise)
         states = [(s.latents.clone(), s.denoised.clone()) for s in steps]
@@ -64,8 +64,8 @@ def both(planned: Plan, program: Program | None = None):
     return results
 
 
-def assert_same(planned: Plan, program: Program | None = None) -> None:
-    (expected, timesteps), (actual, same_timesteps) = both(planned, program)
+def assert_same(planned: Plan, loop: TableLoop | None = None) -> None:
+    (expected, timesteps), (actual, same_timesteps) = both(planned, loop)
     assert len(actual) == len(expected) == planned.steps
     assert same_timesteps == pytest.approx(timesteps)
     for (latents, denoised), (wanted, wanted_denoised) in zip(actual, expected, strict=True):
@@ -140,13 +140,13 @@ def test_any_plan(planned):
     assert_same(planned)
 
 
-def test_plans_of_one_layout_share_a_program():
+def test_plans_of_one_layout_share_a_loop():
     planned = plan("dpmpp_2m", SIGMAS)
     shorter = plan("dpmpp_2m", (9.0, 4.0, 2.0, 1.0, 0.3, 0.2))
     assert Layout.of(planned) == Layout.of(shorter)
-    program = Program(Layout.of(planned), Network(), torch.zeros(SHAPE))
+    loop = TableLoop(Layout.of(planned), Network(), torch.zeros(SHAPE))
     for again in (planned, shorter, planned):
-        assert_same(again, program)
+        assert_same(again, loop)
 
 
 def test_a_stage_reads_nothing_back_and_makes_no_view_of_new_memory():
@@ -157,12 +157,12 @@ def test_a_stage_reads_nothing_back_and_makes_no_view_of_new_memory():
         def denoise(self, x, numbers):
             return still
 
-    program = Program(Layout.of(planned), Nothing(), still)
+    loop = TableLoop(Layout.of(planned), Nothing(), still)
     noise = torch.zeros(len(planned.slots), *SHAPE)
-    program.load(planned, still, noise)
-    program.stage()
+    loop.load(planned, still, noise)
+    loop.stage()
     with _Operations() as operations:
-        program.stage()
+        loop.stage()
     assert "aten::_local_scalar_dense" not in operations.names
     assert operations.allocating == []
 
