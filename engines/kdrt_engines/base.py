@@ -27,6 +27,11 @@ class Binding(ABC):
         """Compute the outputs from the inputs, on the current stream. On CUDA it only enqueues:
         it never allocates and never synchronises."""
 
+    def held(self) -> tuple[torch.Tensor, ...]:
+        """Memory besides inputs and outputs that an enqueued run uses. Who captures a run in a
+        CUDA graph must keep it for as long as the graph."""
+        return ()
+
 
 class Engine(ABC):
     """A loaded network."""

@@ -1,0 +1,263 @@
+"""A double of TensorRT's runtime that enforces its documented contract and records the calls.
+
+It computes nothing. What the documentation of ``IExecutionContext`` asks for is checked when the
+call is made: a profile before shapes, shapes inside the profile, every address set and non-zero,
+activation memory of the right size given, nothing but an enqueue while a stream is captured. A
+violation raises `Violation`, which is no ``KdrtError``: it must never be caught.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+
+class Violation(AssertionError):
+    """The documented contract of TensorRT was broken."""
+
+
+@dataclass
+class Tensor:
+    name: str
+    is_input: bool
+    dtype: str
+    shape: tuple[int, ...]
+    """-1 where it is dynamic."""
+
+
+@dataclass
+class Plan:
+    """What the recorder "deserialises": tensors, and per profile (min, opt, max) of every input."""
+
+    tensors: Sequence[Tensor]
+    profiles: Sequence[Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]]
+    scratch_per_element: int = 4
+    output_shape: Any = None
+    """``shapes of the inputs -> {output: shape}``."""
+
+
+@dataclass
+class Calls:
+    """What was called, in order, as (call, details)."""
+
+    log: list[tuple[str, Any]] = field(default_factory=list)
+    capturing: bool = False
+
+    def add(self, name: str, detail: Any = None) -> None:
+        if self.capturing and name != "execute_async_v3":
+            raise Violation(f"{name} during a capture")
+        self.log.append((name, detail))
+
+    def names(self) -> list[str]:
+        return [name for name, _ in self.log]
+
+    @contextmanager
+    def capture(self):
+        self.capturing = True
+        try:
+            yield
+        finally:
+            self.capturing = False
+
+
+def module(plans: Mapping[bytes, Plan], *, rtx: bool) -> ModuleType:
+    """A module shaped like ``tensorrt_rtx`` (or ``tensorrt``) that loads ``plans``."""
+    calls = Calls()
+    trt = ModuleType("tensorrt_rtx" if rtx else "tensorrt")
+    trt.calls = calls
+    trt.TensorIOMode = enum.Enum("TensorIOMode", "NONE INPUT OUTPUT")
+    trt.DataType = enum.Enum("DataType", "FLOAT HALF BF16 INT8 INT32 INT64 BOOL")
+    strategies = enum.Enum("Strategy", "STATIC ON_PROFILE_CHANGE USER_MANAGED")
+    trt.ExecutionContextAllocationStrategy = strategies
+
+    class ILogger:
+        ERROR, INTERNAL_ERROR, WARNING = "error", "internal error", "warning"
+
+        def __init__(self) -> None:
+            pass
+
+        def log(self, severity: str, message: str) -> None:
+            raise NotImplementedError
+
+    trt.ILogger = ILogger
+
+    class Runtime:
+        def __init__(self, logger: ILogger) -> None:
+            self.logger = logger
+
+        def deserialize_cuda_engine(self, data: bytes):
+            calls.add("deserialize_cuda_engine", len(data))
+            if data not in plans:
+                self.logger.log(ILogger.ERROR, "the magic tag does not match")
+                return None
+            return Engine(plans[data], self.logger)
+
+    trt.Runtime = Runtime
+
+    class RuntimeCache:
+        def __init__(self) -> None:
+            self.kernels: set[str] = set()
+
+        def deserialize(self, data: bytes) -> bool:
+            calls.add("cache.deserialize", len(data))
+            if not data.startswith(b"cache:"):
+                return False
+            self.kernels = set(data.decode()[6:].split(",")) - {""}
+            return True
+
+        def serialize(self) -> bytes:
+            calls.add("cache.serialize")
+            return ("cache:" + ",".join(sorted(self.kernels))).encode()
+
+    class RuntimeConfig:
+        def __init__(self) -> None:
+            self.strategy = strategies.STATIC
+            self.cache: RuntimeCache | None = None
+            self.cuda_graph_strategy = None
+            self.dynamic_shapes_kernel_specialization_strategy = None
+
+        def set_execution_context_allocation_strategy(self, strategy) -> None:
+            self.strategy = strategy
+
+        def create_runtime_cache(self) -> RuntimeCache:
+            return RuntimeCache()
+
+        def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+            self.cache = cache
+            return True
+
+    if rtx:
+        trt.CudaGraphStrategy = SimpleNamespace(DISABLED="disabled", WHOLE_GRAPH_CAPTURE="whole")
+        trt.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(
+            LAZY="lazy", EAGER="eager", NONE="none"
+        )
+
+    class Engine:
+        def __init__(self, plan: Plan, logger: ILogger) -> None:
+            self._plan, self._logger = plan, logger
+            self.by_name = {tensor.name: tensor for tensor in plan.tensors}
+            self.num_io_tensors = len(plan.tensors)
+            self.num_optimization_profiles = len(plan.profiles)
+
+        def get_tensor_name(self, index: int) -> str:
+            return self._plan.tensors[index].name
+
+        def get_tensor_mode(self, name: str):
+            modes = trt.TensorIOMode
+            return modes.INPUT if self.by_name[name].is_input else modes.OUTPUT
+
+        def get_tensor_dtype(self, name: str):
+            return trt.DataType[self.by_name[name].dtype]
+
+        def get_tensor_profile_shape(self, name: str, index: int):
+            return [list(shape) for shape in self._plan.profiles[index][name]]
+
+        def create_execution_context(self, how) -> Context:
+            calls.add("create_execution_context")
+            config = how if isinstance(how, RuntimeConfig) else None
+            strategy = config.strategy if config else how
+            return Context(self._plan, self.by_name, strategy, config, self._logger)
+
+        if rtx:
+
+            def create_runtime_config(self) -> RuntimeConfig:
+                return RuntimeConfig()
+
+    class Context:
+        def __init__(self, plan: Plan, tensors, strategy, config, logger) -> None:
+            self._plan, self._tensors, self._logger = plan, tensors, logger
+            self._strategy = strategy
+            self._config = config
+            self._profile: int | None = None
+            self._shapes: dict[str, tuple[int, ...]] = {}
+            self._addresses: dict[str, int] = {}
+            self._memory = (0, 0)
+            self.fails = False
+
+        def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+            calls.add("set_optimization_profile_async", index)
+            _want_stream(stream)
+            if not 0 <= index < len(self._plan.profiles):
+                return False
+            self._profile, self._shapes = index, {}
+            return True
+
+        def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+            calls.add("set_input_shape", (name, shape))
+            if self._profile is None:
+                raise Violation("an input shape was set before the profile")
+            if not self._tensors[name].is_input:
+                raise Violation(f"'{name}' is no input")
+            low, _, high = self._plan.profiles[self._profile][name]
+            if len(shape) != len(low) or any(
+                not a <= x <= b for a, x, b in zip(low, shape, high, strict=True)
+            ):
+                raise Violation(f"shape {shape} of '{name}' is outside of {low}..{high}")
+            self._shapes[name] = tuple(shape)
+            return True
+
+        def infer_shapes(self) -> list[str]:
+            return [t.name for t in self._plan.tensors if t.is_input and t.name not in self._shapes]
+
+        def set_tensor_address(self, name: str, address: int) -> bool:
+            calls.add("set_tensor_address", name)
+            if address == 0:
+                raise Violation(f"the address of '{name}' is null")
+            if name not in self._tensors:
+                return False
+            self._addresses[name] = address
+            return True
+
+        def update_device_memory_size_for_shapes(self) -> int:
+            calls.add("update_device_memory_size_for_shapes")
+            return self._needed()
+
+        def set_device_memory(self, address: int, size: int) -> None:
+            calls.add("set_device_memory", size)
+            if self._strategy is not strategies.USER_MANAGED:
+                raise Violation("device memory was given to a context that allocates its own")
+            self._memory = (address, size)
+
+        def execute_async_v3(self, stream: int) -> bool:
+            calls.add("execute_async_v3", dict(self._shapes))
+            _want_stream(stream)
+            if self.fails:
+                self._logger.log(ILogger.ERROR, "out of luck")
+                return False
+            if self.infer_shapes():
+                raise Violation(f"no shape for {self.infer_shapes()}")
+            missing = [name for name in self._tensors if name not in self._addresses]
+            if missing:
+                raise Violation(f"no address for {missing}")
+            if self._strategy is strategies.USER_MANAGED:
+                address, size = self._memory
+                if size < self._needed() or address == 0:
+                    raise Violation(f"{size} bytes of device memory for {self._needed()} needed")
+            if self._config is not None:
+                if self._config.cuda_graph_strategy != "disabled":
+                    raise Violation("TensorRT-RTX's own CUDA graphs inside ours")
+                kernel = str(sorted(self._shapes.items())).replace(",", ";")
+                cache = self._config.cache
+                if cache is not None and kernel not in cache.kernels:
+                    if calls.capturing:
+                        raise Violation("a kernel was compiled during a capture")
+                    cache.kernels.add(kernel)
+            return True
+
+        def _needed(self) -> int:
+            if self.infer_shapes():
+                raise Violation("the memory was asked for before all shapes were set")
+            elements = sum(math.prod(shape) for shape in self._shapes.values())
+            return elements * self._plan.scratch_per_element
+
+    return trt
+
+
+def _want_stream(stream: int) -> None:
+    if stream == 0:
+        raise Violation("an enqueue on the default stream makes TensorRT synchronise the device")

@@ -1,0 +1,187 @@
+"""A plan run from a table on the device is the plan run step by step."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kdrt.sampling import SAMPLERS, SeededNoise, plan, run
+from kdrt.sampling.plan import Correction, NoiseSlot, Plan, Stage
+from kdrt.sampling.table import Layout, TableLoop, run_table
+
+SIGMAS = (14.6, 7.1, 3.0, 1.2, 0.5, 0.1, 0.0)
+SHAPE = (2, 4, 3, 5)
+
+
+class Network:
+    """An ε network behind both interfaces, with buffers of its own as a runtime has them."""
+
+    def __init__(self) -> None:
+        self._denoised = torch.zeros(SHAPE)
+        self.unconditional = torch.zeros(SHAPE)
+        self.evaluated: list[float] = []
+
+    def numbers(self, sigma: float) -> tuple[float, float, float, float]:
+        return 1 / math.sqrt(sigma**2 + 1), math.log(sigma), 1.0, -sigma
+
+    def __call__(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
+        return self.denoise(x, torch.tensor(self.numbers(sigma)))
+
+    def denoise(self, x: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        scale, timestep, skip, out = numbers
+        self.evaluated.append(float(timestep))
+        noise = torch.tanh(x * scale + 0.1 * timestep).roll(1, -1)
+        self._denoised.copy_(skip * x + out * noise)
+        self.unconditional.copy_(skip * x + 0.7 * out * noise)
+        return self._denoised
+
+
+def both(planned: Plan, loop: TableLoop | None = None):
+    """The steps of the usual loop and of the table's: ``[(latents, denoised), …]`` each, and the
+    timesteps at which each evaluated the network."""
+    source = SeededNoise([3, 4], SHAPE[1:])
+    latents = source.latents() * planned.sigmas[0]
+    noise = source.draw(planned.slots) if planned.slots else None
+    results = []
+    for by_table in (False, True):
+        network = Network()
+        if by_table:
+            if loop is None:
+                loop = TableLoop(Layout.of(planned), network, latents)
+            else:
+                network = loop._denoise
+                network.evaluated.clear()
+            steps = run_table(loop, planned, latents, noise)
+        else:
+            steps = run(planned, latents, network, noise)
+        states = [(s.latents.clone(), s.denoised.clone()) for s in steps]
+        results.append((states, network.evaluated))
+    return results
+
+
+def assert_same(planned: Plan, loop: TableLoop | None = None) -> None:
+    (expected, timesteps), (actual, same_timesteps) = both(planned, loop)
+    assert len(actual) == len(expected) == planned.steps
+    assert same_timesteps == pytest.approx(timesteps)
+    for (latents, denoised), (wanted, wanted_denoised) in zip(actual, expected, strict=True):
+        torch.testing.assert_close(latents, wanted, rtol=1e-5, atol=2e-5)
+        torch.testing.assert_close(denoised, wanted_denoised, rtol=1e-5, atol=2e-5)
+
+
+FIXED = [name for name, info in SAMPLERS.items() if getattr(info, "capturable", True)]
+
+
+@pytest.mark.parametrize("sampler", FIXED)
+@pytest.mark.parametrize("sigmas", [SIGMAS, SIGMAS[:-1], SIGMAS[-2:]], ids=["zero", "open", "one"])
+def test_every_sampler(sampler, sigmas):
+    assert_same(plan(sampler, sigmas))
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_2"])
+def test_churn_before_the_first_stage(sampler):
+    assert_same(plan(sampler, SIGMAS, s_churn=3.0))
+
+
+@st.composite
+def plans(draw):
+    """Plans no sampler makes: every register used, in every order."""
+    number = st.floats(-2, 2)
+    slots = draw(st.integers(0, 3))
+    slot = st.none() if slots == 0 else st.none() | st.integers(0, slots - 1)
+    steps = draw(st.integers(1, 4))
+    stages = []
+    for step in range(steps):
+        inner = draw(st.booleans())
+        for ends in [False, True] if inner else [True]:
+            # No stage reads a result that is not there yet.
+            most = min(3, len(stages) + 1)
+            some = st.lists(number, min_size=1, max_size=most).map(tuple)
+            first = not stages or not stages[-1].ends_step
+            correction = None
+            if not first and draw(st.booleans()):
+                where = draw(slot)
+                noise = 0.0 if where is None else draw(number)
+                correction = Correction(draw(number), draw(some), noise, where)
+            where = draw(slot)
+            noise = 0.0 if where is None else draw(number)
+            unconditional = draw(st.just(()) | some)
+            stages.append(
+                Stage(
+                    2.0 + steps - step,
+                    draw(number),
+                    draw(some),
+                    noise,
+                    where,
+                    ends,
+                    unconditional,
+                    correction,
+                )
+            )
+    initial = draw(slot)
+    return Plan(
+        "made up",
+        tuple(float(steps + 2 - i) for i in range(steps + 1)),
+        tuple(stages),
+        tuple(NoiseSlot(1.0, 0.5) for _ in range(slots)),
+        0.0 if initial is None else draw(number),
+        initial,
+        draw(st.booleans()),
+    )
+
+
+@given(plans())
+@settings(max_examples=60, deadline=None)
+def test_any_plan(planned):
+    assert_same(planned)
+
+
+def test_plans_of_one_layout_share_a_loop():
+    planned = plan("dpmpp_2m", SIGMAS)
+    shorter = plan("dpmpp_2m", (9.0, 4.0, 2.0, 1.0, 0.3, 0.2))
+    assert Layout.of(planned) == Layout.of(shorter)
+    loop = TableLoop(Layout.of(planned), Network(), torch.zeros(SHAPE))
+    for again in (planned, shorter, planned):
+        assert_same(again, loop)
+
+
+def test_a_stage_reads_nothing_back_and_makes_no_view_of_new_memory():
+    planned = plan("dpmpp_sde", SIGMAS)
+    still = torch.zeros(SHAPE)
+
+    class Nothing(Network):
+        def denoise(self, x, numbers):
+            return still
+
+    loop = TableLoop(Layout.of(planned), Nothing(), still)
+    noise = torch.zeros(len(planned.slots), *SHAPE)
+    loop.load(planned, still, noise)
+    loop.stage()
+    with _Operations() as operations:
+        loop.stage()
+    assert "aten::_local_scalar_dense" not in operations.names
+    assert operations.allocating == []
+
+
+class _Operations(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.allocating: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = {t.untyped_storage().data_ptr() for t in _tensors([args, kwargs or {}])}
+        result = func(*args, **(kwargs or {}))
+        self.names.append(func.name())
+        if any(t.untyped_storage().data_ptr() not in given for t in _tensors([result])):
+            self.allocating.append(func.name())
+        return result
+
+
+def _tensors(values):
+    leaves, _ = torch.utils._pytree.tree_flatten(values)
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
