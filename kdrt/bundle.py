@@ -114,12 +114,17 @@ class TextEncoderFacts(_Strict):
 
 
 class LatentFacts(_Strict):
-    """``scale`` pixels of the picture for one latent; default sizes in pixels."""
+    """``scale`` pixels of the picture for one latent; default sizes in pixels.
+
+    ``preview`` makes a small RGB picture in [-1, 1] of latents: a row of factors for each channel,
+    then the constant.
+    """
 
     channels: int
     scale: int
     default_height: int
     default_width: int
+    preview: tuple[tuple[float, float, float], ...] | None = None
 
 
 class Baked(_Strict):

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import get_args
+from typing import Any, cast, get_args
 
 from torch import Tensor
 
@@ -22,7 +22,15 @@ from kdrt.denoiser import FREEU_OFF
 from kdrt.errors import InvalidRequest
 from kdrt.images import OutputType
 from kdrt.prompt import hidden_layer
-from kdrt.sampling import NoiseSchedule, Plan, plan, sigmas_for
+from kdrt.sampling import (
+    ForeignPlan,
+    NoiseSchedule,
+    Plan,
+    foreign_plan,
+    is_foreign,
+    plan,
+    sigmas_for,
+)
 from kdrt.size_conditioning import SizeConditioning, TimeIds
 from kdrt_engines import EngineSpec
 
@@ -44,9 +52,9 @@ class Request:
     height: int | None = None
     width: int | None = None
     steps: int = 20
-    sampler: str = "dpmpp_2m"
+    sampler: str | Callable[..., Any] = "dpmpp_2m"
     schedule: str = "karras"
-    sampler_options: Mapping[str, float | int | str] | None = None
+    sampler_options: Mapping[str, Any] | None = None
     sigmas: Sequence[float] | None = None
     guidance_scale: float | None = None
     guidance_rescale: float = 0.0
@@ -69,7 +77,7 @@ class Job:
         negatives: the same for the negative prompts; None stands for zeros, SDXL's "none".
         height, width: in pixels.
         seeds: B of them.
-        plan: the sampler on its grid of σ.
+        plan: the sampler on its grid of σ; a `ForeignPlan` for one that is not ours.
         clip_skip: 0 if none was asked for.
         time_ids, negative_time_ids: SDXL's six numbers of size conditioning; None without.
     """
@@ -80,7 +88,7 @@ class Job:
     height: int
     width: int
     seeds: tuple[int, ...]
-    plan: Plan
+    plan: Plan | ForeignPlan
     guidance_scale: float
     clip_skip: int
     freeu: FreeU
@@ -242,7 +250,9 @@ def _seed(value: object) -> int:
     return seed
 
 
-def _plan(request: Request, manifest: Manifest, noise_schedule: NoiseSchedule) -> Plan:
+def _plan(
+    request: Request, manifest: Manifest, noise_schedule: NoiseSchedule
+) -> Plan | ForeignPlan:
     if request.sigmas is not None:
         try:
             sigmas = [float(sigma) for sigma in request.sigmas]
@@ -261,7 +271,9 @@ def _plan(request: Request, manifest: Manifest, noise_schedule: NoiseSchedule) -
     options = {} if request.sampler_options is None else request.sampler_options
     if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
         raise InvalidRequest("sampler_options must be a mapping from names to values")
-    return plan(request.sampler, sigmas, **options)
+    if is_foreign(request.sampler):
+        return foreign_plan(request.sampler, sigmas, **options)
+    return plan(cast(str, request.sampler), sigmas, **options)
 
 
 def _clip_skip(value: int | None, manifest: Manifest) -> int:

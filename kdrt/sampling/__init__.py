@@ -15,6 +15,7 @@ is reached by ``from kdrt.sampling.plan import …``.
 from __future__ import annotations
 
 from kdrt.sampling.executor import Denoise, Step, run, sample
+from kdrt.sampling.foreign import ForeignPlan, foreign_plan, is_foreign, run_foreign
 from kdrt.sampling.noise import BrownianNoise, NoiseSource, SeededNoise
 from kdrt.sampling.plan import NoiseSlot, Plan, Stage
 from kdrt.sampling.samplers import SAMPLERS, SamplerInfo, find_sampler, plan
@@ -25,6 +26,7 @@ __all__ = [
     "SCHEDULES",
     "BrownianNoise",
     "Denoise",
+    "ForeignPlan",
     "NoiseSchedule",
     "NoiseSlot",
     "NoiseSource",
@@ -34,8 +36,11 @@ __all__ = [
     "Stage",
     "Step",
     "find_sampler",
+    "foreign_plan",
+    "is_foreign",
     "plan",
     "run",
+    "run_foreign",
     "sample",
     "sigmas_for",
 ]
