@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -95,6 +95,12 @@ class Generation(Iterator[PreviewStep]):
             raise
         self._latents = step.latents
         return step
+
+    def close(self) -> None:
+        """End the run where it stands; what it made so far is let go."""
+        if isinstance(self._run, Generator):
+            self._run.close()
+        self._latents = None
 
     def result(self) -> Result:
         """The pictures: takes what steps are left, then decodes; once only.
