@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     )
     from kdrt.images import read_parameters, save_image
     from kdrt.parameters import Parameters
-    from kdrt.pipeline import Pipeline, Result, load
+    from kdrt.pipeline import Generation, Pipeline, Result, load
+    from kdrt.previews import PreviewStep
     from kdrt.prompt import Conditioning, Truncation, TruncationWarning
     from kdrt.request import Request
     from kdrt.sampling import Step
@@ -46,12 +47,14 @@ __all__ = [
     "EngineError",
     "EngineUnavailable",
     "ExportError",
+    "Generation",
     "InvalidRequest",
     "KdrtError",
     "NonFiniteError",
     "OutputError",
     "Parameters",
     "Pipeline",
+    "PreviewStep",
     "Request",
     "Result",
     "ShapeError",
@@ -67,8 +70,10 @@ __all__ = [
 _HOME = {
     "Bundle": "kdrt.bundle",
     "Conditioning": "kdrt.prompt",
+    "Generation": "kdrt.pipeline",
     "Parameters": "kdrt.parameters",
     "Pipeline": "kdrt.pipeline",
+    "PreviewStep": "kdrt.previews",
     "Request": "kdrt.request",
     "Result": "kdrt.pipeline",
     "Step": "kdrt.sampling",

@@ -116,13 +116,18 @@ class TextEncoderFacts(_Strict):
 
 class LatentFacts(_Strict):
     """``scale`` pixels of the picture for one latent; default sizes in pixels; ``vae_tile`` the
-    side of the pictures the VAE was trained at, in latents (None: the model's own default)."""
+    side of the pictures the VAE was trained at, in latents (None: the model's own default).
+
+    ``preview`` makes a small RGB picture in [-1, 1] of latents: a row of factors for each channel,
+    then the constant.
+    """
 
     channels: int
     scale: int
     default_height: int
     default_width: int
     vae_tile: int | None = None
+    preview: tuple[tuple[float, float, float], ...] | None = None
 
 
 class Baked(_Strict):

@@ -166,9 +166,11 @@ class Denoiser:
         if self._prediction is not self._noise_pred:
             self._prediction.copy_(self._noise_pred)
 
-        skip, out = (scale * scale, -sigma * scale) if self._predicts_v else (1.0, -sigma)
-        torch.mul(x, skip, out=self._denoised)
-        return self._denoised.add_(self._guided_prediction(), alpha=out)
+        guided = self._guided_prediction()
+        if not self._predicts_v:
+            return torch.add(x, guided, alpha=-sigma, out=self._denoised)
+        torch.mul(x, scale * scale, out=self._denoised)
+        return self._denoised.add_(guided, alpha=-sigma * scale)
 
     def _guided_prediction(self) -> Tensor:
         """Classifier-free guidance, ``u + w·(c − u)``.

@@ -21,7 +21,7 @@ from kdrt.denoiser import FREEU_OFF
 from kdrt.grid import is_custom
 from kdrt.prompt.weighting import COMMA_BACKTRACK, has_emphasis
 from kdrt.request import Job
-from kdrt.sampling import SAMPLERS, find_schedule
+from kdrt.sampling import SAMPLERS, ForeignPlan, find_schedule
 
 Value = str | int | float
 
@@ -168,11 +168,13 @@ def _extras(job: Job, manifest: Manifest, index: int) -> Iterator[tuple[str, Val
 
 
 def _sampler_label(job: Job) -> str:
+    if isinstance(job.plan, ForeignPlan):
+        return job.plan.sampler
     label = SAMPLERS[job.plan.sampler].label
     # One label of the web UI is a sampler together with one of its options.
     heun = f"{label} Heun"
     options = job.request.sampler_options or {}
-    is_heun = job.plan.sampler == "dpmpp_2m_sde" and "heun" in job.request.sampler.lower()
+    is_heun = job.plan.sampler == "dpmpp_2m_sde" and "heun" in str(job.request.sampler).lower()
     return heun if is_heun and "solver_type" not in options else label
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from kdrt.images import Images, OutputType, save_image, to_images
 from kdrt.init_image import begin
 from kdrt.latents import check_latents
 from kdrt.parameters import Parameters, parameters_of
+from kdrt.previews import Previewer, PreviewStep
 from kdrt.prompt import (
     COMMA_BACKTRACK,
     Conditioning,
@@ -33,7 +35,7 @@ from kdrt.prompt import (
 )
 from kdrt.recent import Recent
 from kdrt.request import Job, Request, latent_shape, resolve
-from kdrt.sampling import Denoise, SeededNoise, Step, run
+from kdrt.sampling import Denoise, ForeignPlan, SeededNoise, Step, run, run_foreign
 from kdrt.size_conditioning import Size, SizeConditioning
 from kdrt.vae import Vae, VaeSwitches
 from kdrt_engines import Engine
@@ -79,6 +81,58 @@ class Result:
         return save_image(self.images[index], path, self.parameters[index])
 
 
+class Generation(Iterator[PreviewStep]):
+    """Pictures in the making, from :meth:`Pipeline.steps`: iterate to sample, then take the result.
+
+    Nothing is sampled but what is asked for: to cancel, stop iterating. ``len`` is the number of
+    steps in all. A pipeline makes one set of pictures at a time; starting another ends this one.
+    """
+
+    def __init__(
+        self, steps: int, run: Iterator[PreviewStep], finish: Callable[[Tensor], Result]
+    ) -> None:
+        self._steps = steps
+        self._run = run
+        self._finish = finish
+        self._latents: Tensor | None = None
+        self._result: Result | None = None
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __next__(self) -> PreviewStep:
+        try:
+            step = next(self._run)
+        except StopIteration:
+            raise
+        except BaseException:
+            self._latents = None  # half of a picture is none
+            raise
+        self._latents = step.latents
+        return step
+
+    def close(self) -> None:
+        """End the run where it stands; what it made so far is let go."""
+        if isinstance(self._run, Generator):
+            self._run.close()
+        self._latents = None
+
+    def result(self) -> Result:
+        """The pictures: takes what steps are left, then decodes; once only.
+
+        Raises:
+            NonFiniteError: the network overflowed.
+            InvalidRequest: the pipeline has started on other pictures before the last step.
+        """
+        if self._result is None:
+            for _ in self:
+                pass
+            if self._latents is None:
+                raise InvalidRequest("these pictures were not finished; make them again")
+            self._result = self._finish(self._latents)
+        return self._result
+
+
 def load(
     name_or_path: str | os.PathLike[str], *, engine: str | None = None, threads: int | None = None
 ) -> Pipeline:
@@ -116,6 +170,8 @@ class Pipeline(VaeSwitches):
         self._noise_schedule = training_table(bundle.manifest.scheduler)
         self._prompts = PromptEncoder(bundle, engines)
         self.vae = Vae(engines, bundle.manifest.latents)
+        self._previewer = Previewer(bundle.manifest.latents)
+        self._running: object = None
         self._denoisers: Recent[tuple[int, int, int, int, bool], Denoiser] = Recent(_DENOISERS)
         self._loras = LoraStack(bundle)
 
@@ -196,9 +252,9 @@ class Pipeline(VaeSwitches):
         height: int | None = None,
         width: int | None = None,
         steps: int = 20,
-        sampler: str = "dpmpp_2m",
+        sampler: str | Callable[..., Any] = "dpmpp_2m",
         schedule: str = "karras",
-        sampler_options: Mapping[str, float | int | str] | None = None,
+        sampler_options: Mapping[str, Any] | None = None,
         schedule_options: Mapping[str, float | int | str | bool] | None = None,
         sigmas: Sequence[float] | None = None,
         timesteps: Sequence[float] | None = None,
@@ -222,7 +278,7 @@ class Pipeline(VaeSwitches):
         negative_crops_coords_top_left: Size = (0, 0),
         negative_target_size: Size | None = None,
         output_type: OutputType = "pil",
-        callback: Callable[[Step], None] | None = None,
+        callback: Callable[[PreviewStep], object] | None = None,
         progress: bool = False,
     ) -> Result:
         """Make pictures. Everything is checked before anything is computed.
@@ -244,7 +300,9 @@ class Pipeline(VaeSwitches):
             height: in pixels, a multiple of the VAE's scale (8); None is the model's default.
             width: likewise.
             steps: how many.
-            sampler: a key of ``kdrt.sampling.SAMPLERS``, k-diffusion's name or a web UI's label.
+            sampler: a key of ``kdrt.sampling.SAMPLERS``, k-diffusion's name or a web UI's label;
+                a function with the signature of k-diffusion's samplers; or ``"k_diffusion.…"``, one
+                of the package's own. See :func:`kdrt.sampling.run_foreign`.
             schedule: a key of ``kdrt.sampling.SCHEDULES``, ComfyUI's name or a web UI's label.
             sampler_options: the sampler's own: ``eta``, ``s_churn``, …
             schedule_options: the schedule's own: ``rho``, ``sigma_min``, …; see
@@ -330,28 +388,76 @@ class Pipeline(VaeSwitches):
             ),
             output_type=output_type,
         )
+        generation = self._generation(request)
+        with _progress_bar(len(generation), progress) as advance:
+            for step in generation:
+                if callback is not None:
+                    callback(step)
+                advance()
+        return generation.result()
+
+    def steps(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        **arguments: Any,
+    ) -> Generation:
+        """Make pictures step by step: progress, preview and cancel are yours.
+
+            generation = pipe.steps("a red circle", seed=7)
+            for step in generation:
+                print(step.index, step.sigma)
+            generation.result().save("circle.png")
+
+        Args:
+            prompt: what to show.
+            negative_prompt: what to avoid.
+            arguments: those of :meth:`__call__`, but for ``callback`` and ``progress``.
+
+        Raises:
+            InvalidRequest: at once: an argument is wrong.
+            TypeError: there is no such argument.
+
+        Warns:
+            TruncationWarning: a prompt is too long.
+        """
+        names = {each.name for each in fields(SizeConditioning)}
+        sizes = {name: arguments.pop(name) for name in names & arguments.keys()}
+        known = {each.name for each in fields(Request)} - {"sizes"}
+        unknown = arguments.keys() - known
+        if unknown:
+            raise TypeError(f"steps() has no argument {', '.join(map(repr, sorted(unknown)))}")
+        return self._generation(
+            Request(
+                prompt=prompt,
+                negative_prompt=negative_prompt,
+                sizes=SizeConditioning(**sizes),
+                **arguments,
+            )
+        )
+
+    def _generation(self, request: Request) -> Generation:
+        """Check, encode, and leave the rest to whoever asks for steps."""
         job = resolve(request, self.bundle.manifest, self._unet.spec, self._noise_schedule)
         doubled = is_doubled(self._unet.spec, job.guidance_scale)
         positive, negative, truncations = self._encode(job, doubled=doubled)
         for truncation in truncations:
-            warnings.warn(str(truncation), TruncationWarning, stacklevel=2)
+            warnings.warn(str(truncation), TruncationWarning, stacklevel=3)
 
-        with _progress_bar(job.plan.steps, progress) as advance:
-            for step in self._run(job, positive, negative):
-                if callback is not None:
-                    callback(step)
-                advance()
-        final = step.latents
-        check_latents(final)
-        is_latent = output_type == "latent"
-        return Result(
-            images=final if is_latent else to_images(self._pixels(job, final), output_type),
-            seeds=list(job.seeds),
-            parameters=parameters_of(job, self.bundle.manifest),
-            truncations=truncations,
-            is_latent=is_latent,
-            chunks=-(-positive.length // self.bundle.manifest.text_encoders[0].max_length),
-        )
+        def finish(latents: Tensor) -> Result:
+            check_latents(latents)
+            is_latent = request.output_type == "latent"
+            pixels = None if is_latent else self._pixels(job, latents)
+            return Result(
+                images=latents if pixels is None else to_images(pixels, request.output_type),
+                seeds=list(job.seeds),
+                parameters=parameters_of(job, self.bundle.manifest),
+                truncations=truncations,
+                is_latent=is_latent,
+                chunks=-(-positive.length // self.bundle.manifest.text_encoders[0].max_length),
+            )
+
+        return Generation(job.plan.steps, self._run(job, positive, negative), finish)
 
     def _pixels(self, job: Job, latents: Tensor) -> Tensor:
         pixels = self.vae.decoder(latents)
@@ -421,11 +527,29 @@ class Pipeline(VaeSwitches):
         positive = self._prompts.pad(positive, length, job.clip_skip)
         return positive, self._prompts.pad(negative, length), truncations
 
-    @torch.no_grad()
     def _run(
         self, job: Job, positive: Conditioning, negative: Conditioning | None
-    ) -> Iterator[Step]:
+    ) -> Iterator[PreviewStep]:
         """Sample, step by step. The last step's latents are the result."""
+        self._running = running = object()
+        for step in self._sample(job, positive, negative):
+            yield PreviewStep(
+                step.index,
+                step.sigma,
+                step.sigma_next,
+                step.latents,
+                step.denoised,
+                self._previewer,
+            )
+            if self._running is not running:
+                raise InvalidRequest(
+                    "these steps cannot go on: their pipeline has started on other pictures in "
+                    "the same buffers; finish one run before the next, or load a second pipeline"
+                )
+
+    def _sample(
+        self, job: Job, positive: Conditioning, negative: Conditioning | None
+    ) -> Iterator[Step]:
         channels, height, width = latent_shape(self.bundle.manifest, job.height, job.width)
         denoiser = self._denoiser(
             images=len(job.seeds),
@@ -445,7 +569,7 @@ class Pipeline(VaeSwitches):
         noise = SeededNoise(job.seeds, (channels, height, width), self._unet.device)
         latents = noise.latents()
         if job.request.latents is not None:
-            latents.copy_(job.request.latents)
+            latents.copy_(job.request.latents.detach())
         if job.request.denoising_start is None:
             latents.mul_(job.plan.sigmas[0])
         denoise: Denoise = denoiser
@@ -454,7 +578,11 @@ class Pipeline(VaeSwitches):
             latents, denoise = begin(
                 job.init_image, latents, denoiser, self.vae.encode, scale=scale
             )
-        yield from run(job.plan, latents, denoise, noise.draw(job.plan.slots))
+        if isinstance(job.plan, ForeignPlan):
+            return run_foreign(
+                job.plan, latents, denoise, noise, self._noise_schedule, seed=job.seeds[0]
+            )
+        return run(job.plan, latents, denoise, noise.draw(job.plan.slots))
 
     def _denoiser(
         self, *, images: int, height: int, width: int, tokens: int, doubled: bool

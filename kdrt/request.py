@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from torch import Tensor
 
@@ -25,7 +25,7 @@ from kdrt.images import OutputType
 from kdrt.init_image import InitImage, read_init_image, with_defaults
 from kdrt.prompt import COMMA_BACKTRACK, Conditioning, Weighting, WeightingMode, hidden_layer
 from kdrt.prompt.given import given_conditioning
-from kdrt.sampling import NoiseSchedule, Plan, plan
+from kdrt.sampling import ForeignPlan, NoiseSchedule, Plan, foreign_plan, is_foreign, plan
 from kdrt.size_conditioning import SizeConditioning, TimeIds
 from kdrt_engines import EngineSpec
 
@@ -53,9 +53,9 @@ class Request:
     height: int | None = None
     width: int | None = None
     steps: int = 20
-    sampler: str = "dpmpp_2m"
+    sampler: str | Callable[..., Any] = "dpmpp_2m"
     schedule: str = "karras"
-    sampler_options: Mapping[str, float | int | str] | None = None
+    sampler_options: Mapping[str, Any] | None = None
     schedule_options: Mapping[str, float | int | str | bool] | None = None
     sigmas: Sequence[float] | None = None
     timesteps: Sequence[float] | None = None
@@ -89,7 +89,7 @@ class Job:
         weighting: how prompts are read.
         height, width: in pixels.
         seeds: B of them.
-        plan: the sampler on its grid of σ.
+        plan: the sampler on its grid of σ; a `ForeignPlan` for one that is not ours.
         init_image: the pictures to begin with; None begins with noise.
         clip_skip: 0 if none was asked for.
         time_ids, negative_time_ids: SDXL's six numbers of size conditioning; None without.
@@ -104,7 +104,7 @@ class Job:
     height: int
     width: int
     seeds: tuple[int, ...]
-    plan: Plan
+    plan: Plan | ForeignPlan
     init_image: InitImage | None
     guidance_scale: float
     clip_skip: int
@@ -328,10 +328,14 @@ def _seed(value: object) -> int:
     return seed
 
 
-def _plan(request: Request, manifest: Manifest, noise_schedule: NoiseSchedule) -> Plan:
+def _plan(
+    request: Request, manifest: Manifest, noise_schedule: NoiseSchedule
+) -> Plan | ForeignPlan:
     sigmas = grid_of(request, manifest, noise_schedule)
     options = options_of("sampler_options", request.sampler_options)
-    return plan(request.sampler, sigmas, **options)
+    if is_foreign(request.sampler):
+        return foreign_plan(request.sampler, sigmas, **options)
+    return plan(cast(str, request.sampler), sigmas, **options)
 
 
 def _clip_skip(value: int | None, manifest: Manifest) -> int:

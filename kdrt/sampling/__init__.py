@@ -15,6 +15,7 @@ is reached by ``from kdrt.sampling.plan import …``.
 from __future__ import annotations
 
 from kdrt.sampling.executor import Denoise, Step, run, sample
+from kdrt.sampling.foreign import ForeignPlan, foreign_plan, is_foreign, run_foreign
 from kdrt.sampling.noise import BrownianNoise, NoiseSource, SeededNoise
 from kdrt.sampling.plan import NoiseSlot, Plan, Stage
 from kdrt.sampling.samplers import SAMPLERS, SamplerInfo, find_sampler, plan
@@ -32,6 +33,7 @@ __all__ = [
     "SCHEDULES",
     "BrownianNoise",
     "Denoise",
+    "ForeignPlan",
     "NoiseSchedule",
     "NoiseSlot",
     "NoiseSource",
@@ -43,9 +45,12 @@ __all__ = [
     "Step",
     "find_sampler",
     "find_schedule",
+    "foreign_plan",
+    "is_foreign",
     "partial_grid",
     "plan",
     "run",
+    "run_foreign",
     "sample",
     "sigmas_for",
 ]

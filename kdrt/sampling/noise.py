@@ -72,7 +72,7 @@ class SeededNoise:
         noise = torch.empty((len(slots), len(self._generators), *self._shape))
         previous: NoiseSlot | None = None
         for index, slot in enumerate(slots):
-            rho = _overlap(previous, slot)
+            rho = overlap(previous, slot)
             for image, generator in enumerate(self._generators):
                 fresh = noise[index, image].normal_(generator=generator)
                 if rho > 0:
@@ -164,7 +164,7 @@ def _cpu_generator(seed: int | torch.Generator) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _overlap(previous: NoiseSlot | None, slot: NoiseSlot) -> float:
+def overlap(previous: NoiseSlot | None, slot: NoiseSlot) -> float:
     """ρ of a slot and the one before it: of two intervals with one start, shorter over longer."""
     if previous is None or previous.sigma != slot.sigma or slot.sigma == slot.sigma_next:
         return 0.0

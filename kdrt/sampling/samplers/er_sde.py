@@ -48,7 +48,7 @@ def er_sde(
         weights = [1 - r, 0.0, 0.0]
         past = [s, *reversed(sigmas[:step])][:order]
         if len(past) > 1:
-            c_1 = (t - s) + phi(t) * _integral(lambda u: 1 / phi(u), t, s)  # noqa: B023
+            c_1 = (t - s) + phi(t) * _integral(lambda u: 1 / phi(u), t, s)
             slope = _slope(past[0], past[1])
             weights[0] += c_1 * slope
             weights[1] -= c_1 * slope

@@ -1,0 +1,64 @@
+"""k-diffusion's own samplers, from the package installed.
+
+``import k_diffusion`` fails on a current Python: its ``__init__`` imports evaluation code that
+needs a removed part of setuptools. Its samplers themselves need only torch, scipy, torchsde,
+torchdiffeq and tqdm, and one helper from a module that needs more. So they are imported below a
+stand-in package of a private name, which a real ``k_diffusion`` in the process never meets.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+from kdrt.errors import InvalidRequest
+
+PREFIX = "k_diffusion."
+_PACKAGE = "_kdrt_k_diffusion"
+_INSTALL = "pip install 'kdrt[k-diffusion]' && pip install --no-deps k-diffusion"
+
+
+def k_diffusion_sampler(name: str) -> Callable[..., Any]:
+    """The function that ``k_diffusion.sample_heun`` or ``k_diffusion.sampling.sample_heun`` names.
+
+    Raises:
+        InvalidRequest: the package or one that it imports is missing, or has no such sampler.
+    """
+    sampling = _sampling(name)
+    function = name.removeprefix(PREFIX).removeprefix("sampling.")
+    known = [each for each in vars(sampling) if each.startswith("sample_")]
+    if function not in known:
+        raise InvalidRequest(f"k-diffusion has no {function!r}; it has: {', '.join(known)}")
+    found: Callable[..., Any] = getattr(sampling, function)
+    return found
+
+
+def _sampling(wanted: str) -> ModuleType:
+    spec = importlib.util.find_spec("k_diffusion")
+    if spec is None or not spec.submodule_search_locations:
+        raise InvalidRequest(f"sampler {wanted!r} needs the k-diffusion package: {_INSTALL}")
+    if _PACKAGE not in sys.modules:
+        package = ModuleType(_PACKAGE)
+        package.__path__ = list(spec.submodule_search_locations)
+        utils = ModuleType(f"{_PACKAGE}.utils")
+        utils.append_dims = _append_dims  # type: ignore[attr-defined]
+        package.utils = utils  # type: ignore[attr-defined]
+        sys.modules[_PACKAGE] = package
+        sys.modules[utils.__name__] = utils
+    try:
+        return importlib.import_module(f"{_PACKAGE}.sampling")
+    except ImportError as error:
+        raise InvalidRequest(
+            f"sampler {wanted!r} needs {error.name}, which k-diffusion imports: {_INSTALL}"
+        ) from error
+
+
+def _append_dims(x: Tensor, ndim: int) -> Tensor:
+    """``x`` with dimensions of 1 at its end, up to ``ndim``."""
+    return x.reshape(x.shape + (1,) * (ndim - x.ndim))
