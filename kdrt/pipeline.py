@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kdrt.adapters import textual_inversion
 from kdrt.bundle import Bundle, open_bundle
 from kdrt.denoiser import Denoiser, is_doubled
 from kdrt.engine_store import load_engines
@@ -303,6 +304,50 @@ class Pipeline:
         for truncation in truncations:
             warnings.warn(str(truncation), TruncationWarning, stacklevel=2)
         return positive, negative
+
+    def load_textual_inversion(
+        self,
+        source: textual_inversion.Source | Sequence[textual_inversion.Source],
+        token: str | Sequence[str] | None = None,
+        *,
+        component: str | None = None,
+        weight_name: str | None = None,
+        allow_pickle: bool = False,
+        pool_at_learned: bool = False,
+        hub_options: Mapping[str, object] | None = None,
+    ) -> tuple[str, ...]:
+        """Teach the text encoders learned tokens, on the engines as they are; see
+        :func:`kdrt.adapters.textual_inversion.load` for arguments and errors.
+
+        Returns:
+            The tokens, to be written in prompts.
+        """
+        return textual_inversion.load(
+            self._prompts,
+            source,
+            token,
+            component=component,
+            weight_name=weight_name,
+            allow_pickle=allow_pickle,
+            pool_at_learned=pool_at_learned,
+            hub_options=hub_options,
+        )
+
+    def unload_textual_inversion(
+        self, token: str | Sequence[str] | None = None, *, component: str | None = None
+    ) -> None:
+        """Forget learned tokens, None all of them; prompts then become, bit by bit, what they were
+        before. Raises InvalidRequest: a token is not loaded."""
+        textual_inversion.unload(self._prompts, token, component=component)
+
+    def textual_inversions(self, component: str | None = None) -> dict[str, int]:
+        """The learned tokens of one text encoder or of all, and how many vectors each has."""
+        return {
+            token: len(ids)
+            for encoder in self._prompts.encoders
+            if component in (None, encoder.facts.component)
+            for token, ids in encoder.learned.tokens.items()
+        }
 
     def _encode(
         self, job: Job, *, doubled: bool
