@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdrt.adapters import textual_inversion
 from kdrt.adapters.lora import Changed, Lora, LoraStack, LoraSwap
 from kdrt.bundle import Bundle, open_bundle
 from kdrt.denoiser import Denoiser, is_doubled
@@ -502,6 +503,50 @@ class Pipeline(VaeSwitches):
         for truncation in truncations:
             warnings.warn(str(truncation), TruncationWarning, stacklevel=2)
         return positive, negative
+
+    def load_textual_inversion(
+        self,
+        source: textual_inversion.Source | Sequence[textual_inversion.Source],
+        token: str | Sequence[str] | None = None,
+        *,
+        component: str | None = None,
+        weight_name: str | None = None,
+        allow_pickle: bool = False,
+        pool_at_learned: bool = False,
+        hub_options: Mapping[str, object] | None = None,
+    ) -> tuple[str, ...]:
+        """Teach the text encoders learned tokens, on the engines as they are; see
+        :func:`kdrt.adapters.textual_inversion.load` for arguments and errors.
+
+        Returns:
+            The tokens, to be written in prompts.
+        """
+        return textual_inversion.load(
+            self._prompts,
+            source,
+            token,
+            component=component,
+            weight_name=weight_name,
+            allow_pickle=allow_pickle,
+            pool_at_learned=pool_at_learned,
+            hub_options=hub_options,
+        )
+
+    def unload_textual_inversion(
+        self, token: str | Sequence[str] | None = None, *, component: str | None = None
+    ) -> None:
+        """Forget learned tokens, None all of them; prompts then become, bit by bit, what they were
+        before. Raises InvalidRequest: a token is not loaded."""
+        textual_inversion.unload(self._prompts, token, component=component)
+
+    def textual_inversions(self, component: str | None = None) -> dict[str, int]:
+        """The learned tokens of one text encoder or of all, and how many vectors each has."""
+        return {
+            token: len(ids)
+            for encoder in self._prompts.encoders
+            if component in (None, encoder.facts.component)
+            for token, ids in encoder.learned.tokens.items()
+        }
 
     def _encode(
         self, job: Job, *, doubled: bool

@@ -44,7 +44,8 @@ def given_conditioning(
     if isinstance(hidden, Conditioning):
         if pooled is not None:
             raise InvalidRequest(f"{name} is a Conditioning, which already holds {pooled_name}")
-        hidden, pooled = hidden.encoder_hidden_states, hidden.text_embeds
+        pooled = hidden.text_embeds
+        hidden = hidden.encoder_hidden_states
     width = unet.input("encoder_hidden_states").shape[-1]
     checked = _checked(name, hidden, ("B", "L", width))
     batch = len(checked)

@@ -130,7 +130,11 @@ class PromptTokenizer:
         new = [AddedToken(name, normalized=True) for name in wanted if name not in self._added]
         self._tokenizer.add_tokens(new)
         self._added = set(wanted)
-        self._learned = {self._tokenizer.token_to_id(name): part for name, part in wanted.items()}
+        self._learned = {
+            id_: part
+            for name, part in wanted.items()
+            if (id_ := self._tokenizer.token_to_id(name)) is not None
+        }
         self._pools_at_learned = vocabulary.pools
 
     def knows(self, token: str) -> bool:

@@ -1,0 +1,141 @@
+"""diffusers' methods for textual inversion, on engines."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, overload
+
+from kdrt.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from kdrt.adapters.textual_inversion import Source
+    from kdrt.pipeline import Pipeline
+
+_HUB_OPTIONS = {
+    "cache_dir": "cache_dir",
+    "force_download": "force_download",
+    "hf_token": "token",
+    "local_files_only": "local_files_only",
+    "revision": "revision",
+    "subfolder": "subfolder",
+}
+"""diffusers' names of the hub's own options."""
+
+_IGNORED = {"mirror", "proxies"}
+"""What diffusers takes and the hub no longer has."""
+
+
+class TextualInversionMixin:
+    """For a class that holds a :class:`kdrt.Pipeline` in ``pipeline``.
+
+    Where an argument is one of diffusers' objects (``tokenizer``, ``text_encoder``), it is the
+    attribute of that name of this class, or simply the name, as in ``"text_encoder_2"``.
+    """
+
+    pipeline: Pipeline
+
+    def load_textual_inversion(
+        self,
+        pretrained_model_name_or_path: Source | Sequence[Source],
+        token: str | Sequence[str] | None = None,
+        tokenizer: object = None,
+        text_encoder: object = None,
+        *,
+        weight_name: str | None = None,
+        use_safetensors: bool | None = None,
+        **kwargs: object,
+    ) -> None:
+        """Load as diffusers does. Pickles (``.bin``, ``.pt``) are allowed unless
+        ``use_safetensors`` is True; they are always read with torch's restricted unpickler.
+
+        Beyond diffusers: without ``text_encoder`` the vectors' width tells which one they are for,
+        and a file with ``clip_l`` and ``clip_g`` serves both.
+
+        Raises:
+            InvalidRequest: see :func:`kdrt.adapters.textual_inversion.load`.
+            TypeError: an unknown argument.
+        """
+        unknown = kwargs.keys() - _HUB_OPTIONS.keys() - _IGNORED
+        if unknown:
+            raise TypeError(
+                f"load_textual_inversion() has no argument {', '.join(sorted(unknown))}"
+            )
+        self.pipeline.load_textual_inversion(
+            pretrained_model_name_or_path,
+            token,
+            component=self._component(tokenizer, text_encoder),
+            weight_name=weight_name,
+            allow_pickle=not use_safetensors,
+            pool_at_learned=True,
+            hub_options={
+                theirs: kwargs[ours]
+                for ours, theirs in _HUB_OPTIONS.items()
+                if kwargs.get(ours) is not None
+            },
+        )
+
+    def unload_textual_inversion(
+        self,
+        tokens: str | Sequence[str] | None = None,
+        tokenizer: object = None,
+        text_encoder: object = None,
+    ) -> None:
+        """Forget ``tokens``, or all; without ``text_encoder`` in every one. All vectors of a token
+        go with it, whether ``token_1`` and so on are listed or not.
+
+        Raises:
+            InvalidRequest: none of ``tokens`` is loaded.
+        """
+        component = self._component(tokenizer, text_encoder)
+        if tokens is not None:
+            asked = [tokens] if isinstance(tokens, str) else list(tokens)
+            known = [t for t in asked if t in self._tokens(component)]
+            tokens = known or asked
+        self.pipeline.unload_textual_inversion(tokens, component=component)
+
+    @overload
+    def maybe_convert_prompt(self, prompt: str, tokenizer: object = None) -> str: ...
+    @overload
+    def maybe_convert_prompt(self, prompt: list[str], tokenizer: object = None) -> list[str]: ...
+    def maybe_convert_prompt(
+        self, prompt: str | list[str], tokenizer: object = None
+    ) -> str | list[str]:
+        """Write out tokens of several vectors: ``token`` becomes ``token token_1 …``. Prompts do
+        not need it here, and are not changed by it."""
+        tokens = self._tokens(self._component(tokenizer, None))
+        if isinstance(prompt, list):
+            return [_written_out(text, tokens) for text in prompt]
+        return _written_out(prompt, tokens)
+
+    def _tokens(self, component: str | None) -> dict[str, int]:
+        """Loaded tokens and how many vectors each has."""
+        return self.pipeline.textual_inversions(component)
+
+    def _component(self, tokenizer: object, text_encoder: object) -> str | None:
+        if tokenizer is None and text_encoder is None:
+            return None
+        facts = self.pipeline.bundle.manifest.text_encoders
+        for each in facts:
+            for given, name in ((text_encoder, each.component), (tokenizer, each.tokenizer)):
+                if given is not None and (given == name or given is getattr(self, name, None)):
+                    return each.component
+        names = ", ".join(each.component for each in facts)
+        raise InvalidRequest(
+            f"tokenizer and text_encoder must be those of this pipeline; text encoders: {names}"
+        )
+
+
+def _written_out(prompt: str, tokens: dict[str, int]) -> str:
+    parts = {token: [f"{token}_{i}" for i in range(1, count)] for token, count in tokens.items()}
+    # The longest first, as the tokenizer finds them; token_1 itself stays what it is.
+    names = sorted([*parts, *(p for rest in parts.values() for p in rest)], key=len, reverse=True)
+    if not names:
+        return prompt
+
+    def replacement(match: re.Match[str]) -> str:
+        rest = parts.get(match[0], [])
+        done = rest and prompt[match.end() :].lstrip().startswith(rest[0])
+        return match[0] if done else " ".join([match[0], *rest])
+
+    return re.sub("|".join(map(re.escape, names)), replacement, prompt)
