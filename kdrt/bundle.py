@@ -122,12 +122,20 @@ class LatentFacts(_Strict):
     default_width: int
 
 
+class BakedLora(_Strict):
+    """A LoRA that is part of the weights: its file's name and SHA-256, and its scale."""
+
+    file: str
+    scale: float
+    sha256: str
+
+
 class Baked(_Strict):
     """What the export put into the graphs."""
 
     fused_qkv: bool
     freeu: bool
-    loras: tuple[str, ...] = ()
+    loras: tuple[BakedLora, ...] = ()
 
 
 class Manifest(_Strict):

@@ -289,7 +289,7 @@ class Pipeline:
         return Result(
             images=final if is_latent else to_images(self._decoder(final), output_type),
             seeds=list(job.seeds),
-            parameters=parameters_of(job, self.bundle.manifest),
+            parameters=parameters_of(job, self.bundle.manifest, self.loras.values()),
             truncations=truncations,
             is_latent=is_latent,
         )
