@@ -130,13 +130,21 @@ class LatentFacts(_Strict):
     preview: tuple[tuple[float, float, float], ...] | None = None
 
 
+class BakedLora(_Strict):
+    """A LoRA that is part of the weights: its file's name and SHA-256, and its scale."""
+
+    file: str
+    scale: float
+    sha256: str
+
+
 class Baked(_Strict):
     """What the export put into the graphs; ``vae`` is the source of a VAE that is not the model's
     own."""
 
     fused_qkv: bool
     freeu: bool
-    loras: tuple[str, ...] = ()
+    loras: tuple[BakedLora, ...] = ()
     vae: str | None = None
 
 

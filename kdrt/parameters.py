@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from kdrt._version import __version__
+from kdrt.adapters.lora import Lora
 from kdrt.bundle import Manifest
 from kdrt.denoiser import FREEU_OFF
 from kdrt.grid import is_custom
@@ -101,8 +102,9 @@ def parse_parameters(text: str) -> dict[str, str]:
     return result | settings
 
 
-def parameters_of(job: Job, manifest: Manifest) -> list[Parameters]:
-    """How each picture of a job is made."""
+def parameters_of(job: Job, manifest: Manifest, loras: Iterable[Lora] = ()) -> list[Parameters]:
+    """How each picture of a job is made, with the LoRAs at work."""
+    active = [lora for lora in loras if lora.scale]
     negatives = job.negatives[0] if job.negatives else (None,) * len(job.seeds)
     custom = is_custom(job.request)
     return [
@@ -117,7 +119,7 @@ def parameters_of(job: Job, manifest: Manifest) -> list[Parameters]:
             width=job.width,
             height=job.height,
             model=manifest.name,
-            extras=tuple(_extras(job, manifest, index)),
+            extras=(*_extras(job, manifest, index), *_lora_extras(active)),
         )
         for index, (prompt, negative, seed) in enumerate(
             zip(job.prompts[0], negatives, job.seeds, strict=True)
@@ -165,6 +167,13 @@ def _extras(job: Job, manifest: Manifest, index: int) -> Iterator[tuple[str, Val
         yield "Prompt 2", job.prompts[-1][index]
     if request.negative_prompt_2 is not None and job.negatives:
         yield "Negative prompt 2", job.negatives[-1][index]
+
+
+def _lora_extras(loras: Sequence[Lora]) -> Iterator[tuple[str, Value]]:
+    """The web UI writes scales into the prompt; here they are a setting like any other."""
+    if loras:
+        yield "Lora hashes", ", ".join(f"{lora.name}: {lora.file.sha256[:12]}" for lora in loras)
+        yield "Lora weights", ", ".join(f"{lora.name}: {lora.scale:g}" for lora in loras)
 
 
 def _sampler_label(job: Job) -> str:

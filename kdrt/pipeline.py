@@ -452,7 +452,7 @@ class Pipeline(VaeSwitches):
             return Result(
                 images=latents if pixels is None else to_images(pixels, request.output_type),
                 seeds=list(job.seeds),
-                parameters=parameters_of(job, self.bundle.manifest),
+                parameters=parameters_of(job, self.bundle.manifest, self.loras.values()),
                 truncations=truncations,
                 is_latent=is_latent,
                 chunks=-(-positive.length // self.bundle.manifest.text_encoders[0].max_length),

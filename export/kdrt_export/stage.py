@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL
 from kdrt._version import __version__ as kdrt_version
 from kdrt.bundle import (
     Baked,
+    BakedLora,
     Component,
     LatentFacts,
     Manifest,
@@ -36,6 +37,7 @@ from kdrt_export.components import (
     vae_tile,
 )
 from kdrt_export.errors import ExportError, UnsupportedModel
+from kdrt_export.lora import LorasToBake
 from kdrt_export.programs import program_from_component
 from kdrt_export.replacement_vae import replacement_vae, vae_dtype
 from kdrt_export.report import Report, Silent
@@ -63,6 +65,7 @@ def export(
     random_weights: bool = False,
     seed: int = 0,
     fuse_qkv: bool = True,
+    loras: Sequence[tuple[Path, float]] = (),
     allow_pickle: bool = False,
     revision: str | None = None,
     config: Path | None = None,
@@ -80,6 +83,7 @@ def export(
             PyTorch programs, which run without diffusers.
         random_weights: the architecture alone, with weights drawn from ``seed``.
         fuse_qkv: concatenate attention projections.
+        loras: files to merge into the weights, with their scales.
         allow_pickle: accept pickled weights.
         revision: of a hub id.
         config: a diffusers folder that describes a single-file checkpoint.
@@ -94,6 +98,7 @@ def export(
     if precision == "auto":
         precision = "fp16" if torch.cuda.is_available() else "fp32"
     report = report or Silent()
+    baked_loras = LorasToBake(loras, allow_pickle=allow_pickle)
     report.start(f"open {source}")
     opened = open_source(
         source,
@@ -107,7 +112,7 @@ def export(
     report.done(f"{opened.family}, {precision}")
     folder = output or home() / "bundles" / name.replace("/", "--")
     with new_bundle(folder) as partial:
-        job = _Job(opened, partial, PRECISIONS[precision], fuse_qkv, report)
+        job = _Job(opened, partial, PRECISIONS[precision], fuse_qkv, baked_loras, report)
         job.vae_precision = PRECISIONS.get(vae_precision)
         if vae is not None:
             job.load_vae = lambda: replacement_vae(
@@ -131,7 +136,7 @@ def export(
                 latents=job.latents,
                 zeros_for_empty_negative=opened.zeros_for_empty_negative,
                 default_guidance_scale=opened.default_guidance_scale,
-                baked=Baked(fused_qkv=fuse_qkv, freeu=True, vae=vae),
+                baked=Baked(fused_qkv=fuse_qkv, freeu=True, loras=job.baked_loras, vae=vae),
                 tools=_tool_versions(),
             ),
         )
@@ -156,12 +161,19 @@ class _Job:
     latents: LatentFacts
     load_vae: Callable[[], AutoencoderKL]
     vae_precision: torch.dtype | None = None
+    baked_loras: tuple[BakedLora, ...]
 
     def __init__(
-        self, source: Source, folder: Path, dtype: torch.dtype, fuse_qkv: bool, report: Report
+        self,
+        source: Source,
+        folder: Path,
+        dtype: torch.dtype,
+        fuse_qkv: bool,
+        loras: LorasToBake,
+        report: Report,
     ) -> None:
         self.source, self.folder, self.dtype = source, folder, dtype
-        self.fuse_qkv, self.report = fuse_qkv, report
+        self.fuse_qkv, self.loras, self.report = fuse_qkv, loras, report
         self.load_vae = source.vae
         self.encoders: list[TextEncoderFacts] = []
         self.scheduler = scheduler_facts(source.scheduler, report)
@@ -186,6 +198,7 @@ class _Job:
         name = f"text_encoder{f'_{index + 1}' if index else ''}"
         self.report.start(f"{name}: load")
         model = self.source.text_encoder(index)
+        self.loras.merge(name, model)
         facts = write_text_files(
             self.folder, index, self.source.tokenizer(index), model, self.source.family, self.dtype
         )
@@ -205,6 +218,8 @@ class _Job:
     def _unet(self, scale: int) -> _Part:
         self.report.start("unet: load")
         unet = self.source.unet()
+        self.loras.merge("unet", unet)
+        self.baked_loras = self.loras.baked(self.report)
         component = ExportUNet(unet, fuse_qkv=self.fuse_qkv)
         channels = unet.config.out_channels
         size = unet.config.sample_size or 64

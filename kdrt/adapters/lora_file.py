@@ -15,6 +15,7 @@ with the names a network really has.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -124,6 +125,15 @@ def read_lora(path: Path, *, allow_pickle: bool = False) -> LoraFile:
     path = path.expanduser()
     tensors, metadata = _load(path, allow_pickle)
     return LoraFile(path, sha256(path), parse_lora(tensors, metadata, path.name))
+
+
+def lora_option(text: str) -> tuple[Path, float]:
+    """``FILE[:SCALE]`` of the command line: the file, and its scale, by default 1."""
+    path, colon, scale = text.rpartition(":")
+    if colon and path:
+        with contextlib.suppress(ValueError):  # a path with a colon of its own
+            return Path(path), float(scale)
+    return Path(text), 1.0
 
 
 def parse_lora(

@@ -98,6 +98,14 @@ def export(
             help="Compute query, key and value of an attention with one matrix.",
         ),
     ] = True,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE[:SCALE]",
+            show_default=False,
+            help="Merge a LoRA into the weights; may be given more than once.",
+        ),
+    ] = None,
     allow_pickle: Annotated[
         bool,
         typer.Option(
@@ -128,6 +136,7 @@ def export(
       [cyan]kdrt export sdxl --precision fp16[/cyan]
       [cyan]kdrt export ./my-model.safetensors --name mine[/cyan]
       [cyan]kdrt export ./my-diffusers-folder -o ./my-bundle[/cyan]
+      [cyan]kdrt export sd15 --lora ./style.safetensors:0.8 --name sd15-style[/cyan]
       [cyan]kdrt export sd15 --random-weights[/cyan]
     """
     import os
@@ -137,6 +146,7 @@ def export(
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+    from kdrt.adapters.lora_file import lora_option
     from kdrt.bundle import open_bundle
     from kdrt.cli.console import duration, size
     from kdrt.cli.report import TerminalReport
@@ -158,6 +168,7 @@ def export(
                 random_weights=random_weights,
                 seed=seed,
                 fuse_qkv=fuse_qkv,
+                loras=[lora_option(text) for text in lora or ()],
                 allow_pickle=allow_pickle,
                 revision=revision,
                 config=config,

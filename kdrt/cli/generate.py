@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    import kdrt
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 """What ``kdrt.save_image`` can write."""
@@ -172,6 +175,15 @@ def generate(
             help="Turn FreeU on with these four numbers, such as [cyan]1.3,1.4,0.9,0.2[/].",
         ),
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE[:SCALE]",
+            rich_help_panel=_SAMPLING,
+            show_default=False,
+            help="Add a LoRA to the weights, as [cyan]style.safetensors:0.8[/]; may be repeated.",
+        ),
+    ] = None,
     engine: Annotated[
         str | None,
         typer.Option(
@@ -223,6 +235,7 @@ def generate(
     import kdrt
 
     pipe = kdrt.load(bundle, engine=engine, threads=threads)
+    _load_loras(pipe, lora or [])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", kdrt.TruncationWarning)  # told below, in our words
         result = pipe(
@@ -247,13 +260,37 @@ def generate(
             progress=progress and sys.stderr.isatty(),
         )
     for truncation in dict.fromkeys(result.truncations):
-        typer.secho("warning:", err=True, fg=typer.colors.YELLOW, bold=True, nl=False)
-        typer.echo(f" {truncation}", err=True)
+        _warn(str(truncation))
     if result.chunks > 1:
         typer.echo(f"The longest prompt is read in {result.chunks} chunks.", err=True)
     for index, path in enumerate(paths):
         result.save(path, index)
         typer.echo(path)
+
+
+def _load_loras(pipe: kdrt.Pipeline, options: list[str]) -> None:
+    import warnings
+
+    from kdrt.adapters.lora_file import lora_option
+
+    if not options:
+        return
+    scales: dict[str, float] = {}
+    with warnings.catch_warnings(record=True) as remarks:
+        warnings.simplefilter("always")
+        for path, scale in map(lora_option, options):
+            pipe.load_lora(path, scale=0)
+            scales[path.stem] = scale
+        swap = pipe.set_loras(scales)
+    for remark in remarks:
+        _warn(str(remark.message))
+    names = ", ".join(f"{name} at {scale:g}" for name, scale in scales.items())
+    typer.echo(f"LoRA {names}: {swap.weights} weights changed in {swap.seconds:.1f} s", err=True)
+
+
+def _warn(text: str) -> None:
+    typer.secho("warning:", err=True, fg=typer.colors.YELLOW, bold=True, nl=False)
+    typer.echo(f" {text}", err=True)
 
 
 def _output_paths(output: Path, count: int) -> list[Path]:

@@ -50,7 +50,7 @@ def inspect(
             ),
             ("fused QKV", "yes" if baked.fused_qkv else "no"),
             ("FreeU", "an input of the UNet" if baked.freeu else "no"),
-            *([("LoRA", ", ".join(baked.loras))] if baked.loras else []),
+            *[("LoRA", f"{lora.file} at {lora.scale:g}") for lora in baked.loras],
             ("made with", ", ".join(f"{k} {v}" for k, v in sorted(manifest.tools.items()))),
         ],
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lora_files import ATTENTION, CONVOLUTIONS, TEXT, kohya, networks, random_lora
+from lora_files import ATTENTION, CONVOLUTIONS, TEXT, kohya, networks, peft, random_lora
 from safetensors.torch import save_file
 from tiny_bundles import TinyModel, by_diffusers, by_kdrt
 from torch import Tensor
@@ -69,7 +69,9 @@ def test_several_at_once_and_switched(model: TinyModel, tmp_path: Path) -> None:
 def test_one_projection_of_a_fused_three(
     model: TinyModel, modules: tuple[str, ...], tmp_path: Path
 ) -> None:
-    file = write(model, tmp_path / "one.safetensors", modules)
+    # Not in kohya's format: there diffusers loses q_proj where out_proj is missing.
+    file = tmp_path / "one.safetensors"
+    save_file(peft(random_lora(networks(model.diffusers()), modules, alpha=None)), file)
     pipe = kdrt.load(model.bundle, engine="onnxruntime")
     pipe.load_lora(file)
     assert relative_error(by_kdrt(pipe), expected(model, {"one": file}, [1.0])) < BOUND
