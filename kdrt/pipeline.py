@@ -22,8 +22,8 @@ from kdrt.latents import Decoder, check_latents
 from kdrt.parameters import Parameters, parameters_of
 from kdrt.prompt import Conditioning, PromptEncoder, Truncation, TruncationWarning, zeros_like
 from kdrt.recent import Recent
-from kdrt.request import Job, Request, latent_shape, resolve
-from kdrt.sampling import SeededNoise, Step, run
+from kdrt.request import Job, Request, latent_shape, noise_of, resolve
+from kdrt.sampling import Step, run
 from kdrt.size_conditioning import Size, SizeConditioning
 from kdrt_engines import Engine
 
@@ -126,6 +126,10 @@ class Pipeline:
         guidance_rescale: float = 0.0,
         images_per_prompt: int = 1,
         seed: int | Sequence[int] | None = None,
+        generator: torch.Generator | None = None,
+        noise: str = "per_image",
+        noise_seed: int | Sequence[int] | None = None,
+        noise_options: Mapping[str, int | str] | None = None,
         latents: Tensor | None = None,
         clip_skip: int | None = None,
         freeu: tuple[float, float, float, float] | None = None,
@@ -167,6 +171,11 @@ class Pipeline:
             images_per_prompt: pictures of each prompt; they follow each other.
             seed: s gives the pictures s, s + 1, …; a list gives each its own; None draws. A
                 picture depends on its seed, not on its place or its company.
+            generator: in place of ``seed``: draws a seed for each picture, and goes on.
+            noise: whose noise a seed stands for, a key of ``kdrt.sampling.NOISES``.
+            noise_seed: seeds of the noise on the way, given like ``seed``; None goes by the
+                picture's seed.
+            noise_options: the mode's own, such as ``eta_noise_seed_delta`` of ``a1111``.
             latents: unit-variance noise ``[B, C, h, w]`` in place of the seeds' own; with
                 ``denoising_start``, the latents to go on with, as they are.
             clip_skip: take the text encoders' hidden state that many layers earlier. The
@@ -206,6 +215,10 @@ class Pipeline:
             guidance_rescale=guidance_rescale,
             images_per_prompt=images_per_prompt,
             seed=seed,
+            generator=generator,
+            noise=noise,
+            noise_seed=noise_seed,
+            noise_options=noise_options,
             latents=latents,
             clip_skip=clip_skip,
             freeu=freeu,
@@ -271,13 +284,13 @@ class Pipeline:
             time_ids=_time_ids(job, doubled=negative is not None),
             freeu=job.freeu,
         )
-        noise = SeededNoise(job.seeds, (channels, height, width), self._unet.device)
-        latents = noise.latents()
+        noise = noise_of(job, (channels, height, width))
+        latents = noise.latents().to(self._unet.device)
         if job.request.latents is not None:
             latents.copy_(job.request.latents)
         if job.request.denoising_start is None:
             latents.mul_(job.plan.sigmas[0])
-        yield from run(job.plan, latents, denoiser, noise.draw(job.plan.slots))
+        yield from run(job.plan, latents, denoiser, noise.draw(job.plan.slots).to(latents.device))
 
     def _denoiser(
         self, *, images: int, height: int, width: int, tokens: int, doubled: bool
