@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from tiny_model import TinyModel
+from tiny_model import TinyModel, tiny_model
 
+from kdrt.bundle import Bundle, SchedulerFacts
 from kdrt.errors import InvalidRequest
+from kdrt.grid import training_table
+from kdrt.pipeline import Pipeline
 
 PROMPTS = ["a", "b"]
 
@@ -118,25 +123,36 @@ def test_the_scheduler_schedule_can_be_told_another_spacing(sd: TinyModel) -> No
     assert called == [501, 1, 999, 499, 501, 1, 503, 3]
 
 
-def test_a_model_of_zero_terminal_snr(tmp_path: Any) -> None:
-    from kdrt.grid import training_table
-
-    facts = _zero_snr_facts("v_prediction")
-    assert training_table(facts).sigma_max == pytest.approx(4096, abs=1e-3)
-    with pytest.raises(InvalidRequest, match="predicts noise .epsilon. cannot begin there"):
-        training_table(_zero_snr_facts("epsilon"))
-
-
-def _zero_snr_facts(prediction: Any) -> Any:
-    from kdrt.bundle import SchedulerFacts
-
-    return SchedulerFacts(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        num_train_timesteps=1000,
-        prediction_type=prediction,
-        timestep_spacing="trailing",
-        steps_offset=0,
-        rescale_betas_zero_snr=True,
+def test_a_model_of_zero_terminal_snr(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path, "sd", prediction_type="v_prediction")
+    bundle = model.pipeline.bundle
+    facts = bundle.manifest.scheduler.model_copy(update={"rescale_betas_zero_snr": True})
+    manifest = bundle.manifest.model_copy(update={"scheduler": facts})
+    pipeline = Pipeline(Bundle(tmp_path, manifest), model.pipeline.engines)
+    seen: list[float] = []
+    pictures = pipeline(
+        "a",
+        steps=4,
+        schedule="sgm_uniform",
+        seed=0,
+        output_type="np",
+        callback=lambda step: seen.append(step.sigma),
     )
+    assert seen[0] == pytest.approx(4096, abs=1e-3)
+    assert np.isfinite(pictures.images).all()
+
+
+def test_zero_terminal_snr_needs_velocity() -> None:
+    with pytest.raises(InvalidRequest, match=r"predicts noise \(epsilon\) cannot begin there"):
+        training_table(
+            SchedulerFacts(
+                beta_start=0.00085,
+                beta_end=0.012,
+                beta_schedule="scaled_linear",
+                num_train_timesteps=1000,
+                prediction_type="epsilon",
+                timestep_spacing="trailing",
+                steps_offset=0,
+                rescale_betas_zero_snr=True,
+            )
+        )
