@@ -145,6 +145,7 @@ def _extras(job: Job, manifest: Manifest, index: int) -> Iterator[tuple[str, Val
         yield _OPTION_LABELS.get(option, f"Sampler {option}"), value
     for option, value in (request.schedule_options or {}).items():
         yield _SCHEDULE_LABELS.get(option, f"Schedule {option.replace('_', ' ')}"), value
+    yield from _noise_extras(job, index)
     if request.strength is not None:
         yield "Denoising strength", request.strength
     if request.denoising_start is not None:
@@ -174,6 +175,19 @@ def _lora_extras(loras: Sequence[Lora]) -> Iterator[tuple[str, Value]]:
     if loras:
         yield "Lora hashes", ", ".join(f"{lora.name}: {lora.file.sha256[:12]}" for lora in loras)
         yield "Lora weights", ", ".join(f"{lora.name}: {lora.scale:g}" for lora in loras)
+
+
+def _noise_extras(job: Job, index: int) -> Iterator[tuple[str, Value]]:
+    request = job.request
+    options = request.noise_options or {}
+    if request.noise == "a1111":
+        yield "RNG", str(options.get("source", "cpu")).upper()
+        if options.get("eta_noise_seed_delta"):
+            yield "ENSD", options["eta_noise_seed_delta"]
+    elif request.noise != "per_image":
+        yield "Noise", request.noise
+    if job.noise_seeds is not None:
+        yield "Noise seed", job.noise_seeds[index]
 
 
 def _sampler_label(job: Job) -> str:

@@ -35,8 +35,8 @@ from kdrt.prompt import (
     zeros_like,
 )
 from kdrt.recent import Recent
-from kdrt.request import Job, Request, latent_shape, resolve
-from kdrt.sampling import Denoise, ForeignPlan, SeededNoise, Step, run, run_foreign
+from kdrt.request import Job, Request, latent_shape, noise_of, resolve
+from kdrt.sampling import Denoise, ForeignPlan, Step, run, run_foreign
 from kdrt.size_conditioning import Size, SizeConditioning
 from kdrt.vae import Vae, VaeSwitches
 from kdrt_engines import Engine
@@ -269,6 +269,10 @@ class Pipeline(VaeSwitches):
         guidance_rescale: float = 0.0,
         images_per_prompt: int = 1,
         seed: int | Sequence[int] | None = None,
+        generator: torch.Generator | None = None,
+        noise: str = "per_image",
+        noise_seed: int | Sequence[int] | None = None,
+        noise_options: Mapping[str, int | str] | None = None,
         latents: Tensor | None = None,
         clip_skip: int | None = None,
         freeu: tuple[float, float, float, float] | None = None,
@@ -327,6 +331,11 @@ class Pipeline(VaeSwitches):
             images_per_prompt: pictures of each prompt; they follow each other.
             seed: s gives the pictures s, s + 1, …; a list gives each its own; None draws. A
                 picture depends on its seed, not on its place or its company.
+            generator: in place of ``seed``: draws a seed for each picture, and goes on.
+            noise: whose noise a seed stands for, a key of ``kdrt.sampling.NOISES``.
+            noise_seed: seeds of the noise on the way, given like ``seed``; None goes by the
+                picture's seed.
+            noise_options: the mode's own, such as ``eta_noise_seed_delta`` of ``a1111``.
             latents: unit-variance noise ``[B, C, h, w]`` in place of the seeds' own; with
                 ``denoising_start``, the latents to go on with, as they are.
             clip_skip: take the text encoders' hidden state that many layers earlier. The
@@ -376,6 +385,10 @@ class Pipeline(VaeSwitches):
             guidance_rescale=guidance_rescale,
             images_per_prompt=images_per_prompt,
             seed=seed,
+            generator=generator,
+            noise=noise,
+            noise_seed=noise_seed,
+            noise_options=noise_options,
             latents=latents,
             clip_skip=clip_skip,
             freeu=freeu,
@@ -611,8 +624,8 @@ class Pipeline(VaeSwitches):
             time_ids=_time_ids(job, doubled=negative is not None),
             freeu=job.freeu,
         )
-        noise = SeededNoise(job.seeds, (channels, height, width), self._unet.device)
-        latents = noise.latents()
+        noise = noise_of(job, (channels, height, width))
+        latents = noise.latents().to(self._unet.device)
         if job.request.latents is not None:
             latents.copy_(job.request.latents.detach())
         if job.request.denoising_start is None:
@@ -627,7 +640,7 @@ class Pipeline(VaeSwitches):
             return run_foreign(
                 job.plan, latents, denoise, noise, self._noise_schedule, seed=job.seeds[0]
             )
-        return run(job.plan, latents, denoise, noise.draw(job.plan.slots))
+        return run(job.plan, latents, denoise, noise.draw(job.plan.slots).to(latents.device))
 
     def _denoiser(
         self, *, images: int, height: int, width: int, tokens: int, doubled: bool

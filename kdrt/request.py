@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, cast, get_args
 
-from torch import Tensor
+import torch
+from torch import Generator, Tensor
 
 from kdrt.bundle import Manifest
 from kdrt.checks import amount, options_of, texts, whole
@@ -25,7 +26,17 @@ from kdrt.images import OutputType
 from kdrt.init_image import InitImage, read_init_image, with_defaults
 from kdrt.prompt import COMMA_BACKTRACK, Conditioning, Weighting, WeightingMode, hidden_layer
 from kdrt.prompt.given import given_conditioning
-from kdrt.sampling import ForeignPlan, NoiseSchedule, Plan, foreign_plan, is_foreign, plan
+from kdrt.sampling import (
+    ForeignPlan,
+    NoiseSchedule,
+    Plan,
+    RunNoise,
+    check_noise,
+    find_noise,
+    foreign_plan,
+    is_foreign,
+    plan,
+)
 from kdrt.size_conditioning import SizeConditioning, TimeIds
 from kdrt_engines import EngineSpec
 
@@ -69,6 +80,10 @@ class Request:
     guidance_rescale: float = 0.0
     images_per_prompt: int = 1
     seed: int | Sequence[int] | None = None
+    generator: Generator | None = None
+    noise: str = "per_image"
+    noise_seed: int | Sequence[int] | None = None
+    noise_options: Mapping[str, int | str] | None = None
     latents: Tensor | None = None
     clip_skip: int | None = None
     freeu: FreeU | None = None
@@ -89,6 +104,7 @@ class Job:
         weighting: how prompts are read.
         height, width: in pixels.
         seeds: B of them.
+        noise_seeds: likewise, for the noise on the way; None where the mode goes by the seeds.
         plan: the sampler on its grid of σ; a `ForeignPlan` for one that is not ours.
         init_image: the pictures to begin with; None begins with noise.
         clip_skip: 0 if none was asked for.
@@ -104,6 +120,7 @@ class Job:
     height: int
     width: int
     seeds: tuple[int, ...]
+    noise_seeds: tuple[int, ...] | None
     plan: Plan | ForeignPlan
     init_image: InitImage | None
     guidance_scale: float
@@ -152,6 +169,8 @@ def resolve(
     guidance_scale = request.guidance_scale
     if guidance_scale is None:
         guidance_scale = manifest.default_guidance_scale
+    planned = _plan(request, manifest, noise_schedule)
+    seeds, noise_seeds = _all_seeds(request, images, planned)
     positive_ids, negative_ids = request.sizes.time_ids(height, width)
     has_ids = unet.has_input("time_ids")
     return Job(
@@ -163,8 +182,9 @@ def resolve(
         weighting=_weighting(request),
         height=height,
         width=width,
-        seeds=_seeds(request.seed, images),
-        plan=_plan(request, manifest, noise_schedule),
+        seeds=seeds,
+        noise_seeds=noise_seeds,
+        plan=planned,
         init_image=init_image,
         guidance_scale=amount("guidance_scale", guidance_scale),
         clip_skip=_clip_skip(request.clip_skip, manifest),
@@ -172,6 +192,13 @@ def resolve(
         time_ids=positive_ids if has_ids else None,
         negative_time_ids=negative_ids if has_ids else None,
     )
+
+
+def noise_of(job: Job, shape: tuple[int, int, int]) -> RunNoise:
+    """All noise of a job, for latents of ``shape`` ``(C, h, w)``, on the host."""
+    info = find_noise(job.request.noise)
+    options = options_of("noise_options", job.request.noise_options)
+    return info.make(job.seeds, shape, job.plan, job.noise_seeds, **options)
 
 
 def latent_shape(manifest: Manifest, height: int, width: int) -> tuple[int, int, int]:
@@ -307,24 +334,57 @@ def _check_latents(latents: object, shape: tuple[int, ...]) -> None:
         raise InvalidRequest("latents must be finite")
 
 
-def _seeds(seed: object, images: int) -> tuple[int, ...]:
-    if seed is None:
+def _all_seeds(
+    request: Request, images: int, planned: Plan | ForeignPlan
+) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """The seeds of the pictures and of the noise on the way, which the noise mode must take."""
+    if request.seed is not None and request.generator is not None:
+        raise InvalidRequest("seed and generator both say where noise comes from; give one")
+    if request.generator is not None:
+        seeds = _drawn_seeds(request.generator, images)
+    elif request.seed is None:
         first = secrets.randbelow(_RANDOM_SEED_LIMIT - images)
-    elif isinstance(seed, Sequence) and not isinstance(seed, str):
+        seeds = tuple(range(first, first + images))
+    else:
+        seeds = _seeds("seed", request.seed, images)
+    noise_seeds = None
+    if request.noise_seed is not None:
+        noise_seeds = _seeds("noise_seed", request.noise_seed, images)
+    options = options_of("noise_options", request.noise_options)
+    if isinstance(planned, Plan):
+        check_noise(find_noise(request.noise), planned, seeds, noise_seeds, options)
+    elif request.noise != "per_image" or options:
+        raise InvalidRequest(
+            f"{planned.sampler} draws its noise as it goes, one generator an image: leave noise at "
+            "per_image"
+        )
+    return seeds, noise_seeds
+
+
+def _drawn_seeds(generator: object, images: int) -> tuple[int, ...]:
+    if not isinstance(generator, Generator):
+        raise InvalidRequest(f"generator must be a torch.Generator, not {generator!r}")
+    drawn = torch.randint(
+        _RANDOM_SEED_LIMIT, (images,), generator=generator, device=generator.device
+    )
+    return tuple(drawn.tolist())
+
+
+def _seeds(name: str, seed: object, images: int) -> tuple[int, ...]:
+    if isinstance(seed, Sequence) and not isinstance(seed, str):
         if len(seed) != images:
             raise InvalidRequest(
-                f"{len(seed)} seeds for {images} images: give one for each, or a single number"
+                f"{len(seed)} {name}s for {images} images: give one for each, or a single number"
             )
-        return tuple(_seed(each) for each in seed)
-    else:
-        first = _seed(seed)
+        return tuple(_seed(name, each) for each in seed)
+    first = _seed(name, seed)
     return tuple(range(first, first + images))
 
 
-def _seed(value: object) -> int:
-    seed = whole("seed", value, 0)
+def _seed(name: str, value: object) -> int:
+    seed = whole(name, value, 0)
     if seed >= _SEED_LIMIT:
-        raise InvalidRequest(f"seed must be below 2**63, not {seed}")
+        raise InvalidRequest(f"{name} must be below 2**63, not {seed}")
     return seed
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 from kdrt.sampling.executor import Denoise, Step, run, sample
 from kdrt.sampling.foreign import ForeignPlan, foreign_plan, is_foreign, run_foreign
 from kdrt.sampling.noise import BrownianNoise, NoiseSource, SeededNoise
+from kdrt.sampling.noise_modes import NOISES, NoiseInfo, RunNoise, check_noise, find_noise
 from kdrt.sampling.plan import NoiseSlot, Plan, Stage
 from kdrt.sampling.samplers import SAMPLERS, SamplerInfo, find_sampler, plan
 from kdrt.sampling.schedules import (
@@ -29,20 +30,25 @@ from kdrt.sampling.schedules import (
 )
 
 __all__ = [
+    "NOISES",
     "SAMPLERS",
     "SCHEDULES",
     "BrownianNoise",
     "Denoise",
     "ForeignPlan",
+    "NoiseInfo",
     "NoiseSchedule",
     "NoiseSlot",
     "NoiseSource",
     "Plan",
+    "RunNoise",
     "SamplerInfo",
     "ScheduleInfo",
     "SeededNoise",
     "Stage",
     "Step",
+    "check_noise",
+    "find_noise",
     "find_sampler",
     "find_schedule",
     "foreign_plan",

@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 from kdrt.errors import InvalidRequest
 from kdrt.sampling.executor import Denoise, Step
 from kdrt.sampling.k_diffusion import PREFIX, k_diffusion_sampler
-from kdrt.sampling.noise import SeededNoise, overlap
+from kdrt.sampling.noise import NoiseSource, overlap
 from kdrt.sampling.plan import NoiseSlot
 from kdrt.sampling.schedules import NoiseSchedule
 
@@ -97,7 +97,7 @@ def run_foreign(
     planned: ForeignPlan,
     latents: Tensor,
     denoise: Denoise,
-    noise: SeededNoise,
+    noise: NoiseSource,
     noise_schedule: NoiseSchedule | None = None,
     seed: int = 0,
 ) -> Iterator[Step]:
@@ -242,7 +242,7 @@ def _call(
     planned: ForeignPlan,
     model: ForeignModel,
     latents: Tensor,
-    noise: SeededNoise,
+    noise: NoiseSource,
     switch: Callable[[dict[str, Any]], None],
 ) -> Any:
     """Call the function with what its signature asks for."""
@@ -277,7 +277,7 @@ class _NoiseSampler:
     """``noise_sampler(sigma, sigma_next)``: standard normal, image by image, with the correlation
     that `NoiseSlot` describes between one call and the next."""
 
-    def __init__(self, noise: SeededNoise, like: Tensor) -> None:
+    def __init__(self, noise: NoiseSource, like: Tensor) -> None:
         self._noise = noise
         self._like = like
         self._slot: NoiseSlot | None = None
