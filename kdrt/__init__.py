@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kdrt.errors import (
         BundleError,
         EngineError,
+        EngineRejected,
         EngineUnavailable,
         ExportError,
         InvalidRequest,
@@ -43,6 +44,7 @@ __all__ = [
     "Bundle",
     "BundleError",
     "EngineError",
+    "EngineRejected",
     "EngineUnavailable",
     "ExportError",
     "InvalidRequest",

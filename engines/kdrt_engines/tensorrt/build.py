@@ -57,12 +57,10 @@ def build_plan(job: BuildJob, follow: Follow = lambda _phase, _memory: None) -> 
     event = outcome.pop("event")
     if event == "failed":
         raise EngineError(f"TensorRT cannot build {job.onnx}: {outcome['message']}")
-    return Built(**outcome)
+    return Built(**outcome | {"warnings": tuple(outcome["warnings"])})
 
 
-def _follow(
-    process: subprocess.Popen[str], job: BuildJob, follow: Follow
-) -> dict[str, Any] | None:
+def _follow(process: subprocess.Popen[str], job: BuildJob, follow: Follow) -> dict[str, Any] | None:
     """The worker's last event, or None if it ended without one."""
     assert process.stdin is not None
     assert process.stdout is not None
@@ -119,4 +117,6 @@ def _obituary(code: int, job: BuildJob, last_words: IO[bytes]) -> str:
         how = f"ended with exit code {code}"
     last_words.seek(0)
     said = " ".join(last_words.read().decode(errors="replace").split())[-_LAST_WORDS:]
-    return f"the process that built {job.onnx} {how}" + (f"; its last words: {said}" if said else "")
+    return f"the process that built {job.onnx} {how}" + (
+        f"; its last words: {said}" if said else ""
+    )

@@ -49,9 +49,7 @@ class Flavour:
                 return importlib.metadata.version(distribution)
             except importlib.metadata.PackageNotFoundError:
                 continue
-        raise EngineUnavailable(
-            f"{self.title} is not installed; pip install 'kdrt[{self.name}]'"
-        )
+        raise EngineUnavailable(f"{self.title} is not installed; pip install 'kdrt[{self.name}]'")
 
 
 # Its execution contexts then take all memory from us, without which they cannot be captured.
@@ -86,9 +84,7 @@ def parse_capabilities(texts: Iterable[str]) -> tuple[int, ...]:
             )
         number = int(match[1]) * 10 + int(match[2])
         if number < _OLDEST:
-            raise EngineError(
-                f"sm{number} is too old: TensorRT begins with sm{_OLDEST} (Turing)"
-            )
+            raise EngineError(f"sm{number} is too old: TensorRT begins with sm{_OLDEST} (Turing)")
         found.add(number)
     return tuple(sorted(found))
 
