@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kdrt.errors import (
         BundleError,
         EngineError,
+        EngineRejected,
         EngineUnavailable,
         ExportError,
         InvalidRequest,
@@ -45,6 +46,7 @@ __all__ = [
     "BundleError",
     "Conditioning",
     "EngineError",
+    "EngineRejected",
     "EngineUnavailable",
     "ExportError",
     "Generation",

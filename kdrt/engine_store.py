@@ -114,7 +114,8 @@ def _chosen(engine: str | None) -> str:
 def _loader(engine: str, threads: int | None) -> Loader:
     if engine.startswith("tensorrt"):
         raise EngineUnavailable(
-            f"running {engine} engines is not implemented yet; choose onnxruntime or torch"
+            f"{engine} engines can be built (`kdrt build`), but running {engine} engines is not "
+            "implemented yet; choose onnxruntime or torch"
         )
     if engine == "torch":
         if threads is not None:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from kdrt_engines.errors import EngineError, EngineUnavailable, KdrtError, ShapeError
+from kdrt_engines.errors import (
+    EngineError,
+    EngineRejected,
+    EngineUnavailable,
+    KdrtError,
+    ShapeError,
+)
 
 __all__ = [
     "BundleError",
     "EngineError",
+    "EngineRejected",
     "EngineUnavailable",
     "ExportError",
     "InvalidRequest",

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from kdrt_engines.tensorrt.flavour import FLAVOURS
+
 PREFERENCE = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime")
 
 
@@ -53,9 +55,15 @@ def _tensorrt(name: str, module: str) -> EngineStatus:
     if importlib.util.find_spec(module) is None:
         return EngineStatus(name, False, None, f"not installed (pip install 'kdrt[{name}]')")
     version = _version(module, module.replace("_", "-"))
-    if not torch.cuda.is_available():
-        return EngineStatus(name, False, version, "no CUDA device")
-    return EngineStatus(name, False, version, "running its engines is not implemented yet")
+    if torch.cuda.is_available():
+        reason = "`kdrt build` works here"
+    elif FLAVOURS[name].builds_anywhere:
+        reason = "no CUDA device; `kdrt build` works without one"
+    else:
+        reason = "no CUDA device, which `kdrt build` needs too"
+    return EngineStatus(
+        name, False, version, f"{reason}; running its engines is not implemented yet"
+    )
 
 
 def _onnxruntime_cuda() -> EngineStatus:

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from kdrt.cli import doctor, export, generate, info, inspect, samplers, schedules
+from kdrt.cli import build, doctor, export, generate, info, inspect, samplers, schedules
 
 __all__ = ["app", "main"]
 
@@ -92,7 +92,7 @@ def _add(panel: str, *commands: Callable[..., None]) -> None:
         app.command(rich_help_panel=panel, help=_reflowed(command.__doc__ or ""))(command)
 
 
-_add("Models", export.export, inspect.inspect)
+_add("Models", export.export, build.build, inspect.inspect)
 _add("Pictures", generate.generate, info.info)
 _add("What there is", samplers.samplers, schedules.schedules, doctor.doctor)
 

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from kdrt.cli.build import GPU_HELP, HERE_HELP, PROFILE_HELP, PROFILE_METAVAR
+
+if TYPE_CHECKING:
+    from kdrt_engines.tensorrt.flavour import Flavour
+
+_FOR_TENSORRT = "With --target tensorrt or tensorrt-rtx"
 
 _PACKAGES = {
     "accelerate",
@@ -48,7 +55,7 @@ def export(
         typer.Option(
             metavar="auto|fp32|fp16|bf16",
             help="Number format of the networks. [cyan]auto[/] is fp16 where PyTorch finds a CUDA "
-            "device, else fp32.",
+            "device or TensorRT is a target, else fp32.",
         ),
     ] = "auto",
     vae: Annotated[
@@ -71,10 +78,28 @@ def export(
     target: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="onnxruntime|torch",
+            metavar="onnxruntime|torch|tensorrt|tensorrt-rtx",
             show_default="onnxruntime",
             help="Engines to prepare; may be given more than once. [cyan]torch[/] adds programs "
-            "that PyTorch runs without diffusers.",
+            "that PyTorch runs without diffusers, the others what [cyan]kdrt build[/] makes.",
+        ),
+    ] = None,
+    gpu: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SM", show_default=False, help=GPU_HELP, rich_help_panel=_FOR_TENSORRT
+        ),
+    ] = None,
+    here: Annotated[
+        bool, typer.Option("--here", help=HERE_HELP, rich_help_panel=_FOR_TENSORRT)
+    ] = False,
+    profile: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar=PROFILE_METAVAR,
+            show_default="any",
+            help=PROFILE_HELP,
+            rich_help_panel=_FOR_TENSORRT,
         ),
     ] = None,
     revision: Annotated[
@@ -138,6 +163,7 @@ def export(
       [cyan]kdrt export ./my-diffusers-folder -o ./my-bundle[/cyan]
       [cyan]kdrt export sd15 --lora ./style.safetensors:0.8 --name sd15-style[/cyan]
       [cyan]kdrt export sd15 --random-weights[/cyan]
+      [cyan]kdrt export sdxl --target tensorrt-rtx --gpu sm89 --profile portrait[/cyan]
     """
     import os
     import time
@@ -148,10 +174,14 @@ def export(
 
     from kdrt.adapters.lora_file import lora_option
     from kdrt.bundle import open_bundle
+    from kdrt.cli import build
     from kdrt.cli.console import duration, size
     from kdrt.cli.report import TerminalReport
     from kdrt.errors import ExportError
 
+    builds = _builds(str(output or name or source), target or [], gpu or [], here, profile)
+    if builds and precision == "auto":
+        precision = "fp16"
     started = time.perf_counter()
     try:
         from kdrt_export.stage import export as export_bundle
@@ -164,7 +194,7 @@ def export(
                 precision=precision,
                 vae=vae,
                 vae_precision=vae_precision,
-                targets=tuple(target or ("onnxruntime",)),
+                targets=_without_builds(target or []),
                 random_weights=random_weights,
                 seed=seed,
                 fuse_qkv=fuse_qkv,
@@ -183,6 +213,29 @@ def export(
             "pip install 'kdrt[export]'"
         ) from error
     total = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    handle = str(output) if output else open_bundle(path).manifest.name
+    bundle = open_bundle(path)
+    for flavour, capabilities in builds:
+        build.run(bundle, flavour, capabilities, profile or [])
+    handle = str(output) if output else bundle.manifest.name
     typer.echo(f"{path}  ({size(total)}, {duration(time.perf_counter() - started)})")
     typer.echo(f'next: kdrt generate {handle} "your prompt"', err=True)
+
+
+def _without_builds(targets: list[str]) -> tuple[str, ...]:
+    """The targets the exporter itself prepares."""
+    return tuple(t for t in targets if not t.startswith("tensorrt")) or ("onnxruntime",)
+
+
+def _builds(
+    bundle: str, targets: list[str], gpu: list[str], here: bool, profile: list[str] | None
+) -> list[tuple[Flavour, tuple[int, ...]]]:
+    """What to build after the export; what is wrong with it is said before."""
+    from kdrt.cli.build import targets_of
+    from kdrt.errors import InvalidRequest
+
+    engines = [target for target in dict.fromkeys(targets) if target.startswith("tensorrt")]
+    if not engines and (gpu or here or profile):
+        raise InvalidRequest(
+            "--gpu, --here and --profile say what to build; add --target tensorrt-rtx or tensorrt"
+        )
+    return [targets_of(bundle, engine, gpu, here) for engine in engines]

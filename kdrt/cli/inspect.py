@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from kdrt.bundle import Bundle
 
 
 def inspect(
@@ -15,7 +18,8 @@ def inspect(
     json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
     """
-    Show what a bundle holds: source, networks, verification figures, noise schedule.
+    Show what a bundle holds: source, networks, verification figures, noise schedule, and the
+    TensorRT engines built from it.
 
     Every file is checked against its recorded SHA-256 first.
 
@@ -100,6 +104,16 @@ def inspect(
             for facts in manifest.text_encoders
         ],
     )
+    _print_engines(opened)
+
+
+def _print_engines(bundle: Bundle) -> None:
+    from kdrt.cli.console import print_rows
+    from kdrt.cli.engine_rows import rows
+
+    for title, engines in rows(bundle).items():
+        typer.echo()
+        print_rows(title, engines)
 
 
 def _sizes(folder: Path) -> list[int]:

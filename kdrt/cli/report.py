@@ -1,4 +1,4 @@
-"""The progress of an export on the terminal: one line a stage, with time and memory."""
+"""The progress of an export or a build on the terminal: one line a stage, with time and memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kdrt.cli.console import duration, size
 
 
 class TerminalReport:
-    """What ``kdrt_export`` reports to. On a terminal the running stage is a live line with
+    """What exports and builds report to. On a terminal the running stage is a live line with
     spinner, elapsed time and memory; elsewhere only finished stages are printed, one line each.
     """
 
@@ -24,6 +24,8 @@ class TerminalReport:
         self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self._process = psutil.Process()
         self._stage = ""
+        self._detail = ""
+        self._memory: int | None = None
         self._finished = 0
         self._started = 0.0
         self._spinner = Spinner("dots", style="cyan")
@@ -33,6 +35,7 @@ class TerminalReport:
         """A stage begins; one still running ends without a mark."""
         self._stop()
         self._stage, self._started = stage, time.perf_counter()
+        self._detail, self._memory = "", None
         if self._console.is_terminal:
             self._live = Live(
                 get_renderable=self._running,
@@ -41,6 +44,11 @@ class TerminalReport:
                 refresh_per_second=8,
             )
             self._live.start()
+
+    def running(self, detail: str, memory: int) -> None:
+        """What the running stage is at, and the memory of the process that works on it; the peak
+        is shown."""
+        self._detail, self._memory = detail, max(memory, self._memory or 0)
 
     def done(self, detail: str = "") -> None:
         """The running stage has ended well. Without one, nothing is shown."""
@@ -60,6 +68,10 @@ class TerminalReport:
         """Something the user should know, whatever the stage."""
         self._console.print(Text.from_markup(f"  [yellow]note:[/] {escape(text)}"))
 
+    def warn(self, text: str) -> None:
+        """Something that makes the result worse than it should be."""
+        self._console.print(Text.from_markup(f"  [bold red]warning:[/] {escape(text)}"))
+
     def __enter__(self) -> TerminalReport:
         return self
 
@@ -74,12 +86,14 @@ class TerminalReport:
             self._console.print(Text.from_markup(f"[red]✗[/] {escape(self._stage)}"))
 
     def _elapsed(self) -> str:
-        memory = size(self._process.memory_info().rss)
+        memory = size(self._memory or self._process.memory_info().rss)
         return f"{duration(time.perf_counter() - self._started)}, {memory}"
 
     def _running(self) -> Spinner:
         text = Text(self._stage)
         text.append(f"  {self._elapsed()}", style="dim")
+        if self._detail:
+            text.append(f"  {self._detail}")
         self._spinner.update(text=text)
         return self._spinner
 

@@ -57,7 +57,7 @@ def build_plan(job: BuildJob, follow: Follow = lambda _phase, _memory: None) -> 
     event = outcome.pop("event")
     if event == "failed":
         raise EngineError(f"TensorRT cannot build {job.onnx}: {outcome['message']}")
-    return Built(**outcome)
+    return Built(**outcome | {"warnings": tuple(outcome["warnings"])})
 
 
 def _follow(process: subprocess.Popen[str], job: BuildJob, follow: Follow) -> dict[str, Any] | None:

@@ -85,7 +85,7 @@ class Monitor:
 
 
 def _network_flags(trt: Any) -> int:
-    """Precision is that of the graph: asked for where it is a choice, ignored where it is a rule."""
+    """Precision is that of the graph: to be asked for where it is a choice, else the rule."""
     strong = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if strong is None else 1 << int(strong)
 

@@ -1,0 +1,128 @@
+"""``kdrt build``: make TensorRT engines from a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from kdrt.bundle import Bundle
+    from kdrt_engines.tensorrt.flavour import Flavour
+
+GPU_HELP = (
+    "Compute capabilities to build for, as in [cyan]sm86,sm89[/]; without it those of Ampere to "
+    "Blackwell."
+)
+HERE_HELP = "Build for the GPU of this machine."
+PROFILE_HELP = (
+    "Sizes to build for; may be given more than once. [cyan]static:HxWxB[/] is H by W pixels, B "
+    "pictures, nothing else."
+)
+PROFILE_METAVAR = "square|portrait|landscape|any|static:HxWxB"
+
+
+def build(
+    bundle: Annotated[
+        str, typer.Argument(metavar="BUNDLE", show_default=False, help="Name or folder.")
+    ],
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="tensorrt|tensorrt-rtx",
+            show_default=False,
+            help="Flavour of TensorRT; without it the one that serves the GPU.",
+        ),
+    ] = None,
+    gpu: Annotated[
+        list[str] | None, typer.Option(metavar="SM", show_default=False, help=GPU_HELP)
+    ] = None,
+    here: Annotated[bool, typer.Option("--here", help=HERE_HELP)] = False,
+    profile: Annotated[
+        list[str] | None,
+        typer.Option(metavar=PROFILE_METAVAR, show_default="any", help=PROFILE_HELP),
+    ] = None,
+    component: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            show_default="all",
+            help="Networks to build; may be given more than once.",
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Build again what is there and good.")
+    ] = False,
+) -> None:
+    """
+    Build the TensorRT engines of a bundle.
+
+    TensorRT-RTX serves cards from Turing to Blackwell, one engine file for several of them, and
+    builds on a machine without a GPU. TensorRT serves the others, and builds on the GPU itself.
+    An engine that is there and good is not built again. Ctrl-C leaves nothing half-written.
+
+    [bold]Examples[/bold]
+
+      [cyan]kdrt build demo --engine tensorrt-rtx --gpu sm86,sm89,sm120[/cyan]
+      [cyan]kdrt build sdxl --here --profile portrait --profile static:1024x1024x1[/cyan]
+      [cyan]kdrt build demo --gpu sm75 --component vae_decoder[/cyan]
+    """
+    from kdrt.bundle import open_bundle
+    from kdrt.engine_files import handle
+
+    opened = open_bundle(bundle)
+    flavour, capabilities = targets_of(handle(opened), engine, gpu or [], here)
+    run(opened, flavour, capabilities, profile or [], component or [], force=force)
+
+
+def targets_of(
+    bundle: str, engine: str | None, gpu: Sequence[str], here: bool
+) -> tuple[Flavour, tuple[int, ...]]:
+    """What the options ``--engine``, ``--gpu`` and ``--here`` ask for together."""
+    from kdrt.engine_builds import resolve_targets
+    from kdrt.errors import InvalidRequest
+    from kdrt_engines.tensorrt.flavour import FLAVOURS, parse_capabilities
+
+    if engine is not None and engine not in FLAVOURS:
+        raise InvalidRequest(
+            f"'{engine}' is no engine to build; choose {' or '.join(FLAVOURS)}, or neither and "
+            "name a GPU"
+        )
+    flavour, capabilities = resolve_targets(
+        bundle,
+        None if engine is None else FLAVOURS[engine],
+        parse_capabilities(gpu) if gpu else (),
+        here=here,
+    )
+    flavour.version()  # says how to install it, before any work is done
+    return flavour, capabilities
+
+
+def run(
+    bundle: Bundle,
+    flavour: Flavour,
+    capabilities: tuple[int, ...],
+    profiles: Sequence[str],
+    components: Sequence[str] = (),
+    *,
+    force: bool = False,
+) -> None:
+    """Build with the progress on the terminal, and print what was built."""
+    from kdrt.cli.console import print_rows
+    from kdrt.cli.engine_rows import row
+    from kdrt.cli.report import TerminalReport
+    from kdrt.engine_builds import build_engines
+    from kdrt.engine_profiles import DEFAULT
+
+    with TerminalReport() as report:
+        records = build_engines(
+            bundle,
+            flavour,
+            capabilities,
+            profiles=tuple(profiles) or DEFAULT,
+            components=components,
+            force=force,
+            report=report,
+        )
+    print_rows(f"{flavour.title} engines", [row(record) for record in records])

@@ -1,0 +1,42 @@
+"""Built engines for people to read: what they are for, and the evidence of what came of it."""
+
+from __future__ import annotations
+
+from kdrt.bundle import Bundle
+from kdrt.cli.console import duration, size
+from kdrt.engine_files import (
+    EngineRecord,
+    check_record,
+    engine_folders,
+    evidence,
+    read_record,
+)
+from kdrt.errors import EngineRejected
+from kdrt_engines.tensorrt.flavour import FLAVOURS
+
+
+def row(record: EngineRecord) -> tuple[str, str]:
+    """The name of the component, and three lines on its engine."""
+    key, built = record.key, record.built
+    targets = ", ".join(f"sm{number}" for number in key.compute_capabilities)
+    profiles = "; ".join(map(str, key.profiles))
+    cost = f"built in {duration(built.seconds)} with {size(built.peak_memory)}"
+    return key.component, f"{targets}, {key.dtype}, {cost}\n{evidence(record)}\n{profiles}"
+
+
+def rows(bundle: Bundle) -> dict[str, list[tuple[str, str]]]:
+    """Every engine of a bundle by flavour and version; those that will not be used with the
+    reason. Plans are not read: that happens when they are opened."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for flavour in FLAVOURS.values():
+        for folder in engine_folders(bundle, flavour):
+            try:
+                record = read_record(bundle, folder)
+                key = record.key
+                check_record(bundle, record, key.component, key.backend_version)
+            except EngineRejected as error:
+                found.setdefault("not used", []).append((folder.name, str(error)))
+            else:
+                title = f"{flavour.title} {key.backend_version} engines"
+                found.setdefault(title, []).append(row(record))
+    return found

@@ -1,0 +1,445 @@
+"""Building the TensorRT engines of a bundle."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+import torch
+from filelock import FileLock, Timeout
+
+from kdrt._version import __version__
+from kdrt.bundle import Bundle, Manifest
+from kdrt.engine_files import (
+    PLAN,
+    RECORD,
+    EngineRecord,
+    build_command,
+    check_record,
+    engine_folders,
+    evidence,
+    network_hash,
+    read_plan,
+    read_record,
+)
+from kdrt.engine_profiles import DEFAULT, component_profiles
+from kdrt.errors import EngineError, EngineRejected, EngineUnavailable, OutputError
+from kdrt_engines.keys import EngineKey
+from kdrt_engines.profiles import Profile
+from kdrt_engines.tensorrt.build import build_plan
+from kdrt_engines.tensorrt.flavour import (
+    DEFAULT_TARGETS,
+    RTX_TARGETS,
+    TENSORRT,
+    TENSORRT_RTX,
+    Flavour,
+    flavour_for,
+    split_targets,
+)
+from kdrt_engines.tensorrt.job import BuildJob, Built, Shapes
+from kdrt_engines.tensorrt.plan_file import read_header
+
+_UNFINISHED = ".building-"
+_MEMORY_FOR_WEIGHTS = 3.5
+"""Peak memory of a build, in sizes of the weights: 2.7 to 3.5 were measured."""
+
+_SECONDS_PER_GRAPH_BYTE = 33e-6
+_SECONDS_PER_WEIGHT_BYTE = 18e-9
+"""What builds took on one core of the machine they were measured on; the estimate corrects itself
+by the builds it has seen."""
+
+
+class Report(Protocol):
+    """What a build tells of itself."""
+
+    def start(self, stage: str) -> None: ...
+    def running(self, detail: str, memory: int) -> None: ...
+    def done(self, detail: str = "") -> None: ...
+    def note(self, text: str) -> None: ...
+    def warn(self, text: str) -> None: ...
+
+
+def resolve_targets(
+    bundle: str, flavour: Flavour | None, capabilities: Sequence[int], *, here: bool
+) -> tuple[Flavour, tuple[int, ...]]:
+    """Which flavour builds for which GPUs: every GPU has one that serves it.
+
+    Args:
+        bundle: its name or folder, for the commands in messages.
+        flavour: the one asked for; None takes the one that serves the GPUs.
+        capabilities: the GPUs asked for; empty means this machine's if ``here`` or if the flavour
+            needs it, else the usual ones.
+        here: build for this machine's GPU.
+
+    Raises:
+        EngineUnavailable: this machine has no GPU, and one is needed.
+        EngineError: the flavour does not serve a GPU, or the GPUs need two.
+    """
+    if here and capabilities:
+        raise EngineError("--here and --gpu both say which GPU; give one of them")
+    if here or (flavour is TENSORRT and not capabilities):
+        capabilities = (_this_gpu(bundle),)
+    elif not capabilities:
+        capabilities = DEFAULT_TARGETS
+    serving = {number: flavour_for(number) for number in capabilities}
+    flavours = list(dict.fromkeys(serving.values()))
+    if flavour is None:
+        if len(flavours) > 1:
+            raise EngineError(
+                "these GPUs need two builds: "
+                + " and ".join(f"`{_suggestion(bundle, f, serving)}`" for f in flavours)
+            )
+        (flavour,) = flavours
+    wrong = [number for number in capabilities if serving[number] is not flavour]
+    if wrong:
+        other = serving[wrong[0]]
+        raise EngineError(
+            f"{_why_not(flavour, wrong[0])}; run `{_suggestion(bundle, other, serving)}`"
+        )
+    if not flavour.builds_anywhere and tuple(capabilities) != (_this_gpu(bundle),):
+        raise EngineError(
+            f"{flavour.title} builds only for the GPU it runs on, which is sm{_this_gpu(bundle)}; "
+            "run the same command with --here on the machine with the other GPU"
+        )
+    return flavour, tuple(sorted(set(capabilities)))
+
+
+def build_engines(
+    bundle: Bundle,
+    flavour: Flavour,
+    capabilities: Sequence[int],
+    *,
+    profiles: Sequence[str] = DEFAULT,
+    components: Sequence[str] = (),
+    force: bool = False,
+    report: Report,
+) -> list[EngineRecord]:
+    """Build what is missing, one engine for each component and group of GPUs.
+
+    Args:
+        bundle: an opened bundle; engines go into its ``engines`` folder.
+        flavour: see :func:`resolve_targets`.
+        capabilities: compute capabilities; Turing becomes a plan of its own.
+        profiles: names, see :mod:`kdrt.engine_profiles`.
+        components: all of the bundle's if empty.
+        force: build again what is there and good.
+        report: told of every stage.
+
+    Returns:
+        The record of each engine, whether built now or before.
+
+    Raises:
+        EngineError: unknown components or profiles, a network that the GPU cannot run, or a build
+            that failed. Engines that were complete stay.
+        EngineUnavailable: the flavour is not installed.
+        OutputError: the bundle cannot be written.
+    """
+    wanted = _wanted(bundle.manifest, components)
+    keys = [
+        _key(bundle.manifest, flavour, component, group, profiles)
+        for group in split_targets(capabilities)
+        for component in wanted
+    ]
+    for key in keys:
+        _refuse_turing(bundle, key)
+    folder = bundle.file(f"engines/{flavour.name}")
+    with _only_builder(folder, report):
+        _clear_away(bundle, flavour, folder)
+        clock = _Clock()
+        records = []
+        for key in keys:
+            record = None if force else _already_built(bundle, folder / key.folder(), key)
+            if record is None:
+                record = _build_one(bundle, folder, key, profiles, clock, report)
+            else:
+                report.note(f"{_title(key)} is built already; --force builds it again")
+            records.append(record)
+    return records
+
+
+def fusion_warning(manifest: Manifest, record: EngineRecord) -> str | None:
+    """What to say of a UNet whose attention did not become fused kernels; else None."""
+    built, key = record.built, record.key
+    if key.component != "unet" or not built.attention_sites:
+        return None
+    if built.fused_attention is None:
+        return "the builder's log did not say whether the UNet's attention was fused"
+    sites = built.attention_sites * len(key.profiles)
+    if built.fused_attention >= sites:
+        return None
+    advice = (
+        f": only half precision fuses; export it with `kdrt export {manifest.source} "
+        "--precision fp16` and build again"
+        if key.dtype == "float32"
+        else ""
+    )
+    return (
+        f"only {built.fused_attention} of {sites} attentions of the UNet became fused kernels; "
+        f"this engine will be slow and need much memory{advice}"
+    )
+
+
+def _wanted(manifest: Manifest, components: Sequence[str]) -> list[str]:
+    unknown = [name for name in components if name not in manifest.components]
+    if unknown:
+        raise EngineError(
+            f"the bundle has no component '{unknown[0]}'; it has {', '.join(manifest.components)}"
+        )
+    return list(dict.fromkeys(components)) or list(manifest.components)
+
+
+def _key(
+    manifest: Manifest,
+    flavour: Flavour,
+    component: str,
+    capabilities: tuple[int, ...],
+    names: Sequence[str],
+) -> EngineKey:
+    return EngineKey(
+        component=component,
+        network=network_hash(manifest, component),
+        backend=flavour.name,
+        backend_version=flavour.version(),
+        compute_capabilities=capabilities,
+        profiles=component_profiles(manifest, component, names),
+        dtype=manifest.components[component].inputs[0].dtype,
+        # A float32 network in a float16 bundle is there for its range, not for its digits.
+        flags={"TF32": manifest.precision != "fp32"} | dict.fromkeys(flavour.flags, True),
+    )
+
+
+def _refuse_turing(bundle: Bundle, key: EngineKey) -> None:
+    if 75 not in key.compute_capabilities:
+        return
+    manifest = bundle.manifest
+    reason = {
+        "float32": "it is float32, and TensorRT-RTX has no float32 matrix products there",
+        "bfloat16": "it is bfloat16, which these GPUs do not have",
+    }.get(key.dtype)
+    if reason is None and key.component == "unet" and manifest.baked.freeu:
+        reason = (
+            "FreeU in it computes in float32, and TensorRT-RTX has no float32 matrix products there"
+        )
+    if reason is not None:
+        raise EngineError(
+            f"{key.component} cannot be built for sm75 (Turing): {reason}; leave sm75 out, or "
+            "choose other networks with --component"
+        )
+
+
+def _build_one(
+    bundle: Bundle,
+    folder: Path,
+    key: EngineKey,
+    names: Sequence[str],
+    clock: _Clock,
+    report: Report,
+) -> EngineRecord:
+    component = bundle.manifest.components[key.component]
+    onnx = bundle.file(component.onnx)
+    graph, weights = onnx.stat().st_size, _size(onnx.parent) - onnx.stat().st_size
+    _mind_memory(key, weights, report)
+    report.start(_title(key))
+    partial = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder))
+    try:
+        job = BuildJob(
+            module=_module(key),
+            onnx=str(onnx),
+            output=str(partial / PLAN),
+            compute_capabilities=key.compute_capabilities,
+            profiles=tuple(_shapes(bundle, key.component, profile) for profile in key.profiles),
+            flags=key.flags,
+        )
+        clock.start(graph, weights)
+        built = build_plan(job, lambda phase, memory: report.running(clock.left(phase), memory))
+        clock.stop(built.seconds)
+        record = _record(partial / PLAN, key, names, built)
+        _write(partial / RECORD, record.model_dump_json(indent=2) + "\n")
+        _replace(partial, folder / key.folder())
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    report.running("", built.peak_memory)
+    report.done(evidence(record))
+    warning = fusion_warning(bundle.manifest, record)
+    if warning is not None:
+        report.warn(warning)
+    return record
+
+
+def _module(key: EngineKey) -> str:
+    return (TENSORRT_RTX if key.backend == TENSORRT_RTX.name else TENSORRT).module
+
+
+def _shapes(bundle: Bundle, component: str, profile: Profile) -> Shapes:
+    sizes = [profile.sizes(which) for which in ("min", "opt", "max")]
+    found = {}
+    for tensor in bundle.manifest.components[component].spec().inputs:
+        if tensor.symbols():
+            least, best, most = (tensor.resolve(dims) for dims in sizes)
+            found[tensor.name] = (least, best, most)
+    return found
+
+
+def _record(plan: Path, key: EngineKey, names: Sequence[str], built: Built) -> EngineRecord:
+    """Raises EngineError where the file is not what was asked for."""
+    with plan.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        header = read_header(memoryview(file.read(64)))
+    size = plan.stat().st_size
+    expected = (size, key.backend_version, key.compute_capabilities)
+    if key.backend == TENSORRT_RTX.name and (
+        header is None or (header.length, header.version, header.compute_capabilities) != expected
+    ):
+        raise EngineError(
+            f"TensorRT-RTX wrote an engine with the header {header}, and {expected} was asked for; "
+            "this version of kdrt cannot check the engines of this version of TensorRT-RTX"
+        )
+    return EngineRecord(
+        key=key, names=tuple(names), size=size, sha256=digest, built=built, kdrt=__version__
+    ).sealed()
+
+
+def _already_built(bundle: Bundle, folder: Path, key: EngineKey) -> EngineRecord | None:
+    if not folder.is_dir():
+        return None
+    try:
+        record = read_record(bundle, folder)
+        check_record(bundle, record, key.component, key.backend_version)
+        read_plan(bundle, folder, record).release()
+    except EngineRejected:
+        return None
+    return record
+
+
+@contextlib.contextmanager
+def _only_builder(folder: Path, report: Report) -> Iterator[None]:
+    """Wait until no other process builds into this folder, and keep others out."""
+    lock = FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            report.note("another build is at work in this bundle; waiting for it")
+            lock.acquire()
+    except OSError as error:
+        raise OutputError(f"cannot write to {folder}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _clear_away(bundle: Bundle, flavour: Flavour, folder: Path) -> None:
+    """Remove what killed builds left, and engines of networks that are no more."""
+    for left in folder.glob(f"{_UNFINISHED}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    for engine in engine_folders(bundle, flavour):
+        with contextlib.suppress(EngineRejected):
+            key = read_record(bundle, engine).key
+            known = bundle.manifest.components
+            if key.component not in known or key.network != network_hash(
+                bundle.manifest, key.component
+            ):
+                shutil.rmtree(engine, ignore_errors=True)
+
+
+def _replace(partial: Path, target: Path) -> None:
+    """Put a finished folder in its place, so that a crash leaves the old one or the new one."""
+    _sync(partial)
+    if target.exists():
+        old = partial.with_name(f"{partial.name}.old")
+        target.rename(old)
+        partial.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        partial.rename(target)
+    _sync(target.parent)
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+
+
+def _title(key: EngineKey) -> str:
+    return f"{key.component}: {', '.join(f'sm{number}' for number in key.compute_capabilities)}"
+
+
+def _mind_memory(key: EngineKey, weights: int, report: Report) -> None:
+    needed, free = _MEMORY_FOR_WEIGHTS * weights, psutil.virtual_memory().available
+    if needed > free:
+        report.warn(
+            f"building {key.component} takes about {needed / 1e9:.0f} GB of memory, and "
+            f"{free / 1e9:.0f} GB are free"
+        )
+
+
+class _Clock:
+    """How long a build will still take: a guess from the size of the network, corrected by the
+    builds before it."""
+
+    def __init__(self) -> None:
+        self._pace = 1.0
+        self._expected = 0.0
+        self._started = 0.0
+
+    def start(self, graph: int, weights: int) -> None:
+        self._expected = _SECONDS_PER_GRAPH_BYTE * graph + _SECONDS_PER_WEIGHT_BYTE * weights
+        self._started = time.perf_counter()
+
+    def stop(self, seconds: float) -> None:
+        self._pace = seconds / self._expected
+
+    def left(self, phase: str) -> str:
+        """``phase`` with what is left of the time expected, once that says anything."""
+        left = self._pace * self._expected - (time.perf_counter() - self._started)
+        return f"{phase.lower()}, about {left:.0f} s left" if left >= 1 else phase.lower()
+
+
+def _this_gpu(bundle: str) -> int:
+    if not torch.cuda.is_available():
+        command = build_command(bundle, TENSORRT_RTX, (89,))
+        raise EngineUnavailable(
+            "this machine has no GPU that CUDA sees, and TensorRT builds only for the GPU it runs "
+            f"on; for an RTX card build without one, naming it: `{command}`"
+        )
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * major + minor
+
+
+def _suggestion(bundle: str, flavour: Flavour, serving: dict[int, Flavour]) -> str:
+    return build_command(bundle, flavour, [n for n, f in serving.items() if f is flavour])
+
+
+def _why_not(flavour: Flavour, capability: int) -> str:
+    if flavour is TENSORRT_RTX:
+        targets = ", ".join(f"sm{number}" for number in RTX_TARGETS)
+        return (
+            f"TensorRT-RTX has no kernels for sm{capability} (it has {targets}); "
+            "that GPU is served by TensorRT, on the machine it is in"
+        )
+    return f"sm{capability} is served by TensorRT-RTX, which also builds without the GPU"
