@@ -152,6 +152,31 @@ class TextEncoder:
             tokens.truncation,
         )
 
+    def encode_together(
+        self, prompts: Sequence[str], clip_skip: int = 0
+    ) -> tuple[Tensor, Tensor, list[Truncation]]:
+        """Encode B prompts in one run of the engine, and remember nothing.
+
+        The last bits of a prompt's embeddings depend on its company then, as they did in the
+        removed pipelines.
+
+        Returns:
+            ``hidden [B, L, D]``, ``pooled [B, P]``, and what did not fit.
+
+        Raises:
+            InvalidRequest: see :func:`hidden_layer`.
+        """
+        layer = hidden_layer(self._facts, clip_skip)
+        tokens = [self._tokenize(prompt) for prompt in prompts]
+        binding = self._engine.bind(B=len(tokens), L=len(tokens[0].ids))
+        ids = torch.tensor([each.ids for each in tokens])
+        binding.inputs["inputs_embeds"].copy_(self._embedding[ids])
+        binding.inputs["eos_index"].copy_(torch.tensor([each.eos_index for each in tokens]))
+        binding.run()
+        truncations = [each.truncation for each in tokens if each.truncation]
+        hidden = binding.outputs["hidden_states"][:, layer].clone()
+        return hidden, binding.outputs["pooled"].clone(), truncations
+
 
 def hidden_layer(facts: TextEncoderFacts, clip_skip: int) -> int:
     """The hidden state to use, counted from the end: ``facts.layer``, and ``clip_skip`` before it.
@@ -180,7 +205,7 @@ class PromptEncoder:
 
     def __init__(self, bundle: Bundle, engines: Mapping[str, Engine]) -> None:
         facts = bundle.manifest.text_encoders
-        self._encoders = tuple(TextEncoder(bundle, f, engines[f.component]) for f in facts)
+        self.encoders = tuple(TextEncoder(bundle, f, engines[f.component]) for f in facts)
         self._pools = bundle.manifest.family == "sdxl"
 
     @torch.no_grad()
@@ -203,7 +228,7 @@ class PromptEncoder:
         """
         columns = [
             [encoder.encode(text, clip_skip) for text in texts]
-            for encoder, texts in zip(self._encoders, prompts, strict=True)
+            for encoder, texts in zip(self.encoders, prompts, strict=True)
         ]
         hidden = [torch.stack([encoded.hidden for encoded in column]) for column in columns]
         pooled = torch.stack([encoded.pooled for encoded in columns[-1]]) if self._pools else None

@@ -126,13 +126,18 @@ def demo_folder() -> Path:
     return folder
 
 
-def download(repo: str, revision: str | None) -> Path:
-    """Fetch a hub repository's safetensors and configurations (through the hub's own cache)."""
+def download(repo: str, revision: str | None, **options: Any) -> Path:
+    """Fetch a hub repository's safetensors and configurations (through the hub's own cache).
+
+    ``options`` are huggingface_hub's: ``cache_dir``, ``token``, ``local_files_only``, ….
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=_DOWNLOAD))
+        return Path(
+            snapshot_download(repo, revision=revision, allow_patterns=_DOWNLOAD, **options)
+        )
     except HfHubHTTPError as error:
         raise SourceError(
             f"the hub has no readable '{repo}' (revision {revision or 'main'}); check the name, "
