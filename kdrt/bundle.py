@@ -87,6 +87,9 @@ class SchedulerFacts(_Strict):
     prediction_type: Literal["epsilon", "v_prediction"]
     timestep_spacing: Literal["linspace", "leading", "trailing"]
     steps_offset: int
+    use_karras_sigmas: bool = False
+    use_exponential_sigmas: bool = False
+    use_beta_sigmas: bool = False
     rescale_betas_zero_snr: bool = False
     explicit: tuple[str, ...] = ()
 

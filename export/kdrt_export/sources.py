@@ -128,18 +128,25 @@ def demo_folder() -> Path:
     return folder
 
 
-def download(repo: str, revision: str | None) -> Path:
-    """Fetch a hub repository's safetensors and configurations (through the hub's own cache)."""
-    return download_files(repo, _DOWNLOAD, revision)
+def download(repo: str, revision: str | None, **options: Any) -> Path:
+    """Fetch a hub repository's safetensors and configurations (through the hub's own cache).
+
+    ``options`` are huggingface_hub's: ``cache_dir``, ``token``, ``local_files_only``, ….
+    """
+    return download_files(repo, _DOWNLOAD, revision, **options)
 
 
-def download_files(repo: str, patterns: list[str], revision: str | None = None) -> Path:
+def download_files(
+    repo: str, patterns: list[str], revision: str | None = None, **options: Any
+) -> Path:
     """Fetch the files of a hub repository that match ``patterns``; the folder they lie in."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+        return Path(
+            snapshot_download(repo, revision=revision, allow_patterns=patterns, **options)
+        )
     except HfHubHTTPError as error:
         raise SourceError(
             f"the hub has no readable '{repo}' (revision {revision or 'main'}); check the name, "

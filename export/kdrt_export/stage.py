@@ -313,6 +313,9 @@ def scheduler_facts(config: dict[str, Any], report: Report) -> SchedulerFacts:
         prediction_type=prediction,
         timestep_spacing=config.get("timestep_spacing", "linspace"),
         steps_offset=config.get("steps_offset", 0),
+        use_karras_sigmas=bool(config.get("use_karras_sigmas")),
+        use_exponential_sigmas=bool(config.get("use_exponential_sigmas")),
+        use_beta_sigmas=bool(config.get("use_beta_sigmas")),
         rescale_betas_zero_snr=zero_snr,
         explicit=tuple(sorted(key for key in config if not key.startswith("_"))),
     )

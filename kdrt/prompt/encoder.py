@@ -89,6 +89,31 @@ class TextEncoder:
         ]
         return Encoded(torch.cat(hidden), encoded[0][1], chunks[0].truncation)
 
+    def encode_together(
+        self, prompts: Sequence[str], clip_skip: int = 0
+    ) -> tuple[Tensor, Tensor, list[Truncation]]:
+        """Encode B prompts in one run of the engine, and remember nothing.
+
+        The last bits of a prompt's embeddings depend on its company then, as they did in the
+        removed pipelines.
+
+        Returns:
+            ``hidden [B, L, D]``, ``pooled [B, P]``, and what did not fit.
+
+        Raises:
+            InvalidRequest: see :func:`hidden_layer`.
+        """
+        layer = hidden_layer(self.facts, clip_skip)
+        tokens = [self.tokenizer(prompt) for prompt in prompts]
+        binding = self._engine.bind(B=len(tokens), L=len(tokens[0].ids))
+        rows = [self.learned.rows(each.ids, self._embedding) for each in tokens]
+        binding.inputs["inputs_embeds"].copy_(torch.stack(rows))
+        binding.inputs["eos_index"].copy_(torch.tensor([each.eos_index for each in tokens]))
+        binding.run()
+        truncations = [each.truncation for each in tokens if each.truncation]
+        hidden = binding.outputs["hidden_states"][:, layer].clone()
+        return hidden, binding.outputs["pooled"].clone(), truncations
+
     def _run(self, tokens: Tokens, layer: int) -> tuple[Tensor, Tensor]:
         if self._binding is None:
             self._binding = self._engine.bind(B=1, L=len(tokens.ids))

@@ -1,0 +1,30 @@
+"""The two k-diffusion pipelines that diffusers removed in 0.37, on engines.
+
+    from kdrt.compat import StableDiffusionXLKDiffusionPipeline
+
+    pipe = StableDiffusionXLKDiffusionPipeline.from_pretrained("stabilityai/stable-diffusion-xl-base-1.0")
+    pipe.set_scheduler("sample_dpmpp_2m")
+    image = pipe("a red circle", use_karras_sigmas=True).images[0]
+
+Same signatures, same grids, same noise: what changes is in the table of docs/compat.md. Nothing
+here imports diffusers until a model has to be exported.
+
+``sd`` and ``sdxl`` hold the classes and their signatures, ``base`` what they share, ``sources``
+finds or makes the bundle, ``grid`` and ``noise`` are the originals' numbers, ``native`` samples
+with kdrt's plans and ``exact`` with k-diffusion's own functions.
+"""
+
+from __future__ import annotations
+
+from kdrt.compat.freeu import FREEU_PRESETS
+from kdrt.compat.outputs import StableDiffusionPipelineOutput, StableDiffusionXLPipelineOutput
+from kdrt.compat.sd import StableDiffusionKDiffusionPipeline
+from kdrt.compat.sdxl import StableDiffusionXLKDiffusionPipeline
+
+__all__ = [
+    "FREEU_PRESETS",
+    "StableDiffusionKDiffusionPipeline",
+    "StableDiffusionPipelineOutput",
+    "StableDiffusionXLKDiffusionPipeline",
+    "StableDiffusionXLPipelineOutput",
+]

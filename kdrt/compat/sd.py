@@ -1,0 +1,258 @@
+"""Stable Diffusion 1 and 2."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kdrt.checks import texts, whole
+from kdrt.compat.base import KDiffusionPipeline, check_exclusive, check_size, repeat
+from kdrt.compat.conditions import Conditions
+from kdrt.compat.noise import Generators
+from kdrt.compat.outputs import StableDiffusionPipelineOutput
+from kdrt.errors import InvalidRequest
+from kdrt.images import Images
+
+Text = str | list[str]
+
+
+class StableDiffusionKDiffusionPipeline(KDiffusionPipeline):
+    """Stands in for diffusers' class of that name, removed in diffusers 0.37; see
+    :class:`kdrt.compat.base.KDiffusionPipeline` for loading."""
+
+    family: ClassVar[Literal["sd", "sdxl"]] = "sd"
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: Text | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
+        negative_prompt: Text | None = None,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.0,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback: Callable[[int, float, Tensor], object] | None = None,
+        callback_steps: int | None = 1,
+        use_karras_sigmas: bool = False,
+        noise_sampler_seed: int | Sequence[int] | None = None,
+        clip_skip: int | None = None,
+        *,
+        exact: bool | None = None,
+        compat_dtype: bool | None = None,
+    ) -> StableDiffusionPipelineOutput | tuple[Images, list[bool] | None]:
+        """Make pictures; arguments in the order of the original.
+
+        Args:
+            prompt: what to show; a list makes one picture for each.
+            height: in pixels, a multiple of 8; None is the model's default.
+            width: likewise.
+            num_inference_steps: how many.
+            guidance_scale: w of classifier-free guidance; at 1 and below there is none, and half
+                of the work is saved.
+            negative_prompt: what to avoid; one for all, or one a prompt. None is ``""``.
+            num_images_per_prompt: pictures of each prompt; they follow each other.
+            eta: of no effect, as ever: it belonged to DDIM.
+            generator: draws the initial noise; a list of them, one picture each.
+            latents: unit-variance noise ``[B, C, h, w]`` instead.
+            prompt_embeds: ``[B, L, D]`` in place of ``prompt``.
+            negative_prompt_embeds: ``[B, L, D]`` in place of ``negative_prompt``.
+            output_type: ``"pil"``, ``"np"``, ``"pt"`` or ``"latent"``.
+            return_dict: False returns ``(images, nsfw_content_detected)``.
+            callback: called as ``callback(step, timestep, latents)`` after a step.
+            callback_steps: after every so many steps only.
+            use_karras_sigmas: the σ of Karras et al. 2022 over the training range, in place of
+                the checkpoint's own.
+            noise_sampler_seed: of stochastic samplers: a number for the batch, or one a picture.
+                None draws them from ``generator``.
+            clip_skip: take the text encoder's hidden state that many layers earlier; for the
+                prompt only.
+            exact: sample with k-diffusion's own functions; None is as the pipeline was made.
+            compat_dtype: with ``exact``, keep the sampler's state in the dtype of the embeddings
+                (the default then) and not in float32.
+
+        Raises:
+            InvalidRequest: an argument is wrong.
+            ShapeError: the engine was not made for this size.
+            NonFiniteError: the network overflowed.
+        """
+        exact = self.exact if exact is None else exact
+        height, width = self._size(height, width)
+        self.check_inputs(
+            prompt,
+            height,
+            width,
+            callback_steps,
+            negative_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
+        )
+        self._clip_skip = clip_skip
+        doubled = self._guide(guidance_scale)
+        positive, negative = self._encode_pair(
+            prompt,
+            num_images_per_prompt,
+            doubled,
+            negative_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
+            clip_skip,
+            together=exact,
+        )
+        hidden = positive if negative is None else torch.cat([negative, positive])
+        result = self._sample(
+            Conditions(hidden, None, None, doubled, guidance_scale, self._freeu),
+            height=height,
+            width=width,
+            steps=num_inference_steps,
+            generator=generator,
+            latents=latents,
+            use_karras_sigmas=use_karras_sigmas,
+            noise_sampler_seed=noise_sampler_seed,
+            exact=exact,
+            compat_dtype=compat_dtype,
+            callback=callback,
+            callback_steps=callback_steps,
+        )
+        images, flagged = self._finish(result, output_type)
+        if not return_dict:
+            return images, flagged
+        return StableDiffusionPipelineOutput(images, flagged)
+
+    @torch.no_grad()
+    def encode_prompt(
+        self,
+        prompt: Text | None,
+        device: torch.device | str | None,
+        num_images_per_prompt: int,
+        do_classifier_free_guidance: bool,
+        negative_prompt: Text | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        lora_scale: float | None = None,
+        clip_skip: int | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Embeddings of the prompt and of the negative prompt, ``[B, L, D]`` each, every prompt
+        ``num_images_per_prompt`` times; without guidance the second is what was given for it.
+
+        Raises:
+            InvalidRequest: an argument is wrong.
+        """
+        with self._text_scaled(lora_scale):
+            positive, negative = self._encode_pair(
+                prompt,
+                num_images_per_prompt,
+                do_classifier_free_guidance,
+                negative_prompt,
+                prompt_embeds,
+                negative_prompt_embeds,
+                clip_skip,
+                together=self.exact,
+            )
+        place = self.device if device is None else device
+        return positive.to(place), None if negative is None else negative.to(place)
+
+    def check_inputs(
+        self,
+        prompt: object,
+        height: int,
+        width: int,
+        callback_steps: int | None,
+        negative_prompt: object = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        callback_on_step_end_tensor_inputs: object = None,
+    ) -> None:
+        """Raise InvalidRequest, a ValueError, if these arguments are wrong or contradict."""
+        check_size(height, width)
+        if callback_steps is not None:
+            whole("callback_steps", callback_steps, 1)
+        if callback_on_step_end_tensor_inputs:
+            raise InvalidRequest("these pipelines have no callback_on_step_end")
+        check_exclusive({"prompt": prompt, "prompt_embeds": prompt_embeds})
+        check_exclusive(
+            {"negative_prompt": negative_prompt, "negative_prompt_embeds": negative_prompt_embeds}
+        )
+        check_prompt("prompt", prompt, prompt_embeds)
+        check_shapes(prompt_embeds, negative_prompt_embeds)
+
+    def run_safety_checker(
+        self, image: Tensor, device: torch.device | str, dtype: torch.dtype
+    ) -> tuple[Tensor, list[bool] | None]:
+        """``image`` with what the safety checker flags blacked out, and what it flagged; None
+        without a checker."""
+        return image, None
+
+    def decode_latents(self, latents: Tensor) -> NDArray[np.float32]:
+        """Pictures ``[B, H, W, 3]`` in [0, 1] of final latents."""
+        return np.asarray(self._images(self._pixels(latents), "np"))
+
+    def _encode_prompt(self, *arguments: Any, **options: Any) -> Tensor:
+        """The old form of :meth:`encode_prompt`: negative and positive embeddings in one."""
+        positive, negative = self.encode_prompt(*arguments, **options)
+        return positive if negative is None else torch.cat([negative, positive])
+
+    def _encode_pair(
+        self,
+        prompt: Text | None,
+        times: int,
+        doubled: bool,
+        negative_prompt: Text | None,
+        prompt_embeds: Tensor | None,
+        negative_prompt_embeds: Tensor | None,
+        clip_skip: int | None,
+        *,
+        together: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        times = whole("num_images_per_prompt", times, 1)
+        dtype = self._text_dtype("text_encoder")
+        if prompt_embeds is None:
+            prompts = texts("prompt", prompt)
+            prompt_embeds, _ = self._encode([prompts], clip_skip, together=together)
+        positive = prompt_embeds.to(device=self.device, dtype=dtype)
+        if not doubled:
+            return repeat(positive, times), None
+        if negative_prompt_embeds is None:
+            negatives = texts("negative_prompt", negative_prompt or "", len(positive))
+            negative_prompt_embeds, _ = self._encode([negatives], None, together=together)
+        negative = negative_prompt_embeds.to(device=self.device, dtype=dtype)
+        check_shapes(positive, negative)
+        return repeat(positive, times), repeat(negative, times)
+
+    def _finish(self, latents: Tensor, output_type: str) -> tuple[Images, list[bool] | None]:
+        if output_type == "latent":
+            return latents, None
+        pixels, flagged = self.run_safety_checker(self._pixels(latents), self.device, self.dtype)
+        # Flagged pictures are black as they are; the others go from [-1, 1] to [0, 1].
+        for index in (i for i, is_flagged in enumerate(flagged or []) if is_flagged):
+            pixels[index] = pixels[index] * 2 - 1
+        return self._images(pixels, output_type), flagged
+
+
+def check_prompt(name: str, prompt: object, embeds: Tensor | None) -> None:
+    """Raise InvalidRequest unless there is a prompt, of a type a prompt has, or embeddings."""
+    if prompt is None and embeds is None:
+        raise InvalidRequest(f"Provide either `{name}` or `{name}_embeds`; both are missing.")
+    if prompt is not None and not isinstance(prompt, (str, list)):
+        raise InvalidRequest(f"`{name}` has to be of type `str` or `list` but is {type(prompt)}")
+
+
+def check_shapes(positive: Tensor | None, negative: Tensor | None) -> None:
+    """Raise InvalidRequest if both are given and differ in shape."""
+    if positive is not None and negative is not None and positive.shape != negative.shape:
+        raise InvalidRequest(
+            "`prompt_embeds` and `negative_prompt_embeds` must have the same shape, but got "
+            f"{list(positive.shape)} and {list(negative.shape)}"
+        )

@@ -1,0 +1,327 @@
+"""Stable Diffusion XL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from kdrt.checks import texts, whole
+from kdrt.compat.base import KDiffusionPipeline, check_exclusive, check_size, repeat
+from kdrt.compat.conditions import Conditions
+from kdrt.compat.noise import Generators
+from kdrt.compat.outputs import StableDiffusionXLPipelineOutput
+from kdrt.compat.sd import Text, check_prompt, check_shapes
+from kdrt.errors import InvalidRequest
+from kdrt.images import Images
+from kdrt.size_conditioning import Size, SizeConditioning
+
+_TIME_IDS = 6
+
+Embeddings = tuple[Tensor, Tensor | None, Tensor, Tensor | None]
+"""Positive, negative, pooled positive, pooled negative."""
+
+
+class StableDiffusionXLKDiffusionPipeline(KDiffusionPipeline):
+    """Stands in for diffusers' class of that name, removed in diffusers 0.37; see
+    :class:`kdrt.compat.base.KDiffusionPipeline` for loading."""
+
+    family: ClassVar[Literal["sd", "sdxl"]] = "sdxl"
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: Text | None = None,
+        prompt_2: Text | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 5.0,
+        negative_prompt: Text | None = None,
+        negative_prompt_2: Text | None = None,
+        num_images_per_prompt: int = 1,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        original_size: Size | None = None,
+        crops_coords_top_left: Size = (0, 0),
+        target_size: Size | None = None,
+        negative_original_size: Size | None = None,
+        negative_crops_coords_top_left: Size = (0, 0),
+        negative_target_size: Size | None = None,
+        use_karras_sigmas: bool = False,
+        noise_sampler_seed: int | Sequence[int] | None = None,
+        clip_skip: int | None = None,
+        *,
+        callback: Callable[[int, float, Tensor], object] | None = None,
+        callback_steps: int | None = 1,
+        exact: bool | None = None,
+        compat_dtype: bool | None = None,
+    ) -> StableDiffusionXLPipelineOutput | tuple[Images]:
+        """Make pictures; arguments in the order of the original. Those that
+        :class:`~kdrt.compat.StableDiffusionKDiffusionPipeline` has too mean the same.
+
+        Args:
+            prompt_2: another prompt for the second text encoder.
+            negative_prompt: None stands for no negative prompt at all, embeddings of zeros, which
+                is not the same as ``""``.
+            negative_prompt_2: another negative prompt for the second text encoder.
+            pooled_prompt_embeds: ``[B, P]``, needed with ``prompt_embeds``.
+            negative_pooled_prompt_embeds: ``[B, P]``, needed with ``negative_prompt_embeds``.
+            return_dict: False returns ``(images,)``.
+            original_size: (height, width) to pretend the picture had; None is its own.
+            crops_coords_top_left: (top, left) to pretend it was cropped at.
+            target_size: (height, width) to pretend it has; None is its own.
+            negative_original_size: the same for the negative prompt; each by itself.
+            negative_crops_coords_top_left: likewise.
+            negative_target_size: likewise.
+
+        Raises:
+            InvalidRequest: an argument is wrong.
+            ShapeError: the engine was not made for this size.
+            NonFiniteError: the network overflowed.
+        """
+        exact = self.exact if exact is None else exact
+        height, width = self._size(height, width)
+        self.check_inputs(
+            prompt,
+            prompt_2,
+            height,
+            width,
+            negative_prompt,
+            negative_prompt_2,
+            prompt_embeds,
+            negative_prompt_embeds,
+            pooled_prompt_embeds,
+            negative_pooled_prompt_embeds,
+        )
+        if callback_steps is not None:
+            whole("callback_steps", callback_steps, 1)
+        self._clip_skip = clip_skip
+        doubled = self._guide(guidance_scale)
+        positive, negative, pooled, negative_pooled = self._encode_pair(
+            prompt,
+            prompt_2,
+            num_images_per_prompt,
+            doubled,
+            negative_prompt,
+            negative_prompt_2,
+            prompt_embeds,
+            negative_prompt_embeds,
+            pooled_prompt_embeds,
+            negative_pooled_prompt_embeds,
+            clip_skip,
+            together=exact,
+        )
+        sizes = SizeConditioning(
+            original_size=original_size,
+            crops_coords_top_left=crops_coords_top_left,
+            target_size=target_size,
+            negative_original_size=negative_original_size,
+            negative_crops_coords_top_left=negative_crops_coords_top_left,
+            negative_target_size=negative_target_size,
+        )
+        ids, negative_ids = (
+            torch.tensor([row] * len(positive), dtype=positive.dtype)
+            for row in sizes.time_ids(height, width)
+        )
+        if negative is not None and negative_pooled is not None:
+            positive = torch.cat([negative, positive])
+            pooled = torch.cat([negative_pooled, pooled])
+            ids = torch.cat([negative_ids, ids])
+        result = self._sample(
+            Conditions(positive, pooled, ids, doubled, guidance_scale, self._freeu),
+            height=height,
+            width=width,
+            steps=num_inference_steps,
+            generator=generator,
+            latents=latents,
+            use_karras_sigmas=use_karras_sigmas,
+            noise_sampler_seed=noise_sampler_seed,
+            exact=exact,
+            compat_dtype=compat_dtype,
+            callback=callback,
+            callback_steps=callback_steps,
+        )
+        images: Images = result
+        if output_type != "latent":
+            images = self._images(self._pixels(result), output_type)
+        return StableDiffusionXLPipelineOutput(images) if return_dict else (images,)
+
+    @torch.no_grad()
+    def encode_prompt(
+        self,
+        prompt: Text | None,
+        prompt_2: Text | None = None,
+        device: torch.device | str | None = None,
+        num_images_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
+        negative_prompt: Text | None = None,
+        negative_prompt_2: Text | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        lora_scale: float | None = None,
+        clip_skip: int | None = None,
+    ) -> Embeddings:
+        """Embeddings of the prompt and the negative prompt, ``[B, L, D]`` each, and their pooled
+        ones, ``[B, P]`` each; every prompt ``num_images_per_prompt`` times. Without guidance the
+        negative ones are what was given for them.
+
+        Raises:
+            InvalidRequest: an argument is wrong.
+        """
+        with self._text_scaled(lora_scale):
+            embeddings = self._encode_pair(
+                prompt,
+                prompt_2,
+                num_images_per_prompt,
+                do_classifier_free_guidance,
+                negative_prompt,
+                negative_prompt_2,
+                prompt_embeds,
+                negative_prompt_embeds,
+                pooled_prompt_embeds,
+                negative_pooled_prompt_embeds,
+                clip_skip,
+                together=self.exact,
+            )
+        place = self.device if device is None else device
+        positive, negative, pooled, negative_pooled = embeddings
+        return (
+            positive.to(place),
+            None if negative is None else negative.to(place),
+            pooled.to(place),
+            None if negative_pooled is None else negative_pooled.to(place),
+        )
+
+    def check_inputs(
+        self,
+        prompt: object,
+        prompt_2: object,
+        height: int,
+        width: int,
+        negative_prompt: object = None,
+        negative_prompt_2: object = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+    ) -> None:
+        """Raise InvalidRequest, a ValueError, if these arguments are wrong or contradict."""
+        check_size(height, width)
+        for name, value in (("prompt", prompt), ("prompt_2", prompt_2)):
+            check_exclusive({name: value, "prompt_embeds": prompt_embeds})
+        for name, value in (
+            ("negative_prompt", negative_prompt),
+            ("negative_prompt_2", negative_prompt_2),
+        ):
+            check_exclusive({name: value, "negative_prompt_embeds": negative_prompt_embeds})
+        check_prompt("prompt", prompt, prompt_embeds)
+        if prompt_2 is not None and not isinstance(prompt_2, (str, list)):
+            raise InvalidRequest(
+                f"`prompt_2` has to be of type `str` or `list` but is {type(prompt_2)}"
+            )
+        check_shapes(prompt_embeds, negative_prompt_embeds)
+        for name, embeds, its_pooled in (
+            ("prompt_embeds", prompt_embeds, pooled_prompt_embeds),
+            ("negative_prompt_embeds", negative_prompt_embeds, negative_pooled_prompt_embeds),
+        ):
+            if embeds is not None and its_pooled is None:
+                raise InvalidRequest(
+                    f"with `{name}`, give `{name.replace('prompt', 'pooled_prompt')}`"
+                )
+
+    def _get_add_time_ids(
+        self,
+        original_size: Size,
+        crops_coords_top_left: Size,
+        target_size: Size,
+        dtype: torch.dtype,
+        text_encoder_projection_dim: int | None = None,
+    ) -> Tensor:
+        """The six numbers of size conditioning, ``[1, 6]``.
+
+        Raises:
+            InvalidRequest: the UNet was trained with another number of them.
+        """
+        ids = [*original_size, *crops_coords_top_left, *target_size]
+        pooled = self.unet.pooled_width
+        if len(ids) != _TIME_IDS or text_encoder_projection_dim not in (None, pooled):
+            raise InvalidRequest(
+                f"Model expects {_TIME_IDS} numbers beside a pooled embedding of {pooled}, not "
+                f"{len(ids)} beside {text_encoder_projection_dim}"
+            )
+        return torch.tensor([ids], dtype=dtype)
+
+    def _encode_pair(
+        self,
+        prompt: Text | None,
+        prompt_2: Text | None,
+        times: int,
+        doubled: bool,
+        negative_prompt: Text | None,
+        negative_prompt_2: Text | None,
+        prompt_embeds: Tensor | None,
+        negative_prompt_embeds: Tensor | None,
+        pooled_prompt_embeds: Tensor | None,
+        negative_pooled_prompt_embeds: Tensor | None,
+        clip_skip: int | None,
+        *,
+        together: bool,
+    ) -> Embeddings:
+        times = whole("num_images_per_prompt", times, 1)
+        place = {"device": self.device, "dtype": self._text_dtype("text_encoder_2")}
+        pooled = pooled_prompt_embeds
+        if prompt_embeds is None:
+            prompts = texts("prompt", prompt)
+            others = texts("prompt_2", prompt_2 or list(prompts), len(prompts))
+            prompt_embeds, encoded = self._encode([prompts, others], clip_skip, together=together)
+            pooled = encoded if pooled is None else pooled
+        if pooled is None:
+            raise InvalidRequest("with `prompt_embeds`, give `pooled_prompt_embeds`")
+        positive, pooled = prompt_embeds.to(**place), pooled.to(**place)
+        if not doubled:
+            return repeat(positive, times), None, repeat(pooled, times), None
+        negative, negative_pooled = negative_prompt_embeds, negative_pooled_prompt_embeds
+        if negative is None:
+            negative, encoded = self._encode_negative(
+                positive, pooled, negative_prompt, negative_prompt_2, together=together
+            )
+            negative_pooled = encoded if negative_pooled is None else negative_pooled
+        if negative_pooled is None:
+            raise InvalidRequest("with `negative_prompt_embeds`, give their pooled ones")
+        negative, negative_pooled = negative.to(**place), negative_pooled.to(**place)
+        check_shapes(positive, negative)
+        return (
+            repeat(positive, times),
+            repeat(negative, times),
+            repeat(pooled, times),
+            repeat(negative_pooled, times),
+        )
+
+    def _encode_negative(
+        self,
+        positive: Tensor,
+        pooled: Tensor,
+        negative_prompt: Text | None,
+        negative_prompt_2: Text | None,
+        *,
+        together: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Zeros where no negative prompt is given and the model was trained so; else encoded."""
+        zeros = self.pipeline.bundle.manifest.zeros_for_empty_negative
+        if zeros and negative_prompt is None and negative_prompt_2 is None:
+            return torch.zeros_like(positive), torch.zeros_like(pooled)
+        count = len(positive)
+        negatives = texts("negative_prompt", negative_prompt or "", count)
+        others = texts("negative_prompt_2", negative_prompt_2 or list(negatives), count)
+        return self._encode([negatives, others], None, together=together)

@@ -1,0 +1,192 @@
+"""From what ``from_pretrained`` is given to a bundle, exporting on first use.
+
+A bundle made here is named after its source and what went into it. For a folder or a checkpoint
+file that is its content, so one saved again with other weights, or only with another scheduler
+file, is exported again; for a hub id it is the commit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdrt._version import __version__
+from kdrt.bundle import MANIFEST, Bundle, Precision, bundle_path, home, open_bundle, sha256
+from kdrt.errors import BundleError, InvalidRequest
+
+_PRECISIONS: dict[torch.dtype, Precision] = {
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+}
+_CONTENT = {".json", ".txt", ".safetensors", ".bin", ".model"}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How a source shall be exported.
+
+    Attributes:
+        dtype: of the networks; None is float32, as diffusers has it.
+        engine: what will run them. For ``torch`` the export is without fused projections, with
+            which the networks equal the originals bit by bit.
+        revision: branch, tag or commit of a hub id.
+        allow_pickle: accept pickled weights.
+        config: a diffusers folder that describes a checkpoint file.
+        hub: options of the download.
+    """
+
+    dtype: torch.dtype | None = None
+    engine: str | None = None
+    revision: str | None = None
+    allow_pickle: bool = False
+    config: Path | None = None
+    hub: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def precision(self) -> Precision:
+        """Of the export. Raises InvalidRequest for a dtype that no network has."""
+        dtype = torch.float32 if self.dtype is None else self.dtype
+        if dtype not in _PRECISIONS:
+            known = ", ".join(str(each) for each in _PRECISIONS)
+            raise InvalidRequest(f"torch_dtype must be one of {known}, not {dtype}")
+        return _PRECISIONS[dtype]
+
+
+def find_bundle(source: str | os.PathLike[str], wanted: Wanted) -> Bundle:
+    """The bundle of ``source``, made now if there is none.
+
+    Args:
+        source: a bundle's folder or name, a diffusers folder, a checkpoint file, or a hub id.
+        wanted: how to export it.
+
+    Raises:
+        InvalidRequest: the source is a bundle of another dtype.
+        BundleError: it is a damaged bundle.
+        ExportError: it cannot be exported, or is nothing of the above.
+    """
+    folder = bundle_path(source)
+    if (folder / MANIFEST).is_file():
+        bundle = open_bundle(folder)
+        if wanted.dtype is not None and wanted.precision != bundle.manifest.precision:
+            raise InvalidRequest(
+                f"torch_dtype={wanted.dtype}, but the bundle '{source}' is "
+                f"{bundle.manifest.precision}; leave torch_dtype out, or export the model again "
+                f"with --precision {wanted.precision}"
+            )
+        return bundle
+    path = Path(source).expanduser()
+    if path.exists():
+        origin, name, content = str(path), path.stem, _content(path)
+        if path.is_dir():
+            name = path.resolve().name
+        revision = None
+    else:
+        name = str(source)
+        origin, revision, content = _from_hub(name, wanted)
+    settings = [content, wanted.precision, str(wanted.engine == "torch"), __version__]
+    if wanted.config is not None:
+        settings.append(_content(wanted.config))
+    key = hashlib.sha256("\n".join(settings).encode()).hexdigest()[:16]
+    target = home() / "bundles" / f"{name.replace('/', '--')}-{key}"
+    # What is damaged here was derived, and can be derived again.
+    with contextlib.suppress(BundleError):
+        return Bundle.open(target)
+    _export(origin, target, name, revision, wanted)
+    return Bundle.open(target)
+
+
+def _export(origin: str, target: Path, name: str, revision: str | None, wanted: Wanted) -> None:
+    from kdrt.cli.report import TerminalReport
+
+    stage = _exporter("stage")
+    is_torch = wanted.engine == "torch"
+    with TerminalReport() as report:
+        stage.export(
+            origin,
+            target,
+            name=name,
+            precision=wanted.precision,
+            targets=("onnxruntime", "torch") if is_torch else ("onnxruntime",),
+            fuse_qkv=not is_torch,
+            allow_pickle=wanted.allow_pickle,
+            revision=revision,
+            config=wanted.config,
+            report=report,
+        )
+
+
+def _from_hub(repo: str, wanted: Wanted) -> tuple[str, str | None, str]:
+    """What to export for a hub id, at which revision, and what identifies it: its commit."""
+    sources = _exporter("sources")
+    if repo == "demo":
+        return repo, None, _content(sources.demo_folder())
+    known = sources.KNOWN_MODELS.get(repo)
+    if known is None and repo.count("/") != 1:
+        raise BundleError(
+            f"'{repo}' is no bundle, no folder and no hub id (owner/name); bundles are in "
+            f"{home() / 'bundles'}"
+        )
+    folder: Path = sources.download(
+        known.repo if known else repo, wanted.revision, **dict(wanted.hub)
+    )
+    # The exporter would look for it in the hub's own cache.
+    return (str(folder) if wanted.hub else repo), folder.name, f"{repo}@{folder.name}"
+
+
+def _exporter(module: str) -> Any:
+    """A module of the exporter, imported only now: it brings diffusers with it."""
+    try:
+        return importlib.import_module(f"kdrt_export.{module}")
+    except ImportError as error:
+        raise BundleError(
+            f"exporting a model needs {error.name}: pip install 'kdrt[export]', or export it "
+            "elsewhere with `kdrt export` and give the bundle"
+        ) from error
+
+
+def _content(path: Path) -> str:
+    """SHA-256 of a file, or of all that an export reads in a folder.
+
+    Weights are gigabytes: what was hashed once is remembered by size and time of change.
+    """
+    record = home() / "digests.json"
+    known: dict[str, list[Any]] = {}
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads(record.read_text(encoding="utf-8"))
+    before = dict(known)
+    total = hashlib.sha256()
+    for file in _files(path):
+        stat = file.stat()
+        place = str(file.resolve())
+        seen = [stat.st_size, stat.st_mtime_ns]
+        if known.get(place, [None])[:-1] != seen:
+            known[place] = [*seen, sha256(file)]
+        relative = file.relative_to(path).as_posix() if path.is_dir() else file.suffix
+        total.update(f"{relative}\0{known[place][-1]}\n".encode())
+    if known != before:
+        with contextlib.suppress(OSError):  # a read-only home is hashed into every time
+            record.parent.mkdir(parents=True, exist_ok=True)
+            partial = record.with_suffix(f".{os.getpid()}.partial")
+            partial.write_text(json.dumps(known), encoding="utf-8")
+            partial.replace(record)
+    return total.hexdigest()
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if path.is_file():
+        yield path
+        return
+    for file in sorted(path.rglob("*")):
+        hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
+        if file.is_file() and file.suffix in _CONTENT and not hidden:
+            yield file
