@@ -23,6 +23,7 @@ from kdrt.parameters import Parameters, parameters_of
 from kdrt.prompt import Conditioning, PromptEncoder, Truncation, TruncationWarning, zeros_like
 from kdrt.recent import Recent
 from kdrt.request import Job, Request, latent_shape, resolve
+from kdrt.safety import ImageFilter, SafetyChecker, looked_at
 from kdrt.sampling import Denoise, NoiseSchedule, SeededNoise, Step, run
 from kdrt.size_conditioning import Size, SizeConditioning
 from kdrt.vae import Vae, VaeSwitches
@@ -42,6 +43,7 @@ class Result:
         seeds: the seed of each picture, drawn or given.
         parameters: how each was made; its ``str`` is what :meth:`save` stores in the file.
         truncations: every distinct prompt that was longer than a text encoder reads.
+        nsfw: for each picture whether it was blacked out; None if nobody looked.
     """
 
     images: Images
@@ -49,6 +51,7 @@ class Result:
     parameters: list[Parameters]
     truncations: tuple[Truncation, ...] = ()
     is_latent: bool = False
+    nsfw: list[bool] | None = None
 
     def save(self, path: str | os.PathLike[str], index: int = 0) -> Path:
         """Save one picture with its parameters; see :func:`kdrt.save_image`.
@@ -91,6 +94,10 @@ class Pipeline(VaeSwitches):
     Buffers are made for a size when it is first asked for and used again for the next pictures of
     that size, so a pipeline is not for several threads at once.
 
+    Attributes:
+        safety_checker: blacks out what it flags; None where the bundle has none, or to turn it
+            off. Latents and the previews of a callback are not looked at.
+
     Args:
         bundle: the model's facts, tokenizers and token embeddings.
         engines: by component: ``unet``, every text encoder, ``vae_decoder``.
@@ -110,6 +117,9 @@ class Pipeline(VaeSwitches):
         )
         self._prompts = PromptEncoder(bundle, engines)
         self.vae = Vae(engines, bundle.manifest.latents)
+        self.safety_checker: SafetyChecker | None = None
+        if "safety_checker" in engines:
+            self.safety_checker = SafetyChecker(engines["safety_checker"])
         self._denoisers: Recent[tuple[int, int, int, int, bool], Denoiser] = Recent(_DENOISERS)
 
     def __call__(
@@ -147,6 +157,7 @@ class Pipeline(VaeSwitches):
         negative_crops_coords_top_left: Size = (0, 0),
         negative_target_size: Size | None = None,
         output_type: OutputType = "pil",
+        image_filter: ImageFilter | None = None,
         callback: Callable[[Step], None] | None = None,
         progress: bool = False,
     ) -> Result:
@@ -191,6 +202,8 @@ class Pipeline(VaeSwitches):
             original_size: SDXL: see :class:`kdrt.size_conditioning.SizeConditioning`, also for
                 the other sizes and crops, all as (height, width) or (top, left).
             output_type: ``"pil"``, ``"np"``, ``"pt"`` or ``"latent"``; see :class:`Result`.
+            image_filter: called with every picture as a PIL image; see
+                :data:`kdrt.safety.ImageFilter`.
             callback: called after every step. Its tensors are valid during the call only.
             progress: show a progress bar on standard error.
 
@@ -251,8 +264,15 @@ class Pipeline(VaeSwitches):
         final = step.latents
         check_latents(final)
         is_latent = output_type == "latent"
+        images: Images = final
+        nsfw = None
+        if not is_latent:
+            pixels = self._pixels(job, final)
+            pixels, nsfw = looked_at(pixels, self.safety_checker, image_filter)
+            images = to_images(pixels, output_type)
         return Result(
-            images=final if is_latent else to_images(self._pixels(job, final), output_type),
+            images=images,
+            nsfw=nsfw,
             seeds=list(job.seeds),
             parameters=parameters_of(job, self.bundle.manifest),
             truncations=truncations,

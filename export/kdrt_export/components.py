@@ -267,7 +267,8 @@ class ExportTextEncoder(ExportComponent):
 
 
 class ExportTextLayer(nn.Module):
-    """One CLIP encoder layer with a fused QKV projection and an additive mask [L, L]."""
+    """One CLIP encoder layer, of a text or a vision model, with a fused QKV projection and for
+    text an additive mask [L, L]."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
@@ -279,7 +280,7 @@ class ExportTextLayer(nn.Module):
         self.layer_norm1, self.layer_norm2 = layer.layer_norm1, layer.layer_norm2
         self.mlp = layer.mlp
 
-    def forward(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         width = self.heads * self.head_dim
         query, key, value = self.to_qkv(self.layer_norm1(hidden)).split(width, dim=-1)
         hidden = hidden + self.out_proj(

@@ -98,6 +98,14 @@ def export(
             help="Compute query, key and value of an attention with one matrix.",
         ),
     ] = True,
+    safety_checker: Annotated[
+        bool | None,
+        typer.Option(
+            "--safety-checker/--no-safety-checker",
+            show_default="if the model has one",
+            help="Export the model's safety checker, which blacks out what it flags.",
+        ),
+    ] = None,
     allow_pickle: Annotated[
         bool,
         typer.Option(
@@ -158,6 +166,7 @@ def export(
                 random_weights=random_weights,
                 seed=seed,
                 fuse_qkv=fuse_qkv,
+                safety_checker=safety_checker,
                 allow_pickle=allow_pickle,
                 revision=revision,
                 config=config,
