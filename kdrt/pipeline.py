@@ -36,6 +36,7 @@ from kdrt.prompt import (
 )
 from kdrt.recent import Recent
 from kdrt.request import Job, Request, latent_shape, noise_of, resolve
+from kdrt.safety import ImageFilter, SafetyChecker, looked_at
 from kdrt.sampling import Denoise, ForeignPlan, Step, run, run_foreign
 from kdrt.size_conditioning import Size, SizeConditioning
 from kdrt.vae import Vae, VaeSwitches
@@ -57,6 +58,7 @@ class Result:
         truncations: every distinct prompt that was longer than a text encoder reads.
         chunks: in how many parts the longest prompt was read; more than one only with a
             ``prompt_weighting``, or with embeddings that long.
+        nsfw: for each picture whether it was blacked out; None if nobody looked.
     """
 
     images: Images
@@ -65,6 +67,7 @@ class Result:
     truncations: tuple[Truncation, ...] = ()
     is_latent: bool = False
     chunks: int = 1
+    nsfw: list[bool] | None = None
 
     def save(self, path: str | os.PathLike[str], index: int = 0) -> Path:
         """Save one picture with its parameters; see :func:`kdrt.save_image`.
@@ -159,6 +162,10 @@ class Pipeline(VaeSwitches):
     Buffers are made for a size when it is first asked for and used again for the next pictures of
     that size, so a pipeline is not for several threads at once.
 
+    Attributes:
+        safety_checker: blacks out what it flags; None where the bundle has none, or to turn it
+            off. Latents and the previews of a callback are not looked at.
+
     Args:
         bundle: the model's facts, tokenizers and token embeddings.
         engines: by component: ``unet``, every text encoder, ``vae_decoder``.
@@ -173,6 +180,9 @@ class Pipeline(VaeSwitches):
         self.vae = Vae(engines, bundle.manifest.latents)
         self._previewer = Previewer(bundle.manifest.latents)
         self._running: object = None
+        self.safety_checker: SafetyChecker | None = None
+        if "safety_checker" in engines:
+            self.safety_checker = SafetyChecker(engines["safety_checker"])
         self._denoisers: Recent[tuple[int, int, int, int, bool], Denoiser] = Recent(_DENOISERS)
         self._loras = LoraStack(bundle)
 
@@ -283,6 +293,7 @@ class Pipeline(VaeSwitches):
         negative_crops_coords_top_left: Size = (0, 0),
         negative_target_size: Size | None = None,
         output_type: OutputType = "pil",
+        image_filter: ImageFilter | None = None,
         callback: Callable[[PreviewStep], object] | None = None,
         progress: bool = False,
     ) -> Result:
@@ -344,6 +355,8 @@ class Pipeline(VaeSwitches):
             original_size: SDXL: see :class:`kdrt.size_conditioning.SizeConditioning`, also for
                 the other sizes and crops, all as (height, width) or (top, left).
             output_type: ``"pil"``, ``"np"``, ``"pt"`` or ``"latent"``; see :class:`Result`.
+            image_filter: called with every picture as a PIL image; see
+                :data:`kdrt.safety.ImageFilter`.
             callback: called after every step. Its tensors are valid during the call only.
             progress: show a progress bar on standard error.
 
@@ -401,6 +414,7 @@ class Pipeline(VaeSwitches):
                 negative_target_size=negative_target_size,
             ),
             output_type=output_type,
+            image_filter=image_filter,
         )
         generation = self._generation(request)
         with _progress_bar(len(generation), progress) as advance:
@@ -461,9 +475,16 @@ class Pipeline(VaeSwitches):
         def finish(latents: Tensor) -> Result:
             check_latents(latents)
             is_latent = request.output_type == "latent"
-            pixels = None if is_latent else self._pixels(job, latents)
+            images: Images = latents
+            nsfw = None
+            if not is_latent:
+                pixels, nsfw = looked_at(
+                    self._pixels(job, latents), self.safety_checker, request.image_filter
+                )
+                images = to_images(pixels, request.output_type)
             return Result(
-                images=latents if pixels is None else to_images(pixels, request.output_type),
+                images=images,
+                nsfw=nsfw,
                 seeds=list(job.seeds),
                 parameters=parameters_of(job, self.bundle.manifest, self.loras.values()),
                 truncations=truncations,

@@ -37,6 +37,7 @@ from kdrt.sampling import (
     is_foreign,
     plan,
 )
+from kdrt.safety import ImageFilter
 from kdrt.size_conditioning import SizeConditioning, TimeIds
 from kdrt_engines import EngineSpec
 
@@ -89,6 +90,7 @@ class Request:
     freeu: FreeU | None = None
     sizes: SizeConditioning = field(default_factory=SizeConditioning)
     output_type: OutputType = "pil"
+    image_filter: ImageFilter | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -274,7 +274,8 @@ class ExportTextEncoder(ExportComponent):
 
 
 class ExportTextLayer(nn.Module):
-    """One CLIP encoder layer with an additive mask [L, L], its QKV projection fused or not."""
+    """One CLIP encoder layer, of a text or a vision model, its QKV projection fused or not, and for
+    text with an additive mask [L, L]."""
 
     def __init__(self, layer: Any, *, fuse_qkv: bool) -> None:
         super().__init__()
@@ -287,7 +288,7 @@ class ExportTextLayer(nn.Module):
         self.layer_norm1, self.layer_norm2 = layer.layer_norm1, layer.layer_norm2
         self.mlp = layer.mlp
 
-    def forward(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         query, key, value = self._project(self.layer_norm1(hidden))
         hidden = hidden + self.out_proj(
             attention(query, key, value, self.heads, self.head_dim, mask)

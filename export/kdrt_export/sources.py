@@ -9,7 +9,7 @@ import json
 from abc import ABC, abstractmethod
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -20,8 +20,12 @@ from transformers import (
     CLIPTokenizer,
 )
 
+from kdrt.image_input import CLIP_MEAN, CLIP_STD
 from kdrt_export.errors import SourceError, UnsupportedModel
 from kdrt_export.families import DEFAULT_GUIDANCE, KNOWN_MODELS, Architecture, Family
+
+if TYPE_CHECKING:
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 
 _PIPELINES: dict[str, Family] = {
     "StableDiffusionPipeline": "sd",
@@ -63,6 +67,10 @@ class Source(ABC):
 
     @abstractmethod
     def tokenizer(self, index: int) -> CLIPTokenizer: ...
+
+    def safety_checker(self) -> StableDiffusionSafetyChecker | None:
+        """The safety checker, where the model comes with one."""
+        return None
 
     @property
     def text_encoders(self) -> int:
@@ -190,6 +198,18 @@ class FolderSource(Source):
 
     def tokenizer(self, index: int) -> CLIPTokenizer:
         return self._load(CLIPTokenizer, f"tokenizer{_suffix(index)}", weights=False)
+
+    def safety_checker(self) -> StableDiffusionSafetyChecker | None:
+        from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+
+        if not (self.path / "safety_checker").is_dir():
+            return None
+        reading = self.path / "feature_extractor" / "preprocessor_config.json"
+        if reading.is_file():
+            _check_clip_input(_read_json(reading, f"{self.path} is incomplete"))
+        return _frozen(
+            self._load(StableDiffusionSafetyChecker, "safety_checker", dtype=torch.float32)
+        )
 
     def _diffusers(self, kind: Any, subfolder: str) -> Any:
         return self._load(kind, subfolder, torch_dtype=torch.float32)
@@ -326,6 +346,17 @@ def _random_source(source: str, path: Path, seed: int) -> Source:
         opened.family, config("unet"), config("vae"), encoders, opened.scheduler
     )
     return RandomSource(architecture, name=source if source == "demo" else path.name, seed=seed)
+
+
+def _check_clip_input(config: dict[str, Any]) -> None:
+    """Pictures reach a safety checker as CLIP reads them, and no other way."""
+    for key, expected in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)):
+        value = config.get(key, expected)
+        if max(abs(a - b) for a, b in zip(value, expected, strict=True)) > 1e-3:
+            raise UnsupportedModel(
+                f"this model's feature extractor has {key} {value}, where CLIP has "
+                f"{list(expected)}; leave the checker out with --no-safety-checker"
+            )
 
 
 def _suffix(index: int) -> str:

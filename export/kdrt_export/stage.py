@@ -45,6 +45,7 @@ from kdrt_export.sources import Source, download_files, open_source
 from kdrt_export.tokenizers import write_text_files
 from kdrt_export.trace import onnx_from_component
 from kdrt_export.verify import make_cases, sizes, verification_engine, verify
+from kdrt_export.vision import ExportSafetyChecker
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TARGETS = ("onnxruntime", "torch")
@@ -66,6 +67,7 @@ def export(
     seed: int = 0,
     fuse_qkv: bool = True,
     loras: Sequence[tuple[Path, float]] = (),
+    safety_checker: bool | None = None,
     allow_pickle: bool = False,
     revision: str | None = None,
     config: Path | None = None,
@@ -84,6 +86,7 @@ def export(
         random_weights: the architecture alone, with weights drawn from ``seed``.
         fuse_qkv: concatenate attention projections.
         loras: files to merge into the weights, with their scales.
+        safety_checker: export the model's safety checker; None does so if it has one.
         allow_pickle: accept pickled weights.
         revision: of a hub id.
         config: a diffusers folder that describes a single-file checkpoint.
@@ -113,6 +116,7 @@ def export(
     folder = output or home() / "bundles" / name.replace("/", "--")
     with new_bundle(folder) as partial:
         job = _Job(opened, partial, PRECISIONS[precision], fuse_qkv, baked_loras, report)
+        job.with_safety_checker = safety_checker
         job.vae_precision = PRECISIONS.get(vae_precision)
         if vae is not None:
             job.load_vae = lambda: replacement_vae(
@@ -162,6 +166,7 @@ class _Job:
     load_vae: Callable[[], AutoencoderKL]
     vae_precision: torch.dtype | None = None
     baked_loras: tuple[BakedLora, ...]
+    with_safety_checker: bool | None = None
 
     def __init__(
         self,
@@ -181,6 +186,8 @@ class _Job:
     def parts(self) -> Iterator[_Part]:
         for index in range(self.source.text_encoders):
             yield self._text_encoder(index)
+        if self.with_safety_checker is not False:
+            yield from self._safety_checker()
         self.report.start("vae: load")
         vae = self.load_vae()
         dtype = vae_dtype(vae, self.dtype, self.vae_precision, self.report)
@@ -212,6 +219,17 @@ class _Job:
             [{"B": 1, "L": facts.max_length}, {"B": 3, "L": 12}],
             self.dtype,
         )
+
+    def _safety_checker(self) -> Iterator[_Part]:
+        checker = self.source.safety_checker()
+        if checker is not None:
+            component = ExportSafetyChecker(checker)
+            yield _Part("safety_checker", component, {"B": 2}, [{"B": 1}, {"B": 3}], self.dtype)
+        elif self.with_safety_checker:
+            raise ExportError(
+                f"'{self.source.name}' has no safety checker; leave out --safety-checker, or "
+                "give kdrt an image_filter of your own"
+            )
 
     def _unet(self, scale: int) -> _Part:
         self.report.start("unet: load")

@@ -131,6 +131,14 @@ def export(
             help="Merge a LoRA into the weights; may be given more than once.",
         ),
     ] = None,
+    safety_checker: Annotated[
+        bool | None,
+        typer.Option(
+            "--safety-checker/--no-safety-checker",
+            show_default="if the model has one",
+            help="Export the model's safety checker, which blacks out what it flags.",
+        ),
+    ] = None,
     allow_pickle: Annotated[
         bool,
         typer.Option(
@@ -199,6 +207,7 @@ def export(
                 seed=seed,
                 fuse_qkv=fuse_qkv,
                 loras=[lora_option(text) for text in lora or ()],
+                safety_checker=safety_checker,
                 allow_pickle=allow_pickle,
                 revision=revision,
                 config=config,
