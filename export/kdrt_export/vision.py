@@ -27,7 +27,9 @@ class VisionTransformer(nn.Module):
         self.class_embedding = embeddings.class_embedding
         self.position_embedding = embeddings.position_embedding
         self.pre_layer_norm = source.pre_layrnorm
-        self.layers = nn.ModuleList(ExportTextLayer(layer) for layer in source.encoder.layers)
+        self.layers = nn.ModuleList(
+            ExportTextLayer(layer, fuse_qkv=True) for layer in source.encoder.layers
+        )
         self.post_layer_norm = source.post_layernorm
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -88,9 +89,8 @@ def sample(plan: Plan, latents: Tensor, denoise: Denoise, noise: Tensor | None =
 
 
 def _steps(plan: Plan, latents: Tensor, denoise: Denoise, noise: Tensor | None) -> Iterator[Step]:
-    program = compile_plan(plan)
+    program, (prologue, *operations) = _compiled(plan, latents.dtype)
     registers = _registers(program, latents, noise)
-    prologue, *operations = _bound(program, latents.dtype)
     no_grad = torch.no_grad()
     with no_grad:
         for function, out, first, second, number in prologue:
@@ -114,6 +114,13 @@ def _steps(plan: Plan, latents: Tensor, denoise: Denoise, noise: Tensor | None) 
         if ending is not None:
             index, sigma, sigma_next = ending
             yield Step(index, sigma, sigma_next, registers[result], registers[DENOISED])
+
+
+@lru_cache(maxsize=16)
+def _compiled(plan: Plan, dtype: torch.dtype) -> tuple[Program, list[list[_Bound]]]:
+    """A plan as the loop runs it, the same for all pictures made with it."""
+    program = compile_plan(plan)
+    return program, _bound(program, dtype)
 
 
 @torch.no_grad()

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from kdrt.sampling.plan import Correction, Plan, Stage
@@ -78,9 +77,8 @@ class Program:
     needs_unconditional: bool
 
 
-@lru_cache(maxsize=16)
 def compile_plan(plan: Plan) -> Program:
-    """Compile ``plan``: some ten microseconds a stage, once for all pictures of the same plan."""
+    """Compile ``plan``; costs some ten microseconds a stage."""
     return _Compiler(plan).program()
 
 

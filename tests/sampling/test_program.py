@@ -56,11 +56,6 @@ def test_evaluations_in_the_middle_differ_in_coefficients_only(
     )
 
 
-def test_equal_plans_are_compiled_once(sd: NoiseSchedule) -> None:
-    sigmas = sigmas_for("karras", 8, sd)
-    assert compile_plan(plan("heun", sigmas)) is compile_plan(plan("heun", sigmas))
-
-
 coefficients = st.floats(-3, 3).filter(lambda c: c == 0 or abs(c) > 1e-3)
 
 
