@@ -14,15 +14,19 @@ is reached by ``from kdrt.sampling.plan import …``.
 
 from __future__ import annotations
 
+from kdrt.sampling.adaptive import AdaptiveStep, run_adaptive
 from kdrt.sampling.executor import Denoise, Step, run, sample
 from kdrt.sampling.noise import BrownianNoise, NoiseSource, SeededNoise
 from kdrt.sampling.plan import NoiseSlot, Plan, Stage
-from kdrt.sampling.samplers import SAMPLERS, SamplerInfo, find_sampler, plan
+from kdrt.sampling.samplers import SAMPLERS, SamplerInfo, find_sampler, plan, split_label
+from kdrt.sampling.samplers.dpm_adaptive import AdaptivePlan
 from kdrt.sampling.schedules import SCHEDULES, NoiseSchedule, sigmas_for
 
 __all__ = [
     "SAMPLERS",
     "SCHEDULES",
+    "AdaptivePlan",
+    "AdaptiveStep",
     "BrownianNoise",
     "Denoise",
     "NoiseSchedule",
@@ -36,6 +40,8 @@ __all__ = [
     "find_sampler",
     "plan",
     "run",
+    "run_adaptive",
     "sample",
     "sigmas_for",
+    "split_label",
 ]

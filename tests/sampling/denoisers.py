@@ -30,7 +30,7 @@ def rough(channels: int, dtype: torch.dtype = torch.float64) -> Denoise:
     return denoise
 
 
-class unguided:  # noqa: N801 - reads as the functions around it
+class unguided:
     """A denoiser without guidance, for samplers that ask for the result without guidance too."""
 
     def __init__(self, denoise: Denoise) -> None:
