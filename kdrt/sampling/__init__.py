@@ -14,12 +14,14 @@ is reached by ``from kdrt.sampling.plan import …``.
 
 from __future__ import annotations
 
+from kdrt.sampling.adaptive import AdaptiveStep, run_adaptive
 from kdrt.sampling.executor import Denoise, Step, run, sample
 from kdrt.sampling.foreign import ForeignPlan, foreign_plan, is_foreign, run_foreign
 from kdrt.sampling.noise import BrownianNoise, NoiseSource, SeededNoise
 from kdrt.sampling.noise_modes import NOISES, NoiseInfo, RunNoise, check_noise, find_noise
 from kdrt.sampling.plan import NoiseSlot, Plan, Stage
-from kdrt.sampling.samplers import SAMPLERS, SamplerInfo, find_sampler, plan
+from kdrt.sampling.samplers import SAMPLERS, SamplerInfo, find_sampler, plan, split_label
+from kdrt.sampling.samplers.dpm_adaptive import AdaptivePlan
 from kdrt.sampling.schedules import (
     SCHEDULES,
     NoiseSchedule,
@@ -33,6 +35,8 @@ __all__ = [
     "NOISES",
     "SAMPLERS",
     "SCHEDULES",
+    "AdaptivePlan",
+    "AdaptiveStep",
     "BrownianNoise",
     "Denoise",
     "ForeignPlan",
@@ -56,7 +60,9 @@ __all__ = [
     "partial_grid",
     "plan",
     "run",
+    "run_adaptive",
     "run_foreign",
     "sample",
     "sigmas_for",
+    "split_label",
 ]

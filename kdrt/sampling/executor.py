@@ -24,8 +24,12 @@ from kdrt.sampling.program import (
     Program,
     compile_plan,
 )
+from kdrt.sampling.samplers.dpm_adaptive import AdaptivePlan
 
 Denoise = Callable[[Tensor, float], Tensor]
+
+Noise = Tensor | Callable[[int], Tensor] | None
+"""Of a plan's slots, or for an adaptive plan: from an image's number to its next draw."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,10 @@ class Step:
 
 
 def run(
-    plan: Plan, latents: Tensor, denoise: Denoise, noise: Tensor | None = None
+    plan: Plan,
+    latents: Tensor,
+    denoise: Denoise,
+    noise: Noise = None,
 ) -> Iterator[Step]:
     """Execute ``plan``, yielding after every step: the caller owns progress, preview and cancel.
 
@@ -60,7 +67,8 @@ def run(
         denoise: ``(x, sigma) -> denoised``, of the shape and dtype of ``x``. It may return the
             same tensor every time: a result needed later is copied. It must not modify ``x``.
         noise: ``[len(plan.slots), *latents.shape]`` on the device of the latents, from a
-            `NoiseSource`. May be None where the plan has no slots.
+            `NoiseSource`. May be None where the plan has no slots. An adaptive plan has none, and
+            takes a function from an image's number to its next draw where its ``eta`` is not 0.
 
     A plan that needs unconditional results (`Plan.needs_unconditional`) wants a denoiser with an
     attribute ``unconditional``: after a call, the result without guidance, shaped like the other.
@@ -69,6 +77,13 @@ def run(
         ValueError: at once, if ``noise`` is missing or misshapen; at the first evaluation, if
             ``denoise`` returns another shape or dtype.
     """
+    if isinstance(plan, AdaptivePlan):
+        # Imported late: it is built on this module.
+        from kdrt.sampling.adaptive import run_adaptive
+
+        return run_adaptive(plan, latents, lambda image: denoise, noise)
+    if noise is not None and not isinstance(noise, Tensor):
+        raise ValueError(f"{plan.sampler} needs its noise drawn before the run, as one tensor")
     expected = (len(plan.slots), *latents.shape)
     if noise is None:
         if plan.slots:
@@ -80,7 +95,7 @@ def run(
     return _steps(plan, latents, denoise, noise)
 
 
-def sample(plan: Plan, latents: Tensor, denoise: Denoise, noise: Tensor | None = None) -> Tensor:
+def sample(plan: Plan, latents: Tensor, denoise: Denoise, noise: Noise = None) -> Tensor:
     """Execute ``plan`` to its end and return the final state; arguments as for `run`."""
     result = latents
     for step in run(plan, latents, denoise, noise):

@@ -70,6 +70,12 @@ class SeededNoise:
             return self._latents.new_empty((0, *self._latents.shape)).to(self._device)
         return joint_noise(slots, lambda slot: self._normal()).to(self._device)
 
+    def another(self, image: int) -> Tensor:
+        """One more draw from an image's generator, float32 ``[C, H, W]``: the noise of a run whose
+        steps are not known beforehand."""
+        draw = torch.empty(self._shape).normal_(generator=self._generators[image])
+        return draw.to(self._device)
+
     def _normal(self) -> Tensor:
         values = torch.empty((len(self._generators), *self._shape))
         for image, generator in enumerate(self._generators):

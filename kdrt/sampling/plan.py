@@ -122,8 +122,8 @@ class Plan:
         return len(self.sigmas) - 1
 
     @property
-    def evaluations(self) -> int:
-        """Number of calls of the denoiser."""
+    def evaluations(self) -> int | None:
+        """Number of calls of the denoiser; None if only the run can tell."""
         return len(self.stages)
 
     @property

@@ -3,7 +3,8 @@
 ``karras`` integrates the probability-flow ODE in σ, ``ancestral`` adds noise after every step,
 ``dpmpp`` integrates in -ln σ; ``multistep``, ``seeds`` and ``predictor_corrector`` do so with exact
 weights from ``integrals``; ``discrete`` has DDPM, DDIM and LCM, ``cfg_pp`` the samplers that need
-the result without guidance; ``dpm_solver``, ``restart`` and ``er_sde`` are what they are called.
+the result without guidance; ``dpm_solver`` and ``dpm_adaptive`` take fixed and adaptive singlestep
+methods; ``restart`` and ``er_sde`` are what they are called.
 Planners are pure arithmetic on Python floats and check nothing; `plan` checks the request.
 """
 
@@ -22,6 +23,7 @@ from kdrt.sampling.samplers import (
     ancestral,
     cfg_pp,
     discrete,
+    dpm_adaptive,
     dpm_solver,
     dpmpp,
     er_sde,
@@ -137,6 +139,11 @@ _ALL = (
     SamplerInfo(
         *("dpm_fast", "DPM fast", dpm_solver.dpm_fast, 2, False, "N"),
         source="Lu et al. 2022a",
+    ),
+    SamplerInfo(
+        *("dpm_adaptive", "DPM adaptive", dpm_adaptive.dpm_adaptive, 3, False, "adaptive"),
+        source="Lu et al. 2022a",
+        capturable=False,
     ),
     SamplerInfo(
         *("restart", "Restart", restart.restart, 2, True, "2N-1"),

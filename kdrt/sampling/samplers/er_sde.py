@@ -11,6 +11,9 @@ import numpy as np
 from kdrt.sampling.plan import Plan
 from kdrt.sampling.samplers.draft import Draft
 
+_D1, _D2, _D3 = np.eye(3)
+"""The results, newest first, as coefficient vectors: formulas are computed on these."""
+
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 
 
@@ -29,7 +32,9 @@ def er_sde(
         x' = r·x + (1 - r)D + c₁·D' + c₂·D'' + s_noise·√(t² - s²r²)·ξ,   r = φ(t)/φ(s)
         c₁ = (t - s) + φ(t)·∫ₜˢ dσ/φ(σ)     c₂ = (t - s)²/2 + φ(t)·∫ₜˢ (σ - s)/φ(σ) dσ
 
-    where D' and D'' are divided differences in σ of the newest results.
+    where D' = [D₁ - D₂] and D'' = 2·[[D₁ - D₂] - [D₂ - D₃]] are divided differences in σ. As in the
+    paper D' stands for the slope at s, although it is that half a step earlier: so the order of
+    convergence is 2 even with three results.
 
     Args:
         sigmas: the grid, strictly descending.
@@ -45,24 +50,20 @@ def er_sde(
             draft.stage(s, 0.0, [1.0])
             break
         r = phi(t) / phi(s)
-        weights = [1 - r, 0.0, 0.0]
-        past = [s, *reversed(sigmas[:step])][:order]
+        past = sigmas[max(0, step - order + 1) : step][::-1]
+        state = (1 - r) * _D1
+        if len(past) > 0:
+            slope = (_D1 - _D2) / (s - past[0])
+            state = state + slope * ((t - s) + phi(t) * _integral(lambda u: 1 / phi(u), t, s))
         if len(past) > 1:
-            c_1 = (t - s) + phi(t) * _integral(lambda u: 1 / phi(u), t, s)
-            slope = _slope(past[0], past[1])
-            weights[0] += c_1 * slope
-            weights[1] -= c_1 * slope
-        if len(past) > 2:
-            c_2 = (t - s) ** 2 / 2 + phi(t) * _integral(lambda u: (u - s) / phi(u), t, s)  # noqa: B023
-            bend = 2 / (past[0] - past[2]) * c_2
-            before = _slope(past[1], past[2])
-            weights[0] += bend * slope
-            weights[1] -= bend * (slope + before)
-            weights[2] += bend * before
+            before = (_D2 - _D3) / (past[0] - past[1])
+            bend = 2 * (slope - before) / (s - past[1])
+            weight = (t - s) ** 2 / 2 + phi(t) * _integral(lambda u, s=s: (u - s) / phi(u), t, s)
+            state = state + bend * weight
         noise = 0.0
         if solver_type != "ode":
             noise = s_noise * math.sqrt(max(0.0, (t - s * r) * (t + s * r)))
-        draft.stage(s, r, weights, noise=noise, over=(s, t))
+        draft.stage(s, r, state.tolist(), noise=noise, over=(s, t))
     return draft.plan()
 
 
@@ -71,10 +72,6 @@ _NOISE_SCALES: dict[str, Callable[[float], float]] = {
     "reverse_sde": lambda sigma: sigma * sigma,
     "ode": lambda sigma: sigma,
 }
-
-
-def _slope(upper: float, lower: float) -> float:
-    return 1 / (upper - lower)
 
 
 def _integral(function: Callable[[float], float], lower: float, upper: float) -> float:
