@@ -26,6 +26,7 @@ from kdrt.images import OutputType
 from kdrt.init_image import InitImage, read_init_image, with_defaults
 from kdrt.prompt import COMMA_BACKTRACK, Conditioning, Weighting, WeightingMode, hidden_layer
 from kdrt.prompt.given import given_conditioning
+from kdrt.safety import ImageFilter
 from kdrt.sampling import (
     ForeignPlan,
     NoiseSchedule,
@@ -37,7 +38,6 @@ from kdrt.sampling import (
     is_foreign,
     plan,
 )
-from kdrt.safety import ImageFilter
 from kdrt.size_conditioning import SizeConditioning, TimeIds
 from kdrt_engines import EngineSpec
 

@@ -152,9 +152,7 @@ def download_files(
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(
-            snapshot_download(repo, revision=revision, allow_patterns=patterns, **options)
-        )
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, **options))
     except HfHubHTTPError as error:
         raise SourceError(
             f"the hub has no readable '{repo}' (revision {revision or 'main'}); check the name, "
