@@ -362,6 +362,7 @@ class Pipeline:
                 step.latents,
                 step.denoised,
                 self._previewer,
+                self._decoder,
             )
             if self._running is not running:
                 raise InvalidRequest(

@@ -35,6 +35,7 @@ from kdrt_export.components import (
     vae_scale,
 )
 from kdrt_export.errors import ExportError, UnsupportedModel
+from kdrt_export.preview_factors import Factors, preview_factors
 from kdrt_export.programs import program_from_component
 from kdrt_export.report import Report, Silent
 from kdrt_export.sources import Source, open_source
@@ -145,6 +146,7 @@ class _Job:
     """Walks a source, one network in memory at a time, and gathers the manifest's facts."""
 
     latents: LatentFacts
+    preview: Factors
 
     def __init__(
         self, source: Source, folder: Path, dtype: torch.dtype, fuse_qkv: bool, report: Report
@@ -160,6 +162,7 @@ class _Job:
         self.report.start("vae: load")
         vae = self.source.vae()
         dtype = self._vae_dtype(vae)
+        self.preview = preview_factors(vae)
         self.report.done()
         decoder, encoder = ExportVaeDecoder(vae), ExportVaeEncoder(vae)
         yield _Part("vae_decoder", decoder, _VAE_TRACED, _VAE_VERIFIED, dtype)
@@ -197,6 +200,7 @@ class _Job:
             scale=scale,
             default_height=height * scale,
             default_width=width * scale,
+            preview=self.preview,
         )
         if unet.config.in_channels != unet.config.out_channels:
             raise UnsupportedModel(

@@ -109,3 +109,11 @@ def test_a_bundle_without_factors_says_so(sdxl: TinyModel) -> None:
     step = next(sdxl.pipeline.steps("a", steps=1, seed=1))
     with pytest.raises(kdrt.InvalidRequest, match="without previews; export the model again"):
         step.preview()
+
+
+def test_a_step_can_be_decoded_in_full(sdxl: TinyModel) -> None:
+    generation = sdxl.pipeline.steps("a", steps=3, seed=1)
+    shown = [step.decode()[0] for step in generation]
+    assert [picture.size for picture in shown] == [(48, 64)] * 3
+    assert shown[-1].tobytes() == generation.result().images[0].tobytes()
+    assert shown[0].tobytes() != shown[-1].tobytes()
