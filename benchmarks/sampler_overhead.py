@@ -222,7 +222,7 @@ def draw(costs: list[Cost], path: Path) -> None:
     axes.set_xlim(1, max(cost.k_diffusion for cost in shown) * 3)
     axes.set_xlabel("host time a step without the network, µs (logarithmic)")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="upper right")
     figure.savefig(path, dpi=110)
 
 
