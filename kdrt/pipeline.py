@@ -619,6 +619,7 @@ class Pipeline(VaeSwitches):
                 step.latents,
                 step.denoised,
                 self._previewer,
+                self._decoder,
             )
             if self._running is not running:
                 raise InvalidRequest(

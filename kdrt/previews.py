@@ -2,7 +2,8 @@
 
 The VAE's latents are nearly a small picture: every pixel of the preview is an affine function of
 one latent, whose factors the export fits to the model's own VAE. A preview is as large as the
-latents, an eighth of the picture's width and height.
+latents, an eighth of the picture's width and height. It shows what is where; how true its colours
+are depends on how nearly linear the VAE is.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 from kdrt.bundle import LatentFacts
 from kdrt.errors import InvalidRequest
 from kdrt.images import to_images
+from kdrt.latents import Decoder
 from kdrt.sampling import Step
 
 
@@ -52,6 +54,7 @@ class PreviewStep(Step):
     """A completed step of a pipeline: `kdrt.Step`, and a look at the picture."""
 
     previewer: Previewer = field(repr=False)
+    decoder: Decoder = field(repr=False)
 
     def preview(self) -> list[Image.Image]:
         """A small picture of each image as the model sees it now, without its noise.
@@ -62,3 +65,9 @@ class PreviewStep(Step):
             InvalidRequest: the bundle was exported without previews.
         """
         return self.previewer(self.denoised)
+
+    def decode(self) -> list[Image.Image]:
+        """The same in full: what the VAE makes of the picture as it stands, at the VAE's cost."""
+        pictures = to_images(self.decoder(self.denoised), "pil")
+        assert isinstance(pictures, list)
+        return pictures

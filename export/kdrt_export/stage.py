@@ -38,6 +38,7 @@ from kdrt_export.components import (
 )
 from kdrt_export.errors import ExportError, UnsupportedModel
 from kdrt_export.lora import LorasToBake
+from kdrt_export.preview_factors import Factors, preview_factors
 from kdrt_export.programs import program_from_component
 from kdrt_export.replacement_vae import replacement_vae, vae_dtype
 from kdrt_export.report import Report, Silent
@@ -167,6 +168,7 @@ class _Job:
     vae_precision: torch.dtype | None = None
     baked_loras: tuple[BakedLora, ...]
     with_safety_checker: bool | None = None
+    preview: Factors
 
     def __init__(
         self,
@@ -191,6 +193,7 @@ class _Job:
         self.report.start("vae: load")
         vae = self.load_vae()
         dtype = vae_dtype(vae, self.dtype, self.vae_precision, self.report)
+        self.preview = preview_factors(vae)
         self.report.done()
         decoder = ExportVaeDecoder(vae, fuse_qkv=self.fuse_qkv)
         encoder = ExportVaeEncoder(vae, fuse_qkv=self.fuse_qkv)
@@ -246,6 +249,7 @@ class _Job:
             default_height=height * scale,
             default_width=width * scale,
             vae_tile=self.vae_tile,
+            preview=self.preview,
         )
         if unet.config.in_channels not in (channels, 2 * channels + 1):
             raise UnsupportedModel(

@@ -127,7 +127,9 @@ def run_foreign(
             Its own exceptions are raised as they are.
     """
     model = ForeignModel(denoise, latents, noise_schedule)
-    worker = _Worker(lambda switch: _call(planned, model, latents, noise, switch))
+    # The current stream belongs to a thread, and buffers are written on the caller's.
+    stream = torch.cuda.current_stream(latents.device) if latents.is_cuda else None
+    worker = _Worker(lambda switch: _call(planned, model, latents, noise, switch), stream)
     random = _OwnRandomState(seed)
     pending: dict[str, Any] | None = None
     index = 0
@@ -323,8 +325,13 @@ class _Left(BaseException):
 class _Worker:
     """Runs a function in a thread, and stops it wherever it calls ``switch``."""
 
-    def __init__(self, function: Callable[[Callable[[dict[str, Any]], None]], Any]) -> None:
+    def __init__(
+        self,
+        function: Callable[[Callable[[dict[str, Any]], None]], Any],
+        stream: torch.cuda.Stream | None,
+    ) -> None:
         self._function = function
+        self._stream = stream
         self._go: SimpleQueue[bool] = SimpleQueue()
         self._seen: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -334,8 +341,7 @@ class _Worker:
     def resume(self) -> dict[str, Any] | None:
         """Let the function go on to its next ``switch``: what it handed over, None at its end."""
         if self._thread is None:
-            stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
-            self._thread = threading.Thread(target=self._run, args=(stream,), daemon=True)
+            self._thread = threading.Thread(target=self._run, daemon=True)
             self._thread.start()
         else:
             self._go.put(True)
@@ -355,9 +361,8 @@ class _Worker:
         if not self._go.get():
             raise _Left
 
-    def _run(self, stream: torch.cuda.Stream | None) -> None:
-        # The current stream belongs to a thread, and buffers are written on the caller's.
-        with torch.cuda.stream(stream) if stream else contextlib.nullcontext():
+    def _run(self) -> None:
+        with torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext():
             try:
                 self.result = self._function(self._switch)
             except _Left:

@@ -40,9 +40,9 @@ class Instruction(NamedTuple):
 
 
 class Ending(NamedTuple):
-    """The step that an evaluation completes."""
+    """The step that an evaluation completes, counted from 0."""
 
-    index: int
+    step: int
     sigma: float
     sigma_next: float
 

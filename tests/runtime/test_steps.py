@@ -98,14 +98,31 @@ def test_a_preview_is_an_affine_map_of_the_latents() -> None:
 
 def test_every_step_has_a_preview(sdxl: TinyModel) -> None:
     sdxl.pipeline._previewer = Previewer(facts())
-    shown: list[list[Image.Image]] = []
-    sdxl.pipeline(["a", "b"], steps=3, seed=1, callback=lambda step: shown.append(step.preview()))
-    assert [len(pictures) for pictures in shown] == [2, 2, 2]
-    assert shown[0][0].size == (6, 8)
-    assert shown[0][0].tobytes() != shown[2][0].tobytes()
+    seen: list[tuple[list[Image.Image], list[Image.Image]]] = []
+
+    def look(step: kdrt.PreviewStep) -> None:
+        seen.append((step.preview(), Previewer(facts())(step.denoised)))
+
+    sdxl.pipeline(["a", "b"], steps=3, seed=1, callback=look)
+    assert len(seen) == 3
+    for shown, expected in seen:
+        assert [picture.size for picture in shown] == [(6, 8), (6, 8)]
+        assert [p.tobytes() for p in shown] == [p.tobytes() for p in expected]
 
 
 def test_a_bundle_without_factors_says_so(sdxl: TinyModel) -> None:
     step = next(sdxl.pipeline.steps("a", steps=1, seed=1))
     with pytest.raises(kdrt.InvalidRequest, match="without previews; export the model again"):
         step.preview()
+
+
+def test_a_step_can_be_decoded_in_full(sdxl: TinyModel) -> None:
+    generation = sdxl.pipeline.steps("a", steps=3, seed=1)
+    denoised, shown = [], []
+    for step in generation:
+        shown += step.decode()
+        denoised.append(step.denoised.clone())
+    assert [picture.size for picture in shown] == [(48, 64)] * 3
+    for call, expected in zip(sdxl.vae_decoder.calls, denoised, strict=True):
+        assert torch.equal(call["latents"], expected)
+    assert shown[-1].tobytes() == generation.result().images[0].tobytes()
