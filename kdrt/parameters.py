@@ -19,7 +19,7 @@ from kdrt._version import __version__
 from kdrt.bundle import Manifest
 from kdrt.denoiser import FREEU_OFF
 from kdrt.request import Job
-from kdrt.sampling import SAMPLERS
+from kdrt.sampling.samplers import label_of
 
 Value = str | int | float
 
@@ -100,7 +100,7 @@ def parameters_of(job: Job, manifest: Manifest) -> list[Parameters]:
             prompt=prompt,
             negative_prompt=negative,
             steps=job.plan.steps,
-            sampler=_sampler_label(job),
+            sampler=label_of(job.request.sampler, job.request.sampler_options or {}),
             schedule=schedule,
             guidance_scale=job.guidance_scale,
             seed=seed,
@@ -138,15 +138,6 @@ def _extras(job: Job, manifest: Manifest, index: int) -> Iterator[tuple[str, Val
         yield "Prompt 2", job.prompts[-1][index]
     if request.negative_prompt_2 is not None and job.negatives:
         yield "Negative prompt 2", job.negatives[-1][index]
-
-
-def _sampler_label(job: Job) -> str:
-    label = SAMPLERS[job.plan.sampler].label
-    # One label of the web UI is a sampler together with one of its options.
-    heun = f"{label} Heun"
-    options = job.request.sampler_options or {}
-    is_heun = job.plan.sampler == "dpmpp_2m_sde" and "heun" in job.request.sampler.lower()
-    return heun if is_heun and "solver_type" not in options else label
 
 
 def _schedule_label(schedule: str) -> str:

@@ -22,7 +22,7 @@ from kdrt.parameters import Parameters, parameters_of
 from kdrt.prompt import Conditioning, PromptEncoder, Truncation, TruncationWarning, zeros_like
 from kdrt.recent import Recent
 from kdrt.request import Job, Request, latent_shape, resolve
-from kdrt.sampling import NoiseSchedule, SeededNoise, Step, run
+from kdrt.sampling import AdaptivePlan, NoiseSchedule, SeededNoise, Step, run, run_adaptive
 from kdrt.size_conditioning import Size, SizeConditioning
 from kdrt_engines import Engine
 
@@ -234,7 +234,8 @@ class Pipeline:
     def _encode(self, job: Job) -> tuple[Conditioning, Conditioning | None, tuple[Truncation, ...]]:
         """Positive and negative conditioning; no negative where there is no second half."""
         positive, truncations = self._prompts.encode(job.prompts, job.clip_skip)
-        if not is_doubled(self._unet.spec, job.guidance_scale):
+        asked = job.plan.needs_unconditional
+        if not is_doubled(self._unet.spec, job.guidance_scale, asked=asked):
             return positive, None, truncations
         if job.negatives is None:
             return positive, zeros_like(positive), truncations
@@ -246,28 +247,45 @@ class Pipeline:
         self, job: Job, positive: Conditioning, negative: Conditioning | None
     ) -> Iterator[Step]:
         """Sample, step by step. The last step's latents are the result."""
-        channels, height, width = latent_shape(self.bundle.manifest, job.height, job.width)
+        shape = latent_shape(self.bundle.manifest, job.height, job.width)
+        noise = SeededNoise(job.seeds, shape, self._unet.device)
+        latents = noise.latents()
+        if job.request.latents is not None:
+            latents.copy_(job.request.latents)
+        latents.mul_(job.plan.sigmas[0])
+        if isinstance(job.plan, AdaptivePlan):
+            yield from run_adaptive(
+                job.plan,
+                latents,
+                lambda image: self._prepared(
+                    job, positive.one(image), None if negative is None else negative.one(image)
+                ),
+                noise.another,
+            )
+            return
+        denoiser = self._prepared(job, positive, negative)
+        yield from run(job.plan, latents, denoiser, noise.draw(job.plan.slots))
+
+    def _prepared(
+        self, job: Job, positive: Conditioning, negative: Conditioning | None
+    ) -> Denoiser:
+        """The denoiser of a job, for as many of its pictures as there is conditioning."""
+        images, tokens, _ = positive.encoder_hidden_states.shape
+        _, height, width = latent_shape(self.bundle.manifest, job.height, job.width)
+        doubled = negative is not None
         denoiser = self._denoiser(
-            images=len(job.seeds),
-            height=height,
-            width=width,
-            tokens=positive.encoder_hidden_states.shape[1],
-            doubled=negative is not None,
+            images=images, height=height, width=width, tokens=tokens, doubled=doubled
         )
         denoiser.prepare(
             positive,
             negative,
             guidance_scale=job.guidance_scale,
             guidance_rescale=job.request.guidance_rescale,
-            time_ids=_time_ids(job, doubled=negative is not None),
+            time_ids=_time_ids(job, images, doubled=doubled),
             freeu=job.freeu,
+            unconditional=job.plan.needs_unconditional,
         )
-        noise = SeededNoise(job.seeds, (channels, height, width), self._unet.device)
-        latents = noise.latents()
-        if job.request.latents is not None:
-            latents.copy_(job.request.latents)
-        latents.mul_(job.plan.sigmas[0])
-        yield from run(job.plan, latents, denoiser, noise.draw(job.plan.slots))
+        return denoiser
 
     def _denoiser(
         self, *, images: int, height: int, width: int, tokens: int, doubled: bool
@@ -287,12 +305,12 @@ class Pipeline:
         )
 
 
-def _time_ids(job: Job, *, doubled: bool) -> Tensor | None:
+def _time_ids(job: Job, images: int, *, doubled: bool) -> Tensor | None:
     """Size conditioning of the whole batch, ``[B, 6]``: the negative half first, as everywhere."""
     if job.time_ids is None or job.negative_time_ids is None:
         return None
     halves = [job.negative_time_ids, job.time_ids] if doubled else [job.time_ids]
-    return torch.tensor([ids for ids in halves for _ in job.seeds], dtype=torch.float32)
+    return torch.tensor([ids for ids in halves for _ in range(images)], dtype=torch.float32)
 
 
 @contextmanager

@@ -63,6 +63,14 @@ class Conditioning:
     encoder_hidden_states: Tensor
     text_embeds: Tensor | None
 
+    def one(self, index: int) -> Conditioning:
+        """That of one prompt, still as a batch: B = 1."""
+        pooled = self.text_embeds
+        return Conditioning(
+            self.encoder_hidden_states[index : index + 1],
+            None if pooled is None else pooled[index : index + 1],
+        )
+
 
 @dataclass(frozen=True)
 class Tokens:

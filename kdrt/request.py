@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kdrt.bundle import Manifest
 from kdrt.checks import amount, texts, whole
-from kdrt.denoiser import FREEU_OFF
+from kdrt.denoiser import FREEU_OFF, GUIDANCE_INPUT
 from kdrt.errors import InvalidRequest
 from kdrt.images import OutputType
 from kdrt.prompt import hidden_layer
@@ -120,6 +120,12 @@ def resolve(
     guidance_scale = request.guidance_scale
     if guidance_scale is None:
         guidance_scale = manifest.default_guidance_scale
+    planned = _plan(request, manifest, noise_schedule)
+    if planned.needs_unconditional and unet.has_input(GUIDANCE_INPUT):
+        raise InvalidRequest(
+            f"{planned.sampler} needs results without guidance, and '{manifest.name}' is distilled "
+            "to give guided ones only; take a sampler without CFG++"
+        )
     positive_ids, negative_ids = request.sizes.time_ids(height, width)
     has_ids = unet.has_input("time_ids")
     return Job(
@@ -129,7 +135,7 @@ def resolve(
         height=height,
         width=width,
         seeds=_seeds(request.seed, images),
-        plan=_plan(request, manifest, noise_schedule),
+        plan=planned,
         guidance_scale=amount("guidance_scale", guidance_scale),
         clip_skip=_clip_skip(request.clip_skip, manifest),
         freeu=_freeu(request.freeu, unet),
