@@ -29,10 +29,11 @@ GUIDANCE_INPUT = "timestep_cond"
 """The input of distilled models, which take the guidance scale as an embedding."""
 
 
-def is_doubled(unet: EngineSpec, guidance_scale: float) -> bool:
-    """Whether guidance needs a second, unconditional half of the batch: not without guidance, and
-    not for a distilled model, which takes the guidance scale as an input."""
-    return guidance_scale > 1 and not unet.has_input(GUIDANCE_INPUT)
+def is_doubled(unet: EngineSpec, guidance_scale: float, *, asked: bool = False) -> bool:
+    """Whether there is a second, unconditional half of the batch: where guidance or the sampler
+    (``asked``) needs one, and never for a distilled model, which takes the guidance scale as an
+    input."""
+    return (asked or guidance_scale > 1) and not unet.has_input(GUIDANCE_INPUT)
 
 
 def guidance_embedding(guidance_scale: float, size: int) -> Tensor:
@@ -103,6 +104,8 @@ class Denoiser:
         self._predictions = self._prediction.chunk(halves)
         self._guided = torch.empty_like(self._predictions[0])
         self._denoised = torch.empty_like(self._predictions[0])
+        self._unconditional: Tensor | None = None
+        self._keeps_unconditional = False
         self._wanted_std = self._guided.new_empty(images, 1, 1, 1)
         self._actual_std = torch.empty_like(self._wanted_std)
 
@@ -116,6 +119,7 @@ class Denoiser:
         guidance_rescale: float = 0.0,
         time_ids: Tensor | None = None,
         freeu: tuple[float, float, float, float] = FREEU_OFF,
+        unconditional: bool = False,
     ) -> None:
         """Write all that does not change from step to step.
 
@@ -127,7 +131,11 @@ class Denoiser:
             time_ids: SDXL's size conditioning, ``[B, 6]``, or ``[2B, 6]`` with the negative half
                 first if doubled.
             freeu: (b1, b2, s1, s2).
+            unconditional: offer :attr:`unconditional` too; only if doubled.
         """
+        self._keeps_unconditional = unconditional
+        if unconditional and self._unconditional is None:
+            self._unconditional = torch.empty_like(self._denoised)
         halves = [positive] if negative is None else [negative, positive]
         inputs = self._binding.inputs
         inputs["encoder_hidden_states"].copy_(torch.cat([h.encoder_hidden_states for h in halves]))
@@ -143,6 +151,18 @@ class Denoiser:
             embedding.copy_(guidance_embedding(guidance_scale, embedding.shape[-1]))
         self._guidance_scale = guidance_scale
         self._rescale = guidance_rescale
+
+    @property
+    def unconditional(self) -> Tensor:
+        """The last result without guidance, which CFG++ samplers need: float32 ``[B, C, h, w]``,
+        overwritten by the next call.
+
+        Raises:
+            RuntimeError: :meth:`prepare` was not told to keep it.
+        """
+        if self._unconditional is None or not self._keeps_unconditional:
+            raise RuntimeError("this denoiser was not prepared to keep its unconditional results")
+        return self._unconditional
 
     @torch.no_grad()
     def write_extra_channels(self, channels: Tensor) -> None:
@@ -167,10 +187,18 @@ class Denoiser:
             self._prediction.copy_(self._noise_pred)
 
         guided = self._guided_prediction()
-        if not self._predicts_v:
-            return torch.add(x, guided, alpha=-sigma, out=self._denoised)
-        torch.mul(x, scale * scale, out=self._denoised)
-        return self._denoised.add_(guided, alpha=-sigma * scale)
+        skip, out = (scale * scale, -sigma * scale) if self._predicts_v else (1.0, -sigma)
+        if self._keeps_unconditional and self._unconditional is not None:
+            self._affine(x, skip, self._predictions[0], out, into=self._unconditional)
+        return self._affine(x, skip, guided, out, into=self._denoised)
+
+    def _affine(
+        self, x: Tensor, skip: float, prediction: Tensor, out: float, *, into: Tensor
+    ) -> Tensor:
+        """``skip·x + out·prediction``; a skip of 1 spares a kernel."""
+        if skip == 1:
+            return torch.add(x, prediction, alpha=out, out=into)
+        return torch.mul(x, skip, out=into).add_(prediction, alpha=out)
 
     def _guided_prediction(self) -> Tensor:
         """Classifier-free guidance, ``u + w·(c − u)``.

@@ -22,7 +22,8 @@ from kdrt.denoiser import FREEU_OFF
 from kdrt.grid import is_custom
 from kdrt.prompt.weighting import COMMA_BACKTRACK, has_emphasis
 from kdrt.request import Job
-from kdrt.sampling import SAMPLERS, ForeignPlan, find_schedule
+from kdrt.sampling import ForeignPlan, find_schedule
+from kdrt.sampling.samplers import label_of
 
 Value = str | int | float
 
@@ -193,12 +194,7 @@ def _noise_extras(job: Job, index: int) -> Iterator[tuple[str, Value]]:
 def _sampler_label(job: Job) -> str:
     if isinstance(job.plan, ForeignPlan):
         return job.plan.sampler
-    label = SAMPLERS[job.plan.sampler].label
-    # One label of the web UI is a sampler together with one of its options.
-    heun = f"{label} Heun"
-    options = job.request.sampler_options or {}
-    is_heun = job.plan.sampler == "dpmpp_2m_sde" and "heun" in str(job.request.sampler).lower()
-    return heun if is_heun and "solver_type" not in options else label
+    return label_of(str(job.request.sampler), job.request.sampler_options or {})
 
 
 def _flat(value: Value) -> str:

@@ -37,7 +37,17 @@ from kdrt.prompt import (
 from kdrt.recent import Recent
 from kdrt.request import Job, Request, latent_shape, noise_of, resolve
 from kdrt.safety import ImageFilter, SafetyChecker, looked_at
-from kdrt.sampling import Denoise, ForeignPlan, Step, run, run_foreign
+from kdrt.sampling import (
+    AdaptivePlan,
+    Denoise,
+    ForeignPlan,
+    RunNoise,
+    SeededNoise,
+    Step,
+    run,
+    run_adaptive,
+    run_foreign,
+)
 from kdrt.size_conditioning import Size, SizeConditioning
 from kdrt.vae import Vae, VaeSwitches
 from kdrt_engines import Engine
@@ -467,7 +477,8 @@ class Pipeline(VaeSwitches):
     def _generation(self, request: Request) -> Generation:
         """Check, encode, and leave the rest to whoever asks for steps."""
         job = resolve(request, self.bundle.manifest, self._unet.spec, self._noise_schedule)
-        doubled = is_doubled(self._unet.spec, job.guidance_scale)
+        asked = job.plan.needs_unconditional
+        doubled = is_doubled(self._unet.spec, job.guidance_scale, asked=asked)
         positive, negative, truncations = self._encode(job, doubled=doubled)
         for truncation in truncations:
             warnings.warn(str(truncation), TruncationWarning, stacklevel=3)
@@ -630,39 +641,75 @@ class Pipeline(VaeSwitches):
     def _sample(
         self, job: Job, positive: Conditioning, negative: Conditioning | None
     ) -> Iterator[Step]:
-        channels, height, width = latent_shape(self.bundle.manifest, job.height, job.width)
+        shape = latent_shape(self.bundle.manifest, job.height, job.width)
+        noise = noise_of(job, shape)
+        latents = noise.latents().to(self._unet.device)
+        if job.request.latents is not None:
+            latents.copy_(job.request.latents.detach())
+        if job.request.denoising_start is None:
+            latents.mul_(job.plan.sigmas[0])
+        if isinstance(job.plan, AdaptivePlan):
+            return self._sample_adaptively(job.plan, job, positive, negative, latents, noise)
+        denoiser = self._prepared(job, positive, negative)
+        denoise: Denoise = denoiser
+        if job.init_image is not None:
+            latents, denoise = self._begin(job.init_image, latents, denoiser)
+        if isinstance(job.plan, ForeignPlan):
+            return run_foreign(
+                job.plan, latents, denoise, noise, self._noise_schedule, seed=job.seeds[0]
+            )
+        return run(job.plan, latents, denoise, noise.draw(job.plan.slots).to(latents.device))
+
+    def _begin(
+        self, image: InitImage, latents: Tensor, denoiser: Denoiser
+    ) -> tuple[Tensor, Denoise]:
+        scale = self.bundle.manifest.latents.scale
+        return begin(image, latents, denoiser, self.vae.encode, scale=scale)
+
+    def _sample_adaptively(
+        self,
+        plan: AdaptivePlan,
+        job: Job,
+        positive: Conditioning,
+        negative: Conditioning | None,
+        latents: Tensor,
+        noise: RunNoise,
+    ) -> Iterator[Step]:
+        """Picture by picture: the step size of one must not depend on its neighbours."""
+        if job.init_image is not None:
+            latents, _ = self._begin(
+                job.init_image, latents, self._prepared(job, positive, negative)
+            )
+        assert isinstance(noise, SeededNoise)  # the request refuses every other kind
+        return run_adaptive(
+            plan,
+            latents,
+            lambda image: self._prepared(
+                job, positive.one(image), None if negative is None else negative.one(image)
+            ),
+            noise.another,
+        )
+
+    def _prepared(
+        self, job: Job, positive: Conditioning, negative: Conditioning | None
+    ) -> Denoiser:
+        """The denoiser of a job, for as many of its pictures as there is conditioning."""
+        images, tokens, _ = positive.encoder_hidden_states.shape
+        _, height, width = latent_shape(self.bundle.manifest, job.height, job.width)
+        doubled = negative is not None
         denoiser = self._denoiser(
-            images=len(job.seeds),
-            height=height,
-            width=width,
-            tokens=positive.encoder_hidden_states.shape[1],
-            doubled=negative is not None,
+            images=images, height=height, width=width, tokens=tokens, doubled=doubled
         )
         denoiser.prepare(
             positive,
             negative,
             guidance_scale=job.guidance_scale,
             guidance_rescale=job.request.guidance_rescale,
-            time_ids=_time_ids(job, doubled=negative is not None),
+            time_ids=_time_ids(job, images, doubled=doubled),
             freeu=job.freeu,
+            unconditional=job.plan.needs_unconditional,
         )
-        noise = noise_of(job, (channels, height, width))
-        latents = noise.latents().to(self._unet.device)
-        if job.request.latents is not None:
-            latents.copy_(job.request.latents.detach())
-        if job.request.denoising_start is None:
-            latents.mul_(job.plan.sigmas[0])
-        denoise: Denoise = denoiser
-        if job.init_image is not None:
-            scale = self.bundle.manifest.latents.scale
-            latents, denoise = begin(
-                job.init_image, latents, denoiser, self.vae.encode, scale=scale
-            )
-        if isinstance(job.plan, ForeignPlan):
-            return run_foreign(
-                job.plan, latents, denoise, noise, self._noise_schedule, seed=job.seeds[0]
-            )
-        return run(job.plan, latents, denoise, noise.draw(job.plan.slots).to(latents.device))
+        return denoiser
 
     def _denoiser(
         self, *, images: int, height: int, width: int, tokens: int, doubled: bool
@@ -682,12 +729,12 @@ class Pipeline(VaeSwitches):
         )
 
 
-def _time_ids(job: Job, *, doubled: bool) -> Tensor | None:
+def _time_ids(job: Job, images: int, *, doubled: bool) -> Tensor | None:
     """Size conditioning of the whole batch, ``[B, 6]``: the negative half first, as everywhere."""
     if job.time_ids is None or job.negative_time_ids is None:
         return None
     halves = [job.negative_time_ids, job.time_ids] if doubled else [job.time_ids]
-    return torch.tensor([ids for ids in halves for _ in job.seeds], dtype=torch.float32)
+    return torch.tensor([ids for ids in halves for _ in range(images)], dtype=torch.float32)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 
 from kdrt.bundle import Manifest
 from kdrt.checks import amount, options_of, texts, whole
-from kdrt.denoiser import FREEU_OFF
+from kdrt.denoiser import FREEU_OFF, GUIDANCE_INPUT
 from kdrt.errors import InvalidRequest
 from kdrt.grid import check_start, grid_of
 from kdrt.images import OutputType
@@ -172,6 +172,11 @@ def resolve(
     if guidance_scale is None:
         guidance_scale = manifest.default_guidance_scale
     planned = _plan(request, manifest, noise_schedule)
+    if planned.needs_unconditional and unet.has_input(GUIDANCE_INPUT):
+        raise InvalidRequest(
+            f"{planned.sampler} needs results without guidance, and '{manifest.name}' is distilled "
+            "to give guided ones only; take a sampler without CFG++"
+        )
     seeds, noise_seeds = _all_seeds(request, images, planned)
     positive_ids, negative_ids = request.sizes.time_ids(height, width)
     has_ids = unet.has_input("time_ids")

@@ -119,11 +119,21 @@ def test_the_readme_names_every_command_sampler_and_schedule() -> None:
 
 def test_the_table_of_samplers_is_that_of_the_code() -> None:
     page = (ROOT / "docs" / "samplers.md").read_text(encoding="utf-8")
-    for name, info in SAMPLERS.items():
-        noise = "yes" if info.stochastic else "no"
-        options = ", ".join(f"`{option}`" for option in info.options)
-        cells = (f"`{name}`", info.label, str(info.order), noise, info.evaluations, options)
-        assert f"| {' | '.join(cells)} |".replace("|  |", "| |") in page
+    expected = [
+        (
+            f"`{name}`",
+            info.label,
+            "-" if info.order is None else str(info.order),
+            "yes" if info.stochastic else "no",
+            info.evaluations,
+            "yes" if info.capturable else "no",
+            ", ".join(f"`{option}`" for option in info.options) or "-",
+            f"`{info.diffusers}`" if info.diffusers else "-",
+        )
+        for name, info in SAMPLERS.items()
+    ]
+    table = page[page.index("| sampler |") : page.index("*Order*")].strip().splitlines()
+    assert [tuple(line.strip("| ").split(" | ")) for line in table[2:]] == expected
 
 
 def test_the_bounds_of_an_export_are_those_of_the_code() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from kdrt.sampling import SamplerInfo
 
 
 def samplers(
@@ -13,8 +16,8 @@ def samplers(
     """
     List the samplers, what a run costs and which options they take.
 
-    Names are those of k-diffusion; the web UI's names work too ("DPM++ 2M"). Options are given
-    to [cyan]kdrt generate[/] as [cyan]--sampler-option eta=0.5[/].
+    Names are those of k-diffusion; those of the web UI ("DPM++ 2M") and of ComfyUI work too.
+    Options are given to [cyan]kdrt generate[/] as [cyan]--sampler-option eta=0.5[/].
     """
     from kdrt.cli.console import print_json, print_table
     from kdrt.sampling import SAMPLERS
@@ -28,6 +31,10 @@ def samplers(
                     "order": info.order,
                     "stochastic": info.stochastic,
                     "evaluations": info.evaluations,
+                    "capturable": info.capturable,
+                    "diffusers": info.diffusers,
+                    "aliases": list(info.aliases),
+                    "source": info.source,
                     # Strict JSON has no infinity.
                     "options": {
                         k: str(v) if v == _INFINITY else v for k, v in info.options.items()
@@ -38,25 +45,31 @@ def samplers(
         )
         return
     print_table(
-        ("sampler", "web UI name", "order#", "noise", "calls", "options"),
+        ("sampler", "order#", "noise", "calls", "graph", "web UI name · options · diffusers"),
         [
             (
                 info.name,
-                info.label,
-                str(info.order),
+                "-" if info.order is None else str(info.order),
                 "yes" if info.stochastic else "no",
                 info.evaluations,
-                " ".join(
-                    f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}"
-                    for k, v in info.options.items()
-                ),
+                "yes" if info.capturable else "no",
+                "\n".join(filter(None, (info.label, _options(info), info.diffusers))),
             )
             for info in SAMPLERS.values()
         ],
     )
     typer.echo(
-        "\nCalls of the UNet in N steps. With noise too, the same seed gives the same picture."
+        "\nCalls of the UNet in N steps; graph: whether a CUDA graph can hold the loop. With noise "
+        "too, the same seed gives the same picture."
     )
 
 
 _INFINITY = float("inf")
+
+
+def _options(info: SamplerInfo) -> str:
+    """The options with their defaults: "eta=1 s_noise=1"."""
+    return " ".join(
+        f"{name}={default:g}" if isinstance(default, float) else f"{name}={default}"
+        for name, default in info.options.items()
+    )

@@ -55,6 +55,11 @@ class ForeignPlan:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def needs_unconditional(self) -> bool:
+        """Foreign samplers get guided results only."""
+        return False
+
+    @property
     def steps(self) -> int:
         """Number of steps of the grid (a sampler that only takes its ends may make others)."""
         return len(self.sigmas) - 1

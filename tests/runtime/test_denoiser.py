@@ -200,3 +200,21 @@ def test_guidance_embedding_agrees_with_the_formula(size: int) -> None:
         expected[i], expected[half + i] = math.sin(angle), math.cos(angle)
     # float32 angles of several thousand radians are exact to some 5e-4.
     assert guidance_embedding(8.5, size).tolist() == pytest.approx(expected, abs=2e-3)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_hands_out_the_unconditional_result(prediction_type: PredictionType) -> None:
+    bound, _ = denoiser(prediction_type)
+    positive, negative, ids = conditioning(1), conditioning(2), time_ids(2 * IMAGES)
+    with pytest.raises(RuntimeError, match="not prepared to keep its unconditional results"):
+        _ = bound.unconditional
+    # Guidance 1 is no guidance, and the unconditional half is still there.
+    for scale in (7.5, 1.0):
+        bound.prepare(positive, negative, guidance_scale=scale, time_ids=ids, unconditional=True)
+        denoised = bound(latents(), 1.5).clone()
+        _, expected = reference(latents(), 1.5, negative, ids[:IMAGES], prediction_type)
+        torch.testing.assert_close(bound.unconditional.double(), expected, rtol=1e-5, atol=1e-5)
+        bound.prepare(positive, negative, guidance_scale=scale, time_ids=ids)
+        assert torch.equal(bound(latents(), 1.5), denoised)
+        with pytest.raises(RuntimeError, match="not prepared"):
+            _ = bound.unconditional

@@ -263,3 +263,69 @@ def test_buffers_are_kept_by_size(sdxl: TinyModel) -> None:
 def test_pictures_are_decoded_one_by_one(sdxl: TinyModel) -> None:
     sdxl.pipeline(PROMPTS, steps=1, seed=0)
     assert [len(call["latents"]) for call in sdxl.vae_decoder.calls] == [1, 1]
+
+
+@pytest.mark.parametrize("options", [{}, {"eta": 0.6}])
+def test_an_adaptive_picture_does_not_depend_on_its_batch(
+    sdxl: TinyModel, options: dict[str, float]
+) -> None:
+    def make(prompt: str | list[str], seed: int | list[int]) -> np.ndarray:
+        return sdxl.pipeline(
+            prompt,
+            "blurry",
+            seed=seed,
+            steps=4,
+            sampler="dpm_adaptive",
+            sampler_options=options,
+            output_type="np",
+        ).images
+
+    batch = make(PROMPTS, [11, 5])
+    assert {len(call["sample"]) for call in sdxl.unet.calls} == {2}  # one picture, two halves
+    assert np.array_equal(batch[:1], make(PROMPTS[0], 11))
+    assert np.array_equal(batch[1:], make(PROMPTS[1], 5))
+
+
+@pytest.mark.parametrize("guidance_scale", [0.6, 1.0, 1.5])
+def test_cfg_pp_keeps_the_unconditional_noise(sdxl: TinyModel, guidance_scale: float) -> None:
+    """x' = D + t·(x - U)/s in the pipeline, from the halves that the UNet was asked for."""
+    sigmas, shape = [3.0, 1.0], (1, CHANNELS, 64 // SCALE, 48 // SCALE)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    arguments = {"latents": x, "sigmas": sigmas, "seed": 0, "output_type": "latent"}
+
+    def latents(**options: object) -> torch.Tensor:
+        return sdxl.pipeline("a", "b", **arguments, **options).images.double()
+
+    result = latents(sampler="euler_cfg_pp", guidance_scale=guidance_scale)
+    assert len(sdxl.unet.calls[-1]["sample"]) == 2
+    # Euler without the suffix gives D for each half: x' = x/3 + D·2/3.
+    start = x.double() * 3
+    conditional = (latents(sampler="euler", guidance_scale=1.0) - start / 3) * 3 / 2
+    guided_by_2 = (latents(sampler="euler", guidance_scale=2.0) - start / 3) * 3 / 2
+    unconditional = 2 * conditional - guided_by_2
+    guided = unconditional + guidance_scale * (conditional - unconditional)
+    expected = guided + (start - unconditional) / 3
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
+    assert not torch.allclose(conditional, unconditional, atol=1e-3)
+
+
+def test_cfg_pp_is_refused_by_distilled_models(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path, distilled=True)
+    with pytest.raises(kdrt.InvalidRequest, match="euler_cfg_pp needs results without guidance"):
+        model.pipeline("a", sampler="euler_cfg_pp")
+
+
+@pytest.mark.parametrize(
+    ("sampler", "options", "label"),
+    [
+        ("dpmpp_2m_sde_heun", {}, "DPM++ 2M SDE Heun"),
+        ("DPM++ 2M SDE Heun", {"solver_type": "midpoint"}, "DPM++ 2M SDE"),
+        ("uni_pc_bh2", {}, "UniPC bh2"),
+        ("uni_pc", {}, "UniPC"),
+    ],
+)
+def test_the_parameters_name_what_ran(
+    sdxl: TinyModel, sampler: str, options: dict[str, str], label: str
+) -> None:
+    result = sdxl.pipeline("a", steps=2, seed=0, sampler=sampler, sampler_options=options)
+    assert result.parameters[0].sampler == label

@@ -133,6 +133,41 @@ def test_equals_k_diffusion_in_float64(
                 assert error <= 1e-12, f"{schedule}, {steps} steps: {error:.1e}"
 
 
+@pytest.mark.parametrize("options", [{}, {"eta": 1.0}, {"eta": 0.5, "s_noise": 0.9}])
+def test_dpm_fast_equals_k_diffusion_in_float64(
+    kd: ModuleType, sd: NoiseSchedule, options: dict[str, float]
+) -> None:
+    """Given the ends of our grid and as many evaluations as it has steps."""
+    denoise = rough(SHAPE[1])
+    generator = torch.Generator().manual_seed(0)
+    # k-diffusion puts its sigmas into tensors of the default dtype.
+    torch.set_default_dtype(torch.float64)
+    try:
+        for steps in (2, 3, 4, 5, 6, 20):
+            for sigmas in (sigmas_for("karras", steps, sd), sigmas_for("vp", steps, sd)[:-1]):
+                planned = plan("dpm_fast", sigmas, **options)
+                assert planned.evaluations == len(sigmas) - 1
+                x = torch.randn(SHAPE, generator=generator) * sigmas[0]
+                noise = noise_for(planned, generator, torch.float64)
+                draws = dict(zip([slot.sigma for slot in planned.slots], noise, strict=True))
+
+                def noise_sampler(sigma: Tensor, _: Tensor, draws: Any = draws) -> Tensor:
+                    known = [d for s, d in draws.items() if math.isclose(s, float(sigma))]
+                    return known[0] if known else torch.zeros(SHAPE)
+
+                expected = kd.sample_dpm_fast(
+                    lambda x, sigma: denoise(x, float(sigma[0])),
+                    *(x, float(sigmas[sigmas > 0][-1]), float(sigmas[0]), len(sigmas) - 1),
+                    disable=True,
+                    noise_sampler=noise_sampler,
+                    **options,
+                )
+                error = (sample(planned, x, denoise, noise) - expected).abs().max()
+                assert error <= 1e-12 * expected.abs().max()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize(("name", "options"), CASES, ids=IDS)
 def test_is_close_to_k_diffusion_in_float32(
     kd: ModuleType,

@@ -262,12 +262,12 @@ def split_label(label: str) -> tuple[str, dict[str, Any], str | None]:
     Raises:
         InvalidRequest: no way of splitting the label leaves a sampler and a schedule.
     """
-    words = re.split(r"[\s_]+", label.strip()) if isinstance(label, str) else []
     schedules = {_key(schedule): schedule for schedule in SCHEDULES}
-    for count in range(len(words), 0, -1):
+    words = re.split(r"[\s_]+", label.strip()) if isinstance(label, str) else []
+    for count in range(1, len(words)):
         found = _BY_KEY.get(_key(" ".join(words[:count])))
         schedule = schedules.get(_key(" ".join(words[count:])))
-        if found is not None and (schedule is not None or count == len(words)):
+        if found is not None and schedule is not None:
             info, preset = found
             return info.name, dict(preset), schedule
     info, preset = _resolve(label)
