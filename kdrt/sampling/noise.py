@@ -161,7 +161,7 @@ def joint_noise(slots: Sequence[NoiseSlot], fresh: Callable[[NoiseSlot], Tensor]
     previous: NoiseSlot | None = None
     for slot in slots:
         drawn = fresh(slot)
-        rho = overlap(previous, slot)
+        rho = _overlap(previous, slot)
         if rho > 0:
             # Image by image: over a batch, vector and remainder lanes may round apart.
             for image, before in zip(drawn, noise[-1], strict=True):
@@ -181,7 +181,7 @@ def _cpu_generator(seed: int | torch.Generator) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def overlap(previous: NoiseSlot | None, slot: NoiseSlot) -> float:
+def _overlap(previous: NoiseSlot | None, slot: NoiseSlot) -> float:
     """ρ of a slot and the one before it: of two intervals with one start, shorter over longer."""
     if previous is None or previous.sigma != slot.sigma or slot.sigma == slot.sigma_next:
         return 0.0

@@ -167,15 +167,12 @@ def find_noise(name: str) -> NoiseInfo:
 
 def check_noise(
     info: NoiseInfo,
-    plan: object,
+    plan: Plan,
     seeds: Sequence[int],
     noise_seeds: Sequence[int] | None,
     options: Mapping[str, Any],
 ) -> None:
     """Refuse what a mode cannot draw, before anything is drawn.
-
-    What is no `Plan` (a sampler whose steps are not known beforehand) draws as it goes, from the
-    generators of `SeededNoise`; `per_image` without noise seeds is that.
 
     Raises:
         InvalidRequest: an unknown option or one out of range; a noise seed where the mode has
@@ -197,13 +194,6 @@ def check_noise(
         raise InvalidRequest(
             f"the noise {info.name} has one seed for the whole batch: give a single number"
         )
-    if not isinstance(plan, Plan):
-        if info.name != "per_image" or noise_seeds is not None:
-            raise InvalidRequest(
-                "this sampler draws its noise as it goes, by the seeds of the pictures; leave "
-                "noise at per_image and noise_seed out"
-            )
-        return
     if not info.has_churn and any(slot.sigma == slot.sigma_next for slot in plan.slots):
         raise InvalidRequest(
             f"{plan.sampler} adds churn, for which the noise {info.name} has none; leave s_churn "

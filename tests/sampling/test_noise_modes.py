@@ -228,15 +228,6 @@ def test_churn_is_refused_where_it_has_no_law(mode: str) -> None:
     check_noise(NOISES["a1111"], planned, [1], None, {})
 
 
-def test_samplers_without_a_plan_draw_as_they_go() -> None:
-    plan_of_another_kind = SimpleNamespace(sampler="adaptive")
-    check_noise(NOISES["per_image"], plan_of_another_kind, [1], None, {})
-    assert isinstance(NOISES["per_image"].make([1], SHAPE, plan_of_another_kind, None), SeededNoise)
-    for mode, noise_seeds in (("per_image", [2]), ("a1111", None), ("comfyui", [2])):
-        with pytest.raises(InvalidRequest, match="draws its noise as it goes"):
-            check_noise(NOISES[mode], plan_of_another_kind, [1], noise_seeds, {})
-
-
 @pytest.mark.parametrize("name", ["gpu", "", None])
 def test_unknown_modes(name: Any) -> None:
     with pytest.raises(InvalidRequest, match="known: per_image, brownian, a1111, comfyui"):
