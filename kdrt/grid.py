@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -45,13 +45,14 @@ def grid_of(request: Request, manifest: Manifest, noise_schedule: NoiseSchedule)
     Raises:
         InvalidRequest: arguments that exclude each other, are out of range, or leave no step.
     """
-    return partial_grid(
+    sigmas: list[float] = partial_grid(
         _whole_grid(request, manifest, noise_schedule),
         noise_schedule,
         strength=request.strength,
         denoising_start=request.denoising_start,
         denoising_end=request.denoising_end,
     ).tolist()
+    return sigmas
 
 
 def is_custom(request: Request) -> bool:
@@ -78,9 +79,7 @@ def check_start(request: Request) -> None:
         )
 
 
-def _whole_grid(
-    request: Request, manifest: Manifest, noise_schedule: NoiseSchedule
-) -> Sequence[float]:
+def _whole_grid(request: Request, manifest: Manifest, noise_schedule: NoiseSchedule) -> list[float]:
     if request.sigmas is not None and request.timesteps is not None:
         raise InvalidRequest("sigmas and timesteps are two forms of one grid; give one of them")
     if is_custom(request) and request.schedule_options:
@@ -105,7 +104,10 @@ def _whole_grid(
     options = schedule_options(request)
     check_options(info, options)
     steps = whole("steps", request.steps, 1)
-    return sigmas_for(info.name, steps, noise_schedule, **{**defaults, **options}).tolist()
+    levels: list[float] = sigmas_for(
+        info.name, steps, noise_schedule, **{**defaults, **options}
+    ).tolist()
+    return levels
 
 
 def schedule_options(request: Request) -> Mapping[str, Any]:

@@ -39,12 +39,13 @@ def plot_schedules(path: Path, steps: int) -> Path:
     rows = -(-len(grids) // _COLUMNS)
     figure = Figure(figsize=(2.4 * _COLUMNS, 1.9 * rows), layout="constrained")
     axes = figure.subplots(rows, _COLUMNS, sharex=True, sharey=True).flat
-    for panel, (name, grid) in zip(axes, grids.items(), strict=False):
+    for index, (panel, (name, grid)) in enumerate(zip(axes, grids.items(), strict=False)):
         for other in grids.values():
             panel.plot(other[other > 0], color="0.88", linewidth=0.7)
         panel.plot(grid[grid > 0], color="tab:blue", marker=".", markersize=4, linewidth=1.2)
         panel.set_title(name, fontsize=9)
         panel.set_yscale("log")
+        panel.tick_params(labelbottom=index >= len(grids) - _COLUMNS)
     for panel in list(figure.axes)[len(grids) :]:
         panel.set_axis_off()
     figure.supxlabel("step", fontsize=9)

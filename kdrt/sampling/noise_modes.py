@@ -68,7 +68,7 @@ def per_image(
     source = SeededNoise(seeds, shape)
     if noise_seeds is None:
         return source
-    return _Joined(source.latents(), SeededNoise(noise_seeds, shape))
+    return _Joined(source.latents(), lambda: SeededNoise(noise_seeds, shape))
 
 
 def brownian(
@@ -76,7 +76,8 @@ def brownian(
 ) -> RunNoise:
     """`BrownianNoise`, one tree an image: k-diffusion's ``BrownianTreeNoiseSampler``."""
     latents = SeededNoise(seeds, shape).latents()
-    return _Joined(latents, _tree(seeds if noise_seeds is None else noise_seeds, latents, plan))
+    tree_seeds = seeds if noise_seeds is None else noise_seeds
+    return _Joined(latents, lambda: _tree(tree_seeds, latents, plan))
 
 
 def a1111(
@@ -101,11 +102,11 @@ def a1111(
     make = PhiloxGenerator if source == "nv" else _CpuGenerator
     generators: list[_Generator] = [make(seed) for seed in seeds]
     latents = torch.stack([generator.randn(shape) for generator in generators])
-    if plan.slots and _has_tree_by_default(plan):
-        return _Joined(latents, _tree(seeds, latents, plan))
+    if _has_tree_by_default(plan):
+        return _Joined(latents, lambda: _tree(seeds, latents, plan))
     if eta_noise_seed_delta:
         generators = [make(seed + eta_noise_seed_delta) for seed in seeds]
-    return _Joined(latents, _StepByStep(generators, shape, plan))
+    return _Joined(latents, lambda: _StepByStep(generators, shape, plan))
 
 
 def comfyui(
@@ -120,9 +121,9 @@ def comfyui(
     batch = (len(seeds), *shape)
     latents = torch.randn(batch, generator=torch.Generator().manual_seed(seeds[0]))
     noise_seed = seeds[0] if noise_seeds is None else noise_seeds[0]
-    if plan.slots and _has_tree_by_default(plan):
-        return _Joined(latents, _tree(noise_seed, latents, plan))
-    return _Joined(latents, _StepByStep([_CpuGenerator(noise_seed + 1)], batch, plan))
+    if _has_tree_by_default(plan):
+        return _Joined(latents, lambda: _tree(noise_seed, latents, plan))
+    return _Joined(latents, lambda: _StepByStep([_CpuGenerator(noise_seed + 1)], batch, plan))
 
 
 def _has_tree_by_default(plan: Plan) -> bool:
@@ -220,16 +221,18 @@ class _CpuGenerator:
 
 
 class _Joined:
-    """Initial latents and the noise on the way from different places."""
+    """Initial latents, and the noise on the way from another source, made when it is needed."""
 
-    def __init__(self, latents: Tensor, steps: NoiseSource) -> None:
+    def __init__(self, latents: Tensor, steps: Callable[[], NoiseSource]) -> None:
         self._latents, self._steps = latents, steps
 
     def latents(self) -> Tensor:
         return self._latents.clone()
 
     def draw(self, slots: Sequence[NoiseSlot]) -> Tensor:
-        return self._steps.draw(slots)
+        if not slots:
+            return self._latents.new_empty((0, *self._latents.shape))
+        return self._steps().draw(slots)
 
 
 class _StepByStep:
