@@ -67,9 +67,38 @@ class TextEncoder:
         key = (prompt, layer, weighting)
         return self._remembered.get(key, lambda: self._encode(prompt, layer, weighting))
 
+    def encode_together(
+        self, prompts: Sequence[str], clip_skip: int = 0
+    ) -> tuple[Tensor, Tensor, list[Truncation]]:
+        """Encode B prompts as plain text in one run of the engine, and remember nothing.
+
+        The last bits of a prompt's embeddings depend on its company then, as they did in the
+        removed pipelines.
+
+        Returns:
+            ``hidden [B, L, D]``, ``pooled [B, P]``, and what did not fit.
+
+        Raises:
+            InvalidRequest: see :func:`hidden_layer`.
+        """
+        layer = hidden_layer(self.facts, clip_skip)
+        tokens = [self.tokenizer(prompt) for prompt in prompts]
+        binding = self._engine.bind(B=len(tokens), L=self.facts.max_length)
+        rows = [self.learned.rows(each.ids, self._embedding) for each in tokens]
+        binding.inputs["inputs_embeds"].copy_(torch.stack(rows))
+        binding.inputs["eos_index"].copy_(torch.tensor([each.eos_index for each in tokens]))
+        binding.run()
+        truncations = [each.truncation for each in tokens if each.truncation]
+        hidden = binding.outputs["hidden_states"][:, layer].clone()
+        return hidden, binding.outputs["pooled"].clone(), truncations
+
+    def use(self, engine: Engine) -> None:
+        """Go on with another engine, or with the same one after its weights have changed."""
+        self._engine, self._binding = engine, None
+        self.invalidate()
+
     def invalidate(self) -> None:
-        """Forget every prompt: the encoder now makes something else of it. Call it after changing
-        the engine's weights."""
+        """Forget every prompt: the encoder now makes something else of it."""
         self._remembered.clear()
 
     def relearn(self) -> None:
@@ -185,6 +214,12 @@ class PromptEncoder:
         hidden = conditioning.encoder_hidden_states
         padding = empty.to(hidden).repeat(missing // chunk, 1).expand(len(hidden), -1, -1)
         return Conditioning(torch.cat([hidden, padding], dim=1), conditioning.text_embeds)
+
+    def use(self, engines: Mapping[str, Engine]) -> None:
+        """Go on with other engines, by component; encoders that are not named stay."""
+        for encoder in self.encoders:
+            if encoder.facts.component in engines:
+                encoder.use(engines[encoder.facts.component])
 
     def invalidate(self, component: str | None = None) -> None:
         """Forget every prompt of one text encoder, or of all; see
