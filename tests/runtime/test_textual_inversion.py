@@ -339,8 +339,13 @@ def test_without_the_hub_library(sd: TinyModel, monkeypatch: pytest.MonkeyPatch)
 class Compat(TextualInversionMixin):
     def __init__(self, model: TinyModel) -> None:
         self.pipeline = model.pipeline
-        self.text_encoder, self.text_encoder_2 = object(), object()
-        self.tokenizer, self.tokenizer_2 = object(), object()
+
+
+def test_compat_has_one_text_encoder_for_sd(sd: TinyModel) -> None:
+    pipe = Compat(sd)
+    assert pipe.text_encoder is sd.pipeline.engines["text_encoder"]
+    assert not hasattr(pipe, "text_encoder_2")
+    assert not hasattr(pipe, "tokenizer_2")
 
 
 def test_compat_loads_for_the_encoder_it_is_told(sdxl: TinyModel) -> None:
