@@ -28,6 +28,7 @@ from kdrt.prompt import COMMA_BACKTRACK, Conditioning, Weighting, WeightingMode,
 from kdrt.prompt.given import given_conditioning
 from kdrt.safety import ImageFilter
 from kdrt.sampling import (
+    AdaptivePlan,
     ForeignPlan,
     NoiseSchedule,
     Plan,
@@ -358,13 +359,14 @@ def _all_seeds(
     if request.noise_seed is not None:
         noise_seeds = _seeds("noise_seed", request.noise_seed, images)
     options = options_of("noise_options", request.noise_options)
-    if isinstance(planned, Plan):
+    if isinstance(planned, ForeignPlan | AdaptivePlan):
+        if request.noise != "per_image" or noise_seeds is not None:
+            raise InvalidRequest(
+                f"{planned.sampler} draws its noise as it goes, by the seeds of the pictures; leave "
+                "noise at per_image and noise_seed out"
+            )
+    else:
         check_noise(find_noise(request.noise), planned, seeds, noise_seeds, options)
-    elif request.noise != "per_image" or options:
-        raise InvalidRequest(
-            f"{planned.sampler} draws its noise as it goes, one generator an image: leave noise at "
-            "per_image"
-        )
     return seeds, noise_seeds
 
 

@@ -11,6 +11,8 @@ from kdrt.errors import InvalidRequest
 if TYPE_CHECKING:
     from kdrt.adapters.textual_inversion import Source
     from kdrt.pipeline import Pipeline
+    from kdrt.prompt import PromptTokenizer
+    from kdrt_engines import Engine
 
 _HUB_OPTIONS = {
     "cache_dir": "cache_dir",
@@ -34,6 +36,26 @@ class TextualInversionMixin:
     """
 
     pipeline: Pipeline
+
+    @property
+    def text_encoder(self) -> Engine:
+        """The engine of the first text encoder."""
+        return self._text_encoder(0)[0]
+
+    @property
+    def tokenizer(self) -> PromptTokenizer:
+        """The tokenizer of the first text encoder."""
+        return self._text_encoder(0)[1]
+
+    @property
+    def text_encoder_2(self) -> Engine:
+        """The engine of SDXL's second text encoder."""
+        return self._text_encoder(1)[0]
+
+    @property
+    def tokenizer_2(self) -> PromptTokenizer:
+        """The tokenizer of SDXL's second text encoder."""
+        return self._text_encoder(1)[1]
 
     def load_textual_inversion(
         self,
@@ -112,14 +134,24 @@ class TextualInversionMixin:
         """Loaded tokens and how many vectors each has."""
         return self.pipeline.textual_inversions(component)
 
+    def _text_encoder(self, index: int) -> tuple[Engine, PromptTokenizer]:
+        facts = self.pipeline.bundle.manifest.text_encoders
+        if index >= len(facts):
+            raise AttributeError(f"{type(self).__name__} has {len(facts)} text encoder")
+        encoder = self.pipeline._prompts.encoders[index]
+        return self.pipeline.engines[facts[index].component], encoder.tokenizer
+
     def _component(self, tokenizer: object, text_encoder: object) -> str | None:
         if tokenizer is None and text_encoder is None:
             return None
         facts = self.pipeline.bundle.manifest.text_encoders
-        for each in facts:
-            for given, name in ((text_encoder, each.component), (tokenizer, each.tokenizer)):
-                if given is not None and (given == name or given is getattr(self, name, None)):
-                    return each.component
+        for index, each in enumerate(facts):
+            engine, own = self._text_encoder(index)
+            # The text encoder decides, as its table is what grows in diffusers.
+            if text_encoder in (engine, each.component) or (
+                text_encoder is None and tokenizer in (own, each.tokenizer)
+            ):
+                return each.component
         names = ", ".join(each.component for each in facts)
         raise InvalidRequest(
             f"tokenizer and text_encoder must be those of this pipeline; text encoders: {names}"

@@ -26,6 +26,14 @@ class Conditioning:
         """L, in tokens."""
         return self.encoder_hidden_states.shape[1]
 
+    def one(self, index: int) -> Conditioning:
+        """That of one prompt, still as a batch: B = 1."""
+        pooled = self.text_embeds
+        return Conditioning(
+            self.encoder_hidden_states[index : index + 1],
+            None if pooled is None else pooled[index : index + 1],
+        )
+
     def to(self, device: torch.device) -> Conditioning:
         pooled = self.text_embeds
         return Conditioning(

@@ -67,32 +67,10 @@ class TextEncoder:
         key = (prompt, layer, weighting)
         return self._remembered.get(key, lambda: self._encode(prompt, layer, weighting))
 
-    def use(self, engine: Engine) -> None:
-        """Go on with another engine, or with the same one after its weights have changed."""
-        self._engine, self._binding = engine, None
-        self._remembered.clear()
-
-    def relearn(self) -> None:
-        """Take over what was changed in :attr:`learned`."""
-        self.tokenizer.use(self.learned)
-        self._remembered.clear()
-
-    def _encode(self, prompt: str, layer: int, weighting: Weighting) -> Encoded:
-        if weighting.mode == "none":
-            chunks: tuple[Tokens, ...] = (self.tokenizer(prompt),)
-        else:
-            chunks = self.tokenizer.chunks(prompt, weighting.comma_backtrack)
-        encoded = [self._run(tokens, layer) for tokens in chunks]
-        hidden = [
-            emphasize(states, tokens.weights, weighting.mode)
-            for (states, _), tokens in zip(encoded, chunks, strict=True)
-        ]
-        return Encoded(torch.cat(hidden), encoded[0][1], chunks[0].truncation)
-
     def encode_together(
         self, prompts: Sequence[str], clip_skip: int = 0
     ) -> tuple[Tensor, Tensor, list[Truncation]]:
-        """Encode B prompts in one run of the engine, and remember nothing.
+        """Encode B prompts as plain text in one run of the engine, and remember nothing.
 
         The last bits of a prompt's embeddings depend on its company then, as they did in the
         removed pipelines.
@@ -105,7 +83,7 @@ class TextEncoder:
         """
         layer = hidden_layer(self.facts, clip_skip)
         tokens = [self.tokenizer(prompt) for prompt in prompts]
-        binding = self._engine.bind(B=len(tokens), L=len(tokens[0].ids))
+        binding = self._engine.bind(B=len(tokens), L=self.facts.max_length)
         rows = [self.learned.rows(each.ids, self._embedding) for each in tokens]
         binding.inputs["inputs_embeds"].copy_(torch.stack(rows))
         binding.inputs["eos_index"].copy_(torch.tensor([each.eos_index for each in tokens]))
@@ -113,6 +91,32 @@ class TextEncoder:
         truncations = [each.truncation for each in tokens if each.truncation]
         hidden = binding.outputs["hidden_states"][:, layer].clone()
         return hidden, binding.outputs["pooled"].clone(), truncations
+
+    def use(self, engine: Engine) -> None:
+        """Go on with another engine, or with the same one after its weights have changed."""
+        self._engine, self._binding = engine, None
+        self.invalidate()
+
+    def invalidate(self) -> None:
+        """Forget every prompt: the encoder now makes something else of it."""
+        self._remembered.clear()
+
+    def relearn(self) -> None:
+        """Take over what was changed in :attr:`learned`."""
+        self.tokenizer.use(self.learned)
+        self.invalidate()
+
+    def _encode(self, prompt: str, layer: int, weighting: Weighting) -> Encoded:
+        if weighting.mode == "none":
+            chunks: tuple[Tokens, ...] = (self.tokenizer(prompt),)
+        else:
+            chunks = self.tokenizer.chunks(prompt, weighting.comma_backtrack)
+        encoded = [self._run(tokens, layer) for tokens in chunks]
+        hidden = [
+            emphasize(states, tokens.weights, weighting.mode)
+            for (states, _), tokens in zip(encoded, chunks, strict=True)
+        ]
+        return Encoded(torch.cat(hidden), encoded[0][1], chunks[0].truncation)
 
     def _run(self, tokens: Tokens, layer: int) -> tuple[Tensor, Tensor]:
         if self._binding is None:
@@ -216,6 +220,13 @@ class PromptEncoder:
         for encoder in self.encoders:
             if encoder.facts.component in engines:
                 encoder.use(engines[encoder.facts.component])
+
+    def invalidate(self, component: str | None = None) -> None:
+        """Forget every prompt of one text encoder, or of all; see
+        :meth:`TextEncoder.invalidate`."""
+        for encoder in self.encoders:
+            if component in (None, encoder.facts.component):
+                encoder.invalidate()
 
     def _padded(self, encoder: TextEncoder, hidden: Tensor, length: int, clip_skip: int) -> Tensor:
         chunks = (length - len(hidden)) // encoder.facts.max_length

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -87,6 +88,15 @@ def test_truncation_is_told_once(cli, demo: str, tmp_path: Path) -> None:
     assert outcome.code == 0
     assert outcome.err.startswith("warning: the prompt is too long")
     assert outcome.err.rstrip().endswith("a purple heart'")
+    assert (tmp_path / "a.png").is_file()
+
+
+def test_with_weighting_a_long_prompt_is_read_whole(cli, demo: str, tmp_path: Path) -> None:
+    prompt = "a (red:1.2) circle and " * 60 + "a purple heart"
+    arguments = ["--weighting", "a1111", "-o", tmp_path / "a.png", *FAST]
+    outcome = cli("generate", demo, prompt, *arguments)
+    assert outcome.code == 0
+    assert re.fullmatch(r"The longest prompt is read in \d+ chunks\.\n", outcome.err)
     assert (tmp_path / "a.png").is_file()
 
 

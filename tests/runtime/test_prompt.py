@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_model import BOS, EOS, LAYERS, MAX_LENGTH, WIDTHS, TinyModel, clip_like_tokenizer
+from tiny_model import (
+    BOS,
+    EOS,
+    LAYERS,
+    MAX_LENGTH,
+    WIDTHS,
+    TinyModel,
+    clip_like_tokenizer,
+    tiny_model,
+)
 
 from kdrt.bundle import Bundle
 from kdrt.errors import BundleError, InvalidRequest
@@ -137,6 +146,40 @@ def test_repeated_prompts_cost_nothing(sd: TinyModel) -> None:
     assert torch.equal(first.encoder_hidden_states[:1], again.encoder_hidden_states)
     prompts.encode([["a"]], clip_skip=1)
     assert len(sd.text_encoders[0].calls) == 3
+
+
+def test_together_is_the_same_as_one_by_one(sdxl: TinyModel) -> None:
+    prompts = encoder(sdxl)
+    texts = ["a red circle", "x9 star", "a red circle " * 10]
+    for each in prompts.encoders:
+        each.learned.add("x9", torch.randn(2, each.facts.hidden_size))
+        each.relearn()
+    for each, recorder in zip(prompts.encoders, sdxl.text_encoders, strict=True):
+        before = len(recorder.calls)
+        hidden, pooled, truncations = each.encode_together(texts, 1)
+        assert len(recorder.calls) == before + 1
+        alone = [each.encode(text, 1) for text in texts]
+        assert torch.equal(hidden, torch.stack([one.hidden for one in alone]))
+        assert torch.equal(pooled, torch.stack([one.pooled for one in alone]))
+        assert truncations == [alone[2].truncation]
+
+
+def test_another_engine_encodes_anew(sdxl: TinyModel) -> None:
+    prompts, other = encoder(sdxl), tiny_model(sdxl.pipeline.bundle.path, "sdxl")
+    before, _ = prompts.encode([["a", "b"]] * 2)
+    name = sdxl.manifest.text_encoders[1].component
+    network = other.text_encoders[1].network
+    other.text_encoders[1].network = lambda **inputs: tuple(2 * o for o in network(**inputs))
+    prompts.use({name: other.pipeline.engines[name]})
+    after, _ = prompts.encode([["a", "b"]] * 2)
+    assert [len(m.calls) for m in sdxl.text_encoders] == [2, 2]
+    assert [len(m.calls) for m in other.text_encoders] == [0, 2]
+    first, second = after.encoder_hidden_states.split(WIDTHS, dim=-1)
+    assert torch.equal(first, before.encoder_hidden_states[..., : WIDTHS[0]])
+    assert torch.equal(second, 2 * before.encoder_hidden_states[..., WIDTHS[0] :])
+    assert torch.equal(after.one(1).encoder_hidden_states, after.encoder_hidden_states[1:])
+    assert after.text_embeds is not None
+    assert torch.equal(after.one(0).text_embeds, after.text_embeds[:1])
 
 
 def test_damaged_files_are_bundle_errors(sd: TinyModel) -> None:

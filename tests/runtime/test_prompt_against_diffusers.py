@@ -34,11 +34,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 class Ours(TextualInversionMixin):
-    """What a drop-in class has that textual inversion needs."""
-
-    text_encoder, text_encoder_2 = "text_encoder", "text_encoder_2"
-    tokenizer, tokenizer_2 = "tokenizer", "tokenizer_2"
-
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
 

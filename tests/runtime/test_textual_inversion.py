@@ -161,12 +161,13 @@ def test_unloading_restores_every_bit(request: pytest.FixtureRequest, family: st
     prompts = ["a red circle", "x9 zeb, x9_1", "<cat>"]
 
     def picture() -> Tensor:
-        return pipe(prompts, "x9", steps=2, seed=0, output_type="pt").images
+        # Latents: the tiny decoder saturates.
+        return pipe(prompts, "x9", steps=2, seed=0, output_type="latent").images
 
     before = picture()
     pipe.load_textual_inversion([{"x9": FIRST}, {"zeb": FIRST[0]}])
-    assert torch.equal(picture()[::2], before[::2]) is False  # the negative prompt changed too
     with_both = picture()
+    assert not torch.equal(with_both, before)
     pipe.unload_textual_inversion("zeb")
     assert not torch.equal(picture(), with_both)
     pipe.load_textual_inversion({"zeb": FIRST[0]})
@@ -338,8 +339,13 @@ def test_without_the_hub_library(sd: TinyModel, monkeypatch: pytest.MonkeyPatch)
 class Compat(TextualInversionMixin):
     def __init__(self, model: TinyModel) -> None:
         self.pipeline = model.pipeline
-        self.text_encoder, self.text_encoder_2 = object(), object()
-        self.tokenizer, self.tokenizer_2 = object(), object()
+
+
+def test_compat_has_one_text_encoder_for_sd(sd: TinyModel) -> None:
+    pipe = Compat(sd)
+    assert pipe.text_encoder is sd.pipeline.engines["text_encoder"]
+    assert not hasattr(pipe, "text_encoder_2")
+    assert not hasattr(pipe, "tokenizer_2")
 
 
 def test_compat_loads_for_the_encoder_it_is_told(sdxl: TinyModel) -> None:
