@@ -39,7 +39,7 @@ def test_the_chosen_profile_fits_and_none_inside_it_does(
     ]
     if not fitting:
         with pytest.raises(
-            ShapeError, match="no optimization profile takes .*; the engine has p0 "
+            ShapeError, match=r"no optimization profile takes .*; the engine has p0 "
         ):
             choose_profile(known, sizes)
         return

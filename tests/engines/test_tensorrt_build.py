@@ -51,7 +51,7 @@ def test_messages_that_are_not_utf8(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     task = job(tmp_path, monkeypatch, "pass", messages=messages)
     assert build_plan(task).warnings == ("caf\udce9",)
     refused = job(tmp_path, monkeypatch, "pass", messages=messages, plan="None")
-    with pytest.raises(EngineError, match="TensorRT cannot build model.onnx"):
+    with pytest.raises(EngineError, match=r"TensorRT cannot build model\.onnx"):
         build_plan(refused)
 
 
