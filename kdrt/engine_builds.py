@@ -424,8 +424,8 @@ def _this_gpu(bundle: str) -> int:
     if not torch.cuda.is_available():
         command = build_command(bundle, TENSORRT_RTX, (89,))
         raise EngineUnavailable(
-            "this machine has no GPU that CUDA sees, and TensorRT builds only for the GPU it runs "
-            f"on; for an RTX card build without one, naming it: `{command}`"
+            "this machine has no GPU that CUDA sees: TensorRT builds only on the GPU it builds "
+            f"for, and TensorRT-RTX needs to be told which, as in `{command}`"
         )
     major, minor = torch.cuda.get_device_capability()
     return 10 * major + minor

@@ -238,8 +238,8 @@ def evidence(record: EngineRecord) -> str:
     kernels = "?" if built.kernels is None else sum(built.kernels.values())
     scratch = "?" if built.scratch_memory is None else f"{built.scratch_memory / 1e6:,.1f}"
     return (
-        f"{fused} of {sites} attentions fused, {kernels} kernels, {scratch} MB scratch, "
-        f"{record.size / 1e6:,.1f} MB"
+        f"{fused}/{sites} attentions fused, {kernels} kernels, scratch {scratch} MB, "
+        f"plan {record.size / 1e6:,.1f} MB"
     )
 
 

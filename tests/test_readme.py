@@ -1,8 +1,9 @@
 """Runs what the README and the pages of ``docs/`` show, so that they cannot rot.
 
-Shell blocks: ``kdrt`` commands are run, except exports, which are parsed only (their models need
-a network, and the demo model is exported once for all tests); one slow test exports as the README
-does. Python blocks are run as they stand. Blocks of one page share a folder, in order.
+Shell blocks: ``kdrt`` commands are run, except exports and builds, which are parsed only (their
+models need a network, and the demo model is exported once for all tests); one slow test exports as
+the README does, and the tests of TensorRT-RTX build. Python blocks are run as they stand. Blocks of
+one page share a folder, in order.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from kdrt import cli
 from kdrt.sampling import NOISES, SAMPLERS, SCHEDULES
 
 ROOT = Path(__file__).parent.parent
+PARSED_ONLY = ("export", "build")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -65,16 +67,16 @@ def test_what_a_page_shows_runs(page: Path, folder: Path) -> None:
             exec(compile(content, page.name, "exec"), {"__name__": page.stem})
         elif language == "sh":
             for command in commands(content):
-                if command[0] != "export":
+                if command[0] not in PARSED_ONLY:
                     assert cli.run(command) == 0, shlex.join(["kdrt", *command])
 
 
 @pages
-def test_the_exports_a_page_shows_parse(page: Path) -> None:
-    parser = typer.main.get_command(cli.app).commands["export"]
-    for command in every_command(page):
-        if command[0] == "export":
-            parser.make_context("export", command[1:]).close()
+def test_the_exports_and_builds_a_page_shows_parse(page: Path) -> None:
+    parsers = typer.main.get_command(cli.app).commands
+    for name, *arguments in every_command(page):
+        if name in PARSED_ONLY:
+            parsers[name].make_context(name, arguments).close()
 
 
 @pytest.mark.slow

@@ -222,10 +222,9 @@ def export(
             "pip install 'kdrt[export]'"
         ) from error
     total = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    bundle = open_bundle(path)
     for flavour, capabilities in builds:
-        build.run(bundle, flavour, capabilities, profile or [])
-    handle = str(output) if output else bundle.manifest.name
+        build.run(open_bundle(path), flavour, capabilities, profile or [])
+    handle = str(output) if output else open_bundle(path).manifest.name
     typer.echo(f"{path}  ({size(total)}, {duration(time.perf_counter() - started)})")
     typer.echo(f'next: kdrt generate {handle} "your prompt"', err=True)
 

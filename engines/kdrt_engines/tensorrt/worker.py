@@ -6,8 +6,8 @@ only at its end, and since it is native code, which may abort where Python would
 The job comes on standard input as one line of JSON; on standard output go events, one JSON object a
 line: ``phase`` whenever the builder enters one, then ``built``, ``failed`` or ``cancelled``. When
 standard input ends, the build is cancelled at its next step: because the parent closed it, or is
-gone. TensorRT makes no steps while it compiles, which is most of the time, so a parent in a hurry
-kills the process; it has then written at most its output file.
+gone. TensorRT makes no steps while it compiles, which is most of the time, so the process ends
+itself if that takes long; it has then written at most its output file.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from typing import Any
 
 from kdrt_engines.tensorrt.evidence import BuildLog
 from kdrt_engines.tensorrt.job import BuildJob, Built
+
+_GRACE = 5.0
+"""Seconds from the wish to stop to the end."""
 
 
 class BuildFailed(Exception):
@@ -162,6 +165,8 @@ def _peak_memory() -> int:
 def _cancel_at_end_of(stream: Any, cancelled: threading.Event) -> None:
     stream.read()
     cancelled.set()
+    time.sleep(_GRACE)
+    os._exit(1)
 
 
 def main() -> None:

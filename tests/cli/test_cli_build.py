@@ -1,0 +1,156 @@
+"""``kdrt build``, and building after ``kdrt export``: options, results, refusals."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "runtime"))
+from engine_bundle import VERSION, Builder, engine_bundle
+
+from kdrt import engine_builds
+from kdrt.bundle import Bundle
+from kdrt_engines.tensorrt.flavour import Flavour
+
+
+@pytest.fixture(autouse=True)
+def builder(monkeypatch: pytest.MonkeyPatch) -> Builder:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(Flavour, "version", lambda _: VERSION)
+    double = Builder()
+    monkeypatch.setattr(engine_builds, "build_plan", double)
+    return double
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return engine_bundle(tmp_path / "bundle")
+
+
+def test_evidence_is_printed_and_kept(cli, bundle: Bundle) -> None:
+    outcome = cli("build", bundle.path, "--gpu", "sm86,sm89", "--component", "unet")
+    assert outcome.code == 0
+    said = "2/2 attentions fused, 7 kernels, scratch 0.0 MB"
+    assert "✓ unet: sm86, sm89" in outcome.err
+    assert said in outcome.err
+    assert said in outcome.out
+    assert "TensorRT-RTX engines" in outcome.out
+    shown = cli("inspect", bundle.path)
+    assert f"TensorRT-RTX {VERSION} engines" in shown.out
+    assert said in shown.out
+    assert "any (B=1..8 L=12..36" in shown.out
+
+
+def test_inspect_says_why_an_engine_is_not_used(cli, bundle: Bundle) -> None:
+    cli("build", bundle.path, "--gpu", "sm89", "--component", "unet")
+    (record,) = bundle.path.glob("engines/tensorrt-rtx/unet-*/record.json")
+    record.write_text(record.read_text().replace("4096", "1"))
+    outcome = cli("inspect", bundle.path)
+    assert outcome.code == 0
+    assert "not used" in outcome.out
+    assert "was changed after the build" in " ".join(outcome.out.split())
+
+
+def test_options_reach_the_builder(cli, bundle: Bundle, builder: Builder) -> None:
+    command = (
+        *("build", bundle.path, "--engine", "tensorrt-rtx", "--gpu", "sm89", "--gpu", "12.0"),
+        *("--profile", "square", "--profile", "static:64x48x1", "--component", "vae_decoder"),
+    )
+    assert cli(*command).code == 0
+    (job,) = builder.jobs
+    assert job.compute_capabilities == (89, 120)
+    assert [shapes["latents"][2] for shapes in job.profiles] == [(1, 4, 10, 8), (1, 4, 8, 6)]
+    assert cli(*command, "--force").code == 0
+    assert len(builder.jobs) == 2
+
+
+def test_a_unet_that_is_not_fused_is_a_loud_warning(cli, bundle: Bundle, builder: Builder) -> None:
+    builder.fused = 0
+    outcome = cli("build", bundle.path, "--gpu", "sm89")
+    assert outcome.code == 0
+    assert outcome.err.count("warning: only 0 of 2 attentions of the UNet") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--engine", "onnx"], "choose tensorrt or tensorrt-rtx"),
+        (["--gpu", "ada"], "write sm89 or 8.9"),
+        (["--gpu", "sm89", "--profile", "round"], "choose square, portrait"),
+        (["--gpu", "sm89", "--component", "net"], "it has unet, vae_decoder"),
+        (["--engine", "tensorrt-rtx", "--gpu", "sm90"], "--engine tensorrt --here`"),
+        (["--engine", "tensorrt", "--gpu", "sm89"], "--engine tensorrt-rtx --gpu sm89`"),
+        (["--here"], "no GPU that CUDA sees"),
+    ],
+)
+def test_refusals(cli, bundle: Bundle, builder: Builder, options: list[str], said: str) -> None:
+    assert said in cli("build", bundle.path, *options).refusal()
+    assert not builder.jobs
+
+
+def test_a_flavour_that_is_not_installed(
+    cli, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr("importlib.metadata.version", _nothing_installed)
+    assert "pip install 'kdrt[tensorrt]'" in cli("build", bundle.path, "--here").refusal()
+
+
+def _nothing_installed(name: str) -> str:
+    from importlib.metadata import PackageNotFoundError
+
+    raise PackageNotFoundError(name)
+
+
+@pytest.fixture
+def exported(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Exports end in ``bundle``; holds what the exporter was given."""
+    given: dict[str, Any] = {}
+    stage = type(sys)("kdrt_export.stage")
+
+    def export(source: str, output: Path | None, **options: Any) -> Path:
+        given.update(options)
+        return bundle.path
+
+    stage.export = export  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "kdrt_export.stage", stage)
+    return given
+
+
+def test_an_export_can_build(cli, exported: dict[str, Any], builder: Builder) -> None:
+    options = ("--gpu", "sm89", "--profile", "square")
+    outcome = cli("export", "demo", "--target", "tensorrt-rtx", "--target", "torch", *options)
+    assert outcome.code == 0
+    assert exported["targets"] == ("torch",)
+    assert exported["precision"] == "fp16"
+    assert {job.compute_capabilities for job in builder.jobs} == {(89,)}
+    assert "2/2 attentions fused" in outcome.out
+
+
+def test_a_precision_that_was_chosen_stays(cli, exported: dict[str, Any]) -> None:
+    options = ("--target", "tensorrt-rtx", "--gpu", "sm89", "--precision", "bf16")
+    assert cli("export", "demo", *options).code == 0
+    assert exported["precision"] == "bf16"
+    assert exported["targets"] == ("onnxruntime",)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--target", "tensorrt-rtx", "--gpu", "sm90"], "kdrt build demo --engine tensorrt --here"),
+        (["--target", "tensorrt"], "no GPU that CUDA sees"),
+        (["--gpu", "sm89"], "add --target tensorrt-rtx"),
+    ],
+)
+def test_what_cannot_be_built_is_said_before_the_export(
+    cli, exported: dict[str, Any], options: list[str], said: str
+) -> None:
+    assert said in cli("export", "demo", *options).refusal()
+    assert not exported

@@ -1,0 +1,139 @@
+"""One builder for both flavours: what differs is asked of the module."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_trt import LAYERS, fake
+
+from kdrt_engines.tensorrt.evidence import BuildLog
+from kdrt_engines.tensorrt.job import BuildJob
+from kdrt_engines.tensorrt.worker import BuildFailed, Monitor, build
+
+SHAPES = {"sample": ((1, 4), (2, 4), (8, 4)), "not read": ((1,), (1,), (1,))}
+
+
+def job(tmp_path: Path, module: str, **changes: Any) -> BuildJob:
+    fields: dict[str, Any] = {
+        "module": module,
+        "onnx": "model.onnx",
+        "output": str(tmp_path / "engine.plan"),
+        "compute_capabilities": (86, 89) if module == "tensorrt_rtx" else (90,),
+        "profiles": (SHAPES,),
+        "flags": {"TF32": False},
+    }
+    return BuildJob(**fields | changes)
+
+
+def monitor(cancelled: bool = False) -> Monitor:
+    event = threading.Event()
+    if cancelled:
+        event.set()
+    return Monitor(lambda _phase: None, event)
+
+
+@pytest.mark.parametrize("module", ["tensorrt", "tensorrt_rtx"])
+def test_what_both_flavours_do(tmp_path: Path, module: str) -> None:
+    trt = fake(module)
+    built = build(trt, job(tmp_path, module), monitor(), BuildLog())
+    assert built is not None
+    assert (tmp_path / "engine.plan").read_bytes() == b"plan"
+    assert built.version == trt.__version__
+    assert (built.attention_sites, built.fused_attention) == (2, 2)
+    assert built.kernels == {"kgen": 2, "gemm": 1}
+    assert built.scratch_memory == 4096
+    (config,) = trt.made
+    assert config.flags == {"TF32": False}
+    assert config.profiling_verbosity.name == "DETAILED"
+    assert config.profiles == [{"sample": SHAPES["sample"]}]
+    assert trt.network_flags == 1 << trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
+
+
+def test_only_rtx_is_told_its_targets(tmp_path: Path) -> None:
+    rtx, plain = fake("tensorrt_rtx"), fake("tensorrt")
+    build(rtx, job(tmp_path, "tensorrt_rtx"), monitor(), BuildLog())
+    build(plain, job(tmp_path, "tensorrt"), monitor(), BuildLog())
+    assert rtx.made[0].targets == {0: "SM86", 1: "SM89"}
+    assert not hasattr(plain.made[0], "targets")
+
+
+def test_a_module_without_the_strong_typing_flag(tmp_path: Path) -> None:
+    trt = fake("tensorrt")
+    trt.NetworkDefinitionCreationFlag = object()
+    assert build(trt, job(tmp_path, "tensorrt"), monitor(), BuildLog())
+    assert trt.network_flags == 0
+
+
+def test_several_profiles_keep_their_order(tmp_path: Path) -> None:
+    trt = fake("tensorrt_rtx")
+    other = {"sample": ((1, 4), (1, 4), (1, 4))}
+    build(trt, job(tmp_path, "tensorrt_rtx", profiles=(SHAPES, other)), monitor(), BuildLog())
+    assert [p["sample"][2] for p in trt.made[0].profiles] == [(8, 4), (1, 4)]
+
+
+@pytest.mark.parametrize(
+    ("module", "changes", "said"),
+    [
+        ("tensorrt", {"flags": {"REQUIRE_USER_ALLOCATION": True}}, "no builder flag REQUIRE_USER"),
+        ("tensorrt_rtx", {"compute_capabilities": (90,)}, "has no target sm90"),
+    ],
+)
+def test_what_a_flavour_lacks_is_named(
+    tmp_path: Path, module: str, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(BuildFailed, match=said):
+        build(fake(module), job(tmp_path, module, **changes), monitor(), BuildLog())
+
+
+def test_a_network_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(BuildFailed, match="no such operator"):
+        build(fake("tensorrt", parses=False), job(tmp_path, "tensorrt"), monitor(), BuildLog())
+
+
+def test_a_refusal_carries_tensorrts_reason(tmp_path: Path) -> None:
+    trt = fake("tensorrt_rtx", plan=None, messages=(("ERROR", "FP32 GEMM is not supported"),))
+    with pytest.raises(BuildFailed, match="FP32 GEMM is not supported"):
+        build(trt, job(tmp_path, "tensorrt_rtx"), monitor(), BuildLog())
+    assert not (tmp_path / "engine.plan").exists()
+
+
+def test_cancelling_stops_at_the_next_step(tmp_path: Path) -> None:
+    trt = fake("tensorrt_rtx")
+    assert build(trt, job(tmp_path, "tensorrt_rtx"), monitor(cancelled=True), BuildLog()) is None
+    assert not (tmp_path / "engine.plan").exists()
+
+
+def test_a_lost_message_is_not_a_zero(tmp_path: Path) -> None:
+    trt = fake("tensorrt_rtx", messages=())
+    built = build(trt, job(tmp_path, "tensorrt_rtx"), monitor(), BuildLog())
+    assert built is not None
+    assert (built.fused_attention, built.kernels, built.scratch_memory) == (None, None, None)
+
+
+def test_pattern_lines_are_no_evidence() -> None:
+    log = BuildLog()
+    log.add("VERBOSE", "Found __mye1 to be part of self-attention pattern _gemm_mha_v2")
+    assert log.fused_attention is None
+    log.add("VERBOSE", LAYERS)
+    assert log.fused_attention == 2
+
+
+def test_problems_are_kept_and_not_without_end() -> None:
+    log = BuildLog()
+    for index in range(100):
+        log.add("WARNING", f"warning {index}")
+        log.add("WARNING", "again and again")
+        log.add("ERROR", f"not UTF-8: \udcff {index}")
+    assert len(log.warnings) == len(log.errors) == 20
+    assert log.warnings.count("again and again") == 1
+    assert log.errors[-1].endswith("99")
+
+
+def test_jobs_survive_the_journey(tmp_path: Path) -> None:
+    sent = job(tmp_path, "tensorrt_rtx")
+    received = BuildJob.from_json(sent.to_json())
+    assert received.compute_capabilities == sent.compute_capabilities
+    assert received.to_json() == sent.to_json()
