@@ -21,7 +21,7 @@ from kdrt.engine_store import load_engines
 from kdrt.errors import InvalidRequest
 from kdrt.grid import training_table
 from kdrt.images import Images, OutputType, save_image, to_images
-from kdrt.init_image import begin
+from kdrt.init_image import InitImage, begin
 from kdrt.latents import check_latents
 from kdrt.parameters import Parameters, parameters_of
 from kdrt.previews import Previewer, PreviewStep
