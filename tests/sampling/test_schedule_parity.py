@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kdrt.sampling import SCHEDULES, NoiseSchedule, find_schedule, sigmas_for
@@ -123,6 +123,8 @@ def test_two_hundred_beta_timesteps_are_199() -> None:
     alpha=st.floats(-1.5, 1.5).map(lambda x: 10**x),
     beta=st.floats(-1.5, 1.5).map(lambda x: 10**x),
 )
+@example(p=1 - 2**-53, alpha=1.0, beta=10.0)
+@example(p=1e-30, alpha=31.0, beta=1.0)
 @settings(max_examples=400, deadline=None)
 def test_beta_quantiles_equal_scipys(p: float, alpha: float, beta: float) -> None:
     stats = pytest.importorskip("scipy.stats")

@@ -24,6 +24,9 @@ def beta_quantile(probability: float, alpha: float, beta: float) -> float:
         return 0.0
     if probability >= 1:
         return 1.0
+    if probability > 0.5:
+        # Close to 1 the rest is what has digits, and it is exact.
+        return 1 - beta_quantile(1 - probability, beta, alpha)
     log_beta = math.lgamma(alpha) + math.lgamma(beta) - math.lgamma(alpha + beta)
     low, high = 0.0, 1.0
     x, step = alpha / (alpha + beta), 1.0
