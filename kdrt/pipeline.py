@@ -630,7 +630,7 @@ class Pipeline(VaeSwitches):
                 step.latents,
                 step.denoised,
                 self._previewer,
-                self._decoder,
+                self.vae.decoder,
             )
             if self._running is not running:
                 raise InvalidRequest(

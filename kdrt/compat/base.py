@@ -457,7 +457,7 @@ class KDiffusionPipeline:
 
     def _pixels(self, latents: Tensor) -> Tensor:
         """Decode to float32 ``[B, 3, H, W]`` in about [-1, 1]."""
-        return self.pipeline._decoder(latents.float())
+        return self.pipeline.vae.decoder(latents.float())
 
     def _images(self, pixels: Tensor, output_type: str) -> Images:
         return to_images(pixels, _output_type(output_type))
