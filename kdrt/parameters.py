@@ -94,7 +94,7 @@ def parse_parameters(text: str) -> dict[str, str]:
 
 def parameters_of(job: Job, manifest: Manifest, loras: Iterable[Lora] = ()) -> list[Parameters]:
     """How each picture of a job is made, with the LoRAs at work."""
-    active = [lora for lora in loras if lora.scale]
+    active = [lora for lora in loras if lora.is_active]
     negatives = job.negatives[0] if job.negatives else (None,) * len(job.seeds)
     schedule = "Custom" if job.request.sigmas is not None else _schedule_label(job.request.schedule)
     return [
@@ -146,7 +146,7 @@ def _lora_extras(loras: Sequence[Lora]) -> Iterator[tuple[str, Value]]:
     """The web UI writes scales into the prompt; here they are a setting like any other."""
     if loras:
         yield "Lora hashes", ", ".join(f"{lora.name}: {lora.file.sha256[:12]}" for lora in loras)
-        yield "Lora weights", ", ".join(f"{lora.name}: {lora.scale:g}" for lora in loras)
+        yield "Lora weights", ", ".join(f"{lora.name}: {lora.told()}" for lora in loras)
 
 
 def _sampler_label(job: Job) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdrt.adapters.lora import Changed, Lora, LoraStack, LoraSwap
+from kdrt.adapters.lora import Changed, Lora, LoraStack, LoraSwap, Scale
+from kdrt.adapters.lora_file import LoraFile
 from kdrt.bundle import Bundle, open_bundle
 from kdrt.denoiser import Denoiser, is_doubled
 from kdrt.engine_store import load_engines
@@ -119,18 +120,19 @@ class Pipeline:
 
     def load_lora(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | LoraFile,
         name: str | None = None,
-        scale: float = 1.0,
+        scale: Scale = 1.0,
         *,
         allow_pickle: bool = False,
     ) -> LoraSwap:
         """Add a LoRA to the weights of the running engines.
 
         Args:
-            path: a file in kohya's, diffusers' or peft's format.
+            path: a file in kohya's, diffusers' or peft's format, or one that was read before.
             name: for :meth:`set_loras`; None is the file's name without its suffix.
-            scale: how strong it is; below 0 and above 1 too.
+            scale: how strong it is; below 0 and above 1 too. A mapping gives ``unet``,
+                ``text_encoder`` and ``text_encoder_2`` each their own.
             allow_pickle: read ``.pt`` and ``.bin`` files; only tensors are loaded.
 
         Raises:
@@ -140,11 +142,12 @@ class Pipeline:
         Warns:
             AdapterWarning: some of its layers do not exist in this model.
         """
+        source = path if isinstance(path, LoraFile) else Path(path)
         return self._swap(
-            self._loras.load(self.engines, Path(path), name, scale, allow_pickle=allow_pickle)
+            self._loras.load(self.engines, source, name, scale, allow_pickle=allow_pickle)
         )
 
-    def set_loras(self, scales: Mapping[str, float]) -> LoraSwap:
+    def set_loras(self, scales: Mapping[str, Scale]) -> LoraSwap:
         """Use exactly these of the loaded LoRAs, at these scales; the others stay loaded, off.
 
         Raises:
