@@ -155,6 +155,8 @@ class Manifest(_Strict):
     zeros_for_empty_negative: bool = False
     default_guidance_scale: float
     baked: Baked
+    variants: dict[str, dict[str, str]] = Field(default_factory=dict)
+    """Other ways to compute: for each, the component that plays the part of another."""
     tools: dict[str, str]
     files: dict[str, str] = Field(default_factory=dict)
     """SHA-256 of every file, by path inside the bundle; ``engines/`` is not listed."""

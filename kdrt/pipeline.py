@@ -16,7 +16,7 @@ from kdrt.adapters.lora import Changed, Lora, LoraStack, LoraSwap, Scale
 from kdrt.adapters.lora_file import LoraFile
 from kdrt.bundle import Bundle, open_bundle
 from kdrt.denoiser import Denoiser, is_doubled
-from kdrt.engine_store import load_engines
+from kdrt.engine_store import load_engine, load_engines
 from kdrt.errors import InvalidRequest
 from kdrt.images import Images, OutputType, save_image, to_images
 from kdrt.latents import Decoder, check_latents
@@ -26,6 +26,7 @@ from kdrt.recent import Recent
 from kdrt.request import Job, Request, latent_shape, resolve
 from kdrt.sampling import NoiseSchedule, SeededNoise, Step, run
 from kdrt.size_conditioning import Size, SizeConditioning
+from kdrt.variants import Variants
 from kdrt_engines import Engine
 
 _DENOISERS = 4
@@ -82,7 +83,11 @@ def load(
         InvalidRequest: an unknown engine.
     """
     bundle = open_bundle(name_or_path)
-    return Pipeline(bundle, load_engines(bundle, engine, threads=threads))
+    return Pipeline(
+        bundle,
+        load_engines(bundle, engine, threads=threads),
+        lambda component: load_engine(bundle, component, engine, threads=threads),
+    )
 
 
 class Pipeline:
@@ -94,9 +99,15 @@ class Pipeline:
     Args:
         bundle: the model's facts, tokenizers and token embeddings.
         engines: by component: ``unet``, every text encoder, ``vae_decoder``.
+        load_component: loads one more; without it there are no variants.
     """
 
-    def __init__(self, bundle: Bundle, engines: Mapping[str, Engine]) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        engines: Mapping[str, Engine],
+        load_component: Callable[[str], Engine] | None = None,
+    ) -> None:
         self.bundle = bundle
         self.engines = dict(engines)
         self._unet = engines["unet"]
@@ -112,6 +123,7 @@ class Pipeline:
         self._decoder = Decoder(engines["vae_decoder"])
         self._denoisers: Recent[tuple[int, int, int, int, bool], Denoiser] = Recent(_DENOISERS)
         self._loras = LoraStack(bundle)
+        self._variants = Variants(bundle.manifest, load_component)
 
     @property
     def loras(self) -> dict[str, Lora]:
@@ -163,6 +175,22 @@ class Pipeline:
         """
         return self._swap(self._loras.unload(self.engines, names or tuple(self.loras)))
 
+    def use_variant(self, name: str | None, parts: Sequence[str] | None = None) -> None:
+        """Compute another way from now on; LoRAs stay as they are.
+
+        Args:
+            name: one of ``bundle.manifest.variants``; None is what was exported without a name.
+            parts: the components to change (``unet``, ``vae_decoder``, …); None is all.
+
+        Raises:
+            InvalidRequest: the bundle has no such variant; the message says what to export.
+        """
+        components = self._variants.choose(name, parts)
+        engines = self._variants.load(components, self.engines)
+        with_loras, _ = self._loras.move(components, self.engines | engines)
+        self._variants.chosen(components)
+        self._use(engines | with_loras)
+
     def _swap(self, change: Changed) -> LoraSwap:
         engines, swap = change
         self._use(engines)
@@ -175,6 +203,8 @@ class Pipeline:
         if "unet" in engines:
             self._unet = engines["unet"]
             self._denoisers.clear()
+        if "vae_decoder" in engines:
+            self._decoder = Decoder(engines["vae_decoder"])
 
     def __call__(
         self,

@@ -290,8 +290,9 @@ class ExportTextLayer(nn.Module):
 class ExportVaeDecoder(ExportComponent):
     """latents [B,C,h,w] as the sampler leaves them → image [B,3,s·h,s·w] in about [-1, 1]."""
 
-    def __init__(self, vae: AutoencoderKL) -> None:
+    def __init__(self, vae: AutoencoderKL, *, fuse_qkv: bool = True) -> None:
         super().__init__()
+        self.fuse_qkv = fuse_qkv
         self.decoder, self.post_quant_conv = vae.decoder, vae.post_quant_conv
         config = vae.config
         self.scaling_factor: float = config.scaling_factor
@@ -318,7 +319,7 @@ class ExportVaeDecoder(ExportComponent):
         return (self(*inputs),)
 
     def rewrite(self) -> None:
-        rewrite_attention(self.decoder)
+        rewrite_attention(self.decoder, fuse=self.fuse_qkv)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         if self.statistics is None:
@@ -335,8 +336,9 @@ class ExportVaeEncoder(ExportComponent):
     """image [B,3,s·h,s·w] in [-1, 1] → moments [B,2C,h,w]: mean, then log-variance, of the
     latents before the scaling factor."""
 
-    def __init__(self, vae: AutoencoderKL) -> None:
+    def __init__(self, vae: AutoencoderKL, *, fuse_qkv: bool = True) -> None:
         super().__init__()
+        self.fuse_qkv = fuse_qkv
         self.encoder, self.quant_conv = vae.encoder, vae.quant_conv
         self.moments_shape = ("B", 2 * vae.config.latent_channels, "h", "w")
         self.image_shape = image_shape(vae, vae.config.in_channels)
@@ -352,7 +354,7 @@ class ExportVaeEncoder(ExportComponent):
         return (self(*inputs),)
 
     def rewrite(self) -> None:
-        rewrite_attention(self.encoder)
+        rewrite_attention(self.encoder, fuse=self.fuse_qkv)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         moments = self.encoder(image)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from diffusers import AutoencoderKL
@@ -45,6 +46,7 @@ from kdrt_export.trace import onnx_from_component
 from kdrt_export.verify import make_cases, sizes, verification_engine, verify
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+Network = TypeVar("Network", bound=torch.nn.Module)
 TARGETS = ("onnxruntime", "torch")
 _VAE_TRACED = {"B": 1, "h": 6, "w": 5}
 _VAE_VERIFIED = [{"B": 2, "h": 8, "w": 12}, {"B": 1, "h": 9, "w": 7}]
@@ -62,6 +64,7 @@ def export(
     seed: int = 0,
     fuse_qkv: bool = True,
     loras: Sequence[tuple[Path, float]] = (),
+    variants: Sequence[str] = (),
     allow_pickle: bool = False,
     revision: str | None = None,
     config: Path | None = None,
@@ -80,6 +83,7 @@ def export(
         random_weights: the architecture alone, with weights drawn from ``seed``.
         fuse_qkv: concatenate attention projections.
         loras: files to merge into the weights, with their scales.
+        variants: what to keep besides: ``unfused-qkv``, or ``fused-qkv`` without ``fuse_qkv``.
         allow_pickle: accept pickled weights.
         revision: of a hub id.
         config: a diffusers folder that describes a single-file checkpoint.
@@ -90,6 +94,7 @@ def export(
         OutputError: the bundle cannot be written. In every case the old bundle stays.
     """
     _check_choices(precision, targets)
+    check_variants(variants, fuse_qkv)
     if precision == "auto":
         precision = "fp16" if torch.cuda.is_available() else "fp32"
     report = report or Silent()
@@ -108,6 +113,7 @@ def export(
     folder = output or home() / "bundles" / name.replace("/", "--")
     with new_bundle(folder) as partial:
         job = _Job(opened, partial, PRECISIONS[precision], fuse_qkv, baked_loras, report)
+        job.variants = {variant: {} for variant in variants}
         components = {
             part.name: _export_part(part, partial, precision, targets, report)
             for part in job.parts()
@@ -128,6 +134,7 @@ def export(
                 zeros_for_empty_negative=opened.zeros_for_empty_negative,
                 default_guidance_scale=opened.default_guidance_scale,
                 baked=Baked(fused_qkv=fuse_qkv, freeu=True, loras=job.baked_loras),
+                variants=job.variants,
                 tools=_tool_versions(),
             ),
         )
@@ -151,6 +158,7 @@ class _Job:
 
     latents: LatentFacts
     baked_loras: tuple[BakedLora, ...]
+    variants: dict[str, dict[str, str]]
 
     def __init__(
         self,
@@ -173,12 +181,15 @@ class _Job:
         vae = self.source.vae()
         dtype = self._vae_dtype(vae)
         self.report.done()
-        decoder, encoder = ExportVaeDecoder(vae), ExportVaeEncoder(vae)
-        yield _Part("vae_decoder", decoder, _VAE_TRACED, _VAE_VERIFIED, dtype)
-        yield _Part("vae_encoder", encoder, _VAE_TRACED, _VAE_VERIFIED, dtype)
+        for variant, network, fuse in self._fusings(vae):
+            decoder = ExportVaeDecoder(network, fuse_qkv=fuse)
+            encoder = ExportVaeEncoder(network, fuse_qkv=fuse)
+            for name, part in (("vae_decoder", decoder), ("vae_encoder", encoder)):
+                named = self._named(name, variant)
+                yield _Part(named, part, _VAE_TRACED, _VAE_VERIFIED, dtype)
         scale = vae_scale(vae)
-        del vae, decoder, encoder  # the UNet is next, and largest
-        yield self._unet(scale)
+        del vae, network, decoder, encoder, part  # the UNet is next, and largest
+        yield from self._unet(scale)
 
     def _text_encoder(self, index: int) -> _Part:
         name = f"text_encoder{f'_{index + 1}' if index else ''}"
@@ -199,12 +210,11 @@ class _Job:
             self.dtype,
         )
 
-    def _unet(self, scale: int) -> _Part:
+    def _unet(self, scale: int) -> Iterator[_Part]:
         self.report.start("unet: load")
         unet = self.source.unet()
         self.loras.merge("unet", unet)
         self.baked_loras = self.loras.baked(self.report)
-        component = ExportUNet(unet, fuse_qkv=self.fuse_qkv)
         size = unet.config.sample_size or 64
         height, width = size if isinstance(size, (tuple, list)) else (size, size)
         self.latents = LatentFacts(
@@ -224,7 +234,23 @@ class _Job:
             {"B": 1, "h": 16, "w": 8, "L": length},
             {"B": 3, "h": 9, "w": 15, "L": 2 * length},
         ]
-        return _Part("unet", component, {"B": 2, "h": 12, "w": 10, "L": 7}, verified, self.dtype)
+        traced = {"B": 2, "h": 12, "w": 10, "L": 7}
+        for variant, network, fuse in self._fusings(unet):
+            component = ExportUNet(network, fuse_qkv=fuse)
+            yield _Part(self._named("unet", variant), component, traced, verified, self.dtype)
+
+    def _fusings(self, network: Network) -> Iterator[tuple[str | None, Network, bool]]:
+        """A network as it is exported, and before that a copy for the other way to project."""
+        for variant in self.variants:
+            yield variant, copy.deepcopy(network), not self.fuse_qkv
+        yield None, network, self.fuse_qkv
+
+    def _named(self, name: str, variant: str | None) -> str:
+        """The component's name, after making a note of which one it stands in for."""
+        if variant is None:
+            return name
+        self.variants[variant] = {**self.variants[variant], name: f"{name}-{variant}"}
+        return f"{name}-{variant}"
 
     def _vae_dtype(self, vae: AutoencoderKL) -> torch.dtype:
         """float16 overflows in VAEs that say so (SDXL's): those stay in float32."""
@@ -304,6 +330,17 @@ def _check_choices(precision: str, targets: Sequence[str]) -> None:
     unknown = [target for target in targets if target not in TARGETS]
     if unknown:
         raise ExportError(f"'{unknown[0]}' is no target; choose {' or '.join(TARGETS)}")
+
+
+def check_variants(variants: Sequence[str], fuse_qkv: bool) -> None:
+    """Raises ExportError: a variant is unknown, or is what the bundle holds anyway."""
+    possible = "unfused-qkv" if fuse_qkv else "fused-qkv"
+    for variant in variants:
+        if variant != possible:
+            raise ExportError(
+                f"'{variant}' is no variant of an export {'with' if fuse_qkv else 'without'} fused "
+                f"projections; choose {possible}"
+            )
 
 
 def _info(tensor: TensorSpec) -> TensorInfo:

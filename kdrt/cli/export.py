@@ -89,6 +89,14 @@ def export(
             help="Merge a LoRA into the weights; may be given more than once.",
         ),
     ] = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="unfused-qkv|fused-qkv",
+            show_default=False,
+            help="Keep the networks the other way too, for [cyan]pipe.use_variant[/].",
+        ),
+    ] = None,
     allow_pickle: Annotated[
         bool,
         typer.Option(
@@ -149,6 +157,7 @@ def export(
                 random_weights=random_weights,
                 seed=seed,
                 fuse_qkv=fuse_qkv,
+                variants=tuple(variant or ()),
                 loras=[lora_option(text) for text in lora or ()],
                 allow_pickle=allow_pickle,
                 revision=revision,
