@@ -131,6 +131,8 @@ def _extras(job: Job, manifest: Manifest, index: int) -> Iterator[tuple[str, Val
     if job.freeu != FREEU_OFF:
         for name, value in zip(("b1", "b2", "s1", "s2"), job.freeu, strict=True):
             yield f"FreeU {name}", value
+    if request.has_image_prompt:
+        yield "IP-Adapter scale", request.ip_adapter_scale
     for name in request.sizes.given():
         first, second = getattr(request.sizes, name)
         yield name.replace("_", " ").capitalize(), f"{first}x{second}"

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kdrt.adapters.ip_adapter import VARIANT as IP_ADAPTER
+from kdrt.adapters.ip_adapter import ImagePrompts, Pictures
 from kdrt.adapters.lora import Changed, Lora, LoraStack, LoraSwap, Scale
 from kdrt.adapters.lora_file import LoraFile
 from kdrt.bundle import Bundle, open_bundle
@@ -26,7 +28,7 @@ from kdrt.recent import Recent
 from kdrt.request import Job, Request, latent_shape, resolve
 from kdrt.sampling import NoiseSchedule, SeededNoise, Step, run
 from kdrt.size_conditioning import Size, SizeConditioning
-from kdrt.variants import Variants
+from kdrt.variants import ComponentLoader, Variants
 from kdrt_engines import Engine
 
 _DENOISERS = 4
@@ -106,7 +108,7 @@ class Pipeline:
         self,
         bundle: Bundle,
         engines: Mapping[str, Engine],
-        load_component: Callable[[str], Engine] | None = None,
+        load_component: ComponentLoader | None = None,
     ) -> None:
         self.bundle = bundle
         self.engines = dict(engines)
@@ -124,6 +126,7 @@ class Pipeline:
         self._denoisers: Recent[tuple[int, int, int, int, bool], Denoiser] = Recent(_DENOISERS)
         self._loras = LoraStack(bundle)
         self._variants = Variants(bundle.manifest, load_component)
+        self._image_prompts = ImagePrompts(bundle.manifest, load_component)
 
     @property
     def loras(self) -> dict[str, Lora]:
@@ -227,6 +230,9 @@ class Pipeline:
         latents: Tensor | None = None,
         clip_skip: int | None = None,
         freeu: tuple[float, float, float, float] | None = None,
+        ip_adapter_image: Pictures | None = None,
+        ip_adapter_image_embeds: Tensor | None = None,
+        ip_adapter_scale: float = 1.0,
         original_size: Size | None = None,
         crops_coords_top_left: Size = (0, 0),
         target_size: Size | None = None,
@@ -263,6 +269,11 @@ class Pipeline:
             clip_skip: take the text encoders' hidden state that many layers earlier. The
                 negative prompt keeps the usual one.
             freeu: (b1, b2, s1, s2), for bundles exported with it.
+            ip_adapter_image: PIL images as prompts, one for all or one a prompt; for bundles
+                exported with an IP-Adapter, whose variant is then used from here on.
+            ip_adapter_image_embeds: in their place what the image encoder makes of them,
+                ``[n, P]``.
+            ip_adapter_scale: how much they count; 0 is exactly off.
             original_size: SDXL: see :class:`kdrt.size_conditioning.SizeConditioning`, also for
                 the other sizes and crops, all as (height, width) or (top, left).
             output_type: ``"pil"``, ``"np"``, ``"pt"`` or ``"latent"``; see :class:`Result`.
@@ -296,6 +307,9 @@ class Pipeline:
             latents=latents,
             clip_skip=clip_skip,
             freeu=freeu,
+            ip_adapter_image=ip_adapter_image,
+            ip_adapter_image_embeds=ip_adapter_image_embeds,
+            ip_adapter_scale=ip_adapter_scale,
             sizes=SizeConditioning(
                 original_size=original_size,
                 crops_coords_top_left=crops_coords_top_left,
@@ -306,6 +320,8 @@ class Pipeline:
             ),
             output_type=output_type,
         )
+        if request.has_image_prompt and not self._unet.spec.has_input("ip_scale"):
+            self.use_variant(IP_ADAPTER, ["unet"])
         job = resolve(request, self.bundle.manifest, self._unet.spec, self._noise_schedule)
         positive, negative, truncations = self._encode(job)
         for truncation in truncations:
@@ -358,12 +374,26 @@ class Pipeline:
             time_ids=_time_ids(job, doubled=negative is not None),
             freeu=job.freeu,
         )
+        denoiser.prepare_image_prompt(
+            self._image_tokens(job, doubled=negative is not None), job.request.ip_adapter_scale
+        )
         noise = SeededNoise(job.seeds, (channels, height, width), self._unet.device)
         latents = noise.latents()
         if job.request.latents is not None:
             latents.copy_(job.request.latents)
         latents.mul_(job.plan.sigmas[0])
         yield from run(job.plan, latents, denoiser, noise.draw(job.plan.slots))
+
+    def _image_tokens(self, job: Job, *, doubled: bool) -> Tensor | None:
+        request = job.request
+        if not request.has_image_prompt:
+            return None
+        return self._image_prompts.encode(
+            request.ip_adapter_image,
+            request.ip_adapter_image_embeds,
+            len(job.seeds),
+            doubled=doubled,
+        )
 
     def _denoiser(
         self, *, images: int, height: int, width: int, tokens: int, doubled: bool

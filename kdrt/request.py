@@ -16,6 +16,7 @@ from typing import get_args
 
 from torch import Tensor
 
+from kdrt.adapters.ip_adapter import Pictures, image_scale
 from kdrt.bundle import Manifest
 from kdrt.checks import amount, texts, whole
 from kdrt.denoiser import FREEU_OFF
@@ -55,8 +56,15 @@ class Request:
     latents: Tensor | None = None
     clip_skip: int | None = None
     freeu: FreeU | None = None
+    ip_adapter_image: Pictures | None = None
+    ip_adapter_image_embeds: Tensor | None = None
+    ip_adapter_scale: float = 1.0
     sizes: SizeConditioning = field(default_factory=SizeConditioning)
     output_type: OutputType = "pil"
+
+    @property
+    def has_image_prompt(self) -> bool:
+        return self.ip_adapter_image is not None or self.ip_adapter_image_embeds is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +128,7 @@ def resolve(
     guidance_scale = request.guidance_scale
     if guidance_scale is None:
         guidance_scale = manifest.default_guidance_scale
+    image_scale(request.ip_adapter_scale)
     positive_ids, negative_ids = request.sizes.time_ids(height, width)
     has_ids = unet.has_input("time_ids")
     return Job(

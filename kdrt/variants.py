@@ -8,6 +8,9 @@ from kdrt.bundle import Manifest
 from kdrt.errors import InvalidRequest
 from kdrt_engines import Engine
 
+ComponentLoader = Callable[[str], Engine]
+"""Loads one component of a bundle by its name."""
+
 
 class Variants:
     """Which component plays which part in a pipeline.
@@ -17,7 +20,7 @@ class Variants:
         load: loads a component; None where only what is loaded already can run.
     """
 
-    def __init__(self, manifest: Manifest, load: Callable[[str], Engine] | None) -> None:
+    def __init__(self, manifest: Manifest, load: ComponentLoader | None) -> None:
         self._manifest = manifest
         self._load = load
         self._playing: dict[str, str] = {}
@@ -34,10 +37,11 @@ class Variants:
         elif name in variants:
             wanted = dict(variants[name])
         else:
+            option = "--ip-adapter FILE" if name == "ip-adapter" else f"--variant {name}"
             raise InvalidRequest(
                 f"'{self._manifest.name}' has no variant '{name}' (it has "
                 f"{', '.join(variants) or 'none'}); export it with "
-                f"`kdrt export {self._manifest.source} --variant {name}`"
+                f"`kdrt export {self._manifest.source} {option}`"
             )
         if parts is not None:
             missing = [part for part in parts if part not in wanted and name is not None]

@@ -17,6 +17,7 @@ from kdrt.bundle import (
     Baked,
     BakedLora,
     Component,
+    IpAdapterFacts,
     LatentFacts,
     Manifest,
     Precision,
@@ -37,6 +38,8 @@ from kdrt_export.components import (
     vae_scale,
 )
 from kdrt_export.errors import ExportError, UnsupportedModel
+from kdrt_export.ip_adapter import VARIANT as IP_ADAPTER
+from kdrt_export.ip_adapter import ExportImageEncoder, IpAdapter
 from kdrt_export.lora import LorasToBake
 from kdrt_export.programs import program_from_component
 from kdrt_export.report import Report, Silent
@@ -65,6 +68,8 @@ def export(
     fuse_qkv: bool = True,
     loras: Sequence[tuple[Path, float]] = (),
     variants: Sequence[str] = (),
+    ip_adapter: str | None = None,
+    image_encoder: Path | None = None,
     allow_pickle: bool = False,
     revision: str | None = None,
     config: Path | None = None,
@@ -84,6 +89,8 @@ def export(
         fuse_qkv: concatenate attention projections.
         loras: files to merge into the weights, with their scales.
         variants: what to keep besides: ``unfused-qkv``, or ``fused-qkv`` without ``fuse_qkv``.
+        ip_adapter: see :class:`kdrt_export.ip_adapter.IpAdapter`; kept as a variant.
+        image_encoder: the folder of its image encoder.
         allow_pickle: accept pickled weights.
         revision: of a hub id.
         config: a diffusers folder that describes a single-file checkpoint.
@@ -98,6 +105,7 @@ def export(
     if precision == "auto":
         precision = "fp16" if torch.cuda.is_available() else "fp32"
     report = report or Silent()
+    adapter = None if ip_adapter is None else IpAdapter(ip_adapter, image_encoder)
     baked_loras = LorasToBake(loras, allow_pickle=allow_pickle)
     report.start(f"open {source}")
     opened = open_source(
@@ -114,6 +122,7 @@ def export(
     with new_bundle(folder) as partial:
         job = _Job(opened, partial, PRECISIONS[precision], fuse_qkv, baked_loras, report)
         job.variants = {variant: {} for variant in variants}
+        job.ip_adapter = adapter
         components = {
             part.name: _export_part(part, partial, precision, targets, report)
             for part in job.parts()
@@ -135,6 +144,7 @@ def export(
                 default_guidance_scale=opened.default_guidance_scale,
                 baked=Baked(fused_qkv=fuse_qkv, freeu=True, loras=job.baked_loras),
                 variants=job.variants,
+                ip_adapter=job.ip_facts,
                 tools=_tool_versions(),
             ),
         )
@@ -159,6 +169,8 @@ class _Job:
     latents: LatentFacts
     baked_loras: tuple[BakedLora, ...]
     variants: dict[str, dict[str, str]]
+    ip_adapter: IpAdapter | None
+    ip_facts: IpAdapterFacts | None = None
 
     def __init__(
         self,
@@ -235,13 +247,31 @@ class _Job:
             {"B": 3, "h": 9, "w": 15, "L": 2 * length},
         ]
         traced = {"B": 2, "h": 12, "w": 10, "L": 7}
+        if self.ip_adapter is not None:
+            network = copy.deepcopy(unet)
+            yield from self._image_prompt(self.ip_adapter, network)
+            tokens = self.ip_facts.tokens if self.ip_facts else None
+            component = ExportUNet(network, fuse_qkv=self.fuse_qkv, ip_tokens=tokens)
+            self.variants[IP_ADAPTER] = {}
+            named = self._named("unet", IP_ADAPTER)
+            yield _Part(named, component, traced, verified, self.dtype)
         for variant, network, fuse in self._fusings(unet):
             component = ExportUNet(network, fuse_qkv=fuse)
             yield _Part(self._named("unet", variant), component, traced, verified, self.dtype)
 
+    def _image_prompt(self, adapter: IpAdapter, unet: Any) -> Iterator[_Part]:
+        """What comes before the UNet, which gets its attention to images here."""
+        projection, encoder = adapter.attach(unet), adapter.encoder()
+        self.ip_facts = adapter.facts(projection, encoder)
+        verified = [{"B": 1}, {"B": 3}]
+        yield _Part("image_projection", projection, {"B": 2}, verified, self.dtype)
+        if encoder is not None:
+            component = ExportImageEncoder(encoder)
+            yield _Part("image_encoder", component, {"B": 2}, verified, self.dtype)
+
     def _fusings(self, network: Network) -> Iterator[tuple[str | None, Network, bool]]:
         """A network as it is exported, and before that a copy for the other way to project."""
-        for variant in self.variants:
+        for variant in [name for name in self.variants if name != IP_ADAPTER]:
             yield variant, copy.deepcopy(network), not self.fuse_qkv
         yield None, network, self.fuse_qkv
 

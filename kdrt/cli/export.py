@@ -97,6 +97,22 @@ def export(
             help="Keep the networks the other way too, for [cyan]pipe.use_variant[/].",
         ),
     ] = None,
+    ip_adapter: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|HUB:FILE",
+            show_default=False,
+            help="Keep a variant of the UNet with this IP-Adapter, for pictures as prompts.",
+        ),
+    ] = None,
+    image_encoder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            show_default="image_encoder beside the IP-Adapter",
+            help="The CLIP vision model of the IP-Adapter.",
+        ),
+    ] = None,
     allow_pickle: Annotated[
         bool,
         typer.Option(
@@ -158,6 +174,8 @@ def export(
                 seed=seed,
                 fuse_qkv=fuse_qkv,
                 variants=tuple(variant or ()),
+                ip_adapter=ip_adapter,
+                image_encoder=image_encoder,
                 loras=[lora_option(text) for text in lora or ()],
                 allow_pickle=allow_pickle,
                 revision=revision,
