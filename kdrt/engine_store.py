@@ -80,6 +80,15 @@ class OnDemand(Mapping[str, Engine]):
         return len({*self._loaded, *self._components})
 
 
+def load_engine(
+    bundle: Bundle, component: str, engine: str | None = None, *, threads: int | None = None
+) -> Engine:
+    """Load one component, such as one of a variant; see :func:`load_engines`."""
+    return _loader(_chosen(engine), threads)(
+        bundle, component, bundle.manifest.components[component]
+    )
+
+
 def needed_components(manifest: Manifest) -> Mapping[str, Component]:
     """The components text-to-image runs: the UNet, every text encoder, the VAE's decoder.
 

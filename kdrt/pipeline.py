@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 
 from kdrt.adapters import textual_inversion
-from kdrt.adapters.lora import Changed, Lora, LoraStack, LoraSwap
+from kdrt.adapters.ip_adapter import VARIANT as IP_ADAPTER
+from kdrt.adapters.ip_adapter import ImagePrompts, Pictures
+from kdrt.adapters.lora import Changed, Lora, LoraStack, LoraSwap, Scale
+from kdrt.adapters.lora_file import LoraFile
 from kdrt.bundle import Bundle, open_bundle
 from kdrt.denoiser import Denoiser, is_doubled
-from kdrt.engine_store import load_engines
+from kdrt.engine_store import load_engine, load_engines
 from kdrt.errors import InvalidRequest
 from kdrt.grid import training_table
 from kdrt.images import Images, OutputType, save_image, to_images
@@ -50,6 +53,7 @@ from kdrt.sampling import (
 )
 from kdrt.size_conditioning import Size, SizeConditioning
 from kdrt.vae import Vae, VaeSwitches
+from kdrt.variants import ComponentLoader, Variants
 from kdrt_engines import Engine
 
 _DENOISERS = 4
@@ -163,7 +167,11 @@ def load(
         InvalidRequest: an unknown engine.
     """
     bundle = open_bundle(name_or_path)
-    return Pipeline(bundle, load_engines(bundle, engine, threads=threads))
+    return Pipeline(
+        bundle,
+        load_engines(bundle, engine, threads=threads),
+        lambda component: load_engine(bundle, component, engine, threads=threads),
+    )
 
 
 class Pipeline(VaeSwitches):
@@ -179,9 +187,15 @@ class Pipeline(VaeSwitches):
     Args:
         bundle: the model's facts, tokenizers and token embeddings.
         engines: by component: ``unet``, every text encoder, ``vae_decoder``.
+        load_component: loads one more; without it there are no variants.
     """
 
-    def __init__(self, bundle: Bundle, engines: Mapping[str, Engine]) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        engines: Mapping[str, Engine],
+        load_component: ComponentLoader | None = None,
+    ) -> None:
         self.bundle = bundle
         self.engines = dict(engines)
         self._unet = engines["unet"]
@@ -195,6 +209,8 @@ class Pipeline(VaeSwitches):
             self.safety_checker = SafetyChecker(engines["safety_checker"])
         self._denoisers: Recent[tuple[int, int, int, int, bool], Denoiser] = Recent(_DENOISERS)
         self._loras = LoraStack(bundle)
+        self._variants = Variants(bundle.manifest, load_component)
+        self._image_prompts = ImagePrompts(bundle.manifest, load_component)
 
     @property
     def loras(self) -> dict[str, Lora]:
@@ -203,18 +219,19 @@ class Pipeline(VaeSwitches):
 
     def load_lora(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | LoraFile,
         name: str | None = None,
-        scale: float = 1.0,
+        scale: Scale = 1.0,
         *,
         allow_pickle: bool = False,
     ) -> LoraSwap:
         """Add a LoRA to the weights of the running engines.
 
         Args:
-            path: a file in kohya's, diffusers' or peft's format.
+            path: a file in kohya's, diffusers' or peft's format, or one that was read before.
             name: for :meth:`set_loras`; None is the file's name without its suffix.
-            scale: how strong it is; below 0 and above 1 too.
+            scale: how strong it is; below 0 and above 1 too. A mapping gives ``unet``,
+                ``text_encoder`` and ``text_encoder_2`` each their own.
             allow_pickle: read ``.pt`` and ``.bin`` files; only tensors are loaded.
 
         Raises:
@@ -224,11 +241,12 @@ class Pipeline(VaeSwitches):
         Warns:
             AdapterWarning: some of its layers do not exist in this model.
         """
+        source = path if isinstance(path, LoraFile) else Path(path)
         return self._swap(
-            self._loras.load(self.engines, Path(path), name, scale, allow_pickle=allow_pickle)
+            self._loras.load(self.engines, source, name, scale, allow_pickle=allow_pickle)
         )
 
-    def set_loras(self, scales: Mapping[str, float]) -> LoraSwap:
+    def set_loras(self, scales: Mapping[str, Scale]) -> LoraSwap:
         """Use exactly these of the loaded LoRAs, at these scales; the others stay loaded, off.
 
         Raises:
@@ -244,6 +262,22 @@ class Pipeline(VaeSwitches):
         """
         return self._swap(self._loras.unload(self.engines, names or tuple(self.loras)))
 
+    def use_variant(self, name: str | None, parts: Sequence[str] | None = None) -> None:
+        """Compute another way from now on; LoRAs stay as they are.
+
+        Args:
+            name: one of ``bundle.manifest.variants``; None is what was exported without a name.
+            parts: the components to change (``unet``, ``vae_decoder``, …); None is all.
+
+        Raises:
+            InvalidRequest: the bundle has no such variant; the message says what to export.
+        """
+        components = self._variants.choose(name, parts)
+        engines = self._variants.load(components, self.engines)
+        with_loras, _ = self._loras.move(components, self.engines | engines)
+        self._variants.chosen(components)
+        self._use(engines | with_loras)
+
     def _swap(self, change: Changed) -> LoraSwap:
         engines, swap = change
         self._use(engines)
@@ -256,6 +290,7 @@ class Pipeline(VaeSwitches):
         if "unet" in engines:
             self._unet = engines["unet"]
             self._denoisers.clear()
+        self.vae.use(engines)
 
     def __call__(
         self,
@@ -296,6 +331,9 @@ class Pipeline(VaeSwitches):
         latents: Tensor | None = None,
         clip_skip: int | None = None,
         freeu: tuple[float, float, float, float] | None = None,
+        ip_adapter_image: Pictures | None = None,
+        ip_adapter_image_embeds: Tensor | None = None,
+        ip_adapter_scale: float = 1.0,
         original_size: Size | None = None,
         crops_coords_top_left: Size = (0, 0),
         target_size: Size | None = None,
@@ -362,6 +400,11 @@ class Pipeline(VaeSwitches):
             clip_skip: take the text encoders' hidden state that many layers earlier. The
                 negative prompt keeps the usual one.
             freeu: (b1, b2, s1, s2), for bundles exported with it.
+            ip_adapter_image: PIL images as prompts, one for all or one a prompt; for bundles
+                exported with an IP-Adapter, whose variant is then used from here on.
+            ip_adapter_image_embeds: in their place what the image encoder makes of them,
+                ``[n, P]``.
+            ip_adapter_scale: how much they count; 0 is exactly off.
             original_size: SDXL: see :class:`kdrt.size_conditioning.SizeConditioning`, also for
                 the other sizes and crops, all as (height, width) or (top, left).
             output_type: ``"pil"``, ``"np"``, ``"pt"`` or ``"latent"``; see :class:`Result`.
@@ -415,6 +458,9 @@ class Pipeline(VaeSwitches):
             latents=latents,
             clip_skip=clip_skip,
             freeu=freeu,
+            ip_adapter_image=ip_adapter_image,
+            ip_adapter_image_embeds=ip_adapter_image_embeds,
+            ip_adapter_scale=ip_adapter_scale,
             sizes=SizeConditioning(
                 original_size=original_size,
                 crops_coords_top_left=crops_coords_top_left,
@@ -476,6 +522,8 @@ class Pipeline(VaeSwitches):
 
     def _generation(self, request: Request) -> Generation:
         """Check, encode, and leave the rest to whoever asks for steps."""
+        if request.has_image_prompt and not self._unet.spec.has_input("ip_scale"):
+            self.use_variant(IP_ADAPTER, ["unet"])
         job = resolve(request, self.bundle.manifest, self._unet.spec, self._noise_schedule)
         asked = job.plan.needs_unconditional
         doubled = is_doubled(self._unet.spec, job.guidance_scale, asked=asked)
@@ -684,19 +732,26 @@ class Pipeline(VaeSwitches):
         return run_adaptive(
             plan,
             latents,
-            lambda image: self._prepared(
-                job, positive.one(image), None if negative is None else negative.one(image)
-            ),
+            lambda image: self._prepared(job, positive, negative, only=image),
             noise.another,
         )
 
     def _prepared(
-        self, job: Job, positive: Conditioning, negative: Conditioning | None
+        self,
+        job: Job,
+        positive: Conditioning,
+        negative: Conditioning | None,
+        only: int | None = None,
     ) -> Denoiser:
-        """The denoiser of a job, for as many of its pictures as there is conditioning."""
+        """The denoiser of a job, for all of its pictures or ``only`` one."""
+        doubled = negative is not None
+        image_tokens = self._image_tokens(job, doubled=doubled)
+        if only is not None:
+            positive = positive.one(only)
+            negative = None if negative is None else negative.one(only)
+            image_tokens = None if image_tokens is None else image_tokens[only :: len(job.seeds)]
         images, tokens, _ = positive.encoder_hidden_states.shape
         _, height, width = latent_shape(self.bundle.manifest, job.height, job.width)
-        doubled = negative is not None
         denoiser = self._denoiser(
             images=images, height=height, width=width, tokens=tokens, doubled=doubled
         )
@@ -709,7 +764,19 @@ class Pipeline(VaeSwitches):
             freeu=job.freeu,
             unconditional=job.plan.needs_unconditional,
         )
+        denoiser.prepare_image_prompt(image_tokens, job.request.ip_adapter_scale)
         return denoiser
+
+    def _image_tokens(self, job: Job, *, doubled: bool) -> Tensor | None:
+        request = job.request
+        if not request.has_image_prompt:
+            return None
+        return self._image_prompts.encode(
+            request.ip_adapter_image,
+            request.ip_adapter_image_embeds,
+            len(job.seeds),
+            doubled=doubled,
+        )
 
     def _denoiser(
         self, *, images: int, height: int, width: int, tokens: int, doubled: bool

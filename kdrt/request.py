@@ -17,6 +17,7 @@ from typing import Any, cast, get_args
 import torch
 from torch import Generator, Tensor
 
+from kdrt.adapters.ip_adapter import Pictures, image_scale
 from kdrt.bundle import Manifest
 from kdrt.checks import amount, options_of, texts, whole
 from kdrt.denoiser import FREEU_OFF, GUIDANCE_INPUT
@@ -89,9 +90,16 @@ class Request:
     latents: Tensor | None = None
     clip_skip: int | None = None
     freeu: FreeU | None = None
+    ip_adapter_image: Pictures | None = None
+    ip_adapter_image_embeds: Tensor | None = None
+    ip_adapter_scale: float = 1.0
     sizes: SizeConditioning = field(default_factory=SizeConditioning)
     output_type: OutputType = "pil"
     image_filter: ImageFilter | None = None
+
+    @property
+    def has_image_prompt(self) -> bool:
+        return self.ip_adapter_image is not None or self.ip_adapter_image_embeds is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,11 +180,17 @@ def resolve(
     guidance_scale = request.guidance_scale
     if guidance_scale is None:
         guidance_scale = manifest.default_guidance_scale
+    image_scale(request.ip_adapter_scale)
     planned = _plan(request, manifest, noise_schedule)
     if planned.needs_unconditional and unet.has_input(GUIDANCE_INPUT):
         raise InvalidRequest(
             f"{planned.sampler} needs results without guidance, and '{manifest.name}' is distilled "
             "to give guided ones only; take a sampler without CFG++"
+        )
+    if isinstance(planned, AdaptivePlan) and request.mask_image is not None:
+        raise InvalidRequest(
+            f"{planned.sampler} runs its pictures one by one and cannot keep what a mask keeps; "
+            "take another sampler to inpaint"
         )
     seeds, noise_seeds = _all_seeds(request, images, planned)
     positive_ids, negative_ids = request.sizes.time_ids(height, width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -48,6 +49,16 @@ class Vae:
             engine = self._engines["vae_encoder"]
             self._encoder = Encoder(engine, self.decoder.batch, self.decoder.tiling)
         return self._encoder
+
+    def use(self, engines: Mapping[str, Engine]) -> None:
+        """Go on with other engines, by component, and the same switches; what is not named
+        stays."""
+        self._engines = ChainMap(dict(engines), self._engines)
+        if "vae_decoder" in engines:
+            batch, tiling = self.decoder.batch, self.decoder.tiling
+            self.decoder = Decoder(engines["vae_decoder"], batch, tiling)
+        if "vae_encoder" in engines:
+            self._encoder = None
 
     def encode(self, image: Tensor) -> Tensor:
         """Latents of pixels; see :class:`kdrt.latents.Encoder`."""

@@ -139,6 +139,30 @@ def export(
             help="Export the model's safety checker, which blacks out what it flags.",
         ),
     ] = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="unfused-qkv|fused-qkv",
+            show_default=False,
+            help="Keep the networks the other way too, for [cyan]pipe.use_variant[/].",
+        ),
+    ] = None,
+    ip_adapter: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|HUB:FILE",
+            show_default=False,
+            help="Keep a variant of the UNet with this IP-Adapter, for pictures as prompts.",
+        ),
+    ] = None,
+    image_encoder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            show_default="image_encoder beside the IP-Adapter",
+            help="The CLIP vision model of the IP-Adapter.",
+        ),
+    ] = None,
     allow_pickle: Annotated[
         bool,
         typer.Option(
@@ -206,6 +230,9 @@ def export(
                 random_weights=random_weights,
                 seed=seed,
                 fuse_qkv=fuse_qkv,
+                variants=tuple(variant or ()),
+                ip_adapter=ip_adapter,
+                image_encoder=image_encoder,
                 loras=[lora_option(text) for text in lora or ()],
                 safety_checker=safety_checker,
                 allow_pickle=allow_pickle,

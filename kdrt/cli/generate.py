@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     import kdrt
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -239,6 +241,23 @@ def generate(
             help="Add a LoRA to the weights, as [cyan]style.safetensors:0.8[/]; may be repeated.",
         ),
     ] = None,
+    ip_adapter_image: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=_SAMPLING,
+            show_default=False,
+            help="A picture as prompt, for bundles exported with an IP-Adapter.",
+        ),
+    ] = None,
+    ip_adapter_scale: Annotated[
+        float,
+        typer.Option(
+            metavar="SCALE",
+            rich_help_panel=_SAMPLING,
+            help="How much that picture counts; 0 is off.",
+        ),
+    ] = 1.0,
     engine: Annotated[
         str | None,
         typer.Option(
@@ -288,6 +307,7 @@ def generate(
     own_sigmas = _numbers("--sigmas", sigmas, "14.6,6,2.5,1,0.4,0")
     own_timesteps = _numbers("--timesteps", timesteps, "999,749,499,249")
     freeu_numbers = _freeu(freeu)
+    picture = None if ip_adapter_image is None else _picture(ip_adapter_image)
     paths = _output_paths(output, len(prompts) * max(count, 1))
     picture, mask_picture = _opened(image), _opened(mask)
 
@@ -322,6 +342,8 @@ def generate(
             seed=seed,
             clip_skip=clip_skip,
             freeu=freeu_numbers,
+            ip_adapter_image=picture,
+            ip_adapter_scale=ip_adapter_scale,
             progress=progress and sys.stderr.isatty(),
         )
     for truncation in dict.fromkeys(result.truncations):
@@ -331,6 +353,17 @@ def generate(
     for index, path in enumerate(paths):
         result.save(path, index)
         typer.echo(path)
+
+
+def _picture(path: Path) -> Image.Image:
+    from PIL import Image, UnidentifiedImageError
+
+    from kdrt.errors import InvalidRequest
+
+    try:
+        return Image.open(path).convert("RGB")
+    except (OSError, UnidentifiedImageError) as error:
+        raise InvalidRequest(f"{path} is no readable picture") from error
 
 
 def _load_loras(pipe: kdrt.Pipeline, options: list[str]) -> None:
