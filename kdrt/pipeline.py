@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -197,11 +198,12 @@ class Pipeline(VaeSwitches):
         load_component: ComponentLoader | None = None,
     ) -> None:
         self.bundle = bundle
-        self.engines = dict(engines)
+        # What is loaded when it is first asked for must not be asked for by making a copy.
+        self.engines: MutableMapping[str, Engine] = ChainMap({}, cast(dict[str, Engine], engines))
         self._unet = engines["unet"]
         self._noise_schedule = training_table(bundle.manifest.scheduler)
         self._prompts = PromptEncoder(bundle, engines)
-        self.vae = Vae(engines, bundle.manifest.latents)
+        self.vae = Vae(self.engines, bundle.manifest.latents)
         self._previewer = Previewer(bundle.manifest.latents)
         self._running: object = None
         self.safety_checker: SafetyChecker | None = None
@@ -285,7 +287,7 @@ class Pipeline(VaeSwitches):
 
     def _use(self, engines: Mapping[str, Engine]) -> None:
         """Go on with other engines, by component, and without what was made with the old ones."""
-        self.engines |= engines
+        self.engines.update(engines)
         self._prompts.use(engines)
         if "unet" in engines:
             self._unet = engines["unet"]

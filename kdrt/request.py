@@ -376,8 +376,8 @@ def _all_seeds(
     if isinstance(planned, ForeignPlan | AdaptivePlan):
         if request.noise != "per_image" or noise_seeds is not None:
             raise InvalidRequest(
-                f"{planned.sampler} draws its noise as it goes, by the seeds of the pictures; leave "
-                "noise at per_image and noise_seed out"
+                f"{planned.sampler} draws its noise as it goes, by the seeds of the pictures; "
+                "leave noise at per_image and noise_seed out"
             )
     else:
         check_noise(find_noise(request.noise), planned, seeds, noise_seeds, options)

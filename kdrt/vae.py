@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -52,8 +51,7 @@ class Vae:
 
     def use(self, engines: Mapping[str, Engine]) -> None:
         """Go on with other engines, by component, and the same switches; what is not named
-        stays."""
-        self._engines = ChainMap(dict(engines), self._engines)
+        stays. They must be in the mapping that this was made with too."""
         if "vae_decoder" in engines:
             batch, tiling = self.decoder.batch, self.decoder.tiling
             self.decoder = Decoder(engines["vae_decoder"], batch, tiling)

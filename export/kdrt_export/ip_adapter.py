@@ -20,8 +20,9 @@ from transformers import CLIPVisionModelWithProjection
 
 from kdrt.bundle import ImageEncoderFacts, IpAdapterFacts, sha256
 from kdrt_engines.spec import EngineSpec, TensorSpec
-from kdrt_export.components import ExportComponent, ExportTextLayer
+from kdrt_export.components import ExportComponent
 from kdrt_export.errors import SourceError, UnsupportedModel
+from kdrt_export.vision import VisionTransformer
 
 VARIANT = "ip-adapter"
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -155,21 +156,10 @@ class ExportImageEncoder(ExportComponent):
         return (self._source[0](*inputs).image_embeds,)
 
     def rewrite(self) -> None:
-        model = self._source.pop()
-        vision = getattr(model.vision_model, "vision_model", model.vision_model)
-        self.patches = vision.embeddings.patch_embedding
-        self.class_embedding = vision.embeddings.class_embedding
-        self.positions = vision.embeddings.position_embedding
-        self.pre_norm, self.post_norm = vision.pre_layrnorm, vision.post_layernorm
-        self.layers = nn.ModuleList(ExportTextLayer(layer) for layer in vision.encoder.layers)
+        self.vision = VisionTransformer(self._source.pop().vision_model)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        patches = self.patches(pixels).flatten(2).transpose(1, 2)
-        first = self.class_embedding.expand(patches.shape[0], 1, -1)
-        hidden = self.pre_norm(torch.cat([first, patches], dim=1) + self.positions.weight)
-        for layer in self.layers:
-            hidden = layer(hidden)
-        return self.projection(self.post_norm(hidden[:, 0]))
+        return self.projection(self.vision.pooled(self.vision(pixels)))
 
 
 def _find(source: str) -> Path:
