@@ -111,6 +111,12 @@ def test_split_label(label: str, expected: tuple[str, dict[str, Any], str | None
     assert split_label(label) == expected
 
 
+def test_a_label_with_a_schedule_is_no_sampler() -> None:
+    message = "names a sampler and a schedule; give them apart, as 'dpmpp_2m' and 'karras'"
+    with pytest.raises(InvalidRequest, match=message):
+        plan("DPM++ 2M Karras", SIGMAS)
+
+
 @pytest.mark.parametrize("label", ["Karras", "DPM++ 2M Kurras", "Karras Euler", "", None])
 def test_labels_that_cannot_be_split(label: Any) -> None:
     with pytest.raises(InvalidRequest, match="unknown sampler"):
