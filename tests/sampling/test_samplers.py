@@ -169,7 +169,7 @@ def test_plans_are_well_formed(name: str) -> None:
         ("dpmpp_sde", {"r": 0.3}, 2),
         ("dpmpp_2m", {}, 2),
         ("dpmpp_3m_sde", {}, 3),
-        ("unipc", {}, 4),
+        ("unipc", {}, 3),  # so few steps end with lower orders
         ("unipc", {"order": 1}, 2),
         ("seeds_3", {}, 3),
         ("lcm", {}, 1),
