@@ -121,6 +121,18 @@ def test_pattern_lines_are_no_evidence() -> None:
     assert log.fused_attention == 2
 
 
+def test_a_dump_of_another_form_is_no_evidence() -> None:
+    log = BuildLog()
+    log.add("VERBOSE", "Layers:\n[0] MatMul_3 kernel=gemm")
+    assert (log.fused_attention, log.kernels) == (None, None)
+
+
+def test_every_profile_has_kernels_of_its_own() -> None:
+    log = BuildLog()
+    log.add("VERBOSE", LAYERS + LAYERS)
+    assert (log.fused_attention, log.kernels) == (4, {"kgen": 4, "gemm": 2})
+
+
 def test_problems_are_kept_and_not_without_end() -> None:
     log = BuildLog()
     for index in range(100):
