@@ -56,6 +56,9 @@ _SECONDS_PER_WEIGHT_BYTE = 18e-9
 """What builds took on one core of the machine they were measured on; the estimate corrects itself
 by the builds it has seen."""
 
+_COMPILING = "Determining refit engines"
+"""What TensorRT calls the phase in which nearly all of the time goes by."""
+
 
 class Report(Protocol):
     """What a build tells of itself."""
@@ -417,7 +420,8 @@ class _Clock:
     def left(self, phase: str) -> str:
         """``phase`` with what is left of the time expected, once that says anything."""
         left = self._pace * self._expected - (time.perf_counter() - self._started)
-        return f"{phase.lower()}, about {left:.0f} s left" if left >= 1 else phase.lower()
+        phase = "compiling" if phase == _COMPILING else phase.lower()
+        return f"{phase}, about {left:.0f} s left" if left >= 1 else phase
 
 
 def _this_gpu(bundle: str) -> int:

@@ -106,6 +106,16 @@ def test_cancelling_stops_at_the_next_step(tmp_path: Path) -> None:
     assert not (tmp_path / "engine.plan").exists()
 
 
+def test_phases_are_followed_back_to_the_one_around_them() -> None:
+    phases: list[str] = []
+    follower = Monitor(phases.append, threading.Event())
+    follower.start("build", None)
+    follower.start("compile", "build")
+    follower.finish("compile")
+    follower.finish("build")
+    assert phases == ["build", "compile", "build"]
+
+
 def test_a_lost_message_is_not_a_zero(tmp_path: Path) -> None:
     trt = fake("tensorrt_rtx", messages=())
     built = build(trt, job(tmp_path, "tensorrt_rtx"), monitor(), BuildLog())
