@@ -171,7 +171,7 @@ class _Run:
 
     def _combine(self, coefficients: Coefficients) -> Tensor:
         base, *weights = coefficients.tolist()
-        state = self.x * base
+        state = torch.mul(self.x, base)
         for weight, result in zip(weights, self._results, strict=False):
             state.add_(result, alpha=weight)
         return state
@@ -180,4 +180,5 @@ class _Run:
         """The root mean square of the difference, in units of what is tolerated."""
         plan = self._plan
         tolerated = torch.maximum(low.abs(), before.abs()).mul_(plan.rtol).clamp_(min=plan.atol)
-        return torch.linalg.vector_norm((low - high) / tolerated) / math.sqrt(low.numel())
+        excess: Tensor = torch.linalg.vector_norm((low - high) / tolerated)
+        return excess / math.sqrt(low.numel())

@@ -17,7 +17,6 @@ from torch import Tensor
 from kdrt.errors import InvalidRequest
 from kdrt.sampling.plan import NoiseSlot
 
-
 _LANES = 16
 """torch's CPU generator fills that many normal numbers at a time. Draws of a multiple of it, made
 one after the other, are the numbers of a single draw."""
@@ -72,6 +71,8 @@ class SeededNoise:
         same generators.
         """
         noise = torch.empty((len(slots), *self._latents.shape))
+        if not slots:
+            return noise.to(self._device)
         for image, generator in enumerate(self._generators):
             noise[:, image] = self._successive(generator, len(slots))
         correlate(noise, slots)

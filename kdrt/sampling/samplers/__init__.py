@@ -263,16 +263,9 @@ def split_label(label: str) -> tuple[str, dict[str, Any], str | None]:
     Raises:
         InvalidRequest: no way of splitting the label leaves a sampler and a schedule.
     """
-    schedules = {_key(schedule): schedule for schedule in SCHEDULES}
-    words = re.split(r"[\s_]+", label.strip()) if isinstance(label, str) else []
-    for count in range(1, len(words)):
-        found = _BY_KEY.get(_key(" ".join(words[:count])))
-        schedule = schedules.get(_key(" ".join(words[count:])))
-        if found is not None and schedule is not None:
-            info, preset = found
-            return info.name, dict(preset), schedule
-    info, preset = _resolve(label)
-    return info.name, dict(preset), None
+    split = _split(label) if isinstance(label, str) else None
+    (info, implied), schedule = split if split is not None else (_resolve(label), None)
+    return info.name, dict(implied), schedule
 
 
 def label_of(name: str, options: Mapping[str, Any]) -> str:
@@ -350,5 +343,24 @@ def _resolve(name: str) -> tuple[SamplerInfo, Mapping[str, Any]]:
     """A sampler and the options that its name implies."""
     found = _BY_KEY.get(_key(name)) if isinstance(name, str) else None
     if found is None:
+        split = _split(name) if isinstance(name, str) else None
+        if split is not None:
+            (info, _), schedule = split
+            raise InvalidRequest(
+                f"{name!r} names a sampler and a schedule; give them apart, as {info.name!r} and "
+                f"{schedule!r}"
+            )
         raise InvalidRequest(f"unknown sampler {name!r}; known: {', '.join(SAMPLERS)}")
     return found
+
+
+def _split(label: str) -> tuple[tuple[SamplerInfo, Mapping[str, Any]], str] | None:
+    """A sampler with what its name implies, and the schedule whose name follows it."""
+    schedules = {_key(schedule): schedule for schedule in SCHEDULES}
+    words = re.split(r"[\s_]+", label.strip())
+    for count in range(1, len(words)):
+        found = _BY_KEY.get(_key(" ".join(words[:count])))
+        schedule = schedules.get(_key(" ".join(words[count:])))
+        if found is not None and schedule is not None:
+            return found, schedule
+    return None

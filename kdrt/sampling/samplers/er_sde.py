@@ -58,8 +58,10 @@ def er_sde(
         if len(past) > 1:
             before = (_D2 - _D3) / (past[0] - past[1])
             bend = 2 * (slope - before) / (s - past[1])
-            weight = (t - s) ** 2 / 2 + phi(t) * _integral(lambda u, s=s: (u - s) / phi(u), t, s)
-            state = state + bend * weight
+            first = _integral(lambda u: u / phi(u), t, s) - s * _integral(
+                lambda u: 1 / phi(u), t, s
+            )
+            state = state + bend * ((t - s) ** 2 / 2 + phi(t) * first)
         noise = 0.0
         if solver_type != "ode":
             noise = s_noise * math.sqrt(max(0.0, (t - s * r) * (t + s * r)))

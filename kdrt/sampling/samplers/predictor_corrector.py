@@ -28,7 +28,7 @@ def unipc(
     et al. 2023, "UniPC"). The paper's coefficients ρ solve R·ρ = b; where it solves for all of
     them B(h) cancels and w are the exact weights of the interpolating polynomial. With a single
     difference of results it sets ρ = 1/2 instead, and B(h) remains: h (``bh1``) or 1 - e⁻ʰ
-    (``bh2``).
+    (``bh2``). Below 15 steps the last ones are of lower order.
 
     Args:
         sigmas: the grid, strictly descending.
@@ -38,12 +38,12 @@ def unipc(
     draft = Draft("unipc", sigmas)
     past: list[float] = []  # h of the steps before, newest first
     correction: Correction | None = None
-    for s, t in draft.intervals():
+    for p, (s, t) in zip(_orders(order, len(sigmas) - 1), draft.intervals(), strict=True):
         if t == 0:
             draft.stage(s, 0.0, [1.0], correction=correction)
             break
         h = math.log(s / t)
-        nodes = past_nodes(h, past)
+        nodes = past_nodes(h, past)[:p]
         predicted = _unipc_weights(h, nodes, solver_type)
         draft.stage(s, t / s, predicted, correction=correction)
         # The result to come lies at 1, the step's end.
@@ -51,6 +51,17 @@ def unipc(
         correction = draft.correction(t / s, [new, *known])
         past = [h, *past][: order - 1]
     return draft.plan()
+
+
+def _orders(order: int, steps: int) -> list[int]:
+    """How many results predict each step, where there are as many.
+
+    A run of few steps has long ones in ln σ, and polynomials overshoot: as in the authors' code it
+    ends with lower orders. From 15 steps on, the usual bound, that would only cost accuracy.
+    """
+    if steps >= 15:
+        return [order] * steps
+    return [min(order, steps - step) for step in range(steps)]
 
 
 def _unipc_weights(h: float, nodes: Sequence[float], solver_type: str) -> list[float]:
@@ -88,7 +99,7 @@ def sa_solver(
     draft = Draft("sa_solver", sigmas)
     past: list[float] = []
     correction: Correction | None = None
-    for s, t in draft.intervals():
+    for p, (s, t) in zip(_orders(order, len(sigmas) - 1), draft.intervals(), strict=True):
         if t == 0:
             draft.stage(s, 0.0, [1.0], correction=correction)
             break
@@ -96,7 +107,7 @@ def sa_solver(
         strength = eta**2 if s_tmin <= s <= s_tmax else 0.0
         h_eta = (1 + strength) * h
         base = math.exp(-h_eta)
-        nodes = past_nodes(h, past)
+        nodes = past_nodes(h, past)[:p]
         noise = s_noise * sde_noise(t, h, strength)
         predicted = exponential_weights(h_eta, nodes)
         draft.stage(s, base, predicted, noise=noise, over=(s, t), correction=correction)
