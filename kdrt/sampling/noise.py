@@ -7,7 +7,7 @@ could not hold) and images that do not depend on the device.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Protocol
 
@@ -16,6 +16,10 @@ from torch import Tensor
 
 from kdrt.errors import InvalidRequest
 from kdrt.sampling.plan import NoiseSlot
+
+_LANES = 16
+"""torch's CPU generator fills that many normal numbers at a time. Draws of a multiple of it, made
+one after the other, are the numbers of a single draw."""
 
 
 class NoiseSource(Protocol):
@@ -54,7 +58,7 @@ class SeededNoise:
         self._generators = [_cpu_generator(seed) for seed in seeds]
         self._shape = tuple(shape)
         self._device = torch.device(device)
-        self._latents = self._normal()
+        self._latents = torch.cat([self._successive(each, 1) for each in self._generators])
 
     def latents(self) -> Tensor:
         """The initial latents: standard normal float32 ``[B, C, H, W]``, not yet scaled by σ."""
@@ -63,12 +67,16 @@ class SeededNoise:
     def draw(self, slots: Sequence[NoiseSlot]) -> Tensor:
         """Draw the noise of ``slots``: float32 ``[len(slots), B, C, H, W]``.
 
-        Overlapping slots are correlated as `joint_noise` says. Calling again goes on with the
+        Overlapping slots are correlated as `correlate` says. Calling again goes on with the
         same generators.
         """
+        noise = torch.empty((len(slots), *self._latents.shape))
         if not slots:
-            return self._latents.new_empty((0, *self._latents.shape)).to(self._device)
-        return joint_noise(slots, lambda slot: self._normal()).to(self._device)
+            return noise.to(self._device)
+        for image, generator in enumerate(self._generators):
+            noise[:, image] = self._successive(generator, len(slots))
+        correlate(noise, slots)
+        return noise.to(self._device)
 
     def another(self, image: int) -> Tensor:
         """One more draw from an image's generator, float32 ``[C, H, W]``: the noise of a run whose
@@ -76,11 +84,14 @@ class SeededNoise:
         draw = torch.empty(self._shape).normal_(generator=self._generators[image])
         return draw.to(self._device)
 
-    def _normal(self) -> Tensor:
-        values = torch.empty((len(self._generators), *self._shape))
-        for image, generator in enumerate(self._generators):
-            values[image].normal_(generator=generator)
-        return values
+    def _successive(self, generator: torch.Generator, count: int) -> Tensor:
+        """``count`` draws, one after the other: ``[count, C, H, W]``."""
+        draws = torch.empty((count, *self._shape))
+        if math.prod(self._shape) % _LANES == 0:
+            return draws.normal_(generator=generator)
+        for draw in draws.unbind():
+            draw.normal_(generator=generator)
+        return draws
 
 
 class BrownianNoise:
@@ -148,33 +159,39 @@ class BrownianNoise:
         return noise
 
 
-def joint_noise(slots: Sequence[NoiseSlot], fresh: Callable[[NoiseSlot], Tensor]) -> Tensor:
-    """Noise with the joint law of ``slots``, from independent draws.
+def correlate(noise: Tensor, slots: Sequence[NoiseSlot]) -> None:
+    """Give independent draws ``noise [len(slots), ...]`` the joint law of ``slots``, in place.
 
     The overlap that samplers produce is a slot followed by a longer one with the same start,
     (σ, m) then (σ, τ). The increment over the second is the one over the first plus an
     independent one over (m, τ), hence ξ₂ = √ρ·ξ₁ + √(1-ρ)·ξ with ρ = (σ - m)/(σ - τ): the law of
-    a Brownian tree without the tree. Every other slot is drawn afresh.
-
-    Args:
-        slots: at least one, in the order in which a sampler uses them.
-        fresh: a standard normal draw for a slot, ``[B, C, H, W]``, in a tensor of its own.
-
-    Returns:
-        ``[len(slots), B, C, H, W]``.
+    a Brownian tree without the tree. Every other slot stays as it was drawn.
     """
-    noise: list[Tensor] = []
+    for chain in _overlapping(slots):
+        index = torch.tensor([index for index, _ in chain])
+        shape = (len(chain), *(1,) * (noise.dim() - 1))
+        shared = torch.tensor([math.sqrt(rho) for _, rho in chain]).view(shape)
+        own = torch.tensor([math.sqrt(1 - rho) for _, rho in chain]).view(shape)
+        # Products and sum apart: rounded as one, they would depend on an element's place in the
+        # batch, where vector and remainder lanes differ.
+        noise[index] = noise[index] * own + noise[index - 1] * shared
+
+
+def _overlapping(slots: Sequence[NoiseSlot]) -> list[list[tuple[int, float]]]:
+    """The slots that overlap the one before them, as (index, ρ): first those whose predecessor
+    overlaps none, then those whose predecessor is among the first, and so on."""
+    chains: list[list[tuple[int, float]]] = []
     previous: NoiseSlot | None = None
-    for slot in slots:
-        drawn = fresh(slot)
+    depth = 0
+    for index, slot in enumerate(slots):
         rho = overlap(previous, slot)
-        if rho > 0:
-            # Image by image: over a batch, vector and remainder lanes may round apart.
-            for image, before in zip(drawn, noise[-1], strict=True):
-                image.mul_(math.sqrt(1 - rho)).add_(before, alpha=math.sqrt(rho))
-        noise.append(drawn)
+        depth = depth + 1 if rho > 0 else 0
+        if depth > len(chains):
+            chains.append([])
+        if depth > 0:
+            chains[depth - 1].append((index, rho))
         previous = slot
-    return torch.stack(noise)
+    return chains
 
 
 def _cpu_generator(seed: int | torch.Generator) -> torch.Generator:

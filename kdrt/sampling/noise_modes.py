@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kdrt.errors import InvalidRequest
-from kdrt.sampling.noise import BrownianNoise, NoiseSource, SeededNoise, joint_noise, torchsde
+from kdrt.sampling.noise import BrownianNoise, NoiseSource, SeededNoise, correlate, torchsde
 from kdrt.sampling.philox import PhiloxGenerator
 from kdrt.sampling.plan import NoiseSlot, Plan
 
@@ -244,7 +244,9 @@ class _StepByStep:
         self._draws = 0
 
     def draw(self, slots: Sequence[NoiseSlot]) -> Tensor:
-        return joint_noise(slots, self._fresh)
+        noise = torch.stack([self._fresh(slot) for slot in slots])
+        correlate(noise, slots)
+        return noise
 
     def _fresh(self, slot: NoiseSlot) -> Tensor:
         if slot.sigma == slot.sigma_next and slot.sigma in self._sigmas:

@@ -13,10 +13,10 @@ normal draw.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class NoiseSlot:
+class NoiseSlot(NamedTuple):
     """One standard normal draw ξ of the latents' shape.
 
     ξ is the increment of a Brownian motion over [sigma_next, sigma], divided by the square root
@@ -33,8 +33,7 @@ class NoiseSlot:
     sigma_next: float
 
 
-@dataclass(frozen=True, slots=True)
-class Correction:
+class Correction(NamedTuple):
     """What a predictor-corrector method makes of the state at the start of a step once the
     denoiser has seen the predicted one.
 
@@ -56,8 +55,7 @@ class Correction:
     slot: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
+class Stage(NamedTuple):
     """One evaluation of the denoiser, and the state that follows from it.
 
     The stage evaluates ``D₀ = denoise(current state, sigma)``; then
@@ -115,6 +113,11 @@ class Plan:
     initial_noise: float = 0.0
     initial_slot: int | None = None
     residual: bool = False
+
+    def __hash__(self) -> int:
+        # Plans are keys of what is compiled from them, looked up for every picture: the grid tells
+        # most of them apart, and hashing every coefficient would cost more than a step.
+        return hash((self.sampler, self.sigmas))
 
     @property
     def steps(self) -> int:

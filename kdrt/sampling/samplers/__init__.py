@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -295,7 +296,15 @@ def plan(sampler: str, sigmas: Sequence[float], **options: Any) -> Plan:
     info, preset = _resolve(sampler)
     grid = _checked_grid(sigmas)
     check_options(info.name, info.planner, options)
-    return info.planner(grid, **{**preset, **options})
+    return _planned(info.planner, grid, tuple(sorted({**preset, **options}.items())))
+
+
+@lru_cache(maxsize=64)
+def _planned(
+    planner: Callable[..., Plan], grid: tuple[float, ...], options: tuple[tuple[str, Any], ...]
+) -> Plan:
+    """A plan, made once: who makes pictures makes many with the same settings."""
+    return planner(grid, **dict(options))
 
 
 def _checked_grid(sigmas: Sequence[float]) -> tuple[float, ...]:
@@ -313,6 +322,7 @@ def _checked_grid(sigmas: Sequence[float]) -> tuple[float, ...]:
     return grid
 
 
+@lru_cache(maxsize=256)
 def _key(name: str) -> str:
     """What is left of a name when its spelling is taken away: "DPM++ 2M" → "dpmpp2m"."""
     bare = re.sub(r"^(sample|k)[_ ]", "", name.strip().lower())

@@ -5,15 +5,18 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from functools import cache
+from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from kdrt.errors import InvalidRequest
 
 
-def options_of(planner: Callable[..., Any]) -> dict[str, Any]:
+@cache
+def options_of(planner: Callable[..., Any]) -> Mapping[str, Any]:
     """The keyword options of a planner, with their defaults."""
     parameters = inspect.signature(planner).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return MappingProxyType({p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY})
 
 
 def check_options(sampler: str, planner: Callable[..., Any], options: Mapping[str, Any]) -> None:
@@ -24,18 +27,23 @@ def check_options(sampler: str, planner: Callable[..., Any], options: Mapping[st
     Raises:
         InvalidRequest: the sampler has no such option, or the value is not allowed.
     """
-    accepted = options_of(planner)
-    annotations = get_type_hints(planner)
+    accepted = _rules_of(planner)
     for name, value in options.items():
         if name not in accepted:
             known = f"accepts {', '.join(accepted)}" if accepted else "has no options"
             raise InvalidRequest(f"{sampler} has no option {name!r}: it {known}")
-        allowed, is_valid = _choice(annotations[name]) or _RULES[name]
+        allowed, is_valid = accepted[name]
         if not is_valid(value):
             raise InvalidRequest(f"{name} of {sampler} must be {allowed}, not {value!r}")
 
 
 _Rule = tuple[str, Callable[[Any], bool]]
+
+
+@cache
+def _rules_of(planner: Callable[..., Any]) -> Mapping[str, _Rule]:
+    annotations = get_type_hints(planner)
+    return {name: _choice(annotations[name]) or _RULES[name] for name in options_of(planner)}
 
 
 def _choice(annotation: object) -> _Rule | None:
