@@ -20,6 +20,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 import kdrt
 from kdrt.adapters.ip_adapter import preprocess
 from kdrt.bundle import ImageEncoderFacts
+from kdrt.compat.ip_adapter import IpAdapterMixin
 from kdrt.errors import InvalidRequest
 from kdrt_export.errors import SourceError, UnsupportedModel
 from kdrt_export.ip_adapter import IpAdapter
@@ -157,6 +158,30 @@ def test_a_lora_beside_it(prompted: Prompted, tmp_path: Path) -> None:
     expected = by_diffusers(theirs, ip_adapter_image=picture())
     result = by_kdrt(ours, ip_adapter_image=picture(), ip_adapter_scale=0.8)
     assert relative_error(result, expected) < 1e-5
+
+
+class Compatible(IpAdapterMixin):
+    def __init__(self, bundle: Path) -> None:
+        self.pipeline = kdrt.load(bundle, engine="onnxruntime")
+
+
+def test_the_methods_of_diffusers(prompted: Prompted, model: TinyModel) -> None:
+    ours, theirs = Compatible(prompted.model.bundle), prompted.diffusers()
+    base = by_kdrt(ours.pipeline)
+    ours.load_ip_adapter(str(prompted.adapter.parent), subfolder="", weight_name="ip.safetensors")
+    for pipe in (ours, theirs):
+        pipe.set_ip_adapter_scale(0.4)
+    expected = by_diffusers(theirs, ip_adapter_image=picture())
+    options = {"ip_adapter_image": picture(), "ip_adapter_scale": ours.ip_adapter_scale}
+    assert relative_error(by_kdrt(ours.pipeline, **options), expected) < 1e-5
+    ours.unload_ip_adapter()
+    assert torch.equal(by_kdrt(ours.pipeline), base)
+    with pytest.raises(InvalidRequest, match="must be a finite number"):
+        ours.set_ip_adapter_scale([0.1, 0.2])
+    with pytest.raises(InvalidRequest, match=r"--ip-adapter some/hub:models/other\.safetensors"):
+        ours.load_ip_adapter("some/hub", subfolder="models", weight_name="other.safetensors")
+    with pytest.raises(InvalidRequest, match="has no IP-Adapter; export it with"):
+        Compatible(model.bundle).load_ip_adapter(prompted.adapter)
 
 
 @pytest.mark.parametrize("size", [(45, 37), (37, 45), (224, 224), (31, 200), (500, 301)])
