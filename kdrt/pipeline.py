@@ -156,6 +156,8 @@ class Pipeline(VaeSwitches):
         negative_original_size: Size | None = None,
         negative_crops_coords_top_left: Size = (0, 0),
         negative_target_size: Size | None = None,
+        aesthetic_score: float | None = None,
+        negative_aesthetic_score: float | None = None,
         output_type: OutputType = "pil",
         image_filter: ImageFilter | None = None,
         callback: Callable[[Step], None] | None = None,
@@ -201,6 +203,8 @@ class Pipeline(VaeSwitches):
             freeu: (b1, b2, s1, s2), for bundles exported with it.
             original_size: SDXL: see :class:`kdrt.size_conditioning.SizeConditioning`, also for
                 the other sizes and crops, all as (height, width) or (top, left).
+            aesthetic_score: SDXL's refiner: how beautiful, from 1 to 10; None is 6.
+            negative_aesthetic_score: the same for the negative prompt; None is 2.5.
             output_type: ``"pil"``, ``"np"``, ``"pt"`` or ``"latent"``; see :class:`Result`.
             image_filter: called with every picture as a PIL image; see
                 :data:`kdrt.safety.ImageFilter`.
@@ -249,6 +253,8 @@ class Pipeline(VaeSwitches):
                 negative_crops_coords_top_left=negative_crops_coords_top_left,
                 negative_target_size=negative_target_size,
             ),
+            aesthetic_score=aesthetic_score,
+            negative_aesthetic_score=negative_aesthetic_score,
             output_type=output_type,
         )
         job = resolve(request, self.bundle.manifest, self._unet.spec, self._noise_schedule)
@@ -347,7 +353,7 @@ class Pipeline(VaeSwitches):
 
 
 def _time_ids(job: Job, *, doubled: bool) -> Tensor | None:
-    """Size conditioning of the whole batch, ``[B, 6]``: the negative half first, as everywhere."""
+    """Size conditioning of the whole batch, ``[B, 6 or 5]``: the negative half first, as everywhere."""
     if job.time_ids is None or job.negative_time_ids is None:
         return None
     halves = [job.negative_time_ids, job.time_ids] if doubled else [job.time_ids]

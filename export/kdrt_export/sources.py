@@ -53,6 +53,8 @@ class Source(ABC):
     revision: str | None = None
     guidance_scale: float | None = None
     zeros_for_empty_negative: bool = False
+    is_refiner: bool = False
+    """SDXL's refiner: the second text encoder alone, and an aesthetic score for a target size."""
     scheduler: dict[str, Any]
     """The scheduler's configuration, only with the keys its file really holds."""
 
@@ -74,7 +76,14 @@ class Source(ABC):
 
     @property
     def text_encoders(self) -> int:
-        return 2 if self.family == "sdxl" else 1
+        return len(self.encoder_indices)
+
+    @property
+    def encoder_indices(self) -> tuple[int, ...]:
+        """Which of the two places for text encoders are taken: 0, 1 or both."""
+        if self.is_refiner:
+            return (1,)
+        return (0, 1) if self.family == "sdxl" else (0,)
 
     @property
     def default_guidance_scale(self) -> float:
@@ -176,6 +185,7 @@ class FolderSource(Source):
         self.zeros_for_empty_negative = bool(
             index.get("force_zeros_for_empty_prompt", self.family == "sdxl")
         )
+        self.is_refiner = self.family == "sdxl" and bool(index.get("requires_aesthetics_score"))
         scheduler = path / "scheduler" / "scheduler_config.json"
         self.scheduler = _read_json(scheduler, f"{path} has no scheduler")
 
@@ -295,6 +305,7 @@ class RandomSource(Source):
         self.architecture, self.seed = architecture, seed
         self.name, self.origin = f"{name}-random", f"{name} with random weights, seed {seed}"
         self.family = architecture.family
+        self.is_refiner = architecture.is_refiner
         self.scheduler = architecture.scheduler
         self.zeros_for_empty_negative = self.family == "sdxl"
 
@@ -305,7 +316,8 @@ class RandomSource(Source):
         return _frozen(self._seeded(lambda: AutoencoderKL(**self.architecture.vae)))
 
     def text_encoder(self, index: int) -> TextModel:
-        config = CLIPTextConfig(**self.architecture.text_encoders[index])
+        place = self.encoder_indices.index(index)
+        config = CLIPTextConfig(**self.architecture.text_encoders[place])
         kind = CLIPTextModelWithProjection if index else CLIPTextModel
         return _frozen(self._seeded(lambda: kind(config)))
 
@@ -334,9 +346,14 @@ def _random_source(source: str, path: Path, seed: int) -> Source:
         raw = _read_json(folder / name / "config.json", f"{folder} has no {name}")
         return {k: v for k, v in raw.items() if not k.startswith("_")}
 
-    encoders = tuple(config(f"text_encoder{_suffix(i)}") for i in range(opened.text_encoders))
+    encoders = tuple(config(f"text_encoder{_suffix(i)}") for i in opened.encoder_indices)
     architecture = Architecture(
-        opened.family, config("unet"), config("vae"), encoders, opened.scheduler
+        opened.family,
+        config("unet"),
+        config("vae"),
+        encoders,
+        opened.is_refiner,
+        opened.scheduler,
     )
     return RandomSource(architecture, name=source if source == "demo" else path.name, seed=seed)
 

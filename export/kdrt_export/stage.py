@@ -172,7 +172,7 @@ class _Job:
         self.scheduler = scheduler_facts(source.scheduler, report)
 
     def parts(self) -> Iterator[_Part]:
-        for index in range(self.source.text_encoders):
+        for index in self.source.encoder_indices:
             yield self._text_encoder(index)
         if self.with_safety_checker is not False:
             yield from self._safety_checker()
@@ -220,7 +220,9 @@ class _Job:
     def _unet(self, scale: int) -> _Part:
         self.report.start("unet: load")
         unet = self.source.unet()
-        component = ExportUNet(unet, fuse_qkv=self.fuse_qkv)
+        component = ExportUNet(
+            unet, fuse_qkv=self.fuse_qkv, time_ids=5 if self.source.is_refiner else 6
+        )
         channels = unet.config.out_channels
         size = unet.config.sample_size or 64
         height, width = size if isinstance(size, (tuple, list)) else (size, size)
