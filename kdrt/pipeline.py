@@ -353,7 +353,8 @@ class Pipeline(VaeSwitches):
 
 
 def _time_ids(job: Job, *, doubled: bool) -> Tensor | None:
-    """Size conditioning of the whole batch, ``[B, 6 or 5]``: the negative half first, as everywhere."""
+    """Size conditioning of the whole batch, ``[B, 6]`` (the refiner's ``[B, 5]``): the negative
+    half first, as everywhere."""
     if job.time_ids is None or job.negative_time_ids is None:
         return None
     halves = [job.negative_time_ids, job.time_ids] if doubled else [job.time_ids]

@@ -67,8 +67,8 @@ class ExportUNet(ExportComponent):
     """``UNet2DConditionModel`` with FreeU strengths as an input and skips at any size.
 
     Inputs: sample [B,C,h,w], timestep [B] float32 (fractional), encoder_hidden_states [B,L,D],
-    for SDXL text_embeds [B,P] and time_ids [B,6] float32 (its refiner: [B,5]), for distilled models timestep_cond
-    [B,K], freeu [4] float32 = (b1, b2, s1, s2). Output: noise_pred [B,C,h,w].
+    for SDXL text_embeds [B,P] and time_ids [B,6] float32 (its refiner: [B,5]), for distilled
+    models timestep_cond [B,K], freeu [4] float32 = (b1, b2, s1, s2). Output: noise_pred [B,C,h,w].
     """
 
     def __init__(

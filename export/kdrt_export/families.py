@@ -97,15 +97,22 @@ SD15 = Architecture(
     text_encoders=(_CLIP_L,),
     scheduler=_SCHEDULER,
 )
-SD21 = Architecture(
+SD20 = Architecture(
     family="sd",
     unet={
         **_SD_UNET,
-        "sample_size": 96,
+        "sample_size": 64,
         "cross_attention_dim": 1024,
         "attention_head_dim": (5, 10, 20, 20),
         "use_linear_projection": True,
     },
+    vae=_VAE,
+    text_encoders=(_OPENCLIP_H,),
+    scheduler=_SCHEDULER,
+)
+SD21 = Architecture(
+    family="sd",
+    unet={**SD20.unet, "sample_size": 96},
     vae={**_VAE, "sample_size": 768},
     text_encoders=(_OPENCLIP_H,),
     scheduler={**_SCHEDULER, "prediction_type": "v_prediction"},

@@ -68,6 +68,7 @@ def export(
     allow_pickle: bool = False,
     revision: str | None = None,
     config: Path | None = None,
+    prediction_type: str | None = None,
     report: Report | None = None,
 ) -> Path:
     """Export a model and return the bundle's folder.
@@ -86,6 +87,8 @@ def export(
         allow_pickle: accept pickled weights.
         revision: of a hub id.
         config: a diffusers folder that describes a single-file checkpoint.
+        prediction_type: ``epsilon`` or ``v_prediction``, where the source does not say it or says
+            it wrongly.
         report: told of every stage.
 
     Raises:
@@ -107,7 +110,12 @@ def export(
         seed=seed,
     )
     name = name or opened.name
-    report.done(f"{opened.family}, {precision}")
+    if prediction_type is not None:
+        opened.scheduler = {**opened.scheduler, "prediction_type": prediction_type}
+    predicts = opened.scheduler.get("prediction_type", "epsilon")
+    report.done(f"{opened.kind or opened.family}, {predicts}, {precision}")
+    if opened.remark and prediction_type is None:
+        report.note(opened.remark)
     folder = output or home() / "bundles" / name.replace("/", "--")
     with new_bundle(folder) as partial:
         job = _Job(opened, partial, PRECISIONS[precision], fuse_qkv, report)

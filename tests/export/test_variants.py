@@ -8,9 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
-from PIL import Image
 from test_sources import sd_folder  # noqa: F401
 from tiny import randomized, unet
 from transformers import CLIPConfig
