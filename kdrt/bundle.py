@@ -87,6 +87,7 @@ class SchedulerFacts(_Strict):
     prediction_type: Literal["epsilon", "v_prediction"]
     timestep_spacing: Literal["linspace", "leading", "trailing"]
     steps_offset: int
+    rescale_betas_zero_snr: bool = False
     explicit: tuple[str, ...] = ()
 
 

@@ -4,8 +4,9 @@ sentence what is allowed."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
+from typing import Any
 
 from kdrt.errors import InvalidRequest
 
@@ -30,6 +31,14 @@ def pair(name: str, value: object) -> tuple[int, int]:
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
         raise InvalidRequest(f"{name} must be two whole numbers, not {value!r}")
     return whole(name, value[0], 0), whole(name, value[1], 0)
+
+
+def options_of(name: str, value: object) -> Mapping[str, Any]:
+    """``value``, None or a mapping from names, as a mapping."""
+    options = {} if value is None else value
+    if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
+        raise InvalidRequest(f"{name} must be a mapping from names to values")
+    return options
 
 
 def texts(name: str, value: object, count: int | None = None) -> tuple[str, ...]:

@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from kdrt.bundle import Manifest
-from kdrt.checks import whole
+from kdrt.bundle import Manifest, SchedulerFacts
+from kdrt.checks import options_of, whole
 from kdrt.errors import InvalidRequest
-from kdrt.sampling import NoiseSchedule, partial_grid, sigmas_for
+from kdrt.sampling import NoiseSchedule, find_schedule, partial_grid, sigmas_for
+from kdrt.sampling.schedules import check_options
 
 if TYPE_CHECKING:
     from kdrt.request import Request
+
+
+def training_table(facts: SchedulerFacts) -> NoiseSchedule:
+    """The noise levels that a model was trained on.
+
+    Raises:
+        InvalidRequest: the facts make no table, or one that ends in noise alone for a model that
+            predicts noise.
+    """
+    if facts.rescale_betas_zero_snr and facts.prediction_type == "epsilon":
+        raise InvalidRequest(
+            "this bundle has rescale_betas_zero_snr, so its first timestep is noise alone, and a "
+            "model that predicts noise (epsilon) cannot begin there; export the model with "
+            "rescale_betas_zero_snr set to false in its scheduler_config.json"
+        )
+    return NoiseSchedule.from_betas(
+        facts.beta_start,
+        facts.beta_end,
+        facts.beta_schedule,
+        facts.num_train_timesteps,
+        facts.trained_betas,
+        rescale_zero_snr=facts.rescale_betas_zero_snr,
+    )
 
 
 def grid_of(request: Request, manifest: Manifest, noise_schedule: NoiseSchedule) -> list[float]:
@@ -21,13 +45,14 @@ def grid_of(request: Request, manifest: Manifest, noise_schedule: NoiseSchedule)
     Raises:
         InvalidRequest: arguments that exclude each other, are out of range, or leave no step.
     """
-    return partial_grid(
+    sigmas: list[float] = partial_grid(
         _whole_grid(request, manifest, noise_schedule),
         noise_schedule,
         strength=request.strength,
         denoising_start=request.denoising_start,
         denoising_end=request.denoising_end,
     ).tolist()
+    return sigmas
 
 
 def is_custom(request: Request) -> bool:
@@ -54,11 +79,13 @@ def check_start(request: Request) -> None:
         )
 
 
-def _whole_grid(
-    request: Request, manifest: Manifest, noise_schedule: NoiseSchedule
-) -> Sequence[float]:
+def _whole_grid(request: Request, manifest: Manifest, noise_schedule: NoiseSchedule) -> list[float]:
     if request.sigmas is not None and request.timesteps is not None:
         raise InvalidRequest("sigmas and timesteps are two forms of one grid; give one of them")
+    if is_custom(request) and request.schedule_options:
+        raise InvalidRequest(
+            "schedule_options belong to a schedule, which sigmas and timesteps replace"
+        )
     if request.sigmas is not None:
         sigmas = _descending("sigmas", request.sigmas)
         if len(sigmas) < 2:
@@ -67,13 +94,25 @@ def _whole_grid(
     if request.timesteps is not None:
         return _sigmas_of(request.timesteps, noise_schedule)
     facts = manifest.scheduler
-    return sigmas_for(
-        request.schedule,
-        whole("steps", request.steps, 1),
-        noise_schedule,
-        timestep_spacing=facts.timestep_spacing,
-        steps_offset=facts.steps_offset,
+    defaults: dict[str, Any] = {
+        "timestep_spacing": facts.timestep_spacing,
+        "steps_offset": facts.steps_offset,
+    }
+    info = find_schedule(request.schedule)
+    if "model" in info.options:
+        defaults["model"] = manifest.family
+    options = schedule_options(request)
+    check_options(info, options)
+    steps = whole("steps", request.steps, 1)
+    levels: list[float] = sigmas_for(
+        info.name, steps, noise_schedule, **{**defaults, **options}
     ).tolist()
+    return levels
+
+
+def schedule_options(request: Request) -> Mapping[str, Any]:
+    """The options given for the schedule."""
+    return options_of("schedule_options", request.schedule_options)
 
 
 def _sigmas_of(timesteps: object, noise_schedule: NoiseSchedule) -> list[float]:

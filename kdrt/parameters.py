@@ -20,7 +20,7 @@ from kdrt.bundle import Manifest
 from kdrt.denoiser import FREEU_OFF
 from kdrt.grid import is_custom
 from kdrt.request import Job
-from kdrt.sampling import SAMPLERS
+from kdrt.sampling import SAMPLERS, find_schedule
 
 Value = str | int | float
 
@@ -32,6 +32,12 @@ _OPTION_LABELS = {
     "s_tmax": "Sigma tmax",
     "s_tmin": "Sigma tmin",
     "solver_type": "Solver type",
+}
+_SCHEDULE_LABELS = {
+    "rho": "Schedule rho",
+    "sigma_max": "Schedule max sigma",
+    "sigma_min": "Schedule min sigma",
+    "discard_penultimate": "Discard penultimate sigma",
 }
 _SETTING = re.compile(r'\s*([^:,"]+):\s*("(?:[^"\\]|\\.)*"|[^,]*)(?:,|$)')
 
@@ -102,7 +108,7 @@ def parameters_of(job: Job, manifest: Manifest) -> list[Parameters]:
             negative_prompt=negative,
             steps=job.plan.steps if custom else job.request.steps,
             sampler=_sampler_label(job),
-            schedule="Custom" if custom else _schedule_label(job.request.schedule),
+            schedule="Custom" if custom else find_schedule(job.request.schedule).label,
             guidance_scale=job.guidance_scale,
             seed=seed,
             width=job.width,
@@ -123,6 +129,9 @@ def _extras(job: Job, manifest: Manifest, index: int) -> Iterator[tuple[str, Val
         yield "Clip skip", job.clip_skip - manifest.text_encoders[0].layer
     for option, value in (request.sampler_options or {}).items():
         yield _OPTION_LABELS.get(option, f"Sampler {option}"), value
+    for option, value in (request.schedule_options or {}).items():
+        yield _SCHEDULE_LABELS.get(option, f"Schedule {option.replace('_', ' ')}"), value
+    yield from _noise_extras(job, index)
     if request.strength is not None:
         yield "Denoising strength", request.strength
     if request.denoising_start is not None:
@@ -153,6 +162,19 @@ def _extras(job: Job, manifest: Manifest, index: int) -> Iterator[tuple[str, Val
         yield "Negative prompt 2", job.negatives[-1][index]
 
 
+def _noise_extras(job: Job, index: int) -> Iterator[tuple[str, Value]]:
+    request = job.request
+    options = request.noise_options or {}
+    if request.noise == "a1111":
+        yield "RNG", str(options.get("source", "cpu")).upper()
+        if options.get("eta_noise_seed_delta"):
+            yield "ENSD", options["eta_noise_seed_delta"]
+    elif request.noise != "per_image":
+        yield "Noise", request.noise
+    if job.noise_seeds is not None:
+        yield "Noise seed", job.noise_seeds[index]
+
+
 def _sampler_label(job: Job) -> str:
     label = SAMPLERS[job.plan.sampler].label
     # One label of the web UI is a sampler together with one of its options.
@@ -160,10 +182,6 @@ def _sampler_label(job: Job) -> str:
     options = job.request.sampler_options or {}
     is_heun = job.plan.sampler == "dpmpp_2m_sde" and "heun" in job.request.sampler.lower()
     return heun if is_heun and "solver_type" not in options else label
-
-
-def _schedule_label(schedule: str) -> str:
-    return "VP" if schedule == "vp" else schedule.capitalize()
 
 
 def _flat(value: Value) -> str:

@@ -16,15 +16,16 @@ from kdrt.bundle import Bundle, open_bundle
 from kdrt.denoiser import Denoiser, is_doubled
 from kdrt.engine_store import load_engines
 from kdrt.errors import InvalidRequest
+from kdrt.grid import training_table
 from kdrt.images import Images, OutputType, save_image, to_images
 from kdrt.init_image import begin
 from kdrt.latents import check_latents
 from kdrt.parameters import Parameters, parameters_of
 from kdrt.prompt import Conditioning, PromptEncoder, Truncation, TruncationWarning, zeros_like
 from kdrt.recent import Recent
-from kdrt.request import Job, Request, latent_shape, resolve
+from kdrt.request import Job, Request, latent_shape, noise_of, resolve
 from kdrt.safety import ImageFilter, SafetyChecker, looked_at
-from kdrt.sampling import Denoise, NoiseSchedule, SeededNoise, Step, run
+from kdrt.sampling import Denoise, Step, run
 from kdrt.size_conditioning import Size, SizeConditioning
 from kdrt.vae import Vae, VaeSwitches
 from kdrt_engines import Engine
@@ -107,14 +108,7 @@ class Pipeline(VaeSwitches):
         self.bundle = bundle
         self.engines = engines
         self._unet = engines["unet"]
-        facts = bundle.manifest.scheduler
-        self._noise_schedule = NoiseSchedule.from_betas(
-            facts.beta_start,
-            facts.beta_end,
-            facts.beta_schedule,
-            facts.num_train_timesteps,
-            facts.trained_betas,
-        )
+        self._noise_schedule = training_table(bundle.manifest.scheduler)
         self._prompts = PromptEncoder(bundle, engines)
         self.vae = Vae(engines, bundle.manifest.latents)
         self.safety_checker: SafetyChecker | None = None
@@ -135,6 +129,7 @@ class Pipeline(VaeSwitches):
         sampler: str = "dpmpp_2m",
         schedule: str = "karras",
         sampler_options: Mapping[str, float | int | str] | None = None,
+        schedule_options: Mapping[str, float | int | str | bool] | None = None,
         sigmas: Sequence[float] | None = None,
         timesteps: Sequence[float] | None = None,
         image: object = None,
@@ -147,6 +142,10 @@ class Pipeline(VaeSwitches):
         guidance_rescale: float = 0.0,
         images_per_prompt: int = 1,
         seed: int | Sequence[int] | None = None,
+        generator: torch.Generator | None = None,
+        noise: str = "per_image",
+        noise_seed: int | Sequence[int] | None = None,
+        noise_options: Mapping[str, int | str] | None = None,
         latents: Tensor | None = None,
         clip_skip: int | None = None,
         freeu: tuple[float, float, float, float] | None = None,
@@ -175,8 +174,10 @@ class Pipeline(VaeSwitches):
             width: likewise.
             steps: how many.
             sampler: a key of ``kdrt.sampling.SAMPLERS``, k-diffusion's name or a web UI's label.
-            schedule: one of ``kdrt.sampling.SCHEDULES``.
+            schedule: a key of ``kdrt.sampling.SCHEDULES``, ComfyUI's name or a web UI's label.
             sampler_options: the sampler's own: ``eta``, ``s_churn``, …
+            schedule_options: the schedule's own: ``rho``, ``sigma_min``, …; see
+                ``SCHEDULES[name].options``.
             sigmas: a descending grid of your own, in place of ``steps`` and ``schedule``.
             timesteps: the same as descending training timesteps; the final σ of 0 is added.
             image: a picture to begin with: PIL (resized to ``height`` by ``width``, by default its
@@ -196,6 +197,11 @@ class Pipeline(VaeSwitches):
             images_per_prompt: pictures of each prompt; they follow each other.
             seed: s gives the pictures s, s + 1, …; a list gives each its own; None draws. A
                 picture depends on its seed, not on its place or its company.
+            generator: in place of ``seed``: draws a seed for each picture, and goes on.
+            noise: whose noise a seed stands for, a key of ``kdrt.sampling.NOISES``.
+            noise_seed: seeds of the noise on the way, given like ``seed``; None goes by the
+                picture's seed.
+            noise_options: the mode's own, such as ``eta_noise_seed_delta`` of ``a1111``.
             latents: unit-variance noise ``[B, C, h, w]`` in place of the seeds' own; with
                 ``denoising_start``, the latents to go on with, as they are.
             clip_skip: take the text encoders' hidden state that many layers earlier. The
@@ -230,6 +236,7 @@ class Pipeline(VaeSwitches):
             sampler=sampler,
             schedule=schedule,
             sampler_options=sampler_options,
+            schedule_options=schedule_options,
             sigmas=sigmas,
             timesteps=timesteps,
             image=image,
@@ -242,6 +249,10 @@ class Pipeline(VaeSwitches):
             guidance_rescale=guidance_rescale,
             images_per_prompt=images_per_prompt,
             seed=seed,
+            generator=generator,
+            noise=noise,
+            noise_seed=noise_seed,
+            noise_options=noise_options,
             latents=latents,
             clip_skip=clip_skip,
             freeu=freeu,
@@ -320,8 +331,8 @@ class Pipeline(VaeSwitches):
             time_ids=_time_ids(job, doubled=negative is not None),
             freeu=job.freeu,
         )
-        noise = SeededNoise(job.seeds, (channels, height, width), self._unet.device)
-        latents = noise.latents()
+        noise = noise_of(job, (channels, height, width))
+        latents = noise.latents().to(self._unet.device)
         if job.request.latents is not None:
             latents.copy_(job.request.latents)
         if job.request.denoising_start is None:
@@ -332,7 +343,7 @@ class Pipeline(VaeSwitches):
             latents, denoise = begin(
                 job.init_image, latents, denoiser, self.vae.encode, scale=scale
             )
-        yield from run(job.plan, latents, denoise, noise.draw(job.plan.slots))
+        yield from run(job.plan, latents, denoise, noise.draw(job.plan.slots).to(latents.device))
 
     def _denoiser(
         self, *, images: int, height: int, width: int, tokens: int, doubled: bool

@@ -14,17 +14,18 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, get_args
 
-from torch import Tensor
+import torch
+from torch import Generator, Tensor
 
 from kdrt.bundle import Manifest
-from kdrt.checks import amount, texts, whole
+from kdrt.checks import amount, options_of, texts, whole
 from kdrt.denoiser import FREEU_OFF
 from kdrt.errors import InvalidRequest
 from kdrt.grid import check_start, grid_of
 from kdrt.images import OutputType
 from kdrt.init_image import InitImage, read_init_image, with_defaults
 from kdrt.prompt import hidden_layer
-from kdrt.sampling import NoiseSchedule, Plan, plan
+from kdrt.sampling import NoiseSchedule, Plan, RunNoise, check_noise, find_noise, plan
 from kdrt.size_conditioning import (
     AESTHETIC_SCORE,
     NEGATIVE_AESTHETIC_SCORE,
@@ -54,6 +55,7 @@ class Request:
     sampler: str = "dpmpp_2m"
     schedule: str = "karras"
     sampler_options: Mapping[str, float | int | str] | None = None
+    schedule_options: Mapping[str, float | int | str | bool] | None = None
     sigmas: Sequence[float] | None = None
     timesteps: Sequence[float] | None = None
     image: Any = None
@@ -66,6 +68,10 @@ class Request:
     guidance_rescale: float = 0.0
     images_per_prompt: int = 1
     seed: int | Sequence[int] | None = None
+    generator: Generator | None = None
+    noise: str = "per_image"
+    noise_seed: int | Sequence[int] | None = None
+    noise_options: Mapping[str, int | str] | None = None
     latents: Tensor | None = None
     clip_skip: int | None = None
     freeu: FreeU | None = None
@@ -85,6 +91,7 @@ class Job:
         negatives: the same for the negative prompts; None stands for zeros, SDXL's "none".
         height, width: in pixels.
         seeds: B of them.
+        noise_seeds: likewise, for the noise on the way; None where the mode goes by the seeds.
         plan: the sampler on its grid of σ.
         init_image: the pictures to begin with; None begins with noise.
         clip_skip: 0 if none was asked for.
@@ -98,6 +105,7 @@ class Job:
     height: int
     width: int
     seeds: tuple[int, ...]
+    noise_seeds: tuple[int, ...] | None
     plan: Plan
     init_image: InitImage | None
     guidance_scale: float
@@ -144,6 +152,8 @@ def resolve(
     guidance_scale = request.guidance_scale
     if guidance_scale is None:
         guidance_scale = manifest.default_guidance_scale
+    planned = _plan(request, manifest, noise_schedule)
+    seeds, noise_seeds = _all_seeds(request, images, planned)
     has_ids = unet.has_input("time_ids")
     positive_ids, negative_ids = _time_ids(request, unet, height, width)
     return Job(
@@ -152,8 +162,9 @@ def resolve(
         negatives=None if negatives is None else _each(negatives, per_prompt),
         height=height,
         width=width,
-        seeds=_seeds(request.seed, images),
-        plan=_plan(request, manifest, noise_schedule),
+        seeds=seeds,
+        noise_seeds=noise_seeds,
+        plan=planned,
         init_image=init_image,
         guidance_scale=amount("guidance_scale", guidance_scale),
         clip_skip=_clip_skip(request.clip_skip, manifest),
@@ -161,6 +172,13 @@ def resolve(
         time_ids=positive_ids if has_ids else None,
         negative_time_ids=negative_ids if has_ids else None,
     )
+
+
+def noise_of(job: Job, shape: tuple[int, int, int]) -> RunNoise:
+    """All noise of a job, for latents of ``shape`` ``(C, h, w)``, on the host."""
+    info = find_noise(job.request.noise)
+    options = options_of("noise_options", job.request.noise_options)
+    return info.make(job.seeds, shape, job.plan, job.noise_seeds, **options)
 
 
 def latent_shape(manifest: Manifest, height: int, width: int) -> tuple[int, int, int]:
@@ -251,32 +269,57 @@ def _check_latents(latents: object, shape: tuple[int, ...]) -> None:
         raise InvalidRequest("latents must be finite")
 
 
-def _seeds(seed: object, images: int) -> tuple[int, ...]:
-    if seed is None:
+def _all_seeds(
+    request: Request, images: int, planned: Plan
+) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """The seeds of the pictures and of the noise on the way, which the noise mode must take."""
+    if request.seed is not None and request.generator is not None:
+        raise InvalidRequest("seed and generator both say where noise comes from; give one")
+    if request.generator is not None:
+        seeds = _drawn_seeds(request.generator, images)
+    elif request.seed is None:
         first = secrets.randbelow(_RANDOM_SEED_LIMIT - images)
-    elif isinstance(seed, Sequence) and not isinstance(seed, str):
+        seeds = tuple(range(first, first + images))
+    else:
+        seeds = _seeds("seed", request.seed, images)
+    noise_seeds = None
+    if request.noise_seed is not None:
+        noise_seeds = _seeds("noise_seed", request.noise_seed, images)
+    options = options_of("noise_options", request.noise_options)
+    check_noise(find_noise(request.noise), planned, seeds, noise_seeds, options)
+    return seeds, noise_seeds
+
+
+def _drawn_seeds(generator: object, images: int) -> tuple[int, ...]:
+    if not isinstance(generator, Generator):
+        raise InvalidRequest(f"generator must be a torch.Generator, not {generator!r}")
+    drawn = torch.randint(
+        _RANDOM_SEED_LIMIT, (images,), generator=generator, device=generator.device
+    )
+    return tuple(drawn.tolist())
+
+
+def _seeds(name: str, seed: object, images: int) -> tuple[int, ...]:
+    if isinstance(seed, Sequence) and not isinstance(seed, str):
         if len(seed) != images:
             raise InvalidRequest(
-                f"{len(seed)} seeds for {images} images: give one for each, or a single number"
+                f"{len(seed)} {name}s for {images} images: give one for each, or a single number"
             )
-        return tuple(_seed(each) for each in seed)
-    else:
-        first = _seed(seed)
+        return tuple(_seed(name, each) for each in seed)
+    first = _seed(name, seed)
     return tuple(range(first, first + images))
 
 
-def _seed(value: object) -> int:
-    seed = whole("seed", value, 0)
+def _seed(name: str, value: object) -> int:
+    seed = whole(name, value, 0)
     if seed >= _SEED_LIMIT:
-        raise InvalidRequest(f"seed must be below 2**63, not {seed}")
+        raise InvalidRequest(f"{name} must be below 2**63, not {seed}")
     return seed
 
 
 def _plan(request: Request, manifest: Manifest, noise_schedule: NoiseSchedule) -> Plan:
     sigmas = grid_of(request, manifest, noise_schedule)
-    options = {} if request.sampler_options is None else request.sampler_options
-    if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
-        raise InvalidRequest("sampler_options must be a mapping from names to values")
+    options = options_of("sampler_options", request.sampler_options)
     return plan(request.sampler, sigmas, **options)
 
 

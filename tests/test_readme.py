@@ -15,7 +15,7 @@ import pytest
 import typer
 
 from kdrt import cli
-from kdrt.sampling import SAMPLERS, SCHEDULES
+from kdrt.sampling import NOISES, SAMPLERS, SCHEDULES
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -123,6 +123,19 @@ def test_the_table_of_samplers_is_that_of_the_code() -> None:
         noise = "yes" if info.stochastic else "no"
         options = ", ".join(f"`{option}`" for option in info.options)
         cells = (f"`{name}`", info.label, str(info.order), noise, info.evaluations, options)
+        assert f"| {' | '.join(cells)} |".replace("|  |", "| |") in page
+
+
+def test_the_tables_of_schedules_and_noise_are_those_of_the_code() -> None:
+    page = (ROOT / "docs" / "schedules.md").read_text(encoding="utf-8")
+    for name, info in SCHEDULES.items():
+        own = ", ".join(f"`{o}`" for o in info.options if o != "discard_penultimate")
+        cells = (f"`{name}`", info.label, info.covers, info.meaning, own)
+        assert f"| {' | '.join(cells)} |".replace("|  |", "| |") in page
+    page = (ROOT / "docs" / "noise.md").read_text(encoding="utf-8")
+    for name, noise in NOISES.items():
+        options = ", ".join(f"`{option}`" for option in noise.options)
+        cells = (f"`{name}`", noise.meaning, "yes" if noise.has_noise_seed else "no", options)
         assert f"| {' | '.join(cells)} |".replace("|  |", "| |") in page
 
 

@@ -296,15 +296,26 @@ def scheduler_facts(config: dict[str, Any], report: Report) -> SchedulerFacts:
     of diffusers' LMSDiscreteScheduler, whatever scheduler it names.
 
     Raises:
-        UnsupportedModel: the model predicts neither noise nor velocity.
+        UnsupportedModel: the model predicts neither noise nor velocity, or noise at a signal of
+            zero.
     """
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in ("epsilon", "v_prediction"):
         raise UnsupportedModel(
             f"this model predicts '{prediction}'; kdrt exports epsilon and v_prediction models"
         )
-    if config.get("rescale_betas_zero_snr"):
-        report.note("rescale_betas_zero_snr is ignored, as the k-diffusion pipelines did")
+    zero_snr = bool(config.get("rescale_betas_zero_snr", False))
+    if zero_snr and prediction == "epsilon":
+        raise UnsupportedModel(
+            "this scheduler asks for rescale_betas_zero_snr, a first timestep of noise alone, and "
+            "a model that predicts noise (epsilon) cannot begin there; set it to false in "
+            "scheduler_config.json, or prediction_type to v_prediction if that is what it is"
+        )
+    if zero_snr:
+        report.note(
+            "rescale_betas_zero_snr: sigma begins at 4096; schedules of training timesteps, such "
+            "as trailing or sgm_uniform, suit that"
+        )
     return SchedulerFacts(
         beta_start=config.get("beta_start", 0.0001),
         beta_end=config.get("beta_end", 0.02),
@@ -314,6 +325,7 @@ def scheduler_facts(config: dict[str, Any], report: Report) -> SchedulerFacts:
         prediction_type=prediction,
         timestep_spacing=config.get("timestep_spacing", "linspace"),
         steps_offset=config.get("steps_offset", 0),
+        rescale_betas_zero_snr=zero_snr,
         explicit=tuple(sorted(key for key in config if not key.startswith("_"))),
     )
 

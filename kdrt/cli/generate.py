@@ -128,6 +128,61 @@ def generate(
             help="An option of the sampler, such as [cyan]eta=0.5[/]; may be repeated.",
         ),
     ] = None,
+    schedule_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--schedule-option",
+            metavar="NAME=VALUE",
+            rich_help_panel=_SAMPLING,
+            show_default=False,
+            help="An option of the schedule, such as [cyan]rho=5[/]; may be repeated.",
+        ),
+    ] = None,
+    sigmas: Annotated[
+        str | None,
+        typer.Option(
+            metavar="S0,S1,...",
+            rich_help_panel=_SAMPLING,
+            show_default=False,
+            help="Noise levels of your own, in place of steps and schedule.",
+        ),
+    ] = None,
+    timesteps: Annotated[
+        str | None,
+        typer.Option(
+            metavar="T0,T1,...",
+            rich_help_panel=_SAMPLING,
+            show_default=False,
+            help="The same as training timesteps.",
+        ),
+    ] = None,
+    noise: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=_SAMPLING,
+            help="Whose noise a seed stands for: per_image, brownian, a1111 or comfyui.",
+        ),
+    ] = "per_image",
+    noise_seed: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=_SAMPLING,
+            show_default="the picture's",
+            help="Seed of the noise that samplers add on the way.",
+        ),
+    ] = None,
+    noise_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--noise-option",
+            metavar="NAME=VALUE",
+            rich_help_panel=_SAMPLING,
+            show_default=False,
+            help="An option of the noise, such as [cyan]eta_noise_seed_delta=31337[/].",
+        ),
+    ] = None,
     guidance: Annotated[
         float | None,
         typer.Option(
@@ -206,7 +261,11 @@ def generate(
     import sys
     import warnings
 
-    options = _sampler_options(sampler_option or [])
+    sampler_options = _options("--sampler-option", sampler_option, "eta=0.5")
+    schedule_options = _options("--schedule-option", schedule_option, "rho=5")
+    noise_options = _options("--noise-option", noise_option, "source=nv")
+    own_sigmas = _numbers("--sigmas", sigmas, "14.6,6,2.5,1,0.4,0")
+    own_timesteps = _numbers("--timesteps", timesteps, "999,749,499,249")
     freeu_numbers = _freeu(freeu)
     paths = _output_paths(output, len(prompts) * max(count, 1))
     picture, mask_picture = _opened(image), _opened(mask)
@@ -224,7 +283,13 @@ def generate(
             steps=steps,
             sampler=sampler,
             schedule=schedule,
-            sampler_options=options,
+            sampler_options=sampler_options,
+            schedule_options=schedule_options,
+            sigmas=own_sigmas,
+            timesteps=own_timesteps,
+            noise=noise,
+            noise_seed=noise_seed,
+            noise_options=noise_options,
             image=picture,
             mask_image=mask_picture,
             strength=strength,
@@ -285,21 +350,35 @@ def _opened(path: Path | None) -> Any:
         raise InvalidRequest(f"cannot read {path}: {reason}") from error
 
 
-def _sampler_options(pairs: list[str]) -> dict[str, Any]:
+_WORDS = {"inf": float("inf"), "true": True, "false": False}
+
+
+def _options(flag: str, pairs: list[str] | None, example: str) -> dict[str, Any]:
     import ast
 
     from kdrt.errors import InvalidRequest
 
     options: dict[str, Any] = {}
-    for pair in pairs:
+    for pair in pairs or []:
         name, equals, value = pair.partition("=")
         if not (name and equals and value):
-            raise InvalidRequest(f"--sampler-option takes NAME=VALUE, as in eta=0.5, not '{pair}'")
+            raise InvalidRequest(f"{flag} takes NAME=VALUE, as in {example}, not '{pair}'")
         try:
-            options[name] = float("inf") if value == "inf" else ast.literal_eval(value)
+            options[name] = _WORDS[value] if value in _WORDS else ast.literal_eval(value)
         except (ValueError, SyntaxError):
             options[name] = value  # a word, as in solver_type=heun
     return options
+
+
+def _numbers(flag: str, text: str | None, example: str) -> list[float] | None:
+    from kdrt.errors import InvalidRequest
+
+    if text is None:
+        return None
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError as error:
+        raise InvalidRequest(f"{flag} takes numbers, as in {example}, not '{text}'") from error
 
 
 def _freeu(text: str | None) -> tuple[float, float, float, float] | None:

@@ -1,31 +1,78 @@
-"""``kdrt schedules``: the noise schedules."""
+"""``kdrt schedules``: the noise schedules and their options, as a table or a drawing."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
-
-MEANINGS = {
-    "karras": "even in the 7th root of sigma: more steps where the noise is low",
-    "exponential": "even in the logarithm of sigma",
-    "polyexponential": "like exponential, bent by an exponent (1 by default: the same)",
-    "vp": "the continuous variance-preserving process; a range of its own",
-    "scheduler": "the checkpoint's own grid: training noise levels at even timesteps",
-}
-"""One line on each of ``kdrt.sampling.SCHEDULES``."""
 
 
 def schedules(
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            show_default=False,
+            help="Draw the noise levels of a run, as .png, .svg or .pdf.",
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(metavar="N", help="Steps of the drawing.")] = 20,
 ) -> None:
     """
     List the noise schedules: how the noise levels of a run are spaced.
+
+    The names of ComfyUI and of web UIs work too. Options are given to [cyan]kdrt generate[/] as
+    [cyan]--schedule-option rho=5[/].
     """
     from kdrt.cli.console import print_json, print_table
     from kdrt.sampling import SCHEDULES
 
-    if json:
-        print_json([{"name": name, "meaning": MEANINGS[name]} for name in SCHEDULES])
+    if plot is not None:
+        from kdrt.cli.schedule_plot import plot_schedules
+
+        typer.echo(plot_schedules(plot, steps))
         return
-    print_table(("schedule", "noise levels"), [(name, MEANINGS[name]) for name in SCHEDULES])
+    if json:
+        print_json(
+            [
+                {
+                    "name": info.name,
+                    "label": info.label,
+                    "aliases": list(info.aliases),
+                    "range": info.covers,
+                    "meaning": info.meaning,
+                    "options": dict(info.options),
+                }
+                for info in SCHEDULES.values()
+            ]
+        )
+        return
+    print_table(
+        ("schedule", "web UI name", "range", "noise levels"),
+        [(info.name, info.label, info.covers, info.meaning) for info in SCHEDULES.values()],
+    )
+    typer.echo()
+    print_table(
+        ("schedule", "options"),
+        [
+            (info.name, " ".join(f"{name}={_shown(name, value)}" for name, value in options))
+            for info in SCHEDULES.values()
+            if (options := [(k, v) for k, v in info.options.items() if k != _COMMON])
+        ],
+    )
+    typer.echo(
+        f"\nEvery schedule also has {_COMMON}, off by default. None leaves a range to the "
+        "checkpoint, and linear_steps to half of the steps."
+    )
+
+
+_COMMON = "discard_penultimate"
+_CHECKPOINTS = ("timestep_spacing", "steps_offset", "model")
+
+
+def _shown(name: str, value: Any) -> str:
+    if name in _CHECKPOINTS:
+        return "checkpoint's"
+    return f"{value:g}" if isinstance(value, float) else str(value)

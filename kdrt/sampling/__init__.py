@@ -16,24 +16,39 @@ from __future__ import annotations
 
 from kdrt.sampling.executor import Denoise, Step, run, sample
 from kdrt.sampling.noise import BrownianNoise, NoiseSource, SeededNoise
+from kdrt.sampling.noise_modes import NOISES, NoiseInfo, RunNoise, check_noise, find_noise
 from kdrt.sampling.plan import NoiseSlot, Plan, Stage
 from kdrt.sampling.samplers import SAMPLERS, SamplerInfo, find_sampler, plan
-from kdrt.sampling.schedules import SCHEDULES, NoiseSchedule, partial_grid, sigmas_for
+from kdrt.sampling.schedules import (
+    SCHEDULES,
+    NoiseSchedule,
+    ScheduleInfo,
+    find_schedule,
+    partial_grid,
+    sigmas_for,
+)
 
 __all__ = [
+    "NOISES",
     "SAMPLERS",
     "SCHEDULES",
     "BrownianNoise",
     "Denoise",
+    "NoiseInfo",
     "NoiseSchedule",
     "NoiseSlot",
     "NoiseSource",
     "Plan",
+    "RunNoise",
     "SamplerInfo",
+    "ScheduleInfo",
     "SeededNoise",
     "Stage",
     "Step",
+    "check_noise",
+    "find_noise",
     "find_sampler",
+    "find_schedule",
     "partial_grid",
     "plan",
     "run",

@@ -7,7 +7,7 @@ could not hold) and images that do not depend on the device.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Protocol
 
@@ -63,24 +63,12 @@ class SeededNoise:
     def draw(self, slots: Sequence[NoiseSlot]) -> Tensor:
         """Draw the noise of ``slots``: float32 ``[len(slots), B, C, H, W]``.
 
-        The overlap that samplers produce is a slot followed by a longer one with the same start,
-        (σ, m) then (σ, τ). The increment over the second is the one over the first plus an
-        independent one over (m, τ), hence ξ₂ = √ρ·ξ₁ + √(1-ρ)·ξ with ρ = (σ - m)/(σ - τ): the
-        law of a Brownian tree without the tree. Every other slot is drawn afresh. Calling again
-        goes on with the same generators.
+        Overlapping slots are correlated as `joint_noise` says. Calling again goes on with the
+        same generators.
         """
-        noise = torch.empty((len(slots), len(self._generators), *self._shape))
-        previous: NoiseSlot | None = None
-        for index, slot in enumerate(slots):
-            rho = _overlap(previous, slot)
-            for image, generator in enumerate(self._generators):
-                fresh = noise[index, image].normal_(generator=generator)
-                if rho > 0:
-                    # Image by image: over a batch, vector and remainder lanes may round apart.
-                    fresh.mul_(math.sqrt(1 - rho))
-                    fresh.add_(noise[index - 1, image], alpha=math.sqrt(rho))
-            previous = slot
-        return noise.to(self._device)
+        if not slots:
+            return self._latents.new_empty((0, *self._latents.shape)).to(self._device)
+        return joint_noise(slots, lambda slot: self._normal()).to(self._device)
 
     def _normal(self) -> Tensor:
         values = torch.empty((len(self._generators), *self._shape))
@@ -112,7 +100,7 @@ class BrownianNoise:
     def __init__(
         self, x_shape: Sequence[int], seeds: int | Sequence[int], sigma_min: float, sigma_max: float
     ) -> None:
-        torchsde = _torchsde()
+        package = torchsde()
         self._shape = tuple(x_shape)
         self._low, self._high = _float32(sigma_min), _float32(sigma_max)
         if isinstance(seeds, int):
@@ -127,7 +115,7 @@ class BrownianNoise:
         # torchsde rounds its ends to six decimals, then warns of queries an ulp beyond them.
         self._start, self._end = round(float(self._low), 6), round(float(self._high), 6)
         self._trees = [
-            torchsde.BrownianTree(self._low, zeros, self._high, entropy=entropy)
+            package.BrownianTree(self._low, zeros, self._high, entropy=entropy)
             for entropy in entropies
         ]
 
@@ -154,6 +142,35 @@ class BrownianNoise:
         return noise
 
 
+def joint_noise(slots: Sequence[NoiseSlot], fresh: Callable[[NoiseSlot], Tensor]) -> Tensor:
+    """Noise with the joint law of ``slots``, from independent draws.
+
+    The overlap that samplers produce is a slot followed by a longer one with the same start,
+    (σ, m) then (σ, τ). The increment over the second is the one over the first plus an
+    independent one over (m, τ), hence ξ₂ = √ρ·ξ₁ + √(1-ρ)·ξ with ρ = (σ - m)/(σ - τ): the law of
+    a Brownian tree without the tree. Every other slot is drawn afresh.
+
+    Args:
+        slots: at least one, in the order in which a sampler uses them.
+        fresh: a standard normal draw for a slot, ``[B, C, H, W]``, in a tensor of its own.
+
+    Returns:
+        ``[len(slots), B, C, H, W]``.
+    """
+    noise: list[Tensor] = []
+    previous: NoiseSlot | None = None
+    for slot in slots:
+        drawn = fresh(slot)
+        rho = _overlap(previous, slot)
+        if rho > 0:
+            # Image by image: over a batch, vector and remainder lanes may round apart.
+            for image, before in zip(drawn, noise[-1], strict=True):
+                image.mul_(math.sqrt(1 - rho)).add_(before, alpha=math.sqrt(rho))
+        noise.append(drawn)
+        previous = slot
+    return torch.stack(noise)
+
+
 def _cpu_generator(seed: int | torch.Generator) -> torch.Generator:
     if isinstance(seed, torch.Generator):
         if seed.device.type != "cpu":
@@ -178,11 +195,16 @@ def _float32(sigma: float) -> Tensor:
     return torch.tensor(sigma, dtype=torch.float32)
 
 
-def _torchsde() -> ModuleType:
+def torchsde() -> ModuleType:
+    """The package of that name.
+
+    Raises:
+        InvalidRequest: it is not installed.
+    """
     try:
-        import torchsde
+        import torchsde as package
     except ImportError as error:
         raise InvalidRequest(
             "k-diffusion's Brownian noise needs torchsde: pip install torchsde"
         ) from error
-    return torchsde  # type: ignore[no-any-return]
+    return package  # type: ignore[no-any-return]

@@ -46,6 +46,27 @@ def test_a_picture_carries_its_parameters(cli, demo: str, tmp_path: Path) -> Non
     assert "DPM++ 2M SDE" in printed.out
 
 
+def test_grids_and_noise_of_ones_own(cli, demo: str, tmp_path: Path) -> None:
+    def known(*arguments: str) -> dict[str, str]:
+        path = tmp_path / "a.png"
+        outcome = cli("generate", demo, PROMPT, "-o", path, "--no-progress", *arguments)
+        assert outcome.code == 0, outcome.err
+        return json.loads(cli("info", path, "--json").out)
+
+    first = known(
+        *("--steps", "2", "--schedule", "karras", "--schedule-option", "rho=5"),
+        *("--schedule-option", "discard_penultimate=true", "--noise", "a1111"),
+        *("--noise-option", "source=nv", "--noise-option", "eta_noise_seed_delta=31337"),
+    )
+    assert first["Schedule rho"] == "5"
+    assert first["Discard penultimate sigma"] == "True"
+    assert (first["RNG"], first["ENSD"]) == ("NV", "31337")
+    second = known("--timesteps", "999,300", "--noise-seed", "7", "--sampler", "euler_ancestral")
+    assert second["Steps"] == "2"
+    assert second["Noise seed"] == "7"
+    assert known("--sigmas", "9,2,0")["Sigmas"] == "9 2 0"
+
+
 def test_several_pictures_are_numbered_and_seeded_one_by_one(
     cli, demo: str, tmp_path: Path
 ) -> None:
@@ -87,6 +108,15 @@ def test_truncation_is_told_once(cli, demo: str, tmp_path: Path) -> None:
         (["--sampler-option", "eta"], ["NAME=VALUE"]),
         (["--sampler-option", "eta=0.5"], ["dpmpp_2m", "eta"]),
         (["--sampler", "euler", "--sampler-option", "s_churn=-1"], ["s_churn", "-1"]),
+        (["--schedule-option", "rho"], ["--schedule-option", "rho=5"]),
+        (["--schedule-option", "eta=1"], ["karras", "'eta'", "rho"]),
+        (["--schedule-option", "discard_penultimate=yes"], ["True or False"]),
+        (["--sigmas", "1,x"], ["--sigmas", "1,x"]),
+        (["--sigmas", "1,2"], ["descend"]),
+        (["--timesteps", "1000,2"], ["999"]),
+        (["--noise", "magic"], ["per_image", "brownian", "a1111", "comfyui"]),
+        (["--noise-option", "source=nv"], ["per_image", "source"]),
+        (["--noise", "a1111", "--noise-seed", "3"], ["eta_noise_seed_delta"]),
         (["--engine", "magic"], ["magic", "onnxruntime"]),
         (["--engine", "torch"], ["--target torch"]),
         (["--threads", "0"], ["threads", "at least 1"]),

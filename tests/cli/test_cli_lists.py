@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
-from kdrt.cli.schedules import MEANINGS
 from kdrt.sampling import SAMPLERS, SCHEDULES
 from kdrt_engines.registry import EngineStatus, find_engines
 
@@ -27,11 +27,38 @@ def test_samplers_as_json(cli) -> None:
 
 
 def test_schedules_are_all_listed(cli) -> None:
-    assert tuple(MEANINGS) == SCHEDULES
     outcome = cli("schedules")
     assert outcome.code == 0
-    assert all(name in outcome.out for name in SCHEDULES)
-    assert [s["name"] for s in json.loads(cli("schedules", "--json").out)] == list(SCHEDULES)
+    for name, info in SCHEDULES.items():
+        assert name in outcome.out
+        assert info.label in outcome.out
+        assert all(option in outcome.out for option in info.options)
+    listed = json.loads(cli("schedules", "--json").out, parse_constant=pytest.fail)
+    assert [schedule["name"] for schedule in listed] == list(SCHEDULES)
+    assert listed[0]["options"]["rho"] == 7
+    assert listed[0]["range"] == "any range"
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_schedules_are_drawn(cli, tmp_path, suffix: str) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "new" / f"schedules{suffix}"
+    assert cli("schedules", "--plot", path, "--steps", 7).out == f"{path}\n"
+    drawn = path.read_bytes()
+    if suffix == ".svg":
+        assert all(f"<!-- {name} -->" in drawn.decode() for name in SCHEDULES)
+    else:
+        assert drawn.startswith(b"\x89PNG")
+
+
+def test_drawings_that_cannot_be(cli, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "must end in .png" in cli("schedules", "--plot", tmp_path / "a.txt").refusal()
+    assert "at least 2" in cli("schedules", "--plot", "a.png", "--steps", "1").refusal()
+    (tmp_path / "file").touch()
+    pytest.importorskip("matplotlib")
+    assert "cannot write" in cli("schedules", "--plot", tmp_path / "file" / "a.png").refusal()
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert "kdrt[bench]" in cli("schedules", "--plot", tmp_path / "a.png").refusal()
 
 
 def test_doctor_names_engines_and_bundles(cli, home) -> None:

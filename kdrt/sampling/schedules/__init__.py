@@ -3,25 +3,192 @@
 σ is the standard deviation of the noise in ``x = x₀ + σ·ξ`` (variance exploding, the scaling of
 Karras et al. 2022). Everything here is float64 on the host: a grid is a few dozen numbers, made
 once per request, and never needs a device.
+
+``training`` holds the table, ``continuous``, ``discrete`` and ``published`` the schedules,
+``partial`` cuts a grid; here are the registry and `sigmas_for`, which checks the request.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
 from kdrt.errors import InvalidRequest
+from kdrt.sampling.schedules import continuous, discrete, published
+from kdrt.sampling.schedules.discrete import TIMESTEP_SPACINGS
 from kdrt.sampling.schedules.partial import partial_grid
 from kdrt.sampling.schedules.training import Float64Array, NoiseSchedule
 
-__all__ = ["SCHEDULES", "NoiseSchedule", "partial_grid", "sigmas_for"]
+__all__ = [
+    "SCHEDULES",
+    "NoiseSchedule",
+    "ScheduleInfo",
+    "find_schedule",
+    "partial_grid",
+    "sigmas_for",
+]
 
-SCHEDULES = ("karras", "exponential", "polyexponential", "vp", "scheduler")
-TIMESTEP_SPACINGS = ("linspace", "leading", "trailing")
 
-_DEFAULT_RHO = {"karras": 7.0, "polyexponential": 1.0}
-_RANGED = ("karras", "exponential", "polyexponential")
+@dataclass(frozen=True, slots=True)
+class ScheduleInfo:
+    """What there is to know about a schedule.
+
+    Attributes:
+        name: canonical name.
+        label: its name in AUTOMATIC1111's web UI or Forge; a name in their manner where they
+            have none.
+        grid: from a number of steps, the training table and keyword options to the noise levels;
+            does not check its options.
+        meaning: one line on how it spaces the noise levels.
+        covers: where its noise levels come from: ``any range`` (sigma_min and sigma_max can be
+            asked for), ``training`` (the table's timesteps) or ``own``.
+        aliases: further names, such as ComfyUI's.
+    """
+
+    name: str
+    label: str
+    grid: Callable[..., Float64Array]
+    meaning: str
+    covers: str
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The options that `sigmas_for` accepts for this schedule, with their defaults."""
+        parameters = inspect.signature(self.grid).parameters.values()
+        own = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        return {**own, "discard_penultimate": False}
+
+
+_ANY, _TRAINING, _OWN = "any range", "training", "own"
+_ALL = (
+    ScheduleInfo(
+        *("karras", "Karras", continuous.karras),
+        *("even in the 7th root of sigma: more steps where the noise is low", _ANY),
+    ),
+    ScheduleInfo(
+        *("exponential", "Exponential", continuous.exponential),
+        *("even in the logarithm of sigma", _ANY),
+    ),
+    ScheduleInfo(
+        *("polyexponential", "Polyexponential", continuous.polyexponential),
+        *("like exponential, bent by an exponent (1 by default: the same)", _ANY),
+    ),
+    ScheduleInfo(
+        *("vp", "VP", continuous.vp),
+        *("the continuous variance-preserving process, from 152 to 0.01", _OWN),
+    ),
+    ScheduleInfo(
+        *("scheduler", "Scheduler", discrete.scheduler),
+        *("the checkpoint's own grid: linspace, leading or trailing", _TRAINING),
+        ("default",),
+    ),
+    ScheduleInfo(
+        *("linspace", "Linspace", discrete.linspace),
+        *("even training timesteps with both ends, as diffusers", _TRAINING),
+    ),
+    ScheduleInfo(
+        *("leading", "Leading", discrete.leading),
+        *("multiples of a whole stride, plus an offset: starts below the top", _TRAINING),
+    ),
+    ScheduleInfo(
+        *("trailing", "Trailing", discrete.trailing),
+        *("counted down from the top in even strides", _TRAINING),
+        ("turbo",),
+    ),
+    ScheduleInfo(
+        *("normal", "Normal", discrete.normal),
+        *("even training timesteps with both ends", _TRAINING),
+        ("uniform",),
+    ),
+    ScheduleInfo(
+        *("sgm_uniform", "SGM Uniform", discrete.sgm_uniform),
+        *("even training timesteps, the lowest replaced by 0", _TRAINING),
+    ),
+    ScheduleInfo(
+        *("simple", "Simple", discrete.simple),
+        *("entries of the training table in even strides from the top", _TRAINING),
+    ),
+    ScheduleInfo(
+        *("ddim_uniform", "DDIM", discrete.ddim_uniform),
+        *("entries in whole strides from the bottom; may take more steps", _TRAINING),
+    ),
+    ScheduleInfo(
+        *("beta_timestep", "Beta Timestep", discrete.beta_timestep),
+        *("beta quantiles of the timestep (the paper; ComfyUI's beta)", _TRAINING),
+        ("beta",),
+    ),
+    ScheduleInfo(
+        *("beta_sigma", "Beta", continuous.beta_sigma),
+        *("beta quantiles of sigma itself (A1111's and diffusers' beta)", _ANY),
+    ),
+    ScheduleInfo(
+        *("linear_quadratic", "Linear Quadratic", continuous.linear_quadratic),
+        *("linear, then a parabola: high noise for long (flow models)", _ANY),
+    ),
+    ScheduleInfo(
+        *("kl_optimal_comfyui", "KL Optimal ComfyUI", continuous.kl_optimal_comfyui),
+        *("even in the arctangent of sigma, then 0", _ANY),
+        ("kl_optimal",),
+    ),
+    ScheduleInfo(
+        *("kl_optimal_a1111", "KL Optimal", continuous.kl_optimal_a1111),
+        *("even in the arctangent of sigma, ending at sigma_min", _ANY),
+    ),
+    ScheduleInfo(
+        *("laplace", "Laplace", continuous.laplace),
+        *("quantiles of a Laplace distribution: most steps around sigma 1", _ANY),
+    ),
+    ScheduleInfo(
+        *("sd_turbo", "SD Turbo", discrete.sd_turbo),
+        *("the first of ten fixed levels, for SD Turbo; at most 10 steps", _TRAINING),
+        ("turbo", "SDTurboScheduler"),
+    ),
+    ScheduleInfo(
+        *("align_your_steps", "Align Your Steps", published.align_your_steps),
+        *("a published table for ten steps of SD or SDXL", _OWN),
+        ("ays", "AlignYourStepsScheduler"),
+    ),
+    ScheduleInfo(
+        *("gits", "GITS", published.gits),
+        *("published tables for each of 2 to 20 steps of SD", _OWN),
+        ("GITSScheduler",),
+    ),
+    ScheduleInfo(
+        *("gits_forge", "Align Your Steps GITS", published.gits_forge),
+        *("a table for ten steps of SD or SDXL, as Forge has it", _OWN),
+    ),
+)
+SCHEDULES: Mapping[str, ScheduleInfo] = MappingProxyType({info.name: info for info in _ALL})
+
+
+def find_schedule(name: str) -> ScheduleInfo:
+    """The schedule of a name: ours, ComfyUI's or a web UI's label.
+
+    Case, spaces, hyphens and underscores do not matter.
+
+    Raises:
+        InvalidRequest: no schedule is called that, or two programs mean different ones by it.
+    """
+    if isinstance(name, str):
+        if name in SCHEDULES:
+            return SCHEDULES[name]
+        found = [info for info in _ALL if _key(name) in map(_key, _names(info))]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            one, other = (f"{info.name} ({info.meaning})" for info in found)
+            raise InvalidRequest(
+                f"the schedule {name!r} is not the same everywhere; choose {one} or {other}"
+            )
+    raise InvalidRequest(f"unknown schedule {name!r}; known: {', '.join(SCHEDULES)}")
 
 
 def sigmas_for(
@@ -31,116 +198,107 @@ def sigmas_for(
     *,
     timestep_spacing: str = "linspace",
     steps_offset: int = 0,
-    rho: float | None = None,
-    sigma_min: float | None = None,
-    sigma_max: float | None = None,
+    discard_penultimate: bool = False,
+    **options: Any,
 ) -> Float64Array:
     """The descending noise levels of a run of ``steps`` steps: float64 ``[steps + 1]``, last 0.
 
-    Schedules, with r running evenly over the ``steps`` points:
-
-    - ``karras``: ``(σmax^{1/ρ} + r·(σmin^{1/ρ} - σmax^{1/ρ}))^ρ``, ρ = 7 (Karras et al. 2022,
-      equation 5).
-    - ``exponential``: even in ln σ.
-    - ``polyexponential``: ``ln σ = ln σmin + r^ρ·ln(σmax / σmin)`` with r from 1 to 0, ρ = 1.
-    - ``vp``: ``√(exp(β_d t²/2 + β_min t) - 1)``, the continuous variance-preserving process of
-      Song et al. 2021 (β_d 19.9, β_min 0.1, t from 1 to 1e-3). It has a range of its own, σ from
-      152 to 0.01, wider than what Stable Diffusion was trained on.
-    - ``scheduler``: the checkpoint's own grid, its training σ at evenly spaced timesteps.
+    Three schedules differ from that: ``ddim_uniform`` may have more levels, ``beta_timestep`` and
+    ``laplace`` fewer where neighbours coincide, and ``kl_optimal_a1111`` ends at σmin.
 
     Args:
-        schedule: one of `SCHEDULES`.
-        steps: number of steps; for ``scheduler`` at most the number of training timesteps.
+        schedule: any name `find_schedule` knows.
+        steps: number of steps; for schedules of training timesteps at most as many as those.
         noise_schedule: the training table; gives the default range.
-        timestep_spacing: for ``scheduler``: ``linspace`` (both ends of the table), ``leading``
-            (multiples of N // steps) or ``trailing`` (counted down from the top). As diffusers,
-            but for two slips of its: one step of ``linspace`` starts at the top, not at timestep
-            0, and ``trailing`` has no step too many where N / steps is rounded (61, 103, …).
-        steps_offset: added to every ``leading`` timestep.
-        rho: for ``karras`` and ``polyexponential``.
-        sigma_min: lowest positive σ, for all but ``vp`` and ``scheduler``; None is the table's.
-        sigma_max: highest σ, likewise.
+        timestep_spacing: what the checkpoint's scheduler file says: ``linspace``, ``leading`` or
+            ``trailing``; for ``scheduler``.
+        steps_offset: likewise, for ``leading``.
+        discard_penultimate: plan a step more and leave out the last level before the end, as web
+            UIs do for samplers that evaluate the model between two levels.
+        options: the schedule's own, see `ScheduleInfo.options`.
 
     Raises:
-        InvalidRequest: an unknown name, an impossible number of steps, or a parameter that is
-            out of range or has no meaning for this schedule.
+        InvalidRequest: an unknown name or option, an impossible number of steps, an option out
+            of range, or options that make a grid which does not descend.
     """
-    _check_names(schedule, timestep_spacing)
+    info = find_schedule(schedule)
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise InvalidRequest(f"steps must be a whole number of at least 1, not {steps!r}")
-    if schedule not in _RANGED and (sigma_min is not None or sigma_max is not None):
+    facts = {"timestep_spacing": timestep_spacing, "steps_offset": steps_offset}
+    check_options(info, options)
+    for name, value in {**facts, **options, "discard_penultimate": discard_penultimate}.items():
+        allowed, is_valid = _RULES[name]
+        if not is_valid(value):
+            raise InvalidRequest(f"{name} must be {allowed}, not {value!r}")
+    accepted = info.options
+    options |= {name: value for name, value in facts.items() if name in accepted}
+    sigmas = info.grid(steps + 1 if discard_penultimate else steps, noise_schedule, **options)
+    if discard_penultimate:
+        sigmas = np.delete(sigmas, -2)
+    if not (np.isfinite(sigmas).all() and (np.diff(sigmas) < 0).all() and sigmas[-1] >= 0):
         raise InvalidRequest(
-            f"the {schedule} schedule has a range of its own; sigma_min and sigma_max apply to "
-            f"{', '.join(_RANGED)}"
+            f"the {info.name} schedule of {steps} steps does not descend with these options; "
+            "leave them nearer to their defaults"
         )
-    if rho is not None and schedule not in _DEFAULT_RHO:
-        raise InvalidRequest(
-            f"the {schedule} schedule has no rho; it applies to {', '.join(_DEFAULT_RHO)}"
-        )
-    if schedule == "scheduler":
-        levels = _scheduler_levels(steps, noise_schedule, timestep_spacing, steps_offset)
-    elif schedule == "vp":
-        t = np.linspace(1.0, 1e-3, steps)
-        levels = np.sqrt(np.expm1(19.9 * t**2 / 2 + 0.1 * t))
-    else:
-        low = noise_schedule.sigma_min if sigma_min is None else float(sigma_min)
-        high = noise_schedule.sigma_max if sigma_max is None else float(sigma_max)
-        if not 0 < low < high < math.inf:
+    return sigmas
+
+
+def check_options(info: ScheduleInfo, options: Mapping[str, Any]) -> None:
+    """Refuse options that a schedule does not have.
+
+    Raises:
+        InvalidRequest: an unknown option; the message lists those there are.
+    """
+    accepted = info.options
+    for name in options:
+        if name not in accepted:
             raise InvalidRequest(
-                f"sigma_min must be above 0 and below sigma_max, not {low:g} and {high:g}"
+                f"the {info.name} schedule has no option {name!r}: it accepts {', '.join(accepted)}"
             )
-        levels = _ranged_levels(schedule, steps, low, high, rho)
-    return np.append(levels, 0.0)
 
 
-def _check_names(schedule: str, timestep_spacing: str) -> None:
-    if schedule not in SCHEDULES:
-        raise InvalidRequest(f"unknown schedule {schedule!r}; known: {', '.join(SCHEDULES)}")
-    if timestep_spacing not in TIMESTEP_SPACINGS:
-        raise InvalidRequest(
-            f"unknown timestep spacing {timestep_spacing!r}; known: {', '.join(TIMESTEP_SPACINGS)}"
-        )
+def _names(info: ScheduleInfo) -> tuple[str, ...]:
+    return (info.name, info.label, *info.aliases)
 
 
-def _ranged_levels(
-    schedule: str, steps: int, low: float, high: float, rho: float | None
-) -> Float64Array:
-    """The schedules that interpolate between two noise levels: float64 ``[steps]``."""
-    power = _DEFAULT_RHO.get(schedule, 1.0) if rho is None else float(rho)
-    if not 0 < power < math.inf:
-        raise InvalidRequest(f"rho must be a finite number above 0, not {power:g}")
-    if schedule == "karras":
-        levels = np.linspace(high ** (1 / power), low ** (1 / power), steps) ** power
-    else:
-        ramp = np.linspace(1.0, 0.0, steps) ** power
-        levels = np.exp(math.log(low) + ramp * math.log(high / low))
-    # Powers and exponentials round: pin the ends, so that none leaves the range asked for.
-    if steps > 1:
-        levels[-1] = low
-    levels[0] = high
-    return levels
+def _key(name: str) -> str:
+    """What is left of a name when its spelling is taken away: "SGM Uniform" → "sgmuniform"."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _scheduler_levels(
-    steps: int, noise_schedule: NoiseSchedule, spacing: str, offset: int
-) -> Float64Array:
-    """Training σ at evenly spaced timesteps, as diffusers' ``set_timesteps``: float64 [steps]."""
-    count = len(noise_schedule.sigmas)
-    if steps > count:
-        raise InvalidRequest(
-            f"steps must be at most {count}, the number of training timesteps, for the scheduler "
-            f"schedule, not {steps}"
-        )
-    if spacing == "linspace":
-        timesteps = np.linspace(count - 1, 0, steps)
-    elif spacing == "leading":
-        timesteps = np.arange(steps, dtype=np.float64)[::-1] * (count // steps) + offset
-        if not 0 <= timesteps[-1] <= timesteps[0] <= count - 1:
-            raise InvalidRequest(
-                f"leading spacing of {steps} steps with steps_offset {offset} leaves the "
-                f"{count} training timesteps; ask for fewer steps or a steps_offset nearer 0"
-            )
-    else:
-        # A rounded stride can leave room for one element more: keep as many as asked for.
-        timesteps = np.round(np.arange(count, 0, -count / steps)[:steps]) - 1
-    return np.interp(timesteps, np.arange(count), noise_schedule.sigmas)
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_Rule = tuple[str, Callable[[Any], bool]]
+_POSITIVE: _Rule = ("a finite number above 0", lambda v: _is_number(v) and v > 0)
+_SHAPE: _Rule = ("from 0.01 to 100", lambda v: _is_number(v) and 0.01 <= v <= 100)
+_SIGMA: _Rule = ("a finite number", lambda v: v is None or _is_number(v))
+_FRACTION: _Rule = ("above 0 and below 1", lambda v: _is_number(v) and 0 < v < 1)
+_SWITCH: _Rule = ("True or False", lambda v: isinstance(v, bool))
+_RULES: Mapping[str, _Rule] = {
+    "rho": _POSITIVE,
+    "sigma_min": _SIGMA,
+    "sigma_max": _SIGMA,
+    "beta_d": _POSITIVE,
+    "beta_min": _POSITIVE,
+    "eps_s": _FRACTION,
+    "alpha": _SHAPE,
+    "beta": _SHAPE,
+    "mu": ("a finite number", _is_number),
+    "threshold_noise": _FRACTION,
+    "linear_steps": (
+        "a whole number of at least 1",
+        lambda v: v is None or (type(v) is int and v >= 1),
+    ),
+    "model": (" or ".join(published.MODELS), lambda v: v in published.MODELS),
+    "end_rule": (" or ".join(published.END_RULES), lambda v: v in published.END_RULES),
+    "timestep_spacing": (
+        f"one of {', '.join(TIMESTEP_SPACINGS)}",
+        lambda v: v in TIMESTEP_SPACINGS,
+    ),
+    "steps_offset": ("a whole number", lambda v: type(v) is int),
+    "exact_diffusers": _SWITCH,
+    "final_zero": _SWITCH,
+    "discard_penultimate": _SWITCH,
+}

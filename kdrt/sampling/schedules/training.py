@@ -59,6 +59,8 @@ class NoiseSchedule:
         beta_schedule: str,
         num_train_timesteps: int = 1000,
         trained_betas: Sequence[float] | None = None,
+        *,
+        rescale_zero_snr: bool = False,
     ) -> NoiseSchedule:
         """Build the table from a diffusers scheduler configuration.
 
@@ -70,6 +72,10 @@ class NoiseSchedule:
                 Dhariwal 2021).
             num_train_timesteps: N, the number of entries.
             trained_betas: explicit β, which replace all of the above.
+            rescale_zero_snr: shift and scale √ᾱ so that the last timestep holds noise alone and
+                the first stays as it is (Lin et al. 2023, algorithm 1). Its σ would be infinite;
+                like diffusers, take ᾱ = 2⁻²⁴ there, which is σ = 4096. Only a model that predicts
+                velocity can say anything about an image there.
 
         Raises:
             InvalidRequest: an unknown ``beta_schedule``, or betas outside (0, 1).
@@ -88,6 +94,8 @@ class NoiseSchedule:
             )
         if not bool(((betas > 0) & (betas < 1)).all()):
             raise InvalidRequest("every beta must lie strictly between 0 and 1")
+        if rescale_zero_snr:
+            return cls(_zero_snr_sigmas(betas))
         # (1 - ᾱ)/ᾱ = exp(-Σ ln(1 - β)) - 1: no cancellation where ᾱ is close to 1.
         return cls(np.sqrt(np.expm1(-np.cumsum(np.log1p(-betas)))))
 
@@ -122,6 +130,15 @@ class NoiseSchedule:
         low = min(int(clamped), len(table) - 2)
         fraction = clamped - low
         return math.exp((1.0 - fraction) * table[low] + fraction * table[low + 1])
+
+
+def _zero_snr_sigmas(betas: Float64Array) -> Float64Array:
+    root = np.exp(np.cumsum(np.log1p(-betas)) / 2)
+    first, last = root[0], root[-1]
+    alpha_bar = ((root - last) * first / (first - last)) ** 2
+    alpha_bar[-1] = 2.0**-24
+    sigmas: Float64Array = np.sqrt((1 - alpha_bar) / alpha_bar)
+    return sigmas
 
 
 def _squared_cosine_betas(count: int) -> Float64Array:

@@ -1,0 +1,273 @@
+"""Whose noise a seed stands for: our own, k-diffusion's, AUTOMATIC1111's or ComfyUI's.
+
+A mode decides from which generators the initial latents and the noise on the way are drawn, and
+in which order. All of them draw on the CPU, before the first step.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from kdrt.errors import InvalidRequest
+from kdrt.sampling.noise import BrownianNoise, NoiseSource, SeededNoise, joint_noise, torchsde
+from kdrt.sampling.philox import PhiloxGenerator
+from kdrt.sampling.plan import NoiseSlot, Plan
+
+_TREE_SAMPLERS = ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde")
+"""Those to which k-diffusion, and the programs built on it, give a Brownian tree by default."""
+
+
+class RunNoise(NoiseSource, Protocol):
+    """All noise of a run."""
+
+    def latents(self) -> Tensor:
+        """The initial latents: standard normal float32 ``[B, C, H, W]``, not yet scaled by σ."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseInfo:
+    """What there is to know about a mode.
+
+    Attributes:
+        name: canonical name.
+        meaning: one line on what it draws.
+        make: from seeds, a shape ``(C, H, W)``, a plan and noise seeds to the noise of a run.
+        has_noise_seed: whether the noise on the way can have a seed of its own.
+        tree: which plans it gives a Brownian tree.
+        has_churn: whether it has noise for churn too.
+        one_seed: the batch has one seed; the others are no more than the numbers after it.
+    """
+
+    name: str
+    meaning: str
+    make: Callable[..., RunNoise]
+    has_noise_seed: bool
+    tree: Callable[[Plan], bool]
+    has_churn: bool = True
+    one_seed: bool = False
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The options of the mode, with their defaults."""
+        parameters = inspect.signature(self.make).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def per_image(
+    seeds: Sequence[int], shape: Sequence[int], plan: Plan, noise_seeds: Sequence[int] | None
+) -> RunNoise:
+    """`SeededNoise`. A noise seed brings the noise on the way of the picture with that seed."""
+    source = SeededNoise(seeds, shape)
+    if noise_seeds is None:
+        return source
+    return _Joined(source.latents(), lambda: SeededNoise(noise_seeds, shape))
+
+
+def brownian(
+    seeds: Sequence[int], shape: Sequence[int], plan: Plan, noise_seeds: Sequence[int] | None
+) -> RunNoise:
+    """`BrownianNoise`, one tree an image: k-diffusion's ``BrownianTreeNoiseSampler``."""
+    latents = SeededNoise(seeds, shape).latents()
+    tree_seeds = seeds if noise_seeds is None else noise_seeds
+    return _Joined(latents, lambda: _tree(tree_seeds, latents, plan))
+
+
+def a1111(
+    seeds: Sequence[int],
+    shape: Sequence[int],
+    plan: Plan,
+    noise_seeds: None,
+    *,
+    eta_noise_seed_delta: int = 0,
+    source: str = "cpu",
+) -> RunNoise:
+    """One generator an image, which draws its initial latents and then once a step.
+
+    Args:
+        seeds: one per image.
+        shape: ``(C, H, W)``.
+        plan: SDE samplers get a Brownian tree from the seeds instead.
+        noise_seeds: none: the delta is this mode's form of it.
+        eta_noise_seed_delta: ENSD: the generators of the steps start from seed + delta.
+        source: ``cpu``, or ``nv`` for the numbers of an NVIDIA GPU (`PhiloxGenerator`).
+    """
+    make = PhiloxGenerator if source == "nv" else _CpuGenerator
+    generators: list[_Generator] = [make(seed) for seed in seeds]
+    latents = torch.stack([generator.randn(shape) for generator in generators])
+    if _has_tree_by_default(plan):
+        return _Joined(latents, lambda: _tree(seeds, latents, plan))
+    if eta_noise_seed_delta:
+        generators = [make(seed + eta_noise_seed_delta) for seed in seeds]
+    return _Joined(latents, lambda: _StepByStep(generators, shape, plan))
+
+
+def comfyui(
+    seeds: Sequence[int], shape: Sequence[int], plan: Plan, noise_seeds: Sequence[int] | None
+) -> RunNoise:
+    """One CPU generator for the initial latents of the whole batch, and one, a seed further, for
+    the noise on the way; SDE samplers get one Brownian tree over the batch.
+
+    (On a GPU, ComfyUI draws the noise on the way there, and churn comes from torch's global
+    generator: such pictures cannot be had again here.)
+    """
+    batch = (len(seeds), *shape)
+    latents = torch.randn(batch, generator=torch.Generator().manual_seed(seeds[0]))
+    noise_seed = seeds[0] if noise_seeds is None else noise_seeds[0]
+    if _has_tree_by_default(plan):
+        return _Joined(latents, lambda: _tree(noise_seed, latents, plan))
+    return _Joined(latents, lambda: _StepByStep([_CpuGenerator(noise_seed + 1)], batch, plan))
+
+
+def _has_tree_by_default(plan: Plan) -> bool:
+    return plan.sampler.startswith(_TREE_SAMPLERS)
+
+
+_ALL = (
+    NoiseInfo(
+        *("per_image", "one generator an image: no picture depends on its batch", per_image),
+        *(True, lambda plan: False),
+    ),
+    NoiseInfo(
+        *("brownian", "k-diffusion's Brownian tree, one an image", brownian),
+        *(True, lambda plan: True),
+        has_churn=False,
+    ),
+    NoiseInfo(
+        *("a1111", "the AUTOMATIC1111 web UI's, with ENSD and its CPU or NV source", a1111),
+        *(False, _has_tree_by_default),
+    ),
+    NoiseInfo(
+        *("comfyui", "ComfyUI's on the CPU: one generator for the whole batch", comfyui),
+        *(True, _has_tree_by_default),
+        has_churn=False,
+        one_seed=True,
+    ),
+)
+NOISES: Mapping[str, NoiseInfo] = MappingProxyType({info.name: info for info in _ALL})
+
+
+def find_noise(name: str) -> NoiseInfo:
+    """The mode of a name.
+
+    Raises:
+        InvalidRequest: there is no such mode.
+    """
+    if not isinstance(name, str) or name not in NOISES:
+        raise InvalidRequest(f"unknown noise {name!r}; known: {', '.join(NOISES)}")
+    return NOISES[name]
+
+
+def check_noise(
+    info: NoiseInfo,
+    plan: Plan,
+    seeds: Sequence[int],
+    noise_seeds: Sequence[int] | None,
+    options: Mapping[str, Any],
+) -> None:
+    """Refuse what a mode cannot draw, before anything is drawn.
+
+    Raises:
+        InvalidRequest: an unknown option or one out of range; a noise seed where the mode has
+            none; several seeds where it has one; churn where it has none; a Brownian tree of a
+            GPU's numbers, or without torchsde.
+    """
+    for name, value in options.items():
+        if name not in info.options:
+            known = f"accepts {', '.join(info.options)}" if info.options else "has no options"
+            raise InvalidRequest(f"the noise {info.name} has no option {name!r}: it {known}")
+        allowed, is_valid = _RULES[name]
+        if not is_valid(value):
+            raise InvalidRequest(f"{name} must be {allowed}, not {value!r}")
+    if noise_seeds is not None and not info.has_noise_seed:
+        raise InvalidRequest(
+            f"the noise {info.name} has no noise_seed; give its option eta_noise_seed_delta"
+        )
+    if info.one_seed and list(seeds) != list(range(seeds[0], seeds[0] + len(seeds))):
+        raise InvalidRequest(
+            f"the noise {info.name} has one seed for the whole batch: give a single number"
+        )
+    if not info.has_churn and any(slot.sigma == slot.sigma_next for slot in plan.slots):
+        raise InvalidRequest(
+            f"{plan.sampler} adds churn, for which the noise {info.name} has none; leave s_churn "
+            "at 0, or take per_image"
+        )
+    if plan.slots and info.tree(plan):
+        if options.get("source") == "nv":
+            raise InvalidRequest(
+                f"{plan.sampler} takes its noise from a Brownian tree, which is not emulated with "
+                "the source nv; use cpu"
+            )
+        torchsde()
+
+
+class _Generator(Protocol):
+    def randn(self, shape: Sequence[int]) -> Tensor: ...
+
+
+class _CpuGenerator:
+    def __init__(self, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def randn(self, shape: Sequence[int]) -> Tensor:
+        return torch.randn(tuple(shape), generator=self._generator)
+
+
+class _Joined:
+    """Initial latents, and the noise on the way from another source, made when it is needed."""
+
+    def __init__(self, latents: Tensor, steps: Callable[[], NoiseSource]) -> None:
+        self._latents, self._steps = latents, steps
+
+    def latents(self) -> Tensor:
+        return self._latents.clone()
+
+    def draw(self, slots: Sequence[NoiseSlot]) -> Tensor:
+        if not slots:
+            return self._latents.new_empty((0, *self._latents.shape))
+        return self._steps().draw(slots)
+
+
+class _StepByStep:
+    """Draws in the order of k-diffusion's samplers, which draw for churn at every step, also where
+    there is none."""
+
+    def __init__(self, generators: Sequence[_Generator], shape: Sequence[int], plan: Plan) -> None:
+        self._generators, self._shape, self._sigmas = generators, tuple(shape), plan.sigmas
+        self._draws = 0
+
+    def draw(self, slots: Sequence[NoiseSlot]) -> Tensor:
+        return joint_noise(slots, self._fresh)
+
+    def _fresh(self, slot: NoiseSlot) -> Tensor:
+        if slot.sigma == slot.sigma_next and slot.sigma in self._sigmas:
+            while self._draws < self._sigmas.index(slot.sigma):
+                self._next()
+        return self._next()
+
+    def _next(self) -> Tensor:
+        self._draws += 1
+        drawn = [generator.randn(self._shape) for generator in self._generators]
+        return drawn[0] if len(self._shape) == 4 else torch.stack(drawn)
+
+
+def _tree(seeds: int | Sequence[int], latents: Tensor, plan: Plan) -> NoiseSource:
+    positive = [sigma for sigma in plan.sigmas if sigma > 0]
+    return BrownianNoise(latents.shape, seeds, positive[-1], positive[0])
+
+
+_Rule = tuple[str, Callable[[Any], bool]]
+_RULES: Mapping[str, _Rule] = {
+    "eta_noise_seed_delta": (
+        "a whole number of at least 0",
+        lambda v: type(v) is int and v >= 0,
+    ),
+    "source": ("cpu or nv", lambda v: v in ("cpu", "nv")),
+}
