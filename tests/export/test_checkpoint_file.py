@@ -14,7 +14,7 @@ import torch
 from checkpoint import checkpoint, unet_shapes
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
-from tiny import text_encoder, unet, vae
+from tiny import randomized, text_encoder, unet, vae
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from kdrt_export import checkpoint_file, stage
@@ -224,6 +224,91 @@ def test_a_file_is_read_offline(
     assert source.tokenizer(0)("a cat").input_ids == [49406, 320, 2368, 49407]
     assert source.scheduler == SD15.scheduler
     assert (source.kind, source.remark, source.family) == ("Tiny", "a remark", "sd")
+
+
+def open_clip(encoder: CLIPTextModelWithProjection, prefix: str) -> dict[str, torch.Tensor]:
+    """A CLIP text encoder's weights in OpenCLIP's layout, as SDXL's files have the second one."""
+    text = encoder.text_model if hasattr(encoder, "text_model") else encoder
+    state = {
+        "positional_embedding": text.embeddings.position_embedding.weight,
+        "token_embedding.weight": text.embeddings.token_embedding.weight,
+        "text_projection": encoder.text_projection.weight.t(),
+    }
+    state |= {f"ln_final.{n}": t for n, t in text.final_layer_norm.named_parameters()}
+    for index, layer in enumerate(text.encoder.layers):
+        block = f"transformer.resblocks.{index}"
+        parts = [getattr(layer.self_attn, f"{name}_proj") for name in "qkv"]
+        state |= {
+            f"{block}.attn.in_proj_weight": torch.cat([part.weight for part in parts]),
+            f"{block}.attn.in_proj_bias": torch.cat([part.bias for part in parts]),
+        }
+        for ours, theirs in (
+            (layer.self_attn.out_proj, "attn.out_proj"),
+            (layer.layer_norm1, "ln_1"),
+            (layer.layer_norm2, "ln_2"),
+            (layer.mlp.fc1, "mlp.c_fc"),
+            (layer.mlp.fc2, "mlp.c_proj"),
+        ):
+            state |= {f"{block}.{theirs}.{n}": t for n, t in ours.named_parameters()}
+    return {f"{prefix}.{name}": tensor.clone().contiguous() for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("refiner", [False, True])
+def test_sdxl_and_its_refiner_are_read_offline(
+    tmp_path: Path, refiner: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encoder(projection: bool, width: int) -> Any:
+        config = CLIPTextConfig(
+            vocab_size=49408,
+            hidden_size=width,
+            intermediate_size=20,
+            num_hidden_layers=11,  # diffusers knows OpenCLIP by its tenth block
+            num_attention_heads=3,
+            projection_dim=20,
+        )
+        kind = CLIPTextModelWithProjection if projection else CLIPTextModel
+        return randomized(kind(config))
+
+    first, second = encoder(False, 15), encoder(True, 12)  # told apart by their widths
+    width = 12 if refiner else 27
+    network = unet(
+        "sdxl",
+        cross_attention_dim=width,
+        transformer_layers_per_block=1,
+        projection_class_embeddings_input_dim=(5 if refiner else 6) * 8 + 20,
+    )
+    autoencoder = vae()
+    whole = checkpoint(network, autoencoder, first)
+    prefix = "cond_stage_model.transformer.text_model."
+    state = {name: tensor for name, tensor in whole.items() if not name.startswith(prefix)}
+    if refiner:
+        state |= open_clip(second, "conditioner.embedders.0.model")
+    else:
+        moved = "conditioner.embedders.0.transformer.text_model."
+        state |= {moved + n[len(prefix) :]: t for n, t in whole.items() if n.startswith(prefix)}
+        state |= open_clip(second, "conditioner.embedders.1.model")
+    path = tmp_path / "xl.safetensors"
+    save_file(state, path)
+    kind = detect(read_header(path), path.name)
+    assert kind.label == ("SDXL refiner" if refiner else "SDXL")
+    encoders = (second,) if refiner else (first, second)
+    tiny = replace(
+        kind.architecture,
+        unet={k: v for k, v in network.config.items() if k[0] != "_"},
+        vae={k: v for k, v in autoencoder.config.items() if k[0] != "_"},
+        text_encoders=tuple(each.config.to_dict() for each in encoders),
+    )
+    monkeypatch.setattr("kdrt_export.sources.detect", lambda *_: replace(kind, architecture=tiny))
+    source = open_source(str(path))
+    assert source.encoder_indices == ((1,) if refiner else (0, 1))
+    assert source.zeros_for_empty_negative
+    loaded = [source.unet(), source.vae(), *map(source.text_encoder, source.encoder_indices)]
+    for ours, theirs in zip(loaded, (network, autoencoder, *encoders), strict=True):
+        ours_state, expected = ours.state_dict(), theirs.state_dict()
+        assert set(ours_state) == set(expected)
+        assert not [name for name, tensor in ours_state.items() if tensor.is_meta]
+        assert all(torch.equal(ours_state[name], expected[name]) for name in expected)
+    assert source.tokenizer(1).pad_token_id == 0
 
 
 def test_what_it_is_is_told_and_can_be_overruled(
