@@ -267,6 +267,7 @@ class Pipeline(VaeSwitches):
             aesthetic_score=aesthetic_score,
             negative_aesthetic_score=negative_aesthetic_score,
             output_type=output_type,
+            image_filter=image_filter,
         )
         job = resolve(request, self.bundle.manifest, self._unet.spec, self._noise_schedule)
         positive, negative, truncations = self._encode(job)
@@ -280,25 +281,26 @@ class Pipeline(VaeSwitches):
                 advance()
         final = step.latents
         check_latents(final)
-        is_latent = output_type == "latent"
-        images: Images = final
-        nsfw = None
-        if not is_latent:
-            pixels = self._pixels(job, final)
-            pixels, nsfw = looked_at(pixels, self.safety_checker, image_filter)
-            images = to_images(pixels, output_type)
+        images, nsfw = self._images(job, final)
         return Result(
             images=images,
-            nsfw=nsfw,
             seeds=list(job.seeds),
             parameters=parameters_of(job, self.bundle.manifest),
             truncations=truncations,
-            is_latent=is_latent,
+            is_latent=output_type == "latent",
+            nsfw=nsfw,
         )
 
-    def _pixels(self, job: Job, latents: Tensor) -> Tensor:
+    def _images(self, job: Job, latents: Tensor) -> tuple[Images, list[bool] | None]:
+        """What a job's last latents become, and which pictures were blacked out."""
+        output_type = job.request.output_type
+        if output_type == "latent":
+            return latents, None
         pixels = self.vae.decoder(latents)
-        return pixels if job.init_image is None else job.init_image.paste(pixels)
+        if job.init_image is not None:
+            pixels = job.init_image.paste(pixels)
+        pixels, nsfw = looked_at(pixels, self.safety_checker, job.request.image_filter)
+        return to_images(pixels, output_type), nsfw
 
     def _encode(self, job: Job) -> tuple[Conditioning, Conditioning | None, tuple[Truncation, ...]]:
         """Positive and negative conditioning; no negative where there is no second half."""

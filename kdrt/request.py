@@ -25,6 +25,7 @@ from kdrt.grid import check_start, grid_of
 from kdrt.images import OutputType
 from kdrt.init_image import InitImage, read_init_image, with_defaults
 from kdrt.prompt import hidden_layer
+from kdrt.safety import ImageFilter
 from kdrt.sampling import NoiseSchedule, Plan, RunNoise, check_noise, find_noise, plan
 from kdrt.size_conditioning import (
     AESTHETIC_SCORE,
@@ -79,6 +80,7 @@ class Request:
     aesthetic_score: float | None = None
     negative_aesthetic_score: float | None = None
     output_type: OutputType = "pil"
+    image_filter: ImageFilter | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +150,10 @@ def resolve(
     if request.output_type not in get_args(OutputType):
         raise InvalidRequest(
             f"unknown output_type {request.output_type!r}; known: {', '.join(get_args(OutputType))}"
+        )
+    if request.image_filter is not None and not callable(request.image_filter):
+        raise InvalidRequest(
+            f"image_filter must be a function of a PIL image, not {request.image_filter!r}"
         )
     guidance_scale = request.guidance_scale
     if guidance_scale is None:
