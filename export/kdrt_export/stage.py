@@ -37,7 +37,7 @@ from kdrt_export.components import (
 )
 from kdrt_export.errors import ExportError, UnsupportedModel
 from kdrt_export.programs import program_from_component
-from kdrt_export.replacement_vae import replacement_vae, vae_dtype
+from kdrt_export.replacement_vae import replacement_vae, vae_dtype, vae_name
 from kdrt_export.report import Report, Silent
 from kdrt_export.sources import Source, download_files, open_source
 from kdrt_export.tokenizers import write_text_files
@@ -143,7 +143,7 @@ def export(
                 latents=job.latents,
                 zeros_for_empty_negative=opened.zeros_for_empty_negative,
                 default_guidance_scale=opened.default_guidance_scale,
-                baked=Baked(fused_qkv=fuse_qkv, freeu=True, vae=vae),
+                baked=Baked(fused_qkv=fuse_qkv, freeu=True, vae=vae_name(vae) if vae else None),
                 tools=_tool_versions(),
             ),
         )
