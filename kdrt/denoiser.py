@@ -129,8 +129,8 @@ class Denoiser:
             negative: the same for the unconditional half; None exactly if not doubled.
             guidance_scale: w in ``u + w·(c − u)``.
             guidance_rescale: φ of Lin et al. 2023, from 0 (off) to 1.
-            time_ids: SDXL's size conditioning, ``[B, 6]``, or ``[2B, 6]`` with the negative half
-                first if doubled.
+            time_ids: SDXL's size conditioning, ``[B, 6]`` (the refiner's ``[B, 5]``), or twice as
+                many with the negative half first if doubled.
             freeu: (b1, b2, s1, s2).
             unconditional: offer :attr:`unconditional` too; only if doubled.
         """

@@ -165,6 +165,12 @@ def _extras(job: Job, manifest: Manifest, index: int) -> Iterator[tuple[str, Val
     for name in request.sizes.given():
         first, second = getattr(request.sizes, name)
         yield name.replace("_", " ").capitalize(), f"{first}x{second}"
+    if request.aesthetic_score is not None:
+        yield "Aesthetic score", request.aesthetic_score
+    if request.negative_aesthetic_score is not None:
+        yield "Negative aesthetic score", request.negative_aesthetic_score
+    if request.mask_image is not None:
+        yield "Masked", "yes"
     if request.latents is not None:
         yield "Latents", "given"
     if request.prompt_2 is not None:

@@ -342,6 +342,8 @@ class Pipeline(VaeSwitches):
         negative_original_size: Size | None = None,
         negative_crops_coords_top_left: Size = (0, 0),
         negative_target_size: Size | None = None,
+        aesthetic_score: float | None = None,
+        negative_aesthetic_score: float | None = None,
         output_type: OutputType = "pil",
         image_filter: ImageFilter | None = None,
         callback: Callable[[PreviewStep], object] | None = None,
@@ -409,6 +411,8 @@ class Pipeline(VaeSwitches):
             ip_adapter_scale: how much they count; 0 is exactly off.
             original_size: SDXL: see :class:`kdrt.size_conditioning.SizeConditioning`, also for
                 the other sizes and crops, all as (height, width) or (top, left).
+            aesthetic_score: SDXL's refiner: how beautiful, from 1 to 10; None is 6.
+            negative_aesthetic_score: the same for the negative prompt; None is 2.5.
             output_type: ``"pil"``, ``"np"``, ``"pt"`` or ``"latent"``; see :class:`Result`.
             image_filter: called with every picture as a PIL image; see
                 :data:`kdrt.safety.ImageFilter`.
@@ -471,6 +475,8 @@ class Pipeline(VaeSwitches):
                 negative_crops_coords_top_left=negative_crops_coords_top_left,
                 negative_target_size=negative_target_size,
             ),
+            aesthetic_score=aesthetic_score,
+            negative_aesthetic_score=negative_aesthetic_score,
             output_type=output_type,
             image_filter=image_filter,
         )
@@ -535,29 +541,29 @@ class Pipeline(VaeSwitches):
 
         def finish(latents: Tensor) -> Result:
             check_latents(latents)
-            is_latent = request.output_type == "latent"
-            images: Images = latents
-            nsfw = None
-            if not is_latent:
-                pixels, nsfw = looked_at(
-                    self._pixels(job, latents), self.safety_checker, request.image_filter
-                )
-                images = to_images(pixels, request.output_type)
+            images, nsfw = self._images(job, latents)
             return Result(
                 images=images,
                 nsfw=nsfw,
                 seeds=list(job.seeds),
                 parameters=parameters_of(job, self.bundle.manifest, self.loras.values()),
                 truncations=truncations,
-                is_latent=is_latent,
+                is_latent=request.output_type == "latent",
                 chunks=-(-positive.length // self.bundle.manifest.text_encoders[0].max_length),
             )
 
         return Generation(job.plan.steps, self._run(job, positive, negative), finish)
 
-    def _pixels(self, job: Job, latents: Tensor) -> Tensor:
+    def _images(self, job: Job, latents: Tensor) -> tuple[Images, list[bool] | None]:
+        """What a job's last latents become, and which pictures were blacked out."""
+        output_type = job.request.output_type
+        if output_type == "latent":
+            return latents, None
         pixels = self.vae.decoder(latents)
-        return pixels if job.init_image is None else job.init_image.paste(pixels)
+        if job.init_image is not None:
+            pixels = job.init_image.paste(pixels)
+        pixels, nsfw = looked_at(pixels, self.safety_checker, job.request.image_filter)
+        return to_images(pixels, output_type), nsfw
 
     def encode_prompt(
         self,
@@ -799,7 +805,8 @@ class Pipeline(VaeSwitches):
 
 
 def _time_ids(job: Job, images: int, *, doubled: bool) -> Tensor | None:
-    """Size conditioning of the whole batch, ``[B, 6]``: the negative half first, as everywhere."""
+    """Size conditioning of the whole batch, ``[B, 6]`` (the refiner's ``[B, 5]``): the negative
+    half first, as everywhere."""
     if job.time_ids is None or job.negative_time_ids is None:
         return None
     halves = [job.negative_time_ids, job.time_ids] if doubled else [job.time_ids]

@@ -40,7 +40,12 @@ from kdrt.sampling import (
     is_foreign,
     plan,
 )
-from kdrt.size_conditioning import SizeConditioning, TimeIds
+from kdrt.size_conditioning import (
+    AESTHETIC_SCORE,
+    NEGATIVE_AESTHETIC_SCORE,
+    SizeConditioning,
+    TimeIds,
+)
 from kdrt_engines import EngineSpec
 
 _SEED_LIMIT = 2**63
@@ -94,6 +99,8 @@ class Request:
     ip_adapter_image_embeds: Tensor | None = None
     ip_adapter_scale: float = 1.0
     sizes: SizeConditioning = field(default_factory=SizeConditioning)
+    aesthetic_score: float | None = None
+    negative_aesthetic_score: float | None = None
     output_type: OutputType = "pil"
     image_filter: ImageFilter | None = None
 
@@ -119,7 +126,8 @@ class Job:
         plan: the sampler on its grid of σ; a `ForeignPlan` for one that is not ours.
         init_image: the pictures to begin with; None begins with noise.
         clip_skip: 0 if none was asked for.
-        time_ids, negative_time_ids: SDXL's six numbers of size conditioning; None without.
+        time_ids, negative_time_ids: SDXL's six numbers of size conditioning, the refiner's five;
+            None without.
     """
 
     request: Request
@@ -177,6 +185,10 @@ def resolve(
         raise InvalidRequest(
             f"unknown output_type {request.output_type!r}; known: {', '.join(get_args(OutputType))}"
         )
+    if request.image_filter is not None and not callable(request.image_filter):
+        raise InvalidRequest(
+            f"image_filter must be a function of a PIL image, not {request.image_filter!r}"
+        )
     guidance_scale = request.guidance_scale
     if guidance_scale is None:
         guidance_scale = manifest.default_guidance_scale
@@ -193,8 +205,8 @@ def resolve(
             "take another sampler to inpaint"
         )
     seeds, noise_seeds = _all_seeds(request, images, planned)
-    positive_ids, negative_ids = request.sizes.time_ids(height, width)
     has_ids = unet.has_input("time_ids")
+    positive_ids, negative_ids = _time_ids(request, unet, height, width)
     return Job(
         request=request,
         prompts=_each(prompts, per_prompt),
@@ -230,9 +242,14 @@ def latent_shape(manifest: Manifest, height: int, width: int) -> tuple[int, int,
 
 
 def _check_family(request: Request, manifest: Manifest) -> None:
-    if manifest.family == "sdxl":
-        return
     given = [n for n in ("prompt_2", "negative_prompt_2") if getattr(request, n) is not None]
+    if manifest.family == "sdxl":
+        if given and len(manifest.text_encoders) == 1:
+            raise InvalidRequest(
+                f"'{manifest.name}' has one text encoder, so {', '.join(given)} would be of no "
+                "effect; leave it out"
+            )
+        return
     given += request.sizes.given()
     if given:
         raise InvalidRequest(
@@ -426,6 +443,24 @@ def _clip_skip(value: int | None, manifest: Manifest) -> int:
     for facts in manifest.text_encoders:
         hidden_layer(facts, clip_skip)
     return clip_skip
+
+
+def _time_ids(
+    request: Request, unet: EngineSpec, height: int, width: int
+) -> tuple[TimeIds, TimeIds]:
+    scores = request.aesthetic_score, request.negative_aesthetic_score
+    if unet.has_input("time_ids") and unet.input("time_ids").shape[1] == 5:
+        positive = AESTHETIC_SCORE if scores[0] is None else scores[0]
+        negative = NEGATIVE_AESTHETIC_SCORE if scores[1] is None else scores[1]
+        return request.sizes.refiner_time_ids(
+            height,
+            width,
+            amount("aesthetic_score", positive),
+            amount("negative_aesthetic_score", negative),
+        )
+    if scores != (None, None):
+        raise InvalidRequest("only SDXL's refiner takes aesthetic scores, and this is not one")
+    return request.sizes.time_ids(height, width)
 
 
 def _freeu(value: FreeU | None, unet: EngineSpec) -> FreeU:

@@ -67,20 +67,27 @@ class ExportUNet(ExportComponent):
     """``UNet2DConditionModel`` with FreeU strengths as an input and skips at any size.
 
     Inputs: sample [B,C,h,w], timestep [B] float32 (fractional), encoder_hidden_states [B,L,D],
-    for SDXL text_embeds [B,P] and time_ids [B,6] float32, for distilled models timestep_cond
-    [B,K], with an IP-Adapter ip_hidden_states [B,N,D] and ip_scale [1] float32, freeu [4] float32
-    = (b1, b2, s1, s2). Output: noise_pred [B,C,h,w].
+    for SDXL text_embeds [B,P] and time_ids [B,6] float32 (its refiner: [B,5]), for distilled
+    models timestep_cond [B,K], with an IP-Adapter ip_hidden_states [B,N,D] and ip_scale [1]
+    float32, freeu [4] float32 = (b1, b2, s1, s2). Output: noise_pred [B,C,h,w].
 
     Args:
         unet: the network; for ``ip_tokens`` with the adapter's attention processors.
         fuse_qkv: concatenate attention projections.
         ip_tokens: N, how many tokens an IP-Adapter makes of an image.
+        time_ids: how many numbers of size conditioning it takes.
     """
 
     def __init__(
-        self, unet: UNet2DConditionModel, *, fuse_qkv: bool = True, ip_tokens: int | None = None
+        self,
+        unet: UNet2DConditionModel,
+        *,
+        fuse_qkv: bool = True,
+        ip_tokens: int | None = None,
+        time_ids: int = 6,
     ) -> None:
         super().__init__()
+        self.time_ids = time_ids
         _refuse_unsupported(unet)
         self.unet = unet
         self.ip_tokens = ip_tokens
@@ -124,11 +131,10 @@ class ExportUNet(ExportComponent):
             TensorSpec("encoder_hidden_states", dtype, ("B", "L", config.cross_attention_dim)),
         ]
         if self.has_added:
-            pooled = (
-                config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-            )
+            ids = self.time_ids * config.addition_time_embed_dim
+            pooled = config.projection_class_embeddings_input_dim - ids
             inputs.append(TensorSpec("text_embeds", dtype, ("B", pooled)))
-            inputs.append(TensorSpec("time_ids", "float32", ("B", 6)))
+            inputs.append(TensorSpec("time_ids", "float32", ("B", self.time_ids)))
         if self.cond_dim is not None:
             inputs.append(TensorSpec("timestep_cond", dtype, ("B", self.cond_dim)))
         if self.ip_tokens is not None:
@@ -187,7 +193,8 @@ class ExportUNet(ExportComponent):
         )
         if self.has_added:
             ids = unet.add_time_proj(extra["time_ids"].flatten())
-            ids = ids.reshape(-1, 6 * unet.config.addition_time_embed_dim).to(dtype)
+            width = self.time_ids * unet.config.addition_time_embed_dim
+            ids = ids.reshape(-1, width).to(dtype)
             embedding = embedding + unet.add_embedding(
                 torch.cat([extra["text_embeds"], ids], dim=-1)
             )

@@ -44,7 +44,7 @@ from kdrt_export.ip_adapter import ExportImageEncoder, IpAdapter
 from kdrt_export.lora import LorasToBake
 from kdrt_export.preview_factors import Factors, preview_factors
 from kdrt_export.programs import program_from_component
-from kdrt_export.replacement_vae import replacement_vae, vae_dtype
+from kdrt_export.replacement_vae import replacement_vae, vae_dtype, vae_name
 from kdrt_export.report import Report, Silent
 from kdrt_export.sources import Source, download_files, open_source
 from kdrt_export.tokenizers import write_text_files
@@ -80,6 +80,7 @@ def export(
     allow_pickle: bool = False,
     revision: str | None = None,
     config: Path | None = None,
+    prediction_type: str | None = None,
     report: Report | None = None,
 ) -> Path:
     """Export a model and return the bundle's folder.
@@ -102,6 +103,8 @@ def export(
         allow_pickle: accept pickled weights.
         revision: of a hub id.
         config: a diffusers folder that describes a single-file checkpoint.
+        prediction_type: ``epsilon`` or ``v_prediction``, where the source does not say it or says
+            it wrongly.
         report: told of every stage.
 
     Raises:
@@ -126,7 +129,12 @@ def export(
         seed=seed,
     )
     name = name or opened.name
-    report.done(f"{opened.family}, {precision}")
+    if prediction_type is not None:
+        opened.scheduler = {**opened.scheduler, "prediction_type": prediction_type}
+    predicts = opened.scheduler.get("prediction_type", "epsilon")
+    report.done(f"{opened.kind or opened.family}, {predicts}, {precision}")
+    if opened.remark and prediction_type is None:
+        report.note(opened.remark)
     folder = output or home() / "bundles" / name.replace("/", "--")
     with new_bundle(folder) as partial:
         job = _Job(opened, partial, PRECISIONS[precision], fuse_qkv, baked_loras, report)
@@ -156,7 +164,12 @@ def export(
                 latents=job.latents,
                 zeros_for_empty_negative=opened.zeros_for_empty_negative,
                 default_guidance_scale=opened.default_guidance_scale,
-                baked=Baked(fused_qkv=fuse_qkv, freeu=True, loras=job.baked_loras, vae=vae),
+                baked=Baked(
+                    fused_qkv=fuse_qkv,
+                    freeu=True,
+                    loras=job.baked_loras,
+                    vae=vae_name(vae) if vae else None,
+                ),
                 variants=job.variants,
                 ip_adapter=job.ip_facts,
                 tools=_tool_versions(),
@@ -206,7 +219,7 @@ class _Job:
         self.scheduler = scheduler_facts(source.scheduler, report)
 
     def parts(self) -> Iterator[_Part]:
-        for index in range(self.source.text_encoders):
+        for index in self.source.encoder_indices:
             yield self._text_encoder(index)
         if self.with_safety_checker is not False:
             yield from self._safety_checker()
@@ -285,16 +298,19 @@ class _Job:
             {"B": 3, "h": 9, "w": 15, "L": 2 * length},
         ]
         traced = {"B": 2, "h": 12, "w": 10, "L": 7}
+        time_ids = 5 if self.source.is_refiner else 6
         if self.ip_adapter is not None:
             network = copy.deepcopy(unet)
             yield from self._image_prompt(self.ip_adapter, network)
             tokens = self.ip_facts.tokens if self.ip_facts else None
-            component = ExportUNet(network, fuse_qkv=self.fuse_qkv, ip_tokens=tokens)
+            component = ExportUNet(
+                network, fuse_qkv=self.fuse_qkv, ip_tokens=tokens, time_ids=time_ids
+            )
             self.variants[IP_ADAPTER] = {}
             named = self._named("unet", IP_ADAPTER)
             yield _Part(named, component, traced, verified, self.dtype)
         for variant, network, fuse in self._fusings(unet):
-            component = ExportUNet(network, fuse_qkv=fuse)
+            component = ExportUNet(network, fuse_qkv=fuse, time_ids=time_ids)
             yield _Part(self._named("unet", variant), component, traced, verified, self.dtype)
 
     def _image_prompt(self, adapter: IpAdapter, unet: Any) -> Iterator[_Part]:

@@ -113,7 +113,15 @@ def export(
         typer.Option(
             metavar="DIR",
             show_default=False,
-            help="A diffusers folder that says what a checkpoint file is, for use offline.",
+            help="A diffusers folder that says what a checkpoint file is, where kdrt cannot tell.",
+        ),
+    ] = None,
+    prediction_type: Annotated[
+        str | None,
+        typer.Option(
+            metavar="epsilon|v_prediction",
+            show_default="as detected",
+            help="What the model predicts, where the source does not say it or is wrong.",
         ),
     ] = None,
     fuse_qkv: Annotated[
@@ -238,6 +246,7 @@ def export(
                 allow_pickle=allow_pickle,
                 revision=revision,
                 config=config,
+                prediction_type=prediction_type,
                 report=report,
             )
     except ModuleNotFoundError as error:
