@@ -86,7 +86,7 @@ def latents(
     class Model:
         alphas_cumprod = scheduler.alphas_cumprod
 
-        def apply_model(self, x: Any, t: Any, **_: Any) -> Any:
+        def apply_model(self, x: Any, t: Any, *_: Any, **__: Any) -> Any:
             return networks.unet(x, t, encoder_hidden_states=hidden, added_cond_kwargs=added).sample
 
     kind = external.CompVisVDenoiser if velocity else external.CompVisDenoiser
@@ -105,7 +105,7 @@ def latents(
     x = x * sigmas[0]
 
     def guided(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        both = denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]))
+        both = denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]), cond=hidden)
         unconditional, conditional = both.chunk(2)
         return unconditional + guidance * (conditional - unconditional)
 
