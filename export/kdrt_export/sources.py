@@ -135,9 +135,7 @@ def download(repo: str, revision: str | None, **options: Any) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(
-            snapshot_download(repo, revision=revision, allow_patterns=_DOWNLOAD, **options)
-        )
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=_DOWNLOAD, **options))
     except HfHubHTTPError as error:
         raise SourceError(
             f"the hub has no readable '{repo}' (revision {revision or 'main'}); check the name, "

@@ -177,9 +177,7 @@ class _Job:
             self.folder, index, self.source.tokenizer(index), model, self.source.family, self.dtype
         )
         self.encoders.append(facts)
-        component = ExportTextEncoder(
-            model, normalize=facts.normalized, fuse_qkv=self.fuse_qkv
-        )
+        component = ExportTextEncoder(model, normalize=facts.normalized, fuse_qkv=self.fuse_qkv)
         self.report.done()
         return _Part(
             name,

@@ -124,7 +124,5 @@ def test_encode_prompt_gives_what_a_call_uses(tiny: Any) -> None:
     if tiny.family == "sdxl":
         names += ["pooled_prompt_embeds", "negative_pooled_prompt_embeds"]
     expected = ours(pipe, [RED, BLUE], "euler", generator=seeded())
-    out = ours(
-        pipe, None, "euler", generator=seeded(), **dict(zip(names, embeds, strict=True))
-    )
+    out = ours(pipe, None, "euler", generator=seeded(), **dict(zip(names, embeds, strict=True)))
     assert torch.equal(out, expected)
