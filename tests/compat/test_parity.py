@@ -59,13 +59,8 @@ def test_every_sampler_on_every_grid(tiny: Any, sampler: str, karras: bool) -> N
     exact = ours(tiny.pipe(), [RED], sampler, generator=seeded(), **options)
     assert torch.equal(exact, expected)
     native = ours(tiny.pipe(exact=False), [RED], sampler, generator=seeded(), **options)
-    assert relative(native, expected) <= NATIVE.get(sampler, 1e-5)
+    assert relative(native, expected) <= 1e-5
     assert expected.std() > 0.05
-
-
-# The original computes the midpoint of this sampler's second stage from a difference of squares
-# in float32: it is off by that much from its own formula.
-NATIVE = {"dpm_2_ancestral": 1e-4}
 
 
 CASES: dict[str, dict[str, Any]] = {

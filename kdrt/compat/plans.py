@@ -1,0 +1,40 @@
+"""Plans whose coefficients follow k-diffusion's float32 arithmetic where it loses digits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from kdrt.sampling import Plan, plan
+from kdrt.sampling.samplers.draft import Draft
+from kdrt.sampling.samplers.karras import midpoint_weights
+
+
+def compat_plan(sampler: str, sigmas: Sequence[float]) -> Plan:
+    """The plan of a sampler, as near to k-diffusion's own numbers as float32 latents show.
+
+    k-diffusion takes the σ that an ancestral step goes down to from a difference of squares, in
+    float32. In a long step hardly a digit of it is left, and dpm_2_ancestral evaluates the
+    network at a midpoint made of it.
+
+    Raises:
+        InvalidRequest: see :func:`kdrt.sampling.plan`.
+    """
+    planned = plan(sampler, sigmas)
+    return _dpm_2_ancestral(planned.sigmas) if planned.sampler == "dpm_2_ancestral" else planned
+
+
+def _dpm_2_ancestral(sigmas: Sequence[float]) -> Plan:
+    draft = Draft("dpm_2_ancestral", sigmas)
+    for s, t in draft.intervals():
+        high, low = torch.tensor(s), torch.tensor(t)
+        up = torch.minimum(low, (low**2 * (high**2 - low**2) / high**2) ** 0.5)
+        down = float((low**2 - up**2) ** 0.5)
+        if down == 0:
+            draft.stage(s, 0.0, [1.0], noise=float(up), over=(s, t))
+            continue
+        m = float(high.log().lerp(torch.tensor(down).log(), 0.5).exp())
+        draft.stage(s, m / s, [1 - m / s], ends_step=False)
+        draft.stage(m, down / s, midpoint_weights(s, m, down), noise=float(up), over=(s, t))
+    return draft.plan()
