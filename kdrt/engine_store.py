@@ -170,10 +170,10 @@ def _load_torch(bundle: Bundle, name: str, component: Component) -> Engine:
             f"the bundle has no torch engine ({path} is missing); "
             f"export it with `kdrt export {bundle.manifest.source} --target torch`"
         )
-    from kdrt_engines.torch_eager import TorchEngine
+    from kdrt_engines.torch_eager import TorchEngine, load_program
 
     try:
-        module = _Program(torch.export.load(path).module())
+        module = _Program(load_program(path))
     except Exception as error:  # a damaged archive raises anything from zip to pickle errors
         raise EngineError(f"PyTorch cannot load {path}: {error}") from error
     device = "cuda" if torch.cuda.is_available() else "cpu"

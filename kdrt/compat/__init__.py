@@ -2,7 +2,7 @@
 
     from kdrt.compat import StableDiffusionXLKDiffusionPipeline
 
-    pipe = StableDiffusionXLKDiffusionPipeline.from_pretrained("stabilityai/stable-diffusion-xl-base-1.0")
+    pipe = StableDiffusionXLKDiffusionPipeline.from_pretrained("path/to/model")
     pipe.set_scheduler("sample_dpmpp_2m")
     image = pipe("a red circle", use_karras_sigmas=True).images[0]
 

@@ -140,11 +140,11 @@ def exact_sampler(name: str) -> Callable[..., Tensor]:
     Raises:
         InvalidRequest: k-diffusion is not installed, or has no such sampler.
     """
-    function: Callable[..., Tensor] | None
-    function = getattr(sampling_module(), f"sample_{name}", None)
-    if function is None or list(inspect.signature(function).parameters)[2:3] != ["sigmas"]:
+    found: Any = getattr(sampling_module(), f"sample_{name}", None)
+    if found is None or list(inspect.signature(found).parameters)[2:3] != ["sigmas"]:
         raise InvalidRequest(
             f"k-diffusion has no {name!r} that walks a grid of sigmas; leave exact=True out, or "
             "choose another sampler"
         )
+    function: Callable[..., Tensor] = found
     return function

@@ -12,9 +12,10 @@ from kdrt.compat.conditions import Conditions
 from kdrt.compat.exact import StepCallback
 from kdrt.compat.grid import TrainingTable
 from kdrt.compat.noise import Seeds, brownian_noise
+from kdrt.compat.plans import compat_plan
 from kdrt.denoiser import Denoiser
 from kdrt.recent import Recent
-from kdrt.sampling import NoiseSchedule, plan, run
+from kdrt.sampling import NoiseSchedule, run
 from kdrt_engines import Engine
 
 _KEPT = 4
@@ -51,7 +52,7 @@ class NativeSampler:
             InvalidRequest: the grid does not descend, or the noise needs torchsde.
             ShapeError: the engine does not allow these sizes.
         """
-        planned = plan(sampler, sigmas.tolist())
+        planned = compat_plan(sampler, sigmas.tolist())
         noise = None
         if planned.slots:
             noise = brownian_noise(planned, seeds(), latents.shape).to(latents.device)

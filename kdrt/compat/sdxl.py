@@ -279,7 +279,7 @@ class StableDiffusionXLKDiffusionPipeline(KDiffusionPipeline):
         together: bool,
     ) -> Embeddings:
         times = whole("num_images_per_prompt", times, 1)
-        place = {"device": self.device, "dtype": self._text_dtype("text_encoder_2")}
+        device, dtype = self.device, self._text_dtype("text_encoder_2")
         pooled = pooled_prompt_embeds
         if prompt_embeds is None:
             prompts = texts("prompt", prompt)
@@ -288,7 +288,7 @@ class StableDiffusionXLKDiffusionPipeline(KDiffusionPipeline):
             pooled = encoded if pooled is None else pooled
         if pooled is None:
             raise InvalidRequest("with `prompt_embeds`, give `pooled_prompt_embeds`")
-        positive, pooled = prompt_embeds.to(**place), pooled.to(**place)
+        positive, pooled = prompt_embeds.to(device, dtype), pooled.to(device, dtype)
         if not doubled:
             return repeat(positive, times), None, repeat(pooled, times), None
         negative, negative_pooled = negative_prompt_embeds, negative_pooled_prompt_embeds
@@ -299,7 +299,7 @@ class StableDiffusionXLKDiffusionPipeline(KDiffusionPipeline):
             negative_pooled = encoded if negative_pooled is None else negative_pooled
         if negative_pooled is None:
             raise InvalidRequest("with `negative_prompt_embeds`, give their pooled ones")
-        negative, negative_pooled = negative.to(**place), negative_pooled.to(**place)
+        negative, negative_pooled = negative.to(device, dtype), negative_pooled.to(device, dtype)
         check_shapes(positive, negative)
         return (
             repeat(positive, times),
