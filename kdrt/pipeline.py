@@ -276,7 +276,7 @@ class Pipeline(VaeSwitches):
         """
         components = self._variants.choose(name, parts)
         engines = self._variants.load(components, self.engines)
-        with_loras, _ = self._loras.move(components, self.engines | engines)
+        with_loras, _ = self._loras.move(components, ChainMap(engines, self.engines))
         self._variants.chosen(components)
         self._use(engines | with_loras)
 
