@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 
 from kdrt._version import __version__ as kdrt_version
 from kdrt.bundle import (
@@ -38,6 +38,7 @@ from kdrt_export.components import (
 )
 from kdrt_export.errors import ExportError, UnsupportedModel
 from kdrt_export.lora import LorasToBake
+from kdrt_export.preview_decoder import ExportPreviewDecoder, load_preview_decoder
 from kdrt_export.preview_factors import Factors, preview_factors
 from kdrt_export.programs import program_from_component
 from kdrt_export.replacement_vae import replacement_vae, vae_dtype
@@ -63,6 +64,7 @@ def export(
     precision: str = "auto",
     vae: str | None = None,
     vae_precision: str = "auto",
+    preview_decoder: str | None = None,
     targets: Sequence[str] = ("onnxruntime",),
     random_weights: bool = False,
     seed: int = 0,
@@ -82,6 +84,8 @@ def export(
         name: the bundle's name; by default the source's.
         precision: ``fp32``, ``fp16``, ``bf16``, or ``auto``: fp16 where a CUDA device is, else
             fp32, since a CPU gains nothing from the half precisions.
+        preview_decoder: a tiny autoencoder that makes the previews; see
+            :func:`kdrt_export.preview_decoder.load_preview_decoder`.
         targets: ``onnxruntime`` needs nothing beyond the ONNX files; ``torch`` adds exported
             PyTorch programs, which run without diffusers.
         random_weights: the architecture alone, with weights drawn from ``seed``.
@@ -123,6 +127,8 @@ def export(
             job.load_vae = lambda: replacement_vae(
                 vae, opened.vae, download_files, allow_pickle=allow_pickle
             )
+        if preview_decoder is not None:
+            job.tiny = load_preview_decoder(preview_decoder, download_files)
         components = {
             part.name: _export_part(part, partial, targets, report) for part in job.parts()
         }
@@ -141,7 +147,13 @@ def export(
                 latents=job.latents,
                 zeros_for_empty_negative=opened.zeros_for_empty_negative,
                 default_guidance_scale=opened.default_guidance_scale,
-                baked=Baked(fused_qkv=fuse_qkv, freeu=True, loras=job.baked_loras, vae=vae),
+                baked=Baked(
+                    fused_qkv=fuse_qkv,
+                    freeu=True,
+                    loras=job.baked_loras,
+                    vae=vae,
+                    preview_decoder=preview_decoder,
+                ),
                 tools=_tool_versions(),
             ),
         )
@@ -169,6 +181,7 @@ class _Job:
     baked_loras: tuple[BakedLora, ...]
     with_safety_checker: bool | None = None
     preview: Factors
+    tiny: AutoencoderTiny | None = None
 
     def __init__(
         self,
@@ -199,9 +212,12 @@ class _Job:
         encoder = ExportVaeEncoder(vae, fuse_qkv=self.fuse_qkv)
         yield _Part("vae_decoder", decoder, _VAE_TRACED, _VAE_VERIFIED, dtype)
         yield _Part("vae_encoder", encoder, _VAE_TRACED, _VAE_VERIFIED, dtype)
-        scale = vae_scale(vae)
+        scale, channels = vae_scale(vae), vae.config.latent_channels
         self.vae_tile = vae_tile(vae)
         del vae, decoder, encoder  # the UNet is next, and largest
+        if self.tiny is not None:
+            tiny = ExportPreviewDecoder(self.tiny, channels=channels, scale=scale)
+            yield _Part("preview_decoder", tiny, _VAE_TRACED, _VAE_VERIFIED, self.dtype)
         yield self._unet(scale)
 
     def _text_encoder(self, index: int) -> _Part:

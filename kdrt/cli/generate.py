@@ -257,6 +257,15 @@ def generate(
             help="CPU threads.",
         ),
     ] = None,
+    preview: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=_RUNNING,
+            show_default=False,
+            help="Keep a first look at the pictures in this file, new after every step.",
+        ),
+    ] = None,
     progress: Annotated[
         bool,
         typer.Option(
@@ -282,6 +291,8 @@ def generate(
     import sys
     import warnings
 
+    from kdrt.cli.preview_file import preview_file
+
     sampler_options = _options("--sampler-option", sampler_option, "eta=0.5")
     schedule_options = _options("--schedule-option", schedule_option, "rho=5")
     noise_options = _options("--noise-option", noise_option, "source=nv")
@@ -289,6 +300,7 @@ def generate(
     own_timesteps = _numbers("--timesteps", timesteps, "999,749,499,249")
     freeu_numbers = _freeu(freeu)
     paths = _output_paths(output, len(prompts) * max(count, 1))
+    watch = None if preview is None else preview_file(_output_paths(preview, 1)[0])
     picture, mask_picture = _opened(image), _opened(mask)
 
     import kdrt
@@ -322,6 +334,7 @@ def generate(
             seed=seed,
             clip_skip=clip_skip,
             freeu=freeu_numbers,
+            callback=watch,
             progress=progress and sys.stderr.isatty(),
         )
     for truncation in dict.fromkeys(result.truncations):
