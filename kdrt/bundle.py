@@ -162,13 +162,14 @@ class BakedLora(_Strict):
 
 
 class Baked(_Strict):
-    """What the export put into the graphs; ``vae`` is the source of a VAE that is not the model's
-    own."""
+    """What the export put into the graphs; ``vae`` and ``preview_decoder`` are the sources of
+    networks that are not the model's own."""
 
     fused_qkv: bool
     freeu: bool
     loras: tuple[BakedLora, ...] = ()
     vae: str | None = None
+    preview_decoder: str | None = None
 
 
 class Manifest(_Strict):

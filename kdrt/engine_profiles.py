@@ -125,7 +125,7 @@ def _profile(manifest: Manifest, component: str, name: str) -> Profile:
     for facts in manifest.text_encoders:
         if facts.component == component:
             return Profile("prompts", {"B": PROMPTS, "L": Range.fixed(facts.max_length)})
-    if component in ("vae_decoder", "vae_encoder"):
+    if component in ("vae_decoder", "vae_encoder", "preview_decoder"):
         height, width = _limited(meaning.height, meaning.width)
         return Profile(name, {"B": Range.fixed(1), "h": height, "w": width})
     raise EngineError(f"kdrt knows no sizes for the component '{component}', so cannot build it")

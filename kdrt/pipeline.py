@@ -204,7 +204,7 @@ class Pipeline(VaeSwitches):
         self._noise_schedule = training_table(bundle.manifest.scheduler)
         self._prompts = PromptEncoder(bundle, engines)
         self.vae = Vae(self.engines, bundle.manifest.latents)
-        self._previewer = Previewer(bundle.manifest.latents)
+        self._previewer = Previewer(bundle.manifest.latents, engines.get("preview_decoder"))
         self._running: object = None
         self.safety_checker: SafetyChecker | None = None
         if "safety_checker" in engines:

@@ -3,7 +3,8 @@
 The VAE's latents are nearly a small picture: every pixel of the preview is an affine function of
 one latent, whose factors the export fits to the model's own VAE. A preview is as large as the
 latents, an eighth of the picture's width and height. It shows what is where; how true its colours
-are depends on how nearly linear the VAE is.
+are depends on how nearly linear the VAE is. A bundle may have a small decoder for previews (TAESD)
+instead, which gives pictures of full size.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from kdrt.errors import InvalidRequest
 from kdrt.images import to_images
 from kdrt.latents import Decoder
 from kdrt.sampling import Step
+from kdrt_engines import Engine
 
 
 class Previewer:
@@ -26,27 +28,36 @@ class Previewer:
 
     Args:
         facts: of the model; ``preview`` holds the factors.
+        engine: the ``preview_decoder`` component, which is used where there is one.
     """
 
-    def __init__(self, facts: LatentFacts) -> None:
+    def __init__(self, facts: LatentFacts, engine: Engine | None = None) -> None:
         self._factors = None if facts.preview is None else torch.tensor(facts.preview)
+        self._decoder = None if engine is None else Decoder(engine)
 
     @torch.no_grad()
     def __call__(self, denoised: Tensor) -> list[Image.Image]:
-        """RGB pictures of ``denoised [B, C, h, w]``, ``w`` by ``h`` pixels each.
+        """RGB pictures of ``denoised [B, C, h, w]``: ``w`` by ``h`` pixels each, or as large as the
+        results where a preview decoder makes them.
 
         Raises:
-            InvalidRequest: the bundle has no factors.
+            InvalidRequest: the bundle has neither factors nor decoder.
         """
+        if self._decoder is not None:
+            return _pictures(self._decoder(denoised))
         if self._factors is None:
             raise InvalidRequest(
                 "this bundle was exported without previews; export the model again"
             )
         *weights, bias = self._factors.to(denoised.device)
         pixels = torch.einsum("bchw,cr->brhw", denoised.float(), torch.stack(weights))
-        pictures = to_images(pixels + bias[:, None, None], "pil")
-        assert isinstance(pictures, list)
-        return pictures
+        return _pictures(pixels + bias[:, None, None])
+
+
+def _pictures(pixels: Tensor) -> list[Image.Image]:
+    pictures = to_images(pixels, "pil")
+    assert isinstance(pictures, list)
+    return pictures
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +79,4 @@ class PreviewStep(Step):
 
     def decode(self) -> list[Image.Image]:
         """The same in full: what the VAE makes of the picture as it stands, at the VAE's cost."""
-        pictures = to_images(self.decoder(self.denoised), "pil")
-        assert isinstance(pictures, list)
-        return pictures
+        return _pictures(self.decoder(self.denoised))

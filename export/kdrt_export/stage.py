@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 
 from kdrt._version import __version__ as kdrt_version
 from kdrt.bundle import (
@@ -42,6 +42,7 @@ from kdrt_export.errors import ExportError, UnsupportedModel
 from kdrt_export.ip_adapter import VARIANT as IP_ADAPTER
 from kdrt_export.ip_adapter import ExportImageEncoder, IpAdapter
 from kdrt_export.lora import LorasToBake
+from kdrt_export.preview_decoder import ExportPreviewDecoder, load_preview_decoder
 from kdrt_export.preview_factors import Factors, preview_factors
 from kdrt_export.programs import program_from_component
 from kdrt_export.replacement_vae import replacement_vae, vae_dtype, vae_name
@@ -68,6 +69,7 @@ def export(
     precision: str = "auto",
     vae: str | None = None,
     vae_precision: str = "auto",
+    preview_decoder: str | None = None,
     targets: Sequence[str] = ("onnxruntime",),
     random_weights: bool = False,
     seed: int = 0,
@@ -91,6 +93,8 @@ def export(
         name: the bundle's name; by default the source's.
         precision: ``fp32``, ``fp16``, ``bf16``, or ``auto``: fp16 where a CUDA device is, else
             fp32, since a CPU gains nothing from the half precisions.
+        preview_decoder: a tiny autoencoder that makes the previews; see
+            :func:`kdrt_export.preview_decoder.load_preview_decoder`.
         targets: ``onnxruntime`` needs nothing beyond the ONNX files; ``torch`` adds exported
             PyTorch programs, which run without diffusers.
         random_weights: the architecture alone, with weights drawn from ``seed``.
@@ -146,6 +150,8 @@ def export(
             )
         job.variants = {variant: {} for variant in variants}
         job.ip_adapter = adapter
+        if preview_decoder is not None:
+            job.tiny = load_preview_decoder(preview_decoder, download_files)
         components = {
             part.name: _export_part(part, partial, targets, report) for part in job.parts()
         }
@@ -169,6 +175,7 @@ def export(
                     freeu=True,
                     loras=job.baked_loras,
                     vae=vae_name(vae) if vae else None,
+                    preview_decoder=preview_decoder,
                 ),
                 variants=job.variants,
                 ip_adapter=job.ip_facts,
@@ -202,6 +209,7 @@ class _Job:
     variants: dict[str, dict[str, str]]
     ip_adapter: IpAdapter | None
     ip_facts: IpAdapterFacts | None = None
+    tiny: AutoencoderTiny | None = None
 
     def __init__(
         self,
@@ -234,9 +242,12 @@ class _Job:
             for name, part in (("vae_decoder", decoder), ("vae_encoder", encoder)):
                 named = self._named(name, variant)
                 yield _Part(named, part, _VAE_TRACED, _VAE_VERIFIED, dtype)
-        scale = vae_scale(vae)
+        scale, channels = vae_scale(vae), vae.config.latent_channels
         self.vae_tile = vae_tile(vae)
         del vae, network, decoder, encoder, part  # the UNet is next, and largest
+        if self.tiny is not None:
+            tiny = ExportPreviewDecoder(self.tiny, channels=channels, scale=scale)
+            yield _Part("preview_decoder", tiny, _VAE_TRACED, _VAE_VERIFIED, self.dtype)
         yield from self._unet(scale)
 
     def _text_encoder(self, index: int) -> _Part:

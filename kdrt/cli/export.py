@@ -75,6 +75,15 @@ def export(
             "instead of fp16 where the VAE says that it overflows.",
         ),
     ] = "auto",
+    preview_decoder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            show_default=False,
+            help="A tiny autoencoder for previews of full size: a diffusers folder, a "
+            "[cyan].safetensors[/] file, or a Hugging Face id such as [cyan]madebyollin/taesdxl[/].",
+        ),
+    ] = None,
     target: Annotated[
         list[str] | None,
         typer.Option(
@@ -234,6 +243,7 @@ def export(
                 precision=precision,
                 vae=vae,
                 vae_precision=vae_precision,
+                preview_decoder=preview_decoder,
                 targets=_without_builds(target or []),
                 random_weights=random_weights,
                 seed=seed,

@@ -276,6 +276,15 @@ def generate(
             help="CPU threads.",
         ),
     ] = None,
+    preview: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=_RUNNING,
+            show_default=False,
+            help="Keep a first look at the pictures in this file, new after every step.",
+        ),
+    ] = None,
     progress: Annotated[
         bool,
         typer.Option(
@@ -301,6 +310,8 @@ def generate(
     import sys
     import warnings
 
+    from kdrt.cli.preview_file import preview_file
+
     sampler_options = _options("--sampler-option", sampler_option, "eta=0.5")
     schedule_options = _options("--schedule-option", schedule_option, "rho=5")
     noise_options = _options("--noise-option", noise_option, "source=nv")
@@ -309,6 +320,7 @@ def generate(
     freeu_numbers = _freeu(freeu)
     picture = None if ip_adapter_image is None else _picture(ip_adapter_image)
     paths = _output_paths(output, len(prompts) * max(count, 1))
+    watch = None if preview is None else preview_file(_output_paths(preview, 1)[0])
     picture, mask_picture = _opened(image), _opened(mask)
 
     import kdrt
@@ -344,6 +356,7 @@ def generate(
             freeu=freeu_numbers,
             ip_adapter_image=picture,
             ip_adapter_scale=ip_adapter_scale,
+            callback=watch,
             progress=progress and sys.stderr.isatty(),
         )
     for truncation in dict.fromkeys(result.truncations):

@@ -47,6 +47,30 @@ def test_a_picture_carries_its_parameters(cli, demo: str, tmp_path: Path) -> Non
     assert "DPM++ 2M SDE" in printed.out
 
 
+def test_previews_can_be_watched_in_a_file(
+    cli, demo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = tmp_path / "new" / "preview.png"
+    seen: list[bytes] = []
+
+    def look(image: Image.Image, path: Path, parameters: object = None) -> Path:
+        saved = save_image(image, path, parameters)
+        assert [file.name for file in watched.parent.iterdir()] == ["preview.png"]
+        seen.append(watched.read_bytes())
+        return saved
+
+    monkeypatch.setattr("kdrt.cli.preview_file.save_image", look)
+    outcome = cli(
+        *("generate", demo, PROMPT, "a green star", "-o", tmp_path / "a.png"),
+        *("--steps", "3", "--no-progress", "--seed", "1", "--preview", watched),
+    )
+    assert outcome.code == 0, outcome.err
+    assert len(set(seen)) == 3
+    assert Image.open(watched).size == (32, 16)
+    refusal = cli("generate", demo, PROMPT, *FAST, "--preview", tmp_path / "a.tiff").refusal()
+    assert refusal.startswith("cannot save")
+
+
 def test_grids_and_noise_of_ones_own(cli, demo: str, tmp_path: Path) -> None:
     def known(*arguments: str) -> dict[str, str]:
         path = tmp_path / "a.png"

@@ -38,9 +38,11 @@ def exponential_moment(h: float, degree: int) -> float:
     """
     if abs(h) < 1:
         term, total = h / (degree + 1), 0.0
-        for n in range(2, 24):
+        n = degree + 2
+        while total + term != total:
             total += term
-            term *= -h / (degree + n)
+            term *= -h / n
+            n += 1
         return total
     moment = -math.expm1(-h)
     for k in range(1, degree + 1):
