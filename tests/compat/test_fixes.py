@@ -175,7 +175,7 @@ def test_deterministic_samplers_leave_the_global_generator_alone(sd: Any, sample
 
 
 def test_v_prediction_of_sdxl(sdxl: Any) -> None:
-    """It raised a TypeError; that it is right is tested in test_parity."""
+    """It raised a TypeError; that it is right is tested in test_compat_parity."""
     assert make(sdxl.pipe(prediction_type="v_prediction")).isfinite().all()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import original
 import pytest
 import torch
-from test_parity import BLUE, RED, SAMPLERS, relative
+from test_compat_parity import BLUE, RED, SAMPLERS, relative
 
 pytestmark = [
     pytest.mark.slow,
