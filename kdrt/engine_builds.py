@@ -102,7 +102,7 @@ def build_engines(
         for component in wanted
     ]
     for key in keys:
-        _refuse_turing(bundle, key)
+        _refuse_turing(key)
     folder = bundle.file(f"engines/{flavour.name}")
     with _only_builder(folder, report):
         _clear_away(bundle, flavour, folder)
@@ -169,18 +169,13 @@ def _key(
     )
 
 
-def _refuse_turing(bundle: Bundle, key: EngineKey) -> None:
+def _refuse_turing(key: EngineKey) -> None:
     if 75 not in key.compute_capabilities:
         return
-    manifest = bundle.manifest
     reason = {
         "float32": "it is float32, and TensorRT-RTX has no float32 matrix products there",
         "bfloat16": "it is bfloat16, which these GPUs do not have",
     }.get(key.dtype)
-    if reason is None and key.component == "unet" and manifest.baked.freeu:
-        reason = (
-            "FreeU in it computes in float32, and TensorRT-RTX has no float32 matrix products there"
-        )
     if reason is not None:
         raise EngineError(
             f"{key.component} cannot be built for sm75 (Turing): {reason}; leave sm75 out, or "

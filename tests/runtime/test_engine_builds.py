@@ -128,7 +128,6 @@ def test_turing_is_a_plan_of_its_own(bundle: Bundle, builder: Builder) -> None:
     [
         ("float32", "it is float32, and TensorRT-RTX has no float32 matrix products there"),
         ("bfloat16", "it is bfloat16, which these GPUs do not have"),
-        ("float16", "FreeU in it computes in float32"),
     ],
 )
 def test_what_turing_cannot_run(bundle: Bundle, builder: Builder, dtype: str, said: str) -> None:
