@@ -97,6 +97,7 @@ def test_the_record_holds_what_a_build_cost(records: dict[str, EngineRecord]) ->
         assert built.scratch_memory > 100_000
         assert built.peak_memory > 50_000_000
         assert built.seconds > 0
+        assert built.cpu_seconds > 0
 
 
 def test_a_profile_more_makes_kernels_more(

@@ -69,7 +69,7 @@ class Builder:
         Path(job.output).write_bytes(self.plan(job))
         follow("Building engine", 1000)
         self.during()
-        return Built(VERSION, 2, self.fused, {"kgen": 5, "gemm": 2}, 4096, 2000, 1.5, ("odd",))
+        return Built(VERSION, 2, self.fused, {"kgen": 5, "gemm": 2}, 4096, 2000, 1.5, 1.2, ("odd",))
 
 
 class Listener:

@@ -71,6 +71,7 @@ def build(trt: Any, job: BuildJob, monitor: Monitor, log: BuildLog) -> Built | N
         scratch_memory=log.scratch_memory,
         peak_memory=_peak_memory(),
         seconds=time.perf_counter() - started,
+        cpu_seconds=time.process_time(),
         warnings=tuple(log.warnings),
     )
 
