@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import CLIPTextConfig
 
-from kdrt_export.clip_vocabulary import clip_tokenizer
+from kdrt_export.clip_vocabulary import tokenizer_for
 from kdrt_export.errors import SourceError, UnsupportedModel
 from kdrt_export.families import SD15, SD20, SD21, SDXL, SDXL_REFINER, Architecture
 
@@ -137,9 +137,7 @@ def write_config(kind: CheckpointKind, folder: Path) -> None:
         index[f"text_encoder{place}"] = ["transformers", model]
         index[f"tokenizer{place}"] = ["transformers", "CLIPTokenizer"]
         CLIPTextConfig(**config).save_pretrained(folder / f"text_encoder{place}")
-        # Only CLIP-L's own encoder was trained with prompts filled up by the end of text.
-        pad = "<|endoftext|>" if config["hidden_size"] == 768 else "!"
-        clip_tokenizer(pad).save_pretrained(folder / f"tokenizer{place}")
+        tokenizer_for(config).save_pretrained(folder / f"tokenizer{place}")
     if architecture.is_refiner:
         index |= {"text_encoder": [None, None], "tokenizer": [None, None]}
         index["requires_aesthetics_score"] = True

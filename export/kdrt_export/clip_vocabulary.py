@@ -8,7 +8,9 @@ each merge makes, and two special tokens.
 from __future__ import annotations
 
 import gzip
+from collections.abc import Mapping
 from importlib import resources
+from typing import Any
 
 from transformers import CLIPTokenizer
 
@@ -43,6 +45,12 @@ def clip_tokenizer(pad: str = _END) -> CLIPTokenizer:
         pad_token=pad,
         model_max_length=77,
     )
+
+
+def tokenizer_for(text_encoder: Mapping[str, Any]) -> CLIPTokenizer:
+    """The tokenizer that goes with a text encoder's configuration: only CLIP-L's own was trained
+    with prompts filled up by the end of text."""
+    return clip_tokenizer(_END if text_encoder["hidden_size"] == 768 else "!")
 
 
 def _byte_characters() -> list[str]:

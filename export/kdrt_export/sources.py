@@ -23,6 +23,7 @@ from transformers import (
 
 from kdrt.image_input import CLIP_MEAN, CLIP_STD
 from kdrt_export.checkpoint_file import detect, read_header, write_config
+from kdrt_export.clip_vocabulary import tokenizer_for
 from kdrt_export.errors import SourceError, UnsupportedModel
 from kdrt_export.families import DEFAULT_GUIDANCE, KNOWN_MODELS, Architecture, Family
 
@@ -298,7 +299,7 @@ class SingleFileSource(Source):
 
 
 class RandomSource(Source):
-    """A real architecture with random weights and the demo model's tokenizers."""
+    """A real architecture with random weights and its own tokenizers."""
 
     def __init__(self, architecture: Architecture, *, name: str, seed: int) -> None:
         self.architecture, self.seed = architecture, seed
@@ -321,8 +322,8 @@ class RandomSource(Source):
         return _frozen(self._seeded(lambda: kind(config)))
 
     def tokenizer(self, index: int) -> CLIPTokenizer:
-        folder = demo_folder() / f"tokenizer{_suffix(index)}"
-        return CLIPTokenizer.from_pretrained(str(folder))
+        place = self.encoder_indices.index(index)
+        return tokenizer_for(self.architecture.text_encoders[place])
 
     def _seeded(self, make: Any) -> Any:
         with torch.random.fork_rng(devices=[]):
