@@ -1,4 +1,4 @@
-"""A tiny autoencoder's decoder: the same pictures as diffusers', exported, and used for previews."""
+"""A tiny autoencoder's decoder: diffusers' pictures, exported, and used for previews."""
 
 from __future__ import annotations
 
