@@ -41,8 +41,11 @@ def read_latents(path: Path) -> Tensor:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    path = path.expanduser()
+    if not path.is_file():
+        raise InvalidRequest(f"there is no file {path}")
     try:
-        tensors = load_file(path.expanduser())
+        tensors = load_file(path)
     except OSError as error:
         raise InvalidRequest(f"cannot read {path}: {error.strerror or error}") from error
     except SafetensorError as error:

@@ -80,12 +80,12 @@ def test_one_run_goes_on_with_the_latents_of_another(cli, demo: str, tmp_path: P
     second = cli(*common, "--denoising-start", "0.5", "--latents", latents, "-o", picture)
     assert second.code == 0, second.err
     assert cli(*common, "-o", whole).code == 0
-    # The level where they meet comes out of a logarithm: the last bits may differ.
+    # They meet a little beside a level of the grid, so a step is cut in two.
     difference = ImageChops.difference(Image.open(picture), Image.open(whole))
-    assert max(high for _, high in difference.getextrema()) <= 2
+    assert max(high for _, high in difference.getextrema()) <= 8
 
     missing = cli(*common, "--denoising-start", "0.5", "--latents", tmp_path / "no.safetensors")
-    assert missing.refusal().startswith("cannot read")
+    assert missing.refusal().startswith("there is no file")
     (tmp_path / "bad.safetensors").write_bytes(b"no tensors")
     bad = cli(*common, "--denoising-start", "0.5", "--latents", tmp_path / "bad.safetensors")
     assert "is no safetensors file" in bad.refusal()
