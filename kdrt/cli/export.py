@@ -81,8 +81,7 @@ def export(
             metavar="SOURCE",
             show_default=False,
             help="A tiny autoencoder for previews of full size: a diffusers folder, a "
-            "[cyan].safetensors[/] file, or a Hugging Face id such as "
-            "[cyan]madebyollin/taesdxl[/].",
+            "[cyan].safetensors[/] file, or a hub id such as [cyan]madebyollin/taesdxl[/].",
         ),
     ] = None,
     target: Annotated[

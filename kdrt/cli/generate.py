@@ -39,7 +39,8 @@ def generate(
             metavar="FILE",
             rich_help_panel=_PICTURE,
             help="Where to save: .png, .jpg or .webp. Several pictures are numbered: "
-            "[cyan]out-1.png[/], [cyan]out-2.png[/] and so on.",
+            "[cyan]out-1.png[/], [cyan]out-2.png[/] and so on. Latents go to .safetensors, all in "
+            "one file.",
         ),
     ] = Path("out.png"),
     negative: Annotated[
@@ -117,6 +118,33 @@ def generate(
             rich_help_panel=_BEGINNING,
             show_default=False,
             help="Repaint only what is white here, and keep what is black.",
+        ),
+    ] = None,
+    latents: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=_BEGINNING,
+            show_default=False,
+            help="Latents to begin with, from [cyan]-o latents.safetensors[/].",
+        ),
+    ] = None,
+    denoising_start: Annotated[
+        float | None,
+        typer.Option(
+            metavar="0..1",
+            rich_help_panel=_BEGINNING,
+            show_default=False,
+            help="Go on with --latents of a run with the same --denoising-end.",
+        ),
+    ] = None,
+    denoising_end: Annotated[
+        float | None,
+        typer.Option(
+            metavar="0..1",
+            rich_help_panel=_BEGINNING,
+            show_default=False,
+            help="Stop there, with noise left, for another model to go on: save to .safetensors.",
         ),
     ] = None,
     steps: Annotated[
@@ -310,6 +338,7 @@ def generate(
     import sys
     import warnings
 
+    from kdrt.cli.latents_file import SUFFIX, read_latents, save_latents
     from kdrt.cli.preview_file import preview_file
 
     sampler_options = _options("--sampler-option", sampler_option, "eta=0.5")
@@ -319,7 +348,11 @@ def generate(
     own_timesteps = _numbers("--timesteps", timesteps, "999,749,499,249")
     freeu_numbers = _freeu(freeu)
     picture = None if ip_adapter_image is None else _picture(ip_adapter_image)
-    paths = _output_paths(output, len(prompts) * max(count, 1))
+    to_latents = output.suffix.lower() == SUFFIX
+    paths = _output_paths(
+        output, 1 if to_latents else len(prompts) * max(count, 1), (*SUFFIXES, SUFFIX)
+    )
+    given_latents = None if latents is None else read_latents(latents)
     watch = None if preview is None else preview_file(_output_paths(preview, 1)[0])
     picture, mask_picture = _opened(image), _opened(mask)
 
@@ -341,6 +374,10 @@ def generate(
             image=picture,
             mask_image=mask_picture,
             strength=strength,
+            latents=given_latents,
+            denoising_start=denoising_start,
+            denoising_end=denoising_end,
+            output_type="latent" if to_latents else "pil",
             sampler_options=sampler_options,
             schedule_options=schedule_options,
             sigmas=own_sigmas,
@@ -364,7 +401,10 @@ def generate(
     if result.chunks > 1:
         typer.echo(f"The longest prompt is read in {result.chunks} chunks.", err=True)
     for index, path in enumerate(paths):
-        result.save(path, index)
+        if to_latents:
+            save_latents(result.images, path)
+        else:
+            result.save(path, index)
         typer.echo(path)
 
 
@@ -404,13 +444,13 @@ def _warn(text: str) -> None:
     typer.echo(f" {text}", err=True)
 
 
-def _output_paths(output: Path, count: int) -> list[Path]:
+def _output_paths(output: Path, count: int, allowed: tuple[str, ...] = SUFFIXES) -> list[Path]:
     """Where the pictures will go, after making sure that they can: nothing is worse than an hour
     of work that cannot be saved."""
     from kdrt.errors import OutputError
 
-    if output.suffix.lower() not in SUFFIXES:
-        raise OutputError(f"cannot save '{output}': the name must end in {', '.join(SUFFIXES)}")
+    if output.suffix.lower() not in allowed:
+        raise OutputError(f"cannot save '{output}': the name must end in {', '.join(allowed)}")
     output = output.expanduser()
     if count == 1:
         paths = [output]

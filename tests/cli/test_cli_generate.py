@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 from kdrt.cli.generate import SUFFIXES
 from kdrt.images import save_image
@@ -69,6 +69,26 @@ def test_previews_can_be_watched_in_a_file(
     assert Image.open(watched).size == (32, 16)
     refusal = cli("generate", demo, PROMPT, *FAST, "--preview", tmp_path / "a.tiff").refusal()
     assert refusal.startswith("cannot save")
+
+
+def test_one_run_goes_on_with_the_latents_of_another(cli, demo: str, tmp_path: Path) -> None:
+    latents, picture, whole = (tmp_path / name for name in ("a.safetensors", "a.png", "whole.png"))
+    common = ("generate", demo, PROMPT, "--steps", "4", "--no-progress", "--seed", "3")
+    common += ("--sampler", "euler", "--schedule", "trailing")
+    first = cli(*common, "--denoising-end", "0.5", "-o", latents)
+    assert (first.code, first.out) == (0, f"{latents}\n"), first.err
+    second = cli(*common, "--denoising-start", "0.5", "--latents", latents, "-o", picture)
+    assert second.code == 0, second.err
+    assert cli(*common, "-o", whole).code == 0
+    # They meet a little beside a level of the grid, so a step is cut in two.
+    difference = ImageChops.difference(Image.open(picture), Image.open(whole))
+    assert max(high for _, high in difference.getextrema()) <= 8
+
+    missing = cli(*common, "--denoising-start", "0.5", "--latents", tmp_path / "no.safetensors")
+    assert missing.refusal().startswith("there is no file")
+    (tmp_path / "bad.safetensors").write_bytes(b"no tensors")
+    bad = cli(*common, "--denoising-start", "0.5", "--latents", tmp_path / "bad.safetensors")
+    assert "is no safetensors file" in bad.refusal()
 
 
 def test_grids_and_noise_of_ones_own(cli, demo: str, tmp_path: Path) -> None:

@@ -1,0 +1,57 @@
+"""Latents in files: what one model hands over to the next, as SDXL's base does to its refiner."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+from torch import Tensor
+
+from kdrt.errors import InvalidRequest, OutputError
+
+SUFFIX = ".safetensors"
+_NAME = "latents"
+
+
+def save_latents(latents: Tensor, path: Path) -> None:
+    """Write ``latents [B, C, h, w]``; the file appears complete or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    partial = path.with_name(f".{uuid.uuid4().hex}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({_NAME: latents.cpu().contiguous()}, partial)
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_latents(path: Path) -> Tensor:
+    """The latents that `save_latents` wrote.
+
+    Raises:
+        InvalidRequest: there is no such file, or it holds something else.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = path.expanduser()
+    if not path.is_file():
+        raise InvalidRequest(f"there is no file {path}")
+    try:
+        tensors = load_file(path)
+    except OSError as error:
+        raise InvalidRequest(f"cannot read {path}: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise InvalidRequest(f"{path} is no safetensors file: {error}") from error
+    if set(tensors) != {_NAME}:
+        raise InvalidRequest(
+            f"{path} holds no latents; `kdrt generate … -o latents{SUFFIX}` writes them"
+        )
+    return tensors[_NAME]
