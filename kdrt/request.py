@@ -94,7 +94,7 @@ class Request:
     noise_options: Mapping[str, int | str] | None = None
     latents: Tensor | None = None
     clip_skip: int | None = None
-    freeu: FreeU | None = None
+    freeu: FreeU | str | None = None
     ip_adapter_image: Pictures | None = None
     ip_adapter_image_embeds: Tensor | None = None
     ip_adapter_scale: float = 1.0
@@ -463,11 +463,13 @@ def _time_ids(
     return request.sizes.time_ids(height, width)
 
 
-def _freeu(value: FreeU | None, unet: EngineSpec) -> FreeU:
+def _freeu(value: FreeU | str | None, unet: EngineSpec) -> FreeU:
     if value is None:
         return FREEU_OFF
     if not unet.has_input("freeu"):
         raise InvalidRequest("this bundle has no FreeU in its UNet; export the model again")
+    if isinstance(value, str):
+        return preset(value)
     if not isinstance(value, Sequence) or len(value) != 4 or not all(map(_is_finite, value)):
         raise InvalidRequest(f"freeu must be four finite numbers (b1, b2, s1, s2), not {value!r}")
     b1, b2, s1, s2 = map(float, value)
