@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from kdrt.errors import InvalidRequest
 
-Strengths = tuple[float, float, float, float]
+FreeU = tuple[float, float, float, float]
 """b1, b2, s1, s2: factors on the backbone and on the skips of the first two up blocks."""
 
 FREEU_PRESETS: Mapping[str, Mapping[str, float]] = MappingProxyType(
@@ -24,7 +24,7 @@ They are meant for FreeU by block, as diffusers has it; web UIs choose blocks by
 their values do not carry over exactly."""
 
 
-def preset(name: str) -> Strengths:
+def preset(name: str) -> FreeU:
     """The strengths of a family.
 
     Raises:

@@ -22,6 +22,7 @@ from kdrt.bundle import Manifest
 from kdrt.checks import amount, options_of, texts, whole
 from kdrt.denoiser import FREEU_OFF, GUIDANCE_INPUT
 from kdrt.errors import InvalidRequest
+from kdrt.freeu import FreeU, preset
 from kdrt.grid import check_start, grid_of
 from kdrt.images import OutputType
 from kdrt.init_image import InitImage, read_init_image, with_defaults
@@ -51,8 +52,6 @@ from kdrt_engines import EngineSpec
 _SEED_LIMIT = 2**63
 _RANDOM_SEED_LIMIT = 2**32
 """Drawn seeds are those that web UIs accept too."""
-
-FreeU = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
