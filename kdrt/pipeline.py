@@ -167,7 +167,13 @@ def load(
         EngineUnavailable: the engine is not on this machine, or not in the bundle.
         InvalidRequest: an unknown engine.
     """
-    bundle = open_bundle(name_or_path)
+    return pipeline_of(open_bundle(name_or_path), engine, threads=threads)
+
+
+def pipeline_of(
+    bundle: Bundle, engine: str | None = None, *, threads: int | None = None
+) -> Pipeline:
+    """What :func:`load` does with a bundle that is open already."""
     return Pipeline(
         bundle,
         load_engines(bundle, engine, threads=threads),
@@ -280,6 +286,11 @@ class Pipeline(VaeSwitches):
         self._variants.chosen(components)
         self._use(engines | with_loras)
 
+    @property
+    def variants_in_use(self) -> dict[str, str]:
+        """The components that play another's part, by part."""
+        return self._variants.in_use
+
     def _swap(self, change: Changed) -> LoraSwap:
         engines, swap = change
         self._use(engines)
@@ -332,7 +343,7 @@ class Pipeline(VaeSwitches):
         noise_options: Mapping[str, int | str] | None = None,
         latents: Tensor | None = None,
         clip_skip: int | None = None,
-        freeu: tuple[float, float, float, float] | None = None,
+        freeu: tuple[float, float, float, float] | str | None = None,
         ip_adapter_image: Pictures | None = None,
         ip_adapter_image_embeds: Tensor | None = None,
         ip_adapter_scale: float = 1.0,
@@ -403,7 +414,8 @@ class Pipeline(VaeSwitches):
                 ``denoising_start``, the latents to go on with, as they are.
             clip_skip: take the text encoders' hidden state that many layers earlier. The
                 negative prompt keeps the usual one.
-            freeu: (b1, b2, s1, s2), for bundles exported with it.
+            freeu: (b1, b2, s1, s2), or the name of a preset in :mod:`kdrt.freeu` such as
+                ``"sdxl"``; for bundles exported with it.
             ip_adapter_image: PIL images as prompts, one for all or one a prompt; for bundles
                 exported with an IP-Adapter, whose variant is then used from here on.
             ip_adapter_image_embeds: in their place what the image encoder makes of them,

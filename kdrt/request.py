@@ -22,6 +22,7 @@ from kdrt.bundle import Manifest
 from kdrt.checks import amount, options_of, texts, whole
 from kdrt.denoiser import FREEU_OFF, GUIDANCE_INPUT
 from kdrt.errors import InvalidRequest
+from kdrt.freeu import FreeU, preset
 from kdrt.grid import check_start, grid_of
 from kdrt.images import OutputType
 from kdrt.init_image import InitImage, read_init_image, with_defaults
@@ -51,8 +52,6 @@ from kdrt_engines import EngineSpec
 _SEED_LIMIT = 2**63
 _RANDOM_SEED_LIMIT = 2**32
 """Drawn seeds are those that web UIs accept too."""
-
-FreeU = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +93,7 @@ class Request:
     noise_options: Mapping[str, int | str] | None = None
     latents: Tensor | None = None
     clip_skip: int | None = None
-    freeu: FreeU | None = None
+    freeu: FreeU | str | None = None
     ip_adapter_image: Pictures | None = None
     ip_adapter_image_embeds: Tensor | None = None
     ip_adapter_scale: float = 1.0
@@ -463,11 +462,13 @@ def _time_ids(
     return request.sizes.time_ids(height, width)
 
 
-def _freeu(value: FreeU | None, unet: EngineSpec) -> FreeU:
+def _freeu(value: FreeU | str | None, unet: EngineSpec) -> FreeU:
     if value is None:
         return FREEU_OFF
     if not unet.has_input("freeu"):
         raise InvalidRequest("this bundle has no FreeU in its UNet; export the model again")
+    if isinstance(value, str):
+        return preset(value)
     if not isinstance(value, Sequence) or len(value) != 4 or not all(map(_is_finite, value)):
         raise InvalidRequest(f"freeu must be four finite numbers (b1, b2, s1, s2), not {value!r}")
     b1, b2, s1, s2 = map(float, value)

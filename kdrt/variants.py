@@ -25,6 +25,11 @@ class Variants:
         self._load = load
         self._playing: dict[str, str] = {}
 
+    @property
+    def in_use(self) -> dict[str, str]:
+        """The components that play another's part, by part."""
+        return {part: c for part, c in self._playing.items() if c != part}
+
     def choose(self, name: str | None, parts: Sequence[str] | None = None) -> dict[str, str]:
         """The component for each part that changes.
 

@@ -388,8 +388,7 @@ def scheduler_facts(config: dict[str, Any], report: Report) -> SchedulerFacts:
     of diffusers' LMSDiscreteScheduler, whatever scheduler it names.
 
     Raises:
-        UnsupportedModel: the model predicts neither noise nor velocity, or noise at a signal of
-            zero.
+        UnsupportedModel: the model predicts neither noise nor velocity.
     """
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in ("epsilon", "v_prediction"):
@@ -398,10 +397,11 @@ def scheduler_facts(config: dict[str, Any], report: Report) -> SchedulerFacts:
         )
     zero_snr = bool(config.get("rescale_betas_zero_snr", False))
     if zero_snr and prediction == "epsilon":
-        raise UnsupportedModel(
-            "this scheduler asks for rescale_betas_zero_snr, a first timestep of noise alone, and "
-            "a model that predicts noise (epsilon) cannot begin there; set it to false in "
-            "scheduler_config.json, or prediction_type to v_prediction if that is what it is"
+        zero_snr = False
+        report.note(
+            "rescale_betas_zero_snr is ignored, as the removed pipelines did: a model that "
+            "predicts noise (epsilon) cannot begin at noise alone; if this one predicts velocity, "
+            "set prediction_type to v_prediction in scheduler_config.json"
         )
     if zero_snr:
         report.note(

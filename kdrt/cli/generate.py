@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from PIL import Image
 
     import kdrt
 
@@ -254,10 +253,11 @@ def generate(
     freeu: Annotated[
         str | None,
         typer.Option(
-            metavar="B1,B2,S1,S2",
+            metavar="FAMILY|B1,B2,S1,S2",
             rich_help_panel=_SAMPLING,
             show_default=False,
-            help="Turn FreeU on with these four numbers, such as [cyan]1.3,1.4,0.9,0.2[/].",
+            help="Turn FreeU on, as suits sd14, sd15, sd21 or sdxl, or with four numbers such as "
+            "[cyan]1.3,1.4,0.9,0.2[/].",
         ),
     ] = None,
     lora: Annotated[
@@ -347,14 +347,13 @@ def generate(
     own_sigmas = _numbers("--sigmas", sigmas, "14.6,6,2.5,1,0.4,0")
     own_timesteps = _numbers("--timesteps", timesteps, "999,749,499,249")
     freeu_numbers = _freeu(freeu)
-    picture = None if ip_adapter_image is None else _picture(ip_adapter_image)
     to_latents = output.suffix.lower() == SUFFIX
     paths = _output_paths(
         output, 1 if to_latents else len(prompts) * max(count, 1), (*SUFFIXES, SUFFIX)
     )
     given_latents = None if latents is None else read_latents(latents)
     watch = None if preview is None else preview_file(_output_paths(preview, 1)[0])
-    picture, mask_picture = _opened(image), _opened(mask)
+    picture, mask_picture, image_prompt = map(_opened, (image, mask, ip_adapter_image))
 
     import kdrt
 
@@ -391,7 +390,7 @@ def generate(
             seed=seed,
             clip_skip=clip_skip,
             freeu=freeu_numbers,
-            ip_adapter_image=picture,
+            ip_adapter_image=image_prompt,
             ip_adapter_scale=ip_adapter_scale,
             callback=watch,
             progress=progress and sys.stderr.isatty(),
@@ -406,17 +405,6 @@ def generate(
         else:
             result.save(path, index)
         typer.echo(path)
-
-
-def _picture(path: Path) -> Image.Image:
-    from PIL import Image, UnidentifiedImageError
-
-    from kdrt.errors import InvalidRequest
-
-    try:
-        return Image.open(path).convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        raise InvalidRequest(f"{path} is no readable picture") from error
 
 
 def _load_loras(pipe: kdrt.Pipeline, options: list[str]) -> None:
@@ -518,9 +506,12 @@ def _numbers(flag: str, text: str | None, example: str) -> list[float] | None:
 
 def _freeu(text: str | None) -> tuple[float, float, float, float] | None:
     from kdrt.errors import InvalidRequest
+    from kdrt.freeu import preset
 
     if text is None:
         return None
+    if "," not in text:
+        return preset(text)
     try:
         b1, b2, s1, s2 = map(float, text.split(","))
     except ValueError as error:

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-from kdrt.adapters.ip_adapter import VARIANT, image_scale
+from torch import Tensor
+
+from kdrt.adapters.ip_adapter import VARIANT, Pictures, image_scale
 from kdrt.errors import InvalidRequest
 from kdrt.pipeline import Pipeline
 
@@ -20,7 +22,7 @@ class IpAdapterMixin:
     """For a class with a ``pipeline``.
 
     Attributes:
-        ip_adapter_scale: how much pictures count; for ``ip_adapter_scale=`` of the pipeline.
+        ip_adapter_scale: how much pictures count.
     """
 
     pipeline: Pipeline
@@ -67,3 +69,14 @@ class IpAdapterMixin:
         if self.pipeline.bundle.manifest.ip_adapter is not None:
             self.pipeline.use_variant(None, ["unet"])
         self.ip_adapter_scale = 1.0
+
+    def _image_tokens(
+        self, pictures: Pictures | None, embeddings: Tensor | None, images: int, *, doubled: bool
+    ) -> Tensor | None:
+        """What the UNet attends to besides the prompt, ``[n·B, N, D]``; None without pictures.
+        With pictures the adapter's UNet takes over, loaded by :meth:`load_ip_adapter` or not."""
+        if pictures is None and embeddings is None:
+            return None
+        if not self.pipeline.engines["unet"].spec.has_input("ip_scale"):
+            self.pipeline.use_variant(VARIANT, ["unet"])
+        return self.pipeline._image_prompts.encode(pictures, embeddings, images, doubled=doubled)

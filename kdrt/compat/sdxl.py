@@ -8,12 +8,18 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from kdrt.adapters.ip_adapter import Pictures
 from kdrt.checks import texts, whole
 from kdrt.compat.base import KDiffusionPipeline, check_exclusive, check_size, repeat
 from kdrt.compat.conditions import Conditions
+from kdrt.compat.ip_adapter import IpAdapterMixin
+from kdrt.compat.lora import LoraMixin
 from kdrt.compat.noise import Generators
 from kdrt.compat.outputs import StableDiffusionXLPipelineOutput
+from kdrt.compat.qkv import FusedProjectionsMixin
 from kdrt.compat.sd import Text, check_prompt, check_shapes
+from kdrt.compat.textual_inversion import TextualInversionMixin
+from kdrt.compat.vae import VaeMixin
 from kdrt.errors import InvalidRequest
 from kdrt.images import Images
 from kdrt.size_conditioning import Size, SizeConditioning
@@ -24,7 +30,14 @@ Embeddings = tuple[Tensor, Tensor | None, Tensor, Tensor | None]
 """Positive, negative, pooled positive, pooled negative."""
 
 
-class StableDiffusionXLKDiffusionPipeline(KDiffusionPipeline):
+class StableDiffusionXLKDiffusionPipeline(
+    TextualInversionMixin,
+    LoraMixin,
+    FusedProjectionsMixin,
+    IpAdapterMixin,
+    VaeMixin,
+    KDiffusionPipeline,
+):
     """Stands in for diffusers' class of that name, removed in diffusers 0.37; see
     :class:`kdrt.compat.base.KDiffusionPipeline` for loading."""
 
@@ -62,6 +75,8 @@ class StableDiffusionXLKDiffusionPipeline(KDiffusionPipeline):
         *,
         callback: Callable[[int, float, Tensor], object] | None = None,
         callback_steps: int | None = 1,
+        ip_adapter_image: Pictures | None = None,
+        ip_adapter_image_embeds: Tensor | None = None,
         exact: bool | None = None,
         compat_dtype: bool | None = None,
     ) -> StableDiffusionXLPipelineOutput | tuple[Images]:
@@ -132,12 +147,24 @@ class StableDiffusionXLKDiffusionPipeline(KDiffusionPipeline):
             torch.tensor([row] * len(positive), dtype=positive.dtype)
             for row in sizes.time_ids(height, width)
         )
+        image_tokens = self._image_tokens(
+            ip_adapter_image, ip_adapter_image_embeds, len(positive), doubled=doubled
+        )
         if negative is not None and negative_pooled is not None:
             positive = torch.cat([negative, positive])
             pooled = torch.cat([negative_pooled, pooled])
             ids = torch.cat([negative_ids, ids])
         result = self._sample(
-            Conditions(positive, pooled, ids, doubled, guidance_scale, self._freeu),
+            Conditions(
+                positive,
+                pooled,
+                ids,
+                doubled,
+                guidance_scale,
+                self._freeu,
+                image_tokens,
+                self.ip_adapter_scale,
+            ),
             height=height,
             width=width,
             steps=num_inference_steps,

@@ -55,7 +55,7 @@ def test_loras_of_a_picture(
     ("options", "words"),
     [
         (["--lora", "none.safetensors"], "there is no LoRA file none.safetensors"),
-        (["--ip-adapter-image", "none.png"], "none.png is no readable picture"),
+        (["--ip-adapter-image", "none.png"], "cannot read none.png: No such file"),
     ],
 )
 def test_what_cannot_be_used(
