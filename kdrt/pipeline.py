@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import ChainMap
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -19,9 +20,10 @@ from kdrt.bundle import Bundle, open_bundle
 from kdrt.denoiser import Denoiser, is_doubled
 from kdrt.engine_store import load_engines
 from kdrt.errors import InvalidRequest
+from kdrt.graphs import GraphLevel, GraphRunner, capture_on, graph_level
 from kdrt.grid import training_table
 from kdrt.images import Images, OutputType, save_image, to_images
-from kdrt.init_image import InitImage, begin
+from kdrt.init_image import InitImage, KnownRegionOfDenoiser, Told, begin, is_inpainting
 from kdrt.latents import check_latents
 from kdrt.parameters import Parameters, parameters_of
 from kdrt.previews import Previewer, PreviewStep
@@ -39,18 +41,19 @@ from kdrt.request import Job, Request, latent_shape, noise_of, resolve
 from kdrt.safety import ImageFilter, SafetyChecker, looked_at
 from kdrt.sampling import (
     AdaptivePlan,
-    Denoise,
     ForeignPlan,
     RunNoise,
     SeededNoise,
     Step,
-    run,
     run_adaptive,
     run_foreign,
 )
 from kdrt.size_conditioning import Size, SizeConditioning
+from kdrt.streams import OwnStream
+from kdrt.turns import Turns
 from kdrt.vae import Vae, VaeSwitches
 from kdrt_engines import Engine
+from kdrt_engines.graphs import GraphCache
 
 _DENOISERS = 4
 """Sizes whose buffers are kept: enough for a service that alternates, little enough to fit."""
@@ -148,7 +151,13 @@ class Generation(Iterator[PreviewStep]):
 
 
 def load(
-    name_or_path: str | os.PathLike[str], *, engine: str | None = None, threads: int | None = None
+    name_or_path: str | os.PathLike[str],
+    *,
+    engine: str | None = None,
+    threads: int | None = None,
+    graph: GraphLevel | None = None,
+    fallback: str | None = None,
+    low_vram: bool = False,
 ) -> Pipeline:
     """Open a bundle and load its engines.
 
@@ -156,14 +165,32 @@ def load(
         name_or_path: a bundle's folder, or its name in ``$KDRT_HOME``.
         engine: which engine runs it (``kdrt doctor`` lists them); None takes the best here.
         threads: CPU threads; None is one a core.
+        graph: how much of a run is captured in CUDA graphs, see :mod:`kdrt.graphs`: ``"off"``,
+            ``"step"`` or ``"loop"``; None is ``"step"`` on CUDA and ``"off"`` on a CPU, where
+            there is nothing else.
+        fallback: another engine, for components that the first has not or may not load.
+        low_vram: load the components in turn, each picture anew; see :mod:`kdrt.turns`.
 
     Raises:
         BundleError: there is no such bundle, or it is damaged.
         EngineUnavailable: the engine is not on this machine, or not in the bundle.
-        InvalidRequest: an unknown engine.
+        EngineRejected: a built engine is missing or must not be used, and there is no fallback.
+        InvalidRequest: an unknown engine or graph level, or one that is not possible here.
+
+    Warns:
+        FallbackWarning: a component runs on the other engine, and why.
     """
     bundle = open_bundle(name_or_path)
-    return Pipeline(bundle, load_engines(bundle, engine, threads=threads))
+    turns = Turns() if low_vram else None
+    engines = load_engines(
+        bundle,
+        engine,
+        threads=threads,
+        fallback=fallback,
+        turns=turns,
+        own_graphs=graph not in ("off", None),
+    )
+    return Pipeline(bundle, engines, graph=graph, turns=turns)
 
 
 class Pipeline(VaeSwitches):
@@ -179,12 +206,27 @@ class Pipeline(VaeSwitches):
     Args:
         bundle: the model's facts, tokenizers and token embeddings.
         engines: by component: ``unet``, every text encoder, ``vae_decoder``.
+        graph: see :func:`load`.
+        turns: of the engines, where they are loaded in turn.
+
+    Raises:
+        InvalidRequest: that graph level is not possible on this device.
     """
 
-    def __init__(self, bundle: Bundle, engines: Mapping[str, Engine]) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        engines: Mapping[str, Engine],
+        *,
+        graph: GraphLevel | None = None,
+        turns: Turns | None = None,
+    ) -> None:
         self.bundle = bundle
-        self.engines = dict(engines)
+        self.engines = ChainMap[str, Engine]({}, engines)  # type: ignore[arg-type]
         self._unet = engines["unet"]
+        self.graph = graph_level(graph, self._unet)
+        self.stream = OwnStream(self._unet.device, self._unet.stream)
+        self._graphs = GraphCache()
         self._noise_schedule = training_table(bundle.manifest.scheduler)
         self._prompts = PromptEncoder(bundle, engines)
         self.vae = Vae(engines, bundle.manifest.latents)
@@ -193,8 +235,14 @@ class Pipeline(VaeSwitches):
         self.safety_checker: SafetyChecker | None = None
         if "safety_checker" in engines:
             self.safety_checker = SafetyChecker(engines["safety_checker"])
-        self._denoisers: Recent[tuple[int, int, int, int, bool], Denoiser] = Recent(_DENOISERS)
+        self._denoisers: Recent[tuple[int, int, int, int, bool], _Sized] = Recent(
+            _DENOISERS, forgotten=_Sized.close
+        )
         self._loras = LoraStack(bundle)
+        if turns is not None:
+            turns.when_over("text", self._prompts.release)
+            turns.when_over("unet", self._denoisers.clear)
+            turns.when_over("vae", self._release_vae)
 
     @property
     def loras(self) -> dict[str, Lora]:
@@ -249,9 +297,14 @@ class Pipeline(VaeSwitches):
         self._use(engines)
         return swap
 
+    def _release_vae(self) -> None:
+        self.vae.release()
+        if self.safety_checker is not None:
+            self.safety_checker.release()
+
     def _use(self, engines: Mapping[str, Engine]) -> None:
         """Go on with other engines, by component, and without what was made with the old ones."""
-        self.engines |= engines
+        self.engines.update(engines)
         self._prompts.use(engines)
         if "unet" in engines:
             self._unet = engines["unet"]
@@ -426,7 +479,7 @@ class Pipeline(VaeSwitches):
             output_type=output_type,
             image_filter=image_filter,
         )
-        generation = self._generation(request)
+        generation = self._generation(request, watched=progress or callback is not None)
         with _progress_bar(len(generation), progress) as advance:
             for step in generation:
                 if callback is not None:
@@ -474,8 +527,9 @@ class Pipeline(VaeSwitches):
             )
         )
 
-    def _generation(self, request: Request) -> Generation:
-        """Check, encode, and leave the rest to whoever asks for steps."""
+    def _generation(self, request: Request, *, watched: bool = True) -> Generation:
+        """Check, encode, and leave the rest to whoever asks for steps. Not ``watched``, the last
+        step may be the only one."""
         job = resolve(request, self.bundle.manifest, self._unet.spec, self._noise_schedule)
         asked = job.plan.needs_unconditional
         doubled = is_doubled(self._unet.spec, job.guidance_scale, asked=asked)
@@ -503,7 +557,8 @@ class Pipeline(VaeSwitches):
                 chunks=-(-positive.length // self.bundle.manifest.text_encoders[0].max_length),
             )
 
-        return Generation(job.plan.steps, self._run(job, positive, negative), finish)
+        run = self._run(job, positive, negative, watched=watched)
+        return Generation(job.plan.steps, self.stream.over(run), self.stream.calling(finish))
 
     def _pixels(self, job: Job, latents: Tensor) -> Tensor:
         pixels = self.vae.decoder(latents)
@@ -598,6 +653,12 @@ class Pipeline(VaeSwitches):
     ) -> tuple[Conditioning, Conditioning | None, tuple[Truncation, ...]]:
         """Positive and negative conditioning, equally long; no negative where there is no second
         half."""
+        with self.stream.active():
+            return self._encode_here(job, doubled=doubled)
+
+    def _encode_here(
+        self, job: Job, *, doubled: bool
+    ) -> tuple[Conditioning, Conditioning | None, tuple[Truncation, ...]]:
         device = self._unet.device
         truncations: tuple[Truncation, ...] = ()
         if job.positive is not None:
@@ -618,11 +679,12 @@ class Pipeline(VaeSwitches):
         return positive, self._prompts.pad(negative, length), truncations
 
     def _run(
-        self, job: Job, positive: Conditioning, negative: Conditioning | None
+        self, job: Job, positive: Conditioning, negative: Conditioning | None, *, watched: bool
     ) -> Iterator[PreviewStep]:
         """Sample, step by step. The last step's latents are the result."""
         self._running = running = object()
-        for step in self._sample(job, positive, negative):
+        decode = self.stream.calling(self.vae.decoder)
+        for step in self._sample(job, positive, negative, watched=watched):
             yield PreviewStep(
                 step.index,
                 step.sigma,
@@ -630,7 +692,7 @@ class Pipeline(VaeSwitches):
                 step.latents,
                 step.denoised,
                 self._previewer,
-                self.vae.decoder,
+                decode,
             )
             if self._running is not running:
                 raise InvalidRequest(
@@ -639,7 +701,7 @@ class Pipeline(VaeSwitches):
                 )
 
     def _sample(
-        self, job: Job, positive: Conditioning, negative: Conditioning | None
+        self, job: Job, positive: Conditioning, negative: Conditioning | None, *, watched: bool
     ) -> Iterator[Step]:
         shape = latent_shape(self.bundle.manifest, job.height, job.width)
         noise = noise_of(job, shape)
@@ -650,21 +712,24 @@ class Pipeline(VaeSwitches):
             latents.mul_(job.plan.sigmas[0])
         if isinstance(job.plan, AdaptivePlan):
             return self._sample_adaptively(job.plan, job, positive, negative, latents, noise)
-        denoiser = self._prepared(job, positive, negative)
-        denoise: Denoise = denoiser
-        if job.init_image is not None:
-            latents, denoise = self._begin(job.init_image, latents, denoiser)
+        latents, told = self._begin(job.init_image, latents)
+        sized = self._prepared(job, positive, negative)
+        denoise = told.tell(sized.denoiser)
         if isinstance(job.plan, ForeignPlan):
             return run_foreign(
                 job.plan, latents, denoise, noise, self._noise_schedule, seed=job.seeds[0]
             )
-        return run(job.plan, latents, denoise, noise.draw(job.plan.slots).to(latents.device))
+        drawn = noise.draw(job.plan.slots).to(latents.device)
+        return sized.runner(denoise).run(job.plan, latents, drawn, watched=watched)
 
-    def _begin(
-        self, image: InitImage, latents: Tensor, denoiser: Denoiser
-    ) -> tuple[Tensor, Denoise]:
-        scale = self.bundle.manifest.latents.scale
-        return begin(image, latents, denoiser, self.vae.encode, scale=scale)
+    def _begin(self, image: InitImage | None, latents: Tensor) -> tuple[Tensor, Told]:
+        return begin(
+            image,
+            latents,
+            self.vae.encode,
+            scale=self.bundle.manifest.latents.scale,
+            inpaints=is_inpainting(self._unet.spec),
+        )
 
     def _sample_adaptively(
         self,
@@ -676,31 +741,29 @@ class Pipeline(VaeSwitches):
         noise: RunNoise,
     ) -> Iterator[Step]:
         """Picture by picture: the step size of one must not depend on its neighbours."""
-        if job.init_image is not None:
-            latents, _ = self._begin(
-                job.init_image, latents, self._prepared(job, positive, negative)
-            )
+        latents, told = self._begin(job.init_image, latents)
         assert isinstance(noise, SeededNoise)  # the request refuses every other kind
         return run_adaptive(
             plan,
             latents,
-            lambda image: self._prepared(
-                job, positive.one(image), None if negative is None else negative.one(image)
+            lambda image: told.tell(
+                self._prepared(
+                    job, positive.one(image), None if negative is None else negative.one(image)
+                ).denoiser,
+                image,
             ),
             noise.another,
         )
 
-    def _prepared(
-        self, job: Job, positive: Conditioning, negative: Conditioning | None
-    ) -> Denoiser:
+    def _prepared(self, job: Job, positive: Conditioning, negative: Conditioning | None) -> _Sized:
         """The denoiser of a job, for as many of its pictures as there is conditioning."""
         images, tokens, _ = positive.encoder_hidden_states.shape
         _, height, width = latent_shape(self.bundle.manifest, job.height, job.width)
         doubled = negative is not None
-        denoiser = self._denoiser(
+        sized = self._denoiser(
             images=images, height=height, width=width, tokens=tokens, doubled=doubled
         )
-        denoiser.prepare(
+        sized.denoiser.prepare(
             positive,
             negative,
             guidance_scale=job.guidance_scale,
@@ -709,14 +772,13 @@ class Pipeline(VaeSwitches):
             freeu=job.freeu,
             unconditional=job.plan.needs_unconditional,
         )
-        return denoiser
+        return sized
 
     def _denoiser(
         self, *, images: int, height: int, width: int, tokens: int, doubled: bool
-    ) -> Denoiser:
-        return self._denoisers.get(
-            (images, height, width, tokens, doubled),
-            lambda: Denoiser(
+    ) -> _Sized:
+        def make() -> _Sized:
+            denoiser = Denoiser(
                 self._unet,
                 self._noise_schedule,
                 self.bundle.manifest.scheduler.prediction_type,
@@ -725,8 +787,47 @@ class Pipeline(VaeSwitches):
                 width=width,
                 tokens=tokens,
                 doubled=doubled,
-            ),
-        )
+            )
+            return _Sized(denoiser, self._runner)
+
+        return self._denoisers.get((images, height, width, tokens, doubled), make)
+
+    def _runner(self, denoise: Denoiser | KnownRegionOfDenoiser) -> GraphRunner:
+        capture = None
+        if self.stream.stream is not None and self._unet.capturable:
+            capture = capture_on(self.stream.stream)
+        return GraphRunner(denoise, self.graph, self._graphs, capture)
+
+
+class _Sized:
+    """What is kept for one size of pictures: the denoiser, its captured runs, and those of the
+    denoiser that knows a region, as inpainting needs it."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        make: Callable[[Denoiser | KnownRegionOfDenoiser], GraphRunner],
+    ) -> None:
+        self.denoiser = denoiser
+        self._make = make
+        self._whole = make(denoiser)
+        self._partial: tuple[KnownRegionOfDenoiser, GraphRunner] | None = None
+
+    def runner(self, denoise: Denoiser | KnownRegionOfDenoiser) -> GraphRunner:
+        """What runs ``denoise``: the denoiser, or a new region around it."""
+        if not isinstance(denoise, KnownRegionOfDenoiser):
+            return self._whole
+        if self._partial is None:
+            self._partial = denoise, self._make(denoise)
+        else:
+            self._partial[0].take(denoise)
+        return self._partial[1]
+
+    def close(self) -> None:
+        """Let go of the captured graphs."""
+        self._whole.close()
+        if self._partial is not None:
+            self._partial[1].close()
 
 
 def _time_ids(job: Job, images: int, *, doubled: bool) -> Tensor | None:
