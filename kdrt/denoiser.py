@@ -11,6 +11,7 @@ Both are ``skip·x + out·prediction`` with numbers that depend on σ alone.
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Sequence
 from typing import Literal
 
 import torch
@@ -22,6 +23,9 @@ from kdrt.sampling import NoiseSchedule
 from kdrt_engines import Engine, EngineSpec
 
 PredictionType = Literal["epsilon", "v_prediction"]
+
+Number = float | Tensor
+"""A Python number, or one on the device, without dimensions."""
 
 FREEU_OFF = (1.0, 1.0, 1.0, 1.0)
 """(b1, b2, s1, s2) at which FreeU is exactly the identity."""
@@ -89,6 +93,8 @@ class Denoiser:
         self._predicts_v = prediction_type == "v_prediction"
         self._guidance_scale = 1.0
         self._rescale = 0.0
+        self._guidance_numbers = torch.zeros(2, device=unet.device)
+        """Both again, where operations that run later read them."""
 
         # Views are made here, not in each step. The unconditional half comes first.
         inputs = self._binding.inputs
@@ -109,6 +115,7 @@ class Denoiser:
         self._keeps_unconditional = False
         self._wanted_std = self._guided.new_empty(images, 1, 1, 1)
         self._actual_std = torch.empty_like(self._wanted_std)
+        self._one = torch.ones_like(self._wanted_std)
 
     @torch.no_grad()
     def prepare(
@@ -152,6 +159,7 @@ class Denoiser:
             embedding.copy_(guidance_embedding(guidance_scale, embedding.shape[-1]))
         self._guidance_scale = guidance_scale
         self._rescale = guidance_rescale
+        self._guidance_numbers.copy_(torch.tensor([guidance_scale, guidance_rescale]))
 
     @property
     def unconditional(self) -> Tensor:
@@ -184,29 +192,59 @@ class Denoiser:
         Returns:
             float32 ``[B, C, h, w]``, overwritten by the next call.
         """
+        return self._evaluate(x, self.numbers(sigma), self._guidance_scale, self._rescale)
+
+    @torch.no_grad()
+    def denoise(self, x: Tensor, numbers: Tensor) -> Tensor:
+        """Denoise ``x`` with the :meth:`numbers` of a noise level, float32 ``[4]`` on its device.
+
+        Whatever depends on the noise level or on the guidance scale is read on the device when
+        the operations run, so a captured call serves every value of either.
+        """
+        guidance_scale, rescale = self._guidance_numbers.unbind()
+        return self._evaluate(x, numbers.unbind(), guidance_scale, rescale)
+
+    def numbers(self, sigma: float) -> tuple[float, float, float, float]:
+        """(c, timestep, skip, out) of a noise level; see the module's docstring."""
         scale = 1 / math.sqrt(sigma * sigma + 1)
+        skip, out = (scale * scale, -sigma * scale) if self._predicts_v else (1.0, -sigma)
+        return scale, self._noise_schedule.timestep(sigma), skip, out
+
+    def mode(self) -> Hashable:
+        """What decides which operations a call enqueues, besides the sizes."""
+        return self._rescale > 0, self._keeps_unconditional
+
+    def held(self) -> tuple[Tensor, ...]:
+        """See `kdrt_engines.Binding.held`."""
+        return self._binding.held()
+
+    def _evaluate(
+        self, x: Tensor, numbers: Sequence[Number], guidance_scale: Number, rescale: Number
+    ) -> Tensor:
+        scale, timestep, skip, out = numbers
         for half in self._samples:
             torch.mul(x, scale, out=half)
-        self._timestep.fill_(self._noise_schedule.timestep(sigma))
+        self._timestep.fill_(timestep)
         self._binding.run()
         if self._prediction is not self._noise_pred:
             self._prediction.copy_(self._noise_pred)
 
-        guided = self._guided_prediction()
-        skip, out = (scale * scale, -sigma * scale) if self._predicts_v else (1.0, -sigma)
+        guided = self._guided_prediction(guidance_scale, rescale)
         if self._keeps_unconditional and self._unconditional is not None:
             self._affine(x, skip, self._predictions[0], out, into=self._unconditional)
         return self._affine(x, skip, guided, out, into=self._denoised)
 
     def _affine(
-        self, x: Tensor, skip: float, prediction: Tensor, out: float, *, into: Tensor
+        self, x: Tensor, skip: Number, prediction: Tensor, out: Number, *, into: Tensor
     ) -> Tensor:
-        """``skip·x + out·prediction``; a skip of 1 spares a kernel."""
-        if skip == 1:
-            return torch.add(x, prediction, alpha=out, out=into)
-        return torch.mul(x, skip, out=into).add_(prediction, alpha=out)
+        """``skip·x + out·prediction``; predicting ε, skip is 1 and costs no kernel."""
+        if self._predicts_v:
+            x = torch.mul(x, skip, out=into)
+        if isinstance(out, Tensor):
+            return torch.addcmul(x, prediction, out, out=into)
+        return torch.add(x, prediction, alpha=out, out=into)
 
-    def _guided_prediction(self) -> Tensor:
+    def _guided_prediction(self, guidance_scale: Number, rescale: Number) -> Tensor:
         """Classifier-free guidance, ``u + w·(c − u)``.
 
         It is defined on the denoised pictures. Those are the same affine map of the two
@@ -216,16 +254,16 @@ class Denoiser:
         if len(self._predictions) == 1:
             return self._predictions[0]
         unconditional, conditional = self._predictions
-        torch.lerp(unconditional, conditional, self._guidance_scale, out=self._guided)
+        torch.lerp(unconditional, conditional, guidance_scale, out=self._guided)
         if self._rescale > 0:
-            self._rescale_to(conditional)
+            self._rescale_to(conditional, rescale)
         return self._guided
 
-    def _rescale_to(self, conditional: Tensor) -> None:
+    def _rescale_to(self, conditional: Tensor, rescale: Number) -> None:
         """Pull each picture's standard deviation towards that of the conditional prediction:
         ``φ·x·std(c)/std(x) + (1 − φ)·x`` (Lin et al. 2023, arXiv:2305.08891, equations 15–16).
         As in the paper x is the network's output, not the denoised picture."""
         torch.std(conditional, dim=(1, 2, 3), keepdim=True, out=self._wanted_std)
         torch.std(self._guided, dim=(1, 2, 3), keepdim=True, out=self._actual_std)
         factor = self._wanted_std.div_(self._actual_std)
-        self._guided.mul_(factor.mul_(self._rescale).add_(1 - self._rescale))
+        self._guided.mul_(torch.lerp(self._one, factor, rescale, out=factor))

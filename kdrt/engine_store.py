@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -10,37 +11,85 @@ from typing import Any
 import torch
 
 from kdrt.bundle import Bundle, Component, Manifest
-from kdrt.errors import BundleError, EngineError, EngineUnavailable, InvalidRequest
+from kdrt.engine_fallback import FallbackEngine, warn_of_fallback
+from kdrt.engine_files import engine_folders, open_engine, profile_of
+from kdrt.errors import (
+    BundleError,
+    EngineError,
+    EngineRejected,
+    EngineUnavailable,
+    InvalidRequest,
+)
+from kdrt.turns import TurnEngine, Turns
 from kdrt_engines import Engine, EngineSpec
-from kdrt_engines.registry import choose
+from kdrt_engines.registry import EngineStatus, choose, find_engines
+from kdrt_engines.tensorrt.flavour import FLAVOURS, Flavour
 
-ENGINES = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime", "torch")
+ENGINES = (
+    "tensorrt",
+    "tensorrt-rtx",
+    "onnxruntime-cuda",
+    "onnxruntime-tensorrt",
+    "onnxruntime",
+    "torch",
+)
 """Every name ``engine=`` takes."""
+
+_PROVIDERS = {
+    "onnxruntime": "CPUExecutionProvider",
+    "onnxruntime-cuda": "CUDAExecutionProvider",
+    "onnxruntime-tensorrt": "TensorrtExecutionProvider",
+}
 
 
 def load_engines(
-    bundle: Bundle, engine: str | None = None, *, threads: int | None = None
-) -> Mapping[str, Engine]:
+    bundle: Bundle,
+    engine: str | None = None,
+    *,
+    threads: int | None = None,
+    fallback: str | None = None,
+    turns: Turns | None = None,
+    own_graphs: bool = False,
+) -> OnDemand:
     """Load the components that turn text into a picture, and the others on demand.
 
     Args:
         bundle: an opened bundle.
-        engine: one of ``ENGINES``; None takes the best that this machine has.
+        engine: one of ``ENGINES``; None takes the best that this machine has and the bundle was
+            built for.
         threads: CPU threads a component may use; None is one a core. For ``torch`` this sets the
             threads of the whole process, since PyTorch has one pool.
+        fallback: another of ``ENGINES``, for what the first has not, may not load, or was not
+            built for.
+        turns: load nothing yet, but each component when its turn comes.
+        own_graphs: let an engine that nobody else can capture make CUDA graphs of its own.
 
     Returns:
         One engine a component, by the component's name in the manifest.
 
     Raises:
-        InvalidRequest: an unknown engine name, or ``threads`` below 1.
+        InvalidRequest: an unknown engine name, ``threads`` below 1, or a fallback in turns.
         EngineUnavailable: the engine is not on this machine, or not in this bundle.
+        EngineRejected: a built engine is missing, or must not be used.
         EngineError: a file cannot be loaded.
         BundleError: the bundle lacks a component that every generation needs.
+
+    Warns:
+        FallbackWarning: a component runs on the fallback, and why.
     """
     if threads is not None and (type(threads) is not int or threads < 1):
         raise InvalidRequest(f"threads must be a whole number of at least 1, not {threads!r}")
-    loader = _loader(_chosen(engine), threads)
+    if fallback is not None and turns is not None:
+        raise InvalidRequest(
+            "low_vram needs to know where a component runs before it is loaded, so it cannot have "
+            "a fallback; leave one of the two out"
+        )
+    chosen = _chosen(engine, bundle)
+    loader = _loader(chosen, threads, own_graphs)
+    if fallback is not None:
+        loader = _with_fallback(loader, chosen, _known(fallback), threads, own_graphs)
+    if turns is not None:
+        loader = _in_turn(loader, turns, _device(chosen))
     loaded = {
         name: loader(bundle, name, component)
         for name, component in needed_components(bundle.manifest).items()
@@ -70,6 +119,14 @@ class OnDemand(Mapping[str, Engine]):
             self._loaded[name] = self._load(name, self._components[name])
         return self._loaded[name]
 
+    def another(self, name: str) -> Engine:
+        """The engine of a component as it is in the bundle, loaded anew: whoever changed the
+        weights of the one before keeps that one."""
+        engine = self._load(name, self._components[name])
+        if name in self._loaded:
+            self._loaded[name] = engine
+        return engine
+
     def __contains__(self, name: object) -> bool:
         return name in self._loaded or name in self._components
 
@@ -78,15 +135,6 @@ class OnDemand(Mapping[str, Engine]):
 
     def __len__(self) -> int:
         return len({*self._loaded, *self._components})
-
-
-def load_engine(
-    bundle: Bundle, component: str, engine: str | None = None, *, threads: int | None = None
-) -> Engine:
-    """Load one component, such as one of a variant; see :func:`load_engines`."""
-    return _loader(_chosen(engine), threads)(
-        bundle, component, bundle.manifest.components[component]
-    )
 
 
 def needed_components(manifest: Manifest) -> Mapping[str, Component]:
@@ -107,55 +155,148 @@ def needed_components(manifest: Manifest) -> Mapping[str, Component]:
 Loader = Callable[[Bundle, str, Component], Engine]
 
 
-def _chosen(engine: str | None) -> str:
-    if engine is None:
-        best = choose()
-        if best is None:
-            raise EngineUnavailable(
-                "no engine is installed here; pip install onnxruntime, or see `kdrt doctor`"
-            )
-        return best.name
+def _chosen(engine: str | None, bundle: Bundle) -> str:
+    if engine is not None:
+        return _known(engine)
+    best = choose()
+    if best is not None and not _is_built(bundle, best.name):
+        best = choose(tuple(e for e in find_engines() if _is_built(bundle, e.name)) or (_NONE,))
+    if best is None:
+        raise EngineUnavailable(
+            "no engine is installed here; pip install onnxruntime, or see `kdrt doctor`"
+        )
+    return best.name
+
+
+_NONE = EngineStatus("none", False, None, "")
+
+
+def _known(engine: str) -> str:
     if engine not in ENGINES:
         raise InvalidRequest(f"unknown engine {engine!r}; known: {', '.join(ENGINES)}")
     return engine
 
 
-def _loader(engine: str, threads: int | None) -> Loader:
-    if engine.startswith("tensorrt"):
-        raise EngineUnavailable(
-            f"{engine} engines can be built (`kdrt build`), but running {engine} engines is not "
-            "implemented yet; choose onnxruntime or torch"
-        )
+def _is_built(bundle: Bundle, engine: str) -> bool:
+    """Whether the bundle has what the engine needs; only TensorRT's are built beforehand."""
+    return engine not in FLAVOURS or all(
+        engine_folders(bundle, FLAVOURS[engine], name)
+        for name in needed_components(bundle.manifest)
+    )
+
+
+def _device(engine: str) -> torch.device:
+    on_cuda = torch.cuda.is_available() if engine == "torch" else engine != "onnxruntime"
+    return torch.device("cuda" if on_cuda else "cpu")
+
+
+def _in_turn(load: Loader, turns: Turns, device: torch.device) -> Loader:
+    return lambda bundle, name, component: TurnEngine(
+        turns, name, component.spec(), device, partial(load, bundle, name, component)
+    )
+
+
+def _with_fallback(
+    load: Loader, engine: str, fallback: str, threads: int | None, own_graphs: bool
+) -> Loader:
+    # What the fallback needs is only asked for if it is needed.
+    def other(bundle: Bundle, name: str, component: Component) -> Engine:
+        return _loader(fallback, threads, own_graphs)(bundle, name, component)
+
+    def load_either(bundle: Bundle, name: str, component: Component) -> Engine:
+        try:
+            first = load(bundle, name, component)
+        except (EngineRejected, EngineUnavailable) as error:
+            warn_of_fallback(name, fallback, error)
+            return other(bundle, name, component)
+        if engine not in FLAVOURS:
+            return first
+        return FallbackEngine(first, name, fallback, partial(other, bundle, name, component))
+
+    return load_either
+
+
+def _loader(engine: str, threads: int | None, own_graphs: bool) -> Loader:
+    if engine in FLAVOURS:
+        return _tensorrt_loader(FLAVOURS[engine])
     if engine == "torch":
         if threads is not None:
             torch.set_num_threads(threads)
         return _load_torch
-    return lambda bundle, _, component: _load_onnxruntime(
-        bundle, component, cuda=engine.endswith("-cuda"), threads=threads
-    )
+    return _onnxruntime_loader(engine, threads, own_graphs)
 
 
-def _load_onnxruntime(
-    bundle: Bundle, component: Component, *, cuda: bool, threads: int | None
-) -> Engine:
+def _tensorrt_loader(flavour: Flavour) -> Loader:
+    """Loads built engines; all of a pipeline compute in one block of memory."""
+    try:
+        module = importlib.import_module(flavour.module)
+    except ImportError as error:
+        raise EngineUnavailable(
+            f"{flavour.title} is not installed; pip install 'kdrt[{flavour.name}]', or choose "
+            "another engine"
+        ) from error
+    if not torch.cuda.is_available():
+        raise EngineUnavailable(
+            f"{flavour.title} runs on NVIDIA GPUs, and CUDA sees none here; choose another engine "
+            "(`kdrt build` works without a GPU for tensorrt-rtx)"
+        )
+    from kdrt_engines.tensorrt.run import Scratch, TensorRTEngine
+
+    device = torch.device("cuda", torch.cuda.current_device())
+    major, minor = torch.cuda.get_device_capability(device)
+    scratch = Scratch(device)
+
+    def load(bundle: Bundle, name: str, component: Component) -> Engine:
+        opened = open_engine(bundle, flavour, name, 10 * major + minor)
+        return TensorRTEngine(
+            module,
+            opened.plan,
+            opened.spec,
+            profiles=opened.profiles,
+            scratch=scratch,
+            device=device,
+            runtime_cache=opened.runtime_cache,
+            choose=partial(profile_of, bundle, opened.record),
+        )
+
+    return load
+
+
+def _onnxruntime_loader(engine: str, threads: int | None, own_graphs: bool) -> Loader:
     try:
         from kdrt_engines.ort import OrtEngine
     except ImportError as error:
         raise EngineUnavailable(
             "ONNX Runtime is not installed; pip install onnxruntime, or choose another engine"
         ) from error
-    if not cuda and any(tensor.dtype == "bfloat16" for tensor in component.inputs):
+    on_cuda = engine != "onnxruntime"
+    if on_cuda and not torch.cuda.is_available():
         raise EngineUnavailable(
-            f"ONNX Runtime has no bfloat16 on a CPU, and the bundle '{bundle.manifest.name}' is "
-            "bf16; export it with --precision fp32, or with --target torch and use that engine"
+            f"{engine} runs on NVIDIA GPUs, and CUDA sees none here; choose another engine"
         )
-    return OrtEngine(
-        bundle.file(component.onnx),
-        component.spec(),
-        provider="CUDAExecutionProvider" if cuda else "CPUExecutionProvider",
-        device="cuda" if cuda else "cpu",
-        threads=threads,
-    )
+    # Components hand tensors to each other, so all run on one stream.
+    stream = torch.cuda.Stream() if on_cuda else None
+
+    def load(bundle: Bundle, name: str, component: Component) -> Engine:
+        if not on_cuda and any(tensor.dtype == "bfloat16" for tensor in component.inputs):
+            raise EngineUnavailable(
+                f"ONNX Runtime has no bfloat16 on a CPU, and the bundle '{bundle.manifest.name}' "
+                "is bf16; export it with --precision fp32, or with --target torch and use that "
+                "engine"
+            )
+        return OrtEngine(
+            bundle.file(component.onnx),
+            component.spec(),
+            provider=_PROVIDERS[engine],
+            device="cuda" if on_cuda else "cpu",
+            threads=threads,
+            stream=stream,
+            # What runs once a picture is not worth a graph of its own.
+            graphs=own_graphs and on_cuda and name == "unet",
+            cache=bundle.file(f"engines/{engine}/{name}") if on_cuda else None,
+        )
+
+    return load
 
 
 def torch_program(bundle: Bundle, component: str) -> Path:

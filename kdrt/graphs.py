@@ -18,9 +18,11 @@ from typing import Literal, Protocol, cast
 import torch
 from torch import Tensor
 
+from kdrt.errors import InvalidRequest
 from kdrt.recent import Recent
 from kdrt.sampling import Plan, Step, run
 from kdrt.sampling.table import Layout, TableDenoise, TableLoop, run_table
+from kdrt_engines import Engine
 from kdrt_engines.graphs import CaptureError, CudaGraph, Graph, GraphCache
 
 GraphLevel = Literal["off", "step", "loop"]
@@ -72,7 +74,7 @@ class GraphRunner:
         self.level: GraphLevel = level if capture is not None else "off"
         self._graphs = graphs
         self._capture = capture
-        self._loops: Recent[Layout, TableLoop] = Recent(_LOOPS)
+        self._loops: Recent[Layout, TableLoop] = Recent(_LOOPS, forgotten=graphs.drop)
 
     def run(
         self, plan: Plan, latents: Tensor, noise: Tensor | None = None, *, watched: bool = True
@@ -88,6 +90,10 @@ class GraphRunner:
                 loop = self._loop(plan, latents)
                 return run_table(loop, plan, latents, noise, do_stage=replay)
         return run(plan, latents, self._denoise, noise)
+
+    def close(self) -> None:
+        """Let go of all graphs, and of the memory they hold."""
+        self._loops.clear()
 
     def _whole(
         self, plan: Plan, latents: Tensor, noise: Tensor | None, replay: Callable[[], None]
@@ -128,6 +134,26 @@ class GraphRunner:
                 stacklevel=2,
             )
             return None
+
+
+def graph_level(asked: object, engine: Engine) -> GraphLevel:
+    """The level for a UNet: the one asked for. None is ``step`` on CUDA, and ``off`` on a CPU and
+    for engines that only they themselves can capture.
+
+    Raises:
+        InvalidRequest: there is no such level, or none but ``off`` is possible there.
+    """
+    on_cuda = engine.device.type == "cuda"
+    if asked is None:
+        return "step" if on_cuda and engine.capturable else "off"
+    if asked not in GRAPH_LEVELS:
+        raise InvalidRequest(f"unknown graph {asked!r}; known: {', '.join(GRAPH_LEVELS)}")
+    if asked != "off" and not on_cuda:
+        raise InvalidRequest(
+            f"graph={asked!r} needs CUDA, and this engine runs on {engine.device.type}: leave "
+            "graph out, or choose an engine on CUDA"
+        )
+    return cast(GraphLevel, asked)
 
 
 def capture_on(stream: torch.cuda.Stream) -> Capture:

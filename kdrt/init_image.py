@@ -19,7 +19,7 @@ A UNet trained for inpainting (nine channels) sees mask and masked picture as in
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -96,8 +96,14 @@ class KnownRegion:
 
     def __init__(self, denoise: Denoise, known: Tensor, mask: Tensor) -> None:
         self._denoise = denoise
-        self._known, self._mask = known, mask
+        self._known, self._mask = known.clone(), mask.clone()
         self._result = torch.empty_like(known)
+        self._unguided = torch.empty_like(known)
+
+    def take(self, other: KnownRegion) -> None:
+        """Know what ``other`` knows, at the addresses that captured graphs read."""
+        self._known.copy_(other._known)
+        self._mask.copy_(other._mask)
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
         """As the denoiser; the result is overwritten by the next call."""
@@ -107,7 +113,30 @@ class KnownRegion:
     def unconditional(self) -> Tensor:
         """The denoiser's result without guidance, with the same known part."""
         unguided: Tensor = self._denoise.unconditional  # type: ignore[attr-defined]
-        return torch.where(self._mask, unguided, self._known)
+        return torch.where(self._mask, unguided, self._known, out=self._unguided)
+
+
+class KnownRegionOfDenoiser(KnownRegion):
+    """The same around a `Denoiser`, which a graph can capture."""
+
+    _denoise: Denoiser
+
+    def denoise(self, x: Tensor, numbers: Tensor) -> Tensor:
+        """As `Denoiser.denoise`."""
+        denoised = self._denoise.denoise(x, numbers)
+        return torch.where(self._mask, denoised, self._known, out=self._result)
+
+    def numbers(self, sigma: float) -> tuple[float, float, float, float]:
+        """As `Denoiser.numbers`."""
+        return self._denoise.numbers(sigma)
+
+    def mode(self) -> Hashable:
+        """As `Denoiser.mode`."""
+        return self._denoise.mode()
+
+    def held(self) -> tuple[Tensor, ...]:
+        """As `Denoiser.held`."""
+        return self._denoise.held()
 
 
 def read_init_image(
@@ -190,31 +219,59 @@ def is_inpainting(unet: EngineSpec) -> bool:
     return unet.input("sample").shape[1] != unet.outputs[0].shape[1]
 
 
+@dataclass(frozen=True)
+class Told:
+    """What a prepared denoiser is told of the picture.
+
+    Attributes:
+        known: ``[B, C, h, w]``, and
+        mask: bool ``[B, 1, h, w]``, for :class:`KnownRegion`; or
+        channels: ``[B, 1 + C, h, w]``, the further inputs of an inpainting UNet.
+    """
+
+    known: Tensor | None = None
+    mask: Tensor | None = None
+    channels: Tensor | None = None
+
+    def tell(
+        self, denoiser: Denoiser, image: int | None = None
+    ) -> Denoiser | KnownRegionOfDenoiser:
+        """The denoiser to run, for all pictures or for one of them."""
+        which = slice(None) if image is None else slice(image, image + 1)
+        if self.channels is not None:
+            denoiser.write_extra_channels(self.channels[which])
+        if self.known is None or self.mask is None:
+            return denoiser
+        return KnownRegionOfDenoiser(denoiser, self.known[which], self.mask[which])
+
+
 def begin(
-    image: InitImage, noise: Tensor, denoiser: Denoiser, encode: Encode, *, scale: int
-) -> tuple[Tensor, Denoise]:
-    """How a job that begins with a picture begins.
+    image: InitImage | None, noise: Tensor, encode: Encode, *, scale: int, inpaints: bool
+) -> tuple[Tensor, Told]:
+    """How a job begins.
 
     Args:
-        image: the picture.
+        image: the picture that it begins with; None is none.
         noise: float32 ``[B, C, h, w]``, already times the σ of the beginning.
-        denoiser: prepared; an inpainting UNet is shown its further channels here.
         encode: the VAE's encoder.
         scale: pixels for one latent.
+        inpaints: the UNet sees mask and masked picture.
 
     Returns:
-        The first state, and the denoiser to run.
+        The first state, and what is to be told to the denoiser.
     """
+    if image is None:
+        return noise, Told()
     known = image.encoded(encode).to(noise)
     mask = image.latent_mask(scale)
     if mask is None:
-        return known + noise, denoiser
+        return known + noise, Told()
     mask = mask.to(noise.device)
-    if denoiser.extra_channels:
-        denoiser.write_extra_channels(_inpainting_channels(image, mask, encode))
-        return (noise if image.anew else known + noise), denoiser
+    if inpaints:
+        told = Told(channels=_inpainting_channels(image, mask, encode))
+        return (noise if image.anew else known + noise), told
     state = torch.where(mask, noise, known + noise) if image.anew else known + noise
-    return state, KnownRegion(denoiser, known, mask)
+    return state, Told(known, mask)
 
 
 def _inpainting_channels(image: InitImage, mask: Tensor, encode: Encode) -> Tensor:

@@ -47,10 +47,16 @@ class _Coder:
         self._scale_in, self._scale_out = source.resolve(one)[-1], result.resolve(one)[-1]
         self._bindings: Recent[tuple[int, int, int], Binding] = Recent(_BINDINGS)
 
+    def release(self) -> None:
+        """Let go of what was bound for the sizes seen last."""
+        self._bindings.clear()
+
     def _run(self, source: Tensor) -> Tensor:
         """``[B, C, scale_in·h, scale_in·w]`` through the network, as float32."""
         size = self.batch or len(source)
-        tiling = self._tiling_for(*(side // self._scale_in for side in source.shape[2:]))
+        tiling = self._tiling_for(
+            min(size, len(source)), *(side // self._scale_in for side in source.shape[2:])
+        )
         results = []
         for start in range(0, len(source), size):
             part = source[start : start + size]
@@ -83,13 +89,15 @@ class _Coder:
     def _limits(self, symbol: str) -> tuple[int, int | None]:
         return self._engine.limits().get(symbol, (1, None))
 
-    def _tiling_for(self, height: int, width: int) -> Tiling | None:
+    def _tiling_for(self, batch: int, height: int, width: int) -> Tiling | None:
         """The tiling asked for, with tiles no larger than the engine allows; or one of the
         engine's largest tiles where it does not allow the whole; or None."""
         most = [limit for symbol in "hw" if (limit := self._limits(symbol)[1]) is not None]
         largest = min(most, default=max(height, width))
         if self.tiling is not None and self.tiling.applies(height, width):
             return Tiling(min(self.tiling.size, largest), self.tiling.overlap)
+        if self._engine.allows(B=batch, h=height, w=width):
+            return None
         return Tiling(largest) if Tiling(largest).applies(height, width) else None
 
 

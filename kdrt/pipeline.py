@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import warnings
 from collections import ChainMap
-from collections.abc import Callable, Generator, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,11 +21,12 @@ from kdrt.adapters.lora import Changed, Lora, LoraStack, LoraSwap, Scale
 from kdrt.adapters.lora_file import LoraFile
 from kdrt.bundle import Bundle, open_bundle
 from kdrt.denoiser import Denoiser, is_doubled
-from kdrt.engine_store import load_engine, load_engines
+from kdrt.engine_store import load_engines
 from kdrt.errors import InvalidRequest
+from kdrt.graphs import GraphLevel, GraphRunner, capture_on, graph_level
 from kdrt.grid import training_table
 from kdrt.images import Images, OutputType, save_image, to_images
-from kdrt.init_image import InitImage, begin
+from kdrt.init_image import InitImage, KnownRegionOfDenoiser, Told, begin, is_inpainting
 from kdrt.latents import check_latents
 from kdrt.parameters import Parameters, parameters_of
 from kdrt.previews import Previewer, PreviewStep
@@ -43,19 +44,20 @@ from kdrt.request import Job, Request, latent_shape, noise_of, resolve
 from kdrt.safety import ImageFilter, SafetyChecker, looked_at
 from kdrt.sampling import (
     AdaptivePlan,
-    Denoise,
     ForeignPlan,
     RunNoise,
     SeededNoise,
     Step,
-    run,
     run_adaptive,
     run_foreign,
 )
 from kdrt.size_conditioning import Size, SizeConditioning
+from kdrt.streams import OwnStream
+from kdrt.turns import Turns
 from kdrt.vae import Vae, VaeSwitches
 from kdrt.variants import ComponentLoader, Variants
 from kdrt_engines import Engine
+from kdrt_engines.graphs import GraphCache
 
 _DENOISERS = 4
 """Sizes whose buffers are kept: enough for a service that alternates, little enough to fit."""
@@ -153,7 +155,13 @@ class Generation(Iterator[PreviewStep]):
 
 
 def load(
-    name_or_path: str | os.PathLike[str], *, engine: str | None = None, threads: int | None = None
+    name_or_path: str | os.PathLike[str],
+    *,
+    engine: str | None = None,
+    threads: int | None = None,
+    graph: GraphLevel | None = None,
+    fallback: str | None = None,
+    low_vram: bool = False,
 ) -> Pipeline:
     """Open a bundle and load its engines.
 
@@ -161,24 +169,51 @@ def load(
         name_or_path: a bundle's folder, or its name in ``$KDRT_HOME``.
         engine: which engine runs it (``kdrt doctor`` lists them); None takes the best here.
         threads: CPU threads; None is one a core.
+        graph: how much of a run is captured in CUDA graphs, see :mod:`kdrt.graphs`: ``"off"``,
+            ``"step"`` or ``"loop"``; None is ``"step"`` on CUDA and ``"off"`` on a CPU, where
+            there is nothing else.
+        fallback: another engine, for components that the first has not or may not load.
+        low_vram: load the components in turn, each picture anew; see :mod:`kdrt.turns`.
 
     Raises:
         BundleError: there is no such bundle, or it is damaged.
         EngineUnavailable: the engine is not on this machine, or not in the bundle.
-        InvalidRequest: an unknown engine.
+        EngineRejected: a built engine is missing or must not be used, and there is no fallback.
+        InvalidRequest: an unknown engine or graph level, or one that is not possible here.
+
+    Warns:
+        FallbackWarning: a component runs on the other engine, and why.
     """
-    return pipeline_of(open_bundle(name_or_path), engine, threads=threads)
+    return pipeline_of(
+        open_bundle(name_or_path),
+        engine,
+        threads=threads,
+        graph=graph,
+        fallback=fallback,
+        low_vram=low_vram,
+    )
 
 
 def pipeline_of(
-    bundle: Bundle, engine: str | None = None, *, threads: int | None = None
+    bundle: Bundle,
+    engine: str | None = None,
+    *,
+    threads: int | None = None,
+    graph: GraphLevel | None = None,
+    fallback: str | None = None,
+    low_vram: bool = False,
 ) -> Pipeline:
     """What :func:`load` does with a bundle that is open already."""
-    return Pipeline(
+    turns = Turns() if low_vram else None
+    engines = load_engines(
         bundle,
-        load_engines(bundle, engine, threads=threads),
-        lambda component: load_engine(bundle, component, engine, threads=threads),
+        engine,
+        threads=threads,
+        fallback=fallback,
+        turns=turns,
+        own_graphs=graph not in ("off", None),
     )
+    return Pipeline(bundle, engines, engines.another, graph=graph, turns=turns)
 
 
 class Pipeline(VaeSwitches):
@@ -195,6 +230,11 @@ class Pipeline(VaeSwitches):
         bundle: the model's facts, tokenizers and token embeddings.
         engines: by component: ``unet``, every text encoder, ``vae_decoder``.
         load_component: loads one more; without it there are no variants.
+        graph: see :func:`load`.
+        turns: of the engines, where they are loaded in turn.
+
+    Raises:
+        InvalidRequest: that graph level is not possible on this device.
     """
 
     def __init__(
@@ -202,11 +242,17 @@ class Pipeline(VaeSwitches):
         bundle: Bundle,
         engines: Mapping[str, Engine],
         load_component: ComponentLoader | None = None,
+        *,
+        graph: GraphLevel | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self.bundle = bundle
         # What is loaded when it is first asked for must not be asked for by making a copy.
-        self.engines: MutableMapping[str, Engine] = ChainMap({}, cast(dict[str, Engine], engines))
+        self.engines = ChainMap[str, Engine]({}, engines)  # type: ignore[arg-type]
         self._unet = engines["unet"]
+        self.graph = graph_level(graph, self._unet)
+        self.stream = OwnStream(self._unet.device, self._unet.stream)
+        self._graphs = GraphCache()
         self._noise_schedule = training_table(bundle.manifest.scheduler)
         self._prompts = PromptEncoder(bundle, engines)
         self.vae = Vae(self.engines, bundle.manifest.latents)
@@ -215,10 +261,16 @@ class Pipeline(VaeSwitches):
         self.safety_checker: SafetyChecker | None = None
         if "safety_checker" in engines:
             self.safety_checker = SafetyChecker(engines["safety_checker"])
-        self._denoisers: Recent[tuple[int, int, int, int, bool], Denoiser] = Recent(_DENOISERS)
+        self._denoisers: Recent[tuple[int, int, int, int, bool], _Sized] = Recent(
+            _DENOISERS, forgotten=_Sized.close
+        )
         self._loras = LoraStack(bundle)
         self._variants = Variants(bundle.manifest, load_component)
         self._image_prompts = ImagePrompts(bundle.manifest, load_component)
+        if turns is not None:
+            turns.when_over("text", self._prompts.release)
+            turns.when_over("unet", self._denoisers.clear)
+            turns.when_over("vae", self._release_vae)
 
     @property
     def loras(self) -> dict[str, Lora]:
@@ -295,6 +347,11 @@ class Pipeline(VaeSwitches):
         engines, swap = change
         self._use(engines)
         return swap
+
+    def _release_vae(self) -> None:
+        self.vae.release()
+        if self.safety_checker is not None:
+            self.safety_checker.release()
 
     def _use(self, engines: Mapping[str, Engine]) -> None:
         """Go on with other engines, by component, and without what was made with the old ones."""
@@ -492,7 +549,7 @@ class Pipeline(VaeSwitches):
             output_type=output_type,
             image_filter=image_filter,
         )
-        generation = self._generation(request)
+        generation = self._generation(request, watched=progress or callback is not None)
         with _progress_bar(len(generation), progress) as advance:
             for step in generation:
                 if callback is not None:
@@ -540,8 +597,9 @@ class Pipeline(VaeSwitches):
             )
         )
 
-    def _generation(self, request: Request) -> Generation:
-        """Check, encode, and leave the rest to whoever asks for steps."""
+    def _generation(self, request: Request, *, watched: bool = True) -> Generation:
+        """Check, encode, and leave the rest to whoever asks for steps. Not ``watched``, the last
+        step may be the only one."""
         if request.has_image_prompt and not self._unet.spec.has_input("ip_scale"):
             self.use_variant(IP_ADAPTER, ["unet"])
         job = resolve(request, self.bundle.manifest, self._unet.spec, self._noise_schedule)
@@ -564,7 +622,8 @@ class Pipeline(VaeSwitches):
                 chunks=-(-positive.length // self.bundle.manifest.text_encoders[0].max_length),
             )
 
-        return Generation(job.plan.steps, self._run(job, positive, negative), finish)
+        run = self._run(job, positive, negative, watched=watched)
+        return Generation(job.plan.steps, self.stream.over(run), self.stream.calling(finish))
 
     def _images(self, job: Job, latents: Tensor) -> tuple[Images, list[bool] | None]:
         """What a job's last latents become, and which pictures were blacked out."""
@@ -666,6 +725,12 @@ class Pipeline(VaeSwitches):
     ) -> tuple[Conditioning, Conditioning | None, tuple[Truncation, ...]]:
         """Positive and negative conditioning, equally long; no negative where there is no second
         half."""
+        with self.stream.active():
+            return self._encode_here(job, doubled=doubled)
+
+    def _encode_here(
+        self, job: Job, *, doubled: bool
+    ) -> tuple[Conditioning, Conditioning | None, tuple[Truncation, ...]]:
         device = self._unet.device
         truncations: tuple[Truncation, ...] = ()
         if job.positive is not None:
@@ -686,11 +751,12 @@ class Pipeline(VaeSwitches):
         return positive, self._prompts.pad(negative, length), truncations
 
     def _run(
-        self, job: Job, positive: Conditioning, negative: Conditioning | None
+        self, job: Job, positive: Conditioning, negative: Conditioning | None, *, watched: bool
     ) -> Iterator[PreviewStep]:
         """Sample, step by step. The last step's latents are the result."""
         self._running = running = object()
-        for step in self._sample(job, positive, negative):
+        decode = self.stream.calling(self.vae.decoder)
+        for step in self._sample(job, positive, negative, watched=watched):
             yield PreviewStep(
                 step.index,
                 step.sigma,
@@ -698,7 +764,7 @@ class Pipeline(VaeSwitches):
                 step.latents,
                 step.denoised,
                 self._previewer,
-                self.vae.decoder,
+                decode,
             )
             if self._running is not running:
                 raise InvalidRequest(
@@ -707,7 +773,7 @@ class Pipeline(VaeSwitches):
                 )
 
     def _sample(
-        self, job: Job, positive: Conditioning, negative: Conditioning | None
+        self, job: Job, positive: Conditioning, negative: Conditioning | None, *, watched: bool
     ) -> Iterator[Step]:
         shape = latent_shape(self.bundle.manifest, job.height, job.width)
         noise = noise_of(job, shape)
@@ -718,21 +784,24 @@ class Pipeline(VaeSwitches):
             latents.mul_(job.plan.sigmas[0])
         if isinstance(job.plan, AdaptivePlan):
             return self._sample_adaptively(job.plan, job, positive, negative, latents, noise)
-        denoiser = self._prepared(job, positive, negative)
-        denoise: Denoise = denoiser
-        if job.init_image is not None:
-            latents, denoise = self._begin(job.init_image, latents, denoiser)
+        latents, told = self._begin(job.init_image, latents)
+        sized = self._prepared(job, positive, negative)
+        denoise = told.tell(sized.denoiser)
         if isinstance(job.plan, ForeignPlan):
             return run_foreign(
                 job.plan, latents, denoise, noise, self._noise_schedule, seed=job.seeds[0]
             )
-        return run(job.plan, latents, denoise, noise.draw(job.plan.slots).to(latents.device))
+        drawn = noise.draw(job.plan.slots).to(latents.device)
+        return sized.runner(denoise).run(job.plan, latents, drawn, watched=watched)
 
-    def _begin(
-        self, image: InitImage, latents: Tensor, denoiser: Denoiser
-    ) -> tuple[Tensor, Denoise]:
-        scale = self.bundle.manifest.latents.scale
-        return begin(image, latents, denoiser, self.vae.encode, scale=scale)
+    def _begin(self, image: InitImage | None, latents: Tensor) -> tuple[Tensor, Told]:
+        return begin(
+            image,
+            latents,
+            self.vae.encode,
+            scale=self.bundle.manifest.latents.scale,
+            inpaints=is_inpainting(self._unet.spec),
+        )
 
     def _sample_adaptively(
         self,
@@ -744,15 +813,14 @@ class Pipeline(VaeSwitches):
         noise: RunNoise,
     ) -> Iterator[Step]:
         """Picture by picture: the step size of one must not depend on its neighbours."""
-        if job.init_image is not None:
-            latents, _ = self._begin(
-                job.init_image, latents, self._prepared(job, positive, negative)
-            )
+        latents, told = self._begin(job.init_image, latents)
         assert isinstance(noise, SeededNoise)  # the request refuses every other kind
         return run_adaptive(
             plan,
             latents,
-            lambda image: self._prepared(job, positive, negative, only=image),
+            lambda image: told.tell(
+                self._prepared(job, positive, negative, only=image).denoiser, image
+            ),
             noise.another,
         )
 
@@ -762,7 +830,7 @@ class Pipeline(VaeSwitches):
         positive: Conditioning,
         negative: Conditioning | None,
         only: int | None = None,
-    ) -> Denoiser:
+    ) -> _Sized:
         """The denoiser of a job, for all of its pictures or ``only`` one."""
         doubled = negative is not None
         image_tokens = self._image_tokens(job, doubled=doubled)
@@ -772,10 +840,10 @@ class Pipeline(VaeSwitches):
             image_tokens = None if image_tokens is None else image_tokens[only :: len(job.seeds)]
         images, tokens, _ = positive.encoder_hidden_states.shape
         _, height, width = latent_shape(self.bundle.manifest, job.height, job.width)
-        denoiser = self._denoiser(
+        sized = self._denoiser(
             images=images, height=height, width=width, tokens=tokens, doubled=doubled
         )
-        denoiser.prepare(
+        sized.denoiser.prepare(
             positive,
             negative,
             guidance_scale=job.guidance_scale,
@@ -784,8 +852,8 @@ class Pipeline(VaeSwitches):
             freeu=job.freeu,
             unconditional=job.plan.needs_unconditional,
         )
-        denoiser.prepare_image_prompt(image_tokens, job.request.ip_adapter_scale)
-        return denoiser
+        sized.denoiser.prepare_image_prompt(image_tokens, job.request.ip_adapter_scale)
+        return sized
 
     def _image_tokens(self, job: Job, *, doubled: bool) -> Tensor | None:
         request = job.request
@@ -800,10 +868,9 @@ class Pipeline(VaeSwitches):
 
     def _denoiser(
         self, *, images: int, height: int, width: int, tokens: int, doubled: bool
-    ) -> Denoiser:
-        return self._denoisers.get(
-            (images, height, width, tokens, doubled),
-            lambda: Denoiser(
+    ) -> _Sized:
+        def make() -> _Sized:
+            denoiser = Denoiser(
                 self._unet,
                 self._noise_schedule,
                 self.bundle.manifest.scheduler.prediction_type,
@@ -812,8 +879,47 @@ class Pipeline(VaeSwitches):
                 width=width,
                 tokens=tokens,
                 doubled=doubled,
-            ),
-        )
+            )
+            return _Sized(denoiser, self._runner)
+
+        return self._denoisers.get((images, height, width, tokens, doubled), make)
+
+    def _runner(self, denoise: Denoiser | KnownRegionOfDenoiser) -> GraphRunner:
+        capture = None
+        if self.stream.stream is not None and self._unet.capturable:
+            capture = capture_on(self.stream.stream)
+        return GraphRunner(denoise, self.graph, self._graphs, capture)
+
+
+class _Sized:
+    """What is kept for one size of pictures: the denoiser, its captured runs, and those of the
+    denoiser that knows a region, as inpainting needs it."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        make: Callable[[Denoiser | KnownRegionOfDenoiser], GraphRunner],
+    ) -> None:
+        self.denoiser = denoiser
+        self._make = make
+        self._whole = make(denoiser)
+        self._partial: tuple[KnownRegionOfDenoiser, GraphRunner] | None = None
+
+    def runner(self, denoise: Denoiser | KnownRegionOfDenoiser) -> GraphRunner:
+        """What runs ``denoise``: the denoiser, or a new region around it."""
+        if not isinstance(denoise, KnownRegionOfDenoiser):
+            return self._whole
+        if self._partial is None:
+            self._partial = denoise, self._make(denoise)
+        else:
+            self._partial[0].take(denoise)
+        return self._partial[1]
+
+    def close(self) -> None:
+        """Let go of the captured graphs."""
+        self._whole.close()
+        if self._partial is not None:
+            self._partial[1].close()
 
 
 def _time_ids(job: Job, images: int, *, doubled: bool) -> Tensor | None:

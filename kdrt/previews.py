@@ -9,6 +9,7 @@ instead, which gives pictures of full size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +19,6 @@ from torch import Tensor
 from kdrt.bundle import LatentFacts
 from kdrt.errors import InvalidRequest
 from kdrt.images import to_images
-from kdrt.latents import Decoder
 from kdrt.sampling import Step
 from kdrt_engines import Engine
 
@@ -65,7 +65,7 @@ class PreviewStep(Step):
     """A completed step of a pipeline: `kdrt.Step`, and a look at the picture."""
 
     previewer: Previewer = field(repr=False)
-    decoder: Decoder = field(repr=False)
+    decoder: Callable[[Tensor], Tensor] = field(repr=False)
 
     def preview(self) -> list[Image.Image]:
         """A small picture of each image as the model sees it now, without its noise.

@@ -15,10 +15,15 @@ class Recent(Generic[Key, Value]):
 
     ``functools.lru_cache`` keys on every argument of a function; here the key is separate from
     what the value is made of, and a value that fails to be made leaves nothing behind.
+
+    Args:
+        size: how many.
+        forgotten: called with every value that is not kept any more.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, forgotten: Callable[[Value], object] | None = None) -> None:
         self._size = size
+        self._forgotten = forgotten or (lambda value: None)
         self._values: OrderedDict[Key, Value] = OrderedDict()
 
     def get(self, key: Key, make: Callable[[], Value]) -> Value:
@@ -26,14 +31,15 @@ class Recent(Generic[Key, Value]):
         if key not in self._values:
             # Room first: values may own most of a device's memory.
             while len(self._values) >= self._size:
-                self._values.popitem(last=False)
+                self._forgotten(self._values.popitem(last=False)[1])
             self._values[key] = make()
         self._values.move_to_end(key)
         return self._values[key]
 
     def clear(self) -> None:
         """Forget everything."""
-        self._values.clear()
+        while self._values:
+            self._forgotten(self._values.popitem(last=False)[1])
 
     def __len__(self) -> int:
         return len(self._values)

@@ -198,11 +198,6 @@ def resolve(
             f"{planned.sampler} needs results without guidance, and '{manifest.name}' is distilled "
             "to give guided ones only; take a sampler without CFG++"
         )
-    if isinstance(planned, AdaptivePlan) and request.mask_image is not None:
-        raise InvalidRequest(
-            f"{planned.sampler} runs its pictures one by one and cannot keep what a mask keeps; "
-            "take another sampler to inpaint"
-        )
     seeds, noise_seeds = _all_seeds(request, images, planned)
     has_ids = unet.has_input("time_ids")
     positive_ids, negative_ids = _time_ids(request, unet, height, width)

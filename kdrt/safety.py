@@ -36,6 +36,10 @@ class SafetyChecker:
         self._size = int(engine.spec.input("clip_input").shape[-1])
         self._bindings: Recent[int, Binding] = Recent(_BINDINGS)
 
+    def release(self) -> None:
+        """Let go of what was bound."""
+        self._bindings.clear()
+
     @torch.no_grad()
     def __call__(self, pictures: Sequence[Image.Image]) -> list[bool]:
         """Whether each picture is flagged.

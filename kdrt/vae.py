@@ -62,6 +62,11 @@ class Vae:
         """Latents of pixels; see :class:`kdrt.latents.Encoder`."""
         return self.encoder(image)
 
+    def release(self) -> None:
+        """Let go of what was bound for the sizes seen last."""
+        for half in self._halves():
+            half.release()
+
     @property
     def slicing(self) -> bool:
         """Whether pictures of a batch pass one by one."""

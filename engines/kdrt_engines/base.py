@@ -39,6 +39,12 @@ class Engine(ABC):
     spec: EngineSpec
     device: torch.device
 
+    stream: torch.cuda.Stream | None = None
+    """The one stream that runs are enqueued on, whatever the current one is; None is any."""
+
+    capturable: bool = True
+    """Whether a caller can capture runs in a CUDA graph. Where not, the engine makes its own."""
+
     @abstractmethod
     def bind(self, **dims: int) -> Binding:
         """Allocate inputs and outputs for these sizes, one keyword a symbol of the spec.
@@ -47,9 +53,19 @@ class Engine(ABC):
             ShapeError: a symbol is missing, or the sizes are outside of what the engine allows.
         """
 
+    def allows(self, **dims: int) -> bool:
+        """Whether :meth:`bind` takes these sizes, as far as that is known beforehand."""
+        limits = self.limits()
+        return all(
+            limits[symbol][0] <= size <= limits[symbol][1]
+            for symbol, size in dims.items()
+            if symbol in limits
+        )
+
     def limits(self) -> Mapping[str, tuple[int, int]]:
-        """Least and greatest size of each symbol that :meth:`bind` takes; what is not listed is
-        not limited. Empty unless an engine was built for a range of sizes."""
+        """Least and greatest size of each symbol: :meth:`bind` takes all sizes within, and may
+        take others (see :meth:`allows`). What is not listed is not limited. Empty unless an
+        engine was built for a range of sizes."""
         return {}
 
     def with_weights(self, weights: Mapping[str, torch.Tensor]) -> Engine:

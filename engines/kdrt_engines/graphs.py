@@ -14,6 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from kdrt_engines.errors import EngineError
+
 
 class CaptureError(Exception):
     """The work cannot be captured: it allocates, synchronises, or copies from pageable memory."""
@@ -57,13 +59,15 @@ class CudaGraph:
         with torch.cuda.stream(stream):
             work()
         stream.synchronize()
+        torch.cuda.empty_cache()  # as the capture does, or the difference would be too small
         before = torch.cuda.memory_reserved(stream.device)
         try:
             with torch.cuda.graph(self._graph, stream=stream):
                 work()
-        except RuntimeError as error:  # torch raises it for every refusal of the driver
+        except (RuntimeError, EngineError) as error:  # the driver's refusal, or an engine's
             torch.cuda.synchronize(stream.device)
-            raise CaptureError(str(error).splitlines()[0]) from error
+            reason = (str(error).splitlines() or ["no reason was given"])[0]
+            raise CaptureError(reason) from error
         self.size = max(0, torch.cuda.memory_reserved(stream.device) - before)
 
     def replay(self) -> None:
@@ -101,6 +105,11 @@ class GraphCache:
         ):
             self._graphs.popitem(last=False)
         return self._graphs[key]
+
+    def drop(self, owner: object) -> None:
+        """Drop the graphs whose key begins with ``owner``."""
+        for key in [k for k in self._graphs if isinstance(k, tuple) and k[0] is owner]:
+            del self._graphs[key]
 
     def clear(self) -> None:
         """Drop all graphs."""

@@ -1,7 +1,8 @@
 """Which engines this machine has, and which one to use.
 
 The order of preference is fixed: TensorRT, TensorRT-RTX, ONNX Runtime on CUDA, ONNX Runtime on
-the CPU. Nothing is imported that is not installed, and nothing heavy just to look.
+the CPU. (ONNX Runtime's TensorRT provider builds while the first picture waits, so it is never
+chosen, only asked for.) Nothing is imported that is not installed, and nothing heavy just to look.
 """
 
 from __future__ import annotations
@@ -56,14 +57,12 @@ def _tensorrt(name: str, module: str) -> EngineStatus:
         return EngineStatus(name, False, None, f"not installed (pip install 'kdrt[{name}]')")
     version = _version(module, module.replace("_", "-"))
     if torch.cuda.is_available():
-        reason = "`kdrt build` works here"
-    elif FLAVOURS[name].builds_anywhere:
+        return EngineStatus(name, True, version, "CUDA device found; runs what `kdrt build` built")
+    if FLAVOURS[name].builds_anywhere:
         reason = "no CUDA device; `kdrt build` works without one"
     else:
         reason = "no CUDA device, which `kdrt build` needs too"
-    return EngineStatus(
-        name, False, version, f"{reason}; running its engines is not implemented yet"
-    )
+    return EngineStatus(name, False, version, reason)
 
 
 def _onnxruntime_cuda() -> EngineStatus:

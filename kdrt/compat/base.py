@@ -31,6 +31,7 @@ from kdrt.latents import check_latents
 from kdrt.pipeline import Pipeline, pipeline_of
 from kdrt.prompt import Truncation, TruncationWarning
 from kdrt.sampling import SAMPLERS
+from kdrt.streams import on_own_stream
 from kdrt_engines.spec import DTYPES
 
 Callback = Callable[[int, float, Tensor], object]
@@ -354,6 +355,7 @@ class KDiffusionPipeline:
         return DTYPES[self.pipeline.engines[component].spec.outputs[0].dtype]
 
     @torch.no_grad()
+    @on_own_stream
     def _encode(
         self, columns: Sequence[Sequence[str]], clip_skip: int | None, *, together: bool
     ) -> tuple[Tensor, Tensor | None]:
@@ -374,9 +376,10 @@ class KDiffusionPipeline:
             conditioning, truncations = self.pipeline._prompts.encode(columns, skip)
             hidden, pooled = conditioning.encoder_hidden_states, conditioning.text_embeds
         for truncation in dict.fromkeys(truncations):
-            warnings.warn(str(truncation), TruncationWarning, stacklevel=2)
+            warnings.warn(str(truncation), TruncationWarning, stacklevel=3)
         return hidden.to(self.device), None if pooled is None else pooled.to(self.device)
 
+    @on_own_stream
     def _sample(
         self,
         conditions: Conditions,
@@ -447,6 +450,7 @@ class KDiffusionPipeline:
         check_latents(result)
         return result.clone()
 
+    @on_own_stream
     def _pixels(self, latents: Tensor) -> Tensor:
         """Decode to float32 ``[B, 3, H, W]`` in about [-1, 1]."""
         return self.pipeline.vae.decoder(latents.float())

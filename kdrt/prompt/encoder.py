@@ -97,6 +97,10 @@ class TextEncoder:
         self._engine, self._binding = engine, None
         self.invalidate()
 
+    def release(self) -> None:
+        """Let go of what was bound; prompts stay remembered."""
+        self._binding = None
+
     def invalidate(self) -> None:
         """Forget every prompt: the encoder now makes something else of it."""
         self._remembered.clear()
@@ -220,6 +224,11 @@ class PromptEncoder:
         for encoder in self.encoders:
             if encoder.facts.component in engines:
                 encoder.use(engines[encoder.facts.component])
+
+    def release(self) -> None:
+        """See :meth:`TextEncoder.release`."""
+        for encoder in self.encoders:
+            encoder.release()
 
     def invalidate(self, component: str | None = None) -> None:
         """Forget every prompt of one text encoder, or of all; see

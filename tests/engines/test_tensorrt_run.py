@@ -7,7 +7,8 @@ import torch
 import trt_recorder
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kdrt_engines import EngineError, EngineSpec, ShapeError, TensorSpec
+from kdrt_engines import EngineError, EngineSpec, FixedWeights, ShapeError, TensorSpec
+from kdrt_engines.profiles import Profile, Range
 from kdrt_engines.tensorrt.run import Scratch, TensorRTEngine
 
 SPEC = EngineSpec(
@@ -47,11 +48,20 @@ def pixel_plan() -> trt_recorder.Plan:
         trt_recorder.Tensor("image", True, "FLOAT", (-1, 3, -1, -1)),
         trt_recorder.Tensor("moments", False, "FLOAT", (-1, 8, -1, -1)),
     ]
-    shapes = ((1, 3, 60, 64), (1, 3, 64, 64), (2, 3, 129, 128))
+    shapes = ((1, 3, 64, 64), (1, 3, 64, 64), (2, 3, 128, 128))
     return trt_recorder.Plan(tensors, [{"image": shapes}])
 
 
-def load(plan, *, rtx=True, spec=SPEC, profiles=("square",), scratch=None, **options):
+def ranges(name: str, low: int, high: int, least: int, most: int) -> Profile:
+    """The profile that `unet_plan` writes for the same numbers."""
+    side, batch = Range(low, low, high), Range(least, least, most)
+    return Profile(name, {"B": batch, "h": side, "w": side})
+
+
+SQUARE = ranges("square", 8, 64, 1, 4)
+
+
+def load(plan, *, rtx=True, spec=SPEC, profiles=(SQUARE,), scratch=None, **options):
     trt = trt_recorder.module({b"plan": plan}, rtx=rtx)
     cpu = torch.device("cpu")
     engine = TensorRTEngine(
@@ -91,31 +101,67 @@ def test_a_run_is_one_enqueue_and_nothing_else(rtx):
 
 
 def test_the_tightest_profile_is_taken_and_named():
-    plan = unet_plan((8, 128, 1, 8), (8, 64, 1, 2), (64, 64, 1, 1))
-    engine, calls = load(plan, profiles=("any", "square", "static"))
+    sizes = (8, 128, 1, 8), (8, 64, 1, 2), (64, 64, 1, 1)
+    names = ("any", "square", "static")
+    profiles = [ranges(name, *each) for name, each in zip(names, sizes, strict=True)]
+    engine, calls = load(unet_plan(*sizes), profiles=profiles)
     assert engine.bind(B=1, h=64, w=64).profile == "static"
     assert engine.bind(B=2, h=64, w=64).profile == "square"
     assert engine.bind(B=2, h=65, w=64).profile == "any"
     chosen = [detail for name, detail in calls.log if name == "set_optimization_profile_async"]
     assert chosen == [2, 1, 0]
+    assert engine.allows(B=8, h=128, w=8)
+    assert not engine.allows(B=9, h=8, w=8)
+    assert engine.limits() == {"B": (1, 8), "h": (8, 128), "w": (8, 128)}
+
+
+def test_the_limits_are_those_of_one_profile():
+    """Upright and lying pictures do not make large squares."""
+    upright = Profile("portrait", {"B": Range(1, 1, 1), "h": Range(1, 8, 16), "w": Range(1, 1, 8)})
+    lying = Profile("landscape", {"B": Range(1, 1, 1), "h": Range(1, 1, 7), "w": Range(1, 8, 16)})
+    plan = unet_plan()
+    plan.profiles = [
+        {
+            "sample": ((1, 4, 1, 1), (1, 4, 8, 1), (1, 4, 16, 8)),
+            "timestep": ((1,), (1,), (1,)),
+        },
+        {
+            "sample": ((1, 4, 1, 1), (1, 4, 1, 8), (1, 4, 7, 16)),
+            "timestep": ((1,), (1,), (1,)),
+        },
+    ]
+    engine, _ = load(plan, profiles=(upright, lying))
+    assert engine.limits() == {"B": (1, 1), "h": (1, 16), "w": (1, 8)}
+    assert engine.allows(B=1, h=7, w=16)
+    assert not engine.allows(B=1, h=16, w=16)
 
 
 def test_sizes_outside_of_every_profile_are_refused_with_what_there_is():
     engine, _ = load(unet_plan((8, 64, 1, 4)))
-    with pytest.raises(ShapeError, match=r"h=72.*square \(B=1\.\.4, h=8\.\.64, w=8\.\.64\)"):
+    with pytest.raises(ShapeError, match=r"h=72.*square \(B=1\.\.4 h=8\.\.64 w=8\.\.64\)"):
         engine.bind(B=1, h=72, w=64)
     with pytest.raises(ShapeError, match="no size was given for 'w'"):
         engine.bind(B=1, h=8)
 
 
-def test_ranges_of_multiples_are_rounded_inwards():
-    """8·h from 60 to 129 pixels allows h from 8 to 16."""
-    engine, _ = load(pixel_plan(), spec=PIXELS)
+def test_profiles_are_in_latents_where_the_plan_is_in_pixels():
+    engine, _ = load(pixel_plan(), spec=PIXELS, profiles=(ranges("any", 8, 16, 1, 2),))
     engine.bind(B=1, h=8, w=8)
     engine.bind(B=2, h=16, w=16)
     for h in (7, 17):
         with pytest.raises(ShapeError):
             engine.bind(B=1, h=h, w=8)
+
+
+def test_a_plan_whose_sizes_are_not_the_records_is_refused():
+    with pytest.raises(EngineError, match="sizes of 'sample' in the engine are not those of its"):
+        load(unet_plan((8, 63, 1, 4)))
+
+
+def test_weights_are_fixed():
+    engine, _ = load(unet_plan((8, 64, 1, 4)))
+    with pytest.raises(FixedWeights, match="fixed when it built the engine"):
+        engine.with_weights({})
 
 
 def test_networks_share_one_block_that_grows_and_stays_valid_for_all():
@@ -163,7 +209,7 @@ def test_a_plan_that_does_not_load_says_why():
     trt = trt_recorder.module({}, rtx=True)
     cpu = torch.device("cpu")
     with pytest.raises(EngineError, match="magic tag"):
-        TensorRTEngine(trt, b"?", SPEC, profiles=["any"], scratch=Scratch(cpu), device=cpu)
+        TensorRTEngine(trt, b"?", SPEC, profiles=[SQUARE], scratch=Scratch(cpu), device=cpu)
 
 
 @pytest.mark.parametrize(

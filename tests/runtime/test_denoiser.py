@@ -218,3 +218,70 @@ def test_hands_out_the_unconditional_result(prediction_type: PredictionType) -> 
         assert torch.equal(bound(latents(), 1.5), denoised)
         with pytest.raises(RuntimeError, match="not prepared"):
             _ = bound.unconditional
+
+
+class Halves(torch.nn.Module):
+    """A network with another answer for every element, in the dtype of its sample."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, sample: Tensor, timestep: Tensor, *rest: Tensor) -> Tensor:
+        told = rest[0].double().mean((1, 2)) + timestep.double() / 300
+        mixed = sample.double().roll(1, -1) * 0.4 + told.sin()[:, None, None, None]
+        return mixed.tanh().to(self.dtype)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize(
+    ("doubled", "rescale", "unconditional"),
+    [(True, 0.0, False), (True, 0.7, False), (True, 0.7, True), (False, 0.0, False)],
+)
+def test_numbers_on_the_device_give_the_same(
+    prediction_type: PredictionType, dtype: str, doubled: bool, rescale: float, unconditional: bool
+) -> None:
+    spec = unet_spec(dtype)
+    bound = Denoiser(
+        TorchEngine(Halves(torch.float16 if dtype == "float16" else torch.float32), spec),
+        SCHEDULE,
+        prediction_type,
+        images=IMAGES,
+        height=HEIGHT,
+        width=WIDTH,
+        tokens=TOKENS,
+        doubled=doubled,
+    )
+    for guidance in (7.5, 3.0):
+        bound.prepare(
+            conditioning(1),
+            conditioning(2) if doubled else None,
+            guidance_scale=guidance,
+            guidance_rescale=rescale,
+            unconditional=unconditional,
+        )
+        for sigma in SIGMAS:
+            x = latents() * sigma
+            expected = bound(x, sigma).clone()
+            unguided = bound.unconditional.clone() if unconditional else None
+            actual = bound.denoise(x, torch.tensor(bound.numbers(sigma)))
+            torch.testing.assert_close(actual, expected, rtol=2e-6, atol=2e-6 * (1 + sigma))
+            if unguided is not None:
+                torch.testing.assert_close(
+                    bound.unconditional, unguided, rtol=2e-6, atol=2e-6 * (1 + sigma)
+                )
+
+
+def test_the_guidance_scale_is_no_part_of_what_is_captured() -> None:
+    """Work recorded once gives the results of whatever `prepare` says later."""
+    bound, _ = denoiser()
+    x, numbers = latents(), torch.tensor(bound.numbers(1.0))
+    modes = set()
+    for guidance in (2.0, 9.0):
+        bound.prepare(conditioning(1), conditioning(2), guidance_scale=guidance)
+        modes.add(bound.mode())
+        torch.testing.assert_close(bound.denoise(x, numbers).clone(), bound(x, 1.0))
+    bound.prepare(conditioning(1), conditioning(2), guidance_scale=2.0, guidance_rescale=0.5)
+    modes.add(bound.mode())
+    assert len(modes) == 2

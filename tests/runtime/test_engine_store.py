@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -11,9 +13,20 @@ from tiny_model import TinyModel
 import kdrt_engines.registry
 from kdrt import engine_store
 from kdrt.bundle import Bundle
+from kdrt.engine_fallback import FallbackEngine, FallbackWarning
 from kdrt.engine_store import load_engines, needed_components, torch_program
-from kdrt.errors import BundleError, EngineError, EngineUnavailable, InvalidRequest
-from kdrt_engines.torch_eager import TorchEngine
+from kdrt.errors import (
+    BundleError,
+    EngineError,
+    EngineRejected,
+    EngineUnavailable,
+    InvalidRequest,
+    ShapeError,
+)
+from kdrt.turns import Turns
+from kdrt_engines import Engine
+from kdrt_engines.registry import EngineStatus
+from kdrt_engines.torch_eager import TorchBinding, TorchEngine
 
 
 class Twice(torch.nn.Module):
@@ -33,10 +46,78 @@ def test_threads_are_checked(sdxl: TinyModel, threads: int) -> None:
         load_engines(sdxl.pipeline.bundle, threads=threads)
 
 
-@pytest.mark.parametrize("engine", ["tensorrt", "tensorrt-rtx"])
-def test_tensorrt_is_not_there_yet(sdxl: TinyModel, engine: str) -> None:
-    with pytest.raises(EngineUnavailable, match=f"{engine} engines is not implemented yet"):
+@pytest.mark.parametrize(
+    ("engine", "module", "title"),
+    [("tensorrt", "tensorrt", "TensorRT"), ("tensorrt-rtx", "tensorrt_rtx", "TensorRT-RTX")],
+)
+def test_tensorrt_needs_its_package_and_a_gpu(
+    sdxl: TinyModel, monkeypatch: pytest.MonkeyPatch, engine: str, module: str, title: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setitem(sys.modules, module, ModuleType(module))
+    with pytest.raises(EngineUnavailable, match=f"{title} runs on NVIDIA GPUs, and CUDA sees none"):
         load_engines(sdxl.pipeline.bundle, engine)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(EngineUnavailable, match=f"{title} is not installed; pip install"):
+        load_engines(sdxl.pipeline.bundle, engine)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
+def test_onnxruntime_on_cuda_needs_cuda(
+    sdxl: TinyModel, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(EngineUnavailable, match=f"{engine} runs on NVIDIA GPUs"):
+        load_engines(sdxl.pipeline.bundle, engine)
+
+
+def test_an_engine_that_was_not_built_is_not_chosen(
+    sdxl: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = [EngineStatus(name, True, None, "") for name in ("tensorrt-rtx", "onnxruntime")]
+    monkeypatch.setattr(engine_store, "find_engines", lambda: tuple(there))
+    monkeypatch.setattr(engine_store, "choose", lambda found=there: found[0])
+    bundle = sdxl.pipeline.bundle
+    assert engine_store._chosen(None, bundle) == "onnxruntime"
+    for name in needed_components(bundle.manifest):
+        (bundle.path / "engines" / "tensorrt-rtx" / f"{name}-sm89-0").mkdir(parents=True)
+    assert engine_store._chosen(None, bundle) == "tensorrt-rtx"
+
+
+def test_a_fallback_is_taken_and_said(sdxl: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    component = sdxl.manifest.components["unet"]
+    other = sdxl.pipeline.engines["unet"]
+
+    def missing(*_: object) -> Engine:
+        raise EngineRejected(
+            "the bundle has no tensorrt engine of unet; run `kdrt build`", "missing"
+        )
+
+    monkeypatch.setattr(engine_store, "_loader", lambda *_: lambda *_: other)
+    load = engine_store._with_fallback(missing, "tensorrt", "torch", None, False)
+    with pytest.warns(FallbackWarning, match="unet runs on torch: the bundle has no tensorrt"):
+        assert load(sdxl.pipeline.bundle, "unet", component) is other
+
+
+def test_sizes_that_were_not_built_go_to_the_fallback(sdxl: TinyModel) -> None:
+    other = sdxl.pipeline.engines["vae_decoder"]
+
+    class Small(TorchEngine):
+        def bind(self, **dims: int) -> TorchBinding:
+            if dims["h"] > 8:
+                raise ShapeError("no optimization profile takes h=9")
+            return super().bind(**dims)
+
+    small = Small(sdxl.vae_decoder, other.spec)
+    engine = FallbackEngine(small, "vae_decoder", "torch", lambda: other)
+    engine.bind(B=1, h=8, w=8)
+    with pytest.warns(FallbackWarning, match="vae_decoder runs on torch: no optimization profile"):
+        assert engine.bind(B=1, h=9, w=8).outputs["image"].shape == (1, 3, 72, 64)
+
+
+def test_a_fallback_in_turns_is_refused(sdxl: TinyModel) -> None:
+    with pytest.raises(InvalidRequest, match="low_vram needs to know"):
+        load_engines(sdxl.pipeline.bundle, "onnxruntime", fallback="torch", turns=Turns())
 
 
 def test_without_any_engine(sdxl: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ captured.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import tempfile
 import weakref
@@ -22,8 +21,9 @@ import torch
 from torch import Tensor
 
 from kdrt_engines.base import Binding, Engine
-from kdrt_engines.errors import EngineError, ShapeError
-from kdrt_engines.spec import EngineSpec, TensorSpec
+from kdrt_engines.errors import EngineError, FixedWeights, ShapeError
+from kdrt_engines.profiles import Profile, choose_profile
+from kdrt_engines.spec import EngineSpec
 from kdrt_engines.torch_eager import allocate
 
 _DTYPE_NAMES = {
@@ -69,12 +69,13 @@ class TensorRTEngine(Engine):
         trt: the module ``tensorrt`` or ``tensorrt_rtx``.
         plan: the bytes of the engine file, verified by the caller.
         spec: what the component takes and gives; the plan must agree.
-        profiles: a name for each optimization profile of the plan, in order.
+        profiles: the optimization profiles of the plan, in its order; it must agree with them too.
         scratch: activation memory, shared by the engines of a pipeline.
         device: a CUDA device.
         runtime_cache: where TensorRT-RTX keeps the kernels it compiled on this GPU, so that the
             next process need not; None keeps none. Unused by TensorRT.
         current_stream: gives the handle of the stream to enqueue on.
+        choose: the profile for some sizes; raises ShapeError where there is none.
 
     Raises:
         EngineError: the plan does not load here, or is not this component's.
@@ -83,14 +84,15 @@ class TensorRTEngine(Engine):
     def __init__(
         self,
         trt: ModuleType,
-        plan: bytes,
+        plan: bytes | memoryview,
         spec: EngineSpec,
         *,
-        profiles: Sequence[str],
+        profiles: Sequence[Profile],
         scratch: Scratch,
         device: torch.device | str = "cuda",
         runtime_cache: Path | None = None,
         current_stream: Callable[[], int] | None = None,
+        choose: Callable[[dict[str, int]], Profile] | None = None,
     ) -> None:
         self.spec = spec
         self.device = torch.device(device)
@@ -103,14 +105,9 @@ class TensorRTEngine(Engine):
         if self.plan is None:
             raise EngineError(f"{trt.__name__} cannot load the engine: {self._log.last}")
         self._check_tensors()
-        if self.plan.num_optimization_profiles != len(profiles):
-            raise EngineError(
-                f"the engine has {self.plan.num_optimization_profiles} optimization profiles, its "
-                f"record names {len(profiles)}; build it again with `kdrt build`"
-            )
-        self.profiles = [
-            _Ranges(name, self.plan, index, spec) for index, name in enumerate(profiles)
-        ]
+        self.profiles = tuple(profiles)
+        self._check_profiles()
+        self._choose = choose or (lambda dims: choose_profile(self.profiles, dims))
         self._cache = _RuntimeCache(runtime_cache)
         self._config = self._runtime_config()
 
@@ -121,27 +118,30 @@ class TensorRTEngine(Engine):
             ShapeError: no profile allows them.
             EngineError: TensorRT refuses them, or the warm-up run fails.
         """
-        ranges = self._tightest(dims)
+        missing = [symbol for symbol in self.spec.symbols() if symbol not in dims]
+        if missing:
+            raise ShapeError(f"no size was given for '{missing[0]}'")
+        profile = self._choose(dims)
         context = self._context()
-        binding = TensorRTBinding(self, context, ranges, dims)
+        binding = TensorRTBinding(self, context, profile, dims)
         binding.warm_up()
         self._cache.save()
         return binding
 
+    def allows(self, **dims: int) -> bool:
+        return any(profile.allows(dims) for profile in self.profiles)
+
+    def limits(self) -> Mapping[str, tuple[int, int]]:
+        """Those of the profile that goes furthest: one profile alone allows all within them."""
+        widest = max(self.profiles, key=lambda profile: profile.looseness)
+        return {symbol: (r.min, r.max) for symbol, r in widest.ranges.items()}
+
+    def with_weights(self, weights: Mapping[str, Tensor]) -> TensorRTEngine:
+        raise FixedWeights("whose weights TensorRT fixed when it built the engine")
+
     def error(self, what: str) -> EngineError:
         """``what`` failed, with the reason TensorRT logged."""
         return EngineError(f"{self._trt.__name__} could not {what}: {self._log.last}")
-
-    def _tightest(self, dims: Mapping[str, int]) -> _Ranges:
-        missing = [symbol for symbol in self.spec.symbols() if symbol not in dims]
-        if missing:
-            raise ShapeError(f"no size was given for '{missing[0]}'")
-        fitting = [ranges for ranges in self.profiles if ranges.allow(dims)]
-        if not fitting:
-            sizes = ", ".join(f"{symbol}={size}" for symbol, size in dims.items())
-            has = "; ".join(str(ranges) for ranges in self.profiles)
-            raise ShapeError(f"no optimization profile allows {sizes}; the engine has {has}")
-        return min(fitting, key=lambda ranges: ranges.largest)
 
     def _context(self) -> Any:
         if self._config is not None:
@@ -199,22 +199,43 @@ class TensorRTEngine(Engine):
                 )
         self.names = frozenset(names)
 
+    def _check_profiles(self) -> None:
+        """The plan's ranges must be the record's, or sizes would be refused late, or taken for
+        another profile's."""
+        count = self.plan.num_optimization_profiles
+        if count != len(self.profiles):
+            raise EngineError(
+                f"the engine has {count} optimization profiles, its record names "
+                f"{len(self.profiles)}; build it again with `kdrt build`"
+            )
+        dynamic = [t for t in self.spec.inputs if t.name in self.names and t.symbols()]
+        for index, profile in enumerate(self.profiles):
+            for tensor in dynamic:
+                shapes = self.plan.get_tensor_profile_shape(tensor.name, index)
+                if [tuple(shape) for shape in shapes] != [
+                    tensor.resolve(profile.sizes(which)) for which in ("min", "opt", "max")
+                ]:
+                    raise EngineError(
+                        f"the sizes of '{tensor.name}' in the engine are not those of its profile "
+                        f"{profile}; build it again with `kdrt build`"
+                    )
+
 
 class TensorRTBinding(Binding):
     """An execution context with its shapes and addresses set."""
 
     def __init__(
-        self, engine: TensorRTEngine, context: Any, ranges: _Ranges, dims: dict[str, int]
+        self, engine: TensorRTEngine, context: Any, profile: Profile, dims: dict[str, int]
     ) -> None:
         self._engine = engine
         self._context = context
         self._execute = context.execute_async_v3
         self._current_stream = engine.current_stream
-        self.profile = ranges.name
+        self.profile = profile.name
         """The name of the optimization profile in use."""
         self.inputs = allocate(engine.spec.inputs, dims, engine.device)
         self.outputs = allocate(engine.spec.outputs, dims, engine.device)
-        self._set_shapes(ranges)
+        self._set_shapes(profile)
         for name, tensor in (*self.inputs.items(), *self.outputs.items()):
             if name in engine.names and not context.set_tensor_address(name, tensor.data_ptr()):
                 raise engine.error(f"take the address of '{name}'")
@@ -240,55 +261,17 @@ class TensorRTBinding(Binding):
         if self._engine.device.type == "cuda":
             torch.cuda.current_stream(self._engine.device).synchronize()
 
-    def _set_shapes(self, ranges: _Ranges) -> None:
+    def _set_shapes(self, profile: Profile) -> None:
         engine, context = self._engine, self._context
-        if not context.set_optimization_profile_async(ranges.index, self._current_stream()):
-            raise engine.error(f"select the optimization profile '{ranges.name}'")
+        index = engine.profiles.index(profile)
+        if not context.set_optimization_profile_async(index, self._current_stream()):
+            raise engine.error(f"select the optimization profile '{profile.name}'")
         for name, tensor in self.inputs.items():
             if name in engine.names and not context.set_input_shape(name, tuple(tensor.shape)):
                 raise ShapeError(f"the engine rejects the shape {list(tensor.shape)} of '{name}'")
         unknown = context.infer_shapes()
         if unknown:
             raise engine.error(f"infer the shapes of {', '.join(unknown)}")
-
-
-class _Ranges:
-    """What one optimization profile allows, by symbol of the spec."""
-
-    def __init__(self, name: str, plan: Any, index: int, spec: EngineSpec) -> None:
-        self.name = name
-        self.index = index
-        self._ranges: dict[str, tuple[int, int]] = {}
-        names = {plan.get_tensor_name(i) for i in range(plan.num_io_tensors)}
-        for tensor in spec.inputs:
-            if tensor.name in names:
-                low, _, high = plan.get_tensor_profile_shape(tensor.name, index)
-                self._narrow(tensor, tuple(low), tuple(high))
-
-    def _narrow(self, tensor: TensorSpec, low: tuple[int, ...], high: tuple[int, ...]) -> None:
-        for axis, dim in enumerate(tensor.shape):
-            if not isinstance(dim, str):
-                continue
-            (symbol,) = TensorSpec("", tensor.dtype, (dim,)).symbols()
-            factor = TensorSpec("", tensor.dtype, (dim,)).resolve({symbol: 1})[0]
-            bounds = -(-low[axis] // factor), high[axis] // factor
-            known = self._ranges.get(symbol, bounds)
-            self._ranges[symbol] = max(known[0], bounds[0]), min(known[1], bounds[1])
-
-    @property
-    def largest(self) -> int:
-        """The volume of the largest sizes allowed: the smaller, the tighter."""
-        return math.prod(high for _, high in self._ranges.values())
-
-    def allow(self, dims: Mapping[str, int]) -> bool:
-        return all(low <= dims[symbol] <= high for symbol, (low, high) in self._ranges.items())
-
-    def __str__(self) -> str:
-        sizes = ", ".join(
-            f"{symbol}={low}" if low == high else f"{symbol}={low}..{high}"
-            for symbol, (low, high) in self._ranges.items()
-        )
-        return f"{self.name} ({sizes})"
 
 
 class _RuntimeCache:
