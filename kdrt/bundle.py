@@ -133,6 +133,26 @@ class LatentFacts(_Strict):
     preview: tuple[tuple[float, float, float], ...] | None = None
 
 
+class ImageEncoderFacts(_Strict):
+    """How a picture becomes the input of the image encoder: the side of the square in pixels, and
+    the statistics its colours are normalised with."""
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class IpAdapterFacts(_Strict):
+    """The IP-Adapter of the variant ``ip-adapter``: ``tokens`` it makes of the ``embedding``
+    numbers that stand for a picture. Without an image encoder those must be given."""
+
+    file: str
+    sha256: str
+    tokens: int
+    embedding: int
+    image_encoder: ImageEncoderFacts | None = None
+
+
 class BakedLora(_Strict):
     """A LoRA that is part of the weights: its file's name and SHA-256, and its scale."""
 
@@ -169,6 +189,9 @@ class Manifest(_Strict):
     zeros_for_empty_negative: bool = False
     default_guidance_scale: float
     baked: Baked
+    variants: dict[str, dict[str, str]] = Field(default_factory=dict)
+    """Other ways to compute: for each, the component that plays the part of another."""
+    ip_adapter: IpAdapterFacts | None = None
     tools: dict[str, str]
     files: dict[str, str] = Field(default_factory=dict)
     """SHA-256 of every file, by path inside the bundle; ``engines/`` is not listed."""

@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from kdrt.adapters.ip_adapter import write_image_prompt
 from kdrt.prompt import Conditioning
 from kdrt.sampling import NoiseSchedule
 from kdrt_engines import Engine, EngineSpec
@@ -128,8 +129,8 @@ class Denoiser:
             negative: the same for the unconditional half; None exactly if not doubled.
             guidance_scale: w in ``u + w·(c − u)``.
             guidance_rescale: φ of Lin et al. 2023, from 0 (off) to 1.
-            time_ids: SDXL's size conditioning, ``[B, 6]``, or ``[2B, 6]`` with the negative half
-                first if doubled.
+            time_ids: SDXL's size conditioning, ``[B, 6]`` (the refiner's ``[B, 5]``), or twice as
+                many with the negative half first if doubled.
             freeu: (b1, b2, s1, s2).
             unconditional: offer :attr:`unconditional` too; only if doubled.
         """
@@ -170,6 +171,11 @@ class Denoiser:
         extra_channels, h, w]``. Unlike the sample it is not scaled with the noise."""
         for half in self._extra:
             half.copy_(channels)
+
+    def prepare_image_prompt(self, tokens: Tensor | None, scale: float) -> None:
+        """Write what an IP-Adapter's UNet attends to: tokens ``[B, N, D]``, or ``[2B, N, D]`` with
+        the unconditional half first, and how much they count; None is exactly off."""
+        write_image_prompt(self._binding.inputs, tokens, scale)
 
     @torch.no_grad()
     def __call__(self, x: Tensor, sigma: float) -> Tensor:

@@ -80,6 +80,15 @@ class OnDemand(Mapping[str, Engine]):
         return len({*self._loaded, *self._components})
 
 
+def load_engine(
+    bundle: Bundle, component: str, engine: str | None = None, *, threads: int | None = None
+) -> Engine:
+    """Load one component, such as one of a variant; see :func:`load_engines`."""
+    return _loader(_chosen(engine), threads)(
+        bundle, component, bundle.manifest.components[component]
+    )
+
+
 def needed_components(manifest: Manifest) -> Mapping[str, Component]:
     """The components text-to-image runs: the UNet, every text encoder, the VAE's decoder.
 
@@ -161,10 +170,10 @@ def _load_torch(bundle: Bundle, name: str, component: Component) -> Engine:
             f"the bundle has no torch engine ({path} is missing); "
             f"export it with `kdrt export {bundle.manifest.source} --target torch`"
         )
-    from kdrt_engines.torch_eager import TorchEngine
+    from kdrt_engines.torch_eager import TorchEngine, load_program
 
     try:
-        module = _Program(torch.export.load(path).module())
+        module = _Program(load_program(path))
     except Exception as error:  # a damaged archive raises anything from zip to pickle errors
         raise EngineError(f"PyTorch cannot load {path}: {error}") from error
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -105,7 +105,7 @@ def parse_parameters(text: str) -> dict[str, str]:
 
 def parameters_of(job: Job, manifest: Manifest, loras: Iterable[Lora] = ()) -> list[Parameters]:
     """How each picture of a job is made, with the LoRAs at work."""
-    active = [lora for lora in loras if lora.scale]
+    active = [lora for lora in loras if lora.is_active]
     negatives = job.negatives[0] if job.negatives else (None,) * len(job.seeds)
     custom = is_custom(job.request)
     return [
@@ -160,9 +160,17 @@ def _extras(job: Job, manifest: Manifest, index: int) -> Iterator[tuple[str, Val
     if job.freeu != FREEU_OFF:
         for name, value in zip(("b1", "b2", "s1", "s2"), job.freeu, strict=True):
             yield f"FreeU {name}", value
+    if request.has_image_prompt:
+        yield "IP-Adapter scale", request.ip_adapter_scale
     for name in request.sizes.given():
         first, second = getattr(request.sizes, name)
         yield name.replace("_", " ").capitalize(), f"{first}x{second}"
+    if request.aesthetic_score is not None:
+        yield "Aesthetic score", request.aesthetic_score
+    if request.negative_aesthetic_score is not None:
+        yield "Negative aesthetic score", request.negative_aesthetic_score
+    if request.mask_image is not None:
+        yield "Masked", "yes"
     if request.latents is not None:
         yield "Latents", "given"
     if request.prompt_2 is not None:
@@ -175,7 +183,7 @@ def _lora_extras(loras: Sequence[Lora]) -> Iterator[tuple[str, Value]]:
     """The web UI writes scales into the prompt; here they are a setting like any other."""
     if loras:
         yield "Lora hashes", ", ".join(f"{lora.name}: {lora.file.sha256[:12]}" for lora in loras)
-        yield "Lora weights", ", ".join(f"{lora.name}: {lora.scale:g}" for lora in loras)
+        yield "Lora weights", ", ".join(f"{lora.name}: {lora.told()}" for lora in loras)
 
 
 def _noise_extras(job: Job, index: int) -> Iterator[tuple[str, Value]]:

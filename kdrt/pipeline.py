@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Generator, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from kdrt.adapters import textual_inversion
-from kdrt.adapters.lora import Changed, Lora, LoraStack, LoraSwap
+from kdrt.adapters.ip_adapter import VARIANT as IP_ADAPTER
+from kdrt.adapters.ip_adapter import ImagePrompts, Pictures
+from kdrt.adapters.lora import Changed, Lora, LoraStack, LoraSwap, Scale
+from kdrt.adapters.lora_file import LoraFile
 from kdrt.bundle import Bundle, open_bundle
 from kdrt.denoiser import Denoiser, is_doubled
-from kdrt.engine_store import load_engines
+from kdrt.engine_store import load_engine, load_engines
 from kdrt.errors import InvalidRequest
 from kdrt.grid import training_table
 from kdrt.images import Images, OutputType, save_image, to_images
@@ -50,6 +54,7 @@ from kdrt.sampling import (
 )
 from kdrt.size_conditioning import Size, SizeConditioning
 from kdrt.vae import Vae, VaeSwitches
+from kdrt.variants import ComponentLoader, Variants
 from kdrt_engines import Engine
 
 _DENOISERS = 4
@@ -162,8 +167,18 @@ def load(
         EngineUnavailable: the engine is not on this machine, or not in the bundle.
         InvalidRequest: an unknown engine.
     """
-    bundle = open_bundle(name_or_path)
-    return Pipeline(bundle, load_engines(bundle, engine, threads=threads))
+    return pipeline_of(open_bundle(name_or_path), engine, threads=threads)
+
+
+def pipeline_of(
+    bundle: Bundle, engine: str | None = None, *, threads: int | None = None
+) -> Pipeline:
+    """What :func:`load` does with a bundle that is open already."""
+    return Pipeline(
+        bundle,
+        load_engines(bundle, engine, threads=threads),
+        lambda component: load_engine(bundle, component, engine, threads=threads),
+    )
 
 
 class Pipeline(VaeSwitches):
@@ -179,15 +194,22 @@ class Pipeline(VaeSwitches):
     Args:
         bundle: the model's facts, tokenizers and token embeddings.
         engines: by component: ``unet``, every text encoder, ``vae_decoder``.
+        load_component: loads one more; without it there are no variants.
     """
 
-    def __init__(self, bundle: Bundle, engines: Mapping[str, Engine]) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        engines: Mapping[str, Engine],
+        load_component: ComponentLoader | None = None,
+    ) -> None:
         self.bundle = bundle
-        self.engines = dict(engines)
+        # What is loaded when it is first asked for must not be asked for by making a copy.
+        self.engines: MutableMapping[str, Engine] = ChainMap({}, cast(dict[str, Engine], engines))
         self._unet = engines["unet"]
         self._noise_schedule = training_table(bundle.manifest.scheduler)
         self._prompts = PromptEncoder(bundle, engines)
-        self.vae = Vae(engines, bundle.manifest.latents)
+        self.vae = Vae(self.engines, bundle.manifest.latents)
         self._previewer = Previewer(bundle.manifest.latents, engines.get("preview_decoder"))
         self._running: object = None
         self.safety_checker: SafetyChecker | None = None
@@ -195,6 +217,8 @@ class Pipeline(VaeSwitches):
             self.safety_checker = SafetyChecker(engines["safety_checker"])
         self._denoisers: Recent[tuple[int, int, int, int, bool], Denoiser] = Recent(_DENOISERS)
         self._loras = LoraStack(bundle)
+        self._variants = Variants(bundle.manifest, load_component)
+        self._image_prompts = ImagePrompts(bundle.manifest, load_component)
 
     @property
     def loras(self) -> dict[str, Lora]:
@@ -203,18 +227,19 @@ class Pipeline(VaeSwitches):
 
     def load_lora(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | LoraFile,
         name: str | None = None,
-        scale: float = 1.0,
+        scale: Scale = 1.0,
         *,
         allow_pickle: bool = False,
     ) -> LoraSwap:
         """Add a LoRA to the weights of the running engines.
 
         Args:
-            path: a file in kohya's, diffusers' or peft's format.
+            path: a file in kohya's, diffusers' or peft's format, or one that was read before.
             name: for :meth:`set_loras`; None is the file's name without its suffix.
-            scale: how strong it is; below 0 and above 1 too.
+            scale: how strong it is; below 0 and above 1 too. A mapping gives ``unet``,
+                ``text_encoder`` and ``text_encoder_2`` each their own.
             allow_pickle: read ``.pt`` and ``.bin`` files; only tensors are loaded.
 
         Raises:
@@ -224,11 +249,12 @@ class Pipeline(VaeSwitches):
         Warns:
             AdapterWarning: some of its layers do not exist in this model.
         """
+        source = path if isinstance(path, LoraFile) else Path(path)
         return self._swap(
-            self._loras.load(self.engines, Path(path), name, scale, allow_pickle=allow_pickle)
+            self._loras.load(self.engines, source, name, scale, allow_pickle=allow_pickle)
         )
 
-    def set_loras(self, scales: Mapping[str, float]) -> LoraSwap:
+    def set_loras(self, scales: Mapping[str, Scale]) -> LoraSwap:
         """Use exactly these of the loaded LoRAs, at these scales; the others stay loaded, off.
 
         Raises:
@@ -244,6 +270,27 @@ class Pipeline(VaeSwitches):
         """
         return self._swap(self._loras.unload(self.engines, names or tuple(self.loras)))
 
+    def use_variant(self, name: str | None, parts: Sequence[str] | None = None) -> None:
+        """Compute another way from now on; LoRAs stay as they are.
+
+        Args:
+            name: one of ``bundle.manifest.variants``; None is what was exported without a name.
+            parts: the components to change (``unet``, ``vae_decoder``, …); None is all.
+
+        Raises:
+            InvalidRequest: the bundle has no such variant; the message says what to export.
+        """
+        components = self._variants.choose(name, parts)
+        engines = self._variants.load(components, self.engines)
+        with_loras, _ = self._loras.move(components, ChainMap(engines, self.engines))
+        self._variants.chosen(components)
+        self._use(engines | with_loras)
+
+    @property
+    def variants_in_use(self) -> dict[str, str]:
+        """The components that play another's part, by part."""
+        return self._variants.in_use
+
     def _swap(self, change: Changed) -> LoraSwap:
         engines, swap = change
         self._use(engines)
@@ -251,11 +298,12 @@ class Pipeline(VaeSwitches):
 
     def _use(self, engines: Mapping[str, Engine]) -> None:
         """Go on with other engines, by component, and without what was made with the old ones."""
-        self.engines |= engines
+        self.engines.update(engines)
         self._prompts.use(engines)
         if "unet" in engines:
             self._unet = engines["unet"]
             self._denoisers.clear()
+        self.vae.use(engines)
 
     def __call__(
         self,
@@ -295,13 +343,18 @@ class Pipeline(VaeSwitches):
         noise_options: Mapping[str, int | str] | None = None,
         latents: Tensor | None = None,
         clip_skip: int | None = None,
-        freeu: tuple[float, float, float, float] | None = None,
+        freeu: tuple[float, float, float, float] | str | None = None,
+        ip_adapter_image: Pictures | None = None,
+        ip_adapter_image_embeds: Tensor | None = None,
+        ip_adapter_scale: float = 1.0,
         original_size: Size | None = None,
         crops_coords_top_left: Size = (0, 0),
         target_size: Size | None = None,
         negative_original_size: Size | None = None,
         negative_crops_coords_top_left: Size = (0, 0),
         negative_target_size: Size | None = None,
+        aesthetic_score: float | None = None,
+        negative_aesthetic_score: float | None = None,
         output_type: OutputType = "pil",
         image_filter: ImageFilter | None = None,
         callback: Callable[[PreviewStep], object] | None = None,
@@ -361,9 +414,17 @@ class Pipeline(VaeSwitches):
                 ``denoising_start``, the latents to go on with, as they are.
             clip_skip: take the text encoders' hidden state that many layers earlier. The
                 negative prompt keeps the usual one.
-            freeu: (b1, b2, s1, s2), for bundles exported with it.
+            freeu: (b1, b2, s1, s2), or the name of a preset in :mod:`kdrt.freeu` such as
+                ``"sdxl"``; for bundles exported with it.
+            ip_adapter_image: PIL images as prompts, one for all or one a prompt; for bundles
+                exported with an IP-Adapter, whose variant is then used from here on.
+            ip_adapter_image_embeds: in their place what the image encoder makes of them,
+                ``[n, P]``.
+            ip_adapter_scale: how much they count; 0 is exactly off.
             original_size: SDXL: see :class:`kdrt.size_conditioning.SizeConditioning`, also for
                 the other sizes and crops, all as (height, width) or (top, left).
+            aesthetic_score: SDXL's refiner: how beautiful, from 1 to 10; None is 6.
+            negative_aesthetic_score: the same for the negative prompt; None is 2.5.
             output_type: ``"pil"``, ``"np"``, ``"pt"`` or ``"latent"``; see :class:`Result`.
             image_filter: called with every picture as a PIL image; see
                 :data:`kdrt.safety.ImageFilter`.
@@ -415,6 +476,9 @@ class Pipeline(VaeSwitches):
             latents=latents,
             clip_skip=clip_skip,
             freeu=freeu,
+            ip_adapter_image=ip_adapter_image,
+            ip_adapter_image_embeds=ip_adapter_image_embeds,
+            ip_adapter_scale=ip_adapter_scale,
             sizes=SizeConditioning(
                 original_size=original_size,
                 crops_coords_top_left=crops_coords_top_left,
@@ -423,6 +487,8 @@ class Pipeline(VaeSwitches):
                 negative_crops_coords_top_left=negative_crops_coords_top_left,
                 negative_target_size=negative_target_size,
             ),
+            aesthetic_score=aesthetic_score,
+            negative_aesthetic_score=negative_aesthetic_score,
             output_type=output_type,
             image_filter=image_filter,
         )
@@ -476,6 +542,8 @@ class Pipeline(VaeSwitches):
 
     def _generation(self, request: Request) -> Generation:
         """Check, encode, and leave the rest to whoever asks for steps."""
+        if request.has_image_prompt and not self._unet.spec.has_input("ip_scale"):
+            self.use_variant(IP_ADAPTER, ["unet"])
         job = resolve(request, self.bundle.manifest, self._unet.spec, self._noise_schedule)
         asked = job.plan.needs_unconditional
         doubled = is_doubled(self._unet.spec, job.guidance_scale, asked=asked)
@@ -485,29 +553,29 @@ class Pipeline(VaeSwitches):
 
         def finish(latents: Tensor) -> Result:
             check_latents(latents)
-            is_latent = request.output_type == "latent"
-            images: Images = latents
-            nsfw = None
-            if not is_latent:
-                pixels, nsfw = looked_at(
-                    self._pixels(job, latents), self.safety_checker, request.image_filter
-                )
-                images = to_images(pixels, request.output_type)
+            images, nsfw = self._images(job, latents)
             return Result(
                 images=images,
                 nsfw=nsfw,
                 seeds=list(job.seeds),
                 parameters=parameters_of(job, self.bundle.manifest, self.loras.values()),
                 truncations=truncations,
-                is_latent=is_latent,
+                is_latent=request.output_type == "latent",
                 chunks=-(-positive.length // self.bundle.manifest.text_encoders[0].max_length),
             )
 
         return Generation(job.plan.steps, self._run(job, positive, negative), finish)
 
-    def _pixels(self, job: Job, latents: Tensor) -> Tensor:
+    def _images(self, job: Job, latents: Tensor) -> tuple[Images, list[bool] | None]:
+        """What a job's last latents become, and which pictures were blacked out."""
+        output_type = job.request.output_type
+        if output_type == "latent":
+            return latents, None
         pixels = self.vae.decoder(latents)
-        return pixels if job.init_image is None else job.init_image.paste(pixels)
+        if job.init_image is not None:
+            pixels = job.init_image.paste(pixels)
+        pixels, nsfw = looked_at(pixels, self.safety_checker, job.request.image_filter)
+        return to_images(pixels, output_type), nsfw
 
     def encode_prompt(
         self,
@@ -684,19 +752,26 @@ class Pipeline(VaeSwitches):
         return run_adaptive(
             plan,
             latents,
-            lambda image: self._prepared(
-                job, positive.one(image), None if negative is None else negative.one(image)
-            ),
+            lambda image: self._prepared(job, positive, negative, only=image),
             noise.another,
         )
 
     def _prepared(
-        self, job: Job, positive: Conditioning, negative: Conditioning | None
+        self,
+        job: Job,
+        positive: Conditioning,
+        negative: Conditioning | None,
+        only: int | None = None,
     ) -> Denoiser:
-        """The denoiser of a job, for as many of its pictures as there is conditioning."""
+        """The denoiser of a job, for all of its pictures or ``only`` one."""
+        doubled = negative is not None
+        image_tokens = self._image_tokens(job, doubled=doubled)
+        if only is not None:
+            positive = positive.one(only)
+            negative = None if negative is None else negative.one(only)
+            image_tokens = None if image_tokens is None else image_tokens[only :: len(job.seeds)]
         images, tokens, _ = positive.encoder_hidden_states.shape
         _, height, width = latent_shape(self.bundle.manifest, job.height, job.width)
-        doubled = negative is not None
         denoiser = self._denoiser(
             images=images, height=height, width=width, tokens=tokens, doubled=doubled
         )
@@ -709,7 +784,19 @@ class Pipeline(VaeSwitches):
             freeu=job.freeu,
             unconditional=job.plan.needs_unconditional,
         )
+        denoiser.prepare_image_prompt(image_tokens, job.request.ip_adapter_scale)
         return denoiser
+
+    def _image_tokens(self, job: Job, *, doubled: bool) -> Tensor | None:
+        request = job.request
+        if not request.has_image_prompt:
+            return None
+        return self._image_prompts.encode(
+            request.ip_adapter_image,
+            request.ip_adapter_image_embeds,
+            len(job.seeds),
+            doubled=doubled,
+        )
 
     def _denoiser(
         self, *, images: int, height: int, width: int, tokens: int, doubled: bool
@@ -730,7 +817,8 @@ class Pipeline(VaeSwitches):
 
 
 def _time_ids(job: Job, images: int, *, doubled: bool) -> Tensor | None:
-    """Size conditioning of the whole batch, ``[B, 6]``: the negative half first, as everywhere."""
+    """Size conditioning of the whole batch, ``[B, 6]`` (the refiner's ``[B, 5]``): the negative
+    half first, as everywhere."""
     if job.time_ids is None or job.negative_time_ids is None:
         return None
     halves = [job.negative_time_ids, job.time_ids] if doubled else [job.time_ids]

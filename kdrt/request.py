@@ -17,10 +17,12 @@ from typing import Any, cast, get_args
 import torch
 from torch import Generator, Tensor
 
+from kdrt.adapters.ip_adapter import Pictures, image_scale
 from kdrt.bundle import Manifest
 from kdrt.checks import amount, options_of, texts, whole
 from kdrt.denoiser import FREEU_OFF, GUIDANCE_INPUT
 from kdrt.errors import InvalidRequest
+from kdrt.freeu import FreeU, preset
 from kdrt.grid import check_start, grid_of
 from kdrt.images import OutputType
 from kdrt.init_image import InitImage, read_init_image, with_defaults
@@ -39,14 +41,17 @@ from kdrt.sampling import (
     is_foreign,
     plan,
 )
-from kdrt.size_conditioning import SizeConditioning, TimeIds
+from kdrt.size_conditioning import (
+    AESTHETIC_SCORE,
+    NEGATIVE_AESTHETIC_SCORE,
+    SizeConditioning,
+    TimeIds,
+)
 from kdrt_engines import EngineSpec
 
 _SEED_LIMIT = 2**63
 _RANDOM_SEED_LIMIT = 2**32
 """Drawn seeds are those that web UIs accept too."""
-
-FreeU = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +93,19 @@ class Request:
     noise_options: Mapping[str, int | str] | None = None
     latents: Tensor | None = None
     clip_skip: int | None = None
-    freeu: FreeU | None = None
+    freeu: FreeU | str | None = None
+    ip_adapter_image: Pictures | None = None
+    ip_adapter_image_embeds: Tensor | None = None
+    ip_adapter_scale: float = 1.0
     sizes: SizeConditioning = field(default_factory=SizeConditioning)
+    aesthetic_score: float | None = None
+    negative_aesthetic_score: float | None = None
     output_type: OutputType = "pil"
     image_filter: ImageFilter | None = None
+
+    @property
+    def has_image_prompt(self) -> bool:
+        return self.ip_adapter_image is not None or self.ip_adapter_image_embeds is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +125,8 @@ class Job:
         plan: the sampler on its grid of σ; a `ForeignPlan` for one that is not ours.
         init_image: the pictures to begin with; None begins with noise.
         clip_skip: 0 if none was asked for.
-        time_ids, negative_time_ids: SDXL's six numbers of size conditioning; None without.
+        time_ids, negative_time_ids: SDXL's six numbers of size conditioning, the refiner's five;
+            None without.
     """
 
     request: Request
@@ -169,18 +184,28 @@ def resolve(
         raise InvalidRequest(
             f"unknown output_type {request.output_type!r}; known: {', '.join(get_args(OutputType))}"
         )
+    if request.image_filter is not None and not callable(request.image_filter):
+        raise InvalidRequest(
+            f"image_filter must be a function of a PIL image, not {request.image_filter!r}"
+        )
     guidance_scale = request.guidance_scale
     if guidance_scale is None:
         guidance_scale = manifest.default_guidance_scale
+    image_scale(request.ip_adapter_scale)
     planned = _plan(request, manifest, noise_schedule)
     if planned.needs_unconditional and unet.has_input(GUIDANCE_INPUT):
         raise InvalidRequest(
             f"{planned.sampler} needs results without guidance, and '{manifest.name}' is distilled "
             "to give guided ones only; take a sampler without CFG++"
         )
+    if isinstance(planned, AdaptivePlan) and request.mask_image is not None:
+        raise InvalidRequest(
+            f"{planned.sampler} runs its pictures one by one and cannot keep what a mask keeps; "
+            "take another sampler to inpaint"
+        )
     seeds, noise_seeds = _all_seeds(request, images, planned)
-    positive_ids, negative_ids = request.sizes.time_ids(height, width)
     has_ids = unet.has_input("time_ids")
+    positive_ids, negative_ids = _time_ids(request, unet, height, width)
     return Job(
         request=request,
         prompts=_each(prompts, per_prompt),
@@ -216,9 +241,14 @@ def latent_shape(manifest: Manifest, height: int, width: int) -> tuple[int, int,
 
 
 def _check_family(request: Request, manifest: Manifest) -> None:
-    if manifest.family == "sdxl":
-        return
     given = [n for n in ("prompt_2", "negative_prompt_2") if getattr(request, n) is not None]
+    if manifest.family == "sdxl":
+        if given and len(manifest.text_encoders) == 1:
+            raise InvalidRequest(
+                f"'{manifest.name}' has one text encoder, so {', '.join(given)} would be of no "
+                "effect; leave it out"
+            )
+        return
     given += request.sizes.given()
     if given:
         raise InvalidRequest(
@@ -362,8 +392,8 @@ def _all_seeds(
     if isinstance(planned, ForeignPlan | AdaptivePlan):
         if request.noise != "per_image" or noise_seeds is not None:
             raise InvalidRequest(
-                f"{planned.sampler} draws its noise as it goes, by the seeds of the pictures; leave "
-                "noise at per_image and noise_seed out"
+                f"{planned.sampler} draws its noise as it goes, by the seeds of the pictures; "
+                "leave noise at per_image and noise_seed out"
             )
     else:
         check_noise(find_noise(request.noise), planned, seeds, noise_seeds, options)
@@ -414,11 +444,31 @@ def _clip_skip(value: int | None, manifest: Manifest) -> int:
     return clip_skip
 
 
-def _freeu(value: FreeU | None, unet: EngineSpec) -> FreeU:
+def _time_ids(
+    request: Request, unet: EngineSpec, height: int, width: int
+) -> tuple[TimeIds, TimeIds]:
+    scores = request.aesthetic_score, request.negative_aesthetic_score
+    if unet.has_input("time_ids") and unet.input("time_ids").shape[1] == 5:
+        positive = AESTHETIC_SCORE if scores[0] is None else scores[0]
+        negative = NEGATIVE_AESTHETIC_SCORE if scores[1] is None else scores[1]
+        return request.sizes.refiner_time_ids(
+            height,
+            width,
+            amount("aesthetic_score", positive),
+            amount("negative_aesthetic_score", negative),
+        )
+    if scores != (None, None):
+        raise InvalidRequest("only SDXL's refiner takes aesthetic scores, and this is not one")
+    return request.sizes.time_ids(height, width)
+
+
+def _freeu(value: FreeU | str | None, unet: EngineSpec) -> FreeU:
     if value is None:
         return FREEU_OFF
     if not unet.has_input("freeu"):
         raise InvalidRequest("this bundle has no FreeU in its UNet; export the model again")
+    if isinstance(value, str):
+        return preset(value)
     if not isinstance(value, Sequence) or len(value) != 4 or not all(map(_is_finite, value)):
         raise InvalidRequest(f"freeu must be four finite numbers (b1, b2, s1, s2), not {value!r}")
     b1, b2, s1, s2 = map(float, value)

@@ -7,7 +7,11 @@ from dataclasses import dataclass, fields
 from kdrt.checks import pair
 
 Size = tuple[int, int]
-TimeIds = tuple[int, int, int, int, int, int]
+TimeIds = tuple[float, ...]
+"""Six numbers, for the refiner five."""
+
+AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
+"""What SDXL's refiner is told of the picture's beauty, from 1 to 10, where nothing is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,18 @@ class SizeConditioning:
             *self._size("negative_crops_coords_top_left", crop),
             *self._size("negative_target_size", target),
         )
+
+    def refiner_time_ids(
+        self, height: int, width: int, score: float, negative_score: float
+    ) -> tuple[TimeIds, TimeIds]:
+        """What SDXL's refiner takes: ``(*original_size, *crops_coords_top_left,
+        aesthetic_score)``, with an aesthetic score in place of the target size.
+
+        Raises:
+            InvalidRequest: a value is not two whole numbers.
+        """
+        positive, negative = self.time_ids(height, width)
+        return (*positive[:4], score), (*negative[:4], negative_score)
 
     def _size(self, name: str, default: Size) -> Size:
         value = getattr(self, name)

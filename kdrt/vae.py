@@ -49,6 +49,15 @@ class Vae:
             self._encoder = Encoder(engine, self.decoder.batch, self.decoder.tiling)
         return self._encoder
 
+    def use(self, engines: Mapping[str, Engine]) -> None:
+        """Go on with other engines, by component, and the same switches; what is not named
+        stays. They must be in the mapping that this was made with too."""
+        if "vae_decoder" in engines:
+            batch, tiling = self.decoder.batch, self.decoder.tiling
+            self.decoder = Decoder(engines["vae_decoder"], batch, tiling)
+        if "vae_encoder" in engines:
+            self._encoder = None
+
     def encode(self, image: Tensor) -> Tensor:
         """Latents of pixels; see :class:`kdrt.latents.Encoder`."""
         return self.encoder(image)

@@ -56,7 +56,7 @@ def sources() -> set[str]:
     found: set[str] = set()
     for root in (ROOT, ROOT / "export", ROOT / "engines"):
         for package in root.glob("kdrt*/__init__.py"):
-            for pattern in ("**/*.py", "**/py.typed", "demo/model/**/*.*"):
+            for pattern in ("**/*.py", "**/py.typed", "demo/model/**/*.*", "data/*"):
                 found |= {
                     file.relative_to(root).as_posix()
                     for file in package.parent.glob(pattern)
@@ -79,6 +79,13 @@ def test_a_wheel_holds_the_demo_model(wheel: zipfile.ZipFile) -> None:
     model = [info for info in wheel.infolist() if info.filename.startswith("kdrt/demo/model/")]
     assert any(info.filename.endswith("model_index.json") for info in model)
     assert sum(info.file_size for info in model) <= DEMO_LIMIT
+
+
+def test_data_of_others_comes_with_its_licence(wheel: zipfile.ZipFile) -> None:
+    data = {name for name in names(wheel) if name.startswith("kdrt_export/data/")}
+    notice = wheel.read("kdrt_export/data/NOTICE.md").decode()
+    assert "MIT License" in notice
+    assert all(f"`{Path(name).name}`" in notice for name in data - {"kdrt_export/data/NOTICE.md"})
 
 
 def test_a_wheel_names_version_licence_and_command(wheel: zipfile.ZipFile) -> None:

@@ -72,8 +72,8 @@ def _stored(tensor: memoryview, folder: Path) -> tuple[str, StoredWeight | None]
         elif field == 8 and not isinstance(value, int):
             name = str(value, "utf-8")
         elif field == 13 and not isinstance(value, int):
-            entry = {key: str(text, "utf-8") for key, text in _fields(value) if key in (1, 2)}
-            place[entry[1]] = entry.get(2, "")
+            key, *text = (str(part, "utf-8") for n in (1, 2) for part in _messages(value, n))
+            place[key] = "".join(text)
     if not place:
         return name, None
     weight = StoredWeight(

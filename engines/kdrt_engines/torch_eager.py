@@ -2,13 +2,47 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 
 from kdrt_engines.base import Binding, Engine
 from kdrt_engines.errors import EngineError
 from kdrt_engines.spec import DTYPES, EngineSpec, TensorSpec
+
+ALIGNMENT = 64
+"""Bytes; what PyTorch's own allocations are aligned to."""
+
+PLACES = "places.json"
+"""In an exported program: by parameter, its address modulo ``ALIGNMENT`` when it was exported."""
+
+
+def load_program(path: Path) -> torch.nn.Module:
+    """An exported program as a module that computes the bits of the network it was made from.
+
+    Two things besides the operations decide those. Kernels on a CPU sum in an order that depends
+    on how weights are aligned, and a checkpoint's are as its file has them. And ``linear`` takes
+    another path for weights that want no gradient, which those of a freshly loaded network do.
+    """
+    extra = {PLACES: ""}
+    module: torch.nn.Module = torch.export.load(path, extra_files=extra).module()
+    places = json.loads(extra[PLACES] or "{}")
+    for name, parameter in module.named_parameters():
+        parameter.data = _placed(parameter.data, places.get(name, 0))
+        parameter.requires_grad_(True)
+    return module
+
+
+def _placed(tensor: torch.Tensor, place: int) -> torch.Tensor:
+    """A contiguous tensor, moved so that its address is ``place`` modulo ``ALIGNMENT``."""
+    size = tensor.element_size()
+    if tensor.data_ptr() % ALIGNMENT == place or place % size or not tensor.is_contiguous():
+        return tensor
+    room = tensor.new_empty(tensor.numel() + ALIGNMENT // size)
+    skip = (place - room.data_ptr()) % ALIGNMENT // size
+    return room[skip : skip + tensor.numel()].view(tensor.shape).copy_(tensor)
 
 
 def allocate(

@@ -67,14 +67,30 @@ class ExportUNet(ExportComponent):
     """``UNet2DConditionModel`` with FreeU strengths as an input and skips at any size.
 
     Inputs: sample [B,C,h,w], timestep [B] float32 (fractional), encoder_hidden_states [B,L,D],
-    for SDXL text_embeds [B,P] and time_ids [B,6] float32, for distilled models timestep_cond
-    [B,K], freeu [4] float32 = (b1, b2, s1, s2). Output: noise_pred [B,C,h,w].
+    for SDXL text_embeds [B,P] and time_ids [B,6] float32 (its refiner: [B,5]), for distilled
+    models timestep_cond [B,K], with an IP-Adapter ip_hidden_states [B,N,D] and ip_scale [1]
+    float32, freeu [4] float32 = (b1, b2, s1, s2). Output: noise_pred [B,C,h,w].
+
+    Args:
+        unet: the network; for ``ip_tokens`` with the adapter's attention processors.
+        fuse_qkv: concatenate attention projections.
+        ip_tokens: N, how many tokens an IP-Adapter makes of an image.
+        time_ids: how many numbers of size conditioning it takes.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, *, fuse_qkv: bool = True) -> None:
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        *,
+        fuse_qkv: bool = True,
+        ip_tokens: int | None = None,
+        time_ids: int = 6,
+    ) -> None:
         super().__init__()
+        self.time_ids = time_ids
         _refuse_unsupported(unet)
         self.unet = unet
+        self.ip_tokens = ip_tokens
         self.fuse_qkv = fuse_qkv
         self.has_added = unet.config.addition_embed_type == "text_time"
         self.cond_dim: int | None = unet.config.time_cond_proj_dim
@@ -84,7 +100,12 @@ class ExportUNet(ExportComponent):
         named = dict(zip([t.name for t in self.spec.inputs], inputs, strict=True))
         b1, b2, s1, s2 = named["freeu"].tolist()
         self.unet.enable_freeu(s1=s1, s2=s2, b1=b1, b2=b2)
-        added = {key: named[key] for key in ("text_embeds", "time_ids") if key in named}
+        added: dict[str, Any] = {k: named[k] for k in ("text_embeds", "time_ids") if k in named}
+        if self.ip_tokens is not None:
+            added["image_embeds"] = [named["ip_hidden_states"]]
+            for processor in self.unet.attn_processors.values():
+                if hasattr(processor, "to_k_ip"):
+                    processor.scale = [float(named["ip_scale"])]
         result = self.unet(
             named["sample"],
             named["timestep"],
@@ -110,13 +131,16 @@ class ExportUNet(ExportComponent):
             TensorSpec("encoder_hidden_states", dtype, ("B", "L", config.cross_attention_dim)),
         ]
         if self.has_added:
-            pooled = (
-                config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-            )
+            ids = self.time_ids * config.addition_time_embed_dim
+            pooled = config.projection_class_embeddings_input_dim - ids
             inputs.append(TensorSpec("text_embeds", dtype, ("B", pooled)))
-            inputs.append(TensorSpec("time_ids", "float32", ("B", 6)))
+            inputs.append(TensorSpec("time_ids", "float32", ("B", self.time_ids)))
         if self.cond_dim is not None:
             inputs.append(TensorSpec("timestep_cond", dtype, ("B", self.cond_dim)))
+        if self.ip_tokens is not None:
+            tokens = ("B", self.ip_tokens, config.cross_attention_dim)
+            inputs.append(TensorSpec("ip_hidden_states", dtype, tokens))
+            inputs.append(TensorSpec("ip_scale", "float32", (1,)))
         inputs.append(TensorSpec("freeu", "float32", (4,)))
         output = TensorSpec("noise_pred", dtype, ("B", config.out_channels, "h", "w"))
         return EngineSpec(tuple(inputs), (output,))
@@ -128,6 +152,8 @@ class ExportUNet(ExportComponent):
             return torch.rand(shape, generator=generator) * 999
         if tensor.name == "time_ids":
             return torch.randint(0, 1024, shape, generator=generator).float()
+        if tensor.name == "ip_scale":
+            return torch.tensor([0.6])
         if tensor.name == "freeu":
             return torch.tensor([1.2, 1.4, 0.9, 0.2])
         return super().example_input(tensor, shape, generator)
@@ -142,19 +168,20 @@ class ExportUNet(ExportComponent):
         unet = self.unet
         extra = dict(zip([t.name for t in self.spec.inputs[3:]], rest, strict=True))
         embedding = self._embed_time(sample.dtype, timestep, extra)
+        context: Any = encoder_hidden_states
+        if self.ip_tokens is not None:
+            context = (encoder_hidden_states, extra["ip_hidden_states"], extra["ip_scale"])
         hidden = unet.conv_in(sample)
         skips = [hidden]
         for block in unet.down_blocks:
             if getattr(block, "has_cross_attention", False):
-                hidden, produced = block(
-                    hidden, embedding, encoder_hidden_states=encoder_hidden_states
-                )
+                hidden, produced = block(hidden, embedding, encoder_hidden_states=context)
             else:
                 hidden, produced = block(hidden, embedding)
             skips.extend(produced)
-        hidden = unet.mid_block(hidden, embedding, encoder_hidden_states=encoder_hidden_states)
+        hidden = unet.mid_block(hidden, embedding, encoder_hidden_states=context)
         for block in unet.up_blocks:
-            hidden = block(hidden, skips, embedding, encoder_hidden_states, extra["freeu"])
+            hidden = block(hidden, skips, embedding, context, extra["freeu"])
         return unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
 
     def _embed_time(
@@ -166,7 +193,8 @@ class ExportUNet(ExportComponent):
         )
         if self.has_added:
             ids = unet.add_time_proj(extra["time_ids"].flatten())
-            ids = ids.reshape(-1, 6 * unet.config.addition_time_embed_dim).to(dtype)
+            width = self.time_ids * unet.config.addition_time_embed_dim
+            ids = ids.reshape(-1, width).to(dtype)
             embedding = embedding + unet.add_embedding(
                 torch.cat([extra["text_embeds"], ids], dim=-1)
             )

@@ -16,12 +16,14 @@ DEFAULT_GUIDANCE: dict[Family, float] = {"sd": 7.5, "sdxl": 5.0}
 
 @dataclass(frozen=True)
 class Architecture:
-    """Configurations of a family's networks, as diffusers and transformers take them."""
+    """Configurations of a family's networks, as diffusers and transformers take them. SDXL's
+    refiner has its second text encoder alone."""
 
     family: Family
     unet: dict[str, Any]
     vae: dict[str, Any]
     text_encoders: tuple[dict[str, Any], ...]
+    is_refiner: bool = False
     scheduler: dict[str, Any] = field(default_factory=dict)
 
 
@@ -95,15 +97,22 @@ SD15 = Architecture(
     text_encoders=(_CLIP_L,),
     scheduler=_SCHEDULER,
 )
-SD21 = Architecture(
+SD20 = Architecture(
     family="sd",
     unet={
         **_SD_UNET,
-        "sample_size": 96,
+        "sample_size": 64,
         "cross_attention_dim": 1024,
         "attention_head_dim": (5, 10, 20, 20),
         "use_linear_projection": True,
     },
+    vae=_VAE,
+    text_encoders=(_OPENCLIP_H,),
+    scheduler=_SCHEDULER,
+)
+SD21 = Architecture(
+    family="sd",
+    unet={**SD20.unet, "sample_size": 96},
     vae={**_VAE, "sample_size": 768},
     text_encoders=(_OPENCLIP_H,),
     scheduler={**_SCHEDULER, "prediction_type": "v_prediction"},
@@ -130,6 +139,28 @@ SDXL = Architecture(
     text_encoders=(_CLIP_L, _OPENCLIP_BIGG),
     scheduler={**_SCHEDULER, "timestep_spacing": "leading", "steps_offset": 1},
 )
+SDXL_REFINER = Architecture(
+    family="sdxl",
+    unet={
+        **SDXL.unet,
+        "block_out_channels": (384, 768, 1536, 1536),
+        "down_block_types": (
+            "DownBlock2D",
+            "CrossAttnDownBlock2D",
+            "CrossAttnDownBlock2D",
+            "DownBlock2D",
+        ),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": 4,
+        "attention_head_dim": (6, 12, 24, 24),
+        "cross_attention_dim": 1280,
+        "projection_class_embeddings_input_dim": 2560,
+    },
+    vae=SDXL.vae,
+    text_encoders=(_OPENCLIP_BIGG,),
+    is_refiner=True,
+    scheduler=SDXL.scheduler,
+)
 SDXL_TURBO = Architecture(
     family="sdxl",
     unet={**SDXL.unet, "sample_size": 64},
@@ -140,6 +171,7 @@ SDXL_TURBO = Architecture(
 
 KNOWN_MODELS: dict[str, KnownModel] = {
     "sdxl": KnownModel("stabilityai/stable-diffusion-xl-base-1.0", SDXL),
+    "sdxl-refiner": KnownModel("stabilityai/stable-diffusion-xl-refiner-1.0", SDXL_REFINER),
     "sdxl-turbo": KnownModel("stabilityai/sdxl-turbo", SDXL_TURBO, guidance_scale=0.0),
     "sd15": KnownModel("stable-diffusion-v1-5/stable-diffusion-v1-5", SD15),
     "sd21": KnownModel("stabilityai/stable-diffusion-2-1", SD21),

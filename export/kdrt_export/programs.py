@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from kdrt_engines.torch_eager import ALIGNMENT, PLACES
 from kdrt_export.components import ExportComponent
 
 
@@ -16,6 +18,9 @@ def program_from_component(component: ExportComponent, dims: dict[str, int], pat
 
     ``dims`` are the sizes it is traced at; each must be at least 2, since torch.export takes 0
     and 1 for constants.
+
+    Beside the weights goes how their addresses were aligned: matrix kernels on a CPU sum in an
+    order that depends on it, and with the same alignment the same checkpoint gives the same bits.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     dims = {symbol: max(size, 2) for symbol, size in dims.items()}
@@ -35,7 +40,10 @@ def program_from_component(component: ExportComponent, dims: dict[str, int], pat
             dynamic_shapes={"inputs": shapes},
             strict=False,
         )
-    torch.export.save(program, path)
+    addresses = {
+        name: parameter.data_ptr() % ALIGNMENT for name, parameter in program.named_parameters()
+    }
+    torch.export.save(program, path, extra_files={PLACES: json.dumps(addresses)})
 
 
 class _Positional(nn.Module):

@@ -81,6 +81,12 @@ def _from_file(path: Path, own: AutoencoderKL, allow_pickle: bool) -> Autoencode
             raise SourceError(f"{path.name} is no VAE of this model: {_reason(error)}") from error
 
 
+def vae_name(source: str) -> str:
+    """What a bundle says of a VAE's source: a hub id as it is, of a path the last part."""
+    path = Path(source).expanduser()
+    return path.resolve().name if path.exists() else source
+
+
 def vae_dtype(
     vae: AutoencoderKL, precision: torch.dtype, own: torch.dtype | None, report: Report
 ) -> torch.dtype:

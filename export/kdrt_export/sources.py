@@ -6,6 +6,7 @@ A :class:`Source` hands out one float32 network at a time, so that an export nev
 from __future__ import annotations
 
 import json
+import tempfile
 from abc import ABC, abstractmethod
 from importlib import resources
 from pathlib import Path
@@ -21,6 +22,8 @@ from transformers import (
 )
 
 from kdrt.image_input import CLIP_MEAN, CLIP_STD
+from kdrt_export.checkpoint_file import detect, read_header, write_config
+from kdrt_export.clip_vocabulary import tokenizer_for
 from kdrt_export.errors import SourceError, UnsupportedModel
 from kdrt_export.families import DEFAULT_GUIDANCE, KNOWN_MODELS, Architecture, Family
 
@@ -53,6 +56,12 @@ class Source(ABC):
     revision: str | None = None
     guidance_scale: float | None = None
     zeros_for_empty_negative: bool = False
+    kind: str = ""
+    """What it is, for people: ``SDXL inpainting``; empty where nothing is known but the family."""
+    remark: str = ""
+    """What could not be told for certain."""
+    is_refiner: bool = False
+    """SDXL's refiner: the second text encoder alone, and an aesthetic score for a target size."""
     scheduler: dict[str, Any]
     """The scheduler's configuration, only with the keys its file really holds."""
 
@@ -74,7 +83,14 @@ class Source(ABC):
 
     @property
     def text_encoders(self) -> int:
-        return 2 if self.family == "sdxl" else 1
+        return len(self.encoder_indices)
+
+    @property
+    def encoder_indices(self) -> tuple[int, ...]:
+        """Which of the two places for text encoders are taken: 0, 1 or both."""
+        if self.is_refiner:
+            return (1,)
+        return (0, 1) if self.family == "sdxl" else (0,)
 
     @property
     def default_guidance_scale(self) -> float:
@@ -97,7 +113,8 @@ def open_source(
             folder, or a single-file checkpoint.
         revision: branch, tag or commit of a hub id.
         allow_pickle: accept pickled weights (read with ``weights_only``).
-        config: a diffusers folder that says what a single-file checkpoint is, for use offline.
+        config: a diffusers folder that says what a single-file checkpoint is, where that cannot
+            be told from the file.
         random_weights: the architecture of a short name or folder with weights drawn from ``seed``.
 
     Raises:
@@ -178,9 +195,11 @@ class FolderSource(Source):
                 "text-to-image pipelines"
             )
         self.family = _PIPELINES[pipeline]
+        self.pipeline_class = pipeline
         self.zeros_for_empty_negative = bool(
             index.get("force_zeros_for_empty_prompt", self.family == "sdxl")
         )
+        self.is_refiner = self.family == "sdxl" and bool(index.get("requires_aesthetics_score"))
         scheduler = path / "scheduler" / "scheduler_config.json"
         self.scheduler = _read_json(scheduler, f"{path} has no scheduler")
 
@@ -236,8 +255,6 @@ class SingleFileSource(Source):
     """A checkpoint as shared by the community: one file, converted by diffusers."""
 
     def __init__(self, path: Path, *, allow_pickle: bool, config: Path | None) -> None:
-        from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-
         if path.suffix in _PICKLES and not allow_pickle:
             raise SourceError(
                 f"{path.name} is a pickle, which can run code when opened: get a .safetensors "
@@ -245,35 +262,23 @@ class SingleFileSource(Source):
             )
         if path.suffix not in {".safetensors", *_PICKLES}:
             raise SourceError(f"{path.name} is no checkpoint; .safetensors or .ckpt is needed")
-        keys = _checkpoint_keys(path)
-        is_xl = any(key.startswith("conditioner.embedders.1.") for key in keys)
-        if not any(key.startswith("model.diffusion_model.") for key in keys):
-            raise UnsupportedModel(
-                f"{path.name} holds no Stable Diffusion UNet (a LoRA or a VAE alone?); give a "
-                "full checkpoint"
-            )
-        kind = StableDiffusionXLPipeline if is_xl else StableDiffusionPipeline
-        options: dict[str, Any] = (
-            {} if config is None else {"config": str(config), "local_files_only": True}
-        )
-        if not is_xl:
-            options |= {"safety_checker": None, "feature_extractor": None}
-        try:
-            self.pipeline = kind.from_single_file(str(path), torch_dtype=torch.float32, **options)
-        except Exception as error:  # diffusers raises whatever the file's content leads it to
-            reason = (
-                str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            )
-            raise SourceError(
-                f"cannot read {path.name}: {reason}; offline, say what the file is with --config "
-                "and a diffusers folder of the same family"
-            ) from error
         self.name, self.origin = path.stem, path.name
-        self.family = "sdxl" if is_xl else "sd"
-        self.zeros_for_empty_negative = is_xl
-        public = {k: v for k, v in self.pipeline.scheduler.config.items() if not k.startswith("_")}
-        defaulted = self.pipeline.scheduler.config.get("_use_default_values", [])
-        self.scheduler = {k: v for k, v in public.items() if k not in defaulted}
+        if config is not None:
+            described = FolderSource(config, name=path.stem, origin=path.name)
+            self.kind, self.remark = described.kind, ""
+            self.is_refiner, self.family = described.is_refiner, described.family
+            self.scheduler = described.scheduler
+            self.pipeline = _convert(path, described.pipeline_class, config)
+        else:
+            kind = detect(read_header(path), path.name)
+            self.kind, self.remark = kind.label, kind.remark
+            self.is_refiner = kind.architecture.is_refiner
+            self.family = kind.architecture.family
+            self.scheduler = kind.architecture.scheduler
+            with tempfile.TemporaryDirectory() as folder:
+                write_config(kind, Path(folder))
+                self.pipeline = _convert(path, kind.pipeline, Path(folder))
+        self.zeros_for_empty_negative = self.family == "sdxl"
 
     def unet(self) -> UNet2DConditionModel:
         return _frozen(self._take("unet"))
@@ -294,12 +299,13 @@ class SingleFileSource(Source):
 
 
 class RandomSource(Source):
-    """A real architecture with random weights and the demo model's tokenizers."""
+    """A real architecture with random weights and its own tokenizers."""
 
     def __init__(self, architecture: Architecture, *, name: str, seed: int) -> None:
         self.architecture, self.seed = architecture, seed
         self.name, self.origin = f"{name}-random", f"{name} with random weights, seed {seed}"
         self.family = architecture.family
+        self.is_refiner = architecture.is_refiner
         self.scheduler = architecture.scheduler
         self.zeros_for_empty_negative = self.family == "sdxl"
 
@@ -310,18 +316,43 @@ class RandomSource(Source):
         return _frozen(self._seeded(lambda: AutoencoderKL(**self.architecture.vae)))
 
     def text_encoder(self, index: int) -> TextModel:
-        config = CLIPTextConfig(**self.architecture.text_encoders[index])
+        place = self.encoder_indices.index(index)
+        config = CLIPTextConfig(**self.architecture.text_encoders[place])
         kind = CLIPTextModelWithProjection if index else CLIPTextModel
         return _frozen(self._seeded(lambda: kind(config)))
 
     def tokenizer(self, index: int) -> CLIPTokenizer:
-        folder = demo_folder() / f"tokenizer{_suffix(index)}"
-        return CLIPTokenizer.from_pretrained(str(folder))
+        place = self.encoder_indices.index(index)
+        return tokenizer_for(self.architecture.text_encoders[place])
 
     def _seeded(self, make: Any) -> Any:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             return make()
+
+
+def _convert(path: Path, pipeline: str, config: Path) -> Any:
+    """The pipeline of a checkpoint, of the diffusers class of that name."""
+    import diffusers
+
+    options = {}
+    if "XL" not in pipeline:
+        options = {"safety_checker": None, "feature_extractor": None}
+    try:
+        return getattr(diffusers, pipeline).from_single_file(
+            str(path),
+            config=str(config),
+            local_files_only=True,
+            torch_dtype=torch.float32,
+            **options,
+        )
+    except Exception as error:  # diffusers raises whatever the file's content leads it to
+        text = str(error).strip()
+        reason = text.splitlines()[0] if text else type(error).__name__
+        raise SourceError(
+            f"cannot read {path.name}: {reason}; where it is of another architecture, say which "
+            "with --config and a diffusers folder of the same kind"
+        ) from error
 
 
 def _random_source(source: str, path: Path, seed: int) -> Source:
@@ -339,9 +370,14 @@ def _random_source(source: str, path: Path, seed: int) -> Source:
         raw = _read_json(folder / name / "config.json", f"{folder} has no {name}")
         return {k: v for k, v in raw.items() if not k.startswith("_")}
 
-    encoders = tuple(config(f"text_encoder{_suffix(i)}") for i in range(opened.text_encoders))
+    encoders = tuple(config(f"text_encoder{_suffix(i)}") for i in opened.encoder_indices)
     architecture = Architecture(
-        opened.family, config("unet"), config("vae"), encoders, opened.scheduler
+        opened.family,
+        config("unet"),
+        config("vae"),
+        encoders,
+        opened.is_refiner,
+        opened.scheduler,
     )
     return RandomSource(architecture, name=source if source == "demo" else path.name, seed=seed)
 
@@ -376,16 +412,3 @@ def _read_json(path: Path, otherwise: str) -> dict[str, Any]:
         raise SourceError(f"{otherwise}: {path.name} is missing") from error
     except ValueError as error:
         raise SourceError(f"{otherwise}: {path.name} is not JSON") from error
-
-
-def _checkpoint_keys(path: Path) -> list[str]:
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors import safe_open
-
-            with safe_open(str(path), framework="pt") as file:
-                return list(file.keys())
-        state = torch.load(path, map_location="meta", weights_only=True)
-        return list(state.get("state_dict", state))
-    except Exception as error:  # a damaged file raises one of many types
-        raise SourceError(f"{path.name} is damaged or holds more than weights") from error

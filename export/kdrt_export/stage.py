@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
@@ -16,6 +17,7 @@ from kdrt.bundle import (
     Baked,
     BakedLora,
     Component,
+    IpAdapterFacts,
     LatentFacts,
     Manifest,
     Precision,
@@ -37,11 +39,13 @@ from kdrt_export.components import (
     vae_tile,
 )
 from kdrt_export.errors import ExportError, UnsupportedModel
+from kdrt_export.ip_adapter import VARIANT as IP_ADAPTER
+from kdrt_export.ip_adapter import ExportImageEncoder, IpAdapter
 from kdrt_export.lora import LorasToBake
 from kdrt_export.preview_decoder import ExportPreviewDecoder, load_preview_decoder
 from kdrt_export.preview_factors import Factors, preview_factors
 from kdrt_export.programs import program_from_component
-from kdrt_export.replacement_vae import replacement_vae, vae_dtype
+from kdrt_export.replacement_vae import replacement_vae, vae_dtype, vae_name
 from kdrt_export.report import Report, Silent
 from kdrt_export.sources import Source, download_files, open_source
 from kdrt_export.tokenizers import write_text_files
@@ -50,6 +54,7 @@ from kdrt_export.verify import make_cases, sizes, verification_engine, verify
 from kdrt_export.vision import ExportSafetyChecker
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+Network = TypeVar("Network", bound=torch.nn.Module)
 TARGETS = ("onnxruntime", "torch")
 _VAE_TRACED = {"B": 1, "h": 6, "w": 5}
 _VAE_VERIFIED = [{"B": 2, "h": 8, "w": 12}, {"B": 1, "h": 9, "w": 7}]
@@ -71,9 +76,13 @@ def export(
     fuse_qkv: bool = True,
     loras: Sequence[tuple[Path, float]] = (),
     safety_checker: bool | None = None,
+    variants: Sequence[str] = (),
+    ip_adapter: str | None = None,
+    image_encoder: Path | None = None,
     allow_pickle: bool = False,
     revision: str | None = None,
     config: Path | None = None,
+    prediction_type: str | None = None,
     report: Report | None = None,
 ) -> Path:
     """Export a model and return the bundle's folder.
@@ -92,9 +101,14 @@ def export(
         fuse_qkv: concatenate attention projections.
         loras: files to merge into the weights, with their scales.
         safety_checker: export the model's safety checker; None does so if it has one.
+        variants: what to keep besides: ``unfused-qkv``, or ``fused-qkv`` without ``fuse_qkv``.
+        ip_adapter: see :class:`kdrt_export.ip_adapter.IpAdapter`; kept as a variant.
+        image_encoder: the folder of its image encoder.
         allow_pickle: accept pickled weights.
         revision: of a hub id.
         config: a diffusers folder that describes a single-file checkpoint.
+        prediction_type: ``epsilon`` or ``v_prediction``, where the source does not say it or says
+            it wrongly.
         report: told of every stage.
 
     Raises:
@@ -102,10 +116,12 @@ def export(
         OutputError: the bundle cannot be written. In every case the old bundle stays.
     """
     _check_choices(precision, targets)
+    check_variants(variants, fuse_qkv)
     _check_choices(vae_precision, ())
     if precision == "auto":
         precision = "fp16" if torch.cuda.is_available() else "fp32"
     report = report or Silent()
+    adapter = None if ip_adapter is None else IpAdapter(ip_adapter, image_encoder)
     baked_loras = LorasToBake(loras, allow_pickle=allow_pickle)
     report.start(f"open {source}")
     opened = open_source(
@@ -117,7 +133,12 @@ def export(
         seed=seed,
     )
     name = name or opened.name
-    report.done(f"{opened.family}, {precision}")
+    if prediction_type is not None:
+        opened.scheduler = {**opened.scheduler, "prediction_type": prediction_type}
+    predicts = opened.scheduler.get("prediction_type", "epsilon")
+    report.done(f"{opened.kind or opened.family}, {predicts}, {precision}")
+    if opened.remark and prediction_type is None:
+        report.note(opened.remark)
     folder = output or home() / "bundles" / name.replace("/", "--")
     with new_bundle(folder) as partial:
         job = _Job(opened, partial, PRECISIONS[precision], fuse_qkv, baked_loras, report)
@@ -127,6 +148,8 @@ def export(
             job.load_vae = lambda: replacement_vae(
                 vae, opened.vae, download_files, allow_pickle=allow_pickle
             )
+        job.variants = {variant: {} for variant in variants}
+        job.ip_adapter = adapter
         if preview_decoder is not None:
             job.tiny = load_preview_decoder(preview_decoder, download_files)
         components = {
@@ -151,9 +174,11 @@ def export(
                     fused_qkv=fuse_qkv,
                     freeu=True,
                     loras=job.baked_loras,
-                    vae=vae,
+                    vae=vae_name(vae) if vae else None,
                     preview_decoder=preview_decoder,
                 ),
+                variants=job.variants,
+                ip_adapter=job.ip_facts,
                 tools=_tool_versions(),
             ),
         )
@@ -181,6 +206,9 @@ class _Job:
     baked_loras: tuple[BakedLora, ...]
     with_safety_checker: bool | None = None
     preview: Factors
+    variants: dict[str, dict[str, str]]
+    ip_adapter: IpAdapter | None
+    ip_facts: IpAdapterFacts | None = None
     tiny: AutoencoderTiny | None = None
 
     def __init__(
@@ -199,7 +227,7 @@ class _Job:
         self.scheduler = scheduler_facts(source.scheduler, report)
 
     def parts(self) -> Iterator[_Part]:
-        for index in range(self.source.text_encoders):
+        for index in self.source.encoder_indices:
             yield self._text_encoder(index)
         if self.with_safety_checker is not False:
             yield from self._safety_checker()
@@ -208,17 +236,19 @@ class _Job:
         dtype = vae_dtype(vae, self.dtype, self.vae_precision, self.report)
         self.preview = preview_factors(vae)
         self.report.done()
-        decoder = ExportVaeDecoder(vae, fuse_qkv=self.fuse_qkv)
-        encoder = ExportVaeEncoder(vae, fuse_qkv=self.fuse_qkv)
-        yield _Part("vae_decoder", decoder, _VAE_TRACED, _VAE_VERIFIED, dtype)
-        yield _Part("vae_encoder", encoder, _VAE_TRACED, _VAE_VERIFIED, dtype)
+        for variant, network, fuse in self._fusings(vae):
+            decoder = ExportVaeDecoder(network, fuse_qkv=fuse)
+            encoder = ExportVaeEncoder(network, fuse_qkv=fuse)
+            for name, part in (("vae_decoder", decoder), ("vae_encoder", encoder)):
+                named = self._named(name, variant)
+                yield _Part(named, part, _VAE_TRACED, _VAE_VERIFIED, dtype)
         scale, channels = vae_scale(vae), vae.config.latent_channels
         self.vae_tile = vae_tile(vae)
-        del vae, decoder, encoder  # the UNet is next, and largest
+        del vae, network, decoder, encoder, part  # the UNet is next, and largest
         if self.tiny is not None:
             tiny = ExportPreviewDecoder(self.tiny, channels=channels, scale=scale)
             yield _Part("preview_decoder", tiny, _VAE_TRACED, _VAE_VERIFIED, self.dtype)
-        yield self._unet(scale)
+        yield from self._unet(scale)
 
     def _text_encoder(self, index: int) -> _Part:
         name = f"text_encoder{f'_{index + 1}' if index else ''}"
@@ -250,12 +280,11 @@ class _Job:
                 "give kdrt an image_filter of your own"
             )
 
-    def _unet(self, scale: int) -> _Part:
+    def _unet(self, scale: int) -> Iterator[_Part]:
         self.report.start("unet: load")
         unet = self.source.unet()
         self.loras.merge("unet", unet)
         self.baked_loras = self.loras.baked(self.report)
-        component = ExportUNet(unet, fuse_qkv=self.fuse_qkv)
         channels = unet.config.out_channels
         size = unet.config.sample_size or 64
         height, width = size if isinstance(size, (tuple, list)) else (size, size)
@@ -279,7 +308,44 @@ class _Job:
             {"B": 1, "h": 16, "w": 8, "L": length},
             {"B": 3, "h": 9, "w": 15, "L": 2 * length},
         ]
-        return _Part("unet", component, {"B": 2, "h": 12, "w": 10, "L": 7}, verified, self.dtype)
+        traced = {"B": 2, "h": 12, "w": 10, "L": 7}
+        time_ids = 5 if self.source.is_refiner else 6
+        if self.ip_adapter is not None:
+            network = copy.deepcopy(unet)
+            yield from self._image_prompt(self.ip_adapter, network)
+            tokens = self.ip_facts.tokens if self.ip_facts else None
+            component = ExportUNet(
+                network, fuse_qkv=self.fuse_qkv, ip_tokens=tokens, time_ids=time_ids
+            )
+            self.variants[IP_ADAPTER] = {}
+            named = self._named("unet", IP_ADAPTER)
+            yield _Part(named, component, traced, verified, self.dtype)
+        for variant, network, fuse in self._fusings(unet):
+            component = ExportUNet(network, fuse_qkv=fuse, time_ids=time_ids)
+            yield _Part(self._named("unet", variant), component, traced, verified, self.dtype)
+
+    def _image_prompt(self, adapter: IpAdapter, unet: Any) -> Iterator[_Part]:
+        """What comes before the UNet, which gets its attention to images here."""
+        projection, encoder = adapter.attach(unet), adapter.encoder()
+        self.ip_facts = adapter.facts(projection, encoder)
+        verified = [{"B": 1}, {"B": 3}]
+        yield _Part("image_projection", projection, {"B": 2}, verified, self.dtype)
+        if encoder is not None:
+            component = ExportImageEncoder(encoder)
+            yield _Part("image_encoder", component, {"B": 2}, verified, self.dtype)
+
+    def _fusings(self, network: Network) -> Iterator[tuple[str | None, Network, bool]]:
+        """A network as it is exported, and before that a copy for the other way to project."""
+        for variant in [name for name in self.variants if name != IP_ADAPTER]:
+            yield variant, copy.deepcopy(network), not self.fuse_qkv
+        yield None, network, self.fuse_qkv
+
+    def _named(self, name: str, variant: str | None) -> str:
+        """The component's name, after making a note of which one it stands in for."""
+        if variant is None:
+            return name
+        self.variants[variant] = {**self.variants[variant], name: f"{name}-{variant}"}
+        return f"{name}-{variant}"
 
 
 def _export_part(part: _Part, folder: Path, targets: Sequence[str], report: Report) -> Component:
@@ -322,8 +388,7 @@ def scheduler_facts(config: dict[str, Any], report: Report) -> SchedulerFacts:
     of diffusers' LMSDiscreteScheduler, whatever scheduler it names.
 
     Raises:
-        UnsupportedModel: the model predicts neither noise nor velocity, or noise at a signal of
-            zero.
+        UnsupportedModel: the model predicts neither noise nor velocity.
     """
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in ("epsilon", "v_prediction"):
@@ -332,10 +397,11 @@ def scheduler_facts(config: dict[str, Any], report: Report) -> SchedulerFacts:
         )
     zero_snr = bool(config.get("rescale_betas_zero_snr", False))
     if zero_snr and prediction == "epsilon":
-        raise UnsupportedModel(
-            "this scheduler asks for rescale_betas_zero_snr, a first timestep of noise alone, and "
-            "a model that predicts noise (epsilon) cannot begin there; set it to false in "
-            "scheduler_config.json, or prediction_type to v_prediction if that is what it is"
+        zero_snr = False
+        report.note(
+            "rescale_betas_zero_snr is ignored, as the removed pipelines did: a model that "
+            "predicts noise (epsilon) cannot begin at noise alone; if this one predicts velocity, "
+            "set prediction_type to v_prediction in scheduler_config.json"
         )
     if zero_snr:
         report.note(
@@ -365,6 +431,17 @@ def _check_choices(precision: str, targets: Sequence[str]) -> None:
     unknown = [target for target in targets if target not in TARGETS]
     if unknown:
         raise ExportError(f"'{unknown[0]}' is no target; choose {' or '.join(TARGETS)}")
+
+
+def check_variants(variants: Sequence[str], fuse_qkv: bool) -> None:
+    """Raises ExportError: a variant is unknown, or is what the bundle holds anyway."""
+    possible = "unfused-qkv" if fuse_qkv else "fused-qkv"
+    for variant in variants:
+        if variant != possible:
+            raise ExportError(
+                f"'{variant}' is no variant of an export {'with' if fuse_qkv else 'without'} fused "
+                f"projections; choose {possible}"
+            )
 
 
 def _info(tensor: TensorSpec) -> TensorInfo:

@@ -77,7 +77,7 @@ def verification_engine(component: ExportComponent, model: Path, precision: str)
     the rewritten network runs in PyTorch instead, and the manifest says so."""
     if precision == "bf16":
         return TorchEngine(component, component.spec)
-    return OrtEngine(model, component.spec, prepack=False)
+    return OrtEngine(model, component.spec, lean=True)
 
 
 def sizes(dims: dict[str, int]) -> str:

@@ -54,6 +54,11 @@ class ExportSafetyChecker(ExportComponent):
     follows from them is a rule for the host: :func:`kdrt.safety.is_flagged`.
     """
 
+    special_directions: torch.Tensor
+    special_thresholds: torch.Tensor
+    concept_directions: torch.Tensor
+    concept_thresholds: torch.Tensor
+
     def __init__(self, checker: Any) -> None:
         super().__init__()
         self._source = [checker]

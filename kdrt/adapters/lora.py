@@ -29,6 +29,10 @@ NETWORKS = ("unet", "text_encoder", "text_encoder_2")
 """What a LoRA can change."""
 
 
+Scale = float | Mapping[str, float]
+"""How strong a LoRA is: a number, or one by network, with 1 for those that are not named."""
+
+
 class AdapterWarning(UserWarning):
     """Part of an adapter has no effect on this model."""
 
@@ -45,9 +49,25 @@ class Lora:
     """
 
     name: str
-    scale: float
+    scale: Scale
     file: LoraFile
     unmatched: tuple[str, ...]
+
+    def scale_of(self, network: str) -> float:
+        """How strong it is in one network; 0 where it has no layers."""
+        if network not in self.file.layers:
+            return 0.0
+        return self.scale.get(network, 1.0) if isinstance(self.scale, Mapping) else self.scale
+
+    @property
+    def is_active(self) -> bool:
+        return any(self.scale_of(network) for network in NETWORKS)
+
+    def told(self) -> str:
+        """The scale as text: ``0.8``, or ``unet=0.8 text_encoder=0``."""
+        if isinstance(self.scale, Mapping):
+            return " ".join(f"{network}={value:g}" for network, value in self.scale.items())
+        return f"{self.scale:g}"
 
 
 @dataclass(frozen=True)
@@ -91,9 +111,9 @@ class LoraStack:
     def load(
         self,
         engines: Mapping[str, Engine],
-        path: Path,
+        source: Path | LoraFile,
         name: str | None = None,
-        scale: float = 1.0,
+        scale: Scale = 1.0,
         *,
         allow_pickle: bool = False,
     ) -> Changed:
@@ -107,24 +127,27 @@ class LoraStack:
             AdapterWarning: some of its layers do not exist in this model.
         """
         started = time.perf_counter()
-        name = path.stem if name is None else name
+        file = source
+        if not isinstance(file, LoraFile):
+            file = read_lora(file, allow_pickle=allow_pickle)
+        name = file.path.stem if name is None else name
         if name in self._loras:
             raise InvalidRequest(
                 f"a LoRA called '{name}' is loaded already; give this one another name, or unload "
                 "that one first"
             )
-        lora = self._read(path, name, _scale(name, scale), allow_pickle)
+        lora = self._matched(file, name, _scale(name, scale))
         changed = self._apply(engines, {**self._loras, name: lora}, started)
         if lora.unmatched:
             warnings.warn(
-                f"{len(lora.unmatched)} of {len(lora.file)} layers of {path.name} do not exist in "
-                f"this model and have no effect: {_some(lora.unmatched)}",
+                f"{len(lora.unmatched)} of {len(lora.file)} layers of {file.path.name} do not "
+                f"exist in this model and have no effect: {_some(lora.unmatched)}",
                 AdapterWarning,
                 stacklevel=3,
             )
         return changed
 
-    def set(self, engines: Mapping[str, Engine], scales: Mapping[str, float]) -> Changed:
+    def set(self, engines: Mapping[str, Engine], scales: Mapping[str, Scale]) -> Changed:
         """Use exactly these LoRAs, at these scales; the others stay loaded, at 0.
 
         Raises:
@@ -173,8 +196,7 @@ class LoraStack:
             self._components, self._networks, self._applied = before
             raise
 
-    def _read(self, path: Path, name: str, scale: float, allow_pickle: bool) -> Lora:
-        file = read_lora(path, allow_pickle=allow_pickle)
+    def _matched(self, file: LoraFile, name: str, scale: Scale) -> Lora:
         unmatched = [
             f"{network}.{layer}"
             for network, layers in file.layers.items()
@@ -183,8 +205,8 @@ class LoraStack:
         if len(unmatched) == len(file):
             model = self._bundle.manifest
             raise InvalidRequest(
-                f"no layer of {path.name} exists in '{model.name}' (family {model.family}): it is "
-                f"made for another kind of model; it has {_some(unmatched)}"
+                f"no layer of {file.path.name} exists in '{model.name}' (family {model.family}): "
+                f"it is made for another kind of model; it has {_some(unmatched)}"
             )
         return Lora(name, scale, file, tuple(unmatched))
 
@@ -214,9 +236,9 @@ class LoraStack:
 
     def _merge(self, network: str, loras: Mapping[str, Lora]) -> dict[str, Tensor]:
         active = [
-            (self._place(lora.file, network), lora.scale)
+            (self._place(lora.file, network), lora.scale_of(network))
             for lora in loras.values()
-            if lora.scale and network in lora.file.layers
+            if lora.scale_of(network)
         ]
         return merged(active, self._network(network).read, " or ".join(loras))
 
@@ -253,13 +275,25 @@ class _Network:
 def _recipe(network: str, loras: Mapping[str, Lora]) -> tuple[tuple[str, float], ...]:
     """What the weights of a network are made of: equal recipes, equal weights."""
     return tuple(
-        (lora.file.sha256, lora.scale)
+        (lora.file.sha256, lora.scale_of(network))
         for lora in loras.values()
-        if lora.scale and network in lora.file.layers
+        if lora.scale_of(network)
     )
 
 
-def _scale(name: str, value: object) -> float:
+def _scale(name: str, value: object) -> Scale:
+    if isinstance(value, Mapping):
+        unknown = [network for network in value if network not in NETWORKS]
+        if unknown:
+            raise InvalidRequest(
+                f"the scale of LoRA '{name}' names {unknown[0]!r}; the networks are "
+                f"{', '.join(NETWORKS)}"
+            )
+        return {network: _number(name, number) for network, number in value.items()}
+    return _number(name, value)
+
+
+def _number(name: str, value: object) -> float:
     number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
     if not math.isfinite(number):
         raise InvalidRequest(f"the scale of LoRA '{name}' must be a finite number, not {value!r}")
@@ -267,7 +301,7 @@ def _scale(name: str, value: object) -> float:
 
 
 def _export_options(loras: Mapping[str, Lora]) -> str:
-    return " ".join(f"--lora {lora.file.path}:{lora.scale:g}" for lora in loras.values())
+    return " ".join(f"--lora {lora.file.path}:{lora.told()}" for lora in loras.values())
 
 
 def _some(names: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ with the names a network really has.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import re
@@ -125,6 +126,19 @@ def read_lora(path: Path, *, allow_pickle: bool = False) -> LoraFile:
     path = path.expanduser()
     tensors, metadata = _load(path, allow_pickle)
     return LoraFile(path, sha256(path), parse_lora(tensors, metadata, path.name))
+
+
+def lora_from_tensors(tensors: Mapping[str, Tensor], name: str = "LoRA") -> LoraFile:
+    """A LoRA that is in memory already, as :func:`read_lora` would give it.
+
+    Raises:
+        InvalidRequest: see :func:`read_lora`.
+    """
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        raw = tensors[key].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(key.encode() + raw.numpy().tobytes())
+    return LoraFile(Path(name), digest.hexdigest(), parse_lora(tensors, None, name))
 
 
 def lora_option(text: str) -> tuple[Path, float]:

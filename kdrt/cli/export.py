@@ -122,7 +122,15 @@ def export(
         typer.Option(
             metavar="DIR",
             show_default=False,
-            help="A diffusers folder that says what a checkpoint file is, for use offline.",
+            help="A diffusers folder that says what a checkpoint file is, where kdrt cannot tell.",
+        ),
+    ] = None,
+    prediction_type: Annotated[
+        str | None,
+        typer.Option(
+            metavar="epsilon|v_prediction",
+            show_default="as detected",
+            help="What the model predicts, where the source does not say it or is wrong.",
         ),
     ] = None,
     fuse_qkv: Annotated[
@@ -146,6 +154,30 @@ def export(
             "--safety-checker/--no-safety-checker",
             show_default="if the model has one",
             help="Export the model's safety checker, which blacks out what it flags.",
+        ),
+    ] = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="unfused-qkv|fused-qkv",
+            show_default=False,
+            help="Keep the networks the other way too, for [cyan]pipe.use_variant[/].",
+        ),
+    ] = None,
+    ip_adapter: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|HUB:FILE",
+            show_default=False,
+            help="Keep a variant of the UNet with this IP-Adapter, for pictures as prompts.",
+        ),
+    ] = None,
+    image_encoder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            show_default="image_encoder beside the IP-Adapter",
+            help="The CLIP vision model of the IP-Adapter.",
         ),
     ] = None,
     allow_pickle: Annotated[
@@ -216,11 +248,15 @@ def export(
                 random_weights=random_weights,
                 seed=seed,
                 fuse_qkv=fuse_qkv,
+                variants=tuple(variant or ()),
+                ip_adapter=ip_adapter,
+                image_encoder=image_encoder,
                 loras=[lora_option(text) for text in lora or ()],
                 safety_checker=safety_checker,
                 allow_pickle=allow_pickle,
                 revision=revision,
                 config=config,
+                prediction_type=prediction_type,
                 report=report,
             )
     except ModuleNotFoundError as error:
@@ -231,9 +267,9 @@ def export(
             f"exporting needs the package '{package}', which is not installed: "
             "pip install 'kdrt[export]'"
         ) from error
-    total = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     for flavour, capabilities in builds:
         build.run(open_bundle(path), flavour, capabilities, profile or [])
+    total = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     handle = str(output) if output else open_bundle(path).manifest.name
     typer.echo(f"{path}  ({size(total)}, {duration(time.perf_counter() - started)})")
     typer.echo(f'next: kdrt generate {handle} "your prompt"', err=True)

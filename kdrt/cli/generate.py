@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
+
     import kdrt
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -252,10 +253,11 @@ def generate(
     freeu: Annotated[
         str | None,
         typer.Option(
-            metavar="B1,B2,S1,S2",
+            metavar="FAMILY|B1,B2,S1,S2",
             rich_help_panel=_SAMPLING,
             show_default=False,
-            help="Turn FreeU on with these four numbers, such as [cyan]1.3,1.4,0.9,0.2[/].",
+            help="Turn FreeU on, as suits sd14, sd15, sd21 or sdxl, or with four numbers such as "
+            "[cyan]1.3,1.4,0.9,0.2[/].",
         ),
     ] = None,
     lora: Annotated[
@@ -267,6 +269,23 @@ def generate(
             help="Add a LoRA to the weights, as [cyan]style.safetensors:0.8[/]; may be repeated.",
         ),
     ] = None,
+    ip_adapter_image: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=_SAMPLING,
+            show_default=False,
+            help="A picture as prompt, for bundles exported with an IP-Adapter.",
+        ),
+    ] = None,
+    ip_adapter_scale: Annotated[
+        float,
+        typer.Option(
+            metavar="SCALE",
+            rich_help_panel=_SAMPLING,
+            help="How much that picture counts; 0 is off.",
+        ),
+    ] = 1.0,
     engine: Annotated[
         str | None,
         typer.Option(
@@ -334,7 +353,7 @@ def generate(
     )
     given_latents = None if latents is None else read_latents(latents)
     watch = None if preview is None else preview_file(_output_paths(preview, 1)[0])
-    picture, mask_picture = _opened(image), _opened(mask)
+    picture, mask_picture, image_prompt = map(_opened, (image, mask, ip_adapter_image))
 
     import kdrt
 
@@ -371,6 +390,8 @@ def generate(
             seed=seed,
             clip_skip=clip_skip,
             freeu=freeu_numbers,
+            ip_adapter_image=image_prompt,
+            ip_adapter_scale=ip_adapter_scale,
             callback=watch,
             progress=progress and sys.stderr.isatty(),
         )
@@ -485,9 +506,12 @@ def _numbers(flag: str, text: str | None, example: str) -> list[float] | None:
 
 def _freeu(text: str | None) -> tuple[float, float, float, float] | None:
     from kdrt.errors import InvalidRequest
+    from kdrt.freeu import preset
 
     if text is None:
         return None
+    if "," not in text:
+        return preset(text)
     try:
         b1, b2, s1, s2 = map(float, text.split(","))
     except ValueError as error:

@@ -55,6 +55,8 @@ def inspect(
             ("fused QKV", "yes" if baked.fused_qkv else "no"),
             ("FreeU", "an input of the UNet" if baked.freeu else "no"),
             *[("LoRA", f"{lora.file} at {lora.scale:g}") for lora in baked.loras],
+            *([("variants", ", ".join(manifest.variants))] if manifest.variants else []),
+            *([("IP-Adapter", manifest.ip_adapter.file)] if manifest.ip_adapter else []),
             ("made with", ", ".join(f"{k} {v}" for k, v in sorted(manifest.tools.items()))),
         ],
     )

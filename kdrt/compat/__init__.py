@@ -2,7 +2,7 @@
 
     from kdrt.compat import StableDiffusionXLKDiffusionPipeline
 
-    pipe = StableDiffusionXLKDiffusionPipeline.from_pretrained("stabilityai/stable-diffusion-xl-base-1.0")
+    pipe = StableDiffusionXLKDiffusionPipeline.from_pretrained("path/to/model")
     pipe.set_scheduler("sample_dpmpp_2m")
     image = pipe("a red circle", use_karras_sigmas=True).images[0]
 
@@ -16,10 +16,10 @@ with kdrt's plans and ``exact`` with k-diffusion's own functions.
 
 from __future__ import annotations
 
-from kdrt.compat.freeu import FREEU_PRESETS
 from kdrt.compat.outputs import StableDiffusionPipelineOutput, StableDiffusionXLPipelineOutput
 from kdrt.compat.sd import StableDiffusionKDiffusionPipeline
 from kdrt.compat.sdxl import StableDiffusionXLKDiffusionPipeline
+from kdrt.freeu import FREEU_PRESETS
 
 __all__ = [
     "FREEU_PRESETS",

@@ -24,11 +24,11 @@ from kdrt.compat.progress import progress_bar
 from kdrt.compat.sources import Wanted, find_bundle
 from kdrt.compat.views import SchedulerView, UNetView
 from kdrt.denoiser import FREEU_OFF, is_doubled
-from kdrt.engine_store import load_engines, torch_program
+from kdrt.engine_store import torch_program
 from kdrt.errors import InvalidRequest
 from kdrt.images import Images, OutputType, to_images
 from kdrt.latents import check_latents
-from kdrt.pipeline import Pipeline
+from kdrt.pipeline import Pipeline, pipeline_of
 from kdrt.prompt import Truncation, TruncationWarning
 from kdrt.sampling import SAMPLERS
 from kdrt_engines.spec import DTYPES
@@ -42,7 +42,6 @@ DEFAULT_SAMPLER = "dpmpp_2m"
 _HUB = ("cache_dir", "force_download", "local_files_only", "token")
 _WITHOUT_EFFECT = ("device_map", "low_cpu_mem_usage", "resume_download", "variant")
 _OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder", "requires_safety_checker")
-_NEVER_WORKED = ("dpm_fast", "dpm_adaptive")
 
 
 class KDiffusionPipeline:
@@ -128,7 +127,7 @@ class KDiffusionPipeline:
             allow_pickle=use_safetensors is False,
             hub=tuple((name, options[name]) for name in _HUB if name in options),
         )
-        return cls._open(pretrained_model_name_or_path, wanted, engine, exact, threads)
+        return cls._open(pretrained_model_name_or_path, wanted, engine, exact, threads, options)
 
     @classmethod
     def from_single_file(
@@ -162,7 +161,7 @@ class KDiffusionPipeline:
             allow_pickle=use_safetensors is False,
             config=None if config is None else Path(config).expanduser(),
         )
-        return cls._open(path, wanted, engine, exact, threads)
+        return cls._open(path, wanted, engine, exact, threads, options)
 
     @classmethod
     def _open(
@@ -172,11 +171,14 @@ class KDiffusionPipeline:
         engine: str | None,
         exact: bool,
         threads: int | None,
+        options: dict[str, Any],
     ) -> Self:
         bundle = find_bundle(source, wanted)
         if exact and engine is None and _has_torch(bundle):
             engine = "torch"
-        pipeline = Pipeline(bundle, load_engines(bundle, engine, threads=threads))
+        pipeline = pipeline_of(bundle, engine, threads=threads)
+        if "safety_checker" in options:  # None, as anything else is refused
+            pipeline.safety_checker = None
         return cls(pipeline, engine=engine, exact=exact)
 
     def to(self, *arguments: Any, **options: Any) -> Self:
@@ -184,7 +186,8 @@ class KDiffusionPipeline:
 
         Raises:
             EngineUnavailable: no engine of this bundle runs there.
-            InvalidRequest: another dtype than the bundle's was asked for: that is fixed at export.
+            InvalidRequest: another dtype than the bundle's was asked for: that is fixed at export;
+                or adapters are loaded, which do not move.
         """
         for value in (*arguments, *options.values()):
             if isinstance(value, torch.dtype):
@@ -203,11 +206,19 @@ class KDiffusionPipeline:
         engine = self._engine
         if engine in (None, "onnxruntime", "onnxruntime-cuda"):
             engine = "onnxruntime" if device.type == "cpu" else "onnxruntime-cuda"
-        bundle = self.pipeline.bundle
-        engines = load_engines(bundle, engine)
-        if engines["unet"].device.type != device.type:
+        before = self.pipeline
+        if before.loras or before.textual_inversions() or before.variants_in_use:
+            raise InvalidRequest(
+                f"adapters and variants stay where they were loaded: call to({str(device)!r}) "
+                "before loading them"
+            )
+        moved = pipeline_of(before.bundle, engine)
+        if moved.engines["unet"].device.type != device.type:
             raise InvalidRequest(f"the {engine} engine of this model does not run on {device}")
-        self.pipeline = Pipeline(bundle, engines)
+        moved.vae.slicing, moved.vae.tiling = before.vae.slicing, before.vae.tiling
+        if before.safety_checker is None:
+            moved.safety_checker = None
+        self.pipeline = moved
 
     @property
     def device(self) -> torch.device:
@@ -268,13 +279,8 @@ class KDiffusionPipeline:
         if name in SAMPLERS:
             self._sampler = name
             return
-        reason = (
-            " (it takes a range of sigmas, not a grid, and never ran in the original)"
-            if name in _NEVER_WORKED
-            else ""
-        )
         raise InvalidRequest(
-            f"Invalid scheduler type {scheduler_type!r}{reason}. Please choose one of "
+            f"Invalid scheduler type {scheduler_type!r}. Please choose one of "
             f"{', '.join(f'sample_{known}' for known in SAMPLERS)}."
         )
 
@@ -303,20 +309,6 @@ class KDiffusionPipeline:
     def disable_freeu(self) -> None:
         """Turn FreeU off: then it is exactly the identity."""
         self._freeu = FREEU_OFF
-
-    def upcast_vae(self) -> None:
-        """Check that the VAE decodes in float32: its dtype is fixed at export, where a VAE that
-        overflows in float16 is exported in float32 anyway.
-
-        Raises:
-            InvalidRequest: it does not.
-        """
-        dtype = self.pipeline.engines["vae_decoder"].spec.inputs[0].dtype
-        if dtype != "float32":
-            raise InvalidRequest(
-                f"this bundle's VAE is {dtype}, which is fixed at export: export the model again "
-                "with --precision fp32"
-            )
 
     def prepare_latents(
         self,

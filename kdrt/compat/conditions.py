@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -22,6 +22,8 @@ class Conditions:
         doubled: whether n is 2.
         guidance_scale: w in ``u + w·(c − u)``.
         freeu: (b1, b2, s1, s2).
+        image_tokens: what an IP-Adapter makes of pictures, ``[n·B, N, D]``; None without.
+        image_scale: how much they count.
     """
 
     hidden: Tensor
@@ -30,11 +32,27 @@ class Conditions:
     doubled: bool
     guidance_scale: float
     freeu: tuple[float, float, float, float] = FREEU_OFF
+    image_tokens: Tensor | None = None
+    image_scale: float = 1.0
 
     @property
     def halves(self) -> int:
         """2 with an unconditional half, else 1."""
         return 2 if self.doubled else 1
+
+    def one(self, image: int) -> Conditions:
+        """Those of one picture alone."""
+
+        def rows(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[image :: len(tensor) // self.halves]
+
+        return replace(
+            self,
+            hidden=self.hidden[image :: len(self.hidden) // self.halves],
+            pooled=rows(self.pooled),
+            time_ids=rows(self.time_ids),
+            image_tokens=rows(self.image_tokens),
+        )
 
     def split(self) -> list[Conditioning]:
         """The halves by themselves, the unconditional one first."""

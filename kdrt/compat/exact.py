@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kdrt.adapters.ip_adapter import write_image_prompt
 from kdrt.compat.conditions import Conditions
 from kdrt.compat.grid import TrainingTable
-from kdrt.compat.kdiffusion import append_dims, sampling_module
 from kdrt.compat.noise import Seeds
 from kdrt.denoiser import GUIDANCE_INPUT, guidance_embedding
 from kdrt.errors import InvalidRequest
+from kdrt.sampling.k_diffusion import append_dims, k_diffusion_module
 from kdrt_engines import Binding, Engine
 
 StepCallback = Callable[[int, float, Tensor], None]
@@ -63,6 +65,7 @@ class ExactDenoiser:
             inputs["time_ids"].copy_(conditions.time_ids)
         if "freeu" in inputs:
             inputs["freeu"].copy_(torch.tensor(conditions.freeu))
+        write_image_prompt(inputs, conditions.image_tokens, conditions.image_scale)
         if GUIDANCE_INPUT in inputs:
             embedding = inputs[GUIDANCE_INPUT]
             embedding.copy_(guidance_embedding(conditions.guidance_scale, embedding.shape[-1]))
@@ -110,7 +113,7 @@ def run_exact(
     Raises:
         InvalidRequest: k-diffusion is not installed, or has no such sampler.
     """
-    module = sampling_module()
+    module = _sampling()
     function = exact_sampler(sampler)
     steps = len(sigmas) - 1
     if steps == 1 and sampler in _NEED_TWO_STEPS:
@@ -140,11 +143,15 @@ def exact_sampler(name: str) -> Callable[..., Tensor]:
     Raises:
         InvalidRequest: k-diffusion is not installed, or has no such sampler.
     """
-    function: Callable[..., Tensor] | None
-    function = getattr(sampling_module(), f"sample_{name}", None)
-    if function is None or list(inspect.signature(function).parameters)[2:3] != ["sigmas"]:
+    found: Any = getattr(_sampling(), f"sample_{name}", None)
+    if found is None or list(inspect.signature(found).parameters)[2:3] != ["sigmas"]:
         raise InvalidRequest(
-            f"k-diffusion has no {name!r} that walks a grid of sigmas; leave exact=True out, or "
-            "choose another sampler"
+            f"the original pipelines cannot run {name!r}, as k-diffusion has no such sampler that "
+            "walks a grid of sigmas; leave exact=True out, or choose another sampler"
         )
+    function: Callable[..., Tensor] = found
     return function
+
+
+def _sampling() -> ModuleType:
+    return k_diffusion_module("sampling", "exact=True")

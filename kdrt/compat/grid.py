@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -121,7 +122,7 @@ def _betas(facts: SchedulerFacts) -> Tensor:
         return torch.linspace(start, end, count, dtype=torch.float32) ** 2
     if facts.beta_schedule == "squaredcos_cap_v2":
         bars = [math.cos((i / count + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(count + 1)]
-        ratios = [after / before for before, after in zip(bars, bars[1:], strict=False)]
+        ratios = [after / before for before, after in pairwise(bars)]
         return torch.tensor([min(1 - ratio, 0.999) for ratio in ratios], dtype=torch.float32)
     raise InvalidRequest(
         f"unknown beta schedule {facts.beta_schedule!r}; known: linear, scaled_linear, "

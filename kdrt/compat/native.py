@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -12,9 +12,10 @@ from kdrt.compat.conditions import Conditions
 from kdrt.compat.exact import StepCallback
 from kdrt.compat.grid import TrainingTable
 from kdrt.compat.noise import Seeds, brownian_noise
+from kdrt.compat.plans import compat_plan
 from kdrt.denoiser import Denoiser
 from kdrt.recent import Recent
-from kdrt.sampling import NoiseSchedule, plan, run
+from kdrt.sampling import AdaptivePlan, NoiseSchedule, Step, run, run_adaptive
 from kdrt_engines import Engine
 
 _KEPT = 4
@@ -51,10 +52,26 @@ class NativeSampler:
             InvalidRequest: the grid does not descend, or the noise needs torchsde.
             ShapeError: the engine does not allow these sizes.
         """
-        planned = plan(sampler, sigmas.tolist())
-        noise = None
-        if planned.slots:
-            noise = brownian_noise(planned, seeds(), latents.shape).to(latents.device)
+        planned = compat_plan(sampler, sigmas.tolist())
+        steps: Iterator[Step]
+        if isinstance(planned, AdaptivePlan):
+
+            def alone(image: int) -> Denoiser:
+                return self._prepared(unet, conditions.one(image), latents[image : image + 1])
+
+            steps = run_adaptive(planned, latents, alone)
+        else:
+            noise = None
+            if planned.slots:
+                noise = brownian_noise(planned, seeds(), latents.shape).to(latents.device)
+            steps = run(planned, latents, self._prepared(unet, conditions, latents), noise)
+        result = latents
+        for step in steps:
+            result = step.latents
+            callback(step.index, step.sigma, result)
+        return result
+
+    def _prepared(self, unet: Engine, conditions: Conditions, latents: Tensor) -> Denoiser:
         denoiser = self._denoiser(unet, conditions, latents)
         parts = conditions.split()
         denoiser.prepare(
@@ -64,11 +81,8 @@ class NativeSampler:
             time_ids=conditions.time_ids,
             freeu=conditions.freeu,
         )
-        result = latents
-        for step in run(planned, latents, denoiser, noise):
-            result = step.latents
-            callback(step.index, step.sigma, result)
-        return result
+        denoiser.prepare_image_prompt(conditions.image_tokens, conditions.image_scale)
+        return denoiser
 
     def _denoiser(self, unet: Engine, conditions: Conditions, latents: Tensor) -> Denoiser:
         images, _, height, width = latents.shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from numbers import Integral
 
 import torch
@@ -70,7 +71,7 @@ def _through_logarithm(plan: Plan, low: float, high: float) -> list[NoiseSlot]:
     logarithm and back. The tree bisects, so that an ulp leads it elsewhere."""
     grid = torch.tensor(plan.sigmas, dtype=torch.float32)
     slots = []
-    for sigma, sigma_next in zip(grid[:-1], grid[1:], strict=True):
+    for sigma, sigma_next in pairwise(grid):
         if sigma_next == 0:
             continue
         t, t_next = sigma.log().neg(), sigma_next.log().neg()

@@ -10,18 +10,32 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kdrt.adapters.ip_adapter import Pictures
 from kdrt.checks import texts, whole
 from kdrt.compat.base import KDiffusionPipeline, check_exclusive, check_size, repeat
 from kdrt.compat.conditions import Conditions
+from kdrt.compat.ip_adapter import IpAdapterMixin
+from kdrt.compat.lora import LoraMixin
 from kdrt.compat.noise import Generators
 from kdrt.compat.outputs import StableDiffusionPipelineOutput
+from kdrt.compat.qkv import FusedProjectionsMixin
+from kdrt.compat.textual_inversion import TextualInversionMixin
+from kdrt.compat.vae import VaeMixin
 from kdrt.errors import InvalidRequest
-from kdrt.images import Images
+from kdrt.images import Images, to_images
+from kdrt.safety import SafetyChecker
 
 Text = str | list[str]
 
 
-class StableDiffusionKDiffusionPipeline(KDiffusionPipeline):
+class StableDiffusionKDiffusionPipeline(
+    TextualInversionMixin,
+    LoraMixin,
+    FusedProjectionsMixin,
+    IpAdapterMixin,
+    VaeMixin,
+    KDiffusionPipeline,
+):
     """Stands in for diffusers' class of that name, removed in diffusers 0.37; see
     :class:`kdrt.compat.base.KDiffusionPipeline` for loading."""
 
@@ -50,6 +64,8 @@ class StableDiffusionKDiffusionPipeline(KDiffusionPipeline):
         noise_sampler_seed: int | Sequence[int] | None = None,
         clip_skip: int | None = None,
         *,
+        ip_adapter_image: Pictures | None = None,
+        ip_adapter_image_embeds: Tensor | None = None,
         exact: bool | None = None,
         compat_dtype: bool | None = None,
     ) -> StableDiffusionPipelineOutput | tuple[Images, list[bool] | None]:
@@ -79,6 +95,10 @@ class StableDiffusionKDiffusionPipeline(KDiffusionPipeline):
                 None draws them from ``generator``.
             clip_skip: take the text encoder's hidden state that many layers earlier; for the
                 prompt only.
+            ip_adapter_image: PIL images as prompts, one for all or one a prompt; for bundles with
+                an IP-Adapter.
+            ip_adapter_image_embeds: ``[n, P]`` in their place: what the image encoder makes of
+                them.
             exact: sample with k-diffusion's own functions; None is as the pipeline was made.
             compat_dtype: with ``exact``, keep the sampler's state in the dtype of the embeddings
                 (the default then) and not in float32.
@@ -112,8 +132,20 @@ class StableDiffusionKDiffusionPipeline(KDiffusionPipeline):
             together=exact,
         )
         hidden = positive if negative is None else torch.cat([negative, positive])
+        image_tokens = self._image_tokens(
+            ip_adapter_image, ip_adapter_image_embeds, len(positive), doubled=doubled
+        )
         result = self._sample(
-            Conditions(hidden, None, None, doubled, guidance_scale, self._freeu),
+            Conditions(
+                hidden,
+                None,
+                None,
+                doubled,
+                guidance_scale,
+                self._freeu,
+                image_tokens,
+                self.ip_adapter_scale,
+            ),
             height=height,
             width=width,
             steps=num_inference_steps,
@@ -188,12 +220,28 @@ class StableDiffusionKDiffusionPipeline(KDiffusionPipeline):
         check_prompt("prompt", prompt, prompt_embeds)
         check_shapes(prompt_embeds, negative_prompt_embeds)
 
+    @property
+    def safety_checker(self) -> SafetyChecker | None:
+        """Blacks out what it flags; set it to None to turn it off."""
+        return self.pipeline.safety_checker
+
+    @safety_checker.setter
+    def safety_checker(self, checker: SafetyChecker | None) -> None:
+        self.pipeline.safety_checker = checker
+
     def run_safety_checker(
         self, image: Tensor, device: torch.device | str, dtype: torch.dtype
     ) -> tuple[Tensor, list[bool] | None]:
-        """``image`` with what the safety checker flags blacked out, and what it flagged; None
-        without a checker."""
-        return image, None
+        """Pictures of a decoder, in about [-1, 1], with those that are flagged all 0: the black
+        of [0, 1], which the original leaves for :meth:`__call__` to know. And for each whether it
+        is flagged; None without a checker."""
+        checker = self.pipeline.safety_checker
+        if checker is None:
+            return image, None
+        flagged = checker(list(to_images(image, "pil")))
+        safe = image.clone()
+        safe[torch.tensor(flagged)] = 0
+        return safe, flagged
 
     def decode_latents(self, latents: Tensor) -> NDArray[np.float32]:
         """Pictures ``[B, H, W, 3]`` in [0, 1] of final latents."""

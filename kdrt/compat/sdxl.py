@@ -8,12 +8,18 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from kdrt.adapters.ip_adapter import Pictures
 from kdrt.checks import texts, whole
 from kdrt.compat.base import KDiffusionPipeline, check_exclusive, check_size, repeat
 from kdrt.compat.conditions import Conditions
+from kdrt.compat.ip_adapter import IpAdapterMixin
+from kdrt.compat.lora import LoraMixin
 from kdrt.compat.noise import Generators
 from kdrt.compat.outputs import StableDiffusionXLPipelineOutput
+from kdrt.compat.qkv import FusedProjectionsMixin
 from kdrt.compat.sd import Text, check_prompt, check_shapes
+from kdrt.compat.textual_inversion import TextualInversionMixin
+from kdrt.compat.vae import VaeMixin
 from kdrt.errors import InvalidRequest
 from kdrt.images import Images
 from kdrt.size_conditioning import Size, SizeConditioning
@@ -24,7 +30,14 @@ Embeddings = tuple[Tensor, Tensor | None, Tensor, Tensor | None]
 """Positive, negative, pooled positive, pooled negative."""
 
 
-class StableDiffusionXLKDiffusionPipeline(KDiffusionPipeline):
+class StableDiffusionXLKDiffusionPipeline(
+    TextualInversionMixin,
+    LoraMixin,
+    FusedProjectionsMixin,
+    IpAdapterMixin,
+    VaeMixin,
+    KDiffusionPipeline,
+):
     """Stands in for diffusers' class of that name, removed in diffusers 0.37; see
     :class:`kdrt.compat.base.KDiffusionPipeline` for loading."""
 
@@ -62,6 +75,8 @@ class StableDiffusionXLKDiffusionPipeline(KDiffusionPipeline):
         *,
         callback: Callable[[int, float, Tensor], object] | None = None,
         callback_steps: int | None = 1,
+        ip_adapter_image: Pictures | None = None,
+        ip_adapter_image_embeds: Tensor | None = None,
         exact: bool | None = None,
         compat_dtype: bool | None = None,
     ) -> StableDiffusionXLPipelineOutput | tuple[Images]:
@@ -132,12 +147,24 @@ class StableDiffusionXLKDiffusionPipeline(KDiffusionPipeline):
             torch.tensor([row] * len(positive), dtype=positive.dtype)
             for row in sizes.time_ids(height, width)
         )
+        image_tokens = self._image_tokens(
+            ip_adapter_image, ip_adapter_image_embeds, len(positive), doubled=doubled
+        )
         if negative is not None and negative_pooled is not None:
             positive = torch.cat([negative, positive])
             pooled = torch.cat([negative_pooled, pooled])
             ids = torch.cat([negative_ids, ids])
         result = self._sample(
-            Conditions(positive, pooled, ids, doubled, guidance_scale, self._freeu),
+            Conditions(
+                positive,
+                pooled,
+                ids,
+                doubled,
+                guidance_scale,
+                self._freeu,
+                image_tokens,
+                self.ip_adapter_scale,
+            ),
             height=height,
             width=width,
             steps=num_inference_steps,
@@ -279,7 +306,7 @@ class StableDiffusionXLKDiffusionPipeline(KDiffusionPipeline):
         together: bool,
     ) -> Embeddings:
         times = whole("num_images_per_prompt", times, 1)
-        place = {"device": self.device, "dtype": self._text_dtype("text_encoder_2")}
+        device, dtype = self.device, self._text_dtype("text_encoder_2")
         pooled = pooled_prompt_embeds
         if prompt_embeds is None:
             prompts = texts("prompt", prompt)
@@ -288,7 +315,7 @@ class StableDiffusionXLKDiffusionPipeline(KDiffusionPipeline):
             pooled = encoded if pooled is None else pooled
         if pooled is None:
             raise InvalidRequest("with `prompt_embeds`, give `pooled_prompt_embeds`")
-        positive, pooled = prompt_embeds.to(**place), pooled.to(**place)
+        positive, pooled = prompt_embeds.to(device, dtype), pooled.to(device, dtype)
         if not doubled:
             return repeat(positive, times), None, repeat(pooled, times), None
         negative, negative_pooled = negative_prompt_embeds, negative_pooled_prompt_embeds
@@ -299,7 +326,7 @@ class StableDiffusionXLKDiffusionPipeline(KDiffusionPipeline):
             negative_pooled = encoded if negative_pooled is None else negative_pooled
         if negative_pooled is None:
             raise InvalidRequest("with `negative_prompt_embeds`, give their pooled ones")
-        negative, negative_pooled = negative.to(**place), negative_pooled.to(**place)
+        negative, negative_pooled = negative.to(device, dtype), negative_pooled.to(device, dtype)
         check_shapes(positive, negative)
         return (
             repeat(positive, times),

@@ -9,11 +9,11 @@ stand-in package of a private name, which a real ``k_diffusion`` in the process 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 from collections.abc import Callable
+from importlib.machinery import PathFinder
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -30,7 +30,7 @@ def k_diffusion_sampler(name: str) -> Callable[..., Any]:
     Raises:
         InvalidRequest: the package or one that it imports is missing, or has no such sampler.
     """
-    sampling = _sampling(name)
+    sampling = k_diffusion_module("sampling", f"sampler {name!r}")
     function = name.removeprefix(PREFIX).removeprefix("sampling.")
     known = [each for each in vars(sampling) if each.startswith("sample_")]
     if function not in known:
@@ -39,26 +39,35 @@ def k_diffusion_sampler(name: str) -> Callable[..., Any]:
     return found
 
 
-def _sampling(wanted: str) -> ModuleType:
-    spec = importlib.util.find_spec("k_diffusion")
-    if spec is None or not spec.submodule_search_locations:
-        raise InvalidRequest(f"sampler {wanted!r} needs the k-diffusion package: {_INSTALL}")
+def k_diffusion_module(module: Literal["sampling", "external"], wanted_by: str) -> ModuleType:
+    """One of k-diffusion's modules.
+
+    Args:
+        module: its name.
+        wanted_by: what needs it, for the message of an error.
+
+    Raises:
+        InvalidRequest: the package or one that it imports is missing.
+    """
     if _PACKAGE not in sys.modules:
+        # Unlike importlib.util.find_spec this also finds it beside a half-imported k_diffusion.
+        spec = PathFinder.find_spec("k_diffusion")
+        if spec is None or not spec.submodule_search_locations:
+            raise InvalidRequest(f"{wanted_by} needs the k-diffusion package: {_INSTALL}")
         package = ModuleType(_PACKAGE)
         package.__path__ = list(spec.submodule_search_locations)
         utils = ModuleType(f"{_PACKAGE}.utils")
-        utils.append_dims = _append_dims  # type: ignore[attr-defined]
+        utils.append_dims = append_dims  # type: ignore[attr-defined]
         package.utils = utils  # type: ignore[attr-defined]
-        sys.modules[_PACKAGE] = package
-        sys.modules[utils.__name__] = utils
+        sys.modules |= {_PACKAGE: package, utils.__name__: utils}
     try:
-        return importlib.import_module(f"{_PACKAGE}.sampling")
+        return importlib.import_module(f"{_PACKAGE}.{module}")
     except ImportError as error:
         raise InvalidRequest(
-            f"sampler {wanted!r} needs {error.name}, which k-diffusion imports: {_INSTALL}"
+            f"{wanted_by} needs {error.name}, which k-diffusion imports: {_INSTALL}"
         ) from error
 
 
-def _append_dims(x: Tensor, ndim: int) -> Tensor:
-    """``x`` with dimensions of 1 at its end, up to ``ndim``."""
-    return x.reshape(x.shape + (1,) * (ndim - x.ndim))
+def append_dims(x: Tensor, dims: int) -> Tensor:
+    """``x`` with dimensions of 1 at its end, up to ``dims``."""
+    return x.reshape(x.shape + (1,) * (dims - x.ndim))

@@ -169,3 +169,20 @@ def test_layers_of_another_model(tiny_models: Callable[[str], TinyModel], tmp_pa
     with pytest.warns(AdapterWarning, match=r"1 of 2 layers .* no effect: text_encoder_2\.x"):
         pipe.load_lora(tmp_path / "some.safetensors")
     assert pipe.loras["some"].unmatched == ("text_encoder_2.x",)
+
+
+@pytest.mark.slow
+def test_the_torch_engine_does_the_same(tmp_path: Path) -> None:
+    """Some minutes: torch.export walks every operator."""
+    model = TinyModel.make("sd", tmp_path, targets=["onnxruntime", "torch"])
+    file = write(model, tmp_path / "style.safetensors")
+    pipe = kdrt.load(model.bundle, engine="torch")
+    base = by_kdrt(pipe)
+    for scale in (1.0, -0.5):
+        if pipe.loras:
+            pipe.set_loras({"style": scale})
+        else:
+            pipe.load_lora(file, scale=scale)
+        assert relative_error(by_kdrt(pipe), expected(model, {"style": file}, [scale])) < BOUND
+    pipe.unload_loras()
+    assert torch.equal(by_kdrt(pipe), base)

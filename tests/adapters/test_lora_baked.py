@@ -12,24 +12,18 @@ from safetensors.torch import save_file
 from tiny_bundles import TinyModel, by_diffusers, by_kdrt
 
 import kdrt
+from kdrt import cli
 from kdrt.adapters.lora_file import lora_option
 from kdrt.bundle import Bundle, sha256
 from kdrt.errors import InvalidRequest
 from kdrt_export.errors import SourceError
-from kdrt_export.report import Silent
 from kdrt_export.stage import export
 from kdrt_export.verify import relative_error
 
 
-class Notes(Silent):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
-def test_baked_loras_are_those_of_fuse_lora(model: TinyModel, tmp_path: Path) -> None:
+def test_baked_loras_are_those_of_fuse_lora(
+    model: TinyModel, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     everything = (*ATTENTION, *CONVOLUTIONS, *TEXT)
     pipe = model.diffusers()
     base = by_diffusers(pipe)
@@ -49,6 +43,10 @@ def test_baked_loras_are_those_of_fuse_lora(model: TinyModel, tmp_path: Path) ->
     assert [(lora.file, lora.scale, lora.sha256) for lora in manifest.baked.loras] == [
         (path.name, scale, sha256(path)) for path, scale in files
     ]
+    assert cli.run(["inspect", str(bundle)]) == 0
+    shown = capfd.readouterr().out
+    assert "a.safetensors at 0.7" in shown
+    assert "b.safetensors at -1.3" in shown
     # Verification compared with the merged networks: else these would be as far off as the base.
     for component in manifest.components.values():
         assert all(figure.relative_error < 1e-5 for figure in component.verification)

@@ -159,6 +159,7 @@ def test_with_weighting_a_long_prompt_is_read_whole(cli, demo: str, tmp_path: Pa
         (["--clip-skip", "99"], ["clip_skip", "99"]),
         (["--freeu", "1,2,3"], ["--freeu", "four numbers"]),
         (["--freeu", "1,2,3,x"], ["--freeu", "four numbers"]),
+        (["--freeu", "sd9"], ["no preset 'sd9'", "sd14, sd15, sd21, sdxl"]),
         (["--sampler-option", "eta"], ["NAME=VALUE"]),
         (["--sampler-option", "eta=0.5"], ["dpmpp_2m", "eta"]),
         (["--sampler", "euler", "--sampler-option", "s_churn=-1"], ["s_churn", "-1"]),

@@ -57,10 +57,18 @@ def _renamed(
     return state
 
 
+def unet_shapes(unet: UNet2DConditionModel) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a UNet's tensors in the original layout; it may be on the meta device."""
+    state = _renamed(unet, _unet_modules(unet), "model.diffusion_model.")
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
 def _unet_modules(unet: UNet2DConditionModel) -> dict[str, str]:
     names = {
         "time_embedding.linear_1": "time_embed.0",
         "time_embedding.linear_2": "time_embed.2",
+        "add_embedding.linear_1": "label_emb.0.0",
+        "add_embedding.linear_2": "label_emb.0.2",
         "conv_in": "input_blocks.0.0",
         "conv_norm_out": "out.0",
         "conv_out": "out.2",

@@ -21,6 +21,9 @@ COMPONENTS = {
         f"unet {kind}": lambda kind=kind: ExportUNet(unet(kind))
         for kind in ("sd", "sd2", "sdxl", "lcm")
     },
+    "refiner unet": lambda: ExportUNet(
+        unet("sdxl", projection_class_embeddings_input_dim=5 * 8 + 20), time_ids=5
+    ),
     "inpainting unet": lambda: ExportUNet(unet("sd", in_channels=9)),
     "unet without fused qkv": lambda: ExportUNet(unet("sdxl"), fuse_qkv=False),
     "text encoder": lambda: ExportTextEncoder(text_encoder(), normalize=True),

@@ -125,7 +125,7 @@ def test_the_bundle_has_the_vae_asked_for(sd_folder: Path, tmp_path: Path) -> No
     assert components["unet"].inputs[0].dtype == "float32"
     assert components["vae_decoder"].verification[0].relative_error > 1e-6
     assert manifest.latents.vae_tile == 16
-    assert manifest.baked.vae == str(tmp_path / "vae")
+    assert manifest.baked.vae == "vae"
     latents = torch.randn(1, 4, 6, 8)
     expected = other.decode(latents / 0.37).sample
     assert relative_error(pipe.vae.decoder(latents), expected) < 1e-2

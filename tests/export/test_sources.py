@@ -201,11 +201,16 @@ def test_architectures_of_well_known_models(name: str) -> None:
     assert isinstance(source, RandomSource)
     with torch.device("meta"):
         unet, vae = source.unet(), source.vae()
-        encoders = [source.text_encoder(i) for i in range(source.text_encoders)]
+        encoders = [source.text_encoder(i) for i in source.encoder_indices]
     millions = sum(p.numel() for p in unet.parameters()) / 1e6
-    assert millions == pytest.approx({"sd15": 859.5, "sd21": 865.9}.get(name, 2567.5), abs=0.1)
+    known = {"sd15": 859.5, "sd21": 865.9, "sdxl-refiner": 2259.5}
+    assert millions == pytest.approx(known.get(name, 2567.5), abs=0.1)
     assert sum(e.config.hidden_size for e in encoders) == unet.config.cross_attention_dim
     assert vae.config.latent_channels == unet.config.in_channels
+    for index, encoder in zip(source.encoder_indices, encoders, strict=True):
+        tokenizer = source.tokenizer(index)
+        assert len(tokenizer) == encoder.config.vocab_size
+        assert tokenizer.model_max_length == encoder.config.max_position_embeddings
 
 
 def test_random_weights_of_nothing() -> None:

@@ -149,8 +149,6 @@ def test_scheduler_facts_follow_what_the_file_says() -> None:
 def test_scheduler_settings_it_cannot_follow() -> None:
     with pytest.raises(UnsupportedModel, match="predicts 'sample'"):
         stage.scheduler_facts({"prediction_type": "sample"}, Silent())
-    with pytest.raises(UnsupportedModel, match=r"predicts noise \(epsilon\) cannot begin there"):
-        stage.scheduler_facts({"rescale_betas_zero_snr": True}, Silent())
 
 
 def test_zero_terminal_snr_is_recorded() -> None:
@@ -159,6 +157,16 @@ def test_zero_terminal_snr_is_recorded() -> None:
     assert stage.scheduler_facts(config, report).rescale_betas_zero_snr
     assert "rescale_betas_zero_snr" in report.notes[0]
     assert not stage.scheduler_facts({}, Silent()).rescale_betas_zero_snr
+
+
+def test_zero_terminal_snr_of_a_model_that_predicts_noise_is_ignored_and_said() -> None:
+    report = Recorder()
+    assert not stage.scheduler_facts(
+        {"rescale_betas_zero_snr": True}, report
+    ).rescale_betas_zero_snr
+    (note,) = report.notes
+    assert "is ignored" in note
+    assert "v_prediction" in note
 
 
 @pytest.mark.parametrize(

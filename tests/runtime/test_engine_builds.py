@@ -13,8 +13,9 @@ from filelock import FileLock
 
 from kdrt import engine_builds
 from kdrt.bundle import Bundle
-from kdrt.engine_builds import build_engines, fusion_warning, resolve_targets
+from kdrt.engine_builds import build_engines, fusion_warning
 from kdrt.engine_files import PLAN, RECORD, engine_folders, open_engine
+from kdrt.engine_targets import resolve_targets
 from kdrt.errors import EngineError, EngineUnavailable, OutputError
 from kdrt_engines.tensorrt.flavour import (
     TENSORRT,
@@ -127,7 +128,6 @@ def test_turing_is_a_plan_of_its_own(bundle: Bundle, builder: Builder) -> None:
     [
         ("float32", "it is float32, and TensorRT-RTX has no float32 matrix products there"),
         ("bfloat16", "it is bfloat16, which these GPUs do not have"),
-        ("float16", "FreeU in it computes in float32"),
     ],
 )
 def test_what_turing_cannot_run(bundle: Bundle, builder: Builder, dtype: str, said: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 import threading
 from typing import Any
 
@@ -13,7 +14,7 @@ from tiny_model import TinyModel
 from torch import Tensor
 
 import kdrt
-from kdrt.sampling import SAMPLERS
+from kdrt.sampling import SAMPLERS, k_diffusion
 
 NATIVE = (
     "euler",
@@ -239,7 +240,8 @@ def test_an_unknown_original(sdxl: TinyModel) -> None:
 
 
 def test_a_missing_package_is_named(sdxl: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(k_diffusion.PathFinder, "find_spec", lambda name: None)
+    monkeypatch.delitem(sys.modules, k_diffusion._PACKAGE, raising=False)
     command = "pip install 'kdrt[k-diffusion]' && pip install --no-deps k-diffusion"
     with pytest.raises(kdrt.InvalidRequest, match=re.escape(command)):
         latents_of(sdxl, "k_diffusion.sample_heun")

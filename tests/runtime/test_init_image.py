@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from diffusers import (
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
+    StableDiffusionXLImg2ImgPipeline,
     UNet2DConditionModel,
 )
 from PIL import Image
@@ -25,9 +27,10 @@ from test_against_diffusers import (
     diffusers_pipeline,
     kdrt_pipeline,
 )
-from tiny_model import CHANNELS, TinyModel
+from tiny_model import CHANNELS, POOLED, WIDTHS, TinyModel
 from torch import Tensor
 
+from kdrt.bundle import Bundle
 from kdrt.errors import BundleError, InvalidRequest
 from kdrt.init_image import KnownRegion
 from kdrt.pipeline import Pipeline
@@ -43,6 +46,9 @@ from kdrt_export.components import ExportVaeDecoder, ExportVaeEncoder
 
 NOISE_SCHEDULE = NoiseSchedule.from_betas(0.00085, 0.012, "scaled_linear")
 STEPS = 5
+
+
+REFINER_IDS = TensorSpec("time_ids", "float32", ("B", 5))
 
 
 class Pair:
@@ -116,6 +122,67 @@ class Pair:
         theirs = torch.as_tensor(expected)
         torch.testing.assert_close(result.images, theirs, rtol=2e-4, atol=2e-4)
         assert theirs.std() > 0.05
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("scores", [{}, {"aesthetic_score": 9.0, "negative_aesthetic_score": 1.5}])
+def test_the_refiner_is_diffusers(tmp_path: Path, scores: dict[str, float]) -> None:
+    """One text encoder, and an aesthetic score in place of the target size."""
+    torch.manual_seed(0)
+    parts = diffusers_pipeline("sdxl", "epsilon").components
+    config = {k: v for k, v in parts["unet"].config.items() if k[0] != "_"}
+    config |= {
+        "cross_attention_dim": WIDTHS[1],
+        "projection_class_embeddings_input_dim": 5 * 4 + POOLED,
+    }
+    parts["unet"] = randomized(UNet2DConditionModel(**config))
+    both = kdrt_pipeline(tmp_path, "sdxl", SimpleNamespace(**parts))
+    theirs = StableDiffusionXLImg2ImgPipeline(
+        **parts | {"text_encoder": None, "tokenizer": None}, requires_aesthetics_score=True
+    )
+    theirs.set_progress_bar_config(disable=True)
+    manifest = both.bundle.manifest
+    manifest = manifest.model_copy(update={"text_encoders": manifest.text_encoders[1:]})
+    spec = both.engines["unet"].spec
+    hidden = TensorSpec("encoder_hidden_states", "float32", ("B", "L", WIDTHS[1]))
+    changed = {"time_ids": REFINER_IDS, "encoder_hidden_states": hidden}
+    inputs = tuple(changed.get(tensor.name, tensor) for tensor in spec.inputs)
+    unet = TorchEngine(UNet(parts["unet"]), EngineSpec(inputs, spec.outputs))
+    ours = Pipeline(Bundle(tmp_path, manifest), {**both.engines, "unet": unet})
+
+    latents = torch.randn(2, 4, HEIGHT // SCALE, WIDTH // SCALE)
+    common = {"original_size": (80, 70), "guidance_scale": 5.0, "output_type": "latent", **scores}
+    expected = theirs(
+        POSITIVE,
+        image=latents,
+        negative_prompt=[NEGATIVE] * 2,
+        num_inference_steps=STEPS,
+        strength=0.6,
+        target_size=(HEIGHT, WIDTH),
+        generator=torch.Generator().manual_seed(3),
+        **common,
+    ).images
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(3))
+    theirs.scheduler.set_timesteps(STEPS)
+    result = ours(
+        POSITIVE,
+        NEGATIVE,
+        image=latents,
+        sigmas=theirs.scheduler.sigmas.tolist(),
+        strength=0.6,
+        latents=noise,
+        sampler="euler",
+        **common,
+    )
+    torch.testing.assert_close(result.images, expected, rtol=2e-4, atol=2e-4)
+    assert expected.std() > 0.05
+    with pytest.raises(InvalidRequest, match="has one text encoder, so prompt_2 would be of no"):
+        ours("a", prompt_2="b")
+
+
+def test_only_the_refiner_takes_aesthetic_scores(sdxl: TinyModel) -> None:
+    with pytest.raises(InvalidRequest, match="only SDXL's refiner takes aesthetic scores"):
+        sdxl.pipeline("a", aesthetic_score=6.0)
 
 
 def picture(count: int = 2) -> Tensor:

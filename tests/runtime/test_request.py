@@ -57,6 +57,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"clip_skip": -1}, "clip_skip must be a whole number of at least 0"),
     ({"clip_skip": 9}, "clip_skip must be from 0 to 2"),
     ({"freeu": (1, 2, 3)}, "freeu must be four finite numbers"),
+    ({"freeu": "sd9"}, "no preset 'sd9'; it has sd14"),
     ({"freeu": (1, 2, 3, math.nan)}, "freeu must be four finite numbers"),
     ({"original_size": 64}, "original_size must be two whole numbers"),
     ({"negative_target_size": (64, -1)}, "negative_target_size must be a whole number"),

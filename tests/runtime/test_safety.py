@@ -13,7 +13,7 @@ from PIL import Image
 from tiny_model import TinyModel
 from transformers import CLIPConfig, CLIPImageProcessorPil
 
-from kdrt.errors import NonFiniteError
+from kdrt.errors import InvalidRequest, NonFiniteError
 from kdrt.image_input import clip_pixels
 from kdrt.safety import SafetyChecker, is_flagged
 from kdrt_engines.torch_eager import TorchEngine
@@ -136,6 +136,12 @@ def test_a_filter_replaces_blacks_out_or_lets_pass(sdxl: TinyModel) -> None:
     assert not np.asarray(result.images[1]).any()
     for index in (2, 3):
         assert np.array_equal(np.asarray(result.images[index]), np.asarray(plain[index]))
+
+
+def test_a_filter_is_a_function(sdxl: TinyModel) -> None:
+    with pytest.raises(InvalidRequest, match="image_filter must be a function"):
+        sdxl.pipeline("a", image_filter="blur")
+    assert not sdxl.unet.calls
 
 
 def test_a_checker_that_overflows_lets_nothing_pass() -> None:

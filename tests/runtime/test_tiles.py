@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_model import CHANNELS, SCALE, TinyModel, tiny_vae_decoder
+from tiny_model import CHANNELS, SCALE, TinyModel, tiny_model, tiny_vae_decoder
 from torch import Tensor
 
+from kdrt.compat.vae import VaeMixin
 from kdrt.errors import InvalidRequest, NonFiniteError, ShapeError
 from kdrt.latents import Decoder, Encoder
+from kdrt.pipeline import Pipeline
 from kdrt.tiles import Tiling, run_tiled
 from kdrt_engines import EngineSpec
 from kdrt_engines.torch_eager import TorchBinding, TorchEngine
@@ -181,6 +183,31 @@ def test_switches_check_what_they_are_given(
     with pytest.raises(InvalidRequest, match=words):
         sdxl.pipeline.enable_vae_tiling(tile, overlap)
     assert sdxl.pipeline.vae.tiling is None
+
+
+def test_diffusers_switches(sdxl: TinyModel) -> None:
+    class Holder(VaeMixin):
+        def __init__(self, pipeline: Pipeline) -> None:
+            self.pipeline = pipeline
+
+    holder, vae = Holder(sdxl.pipeline), sdxl.pipeline.vae
+    holder.disable_vae_slicing()
+    assert not vae.slicing
+    holder.enable_vae_slicing()
+    assert vae.slicing
+    holder.enable_vae_tiling()
+    assert vae.tiling == Tiling(8)
+    holder.disable_vae_tiling()
+    assert vae.tiling is None
+    holder.upcast_vae()
+
+
+def test_a_vae_in_float16_cannot_be_upcast(tmp_path: Path) -> None:
+    class Holder(VaeMixin):
+        pipeline = tiny_model(tmp_path, "sdxl", dtype="float16").pipeline
+
+    with pytest.raises(InvalidRequest, match="--vae-precision fp32 or bf16"):
+        Holder().upcast_vae()
 
 
 class Overflowing(torch.nn.Module):

@@ -6,13 +6,14 @@ batches with a picture in common agree on it bit by bit. ``Recorder`` keeps what
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor, nn
 
 from kdrt.bundle import (
@@ -226,8 +227,11 @@ def _text_encoder(folder: Path, index: int, width: int, family: Family) -> TextE
 
 
 def clip_like_tokenizer() -> Tokenizer:
-    """A byte-pair tokenizer built like CLIP's, with a vocabulary of a few words."""
-    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=EOS))
+    """A byte-pair tokenizer built like CLIP's, in which a few words are tokens."""
+    text = "a small red circle on a blue background , a large green square ! and 2 yellow stars ."
+    vocabulary, merges = byte_pairs(text.split())
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, end_of_word_suffix="</w>", unk_token=EOS))
+    tokenizer.add_special_tokens([BOS, EOS])
     tokenizer.normalizer = normalizers.Sequence(
         [
             normalizers.NFC(),
@@ -242,13 +246,26 @@ def clip_like_tokenizer() -> Tokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    trainer = trainers.BpeTrainer(
-        vocab_size=1200,
-        special_tokens=[BOS, EOS],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    text = "a small red circle on a blue background , a large green square ! and 2 yellow stars ."
-    tokenizer.train_from_iterator([text] * 4, trainer)
     return tokenizer
+
+
+def byte_pairs(words: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """The vocabulary and the merges that make each of these words one token.
+
+    A trained one would differ from run to run: the trainer breaks ties by the order of a hash.
+    """
+    split = [[*word[:-1], f"{word[-1]}</w>"] for word in dict.fromkeys(words)]
+    ends = dict.fromkeys(pieces[-1] for pieces in split)
+    tokens = [BOS, EOS, *sorted(pre_tokenizers.ByteLevel.alphabet()), *ends]
+    merges: list[tuple[str, str]] = []
+    for pieces in split:
+        # What earlier words merge is merged first, here as when tokenizing.
+        for pair in merges:
+            for i in reversed(range(len(pieces) - 1)):
+                if (*pieces[i : i + 2],) == pair:
+                    pieces[i : i + 2] = ["".join(pair)]
+        while len(pieces) > 1:
+            merges.append((pieces[0], pieces[1]))
+            pieces[:2] = ["".join(pieces[:2])]
+            tokens.append(pieces[0])
+    return {token: index for index, token in enumerate(dict.fromkeys(tokens))}, merges

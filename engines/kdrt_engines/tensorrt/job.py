@@ -43,7 +43,7 @@ class Built:
     ``attention_sites``: softmax over scores in the network. ``fused_attention``: kernels that
     compute a whole attention, over all profiles. None: the builder's log did not say. Memory in
     bytes; ``scratch_memory`` is what the engine will need besides its weights, ``peak_memory`` what
-    building needed.
+    building needed. ``cpu_seconds`` are those of all its threads, ``seconds`` went by on the clock.
     """
 
     version: str
@@ -53,4 +53,5 @@ class Built:
     scratch_memory: int | None
     peak_memory: int
     seconds: float
+    cpu_seconds: float
     warnings: tuple[str, ...]

@@ -2,14 +2,15 @@
 
 FreeU scales half of the backbone channels by b and the lowest frequencies of the skip by s.
 With the published threshold of 1 those are the four modes {-1, 0} × {-1, 0}; scaling them and
-keeping the real part is a linear map of rank 7, which needs two small matrix products:
+keeping the real part is a linear map of rank 7, which needs a few small matrix products:
 
     F_N = [1, cos(2πn/N), sin(2πn/N)]  (N × 3),   M = F_Hᵀ x F_W,
     G = [[m00, m01, m02], [m10, m11 − m22, m12 + m21], [m20, m12 + m21, m22 − m11]],
     y = x + (s − 1)/(HW) · F_H G F_Wᵀ.
 
 Exact for every H and W, odd ones too; for N = 1 cosine and sine are dropped. It exports with
-dynamic sizes and runs where no FFT exists, and s = b = 1 is exactly off.
+dynamic sizes and runs where no FFT exists, and s = b = 1 is exactly off. The products are written
+as multiplications and sums: TensorRT has no float32 matrix product on Turing.
 """
 
 from __future__ import annotations
@@ -35,23 +36,39 @@ def scale_low_frequencies(x: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
     full = x.float()
     rows, columns = _fourier_basis(full[0, 0, :, 0]), _fourier_basis(full[0, 0, 0, :])
     # 1/H and 1/W go onto the analysis side each: the sums stay of the size of x.
-    modes = (rows / rows.shape[0]).transpose(0, 1) @ full @ (columns / columns.shape[0])
-    synthesis = (s - 1) * (rows @ _mix(modes) @ columns.transpose(0, 1))
+    modes = _project(_project(full, columns), rows)
+    mixed = _mix(modes)
+    lines = _synthesize(mixed, rows)
+    synthesis = (s - 1) * _synthesize(lines, columns)
     return (full + synthesis).to(x.dtype)
 
 
 def _fourier_basis(line: torch.Tensor) -> torch.Tensor:
-    """[N, 3]: one, cosine and sine of one period over the N points of ``line``."""
+    """[3, N]: one, cosine and sine of one period over the N points of ``line``."""
     n = torch.arange(line.shape[0], device=line.device, dtype=torch.float32)
     angle = n * (2 * math.pi / line.shape[0])
     # 0 for a single point, whose only mode is its mean; 1 for all others.
     several = n.sum().clamp(max=1)
-    return torch.stack([torch.ones_like(n), angle.cos() * several, angle.sin() * several], dim=1)
+    return torch.stack([torch.ones_like(n), angle.cos() * several, angle.sin() * several])
+
+
+def _project(x: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
+    """The last axis of x [B, C, M, N] on the basis [3, N], which becomes the one before the last:
+    [B, C, 3, M]. Twice, over rows and columns, it leaves M of the module docstring."""
+    mean = basis / basis.shape[1]
+    return (x[:, :, None] * mean[:, None]).sum(dim=-1)
+
+
+def _synthesize(modes: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
+    """The second axis but one of ``modes`` [B, C, 3, M] as coefficients of the basis [3, N]:
+    [B, C, M, N]."""
+    first, second, third = (modes[:, :, k, :, None] * basis[k] for k in range(3))
+    return first + second + third
 
 
 def _mix(m: torch.Tensor) -> torch.Tensor:
     """G of the module docstring, [B, C, 3, 3]: the real part of the four complex modes."""
-    return (m.flatten(2) @ _MIXING.to(m.device)).reshape_as(m)
+    return (m.flatten(2)[:, :, None] * _MIXING.to(m.device).t()).sum(dim=-1).reshape_as(m)
 
 
 def _mixing() -> torch.Tensor:

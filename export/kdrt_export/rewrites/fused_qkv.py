@@ -15,12 +15,17 @@ from torch import nn
 from kdrt_export.errors import UnsupportedModel
 from kdrt_export.onnx_ops import merge_heads, split_heads, to_image, to_tokens
 
+ImagePrompted = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Encoder hidden states, the tokens of an image, and how much they count."""
+
 
 class ExportAttention(nn.Module):
     """Stands in for diffusers' ``Attention`` with the default processor.
 
     ``forward`` takes hidden states [B, L, D] or [B, C, H, W] and, for cross-attention, encoder
-    hidden states [B, M, E]; it returns the shape of its first argument.
+    hidden states [B, M, E]; it returns the shape of its first argument. With an IP-Adapter the
+    latter come as a tuple with the image's tokens [B, N, E] and a scale [1], and a second attention
+    to those is added (Ye et al. 2023, arXiv:2308.06721).
     """
 
     def __init__(self, source: Attention, *, fuse: bool) -> None:
@@ -40,16 +45,20 @@ class ExportAttention(nn.Module):
             self.to_kv = concatenate(source.to_k, source.to_v)
         else:
             self.to_qkv = concatenate(source.to_q, source.to_k, source.to_v)
+        self.to_kv_ip = image_projections(source)
         self.to_out = source.to_out
 
     def forward(
         self,
         hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | ImagePrompted | None = None,
         attention_mask: torch.Tensor | None = None,
         **_: object,
     ) -> torch.Tensor:
         assert attention_mask is None, "traced networks take no attention mask"
+        image = None
+        if isinstance(encoder_hidden_states, tuple):
+            encoder_hidden_states, *image = encoder_hidden_states
         residual = hidden_states
         spatial = hidden_states.ndim == 4
         if spatial:
@@ -58,6 +67,11 @@ class ExportAttention(nn.Module):
             hidden_states = self.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
         query, key, value = self._project(hidden_states, encoder_hidden_states)
         attended = attention(query, key, value, self.heads, self.head_dim)
+        if image is not None and self.to_kv_ip is not None:
+            tokens, scale = image
+            key, value = self.to_kv_ip(tokens).split(self.heads * self.head_dim, dim=-1)
+            of_image = attention(query, key, value, self.heads, self.head_dim)
+            attended = attended + scale.to(of_image.dtype) * of_image
         out = self.to_out[0](attended)
         if spatial:
             out = to_image(out, residual)
@@ -100,6 +114,14 @@ def attention(
     else:
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     return merge_heads(attended)
+
+
+def image_projections(source: Attention) -> nn.Linear | None:
+    """Key and value of diffusers' IP-Adapter processor side by side, if there is one."""
+    keys = getattr(source.processor, "to_k_ip", None)
+    if keys is None:
+        return None
+    return concatenate(keys[0], source.processor.to_v_ip[0])
 
 
 def concatenate(*linears: nn.Linear) -> nn.Linear:

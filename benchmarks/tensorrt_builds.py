@@ -1,0 +1,102 @@
+"""What the TensorRT engines of a bundle cost to build and how well their attention fused.
+
+    python benchmarks/tensorrt_builds.py sd15-random sdxl-random -o benchmarks/results
+
+Reads the records that ``kdrt build`` left beside its engines and writes ``tensorrt_builds.json``
+and ``tensorrt_builds.md``. Nothing here runs an engine: a build is no statement about its speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from kdrt.bundle import Bundle, open_bundle
+from kdrt.engine_files import engine_folders, read_record
+from kdrt_engines.tensorrt.flavour import TENSORRT, TENSORRT_RTX
+
+_HEADINGS = (
+    *("model", "network", "parameters", "GPUs", "attention fused", "kernels", "scratch", "plan"),
+    *("build, CPU time", "build, peak memory"),
+)
+
+
+def rows_of(bundle: Bundle) -> list[dict[str, Any]]:
+    """One row an engine that lies in the bundle."""
+    rows = []
+    for flavour in (TENSORRT, TENSORRT_RTX):
+        for folder in engine_folders(bundle, flavour):
+            record = read_record(bundle, folder)
+            built, key = record.built, record.key
+            rows.append(
+                {
+                    "model": bundle.manifest.name,
+                    "network": key.component,
+                    "parameters": bundle.manifest.components[key.component].parameters,
+                    "precision": key.dtype,
+                    "backend": f"{key.backend} {key.backend_version}",
+                    "gpus": [f"sm{number}" for number in key.compute_capabilities],
+                    "profiles": [profile.name for profile in key.profiles],
+                    "attention_sites": built.attention_sites,
+                    "fused_attention": built.fused_attention,
+                    "kernels": built.kernels,
+                    "scratch_bytes": built.scratch_memory,
+                    "plan_bytes": record.size,
+                    "cpu_seconds": built.cpu_seconds,
+                    "wall_seconds": built.seconds,
+                    "peak_bytes": built.peak_memory,
+                }
+            )
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    lines = [f"| {' | '.join(_HEADINGS)} |", "|---" * len(_HEADINGS) + "|"]
+    for row in rows:
+        kernels = sum(row["kernels"].values()) if row["kernels"] else "?"
+        fused = "?" if row["fused_attention"] is None else row["fused_attention"]
+        cells = [
+            row["model"],
+            f"{row['network']} ({row['precision']})",
+            f"{row['parameters'] / 1e6:,.1f} M",
+            ", ".join(row["gpus"]),
+            f"{fused} of {row['attention_sites']}",
+            str(kernels),
+            _megabytes(row["scratch_bytes"]),
+            _megabytes(row["plan_bytes"]),
+            f"{row['cpu_seconds']:.0f} s",
+            _megabytes(row["peak_bytes"]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _megabytes(count: int | None) -> str:
+    return "?" if count is None else f"{count / 1e6:,.0f} MB"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("bundles", nargs="+", help="names or folders of bundles with engines")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the results")
+    arguments = parser.parse_args()
+    rows = [row for name in arguments.bundles for row in rows_of(open_bundle(name))]
+    machine = {"machine": platform.machine(), "cores": os.cpu_count(), "gpu": None}
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    document = json.dumps({"machine": machine, "engines": rows}, indent=1) + "\n"
+    (arguments.output / "tensorrt_builds.json").write_text(document)
+    (arguments.output / "tensorrt_builds.md").write_text(
+        f"# TensorRT engines, as built\n\nOn {machine['cores']} cores without a GPU, with random "
+        f"weights. Backends: {', '.join(sorted({row['backend'] for row in rows}))}.\n\n"
+        + table(rows)
+    )
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

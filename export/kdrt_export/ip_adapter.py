@@ -1,0 +1,202 @@
+"""IP-Adapter (Ye et al. 2023, arXiv:2308.06721): pictures as prompts, as a variant of the UNet.
+
+A CLIP vision encoder sees the picture, a projection makes a few tokens of it, and every
+cross-attention gets a second pair of key and value for those. Encoder and projection become
+components of their own; tokens and strength are inputs of the variant.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.embeddings import ImageProjection
+from safetensors import safe_open
+from torch import nn
+from transformers import CLIPVisionModelWithProjection
+
+from kdrt.bundle import ImageEncoderFacts, IpAdapterFacts, sha256
+from kdrt_engines.spec import EngineSpec, TensorSpec
+from kdrt_export.components import ExportComponent
+from kdrt_export.errors import SourceError, UnsupportedModel
+from kdrt_export.vision import VisionTransformer
+
+VARIANT = "ip-adapter"
+_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_STD = (0.26862954, 0.26130258, 0.27577711)
+"""CLIP's, for encoders without a preprocessor file."""
+
+
+class IpAdapter:
+    """An adapter to export.
+
+    Args:
+        source: a ``.safetensors`` file, or ``owner/name:path/of/file`` on the hub.
+        image_encoder: a folder with the CLIP vision model; None is ``image_encoder`` beside the
+            file, if it exists. Without one, only image embeddings can be given later.
+
+    Raises:
+        SourceError: the file is missing, damaged or no IP-Adapter.
+        UnsupportedModel: an IP-Adapter of another kind (Plus, Full, FaceID).
+    """
+
+    def __init__(self, source: str, image_encoder: Path | None = None) -> None:
+        path = _find(source)
+        self.path = path
+        self._tensors = _read(path)
+        if "proj.weight" not in self._tensors["image_proj"]:
+            raise UnsupportedModel(
+                f"{path.name} is an IP-Adapter with another projection than a linear one (Plus, "
+                "Full or FaceID), which cannot be exported yet"
+            )
+        folder = path.parent / "image_encoder" if image_encoder is None else image_encoder
+        if image_encoder is not None and not folder.is_dir():
+            raise SourceError(f"there is no image encoder in {folder}")
+        self._encoder_folder = folder if folder.is_dir() else None
+
+    def attach(self, unet: UNet2DConditionModel) -> ExportProjection:
+        """Give ``unet`` the adapter's attention, in place, and return the projection."""
+        try:
+            unet._load_ip_adapter_weights([self._tensors], low_cpu_mem_usage=False)
+        except (RuntimeError, KeyError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise SourceError(
+                f"{self.path.name} does not fit this model; is it for another family? ({reason})"
+            ) from error
+        (projection,) = unet.encoder_hid_proj.image_projection_layers
+        unet.encoder_hid_proj = nn.Identity()  # what comes in has been projected
+        unet.eval().requires_grad_(False)
+        return ExportProjection(projection.eval().requires_grad_(False))
+
+    def encoder(self) -> CLIPVisionModelWithProjection | None:
+        """The image encoder, float32."""
+        if self._encoder_folder is None:
+            return None
+        try:
+            model = CLIPVisionModelWithProjection.from_pretrained(
+                str(self._encoder_folder), dtype=torch.float32, local_files_only=True
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise SourceError(
+                f"cannot load an image encoder from {self._encoder_folder}"
+            ) from error
+        return model.eval().requires_grad_(False)
+
+    def facts(self, projection: ExportProjection, encoder: Any | None) -> IpAdapterFacts:
+        return IpAdapterFacts(
+            file=self.path.name,
+            sha256=sha256(self.path),
+            tokens=projection.tokens,
+            embedding=projection.width,
+            image_encoder=None if encoder is None else self._encoder_facts(encoder),
+        )
+
+    def _encoder_facts(self, encoder: Any) -> ImageEncoderFacts:
+        settings: dict[str, Any] = {}
+        for folder in ("", "../feature_extractor"):
+            file = Path(self._encoder_folder or "") / folder / "preprocessor_config.json"
+            if file.is_file():
+                settings = json.loads(file.read_text(encoding="utf-8"))
+                break
+        return ImageEncoderFacts(
+            size=encoder.config.image_size,
+            mean=tuple(settings.get("image_mean", _MEAN)),
+            std=tuple(settings.get("image_std", _STD)),
+        )
+
+
+class ExportProjection(ExportComponent):
+    """image_embeds [B,P] → ip_hidden_states [B,N,D]."""
+
+    def __init__(self, source: ImageProjection) -> None:
+        super().__init__()
+        self.image_embeds, self.norm = source.image_embeds, source.norm
+        self.tokens: int = source.num_image_text_embeds
+        self.width: int = source.image_embeds.in_features
+        self._source = [source]
+        self.spec = self.make_spec("float32")
+
+    def make_spec(self, dtype: str) -> EngineSpec:
+        out = self.image_embeds.out_features // self.tokens
+        return EngineSpec(
+            (TensorSpec("image_embeds", dtype, ("B", self.width)),),
+            (TensorSpec("ip_hidden_states", dtype, ("B", self.tokens, out)),),
+        )
+
+    def reference(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (self._source[0](*inputs),)
+
+    def rewrite(self) -> None:
+        self._source.clear()
+
+    def forward(self, image_embeds: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.image_embeds(image_embeds).unflatten(-1, (self.tokens, -1)))
+
+
+class ExportImageEncoder(ExportComponent):
+    """A CLIP vision model: pixels [B,3,S,S], normalised → image_embeds [B,P], projected."""
+
+    def __init__(self, model: CLIPVisionModelWithProjection) -> None:
+        super().__init__()
+        self._source = [model]
+        self.projection = model.visual_projection
+        self.size: int = model.config.image_size
+        self.spec = self.make_spec("float32")
+
+    def make_spec(self, dtype: str) -> EngineSpec:
+        return EngineSpec(
+            (TensorSpec("pixels", dtype, ("B", 3, self.size, self.size)),),
+            (TensorSpec("image_embeds", dtype, ("B", self.projection.out_features)),),
+        )
+
+    def reference(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (self._source[0](*inputs).image_embeds,)
+
+    def rewrite(self) -> None:
+        self.vision = VisionTransformer(self._source.pop().vision_model)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.projection(self.vision.pooled(self.vision(pixels)))
+
+
+def _find(source: str) -> Path:
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    repo, colon, file = source.partition(":")
+    if not colon or repo.count("/") != 1:
+        raise SourceError(
+            f"there is no IP-Adapter file {source}; give a .safetensors file, or "
+            "owner/name:path/of/file.safetensors for one on the hub"
+        )
+    from huggingface_hub import snapshot_download
+
+    folder = Path(file).parent.as_posix()
+    beside = f"{folder}/image_encoder/*" if folder != "." else "image_encoder/*"
+    try:
+        found = Path(snapshot_download(repo, allow_patterns=[file, beside])) / file
+    except Exception as error:  # of the hub's many kinds
+        raise SourceError(f"the hub gives no IP-Adapter '{source}': {error}") from error
+    if not found.is_file():
+        raise SourceError(f"'{repo}' has no file {file}")
+    return found
+
+
+def _read(path: Path) -> dict[str, dict[str, torch.Tensor]]:
+    parts: dict[str, dict[str, torch.Tensor]] = {"image_proj": {}, "ip_adapter": {}}
+    if path.suffix != ".safetensors":
+        raise SourceError(f"{path.name} is a pickle, which can run code: get a .safetensors file")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118
+                part, _, name = key.partition(".")
+                if part in parts:
+                    parts[part][name] = file.get_tensor(key).float()
+    except Exception as error:  # safetensors has an exception of its own for each kind of damage
+        raise SourceError(f"{path.name} is damaged") from error
+    if not all(parts.values()):
+        raise SourceError(f"{path.name} is no IP-Adapter")
+    return parts

@@ -1,0 +1,154 @@
+"""Pictures as prompts: from a picture to the tokens that an IP-Adapter's UNet attends to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from kdrt.bundle import ImageEncoderFacts, IpAdapterFacts, Manifest
+from kdrt.errors import InvalidRequest
+from kdrt.variants import ComponentLoader
+from kdrt_engines import Engine
+
+VARIANT = "ip-adapter"
+"""The variant of a bundle whose UNet takes pictures."""
+
+Pictures: TypeAlias = Image.Image | Sequence[Image.Image]
+
+
+class ImagePrompts:
+    """The IP-Adapter of a bundle.
+
+    Args:
+        manifest: says what the adapter needs.
+        load: loads its networks when they are first used; None where nothing can be loaded.
+    """
+
+    def __init__(self, manifest: Manifest, load: ComponentLoader | None) -> None:
+        self._manifest = manifest
+        self._load = load
+        self._engines: dict[str, Engine] = {}
+
+    @torch.no_grad()
+    def encode(
+        self,
+        pictures: Pictures | None,
+        embeddings: Tensor | None,
+        images: int,
+        *,
+        doubled: bool,
+    ) -> Tensor:
+        """The image's tokens for the UNet.
+
+        Args:
+            pictures: one for all images, or one for each prompt in order.
+            embeddings: ``[n, P]`` in place of pictures: what the image encoder makes of them.
+            images: B, how many images are made.
+            doubled: put those of an unconditional half in front, as the adapter was trained: of
+                an embedding of zeros.
+
+        Returns:
+            ``[B, N, D]``, or ``[2B, N, D]`` if doubled.
+
+        Raises:
+            InvalidRequest: the pictures are not what the adapter takes.
+        """
+        facts = self._facts()
+        if embeddings is None:
+            embeddings = self._embed(_pictures(pictures), facts)
+        _check_embeddings(embeddings, facts, images)
+        each = embeddings.repeat_interleave(images // len(embeddings), dim=0)
+        if doubled:
+            each = torch.cat([torch.zeros_like(each), each])
+        return self._run("image_projection", "image_embeds", each, "ip_hidden_states")
+
+    def _embed(self, pictures: Sequence[Image.Image], facts: IpAdapterFacts) -> Tensor:
+        if facts.image_encoder is None:
+            raise InvalidRequest(
+                f"the bundle '{self._manifest.name}' has no image encoder: give "
+                "ip_adapter_image_embeds, or export it with --image-encoder"
+            )
+        settings = facts.image_encoder
+        pixels = torch.stack([preprocess(picture, settings) for picture in pictures])
+        return self._run("image_encoder", "pixels", pixels, "image_embeds")
+
+    def _run(self, component: str, source: str, value: Tensor, target: str) -> Tensor:
+        if component not in self._engines:
+            if self._load is None:
+                raise InvalidRequest("this pipeline cannot load an image encoder: use kdrt.load")
+            self._engines[component] = self._load(component)
+        binding = self._engines[component].bind(B=len(value))
+        binding.inputs[source].copy_(value)
+        binding.run()
+        return binding.outputs[target].clone()
+
+    def _facts(self) -> IpAdapterFacts:
+        if self._manifest.ip_adapter is None:
+            raise InvalidRequest(
+                f"'{self._manifest.name}' has no IP-Adapter; export it with `kdrt export "
+                f"{self._manifest.source} --ip-adapter FILE`"
+            )
+        return self._manifest.ip_adapter
+
+
+def preprocess(picture: Image.Image, facts: ImageEncoderFacts) -> Tensor:
+    """A picture as CLIP sees it: its shorter side brought to ``facts.size`` (bicubic), the middle
+    cut out, colours normalised. Float32 ``[3, S, S]``."""
+    picture = picture.convert("RGB")
+    shorter = min(picture.size)
+    width, height = (int(facts.size * side / shorter) for side in picture.size)
+    resized = picture.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - facts.size) // 2, (height - facts.size) // 2
+    square = resized.crop((left, top, left + facts.size, top + facts.size))
+    pixels = torch.from_numpy(np.array(square, dtype=np.float32) / 255)
+    return ((pixels - torch.tensor(facts.mean)) / torch.tensor(facts.std)).permute(2, 0, 1)
+
+
+def image_scale(value: object) -> float:
+    """``value`` as the strength of an image prompt: any finite number, 0 exactly off."""
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not math.isfinite(number):
+        raise InvalidRequest(f"ip_adapter_scale must be a finite number, not {value!r}")
+    return number
+
+
+def write_image_prompt(inputs: Mapping[str, Tensor], tokens: Tensor | None, scale: float) -> None:
+    """Write tokens and strength into the inputs of a UNet. Without tokens it is off."""
+    if "ip_hidden_states" not in inputs:
+        return
+    if tokens is None:
+        inputs["ip_hidden_states"].zero_()
+        inputs["ip_scale"].zero_()
+    else:
+        inputs["ip_hidden_states"].copy_(tokens)
+        inputs["ip_scale"].fill_(scale)
+
+
+def _pictures(pictures: Pictures | None) -> Sequence[Image.Image]:
+    listed = [pictures] if isinstance(pictures, Image.Image) else pictures
+    if not isinstance(listed, Sequence) or not listed:
+        raise InvalidRequest("ip_adapter_image must be a PIL image or a list of them")
+    if not all(isinstance(picture, Image.Image) for picture in listed):
+        raise InvalidRequest("ip_adapter_image must be a PIL image or a list of them")
+    return listed
+
+
+def _check_embeddings(embeddings: object, facts: IpAdapterFacts, images: int) -> None:
+    if not isinstance(embeddings, Tensor) or embeddings.ndim != 2:
+        raise InvalidRequest(f"ip_adapter_image_embeds must be a tensor [n, {facts.embedding}]")
+    if embeddings.shape[1] != facts.embedding or not bool(embeddings.isfinite().all()):
+        raise InvalidRequest(
+            f"ip_adapter_image_embeds must be finite and of shape [n, {facts.embedding}], not "
+            f"{list(embeddings.shape)}"
+        )
+    if images % len(embeddings):
+        raise InvalidRequest(
+            f"{len(embeddings)} image prompts for {images} images: give one, or one for each prompt"
+        )

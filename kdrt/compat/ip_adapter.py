@@ -1,0 +1,82 @@
+"""diffusers' IP-Adapter methods, on a bundle that was exported with one.
+
+The removed pipelines could load an adapter but never run it. Here the adapter is part of the
+bundle: loading it switches to its UNet.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+from torch import Tensor
+
+from kdrt.adapters.ip_adapter import VARIANT, Pictures, image_scale
+from kdrt.errors import InvalidRequest
+from kdrt.pipeline import Pipeline
+
+
+class IpAdapterMixin:
+    """For a class with a ``pipeline``.
+
+    Attributes:
+        ip_adapter_scale: how much pictures count.
+    """
+
+    pipeline: Pipeline
+    ip_adapter_scale: float = 1.0
+
+    def load_ip_adapter(
+        self,
+        pretrained_model_name_or_path_or_dict: str | os.PathLike[str],
+        subfolder: str = "",
+        weight_name: str = "",
+        image_encoder_folder: str | None = "image_encoder",
+        **_: Any,
+    ) -> None:
+        """Use the bundle's IP-Adapter, which must be the one that is asked for.
+
+        Raises:
+            InvalidRequest: the bundle has none, or another; the message says what to export.
+        """
+        manifest = self.pipeline.bundle.manifest
+        source = os.fspath(pretrained_model_name_or_path_or_dict)
+        name = weight_name or PurePath(source).name
+        facts = manifest.ip_adapter
+        if facts is None or facts.file != name:
+            inside = PurePath(subfolder, weight_name).as_posix() if weight_name else ""
+            separator = "/" if Path(source).is_dir() else ":"
+            wanted = f"{source}{separator}{inside}" if inside else source
+            raise InvalidRequest(
+                f"'{manifest.name}' has {'no IP-Adapter' if facts is None else facts.file}; export "
+                f"it with `kdrt export {manifest.source} --ip-adapter {wanted}`"
+            )
+        self.pipeline.use_variant(VARIANT, ["unet"])
+
+    def set_ip_adapter_scale(self, scale: float | Sequence[float]) -> None:
+        """How much pictures count from now on; 0 is exactly off.
+
+        Raises:
+            InvalidRequest: the scale is no finite number; scales of single blocks are not known.
+        """
+        single = scale[0] if isinstance(scale, Sequence) and len(scale) == 1 else scale
+        self.ip_adapter_scale = image_scale(single)
+
+    def unload_ip_adapter(self) -> None:
+        """Go back to the plain UNet."""
+        if self.pipeline.bundle.manifest.ip_adapter is not None:
+            self.pipeline.use_variant(None, ["unet"])
+        self.ip_adapter_scale = 1.0
+
+    def _image_tokens(
+        self, pictures: Pictures | None, embeddings: Tensor | None, images: int, *, doubled: bool
+    ) -> Tensor | None:
+        """What the UNet attends to besides the prompt, ``[n·B, N, D]``; None without pictures.
+        With pictures the adapter's UNet takes over, loaded by :meth:`load_ip_adapter` or not."""
+        if pictures is None and embeddings is None:
+            return None
+        if not self.pipeline.engines["unet"].spec.has_input("ip_scale"):
+            self.pipeline.use_variant(VARIANT, ["unet"])
+        return self.pipeline._image_prompts.encode(pictures, embeddings, images, doubled=doubled)

@@ -1,0 +1,36 @@
+"""diffusers' switches for fused attention projections, between the variants of a bundle."""
+
+from __future__ import annotations
+
+from kdrt.pipeline import Pipeline
+
+_PARTS = {"unet": ("unet",), "vae": ("vae_decoder", "vae_encoder")}
+
+
+class FusedProjectionsMixin:
+    """For a class with a ``pipeline``."""
+
+    pipeline: Pipeline
+
+    def fuse_qkv_projections(self, unet: bool = True, vae: bool = True) -> None:
+        """Compute query, key and value with one matrix; most bundles do from the start.
+
+        Raises:
+            InvalidRequest: the bundle was exported without; the message says what to export.
+        """
+        self._use_projections(fused=True, unet=unet, vae=vae)
+
+    def unfuse_qkv_projections(self, unet: bool = True, vae: bool = True) -> None:
+        """Compute query, key and value with a matrix each. The pictures are the same.
+
+        Raises:
+            InvalidRequest: the bundle has no such variant; the message says what to export.
+        """
+        self._use_projections(fused=False, unet=unet, vae=vae)
+
+    def _use_projections(self, *, fused: bool, unet: bool, vae: bool) -> None:
+        parts = (*(_PARTS["unet"] if unet else ()), *(_PARTS["vae"] if vae else ()))
+        if fused == self.pipeline.bundle.manifest.baked.fused_qkv:
+            self.pipeline.use_variant(None, parts)
+        else:
+            self.pipeline.use_variant("fused-qkv" if fused else "unfused-qkv", parts)

@@ -1,0 +1,47 @@
+"""diffusers' switches of the VAE, on engines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kdrt.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from kdrt.pipeline import Pipeline
+
+
+class VaeMixin:
+    """For a class that holds a :class:`kdrt.Pipeline` in ``pipeline``."""
+
+    pipeline: Pipeline
+
+    def enable_vae_slicing(self) -> None:
+        """Decode pictures of a batch one by one: kdrt's default."""
+        self.pipeline.enable_vae_slicing()
+
+    def disable_vae_slicing(self) -> None:
+        """Decode the whole batch at once."""
+        self.pipeline.disable_vae_slicing()
+
+    def enable_vae_tiling(self) -> None:
+        """Decode pictures larger than the VAE was trained at in tiles of that size."""
+        self.pipeline.enable_vae_tiling()
+
+    def disable_vae_tiling(self) -> None:
+        """Decode whole pictures, wherever the engine can."""
+        self.pipeline.disable_vae_tiling()
+
+    def upcast_vae(self) -> None:
+        """Make sure that the VAE does not overflow. Its precision is fixed at export, where one
+        that says of itself that it overflows in float16 is left in float32 anyway; bfloat16 has
+        float32's range, and the original pipelines left it alone too.
+
+        Raises:
+            InvalidRequest: it is in float16.
+        """
+        spec = self.pipeline.engines["vae_decoder"].spec
+        if spec.inputs[0].dtype == "float16":
+            raise InvalidRequest(
+                "this bundle's VAE is in float16, which is fixed at export: export the model "
+                "again with --vae-precision fp32 or bf16"
+            )

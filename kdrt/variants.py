@@ -1,0 +1,75 @@
+"""Variants: other components that play the part of one, in the same bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from kdrt.bundle import Manifest
+from kdrt.errors import InvalidRequest
+from kdrt_engines import Engine
+
+ComponentLoader = Callable[[str], Engine]
+"""Loads one component of a bundle by its name."""
+
+
+class Variants:
+    """Which component plays which part in a pipeline.
+
+    Args:
+        manifest: names the variants.
+        load: loads a component; None where only what is loaded already can run.
+    """
+
+    def __init__(self, manifest: Manifest, load: ComponentLoader | None) -> None:
+        self._manifest = manifest
+        self._load = load
+        self._playing: dict[str, str] = {}
+
+    @property
+    def in_use(self) -> dict[str, str]:
+        """The components that play another's part, by part."""
+        return {part: c for part, c in self._playing.items() if c != part}
+
+    def choose(self, name: str | None, parts: Sequence[str] | None = None) -> dict[str, str]:
+        """The component for each part that changes.
+
+        Raises:
+            InvalidRequest: there is no such variant, or it has nothing for a part.
+        """
+        variants = self._manifest.variants
+        if name is None:
+            wanted = {part: part for variant in variants.values() for part in variant}
+        elif name in variants:
+            wanted = dict(variants[name])
+        else:
+            option = "--ip-adapter FILE" if name == "ip-adapter" else f"--variant {name}"
+            raise InvalidRequest(
+                f"'{self._manifest.name}' has no variant '{name}' (it has "
+                f"{', '.join(variants) or 'none'}); export it with "
+                f"`kdrt export {self._manifest.source} {option}`"
+            )
+        if parts is not None:
+            missing = [part for part in parts if part not in wanted and name is not None]
+            if missing:
+                raise InvalidRequest(
+                    f"the variant '{name}' has nothing for {missing[0]}; it has {', '.join(wanted)}"
+                )
+            wanted = {part: component for part, component in wanted.items() if part in parts}
+        return {p: c for p, c in wanted.items() if self._playing.get(p, p) != c}
+
+    def load(
+        self, components: Mapping[str, str], engines: Mapping[str, Engine]
+    ) -> dict[str, Engine]:
+        """Their engines, for the parts that are in use.
+
+        Raises:
+            InvalidRequest: nothing more can be loaded.
+        """
+        needed = {part: component for part, component in components.items() if part in engines}
+        if needed and self._load is None:
+            raise InvalidRequest("this pipeline cannot load variants; open it with kdrt.load")
+        return {part: self._load(c) for part, c in needed.items()} if self._load else {}
+
+    def chosen(self, components: Mapping[str, str]) -> None:
+        """Keep in mind what :meth:`choose` gave, after it was loaded."""
+        self._playing |= components

@@ -1,0 +1,231 @@
+"""IP-Adapter: the pictures are those of diffusers' ``load_ip_adapter``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lora_files import kohya, networks, random_lora
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny import randomized
+from tiny_bundles import TinyModel, by_diffusers, by_kdrt
+from torch import Tensor
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+import kdrt
+from kdrt.adapters.ip_adapter import preprocess
+from kdrt.bundle import ImageEncoderFacts
+from kdrt.compat.ip_adapter import IpAdapterMixin
+from kdrt.errors import InvalidRequest
+from kdrt_export.errors import SourceError, UnsupportedModel
+from kdrt_export.ip_adapter import IpAdapter
+from kdrt_export.stage import export
+from kdrt_export.verify import relative_error
+
+SIDE, EMBEDDING = 32, 20
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def picture(width: int = 45, height: int = 37, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def vision_model() -> CLIPVisionModelWithProjection:
+    config = CLIPVisionConfig(
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        image_size=SIDE,
+        patch_size=8,
+        projection_dim=EMBEDDING,
+    )
+    return randomized(CLIPVisionModelWithProjection(config))
+
+
+def write_adapter(folder: Path, unet: Any) -> Path:
+    generator = torch.Generator().manual_seed(4)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator) / shape[-1] ** 0.5
+
+    width = unet.config.cross_attention_dim
+    state = {
+        "image_proj.proj.weight": random(4 * width, EMBEDDING),
+        "image_proj.proj.bias": random(4 * width),
+        "image_proj.norm.weight": 1 + random(width),
+        "image_proj.norm.bias": random(width),
+    }
+    sites = [path for path in unet.attn_processors if "attn2" in path]
+    for number, path in enumerate(sites):
+        rows = unet.get_submodule(path.removesuffix(".processor")).to_k.out_features
+        for kind in ("to_k_ip", "to_v_ip"):
+            state[f"ip_adapter.{2 * number + 1}.{kind}.weight"] = random(rows, width)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(state, folder / "ip.safetensors")
+    vision_model().save_pretrained(folder / "image_encoder")
+    return folder / "ip.safetensors"
+
+
+@dataclass(frozen=True)
+class Prompted:
+    model: TinyModel
+    adapter: Path
+
+    def diffusers(self) -> Any:
+        pipe = self.model.diffusers()
+        pipe.load_ip_adapter(str(self.adapter.parent), subfolder="", weight_name="ip.safetensors")
+        return pipe
+
+
+@pytest.fixture(scope="module", params=["sd", "sdxl"])
+def prompted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Prompted:
+    from lora_files import pipeline
+
+    home = tmp_path_factory.mktemp("ip")
+    adapter = write_adapter(home / "adapter", pipeline(request.param).unet)
+    return Prompted(TinyModel.make(request.param, home, ip_adapter=str(adapter)), adapter)
+
+
+def test_the_bundle_says_what_it_can_take(prompted: Prompted) -> None:
+    manifest = kdrt.Bundle.open(prompted.model.bundle).manifest
+    assert manifest.variants == {"ip-adapter": {"unet": "unet-ip-adapter"}}
+    facts = manifest.ip_adapter
+    assert facts is not None
+    assert (facts.file, facts.tokens, facts.embedding) == ("ip.safetensors", 4, EMBEDDING)
+    assert facts.image_encoder == ImageEncoderFacts(size=SIDE, mean=MEAN, std=STD)
+    for name in ("unet-ip-adapter", "image_encoder", "image_projection"):
+        figures = manifest.components[name].verification
+        assert all(figure.relative_error < 1e-5 for figure in figures)
+    with_adapter, without = (manifest.components[n] for n in ("unet-ip-adapter", "unet"))
+    extra = {t.name for t in with_adapter.inputs} - {t.name for t in without.inputs}
+    assert extra == {"ip_hidden_states", "ip_scale"}
+
+
+def test_pictures_as_prompts_are_those_of_diffusers(prompted: Prompted) -> None:
+    ours = kdrt.load(prompted.model.bundle, engine="onnxruntime")
+    base = by_kdrt(ours)
+    theirs = prompted.diffusers()
+    for scale in (0.6, 1.5):
+        theirs.set_ip_adapter_scale(scale)
+        expected = by_diffusers(theirs, ip_adapter_image=picture())
+        result = by_kdrt(ours, ip_adapter_image=picture(), ip_adapter_scale=scale)
+        assert relative_error(result, expected) < 1e-5
+        assert relative_error(result, base) > 1e-2
+    off = by_kdrt(ours, ip_adapter_image=picture(), ip_adapter_scale=0)
+    assert torch.equal(off, by_kdrt(ours))  # the variant without a picture
+    assert relative_error(off, base) < 1e-5
+    ours.use_variant(None)
+    assert torch.equal(by_kdrt(ours), base)
+
+
+def test_embeddings_in_place_of_pictures(prompted: Prompted) -> None:
+    ours, theirs = kdrt.load(prompted.model.bundle, engine="onnxruntime"), prompted.diffusers()
+    embeddings, _ = theirs.encode_image(picture(), "cpu", 1)
+    expected = by_kdrt(ours, ip_adapter_image=picture())
+    result = by_kdrt(ours, ip_adapter_image_embeds=embeddings)
+    assert relative_error(result, expected) < 1e-5
+
+
+def test_a_picture_for_each_prompt(prompted: Prompted) -> None:
+    ours = kdrt.load(prompted.model.bundle, engine="onnxruntime")
+    options = {"steps": 2, "height": 32, "width": 32, "output_type": "latent"}
+    pictures = [picture(seed=1), picture(50, 33, seed=2)]
+    together = ours(
+        ["a star", "a circle"], ip_adapter_image=pictures, seed=[1, 2], **options
+    ).images
+    for index, prompt in enumerate(["a star", "a circle"]):
+        alone = ours(prompt, ip_adapter_image=pictures[index], seed=index + 1, **options).images
+        torch.testing.assert_close(together[index : index + 1], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_a_lora_beside_it(prompted: Prompted, tmp_path: Path) -> None:
+    layers = random_lora(
+        networks(prompted.model.diffusers()), ("to_q", "attn2.to_k", "fc1", "out_proj")
+    )
+    save_file(kohya(layers), tmp_path / "style.safetensors")
+    ours, theirs = kdrt.load(prompted.model.bundle, engine="onnxruntime"), prompted.diffusers()
+    ours.load_lora(tmp_path / "style.safetensors")
+    by_kdrt(ours)  # on the plain UNet first
+    theirs.load_lora_weights(str(tmp_path), weight_name="style.safetensors")
+    theirs.set_ip_adapter_scale(0.8)
+    expected = by_diffusers(theirs, ip_adapter_image=picture())
+    result = by_kdrt(ours, ip_adapter_image=picture(), ip_adapter_scale=0.8)
+    assert relative_error(result, expected) < 1e-5
+
+
+class Compatible(IpAdapterMixin):
+    def __init__(self, bundle: Path) -> None:
+        self.pipeline = kdrt.load(bundle, engine="onnxruntime")
+
+
+def test_the_methods_of_diffusers(prompted: Prompted, model: TinyModel) -> None:
+    ours, theirs = Compatible(prompted.model.bundle), prompted.diffusers()
+    base = by_kdrt(ours.pipeline)
+    ours.load_ip_adapter(str(prompted.adapter.parent), subfolder="", weight_name="ip.safetensors")
+    for pipe in (ours, theirs):
+        pipe.set_ip_adapter_scale(0.4)
+    expected = by_diffusers(theirs, ip_adapter_image=picture())
+    options = {"ip_adapter_image": picture(), "ip_adapter_scale": ours.ip_adapter_scale}
+    assert relative_error(by_kdrt(ours.pipeline, **options), expected) < 1e-5
+    ours.unload_ip_adapter()
+    assert torch.equal(by_kdrt(ours.pipeline), base)
+    with pytest.raises(InvalidRequest, match="must be a finite number"):
+        ours.set_ip_adapter_scale([0.1, 0.2])
+    with pytest.raises(InvalidRequest, match=r"--ip-adapter some/hub:models/other\.safetensors"):
+        ours.load_ip_adapter("some/hub", subfolder="models", weight_name="other.safetensors")
+    with pytest.raises(InvalidRequest, match="has no IP-Adapter; export it with"):
+        Compatible(model.bundle).load_ip_adapter(prompted.adapter)
+
+
+@pytest.mark.parametrize("size", [(45, 37), (37, 45), (224, 224), (31, 200), (500, 301)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+def test_pictures_are_prepared_as_clip_does(size: tuple[int, int], mode: str) -> None:
+    source = picture(*size).convert(mode)
+    expected = CLIPImageProcessor(size=SIDE, crop_size=SIDE)(source, return_tensors="pt")
+    found = preprocess(source, ImageEncoderFacts(size=SIDE, mean=MEAN, std=STD))
+    torch.testing.assert_close(found[None], expected.pixel_values, rtol=1e-5, atol=1e-5)
+
+
+def test_wrong_requests(prompted: Prompted, model: TinyModel) -> None:
+    ours = kdrt.load(prompted.model.bundle, engine="onnxruntime")
+    wrong: list[tuple[dict[str, object], str]] = [
+        ({"ip_adapter_image": "cat.png"}, "must be a PIL image"),
+        ({"ip_adapter_image": []}, "must be a PIL image"),
+        ({"ip_adapter_image": [picture()] * 2}, "2 image prompts for 1 images"),
+        ({"ip_adapter_image_embeds": torch.zeros(1, 3)}, r"of shape \[n, 20\], not \[1, 3\]"),
+        ({"ip_adapter_image": picture(), "ip_adapter_scale": float("nan")}, "finite number"),
+    ]
+    for options, words in wrong:
+        with pytest.raises(InvalidRequest, match=words):
+            by_kdrt(ours, **options)
+    plain = kdrt.load(model.bundle, engine="onnxruntime")
+    with pytest.raises(InvalidRequest, match=r"`kdrt export .* --ip-adapter FILE`"):
+        by_kdrt(plain, ip_adapter_image=picture())
+
+
+def test_adapters_that_cannot_be_exported(prompted: Prompted, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="there is no IP-Adapter file"):
+        IpAdapter(str(tmp_path / "none.safetensors"))
+    state = load_file(prompted.adapter)
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(SourceError, match="is no IP-Adapter"):
+        IpAdapter(str(tmp_path / "other.safetensors"))
+    plus = {key.replace("proj.weight", "latents"): value for key, value in state.items()}
+    save_file(plus, tmp_path / "plus.safetensors")
+    with pytest.raises(UnsupportedModel, match="another projection than a linear one"):
+        IpAdapter(str(tmp_path / "plus.safetensors"))
+    small = {key: value for key, value in state.items() if not key.startswith("ip_adapter.3")}
+    save_file(small, tmp_path / "small.safetensors")
+    with pytest.raises(SourceError, match="does not fit this model"):
+        export(
+            str(prompted.model.folder),
+            tmp_path / "b",
+            ip_adapter=str(tmp_path / "small.safetensors"),
+        )

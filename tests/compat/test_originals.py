@@ -1,0 +1,72 @@
+"""The removed pipelines themselves, beside ours: the same latents, bit by bit."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import original
+import pytest
+import torch
+from test_compat_parity import BLUE, RED, SAMPLERS, relative
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),
+]
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    try:
+        return original.download(tmp_path_factory.mktemp("wheel"))
+    except (subprocess.SubprocessError, StopIteration) as error:
+        pytest.skip(f"{original.RELEASE} cannot be downloaded: {error}")
+
+
+@pytest.fixture
+def exported(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A drop-in pipeline on real exported programs, straight from the checkpoint."""
+    monkeypatch.setenv("KDRT_HOME", str(tmp_path))
+    pipe = type(tiny.pipe()).from_pretrained(tiny.checkpoint, exact=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_latents_and_pictures(tiny: Any, exported: Any, wheel: Path) -> None:
+    theirs = original.load(wheel, tiny.family, tiny.checkpoint)
+    cases: list[dict[str, Any]] = [
+        {"prompt": RED, "height": 48, "width": 32},
+        {"prompt": [RED, BLUE], "negative_prompt": ["a", "2"], "clip_skip": 1},
+        {"prompt": RED, "num_images_per_prompt": 2, "use_karras_sigmas": True},
+    ]
+    for sampler in SAMPLERS:
+        for case in cases:
+            arguments = {"height": 32, "width": 32, "output_type": "latent"} | case
+            results = []
+            for pipe, options in ((theirs, {}), (exported, {}), (exported, {"exact": False})):
+                pipe.set_scheduler(f"sample_{sampler}")
+                generator = torch.Generator().manual_seed(3)
+                results.append(
+                    pipe(
+                        num_inference_steps=3,
+                        generator=generator,
+                        noise_sampler_seed=5,
+                        **arguments,
+                        **options,
+                    ).images
+                )
+            assert torch.equal(results[0], results[1]), (sampler, case)
+            assert relative(results[2], results[0]) <= 1e-4, (sampler, case)
+    pictures = [
+        pipe(
+            RED,
+            num_inference_steps=2,
+            generator=torch.Generator().manual_seed(3),
+            noise_sampler_seed=5,
+            output_type="pt",
+        ).images
+        for pipe in (theirs, exported)
+    ]
+    torch.testing.assert_close(pictures[1], pictures[0], rtol=0, atol=1e-5)
