@@ -400,7 +400,7 @@ def generate(
         typer.echo(f"The longest prompt is read in {result.chunks} chunks.", err=True)
     for index, path in enumerate(paths):
         if to_latents:
-            save_latents(result.images, path)
+            save_latents(result, path)
         else:
             result.save(path, index)
         typer.echo(path)

@@ -8,19 +8,22 @@ from pathlib import Path
 from torch import Tensor
 
 from kdrt.errors import InvalidRequest, OutputError
+from kdrt.pipeline import Result
 
 SUFFIX = ".safetensors"
 _NAME = "latents"
 
 
-def save_latents(latents: Tensor, path: Path) -> None:
-    """Write ``latents [B, C, h, w]``; the file appears complete or not at all.
+def save_latents(result: Result, path: Path) -> None:
+    """Write the latents ``[B, C, h, w]`` of a result; the file appears complete or not at all.
 
     Raises:
         OutputError: it cannot be written.
     """
     from safetensors.torch import save_file
 
+    latents = result.images
+    assert isinstance(latents, Tensor)  # what output_type="latent" gives
     partial = path.with_name(f".{uuid.uuid4().hex}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

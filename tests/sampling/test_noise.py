@@ -27,19 +27,20 @@ def test_the_first_draw_is_the_initial_latents() -> None:
     assert torch.equal(source.latents()[1], first)
 
 
-def test_slots_go_on_with_the_generator_of_the_image() -> None:
+@pytest.mark.parametrize("shape", [ODD, (4, 8, 8)])
+def test_slots_go_on_with_the_generator_of_the_image(shape: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(5)
     continued = torch.Generator().manual_seed(5)
     slots = [NoiseSlot(3.0, 2.0), NoiseSlot(2.0, 1.0)]
-    source = SeededNoise([generator], ODD)
+    source = SeededNoise([generator], shape)
     draws = source.draw(slots)
-    expected = [torch.randn(ODD, generator=continued) for _ in range(3)]
+    expected = [torch.randn(shape, generator=continued) for _ in range(3)]
     assert torch.equal(source.latents()[0], expected[0])
     assert torch.equal(draws[:, 0], torch.stack(expected[1:]))
-    assert torch.equal(source.draw(slots[:1])[0, 0], torch.randn(ODD, generator=continued))
+    assert torch.equal(source.draw(slots[:1])[0, 0], torch.randn(shape, generator=continued))
 
 
-@pytest.mark.parametrize("name", ["euler_ancestral", "dpmpp_sde"])
+@pytest.mark.parametrize("name", ["euler_ancestral", "dpmpp_sde", "seeds_3"])
 def test_an_image_does_not_depend_on_its_batch(name: str) -> None:
     slots = plan(name, SIGMAS).slots
     together = SeededNoise([1, 2, 3], ODD)
@@ -50,9 +51,15 @@ def test_an_image_does_not_depend_on_its_batch(name: str) -> None:
         assert torch.equal(alone.draw(slots)[:, 0], draws[:, index])
 
 
-@pytest.mark.parametrize("r", [0.3, 0.5, 1.0])
-def test_overlapping_slots_have_the_brownian_law(r: float) -> None:
-    slots = plan("dpmpp_sde", SIGMAS, r=r).slots
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *[("dpmpp_sde", {"r": r}) for r in (0.3, 0.5, 1.0)],
+        ("seeds_3", {}),  # three with one start
+    ],
+)
+def test_overlapping_slots_have_the_brownian_law(name: str, options: dict[str, Any]) -> None:
+    slots = plan(name, SIGMAS, **options).slots
     draws = SeededNoise([0], (1, 400, 400)).draw(slots).flatten(1).double()
     covariance = draws @ draws.T / draws.shape[1]
     for i, a in enumerate(slots):

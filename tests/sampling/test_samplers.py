@@ -123,6 +123,20 @@ def test_labels_that_cannot_be_split(label: Any) -> None:
         split_label(label)
 
 
+def test_what_is_kept_of_a_plan_does_not_cross_settings() -> None:
+    """Plans are looked up by their settings: others must not be given."""
+    grid = [14.0, 3.0, 0.5, 0.0]
+    made = [
+        plan("dpmpp_2m_sde", grid, **options)
+        for options in ({}, {"eta": 0.5}, {"solver_type": "heun"}, {"eta": 0.5, "s_noise": 0.9})
+    ]
+    assert len(set(made)) == len(made)
+    assert plan("DPM++ 2M SDE Heun", grid) == plan("dpmpp_2m_sde", grid, solver_type="heun")
+    assert plan("dpmpp_2m_sde", [15.0, *grid[1:]]) != made[0]
+    with pytest.raises(InvalidRequest, match="eta"):
+        plan("dpmpp_2m_sde", grid, eta=True)  # equals 1, which is looked up
+
+
 def test_a_label_can_imply_an_option() -> None:
     heun = plan("dpmpp_2m_sde", SIGMAS, solver_type="heun")
     assert plan("DPM++ 2M SDE Heun", SIGMAS) == heun
