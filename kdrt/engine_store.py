@@ -84,12 +84,12 @@ def load_engines(
             "low_vram needs to know where a component runs before it is loaded, so it cannot have "
             "a fallback; leave one of the two out"
         )
-    chosen = _chosen(engine, bundle)
+    chosen = chosen_engine(engine, bundle)
     loader = _loader(chosen, threads, own_graphs)
     if fallback is not None:
         loader = _with_fallback(loader, chosen, _known(fallback), threads, own_graphs)
     if turns is not None:
-        loader = _in_turn(loader, turns, _device(chosen))
+        loader = _in_turn(loader, turns, device_of(chosen))
     loaded = {
         name: loader(bundle, name, component)
         for name, component in needed_components(bundle.manifest).items()
@@ -147,7 +147,13 @@ def needed_components(manifest: Manifest) -> Mapping[str, Component]:
 Loader = Callable[[Bundle, str, Component], Engine]
 
 
-def _chosen(engine: str | None, bundle: Bundle) -> str:
+def chosen_engine(engine: str | None, bundle: Bundle) -> str:
+    """The engine asked for, or the best one that is here and in the bundle.
+
+    Raises:
+        InvalidRequest: an unknown name.
+        EngineUnavailable: there is none.
+    """
     if engine is not None:
         return _known(engine)
     best = choose()
@@ -177,7 +183,8 @@ def _is_built(bundle: Bundle, engine: str) -> bool:
     )
 
 
-def _device(engine: str) -> torch.device:
+def device_of(engine: str) -> torch.device:
+    """Where an engine runs."""
     on_cuda = torch.cuda.is_available() if engine == "torch" else engine != "onnxruntime"
     return torch.device("cuda" if on_cuda else "cpu")
 
