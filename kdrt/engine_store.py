@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.export.passes
 
 from kdrt.bundle import Bundle, Component, Manifest
 from kdrt.engine_fallback import FallbackEngine, warn_of_fallback
@@ -312,11 +313,15 @@ def _load_torch(bundle: Bundle, name: str, component: Component) -> Engine:
         )
     from kdrt_engines.torch_eager import TorchEngine
 
+    device = device_of("torch")
     try:
-        module = _Program(torch.export.load(path).module())
+        program = torch.export.load(path)
+        if device.type == "cuda":
+            # Traced on a CPU, its graph makes tensors there, which moving a module leaves alone.
+            program = torch.export.passes.move_to_device_pass(program, device)
+        module = _Program(program.module())
     except Exception as error:  # a damaged archive raises anything from zip to pickle errors
         raise EngineError(f"PyTorch cannot load {path}: {error}") from error
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     spec: EngineSpec = component.spec()
     return TorchEngine(module, spec, device)
 
