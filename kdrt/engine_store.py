@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.export.passes
 
 from kdrt.bundle import Bundle, Component, Manifest
 from kdrt.engine_fallback import FallbackEngine, warn_of_fallback
@@ -84,12 +85,12 @@ def load_engines(
             "low_vram needs to know where a component runs before it is loaded, so it cannot have "
             "a fallback; leave one of the two out"
         )
-    chosen = _chosen(engine, bundle)
+    chosen = chosen_engine(engine, bundle)
     loader = _loader(chosen, threads, own_graphs)
     if fallback is not None:
         loader = _with_fallback(loader, chosen, _known(fallback), threads, own_graphs)
     if turns is not None:
-        loader = _in_turn(loader, turns, _device(chosen))
+        loader = _in_turn(loader, turns, device_of(chosen))
     loaded = {
         name: loader(bundle, name, component)
         for name, component in needed_components(bundle.manifest).items()
@@ -155,7 +156,13 @@ def needed_components(manifest: Manifest) -> Mapping[str, Component]:
 Loader = Callable[[Bundle, str, Component], Engine]
 
 
-def _chosen(engine: str | None, bundle: Bundle) -> str:
+def chosen_engine(engine: str | None, bundle: Bundle) -> str:
+    """The engine asked for, or the best one that is here and in the bundle.
+
+    Raises:
+        InvalidRequest: an unknown name.
+        EngineUnavailable: there is none.
+    """
     if engine is not None:
         return _known(engine)
     best = choose()
@@ -185,7 +192,8 @@ def _is_built(bundle: Bundle, engine: str) -> bool:
     )
 
 
-def _device(engine: str) -> torch.device:
+def device_of(engine: str) -> torch.device:
+    """Where an engine runs."""
     on_cuda = torch.cuda.is_available() if engine == "torch" else engine != "onnxruntime"
     return torch.device("cuda" if on_cuda else "cpu")
 
@@ -313,11 +321,11 @@ def _load_torch(bundle: Bundle, name: str, component: Component) -> Engine:
         )
     from kdrt_engines.torch_eager import TorchEngine, load_program
 
+    device = device_of("torch")
     try:
-        module = _Program(load_program(path))
+        module = _Program(load_program(path, device))
     except Exception as error:  # a damaged archive raises anything from zip to pickle errors
         raise EngineError(f"PyTorch cannot load {path}: {error}") from error
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     spec: EngineSpec = component.spec()
     return TorchEngine(module, spec, device)
 

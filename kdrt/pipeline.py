@@ -155,7 +155,7 @@ class Generation(Iterator[PreviewStep]):
 
 
 def load(
-    name_or_path: str | os.PathLike[str],
+    name_or_path: str | os.PathLike[str] | Bundle,
     *,
     engine: str | None = None,
     threads: int | None = None,
@@ -166,7 +166,7 @@ def load(
     """Open a bundle and load its engines.
 
     Args:
-        name_or_path: a bundle's folder, or its name in ``$KDRT_HOME``.
+        name_or_path: a bundle's folder, or its name in ``$KDRT_HOME``; or one that is open.
         engine: which engine runs it (``kdrt doctor`` lists them); None takes the best here.
         threads: CPU threads; None is one a core.
         graph: how much of a run is captured in CUDA graphs, see :mod:`kdrt.graphs`: ``"off"``,
@@ -184,26 +184,7 @@ def load(
     Warns:
         FallbackWarning: a component runs on the other engine, and why.
     """
-    return pipeline_of(
-        open_bundle(name_or_path),
-        engine,
-        threads=threads,
-        graph=graph,
-        fallback=fallback,
-        low_vram=low_vram,
-    )
-
-
-def pipeline_of(
-    bundle: Bundle,
-    engine: str | None = None,
-    *,
-    threads: int | None = None,
-    graph: GraphLevel | None = None,
-    fallback: str | None = None,
-    low_vram: bool = False,
-) -> Pipeline:
-    """What :func:`load` does with a bundle that is open already."""
+    bundle = name_or_path if isinstance(name_or_path, Bundle) else open_bundle(name_or_path)
     turns = Turns() if low_vram else None
     engines = load_engines(
         bundle,

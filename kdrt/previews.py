@@ -19,6 +19,7 @@ from torch import Tensor
 from kdrt.bundle import LatentFacts
 from kdrt.errors import InvalidRequest
 from kdrt.images import to_images
+from kdrt.latents import Decoder
 from kdrt.sampling import Step
 from kdrt_engines import Engine
 

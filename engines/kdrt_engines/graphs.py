@@ -74,6 +74,10 @@ class CudaGraph:
         self._graph.replay()
 
 
+GRAPH_MEMORY = 2 << 30
+"""Most bytes that the graphs of a pipeline hold together."""
+
+
 class GraphCache:
     """Captured graphs by key, the least recently used dropped first.
 
@@ -82,7 +86,7 @@ class GraphCache:
         count: most graphs.
     """
 
-    def __init__(self, limit: int = 2 << 30, count: int = 16) -> None:
+    def __init__(self, limit: int = GRAPH_MEMORY, count: int = 16) -> None:
         self._limit, self._count = limit, count
         self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
 

@@ -19,18 +19,24 @@ PLACES = "places.json"
 """In an exported program: by parameter, its address modulo ``ALIGNMENT`` when it was exported."""
 
 
-def load_program(path: Path) -> torch.nn.Module:
-    """An exported program as a module that computes the bits of the network it was made from.
+def load_program(path: Path, device: torch.device | str = "cpu") -> torch.nn.Module:
+    """An exported program as a module that, on a CPU, computes the bits of the network it was made
+    from.
 
     Two things besides the operations decide those. Kernels on a CPU sum in an order that depends
     on how weights are aligned, and a checkpoint's are as its file has them. And ``linear`` takes
     another path for weights that want no gradient, which those of a freshly loaded network do.
     """
     extra = {PLACES: ""}
-    module: torch.nn.Module = torch.export.load(path, extra_files=extra).module()
+    program = torch.export.load(path, extra_files=extra)
+    if torch.device(device).type == "cuda":
+        # Traced on a CPU, its graph makes tensors there, which moving a module leaves alone.
+        program = torch.export.passes.move_to_device_pass(program, device)
+    module: torch.nn.Module = program.module()
     places = json.loads(extra[PLACES] or "{}")
     for name, parameter in module.named_parameters():
-        parameter.data = _placed(parameter.data, places.get(name, 0))
+        if parameter.device.type == "cpu":
+            parameter.data = _placed(parameter.data, places.get(name, 0))
         parameter.requires_grad_(True)
     return module
 

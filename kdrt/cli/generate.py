@@ -312,6 +312,32 @@ def generate(
             help="Keep a first look at the pictures in this file, new after every step.",
         ),
     ] = None,
+    fallback: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=_RUNNING,
+            show_default=False,
+            help="Another engine, for networks that the first was not built for.",
+        ),
+    ] = None,
+    graph: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LEVEL",
+            rich_help_panel=_RUNNING,
+            show_default="step on CUDA, else off",
+            help="What to capture in CUDA graphs: off, step or loop.",
+        ),
+    ] = None,
+    low_vram: Annotated[
+        bool,
+        typer.Option(
+            "--low-vram",
+            rich_help_panel=_RUNNING,
+            help="Load the networks one after another, for when not all of them fit.",
+        ),
+    ] = False,
     progress: Annotated[
         bool,
         typer.Option(
@@ -356,7 +382,7 @@ def generate(
 
     import kdrt
 
-    pipe = kdrt.load(bundle, engine=engine, threads=threads)
+    pipe = _loaded(bundle, engine, threads, graph, fallback, low_vram)
     _load_loras(pipe, lora or [])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", kdrt.TruncationWarning)  # told below, in our words
@@ -404,6 +430,47 @@ def generate(
         else:
             result.save(path, index)
         typer.echo(path)
+
+
+def _loaded(
+    name: str,
+    engine: str | None,
+    threads: int | None,
+    graph: str | None,
+    fallback: str | None,
+    low_vram: bool,
+) -> kdrt.Pipeline:
+    """The pipeline, after a look at what it will take."""
+    import sys
+    import warnings
+    from typing import cast
+
+    import kdrt
+    from kdrt.bundle import open_bundle
+    from kdrt.engine_fallback import FallbackWarning
+    from kdrt.memory import plan_memory
+
+    opened = open_bundle(name)
+    level = cast(Any, graph)  # checked where it is used
+    memory = plan_memory(opened, engine, graph=level, low_vram=low_vram)
+    if sys.stderr.isatty():
+        typer.echo(memory.line(), err=True)
+    advice = memory.advice()
+    if advice is not None:
+        _warn(advice)
+    with warnings.catch_warnings(record=True) as remarks:
+        warnings.simplefilter("always", FallbackWarning)
+        pipe = kdrt.load(
+            opened,
+            engine=engine,
+            threads=threads,
+            graph=level,
+            fallback=fallback,
+            low_vram=low_vram,
+        )
+    for remark in remarks:
+        _warn(str(remark.message))
+    return pipe
 
 
 def _load_loras(pipe: kdrt.Pipeline, options: list[str]) -> None:

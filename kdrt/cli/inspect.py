@@ -107,6 +107,24 @@ def inspect(
         ],
     )
     _print_engines(opened)
+    _print_memory(opened)
+
+
+def _print_memory(bundle: Bundle) -> None:
+    from kdrt.cli.console import print_table
+    from kdrt.errors import EngineUnavailable
+    from kdrt.memory import plan_memory
+
+    try:
+        plan = plan_memory(bundle)
+    except EngineUnavailable:
+        return
+    typer.echo()
+    print_table(
+        ("memory", "weights#", "activations#", ""),
+        [(*row, "") for row in plan.table()],
+        title=f"with {plan.engine} on {plan.device}",
+    )
 
 
 def _print_engines(bundle: Bundle) -> None:

@@ -28,7 +28,7 @@ from kdrt.engine_store import torch_program
 from kdrt.errors import InvalidRequest
 from kdrt.images import Images, OutputType, to_images
 from kdrt.latents import check_latents
-from kdrt.pipeline import Pipeline, pipeline_of
+from kdrt.pipeline import Pipeline, load
 from kdrt.prompt import Truncation, TruncationWarning
 from kdrt.sampling import SAMPLERS
 from kdrt.streams import on_own_stream
@@ -177,7 +177,7 @@ class KDiffusionPipeline:
         bundle = find_bundle(source, wanted)
         if exact and engine is None and _has_torch(bundle):
             engine = "torch"
-        pipeline = pipeline_of(bundle, engine, threads=threads)
+        pipeline = load(bundle, engine=engine, threads=threads)
         if "safety_checker" in options:  # None, as anything else is refused
             pipeline.safety_checker = None
         return cls(pipeline, engine=engine, exact=exact)
@@ -213,7 +213,7 @@ class KDiffusionPipeline:
                 f"adapters and variants stay where they were loaded: call to({str(device)!r}) "
                 "before loading them"
             )
-        moved = pipeline_of(before.bundle, engine)
+        moved = load(before.bundle, engine=engine)
         if moved.engines["unet"].device.type != device.type:
             raise InvalidRequest(f"the {engine} engine of this model does not run on {device}")
         moved.vae.slicing, moved.vae.tiling = before.vae.slicing, before.vae.tiling

@@ -78,10 +78,10 @@ def test_an_engine_that_was_not_built_is_not_chosen(
     monkeypatch.setattr(engine_store, "find_engines", lambda: tuple(there))
     monkeypatch.setattr(engine_store, "choose", lambda found=there: found[0])
     bundle = sdxl.pipeline.bundle
-    assert engine_store._chosen(None, bundle) == "onnxruntime"
+    assert engine_store.chosen_engine(None, bundle) == "onnxruntime"
     for name in needed_components(bundle.manifest):
         (bundle.path / "engines" / "tensorrt-rtx" / f"{name}-sm89-0").mkdir(parents=True)
-    assert engine_store._chosen(None, bundle) == "tensorrt-rtx"
+    assert engine_store.chosen_engine(None, bundle) == "tensorrt-rtx"
 
 
 def test_a_fallback_is_taken_and_said(sdxl: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:

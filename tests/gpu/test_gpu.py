@@ -1,0 +1,181 @@
+"""What has to hold on a GPU, on the demo model.
+
+The measure of an engine is ONNX Runtime on the CPU, which the export was verified with. Bounds are
+those of float32 with the GPU's own order of sums, TF32 off; TensorRT may use TF32 and gets more.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import kdrt
+from kdrt.bundle import Bundle
+from kdrt.engine_builds import build_engines
+from kdrt.engine_store import load_engines
+from kdrt.errors import EngineRejected
+from kdrt.graphs import CaptureWarning
+from kdrt.memory import plan_memory
+from kdrt.turns import TurnEngine
+from kdrt_engines import EngineUnavailable
+from kdrt_engines.tensorrt.flavour import flavour_for
+
+LEVELS = ("off", "step", "loop")
+PROMPT = "a red circle on a blue background"
+FAST = {"steps": 8, "seed": 7, "output_type": "latent"}
+SAMPLERS = ("euler", "dpmpp_2m", "dpmpp_3m_sde", "heun", "lms", "euler_cfg_pp")
+
+
+class Quiet:
+    def start(self, stage: str) -> None: ...
+    def running(self, detail: str, memory: int) -> None: ...
+    def done(self, detail: str = "") -> None: ...
+    def note(self, text: str) -> None: ...
+    def warn(self, text: str) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def _exact_and_captured() -> Iterator[None]:
+    """No TF32 in torch, and no graph that quietly was not captured."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CaptureWarning)
+        yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.fixture(scope="module")
+def on_cpu(bundle: Bundle) -> kdrt.Pipeline:
+    return kdrt.load(bundle, engine="onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def built(bundle: Bundle) -> str:
+    """The flavour of TensorRT that serves this GPU, its engines built here."""
+    major, minor = torch.cuda.get_device_capability()
+    flavour = flavour_for(10 * major + minor)
+    pytest.importorskip(flavour.module)
+    build_engines(bundle, flavour, (10 * major + minor,), report=Quiet())
+    return flavour.name
+
+
+def close(actual: Tensor, expected: Tensor, bound: float) -> None:
+    error = (actual.cpu() - expected.cpu()).norm() / expected.cpu().norm()
+    assert error < bound, f"relative error {error:.2e}"
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_torch_at_every_level(
+    bundle: Bundle, on_cpu: kdrt.Pipeline, sampler: str, level: str
+) -> None:
+    pipe = kdrt.load(bundle, engine="torch", graph=level)
+    for guidance in (5.0, 2.0):
+        options = {**FAST, "sampler": sampler, "guidance_scale": guidance}
+        close(pipe(PROMPT, **options).images, on_cpu(PROMPT, **options).images, 1e-2)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_tensorrt_at_every_level(
+    bundle: Bundle, built: str, on_cpu: kdrt.Pipeline, level: str
+) -> None:
+    pipe = kdrt.load(bundle, engine=built, graph=level)
+    for _ in range(2):
+        close(pipe(PROMPT, **FAST).images, on_cpu(PROMPT, **FAST).images, 5e-2)
+    pictures = {**FAST, "output_type": "pt"}
+    close(pipe(PROMPT, **pictures).images, on_cpu(PROMPT, **pictures).images, 5e-2)
+
+
+def test_components_on_tensorrt(bundle: Bundle, built: str) -> None:
+    """Each network by itself, on random inputs, where its profile is fastest."""
+    cpu, gpu = load_engines(bundle, "onnxruntime"), load_engines(bundle, built)
+    generator = torch.Generator().manual_seed(0)
+    stream = torch.cuda.Stream()
+    for name in ("unet", "vae_decoder", "text_encoder"):
+        dims = gpu[name].profiles[0].sizes("opt")
+        ours, theirs = gpu[name].bind(**dims), cpu[name].bind(**dims)
+        for key, tensor in theirs.inputs.items():
+            if tensor.dtype.is_floating_point:
+                tensor.copy_(torch.randn(tensor.shape, generator=generator))
+            ours.inputs[key].copy_(tensor)
+        theirs.run()
+        torch.cuda.synchronize()
+        with torch.cuda.stream(stream):
+            ours.run()
+        torch.cuda.synchronize()
+        for key, expected in theirs.outputs.items():
+            close(ours.outputs[key], expected, 2e-2)
+
+
+@pytest.mark.parametrize("level", ["off", "step"])
+def test_nothing_waits_or_allocates_between_steps(bundle: Bundle, level: str) -> None:
+    pipe = kdrt.load(bundle, engine="torch", graph=level)
+    pipe(PROMPT, **FAST)
+    run = pipe.steps(PROMPT, **FAST)
+    next(run)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_stats()["num_device_alloc"]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in run:
+            pass
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.cuda.memory_stats()["num_device_alloc"] == before
+    pipe.stream.stream.synchronize()
+
+
+def test_results_are_ready_for_the_callers_stream(bundle: Bundle) -> None:
+    pipe = kdrt.load(bundle, engine="torch", graph="loop")
+    first = pipe(PROMPT, **FAST).images.clone()
+    for _ in range(5):
+        assert torch.equal(pipe(PROMPT, **FAST).images.clone(), first)
+
+
+def test_a_damaged_engine_is_refused(bundle: Bundle, built: str, tmp_path: Path) -> None:
+    shutil.copytree(bundle.path, tmp_path / "demo")
+    (plan,) = (tmp_path / "demo" / "engines" / built).glob("unet-*/engine.plan")
+    data = bytearray(plan.read_bytes())
+    data[len(data) // 2] ^= 255
+    plan.write_bytes(data)
+    with pytest.raises(EngineRejected, match="damaged"):
+        kdrt.load(tmp_path / "demo", engine=built)
+
+
+@pytest.mark.parametrize("level", ["off", "step"])
+def test_onnxruntime_on_cuda(bundle: Bundle, on_cpu: kdrt.Pipeline, level: str) -> None:
+    try:
+        pipe = kdrt.load(bundle, engine="onnxruntime-cuda", graph=level)
+    except EngineUnavailable as error:
+        pytest.skip(str(error))
+    for seed in (1, 2, 3):
+        options = {**FAST, "seed": seed}
+        close(pipe(PROMPT, **options).images, on_cpu(PROMPT, **options).images, 5e-2)
+
+
+def test_in_turn_needs_less_memory(bundle: Bundle) -> None:
+    peaks = []
+    for low_vram in (False, True):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        pipe = kdrt.load(bundle, engine="torch", graph="off", low_vram=low_vram)
+        pipe(PROMPT, **FAST)
+        if low_vram:
+            assert isinstance(pipe.engines["unet"], TurnEngine)
+        peaks.append(torch.cuda.max_memory_allocated())
+        del pipe
+    assert peaks[1] < peaks[0]
+
+
+def test_the_memory_plan_is_of_this_gpu(bundle: Bundle) -> None:
+    plan = plan_memory(bundle, "torch")
+    assert plan.device == "cuda"
+    assert plan.free is not None
+    assert plan.fits
