@@ -30,8 +30,10 @@ def load_program(path: Path, device: torch.device | str = "cpu") -> torch.nn.Mod
     extra = {PLACES: ""}
     program = torch.export.load(path, extra_files=extra)
     if torch.device(device).type == "cuda":
+        from torch.export.passes import move_to_device_pass
+
         # Traced on a CPU, its graph makes tensors there, which moving a module leaves alone.
-        program = torch.export.passes.move_to_device_pass(program, device)
+        program = move_to_device_pass(program, device)
     module: torch.nn.Module = program.module()
     places = json.loads(extra[PLACES] or "{}")
     for name, parameter in module.named_parameters():
