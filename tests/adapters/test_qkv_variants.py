@@ -53,10 +53,11 @@ def test_the_pictures_are_the_same(both: TinyModel) -> None:
     expected = by_diffusers(theirs)
     before = by_kdrt(ours.pipeline)
     picture = ours.pipeline("a star", seed=1, steps=1, height=32, width=32, output_type="pt").images
-    engines = dict(ours.pipeline.engines)
+    engines = {name: ours.pipeline.engines[name] for name in both.bundle.manifest.components}
     ours.unfuse_qkv_projections()
-    changed = {name for name in engines if ours.pipeline.engines[name] is not engines[name]}
-    assert changed == {"unet", "vae_decoder"}
+    parts = ("unet", "text_encoder", "vae_decoder", "vae_encoder")
+    changed = {name for name in parts if ours.pipeline.engines[name] is not engines[name]}
+    assert changed == {"unet", "vae_decoder", "vae_encoder"}
     assert relative_error(by_kdrt(ours.pipeline), expected) < 1e-5
     again = ours.pipeline("a star", seed=1, steps=1, height=32, width=32, output_type="pt").images
     assert relative_error(again, picture) < 1e-5
@@ -66,10 +67,11 @@ def test_the_pictures_are_the_same(both: TinyModel) -> None:
 
 def test_parts_by_themselves(both: TinyModel) -> None:
     ours = Compatible(both.bundle)
-    engines = dict(ours.pipeline.engines)
+    unet = ours.pipeline.engines["unet"]
+    fused = ours.pipeline.engines["vae_decoder"]
     ours.unfuse_qkv_projections(unet=False)
-    changed = {name for name in engines if ours.pipeline.engines[name] is not engines[name]}
-    assert changed == {"vae_decoder"}
+    assert ours.pipeline.engines["unet"] is unet
+    assert ours.pipeline.engines["vae_decoder"] is not fused
     unfused = ours.pipeline.engines["vae_decoder"]
     ours.unfuse_qkv_projections()
     assert ours.pipeline.engines["vae_decoder"] is unfused
