@@ -239,3 +239,56 @@ def test_what_cannot_be_is_refused(sd: Any, sdxl: Any) -> None:
         make(sdxl.pipe(), None, prompt_embeds=torch.zeros(1, 16, 64))
     with pytest.raises(InvalidRequest, match="StableDiffusionXLKDiffusionPipeline"):
         StableDiffusionKDiffusionPipeline(sdxl.pipe().pipeline)
+
+
+def test_what_the_safety_checker_flags_is_black(sd: Any) -> None:
+    pipe, size = sd.pipe(), {"height": 24, "width": 16, "num_inference_steps": 2}
+    prompts = ["blue", "a star"]
+
+    def pictures(**options: Any) -> Any:
+        seeds = [torch.Generator().manual_seed(i) for i in (4, 5)]
+        return pipe(prompts, generator=seeds, output_type="np", **size, **options)
+
+    plain = pictures()
+    assert plain.nsfw_content_detected is None
+    seen: list[Any] = []
+    pipe.safety_checker = lambda images: seen.extend(images) or [False, True]
+    checked = pictures()
+    assert checked.nsfw_content_detected == [False, True]
+    assert [picture.size for picture in seen] == [(16, 24)] * 2
+    assert (checked.images[0] == plain.images[0]).all()
+    assert not checked.images[1].any()
+    assert pictures(return_dict=False)[1] == [False, True]
+    image, flags = pipe.run_safety_checker(torch.rand(2, 3, 24, 16), "cpu", torch.float32)
+    assert flags == [False, True]
+    assert not image[1].any()
+    latents = pipe(prompts, output_type="latent", **size)
+    assert latents.nsfw_content_detected is None
+    pipe.safety_checker = None
+    assert pictures().nsfw_content_detected is None
+
+
+@pytest.mark.parametrize("sampler", ["dpm_fast", "dpm_adaptive"])
+def test_samplers_that_lay_their_own_steps(tiny: Any, sampler: str) -> None:
+    """They raised a TypeError."""
+    pipe = tiny.pipe(exact=False)
+    pipe.set_scheduler(f"sample_{sampler}")
+    seeds = [torch.Generator().manual_seed(i) for i in (4, 5)]
+    both = make(pipe, ["blue", "a star"], steps=6, generator=seeds, use_karras_sigmas=True)
+    one = torch.Generator().manual_seed(5)
+    alone = make(pipe, "a star", steps=6, generator=one, use_karras_sigmas=True)
+    torch.testing.assert_close(both[1:], alone, rtol=1e-4, atol=1e-5)
+    with pytest.raises(InvalidRequest, match="leave exact=True out"):
+        make(pipe, exact=True)
+    native = pipe.pipeline(
+        "a star",
+        negative_prompt="" if tiny.family == "sd" else None,
+        steps=6,
+        sampler=sampler,
+        guidance_scale=7.5 if tiny.family == "sd" else 5.0,
+        height=24,
+        width=16,
+        latents=torch.randn(1, 4, 12, 8, generator=torch.Generator().manual_seed(5)),
+        output_type="latent",
+    ).images
+    torch.testing.assert_close(alone, native, rtol=1e-3, atol=1e-4)
