@@ -1,0 +1,186 @@
+"""How fast is a GPU, by engine and by graph level?
+
+    python benchmarks/gpu.py BUNDLE [--engine NAME …] [--steps N] [--rounds N] [-o FILE]
+
+For every engine that loads and every graph level: milliseconds for the text encoders, for a step,
+for the VAE and for a whole picture, medians of CUDA events around warmed-up runs; and what PyTorch's
+profiler saw the host do for one picture: kernel launches, graph launches and synchronisations.
+(Kernels that an engine launches itself are seen where its library goes through CUDA's runtime.)
+
+Prints the rows of the README's table of GPUs, then one line of JSON; ``-o`` also writes both.
+An engine that does not load is a row that says why. Without a GPU it prints one sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, get_args
+
+import torch
+import typer
+from torch.profiler import ProfilerActivity, profile
+
+import kdrt
+from kdrt.bundle import open_bundle
+from kdrt.engine_store import ENGINES
+from kdrt.errors import KdrtError
+from kdrt.graphs import GraphLevel
+
+PROMPT = "a red circle on a blue background"
+LEVELS: tuple[GraphLevel, ...] = get_args(GraphLevel)
+PACKAGES = {
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt-rtx",
+    "onnxruntime-cuda": "onnxruntime-gpu",
+    "onnxruntime-tensorrt": "onnxruntime-gpu",
+    "torch": "torch",
+}
+_LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernelEx")
+_GRAPHS = ("cudaGraphLaunch", "cuGraphLaunch")
+_WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One engine at one level, in milliseconds; what the host called for one picture."""
+
+    engine: str
+    version: str
+    graph: str
+    text: float = 0.0
+    step: float = 0.0
+    vae: float = 0.0
+    picture: float = 0.0
+    memory: int = 0
+    launches: int = 0
+    graph_launches: int = 0
+    waits: int = 0
+    failed: str = ""
+
+
+def milliseconds(work: Callable[[], object], rounds: int) -> float:
+    """Median of ``rounds`` runs by CUDA events, after two that do not count."""
+    times = []
+    for count in range(rounds + 2):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+        if count >= 2:
+            times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+def calls(work: Callable[[], object]) -> tuple[int, int, int]:
+    """Kernel launches, graph launches and waits of the host."""
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        work()
+    counts = {event.key: event.count for event in seen.key_averages()}
+
+    def total(names: tuple[str, ...]) -> int:
+        return sum(counts.get(name, 0) for name in names)
+
+    return total(_LAUNCHES), total(_GRAPHS), total(_WAITS)
+
+
+def measure(bundle: kdrt.Bundle, engine: str, graph: GraphLevel, steps: int, rounds: int) -> Row:
+    """One row; an engine that cannot run is a row too."""
+    try:
+        installed = version(PACKAGES[engine])
+    except PackageNotFoundError:
+        return Row(engine, "", graph, failed="not installed")
+    try:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        free = torch.cuda.mem_get_info()[0]
+        pipe = kdrt.load(bundle, engine=engine, graph=graph)
+
+        def text() -> object:
+            pipe._prompts.invalidate()  # or it would be remembered
+            return pipe.encode_prompt(PROMPT)
+
+        def picture(count: int = steps) -> object:
+            return pipe(PROMPT, seed=7, steps=count, output_type="latent")
+
+        whole = milliseconds(picture, rounds)
+        fewer = max(steps // 2, 1)
+        half = milliseconds(lambda: picture(fewer), rounds)
+        latents = pipe(PROMPT, seed=7, steps=2, output_type="latent").images
+        decode = pipe.stream.calling(pipe.vae.decoder)
+        vae = milliseconds(lambda: decode(latents), rounds)
+        texts = milliseconds(text, rounds)
+        launches, graphs, waits = calls(picture)
+    except KdrtError as error:
+        return Row(engine, installed, graph, failed=str(error).splitlines()[0])
+    return Row(
+        engine,
+        installed,
+        graph,
+        text=texts,
+        # The difference leaves out what a picture costs once.
+        step=(whole - half) / max(steps - fewer, 1),
+        vae=vae,
+        picture=texts + whole + vae,
+        memory=free - torch.cuda.mem_get_info()[0],
+        launches=launches,
+        graph_launches=graphs,
+        waits=waits,
+    )
+
+
+def driver() -> str:
+    """The version of NVIDIA's driver, from its own file; a question mark where there is none."""
+    path = Path("/sys/module/nvidia/version")
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else "?"
+
+
+def markdown(rows: list[Row], bundle: kdrt.Bundle, steps: int) -> str:
+    """The rows of the README's table."""
+    name = f"{torch.cuda.get_device_name()} (driver {driver()}, CUDA {torch.version.cuda})"
+    lines = [
+        "| GPU | model | engine | graph | text ms | step ms | VAE ms | picture ms | memory "
+        "| launches · graphs · waits |",
+        "|---|---|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    model = f"{bundle.manifest.name} {bundle.manifest.precision}, {steps} steps"
+    for row in rows:
+        start = f"| {name} | {model} | {row.engine} {row.version} | {row.graph} |"
+        if row.failed:
+            lines.append(f"{start} did not run: {row.failed} ||||||")
+            continue
+        lines.append(
+            f"{start} {row.text:.2f} | {row.step:.2f} | {row.vae:.2f} | {row.picture:.1f} "
+            f"| {row.memory / 1e9:.2f} GB | {row.launches} · {row.graph_launches} · {row.waits} |"
+        )
+    return "\n".join(lines)
+
+
+def main(
+    bundle: Annotated[str, typer.Argument(help="Name or folder.")] = "demo",
+    engine: Annotated[list[str] | None, typer.Option(help="All that load, if none.")] = None,
+    steps: Annotated[int, typer.Option(min=2)] = 20,
+    rounds: Annotated[int, typer.Option(min=1)] = 10,
+    output: Annotated[Path | None, typer.Option("-o", "--output")] = None,
+) -> None:
+    """Measure this machine's GPU."""
+    if not torch.cuda.is_available():
+        typer.echo("CUDA sees no GPU here: nothing was measured", err=True)
+        raise typer.Exit(2)
+    opened = open_bundle(bundle)
+    names = engine or [name for name in ENGINES if name != "onnxruntime"]
+    rows = [measure(opened, name, level, steps, rounds) for name in names for level in LEVELS]
+    text = markdown(rows, opened, steps)
+    result = json.dumps({"gpu": torch.cuda.get_device_name(), "rows": [asdict(r) for r in rows]})
+    typer.echo(f"{text}\n\n{result}")
+    if output is not None:
+        output.write_text(f"{text}\n\n{result}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)
