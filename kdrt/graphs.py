@@ -153,7 +153,7 @@ def graph_level(asked: object, engine: Engine) -> GraphLevel:
             f"graph={asked!r} needs CUDA, and this engine runs on {engine.device.type}: leave "
             "graph out, or choose an engine on CUDA"
         )
-    return cast(GraphLevel, asked)
+    return asked
 
 
 def capture_on(stream: torch.cuda.Stream) -> Capture:
