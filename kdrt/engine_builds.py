@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Protocol
 
 import psutil
-import torch
 from filelock import FileLock, Timeout
 
 from kdrt._version import __version__
@@ -22,7 +21,6 @@ from kdrt.engine_files import (
     PLAN,
     RECORD,
     EngineRecord,
-    build_command,
     check_record,
     engine_folders,
     evidence,
@@ -31,17 +29,14 @@ from kdrt.engine_files import (
     read_record,
 )
 from kdrt.engine_profiles import DEFAULT, component_profiles
-from kdrt.errors import EngineError, EngineRejected, EngineUnavailable, OutputError
+from kdrt.errors import EngineError, EngineRejected, OutputError
 from kdrt_engines.keys import EngineKey
 from kdrt_engines.profiles import Profile
 from kdrt_engines.tensorrt.build import build_plan
 from kdrt_engines.tensorrt.flavour import (
-    DEFAULT_TARGETS,
-    RTX_TARGETS,
     TENSORRT,
     TENSORRT_RTX,
     Flavour,
-    flavour_for,
     split_targets,
 )
 from kdrt_engines.tensorrt.job import BuildJob, Built, Shapes
@@ -56,6 +51,9 @@ _SECONDS_PER_WEIGHT_BYTE = 18e-9
 """What builds took on one core of the machine they were measured on; the estimate corrects itself
 by the builds it has seen."""
 
+_COMPILING = "Determining refit engines"
+"""What TensorRT calls the phase in which nearly all of the time goes by."""
+
 
 class Report(Protocol):
     """What a build tells of itself."""
@@ -65,51 +63,6 @@ class Report(Protocol):
     def done(self, detail: str = "") -> None: ...
     def note(self, text: str) -> None: ...
     def warn(self, text: str) -> None: ...
-
-
-def resolve_targets(
-    bundle: str, flavour: Flavour | None, capabilities: Sequence[int], *, here: bool
-) -> tuple[Flavour, tuple[int, ...]]:
-    """Which flavour builds for which GPUs: every GPU has one that serves it.
-
-    Args:
-        bundle: its name or folder, for the commands in messages.
-        flavour: the one asked for; None takes the one that serves the GPUs.
-        capabilities: the GPUs asked for; empty means this machine's if ``here`` or if the flavour
-            needs it, else the usual ones.
-        here: build for this machine's GPU.
-
-    Raises:
-        EngineUnavailable: this machine has no GPU, and one is needed.
-        EngineError: the flavour does not serve a GPU, or the GPUs need two.
-    """
-    if here and capabilities:
-        raise EngineError("--here and --gpu both say which GPU; give one of them")
-    if here or (flavour is TENSORRT and not capabilities):
-        capabilities = (_this_gpu(bundle),)
-    elif not capabilities:
-        capabilities = DEFAULT_TARGETS
-    serving = {number: flavour_for(number) for number in capabilities}
-    flavours = list(dict.fromkeys(serving.values()))
-    if flavour is None:
-        if len(flavours) > 1:
-            raise EngineError(
-                "these GPUs need two builds: "
-                + " and ".join(f"`{_suggestion(bundle, f, serving)}`" for f in flavours)
-            )
-        (flavour,) = flavours
-    wrong = [number for number in capabilities if serving[number] is not flavour]
-    if wrong:
-        other = serving[wrong[0]]
-        raise EngineError(
-            f"{_why_not(flavour, wrong[0])}; run `{_suggestion(bundle, other, serving)}`"
-        )
-    if not flavour.builds_anywhere and tuple(capabilities) != (_this_gpu(bundle),):
-        raise EngineError(
-            f"{flavour.title} builds only for the GPU it runs on, which is sm{_this_gpu(bundle)}; "
-            "run the same command with --here on the machine with the other GPU"
-        )
-    return flavour, tuple(sorted(set(capabilities)))
 
 
 def build_engines(
@@ -126,7 +79,7 @@ def build_engines(
 
     Args:
         bundle: an opened bundle; engines go into its ``engines`` folder.
-        flavour: see :func:`resolve_targets`.
+        flavour: see :func:`kdrt.engine_targets.resolve_targets`.
         capabilities: compute capabilities; Turing becomes a plan of its own.
         profiles: names, see :mod:`kdrt.engine_profiles`.
         components: all of the bundle's if empty.
@@ -417,29 +370,5 @@ class _Clock:
     def left(self, phase: str) -> str:
         """``phase`` with what is left of the time expected, once that says anything."""
         left = self._pace * self._expected - (time.perf_counter() - self._started)
-        return f"{phase.lower()}, about {left:.0f} s left" if left >= 1 else phase.lower()
-
-
-def _this_gpu(bundle: str) -> int:
-    if not torch.cuda.is_available():
-        command = build_command(bundle, TENSORRT_RTX, (89,))
-        raise EngineUnavailable(
-            "this machine has no GPU that CUDA sees: TensorRT builds only on the GPU it builds "
-            f"for, and TensorRT-RTX needs to be told which, as in `{command}`"
-        )
-    major, minor = torch.cuda.get_device_capability()
-    return 10 * major + minor
-
-
-def _suggestion(bundle: str, flavour: Flavour, serving: dict[int, Flavour]) -> str:
-    return build_command(bundle, flavour, [n for n, f in serving.items() if f is flavour])
-
-
-def _why_not(flavour: Flavour, capability: int) -> str:
-    if flavour is TENSORRT_RTX:
-        targets = ", ".join(f"sm{number}" for number in RTX_TARGETS)
-        return (
-            f"TensorRT-RTX has no kernels for sm{capability} (it has {targets}); "
-            "that GPU is served by TensorRT, on the machine it is in"
-        )
-    return f"sm{capability} is served by TensorRT-RTX, which also builds without the GPU"
+        phase = "compiling" if phase == _COMPILING else phase.lower()
+        return f"{phase}, about {left:.0f} s left" if left >= 1 else phase

@@ -180,7 +180,11 @@ def _limited(height: Range, width: Range) -> tuple[Range, Range]:
     first, and neither below its best size unless the best area is itself too large."""
     side = math.isqrt(VAE_LATENTS)
     if height.opt * width.opt > VAE_LATENTS:
-        return _up_to(height, side), _up_to(width, side)
+        height, width = _up_to(height, side), _up_to(width, side)
+        # What is larger is decoded in square tiles, and those must fit.
+        tile = min(height.max, width.max)
+        height, width = (Range(min(r.min, tile), r.opt, r.max) for r in (height, width))
+        return height, width
     if height.max * width.max <= VAE_LATENTS:
         return height, width
     most = max(side, VAE_LATENTS // min(height.max, width.max))

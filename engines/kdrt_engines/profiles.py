@@ -82,6 +82,13 @@ def choose_profile(profiles: Iterable[Profile], dims: Mapping[str, int]) -> Prof
     return min(fitting, key=lambda profile: (profile.looseness, _distance(profile, dims)))
 
 
+def limits(profiles: Iterable[Profile]) -> dict[str, tuple[int, int]]:
+    """Least and greatest size of each symbol that can be had together: those of the loosest
+    profile. Between the profiles of an engine there may be sizes that none allows."""
+    loosest = max(profiles, key=lambda profile: profile.looseness)
+    return {symbol: (r.min, r.max) for symbol, r in loosest.ranges.items()}
+
+
 def sizes(dims: Mapping[str, int]) -> str:
     """``B=2 h=64``."""
     return " ".join(f"{symbol}={size}" for symbol, size in dims.items())

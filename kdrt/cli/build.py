@@ -80,7 +80,7 @@ def targets_of(
     bundle: str, engine: str | None, gpu: Sequence[str], here: bool
 ) -> tuple[Flavour, tuple[int, ...]]:
     """What the options ``--engine``, ``--gpu`` and ``--here`` ask for together."""
-    from kdrt.engine_builds import resolve_targets
+    from kdrt.engine_targets import resolve_targets
     from kdrt.errors import InvalidRequest
     from kdrt_engines.tensorrt.flavour import FLAVOURS, parse_capabilities
 

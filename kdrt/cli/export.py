@@ -221,9 +221,9 @@ def export(
             f"exporting needs the package '{package}', which is not installed: "
             "pip install 'kdrt[export]'"
         ) from error
-    total = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     for flavour, capabilities in builds:
         build.run(open_bundle(path), flavour, capabilities, profile or [])
+    total = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     handle = str(output) if output else open_bundle(path).manifest.name
     typer.echo(f"{path}  ({size(total)}, {duration(time.perf_counter() - started)})")
     typer.echo(f'next: kdrt generate {handle} "your prompt"', err=True)

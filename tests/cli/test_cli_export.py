@@ -165,3 +165,18 @@ def test_a_live_line_shows_stage_time_and_memory() -> None:
     assert "note: weights are [odd]" in shown
     assert "✓ unet: trace" in shown
     assert "B  120 MB" in shown
+
+
+def test_the_live_line_of_a_build_shows_phase_and_peak_memory() -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=100, color_system=None)
+    with TerminalReport(console) as report:
+        report.start("unet: sm89")
+        report.running("optimizing graph, about 12 s left", 2_500_000_000)
+        report.running("optimizing graph, about 11 s left", 1_000_000)
+        report.warn("only 0 of [14] fused")
+        report.done("14/14 attentions fused")
+    shown = screen.getvalue()
+    assert "unet: sm89  0.0 s, 2.5 GB  optimizing graph, about 11 s left" in shown
+    assert "warning: only 0 of [14] fused" in shown
+    assert "✓ unet: sm89  0.0 s, 2.5 GB  14/14 attentions fused" in shown

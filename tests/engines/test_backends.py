@@ -105,6 +105,14 @@ def test_every_engine_says_whether_it_can_be_used_and_why() -> None:
     assert statuses[-1].usable
 
 
+def test_tensorrt_can_be_built_and_not_run() -> None:
+    for status in registry.find_engines()[:2]:
+        assert not status.usable
+        if status.version is not None:
+            assert "`kdrt build`" in status.reason
+            assert status.reason.endswith("running its engines is not implemented yet")
+
+
 def test_the_best_usable_engine_is_chosen() -> None:
     def status(name: str, usable: bool) -> registry.EngineStatus:
         return registry.EngineStatus(name, usable, None, "because")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdrt_engines import ShapeError
-from kdrt_engines.profiles import Profile, Range, choose_profile
+from kdrt_engines.profiles import Profile, Range, choose_profile, limits
 
 SYMBOLS = ("B", "h", "w")
 
@@ -73,3 +73,11 @@ def test_the_refusal_lists_what_there_is() -> None:
 def test_impossible_ranges(sizes: tuple[int, int, int]) -> None:
     with pytest.raises(ShapeError, match="1 ≤ min ≤ opt ≤ max"):
         Range(*sizes)
+
+
+@given(profiles)
+def test_limits_hold_together(known: list[Profile]) -> None:
+    corners = limits(known)
+    for end in (0, 1):
+        choose_profile(known, {symbol: pair[end] for symbol, pair in corners.items()})
+    choose_profile(known, {"B": corners["B"][0], "h": corners["h"][1], "w": corners["w"][0]})

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch  # noqa: F401  (makes this process large)
 
 from kdrt_engines import EngineError
 from kdrt_engines.tensorrt import build as building
@@ -41,7 +42,8 @@ def test_a_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built = build_plan(task, lambda phase, memory: phases.append(f"{phase} {memory > 0}"))
     assert built.fused_attention == 2
     assert built.warnings == ()
-    assert built.peak_memory > 1_000_000
+    # The worker's own: this process, from which it was forked, holds several times that.
+    assert 1_000_000 < built.peak_memory < psutil.Process().memory_info().rss
     assert phases[-1] == "Building engine True"
     assert Path(task.output).read_bytes() == b"plan"
 

@@ -106,6 +106,16 @@ def test_cancelling_stops_at_the_next_step(tmp_path: Path) -> None:
     assert not (tmp_path / "engine.plan").exists()
 
 
+def test_phases_are_followed_back_to_the_one_around_them() -> None:
+    phases: list[str] = []
+    follower = Monitor(phases.append, threading.Event())
+    follower.start("build", None)
+    follower.start("compile", "build")
+    follower.finish("compile")
+    follower.finish("build")
+    assert phases == ["build", "compile", "build"]
+
+
 def test_a_lost_message_is_not_a_zero(tmp_path: Path) -> None:
     trt = fake("tensorrt_rtx", messages=())
     built = build(trt, job(tmp_path, "tensorrt_rtx"), monitor(), BuildLog())
@@ -119,6 +129,18 @@ def test_pattern_lines_are_no_evidence() -> None:
     assert log.fused_attention is None
     log.add("VERBOSE", LAYERS)
     assert log.fused_attention == 2
+
+
+def test_a_dump_of_another_form_is_no_evidence() -> None:
+    log = BuildLog()
+    log.add("VERBOSE", "Layers:\n[0] MatMul_3 kernel=gemm")
+    assert (log.fused_attention, log.kernels) == (None, None)
+
+
+def test_every_profile_has_kernels_of_its_own() -> None:
+    log = BuildLog()
+    log.add("VERBOSE", LAYERS + LAYERS)
+    assert (log.fused_attention, log.kernels) == (4, {"kgen": 4, "gemm": 2})
 
 
 def test_problems_are_kept_and_not_without_end() -> None:

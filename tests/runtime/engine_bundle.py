@@ -51,16 +51,22 @@ def plan_bytes(
 
 
 class Builder:
-    """Stands for ``build_plan``; ``jobs`` are those it was given."""
+    """Stands for ``build_plan``; ``jobs`` are those it was given, ``plan`` makes what it writes."""
 
-    def __init__(self, fused: int | None = 2, during: Callable[[], None] = lambda: None) -> None:
-        self.fused, self.during = fused, during
+    def __init__(
+        self,
+        fused: int | None = 2,
+        during: Callable[[], None] = lambda: None,
+        plan: Callable[[BuildJob], bytes] = lambda job: plan_bytes(
+            job.compute_capabilities, 600 + len(job.onnx), seed=job.onnx
+        ),
+    ) -> None:
+        self.fused, self.during, self.plan = fused, during, plan
         self.jobs: list[BuildJob] = []
 
     def __call__(self, job: BuildJob, follow: Follow = lambda _phase, _memory: None) -> Built:
         self.jobs.append(job)
-        plan = plan_bytes(job.compute_capabilities, 600 + len(job.onnx), seed=job.onnx)
-        Path(job.output).write_bytes(plan)
+        Path(job.output).write_bytes(self.plan(job))
         follow("Building engine", 1000)
         self.during()
         return Built(VERSION, 2, self.fused, {"kgen": 5, "gemm": 2}, 4096, 2000, 1.5, ("odd",))

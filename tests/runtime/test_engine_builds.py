@@ -13,8 +13,9 @@ from filelock import FileLock
 
 from kdrt import engine_builds
 from kdrt.bundle import Bundle
-from kdrt.engine_builds import build_engines, fusion_warning, resolve_targets
+from kdrt.engine_builds import build_engines, fusion_warning
 from kdrt.engine_files import PLAN, RECORD, engine_folders, open_engine
+from kdrt.engine_targets import resolve_targets
 from kdrt.errors import EngineError, EngineUnavailable, OutputError
 from kdrt_engines.tensorrt.flavour import (
     TENSORRT,

@@ -29,7 +29,7 @@ from kdrt.engine_files import (
 )
 from kdrt.engine_profiles import component_profiles
 from kdrt.errors import EngineRejected, ShapeError
-from kdrt_engines.tensorrt.flavour import TENSORRT_RTX, Flavour
+from kdrt_engines.tensorrt.flavour import TENSORRT, TENSORRT_RTX, Flavour
 from kdrt_engines.tensorrt.plan_file import read_header
 
 GPU = 89
@@ -173,6 +173,22 @@ def test_wrong_gpu(bundle: Bundle, gpu: int) -> None:
     assert error.reason == "wrong GPU"
     assert f"built for sm86, sm89, and this GPU is sm{gpu}" in str(error)
     assert f"sm{gpu}" in command_in(error)
+
+
+def test_plans_of_tensorrt_have_no_header_we_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Length and SHA-256 are checked all the same."""
+    bundle = engine_bundle(tmp_path / "hopper")
+    monkeypatch.setattr(
+        engine_builds, "build_plan", Builder(plan=lambda _: b"a plan of TensorRT itself")
+    )
+    build_engines(bundle, TENSORRT, (90,), components=["unet"], report=Listener())
+    assert bytes(open_engine(bundle, TENSORRT, "unet", 90).plan).endswith(b"itself")
+    (folder,) = engine_folders(bundle, TENSORRT, "unet")
+    (folder / PLAN).write_bytes(b"a plan of TensorRT Itself")
+    with pytest.raises(EngineRejected, match=r"SHA-256 is wrong; run `kdrt build .* --here"):
+        open_engine(bundle, TENSORRT, "unet", 90)
 
 
 def test_none_at_all(bundle: Bundle) -> None:

@@ -121,6 +121,19 @@ def test_the_vae_has_one_up_to_its_limit(sdxl: TinyModel, h: int, w: int) -> Non
         assert one(sdxl.manifest, "vae_decoder", name).allows(dims)
 
 
+@same_model
+@given(h=st.integers(1, 3000), w=st.integers(1, 3000))
+def test_a_picture_above_the_limit_can_be_decoded_in_square_tiles(
+    sdxl: TinyModel, h: int, w: int
+) -> None:
+    vae = one(sdxl.manifest, "vae_decoder", f"static:{8 * h}x{8 * w}x1")
+    if h * w <= VAE_LATENTS:
+        assert vae.looseness == 1
+    else:
+        tile = min(vae.ranges["h"].max, vae.ranges["w"].max)
+        assert vae.allows({"B": 1, "h": tile, "w": tile})
+
+
 def test_names_that_mean_the_same_give_one_profile(sdxl: TinyModel) -> None:
     found = component_profiles(sdxl.manifest, "unet", ["any", "square", "any"])
     assert [profile.name for profile in found] == ["any", "square"]

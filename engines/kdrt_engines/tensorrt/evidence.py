@@ -16,6 +16,7 @@ _SCRATCH = re.compile(r"Max Scratch Memory: (\d+) bytes")
 _FUSED_ATTENTION = "_gemm_mha_v2"
 _NOT_KERNELS = {"shape_call", "ShapeHostToDevice", "Constant", "NoOp", "Signal", "Wait"}
 _KEPT_PROBLEMS = 20
+_HEAD = 200
 
 
 @dataclass
@@ -34,7 +35,7 @@ class BuildLog:
 
     def add(self, severity: str, message: str) -> None:
         """One message; ``severity`` is the name of TensorRT's (``ERROR``, ``VERBOSE``, …)."""
-        if message.startswith("Layers:\n"):
+        if "Layers:\n" in message[:_HEAD]:
             self._read_layers(message)
         elif found := _SCRATCH.search(message):
             self.scratch_memory = max(self.scratch_memory or 0, int(found[1]))
@@ -45,6 +46,8 @@ class BuildLog:
 
     def _read_layers(self, dump: str) -> None:
         layers = [(m["name"], m["kind"]) for m in _LAYER.finditer(dump)]
+        if not layers:
+            return  # a dump in a form that is not known says nothing
         kinds = Counter(kind for _, kind in layers if kind not in _NOT_KERNELS)
         fused = sum(name.startswith(_FUSED_ATTENTION) for name, _ in layers)
         self.kernels = (self.kernels or Counter()) + kinds

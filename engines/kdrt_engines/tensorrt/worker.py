@@ -12,10 +12,10 @@ itself if that takes long; it has then written at most its output file.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
-import resource
 import sys
 import threading
 import time
@@ -23,6 +23,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from kdrt_engines.tensorrt.evidence import BuildLog
 from kdrt_engines.tensorrt.job import BuildJob, Built
@@ -79,9 +81,17 @@ class Monitor:
     def __init__(self, report: Callable[[str], None], cancelled: threading.Event) -> None:
         self.cancelled = cancelled
         self._report = report
+        self._parents: dict[str, str | None] = {}
 
-    def start(self, phase: str) -> None:
+    def start(self, phase: str, parent: str | None) -> None:
+        self._parents[phase] = parent
         self._report(phase)
+
+    def finish(self, phase: str) -> None:
+        """Back to the phase this one was part of, which may go on for long."""
+        parent = self._parents.pop(phase, None)
+        if parent is not None:
+            self._report(parent)
 
     def step(self) -> bool:
         return not self.cancelled.is_set()
@@ -146,20 +156,25 @@ def _monitor(trt: Any, monitor: Monitor) -> Any:
             trt.IProgressMonitor.__init__(self)
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-            monitor.start(phase)
+            monitor.start(phase, parent)
 
         def step_complete(self, phase: str, step: int) -> bool:
             return monitor.step()
 
         def phase_finish(self, phase: str) -> None:
-            """Every phase is followed by another, or by the end."""
+            monitor.finish(phase)
 
     return ProgressMonitor()
 
 
 def _peak_memory() -> int:
-    kilobyte = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobyte
+    """The most memory this process held. Not ``getrusage``: that counts the process we were
+    forked from."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return int(psutil.Process().memory_info().rss)
 
 
 def _cancel_at_end_of(stream: Any, cancelled: threading.Event) -> None:
