@@ -3,8 +3,8 @@
     python benchmarks/gpu.py BUNDLE [--engine NAME …] [--steps N] [--rounds N] [-o FILE]
 
 For every engine that loads and every graph level: milliseconds for the text encoders, for a step,
-for the VAE and for a whole picture, medians of CUDA events around warmed-up runs; and what PyTorch's
-profiler saw the host do for one picture: kernel launches, graph launches and synchronisations.
+for the VAE and for a whole picture, medians of CUDA events around warmed-up runs; and what the
+profiler of PyTorch saw the host do for one picture: launches of kernels and of graphs, and waits.
 (Kernels that an engine launches itself are seen where its library goes through CUDA's runtime.)
 
 Prints the rows of the README's table of GPUs, then one line of JSON; ``-o`` also writes both.

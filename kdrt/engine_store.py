@@ -283,7 +283,7 @@ def _onnxruntime_loader(engine: str, threads: int | None, own_graphs: bool) -> L
             f"{engine} runs on NVIDIA GPUs, and CUDA sees none here; choose another engine"
         )
     # Components hand tensors to each other, so all run on one stream.
-    stream = torch.cuda.Stream() if on_cuda else None
+    stream = torch.cuda.Stream() if on_cuda else None  # type: ignore[no-untyped-call]
 
     def load(bundle: Bundle, name: str, component: Component) -> Engine:
         if not on_cuda and any(tensor.dtype == "bfloat16" for tensor in component.inputs):

@@ -30,7 +30,7 @@ class OwnStream:
         self._device = device
         self.stream = stream
         if stream is None and device.type == "cuda":
-            self.stream = torch.cuda.Stream(device)
+            self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -94,4 +94,4 @@ def on_own_stream(
         with self.pipeline.stream.active():
             return method(self, *arguments, **options)
 
-    return call
+    return call  # type: ignore[return-value]

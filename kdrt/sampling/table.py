@@ -28,7 +28,10 @@ _FIRST_DENOISED = 1
 class TableDenoise(Protocol):
     """A denoiser whose numbers for a σ can be read from the device."""
 
-    unconditional: Tensor
+    @property
+    def unconditional(self) -> Tensor:
+        """The last result without guidance."""
+        ...
 
     def numbers(self, sigma: float) -> tuple[float, float, float, float]:
         """(factor of the network's input, timestep, skip, out) for a noise level."""

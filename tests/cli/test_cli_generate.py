@@ -320,3 +320,30 @@ def test_generating_loads_nothing_of_the_exporter(demo_home: Path, tmp_path: Pat
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "a.png").is_file()
+
+
+def test_networks_in_turn_make_the_same_picture(cli, demo: str, tmp_path: Path) -> None:
+    paths = tmp_path / "at-once.png", tmp_path / "in-turn.png"
+    for path, options in zip(paths, ((), ("--low-vram", "--graph", "off")), strict=True):
+        outcome = cli("generate", demo, PROMPT, "-o", path, *FAST, "--seed", "7", *options)
+        assert outcome.code == 0, outcome.err
+    assert Image.open(paths[0]).tobytes() == Image.open(paths[1]).tobytes()
+
+
+def test_graphs_without_cuda_are_refused(cli, demo: str, tmp_path: Path) -> None:
+    command = ("generate", demo, PROMPT, "-o", tmp_path / "a.png", "--engine", "onnxruntime")
+    assert "graph='loop' needs CUDA" in cli(*command, "--graph", "loop").refusal()
+    assert "unknown graph 'all'" in cli(*command, "--graph", "all").refusal()
+    assert "cannot have a fallback" in cli(*command, "--low-vram", "--fallback", "torch").refusal()
+
+
+def test_a_warning_where_memory_is_short(
+    cli, demo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdrt.memory.free_memory", lambda device: 1000)
+    outcome = cli("generate", demo, PROMPT, "-o", tmp_path / "a.png", *FAST)
+    assert outcome.code == 0
+    assert "warning: this needs at least" in outcome.err
+    assert "--low-vram" in outcome.err
+    inspected = cli("inspect", demo)
+    assert "at once" in inspected.out
