@@ -33,9 +33,10 @@ if TYPE_CHECKING:
         OutputError,
         ShapeError,
     )
+    from kdrt.generation import Generation, Result
     from kdrt.images import read_parameters, save_image
     from kdrt.parameters import Parameters
-    from kdrt.pipeline import Generation, Pipeline, Result, load
+    from kdrt.pipeline import Pipeline, load
     from kdrt.previews import PreviewStep
     from kdrt.prompt import Conditioning, Truncation, TruncationWarning
     from kdrt.request import Request
@@ -72,12 +73,12 @@ __all__ = [
 _HOME = {
     "Bundle": "kdrt.bundle",
     "Conditioning": "kdrt.prompt",
-    "Generation": "kdrt.pipeline",
+    "Generation": "kdrt.generation",
     "Parameters": "kdrt.parameters",
     "Pipeline": "kdrt.pipeline",
     "PreviewStep": "kdrt.previews",
     "Request": "kdrt.request",
-    "Result": "kdrt.pipeline",
+    "Result": "kdrt.generation",
     "Step": "kdrt.sampling",
     "Truncation": "kdrt.prompt",
     "TruncationWarning": "kdrt.prompt",

@@ -5,30 +5,29 @@ from __future__ import annotations
 import os
 import warnings
 from collections import ChainMap
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kdrt.adapters import textual_inversion
 from kdrt.adapters.ip_adapter import VARIANT as IP_ADAPTER
 from kdrt.adapters.ip_adapter import ImagePrompts, Pictures
-from kdrt.adapters.lora import Changed, Lora, LoraStack, LoraSwap, Scale
-from kdrt.adapters.lora_file import LoraFile
+from kdrt.adapters.lora import LoraStack
+from kdrt.adapters.switches import AdapterSwitches
 from kdrt.bundle import Bundle, open_bundle
-from kdrt.denoiser import Denoiser, is_doubled
+from kdrt.denoiser import is_doubled
+from kdrt.denoising import Denoising
 from kdrt.engine_store import load_engines
 from kdrt.errors import InvalidRequest
-from kdrt.graphs import GraphLevel, GraphRunner, capture_on, graph_level
+from kdrt.generation import Generation, Result
+from kdrt.graphs import GraphLevel, graph_level
 from kdrt.grid import training_table
-from kdrt.images import Images, OutputType, save_image, to_images
-from kdrt.init_image import InitImage, KnownRegionOfDenoiser, Told, begin, is_inpainting
+from kdrt.images import Images, OutputType, to_images
 from kdrt.latents import check_latents
-from kdrt.parameters import Parameters, parameters_of
+from kdrt.parameters import parameters_of
 from kdrt.previews import Previewer, PreviewStep
 from kdrt.prompt import (
     COMMA_BACKTRACK,
@@ -39,119 +38,14 @@ from kdrt.prompt import (
     WeightingMode,
     zeros_like,
 )
-from kdrt.recent import Recent
-from kdrt.request import Job, Request, latent_shape, noise_of, resolve
+from kdrt.request import Job, Request, resolve
 from kdrt.safety import ImageFilter, SafetyChecker, looked_at
-from kdrt.sampling import (
-    AdaptivePlan,
-    ForeignPlan,
-    RunNoise,
-    SeededNoise,
-    Step,
-    run_adaptive,
-    run_foreign,
-)
 from kdrt.size_conditioning import Size, SizeConditioning
 from kdrt.streams import OwnStream
 from kdrt.turns import Turns
 from kdrt.vae import Vae, VaeSwitches
 from kdrt.variants import ComponentLoader, Variants
 from kdrt_engines import Engine
-from kdrt_engines.graphs import GraphCache
-
-_DENOISERS = 4
-"""Sizes whose buffers are kept: enough for a service that alternates, little enough to fit."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """The pictures of one call.
-
-    Attributes:
-        images: as ``output_type`` asked: a list of PIL images; an array float32 ``[B, H, W, 3]``
-            or a tensor float32 ``[B, 3, H, W]`` in [0, 1]; or latents float32 ``[B, C, h, w]``.
-        seeds: the seed of each picture, drawn or given.
-        parameters: how each was made; its ``str`` is what :meth:`save` stores in the file.
-        truncations: every distinct prompt that was longer than a text encoder reads.
-        chunks: in how many parts the longest prompt was read; more than one only with a
-            ``prompt_weighting``, or with embeddings that long.
-        nsfw: for each picture whether it was blacked out; None if nobody looked.
-    """
-
-    images: Images
-    seeds: list[int]
-    parameters: list[Parameters]
-    truncations: tuple[Truncation, ...] = ()
-    is_latent: bool = False
-    chunks: int = 1
-    nsfw: list[bool] | None = None
-
-    def save(self, path: str | os.PathLike[str], index: int = 0) -> Path:
-        """Save one picture with its parameters; see :func:`kdrt.save_image`.
-
-        Raises:
-            InvalidRequest: there is no picture ``index``, or these are latents.
-            OutputError: the file cannot be written, or its suffix is unknown.
-        """
-        if self.is_latent:
-            raise InvalidRequest(
-                "latents cannot be saved as a picture; ask for another output_type"
-            )
-        if not 0 <= index < len(self.seeds):
-            raise InvalidRequest(f"there are {len(self.seeds)} images, so no image {index}")
-        return save_image(self.images[index], path, self.parameters[index])
-
-
-class Generation(Iterator[PreviewStep]):
-    """Pictures in the making, from :meth:`Pipeline.steps`: iterate to sample, then take the result.
-
-    Nothing is sampled but what is asked for: to cancel, stop iterating. ``len`` is the number of
-    steps in all. A pipeline makes one set of pictures at a time; starting another ends this one.
-    """
-
-    def __init__(
-        self, steps: int, run: Iterator[PreviewStep], finish: Callable[[Tensor], Result]
-    ) -> None:
-        self._steps = steps
-        self._run = run
-        self._finish = finish
-        self._latents: Tensor | None = None
-        self._result: Result | None = None
-
-    def __len__(self) -> int:
-        return self._steps
-
-    def __next__(self) -> PreviewStep:
-        try:
-            step = next(self._run)
-        except StopIteration:
-            raise
-        except BaseException:
-            self._latents = None  # half of a picture is none
-            raise
-        self._latents = step.latents
-        return step
-
-    def close(self) -> None:
-        """End the run where it stands; what it made so far is let go."""
-        if isinstance(self._run, Generator):
-            self._run.close()
-        self._latents = None
-
-    def result(self) -> Result:
-        """The pictures: takes what steps are left, then decodes; once only.
-
-        Raises:
-            NonFiniteError: the network overflowed.
-            InvalidRequest: the pipeline has started on other pictures before the last step.
-        """
-        if self._result is None:
-            for _ in self:
-                pass
-            if self._latents is None:
-                raise InvalidRequest("these pictures were not finished; make them again")
-            self._result = self._finish(self._latents)
-        return self._result
 
 
 def load(
@@ -197,7 +91,7 @@ def load(
     return Pipeline(bundle, engines, engines.another, graph=graph, turns=turns)
 
 
-class Pipeline(VaeSwitches):
+class Pipeline(AdapterSwitches, VaeSwitches):
     """Text to image with one model.
 
     Buffers are made for a size when it is first asked for and used again for the next pictures of
@@ -233,7 +127,6 @@ class Pipeline(VaeSwitches):
         self._unet = engines["unet"]
         self.graph = graph_level(graph, self._unet)
         self.stream = OwnStream(self._unet.device, self._unet.stream)
-        self._graphs = GraphCache()
         self._noise_schedule = training_table(bundle.manifest.scheduler)
         self._prompts = PromptEncoder(bundle, engines)
         self.vae = Vae(self.engines, bundle.manifest.latents)
@@ -242,92 +135,22 @@ class Pipeline(VaeSwitches):
         self.safety_checker: SafetyChecker | None = None
         if "safety_checker" in engines:
             self.safety_checker = SafetyChecker(engines["safety_checker"])
-        self._denoisers: Recent[tuple[int, int, int, int, bool], _Sized] = Recent(
-            _DENOISERS, forgotten=_Sized.close
-        )
         self._loras = LoraStack(bundle)
         self._variants = Variants(bundle.manifest, load_component)
         self._image_prompts = ImagePrompts(bundle.manifest, load_component)
+        self._denoising = Denoising(
+            bundle.manifest,
+            self._unet,
+            self._noise_schedule,
+            self.vae.encode,
+            self._image_prompts,
+            graph=self.graph,
+            stream=self.stream.stream,
+        )
         if turns is not None:
             turns.when_over("text", self._prompts.release)
-            turns.when_over("unet", self._denoisers.clear)
+            turns.when_over("unet", self._denoising.clear)
             turns.when_over("vae", self._release_vae)
-
-    @property
-    def loras(self) -> dict[str, Lora]:
-        """Every loaded LoRA by name, those at scale 0 too."""
-        return self._loras.loras
-
-    def load_lora(
-        self,
-        path: str | os.PathLike[str] | LoraFile,
-        name: str | None = None,
-        scale: Scale = 1.0,
-        *,
-        allow_pickle: bool = False,
-    ) -> LoraSwap:
-        """Add a LoRA to the weights of the running engines.
-
-        Args:
-            path: a file in kohya's, diffusers' or peft's format, or one that was read before.
-            name: for :meth:`set_loras`; None is the file's name without its suffix.
-            scale: how strong it is; below 0 and above 1 too. A mapping gives ``unet``,
-                ``text_encoder`` and ``text_encoder_2`` each their own.
-            allow_pickle: read ``.pt`` and ``.bin`` files; only tensors are loaded.
-
-        Raises:
-            InvalidRequest: it is no LoRA, or for another model, or the name is taken.
-            EngineError: the weights of this engine are fixed; the message says what to export.
-
-        Warns:
-            AdapterWarning: some of its layers do not exist in this model.
-        """
-        source = path if isinstance(path, LoraFile) else Path(path)
-        return self._swap(
-            self._loras.load(self.engines, source, name, scale, allow_pickle=allow_pickle)
-        )
-
-    def set_loras(self, scales: Mapping[str, Scale]) -> LoraSwap:
-        """Use exactly these of the loaded LoRAs, at these scales; the others stay loaded, off.
-
-        Raises:
-            InvalidRequest: a name is not loaded, or a scale is no finite number.
-        """
-        return self._swap(self._loras.set(self.engines, scales))
-
-    def unload_loras(self, *names: str) -> LoraSwap:
-        """Forget these LoRAs, or all of them: then the weights are the bundle's, bit for bit.
-
-        Raises:
-            InvalidRequest: a name is not loaded.
-        """
-        return self._swap(self._loras.unload(self.engines, names or tuple(self.loras)))
-
-    def use_variant(self, name: str | None, parts: Sequence[str] | None = None) -> None:
-        """Compute another way from now on; LoRAs stay as they are.
-
-        Args:
-            name: one of ``bundle.manifest.variants``; None is what was exported without a name.
-            parts: the components to change (``unet``, ``vae_decoder``, …); None is all.
-
-        Raises:
-            InvalidRequest: the bundle has no such variant; the message says what to export.
-        """
-        components = self._variants.choose(name, parts)
-        engines = self._variants.load(components, self.engines)
-        with_loras, _ = self._loras.move(components, ChainMap(engines, self.engines))
-        self._variants.chosen(components)
-        self._use(engines | with_loras)
-
-    @property
-    def variants_in_use(self) -> dict[str, str]:
-        """The components that play another's part, by part."""
-        return self._variants.in_use
-
-    def _swap(self, change: Changed) -> LoraSwap:
-        engines, swap = change
-        self._use(engines)
-        return swap
 
     def _release_vae(self) -> None:
         self.vae.release()
@@ -340,7 +163,7 @@ class Pipeline(VaeSwitches):
         self._prompts.use(engines)
         if "unet" in engines:
             self._unet = engines["unet"]
-            self._denoisers.clear()
+            self._denoising.use(self._unet)
         self.vae.use(engines)
 
     def __call__(
@@ -657,50 +480,6 @@ class Pipeline(VaeSwitches):
             warnings.warn(str(truncation), TruncationWarning, stacklevel=2)
         return positive, negative
 
-    def load_textual_inversion(
-        self,
-        source: textual_inversion.Source | Sequence[textual_inversion.Source],
-        token: str | Sequence[str] | None = None,
-        *,
-        component: str | None = None,
-        weight_name: str | None = None,
-        allow_pickle: bool = False,
-        pool_at_learned: bool = False,
-        hub_options: Mapping[str, object] | None = None,
-    ) -> tuple[str, ...]:
-        """Teach the text encoders learned tokens, on the engines as they are; see
-        :func:`kdrt.adapters.textual_inversion.load` for arguments and errors.
-
-        Returns:
-            The tokens, to be written in prompts.
-        """
-        return textual_inversion.load(
-            self._prompts,
-            source,
-            token,
-            component=component,
-            weight_name=weight_name,
-            allow_pickle=allow_pickle,
-            pool_at_learned=pool_at_learned,
-            hub_options=hub_options,
-        )
-
-    def unload_textual_inversion(
-        self, token: str | Sequence[str] | None = None, *, component: str | None = None
-    ) -> None:
-        """Forget learned tokens, None all of them; prompts then become, bit by bit, what they were
-        before. Raises InvalidRequest: a token is not loaded."""
-        textual_inversion.unload(self._prompts, token, component=component)
-
-    def textual_inversions(self, component: str | None = None) -> dict[str, int]:
-        """The learned tokens of one text encoder or of all, and how many vectors each has."""
-        return {
-            token: len(ids)
-            for encoder in self._prompts.encoders
-            if component in (None, encoder.facts.component)
-            for token, ids in encoder.learned.tokens.items()
-        }
-
     def _encode(
         self, job: Job, *, doubled: bool
     ) -> tuple[Conditioning, Conditioning | None, tuple[Truncation, ...]]:
@@ -737,7 +516,7 @@ class Pipeline(VaeSwitches):
         """Sample, step by step. The last step's latents are the result."""
         self._running = running = object()
         decode = self.stream.calling(self.vae.decoder)
-        for step in self._sample(job, positive, negative, watched=watched):
+        for step in self._denoising.sample(job, positive, negative, watched=watched):
             yield PreviewStep(
                 step.index,
                 step.sigma,
@@ -752,164 +531,6 @@ class Pipeline(VaeSwitches):
                     "these steps cannot go on: their pipeline has started on other pictures in "
                     "the same buffers; finish one run before the next, or load a second pipeline"
                 )
-
-    def _sample(
-        self, job: Job, positive: Conditioning, negative: Conditioning | None, *, watched: bool
-    ) -> Iterator[Step]:
-        shape = latent_shape(self.bundle.manifest, job.height, job.width)
-        noise = noise_of(job, shape)
-        latents = noise.latents().to(self._unet.device)
-        if job.request.latents is not None:
-            latents.copy_(job.request.latents.detach())
-        if job.request.denoising_start is None:
-            latents.mul_(job.plan.sigmas[0])
-        if isinstance(job.plan, AdaptivePlan):
-            return self._sample_adaptively(job.plan, job, positive, negative, latents, noise)
-        latents, told = self._begin(job.init_image, latents)
-        sized = self._prepared(job, positive, negative)
-        denoise = told.tell(sized.denoiser)
-        if isinstance(job.plan, ForeignPlan):
-            return run_foreign(
-                job.plan, latents, denoise, noise, self._noise_schedule, seed=job.seeds[0]
-            )
-        drawn = noise.draw(job.plan.slots).to(latents.device)
-        return sized.runner(denoise).run(job.plan, latents, drawn, watched=watched)
-
-    def _begin(self, image: InitImage | None, latents: Tensor) -> tuple[Tensor, Told]:
-        return begin(
-            image,
-            latents,
-            self.vae.encode,
-            scale=self.bundle.manifest.latents.scale,
-            inpaints=is_inpainting(self._unet.spec),
-        )
-
-    def _sample_adaptively(
-        self,
-        plan: AdaptivePlan,
-        job: Job,
-        positive: Conditioning,
-        negative: Conditioning | None,
-        latents: Tensor,
-        noise: RunNoise,
-    ) -> Iterator[Step]:
-        """Picture by picture: the step size of one must not depend on its neighbours."""
-        latents, told = self._begin(job.init_image, latents)
-        assert isinstance(noise, SeededNoise)  # the request refuses every other kind
-        return run_adaptive(
-            plan,
-            latents,
-            lambda image: told.tell(
-                self._prepared(job, positive, negative, only=image).denoiser, image
-            ),
-            noise.another,
-        )
-
-    def _prepared(
-        self,
-        job: Job,
-        positive: Conditioning,
-        negative: Conditioning | None,
-        only: int | None = None,
-    ) -> _Sized:
-        """The denoiser of a job, for all of its pictures or ``only`` one."""
-        doubled = negative is not None
-        image_tokens = self._image_tokens(job, doubled=doubled)
-        if only is not None:
-            positive = positive.one(only)
-            negative = None if negative is None else negative.one(only)
-            image_tokens = None if image_tokens is None else image_tokens[only :: len(job.seeds)]
-        images, tokens, _ = positive.encoder_hidden_states.shape
-        _, height, width = latent_shape(self.bundle.manifest, job.height, job.width)
-        sized = self._denoiser(
-            images=images, height=height, width=width, tokens=tokens, doubled=doubled
-        )
-        sized.denoiser.prepare(
-            positive,
-            negative,
-            guidance_scale=job.guidance_scale,
-            guidance_rescale=job.request.guidance_rescale,
-            time_ids=_time_ids(job, images, doubled=doubled),
-            freeu=job.freeu,
-            unconditional=job.plan.needs_unconditional,
-        )
-        sized.denoiser.prepare_image_prompt(image_tokens, job.request.ip_adapter_scale)
-        return sized
-
-    def _image_tokens(self, job: Job, *, doubled: bool) -> Tensor | None:
-        request = job.request
-        if not request.has_image_prompt:
-            return None
-        return self._image_prompts.encode(
-            request.ip_adapter_image,
-            request.ip_adapter_image_embeds,
-            len(job.seeds),
-            doubled=doubled,
-        )
-
-    def _denoiser(
-        self, *, images: int, height: int, width: int, tokens: int, doubled: bool
-    ) -> _Sized:
-        def make() -> _Sized:
-            denoiser = Denoiser(
-                self._unet,
-                self._noise_schedule,
-                self.bundle.manifest.scheduler.prediction_type,
-                images=images,
-                height=height,
-                width=width,
-                tokens=tokens,
-                doubled=doubled,
-            )
-            return _Sized(denoiser, self._runner)
-
-        return self._denoisers.get((images, height, width, tokens, doubled), make)
-
-    def _runner(self, denoise: Denoiser | KnownRegionOfDenoiser) -> GraphRunner:
-        capture = None
-        if self.stream.stream is not None and self._unet.capturable:
-            capture = capture_on(self.stream.stream)
-        return GraphRunner(denoise, self.graph, self._graphs, capture)
-
-
-class _Sized:
-    """What is kept for one size of pictures: the denoiser, its captured runs, and those of the
-    denoiser that knows a region, as inpainting needs it."""
-
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        make: Callable[[Denoiser | KnownRegionOfDenoiser], GraphRunner],
-    ) -> None:
-        self.denoiser = denoiser
-        self._make = make
-        self._whole = make(denoiser)
-        self._partial: tuple[KnownRegionOfDenoiser, GraphRunner] | None = None
-
-    def runner(self, denoise: Denoiser | KnownRegionOfDenoiser) -> GraphRunner:
-        """What runs ``denoise``: the denoiser, or a new region around it."""
-        if not isinstance(denoise, KnownRegionOfDenoiser):
-            return self._whole
-        if self._partial is None:
-            self._partial = denoise, self._make(denoise)
-        else:
-            self._partial[0].take(denoise)
-        return self._partial[1]
-
-    def close(self) -> None:
-        """Let go of the captured graphs."""
-        self._whole.close()
-        if self._partial is not None:
-            self._partial[1].close()
-
-
-def _time_ids(job: Job, images: int, *, doubled: bool) -> Tensor | None:
-    """Size conditioning of the whole batch, ``[B, 6]`` (the refiner's ``[B, 5]``): the negative
-    half first, as everywhere."""
-    if job.time_ids is None or job.negative_time_ids is None:
-        return None
-    halves = [job.negative_time_ids, job.time_ids] if doubled else [job.time_ids]
-    return torch.tensor([ids for ids in halves for _ in range(images)], dtype=torch.float32)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from kdrt.errors import InvalidRequest, OutputError
-from kdrt.pipeline import Result
+from kdrt.generation import Result
 
 SUFFIX = ".safetensors"
 _NAME = "latents"

@@ -134,12 +134,12 @@ def test_what_decides_as_it_goes_is_not_captured(
 def test_other_engines_drop_the_graphs(sdxl: TinyModel, made: list[Work]) -> None:
     pipe = at(sdxl, "step")
     pipe("a", steps=3)
-    assert len(pipe._graphs) == 1
+    assert len(pipe._denoising.graphs) == 1
     pipe._use({"unet": sdxl.pipeline.engines["unet"]})
-    assert len(pipe._graphs) == 0
+    assert len(pipe._denoising.graphs) == 0
     for width in (48, 56, 64, 72, 80):
         pipe("a", steps=3, width=width, output_type="latent")
-    assert len(pipe._graphs) == 4, "those of sizes that were forgotten are gone"
+    assert len(pipe._denoising.graphs) == 4, "those of sizes that were forgotten are gone"
 
 
 def test_a_cpu_has_no_graphs(sdxl: TinyModel) -> None:
