@@ -66,7 +66,9 @@ class CudaGraph:
                 work()
         except (RuntimeError, EngineError) as error:  # the driver's refusal, or an engine's
             torch.cuda.synchronize(stream.device)
-            reason = (str(error).splitlines() or ["no reason was given"])[0]
+            # Ending a broken capture fails too, and that hides what broke it.
+            first = error.__context__ or error
+            reason = (str(first).splitlines() or ["no reason was given"])[0]
             raise CaptureError(reason) from error
         self.size = max(0, torch.cuda.memory_reserved(stream.device) - before)
 

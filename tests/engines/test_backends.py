@@ -105,12 +105,14 @@ def test_every_engine_says_whether_it_can_be_used_and_why() -> None:
     assert statuses[-1].usable
 
 
-def test_tensorrt_can_be_built_and_not_run() -> None:
+@pytest.mark.parametrize("cuda", [False, True])
+def test_tensorrt_runs_where_cuda_is(monkeypatch: pytest.MonkeyPatch, cuda: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     for status in registry.find_engines()[:2]:
-        assert not status.usable
-        if status.version is not None:
+        installed = status.version is not None
+        assert status.usable == (installed and cuda)
+        if installed:
             assert "`kdrt build`" in status.reason
-            assert status.reason.endswith("running its engines is not implemented yet")
 
 
 def test_the_best_usable_engine_is_chosen() -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from kdrt_engines.base import Binding, Engine
 from kdrt_engines.errors import EngineError, FixedWeights, ShapeError
-from kdrt_engines.profiles import Profile, choose_profile
+from kdrt_engines.profiles import Profile, choose_profile, limits
 from kdrt_engines.spec import EngineSpec
 from kdrt_engines.torch_eager import allocate
 
@@ -133,8 +133,7 @@ class TensorRTEngine(Engine):
 
     def limits(self) -> Mapping[str, tuple[int, int]]:
         """Those of the profile that goes furthest: one profile alone allows all within them."""
-        widest = max(self.profiles, key=lambda profile: profile.looseness)
-        return {symbol: (r.min, r.max) for symbol, r in widest.ranges.items()}
+        return limits(self.profiles)
 
     def with_weights(self, weights: Mapping[str, Tensor]) -> TensorRTEngine:
         raise FixedWeights("whose weights TensorRT fixed when it built the engine")
