@@ -10,6 +10,7 @@ import torch
 from tiny_model import TinyModel
 
 import kdrt.pipeline
+from kdrt.denoising import Denoising
 from kdrt.errors import InvalidRequest
 from kdrt.graphs import GraphRunner, graph_level
 from kdrt.pipeline import Pipeline
@@ -38,10 +39,10 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Work]:
         works.append(Work(work))
         return works[-1]
 
-    def runner(self: Pipeline, denoise: object) -> GraphRunner:
-        return GraphRunner(denoise, self.graph, self._graphs, capture)  # type: ignore[arg-type]
+    def runner(self: Denoising, denoise: object) -> GraphRunner:
+        return GraphRunner(denoise, self._graph, self.graphs, capture)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Pipeline, "_runner", runner)
+    monkeypatch.setattr(Denoising, "_runner", runner)
     monkeypatch.setattr(kdrt.pipeline, "graph_level", lambda asked, engine: asked or "off")
     return works
 
