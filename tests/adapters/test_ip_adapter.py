@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 import kdrt
+from kdrt import cli
 from kdrt.adapters.ip_adapter import preprocess
 from kdrt.bundle import ImageEncoderFacts
 from kdrt.compat.ip_adapter import IpAdapterMixin
@@ -229,3 +230,19 @@ def test_adapters_that_cannot_be_exported(prompted: Prompted, tmp_path: Path) ->
             tmp_path / "b",
             ip_adapter=str(tmp_path / "small.safetensors"),
         )
+
+
+def test_a_picture_on_the_command_line(prompted: Prompted, tmp_path: Path) -> None:
+    picture().save(tmp_path / "style.png")
+    sizes = ["--width", "32", "--height", "32", "--steps", "1", "--seed", "1", "--no-progress"]
+    made = []
+    for options in ([], ["--ip-adapter-image", str(tmp_path / "style.png")]):
+        out = tmp_path / f"{len(options)}.png"
+        assert (
+            cli.run(
+                ["generate", str(prompted.model.bundle), "a star", "-o", str(out), *sizes, *options]
+            )
+            == 0
+        )
+        made.append(np.asarray(Image.open(out)))
+    assert not np.array_equal(*made)

@@ -11,15 +11,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from checkpoints import save_checkpoint
+from eager import torch_engines
 from restated import Networks
 
 from kdrt.bundle import Bundle
 from kdrt.compat import StableDiffusionKDiffusionPipeline, StableDiffusionXLKDiffusionPipeline
 from kdrt.engine_store import load_engines
 from kdrt.pipeline import Pipeline
-from kdrt_engines.torch_eager import TorchEngine
-from kdrt_export.components import ExportTextEncoder, ExportUNet, ExportVaeDecoder
-from kdrt_export.sources import open_source
 
 CLASSES = {
     "sd": StableDiffusionKDiffusionPipeline,
@@ -83,21 +81,3 @@ def _tiny(family: str, folder: Path) -> Tiny:
         patch.setenv("KDRT_HOME", str(folder / "home"))
         bundle = CLASSES[family].from_pretrained(checkpoint).pipeline.bundle
     return Tiny(family, checkpoint, bundle, torch_engines(checkpoint), Networks.of(checkpoint))
-
-
-def torch_engines(checkpoint: Path) -> dict[str, Any]:
-    """The rewritten networks as engines, without fused projections."""
-    source = open_source(str(checkpoint))
-    components: dict[str, Any] = {
-        "unet": ExportUNet(source.unet(), fuse_qkv=False),
-        "vae_decoder": ExportVaeDecoder(source.vae(), fuse_qkv=False),
-    }
-    for index in range(source.text_encoders):
-        components[f"text_encoder{'_2' if index else ''}"] = ExportTextEncoder(
-            source.text_encoder(index), normalize=source.family == "sd", fuse_qkv=False
-        )
-    engines = {}
-    for name, component in components.items():
-        component.rewrite()
-        engines[name] = TorchEngine(component.requires_grad_(True), component.spec)
-    return engines

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from checkpoints import save_checkpoint
+from eager import torch_engines
 from torch import nn
 
 from kdrt.compat import StableDiffusionKDiffusionPipeline, StableDiffusionXLKDiffusionPipeline
+from kdrt.compat.grid import karras_grid
 from kdrt.errors import InvalidRequest
+from kdrt.pipeline import Pipeline
 from kdrt_engines.torch_eager import TorchEngine
 
 pytestmark = pytest.mark.filterwarnings("ignore:Should have:UserWarning")
@@ -277,13 +282,15 @@ def test_samplers_that_lay_their_own_steps(tiny: Any, sampler: str) -> None:
     both = make(pipe, ["blue", "a star"], steps=6, generator=seeds, use_karras_sigmas=True)
     one = torch.Generator().manual_seed(5)
     alone = make(pipe, "a star", steps=6, generator=one, use_karras_sigmas=True)
-    torch.testing.assert_close(both[1:], alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(both[1:], alone, rtol=1e-3, atol=1e-4)
     with pytest.raises(InvalidRequest, match="leave exact=True out"):
         make(pipe, exact=True)
+    # The adaptive one is sensitive to the last bits of the table, which is rounded in compat.
+    pipe.pipeline._noise_schedule = pipe._native._noise_schedule
     native = pipe.pipeline(
         "a star",
         negative_prompt="" if tiny.family == "sd" else None,
-        steps=6,
+        sigmas=karras_grid(pipe._native_table, 6).tolist(),
         sampler=sampler,
         guidance_scale=7.5 if tiny.family == "sd" else 5.0,
         height=24,
@@ -291,4 +298,24 @@ def test_samplers_that_lay_their_own_steps(tiny: Any, sampler: str) -> None:
         latents=torch.randn(1, 4, 12, 8, generator=torch.Generator().manual_seed(5)),
         output_type="latent",
     ).images
-    torch.testing.assert_close(alone, native, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(alone, native, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_distilled_models_are_told_the_guidance(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """The original met an AttributeError: it never filled timestep_cond."""
+    tiny = request.getfixturevalue(kind)
+    changes = {"time_cond_proj_dim": 12}
+    engines = torch_engines(save_checkpoint(tmp_path / kind, kind, unet_changes=changes))
+    pipe = type(tiny.pipe())(Pipeline(tiny.bundle, engines), engine="torch")
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.unet.config.time_cond_proj_dim == 12
+    seen = rows(engines["unet"])
+    results = [make(pipe, guidance_scale=scale, exact=True) for scale in (2.0, 8.0)]
+    assert seen == [1, 1]
+    assert not pipe.do_classifier_free_guidance
+    assert not torch.equal(*results)
+    native = make(pipe, guidance_scale=8.0)
+    torch.testing.assert_close(native, results[1], rtol=1e-3, atol=1e-4)

@@ -11,10 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import SCHEDULER, save_checkpoint
+from safetensors.torch import save_file
 
 from kdrt.compat import StableDiffusionKDiffusionPipeline, sources
 from kdrt.compat.sources import Wanted, find_bundle
-from kdrt.errors import BundleError, InvalidRequest
+from kdrt.errors import BundleError, InvalidRequest, KdrtError
+from kdrt_export.sources import open_source
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "export"))
+from checkpoint import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -89,3 +95,66 @@ def test_what_is_nothing_is_said_so(home: Path) -> None:
         StableDiffusionKDiffusionPipeline.from_single_file("missing.safetensors")
     with pytest.raises(InvalidRequest, match="vae cannot be given"):
         StableDiffusionKDiffusionPipeline.from_pretrained("demo", vae=object())
+
+
+def test_a_hub_id_is_exported_once_for_each_commit(
+    sd: Any, exports: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    commit = "0123456789abcdef"
+
+    def snapshot(repo: str, **options: Any) -> str:
+        asked.append(options | {"repo": repo})
+        return str(tmp_path / commit)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    hub = {"revision": "v2", "local_files_only": True, "token": "t"}
+    for _ in range(2):
+        pipe = StableDiffusionKDiffusionPipeline.from_pretrained("someone/model", **hub)
+    assert exports == [str(tmp_path / commit)]  # downloaded with options the exporter lacks
+    assert asked[0] | hub | {"repo": "someone/model"} == asked[0]
+    commit = "fedcba9876543210"
+    again = StableDiffusionKDiffusionPipeline.from_pretrained("someone/model")
+    assert exports[1:] == ["someone/model"]
+    assert again.pipeline.bundle.path != pipe.pipeline.bundle.path
+
+
+def test_a_checkpoint_file_holds_the_same_model(sd: Any, home: Path, tmp_path: Path) -> None:
+    source = open_source(str(sd.checkpoint))
+    state = checkpoint(source.unet(), source.vae(), source.text_encoder(0))
+    save_file(state, tmp_path / "mine.safetensors")
+    torch.save({"state_dict": state}, tmp_path / "mine.ckpt")
+    with pytest.raises(KdrtError, match="pickle"):
+        StableDiffusionKDiffusionPipeline.from_single_file(
+            tmp_path / "mine.ckpt", config=sd.checkpoint
+        )
+    expected = latents_of(sd.pipe(exact=False, onnx=True))
+    for name, options in (("mine.safetensors", {}), ("mine.ckpt", {"use_safetensors": False})):
+        pipe = StableDiffusionKDiffusionPipeline.from_single_file(
+            tmp_path / name, config=sd.checkpoint, engine="onnxruntime", threads=1, **options
+        )
+        torch.testing.assert_close(latents_of(pipe), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_noise_model_that_asks_for_zero_snr_loads_as_it_did(home: Path, tmp_path: Path) -> None:
+    asking = SCHEDULER | {"rescale_betas_zero_snr": True}
+    folders = [
+        save_checkpoint(tmp_path / str(index), scheduler=scheduler)
+        for index, scheduler in enumerate((SCHEDULER, asking))
+    ]
+    plain, same = (StableDiffusionKDiffusionPipeline.from_pretrained(each) for each in folders)
+    assert not same.pipeline.bundle.manifest.scheduler.rescale_betas_zero_snr
+    assert torch.equal(latents_of(plain), latents_of(same))
+
+
+def latents_of(pipe: Any) -> torch.Tensor:
+    pipe.set_progress_bar_config(disable=True)
+    images: torch.Tensor = pipe(
+        "a red circle",
+        num_inference_steps=2,
+        height=24,
+        width=16,
+        generator=torch.Generator().manual_seed(1),
+        output_type="latent",
+    ).images
+    return images
