@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-
     import kdrt
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
