@@ -83,7 +83,13 @@ def test_a_key_that_is_missing_is_not_a_key_that_says_the_default() -> None:
 
 
 def test_zero_terminal_snr_only_where_it_is_asked_for() -> None:
-    facts = facts_of({"beta_schedule": "scaled_linear", "rescale_betas_zero_snr": True})
+    facts = facts_of(
+        {
+            "beta_schedule": "scaled_linear",
+            "prediction_type": "v_prediction",
+            "rescale_betas_zero_snr": True,
+        }
+    )
     plain, honoured = (TrainingTable.from_facts(facts, zero_snr=on) for on in (False, True))
     assert torch.equal(
         plain.sigmas, TrainingTable.from_facts(facts_of({"beta_schedule": "scaled_linear"})).sigmas
