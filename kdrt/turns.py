@@ -46,8 +46,7 @@ class Turns:
             self._forget.get(left, lambda: None)()
         for _, engine in over:
             engine.release()
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()  # what torch keeps for itself, other libraries cannot have
+        torch.cuda.empty_cache()  # what torch keeps for itself, other libraries cannot have
 
     def loaded(self) -> tuple[str, ...]:
         """The components in memory."""
