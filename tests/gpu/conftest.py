@@ -1,4 +1,4 @@
-"""Acceptance on a GPU: ``pytest -m gpu tests/gpu``. Left out without the marker, skipped without
+"""Acceptance on a GPU: ``pytest -m gpu -n 0 tests/gpu``. Left out without the marker, skipped without
 a CUDA device."""
 
 from __future__ import annotations
