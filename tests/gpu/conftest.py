@@ -1,5 +1,5 @@
-"""Acceptance on a GPU: ``pytest -m gpu -n 0 tests/gpu``. Left out without the marker, skipped without
-a CUDA device."""
+"""Acceptance on a GPU: ``pytest -m gpu -n 0 tests/gpu``. Left out without the marker, skipped
+without a CUDA device."""
 
 from __future__ import annotations
 
