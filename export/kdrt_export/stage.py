@@ -367,6 +367,9 @@ def _export_part(part: _Part, folder: Path, targets: Sequence[str], report: Repo
         program_from_component(component, part.traced, program)
         report.done()
 
+    if own_precision != "bf16":
+        component.to("meta")  # the file is verified, beside whose weights a second copy may not fit
+
     report.start(f"{part.name}: verify")
     engine = verification_engine(component, model, own_precision)
     figures = verify(part.name, engine, cases, own_precision)
