@@ -286,7 +286,7 @@ def test_samplers_that_lay_their_own_steps(tiny: Any, sampler: str) -> None:
     with pytest.raises(InvalidRequest, match="leave exact=True out"):
         make(pipe, exact=True)
     # The adaptive one is sensitive to the last bits of the table, which is rounded in compat.
-    pipe.pipeline._noise_schedule = pipe._native._noise_schedule
+    pipe.pipeline._denoising._noise_schedule = pipe._native._noise_schedule
     native = pipe.pipeline(
         "a star",
         negative_prompt="" if tiny.family == "sd" else None,

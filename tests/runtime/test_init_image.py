@@ -245,7 +245,8 @@ def test_a_known_region_follows_its_noise_level(sampler: str) -> None:
         if not made.slots:
             wanted = known + step.sigma_next * noise
             torch.testing.assert_close(step.latents[kept], wanted[kept], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(step.latents[kept], known[kept], rtol=1e-4, atol=1e-4)
+    end = known + step.sigma_next * noise  # some samplers end a little above 0
+    torch.testing.assert_close(step.latents[kept], end[kept], rtol=1e-4, atol=1e-4)
     assert not torch.allclose(step.latents[~kept], known[~kept], atol=0.1)
 
 
