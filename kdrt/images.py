@@ -19,6 +19,9 @@ OutputType = Literal["pil", "np", "pt", "latent"]
 Images = list[Image.Image] | NDArray[np.float32] | Tensor
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+SUFFIXES = tuple(_FORMATS)
+"""What :func:`save_image` can write."""
+
 _QUALITY = {"JPEG": {"quality": 95}, "WEBP": {"quality": 95}}
 _TEXT_KEY = "parameters"
 _EXIF_IFD = 0x8769

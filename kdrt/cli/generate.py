@@ -11,9 +11,6 @@ import typer
 if TYPE_CHECKING:
     import kdrt
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-"""What ``kdrt.save_image`` can write."""
-
 _PICTURE, _SAMPLING, _RUNNING = "Picture", "Sampling", "Running"
 _BEGINNING = "From a picture"
 
@@ -373,9 +370,7 @@ def generate(
     own_timesteps = _numbers("--timesteps", timesteps, "999,749,499,249")
     freeu_numbers = _freeu(freeu)
     to_latents = output.suffix.lower() == SUFFIX
-    paths = _output_paths(
-        output, 1 if to_latents else len(prompts) * max(count, 1), (*SUFFIXES, SUFFIX)
-    )
+    paths = _output_paths(output, 1 if to_latents else len(prompts) * max(count, 1), (SUFFIX,))
     given_latents = None if latents is None else read_latents(latents)
     watch = None if preview is None else preview_file(_output_paths(preview, 1)[0])
     picture, mask_picture, image_prompt = map(_opened, (image, mask, ip_adapter_image))
@@ -498,11 +493,13 @@ def _warn(text: str) -> None:
     typer.echo(f" {text}", err=True)
 
 
-def _output_paths(output: Path, count: int, allowed: tuple[str, ...] = SUFFIXES) -> list[Path]:
+def _output_paths(output: Path, count: int, besides: tuple[str, ...] = ()) -> list[Path]:
     """Where the pictures will go, after making sure that they can: nothing is worse than an hour
-    of work that cannot be saved."""
+    of work that cannot be saved. ``besides`` pictures, files of these suffixes are meant too."""
     from kdrt.errors import OutputError
+    from kdrt.images import SUFFIXES
 
+    allowed = (*SUFFIXES, *besides)
     if output.suffix.lower() not in allowed:
         raise OutputError(f"cannot save '{output}': the name must end in {', '.join(allowed)}")
     output = output.expanduser()

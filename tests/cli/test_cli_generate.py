@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageChops
 
-from kdrt.cli.generate import SUFFIXES
-from kdrt.images import save_image
+from kdrt.images import SUFFIXES, save_image
 from kdrt.sampling import SAMPLERS, SCHEDULES
 
 PROMPT = "a red circle on a blue background"
