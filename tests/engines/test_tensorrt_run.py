@@ -100,7 +100,8 @@ def test_a_run_is_one_enqueue_and_nothing_else(rtx):
     assert calls.names()[before:] == ["execute_async_v3"] * 5
 
 
-def test_the_tightest_profile_is_taken_and_named():
+def test_the_tightest_profile_is_taken_and_named(caplog):
+    caplog.set_level("INFO", "kdrt.engines")
     sizes = (8, 128, 1, 8), (8, 64, 1, 2), (64, 64, 1, 1)
     names = ("any", "square", "static")
     profiles = [ranges(name, *each) for name, each in zip(names, sizes, strict=True)]
@@ -108,6 +109,7 @@ def test_the_tightest_profile_is_taken_and_named():
     assert engine.bind(B=1, h=64, w=64).profile == "static"
     assert engine.bind(B=2, h=64, w=64).profile == "square"
     assert engine.bind(B=2, h=65, w=64).profile == "any"
+    assert "optimization profile 'square' for B=2 h=64 w=64" in caplog.text
     chosen = [detail for name, detail in calls.log if name == "set_optimization_profile_async"]
     assert chosen == [2, 1, 0]
     assert engine.allows(B=8, h=128, w=8)

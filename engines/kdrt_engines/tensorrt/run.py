@@ -9,6 +9,7 @@ captured.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import tempfile
 import weakref
@@ -25,6 +26,8 @@ from kdrt_engines.errors import EngineError, FixedWeights, ShapeError
 from kdrt_engines.profiles import Profile, choose_profile, limits
 from kdrt_engines.spec import EngineSpec
 from kdrt_engines.torch_eager import allocate
+
+_logger = logging.getLogger("kdrt.engines")
 
 _DTYPE_NAMES = {
     "FLOAT": "float32",
@@ -122,6 +125,8 @@ class TensorRTEngine(Engine):
         if missing:
             raise ShapeError(f"no size was given for '{missing[0]}'")
         profile = self._choose(dims)
+        sizes = " ".join(f"{symbol}={size}" for symbol, size in dims.items())
+        _logger.info("optimization profile '%s' for %s", profile.name, sizes)
         context = self._context()
         binding = TensorRTBinding(self, context, profile, dims)
         binding.warm_up()
