@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from kdrt_engines.spec import DTYPES, EngineSpec, TensorSpec
+from kdrt_engines.spec import DTYPES, Dim, EngineSpec, TensorSpec
 from kdrt_export.errors import UnsupportedModel
 from kdrt_export.rewrites.fused_qkv import attention, concatenate, rewrite_attention
 from kdrt_export.rewrites.transformer import rewrite_transformers
@@ -329,7 +329,24 @@ class ExportTextLayer(nn.Module):
         return self.to_qkv(hidden).split(self.heads * self.head_dim, dim=-1)
 
 
-class ExportVaeDecoder(ExportComponent):
+class ExportDecoder(ExportComponent):
+    """What makes pictures of latents: one tensor ``latents`` in, one ``image`` out, in the shapes
+    that a subclass sets."""
+
+    latent_shape: tuple[Dim, ...]
+    image_shape: tuple[Dim, ...]
+
+    def make_spec(self, dtype: str) -> EngineSpec:
+        return EngineSpec(
+            (TensorSpec("latents", dtype, self.latent_shape),),
+            (TensorSpec("image", dtype, self.image_shape),),
+        )
+
+    def reference(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (self(*inputs),)
+
+
+class ExportVaeDecoder(ExportDecoder):
     """latents [B,C,h,w] as the sampler leaves them → image [B,3,s·h,s·w] in about [-1, 1]."""
 
     def __init__(self, vae: AutoencoderKL, *, fuse_qkv: bool = True) -> None:
@@ -342,15 +359,6 @@ class ExportVaeDecoder(ExportComponent):
         self.latent_shape = ("B", config.latent_channels, "h", "w")
         self.image_shape = image_shape(vae, config.out_channels)
         self.spec = self.make_spec("float32")
-
-    def make_spec(self, dtype: str) -> EngineSpec:
-        return EngineSpec(
-            (TensorSpec("latents", dtype, self.latent_shape),),
-            (TensorSpec("image", dtype, self.image_shape),),
-        )
-
-    def reference(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return (self(*inputs),)
 
     def rewrite(self) -> None:
         rewrite_attention(self.decoder, fuse=self.fuse_qkv)

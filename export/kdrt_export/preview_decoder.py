@@ -9,15 +9,14 @@ import torch
 from diffusers import AutoencoderTiny
 from safetensors.torch import load_file
 
-from kdrt_engines.spec import EngineSpec, TensorSpec
-from kdrt_export.components import ExportComponent
+from kdrt_export.components import ExportDecoder
 from kdrt_export.errors import SourceError, UnsupportedModel
 
 _DOWNLOAD = ["config.json", "*.safetensors"]
 _FIRST = "layers.0.weight"
 
 
-class ExportPreviewDecoder(ExportComponent):
+class ExportPreviewDecoder(ExportDecoder):
     """latents [B,C,h,w] as the sampler leaves them → image [B,3,s·h,s·w] in about [-1, 1].
 
     Tiny autoencoders are trained on latents with the VAE's scaling factor applied, which is how
@@ -46,15 +45,6 @@ class ExportPreviewDecoder(ExportComponent):
         self.latent_shape = ("B", channels, "h", "w")
         self.image_shape = ("B", config.out_channels, f"{scale}*h", f"{scale}*w")
         self.spec = self.make_spec("float32")
-
-    def make_spec(self, dtype: str) -> EngineSpec:
-        return EngineSpec(
-            (TensorSpec("latents", dtype, self.latent_shape),),
-            (TensorSpec("image", dtype, self.image_shape),),
-        )
-
-    def reference(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return (self(*inputs),)
 
     def rewrite(self) -> None:
         """Convolutions only: there is nothing to rewrite."""
