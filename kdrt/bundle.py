@@ -1,7 +1,8 @@
 """The bundle: one folder that holds all a generation needs.
 
     manifest.json     what the bundle is, described by :class:`Manifest`
-    onnx/             one folder a component: ``model.onnx`` and ``weights.bin``
+    onnx/             one folder a component: ``weights.bin``, and the graphs that read it:
+                      ``model.onnx`` for everybody, ``onnxruntime*.onnx`` for ONNX Runtime
     tokenizer*/       ``tokenizer.json`` and ``token_embedding.safetensors`` of a text encoder
     engines/          everything derived for one machine; may be deleted at any time
 
@@ -52,17 +53,29 @@ class TensorInfo(_Strict):
 
 class Verification(_Strict):
     """One comparison with eager PyTorch in float32: ``‖out − ref‖ / ‖ref‖`` of the worst output,
-    and the engine that ran the exported network."""
+    the graph that was exported, and the engine that ran it."""
 
+    graph: Literal["standard", "fused", "plain"] = "standard"
     dims: dict[str, int]
     relative_error: float
     engine: Literal["onnxruntime", "torch"]
 
 
+class OrtGraphs(_Strict):
+    """A network in ONNX Runtime's own operators: ``fused`` is the whole of it; ``plain`` computes
+    the same while the ``neutral`` inputs hold these values, and does without what they turn off."""
+
+    fused: str
+    plain: str | None = None
+    neutral: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+
+
 class Component(_Strict):
-    """One network: its ONNX file, its inputs and outputs, and how well it was verified."""
+    """One network: its files, its inputs and outputs, and how well it was verified. ``onnx`` is in
+    standard operators."""
 
     onnx: str
+    onnxruntime: OrtGraphs | None = None
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     parameters: int

@@ -7,7 +7,8 @@ prompt tokens, ``h`` and ``w`` latent sizes, ``H`` and ``W`` pixel sizes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from kdrt_engines.spec import DTYPES, Dim, EngineSpec, TensorSpec
 from kdrt_export.errors import UnsupportedModel
-from kdrt_export.rewrites.fused_qkv import attention, concatenate, rewrite_attention
+from kdrt_export.onnx_ops import attention
+from kdrt_export.rewrites.fused_qkv import concatenate, rewrite_attention
 from kdrt_export.rewrites.transformer import rewrite_transformers
 from kdrt_export.rewrites.up_block import rewrite_up_blocks
 
@@ -31,6 +33,9 @@ class ExportComponent(nn.Module):
     """
 
     spec: EngineSpec
+
+    neutral: Mapping[str, tuple[float, ...]] = MappingProxyType({})
+    """Values of inputs at which a part of the network changes nothing, by input."""
 
     def reference(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The outputs of the untouched network, in order. Only before :meth:`rewrite`."""
@@ -77,6 +82,8 @@ class ExportUNet(ExportComponent):
         ip_tokens: N, how many tokens an IP-Adapter makes of an image.
         time_ids: how many numbers of size conditioning it takes.
     """
+
+    neutral = MappingProxyType({"freeu": (1.0, 1.0, 1.0, 1.0)})
 
     def __init__(
         self,

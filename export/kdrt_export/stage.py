@@ -16,18 +16,22 @@ from kdrt._version import __version__ as kdrt_version
 from kdrt.bundle import (
     Baked,
     BakedLora,
+    Bundle,
     Component,
     IpAdapterFacts,
     LatentFacts,
     Manifest,
+    OrtGraphs,
     Precision,
     SchedulerFacts,
     TensorInfo,
     TextEncoderFacts,
+    Verification,
     home,
     new_bundle,
     write_manifest,
 )
+from kdrt.ort_graphs import keep_optimized
 from kdrt_engines.spec import TensorSpec
 from kdrt_export.components import (
     ExportComponent,
@@ -49,8 +53,8 @@ from kdrt_export.replacement_vae import replacement_vae, vae_dtype, vae_name
 from kdrt_export.report import Report, Silent
 from kdrt_export.sources import Source, download_files, open_source
 from kdrt_export.tokenizers import write_text_files
-from kdrt_export.trace import onnx_from_component
-from kdrt_export.verify import make_cases, sizes, verification_engine, verify
+from kdrt_export.trace import OnnxFiles, onnx_from_component
+from kdrt_export.verify import make_cases, sizes, verify_files
 from kdrt_export.vision import ExportSafetyChecker
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -95,8 +99,8 @@ def export(
             fp32, since a CPU gains nothing from the half precisions.
         preview_decoder: a tiny autoencoder that makes the previews; see
             :func:`kdrt_export.preview_decoder.load_preview_decoder`.
-        targets: ``onnxruntime`` needs nothing beyond the ONNX files; ``torch`` adds exported
-            PyTorch programs, which run without diffusers.
+        targets: ``onnxruntime`` adds float32 networks as they are optimised for this CPU, which
+            load faster; ``torch`` exported PyTorch programs, which run without diffusers.
         random_weights: the architecture alone, with weights drawn from ``seed``.
         fuse_qkv: concatenate attention projections.
         loras: files to merge into the weights, with their scales.
@@ -156,7 +160,7 @@ def export(
             part.name: _export_part(part, partial, targets, report) for part in job.parts()
         }
         report.start("manifest")
-        write_manifest(
+        manifest = write_manifest(
             partial,
             Manifest(
                 family=opened.family,
@@ -183,6 +187,8 @@ def export(
             ),
         )
         report.done()
+        if "onnxruntime" in targets:
+            keep_optimized(Bundle(partial, manifest), components, report)
     return folder
 
 
@@ -353,13 +359,14 @@ def _export_part(part: _Part, folder: Path, targets: Sequence[str], report: Repo
     own_precision = next(name for name, dtype in PRECISIONS.items() if dtype == part.dtype)
     report.start(f"{part.name}: eager reference")
     cases = make_cases(component, part.verified)
+    neutral_cases = make_cases(component, part.verified, neutral=True) if component.neutral else []
     report.done()
 
     report.start(f"{part.name}: trace")
     component.rewrite()
     component.cast(part.dtype)
     parameters = sum(p.numel() for p in component.parameters())
-    model = onnx_from_component(component, part.traced, folder / "onnx" / part.name)
+    files = onnx_from_component(component, part.traced, folder / "onnx" / part.name)
     report.done(f"{parameters / 1e6:,.1f} M parameters")
     if "torch" in targets:
         report.start(f"{part.name}: torch program")
@@ -371,18 +378,33 @@ def _export_part(part: _Part, folder: Path, targets: Sequence[str], report: Repo
         component.to("meta")  # the file is verified, beside whose weights a second copy may not fit
 
     report.start(f"{part.name}: verify")
-    engine = verification_engine(component, model, own_precision)
-    figures = verify(part.name, engine, cases, own_precision)
-    report.done(
-        "relative error "
-        + ", ".join(f"{figure.relative_error:.1e} at {sizes(figure.dims)}" for figure in figures)
-    )
+    figures = verify_files(part.name, component, files, cases, neutral_cases, own_precision)
+    report.done(f"relative error {_worst(figures)}")
     return Component(
-        onnx=model.relative_to(folder).as_posix(),
+        onnx=files.standard.relative_to(folder).as_posix(),
+        onnxruntime=_ort_graphs(component, files, folder),
         inputs=tuple(_info(tensor) for tensor in component.spec.inputs),
         outputs=tuple(_info(tensor) for tensor in component.spec.outputs),
         parameters=parameters,
         verification=tuple(figures),
+    )
+
+
+def _worst(figures: Sequence[Verification]) -> str:
+    """The largest error at each set of sizes, over all graphs."""
+    errors: dict[str, float] = {}
+    for figure in figures:
+        at = sizes(figure.dims)
+        errors[at] = max(errors.get(at, 0.0), figure.relative_error)
+    return ", ".join(f"{error:.1e} at {at}" for at, error in errors.items())
+
+
+def _ort_graphs(component: ExportComponent, files: OnnxFiles, folder: Path) -> OrtGraphs:
+    plain = files.plain
+    return OrtGraphs(
+        fused=files.fused.relative_to(folder).as_posix(),
+        plain=None if plain is None else plain.relative_to(folder).as_posix(),
+        neutral=dict(component.neutral),
     )
 
 

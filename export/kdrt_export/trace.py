@@ -3,7 +3,8 @@
 The graph is traced without weights: they enter as inputs named after the module's parameters.
 The inputs are then declared as external initialisers and the tensors streamed to ``weights.bin``,
 so nothing is held twice in memory, names and layouts are those of the module, and the model on
-disk stays a few megabytes whatever the size of its weights.
+disk stays a few megabytes whatever the size of its weights. Of the one traced graph every dialect
+makes a file of its own (see `kdrt_export.dialects`); all read the same weights.
 
 The tracer is torch's TorchScript exporter. Its successor (``dynamo=True``) folds weights into
 anonymous transposed constants and needs minutes where this needs seconds.
@@ -16,6 +17,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -26,9 +28,13 @@ from onnx_ir.passes import common
 from kdrt._version import __version__ as kdrt_version
 from kdrt_engines.spec import TensorSpec
 from kdrt_export.components import ExportComponent
+from kdrt_export.dialects.build import onnxruntime_dialect, standard_dialect
+from kdrt_export.onnx_ops import MARKERS
 
 OPSET = 20
 MODEL_FILE = "model.onnx"
+FUSED_FILE = "onnxruntime.onnx"
+PLAIN_FILE = "onnxruntime-plain.onnx"
 WEIGHTS_FILE = "weights.bin"
 _ALIGNMENT = 4096
 """Weights start on page boundaries, so that engines can map them from the file."""
@@ -41,21 +47,37 @@ _ONNX_TYPES = {
 }
 
 
-def onnx_from_component(component: ExportComponent, dims: dict[str, int], folder: Path) -> Path:
-    """Trace ``component`` at the sizes ``dims`` and write it to ``folder``; return the model file.
+@dataclass(frozen=True)
+class OnnxFiles:
+    """The files of one component: ``standard`` for every reader; ``fused`` with ONNX Runtime's own
+    operators; ``plain`` likewise, without what the component's neutral inputs turn off (None where
+    nothing does)."""
+
+    standard: Path
+    fused: Path
+    plain: Path | None
+
+
+def onnx_from_component(
+    component: ExportComponent, dims: dict[str, int], folder: Path
+) -> OnnxFiles:
+    """Trace ``component`` at the sizes ``dims`` and write it to ``folder``.
 
     The sizes only drive the tracer: every symbol of the spec stays dynamic. Raises
     ``onnx.checker.ValidationError`` if the result is not valid ONNX.
     """
-    graph = _clean(_trace(component, dims))
-    _name_dimensions(graph, component)
-    graph.producer_name, graph.producer_version = "kdrt", kdrt_version
     folder.mkdir(parents=True, exist_ok=True)
-    _attach_weights(graph, component, folder / WEIGHTS_FILE)
-    path = folder / MODEL_FILE
-    path.write_bytes(graph.SerializeToString())
-    onnx.checker.check_model(str(path), full_check=False)
-    return path
+    traced = _clean(_trace(component, dims))
+    _attach_weights(traced.graph, component, folder / WEIGHTS_FILE)
+    plain = None
+    if component.neutral:
+        dialect = onnxruntime_dialect(traced, optional=False)
+        plain = _write(dialect, component, folder / PLAIN_FILE)
+    return OnnxFiles(
+        _write(standard_dialect(traced), component, folder / MODEL_FILE),
+        _write(onnxruntime_dialect(traced, optional=True), component, folder / FUSED_FILE),
+        plain,
+    )
 
 
 def _trace(component: ExportComponent, dims: dict[str, int]) -> onnx.ModelProto:
@@ -74,6 +96,7 @@ def _trace(component: ExportComponent, dims: dict[str, int]) -> onnx.ModelProto:
             keep_initializers_as_inputs=True,
             do_constant_folding=False,
             dynamo=False,
+            custom_opsets={MARKERS: 1},
         )
     return onnx.load_from_string(buffer.getvalue())
 
@@ -82,7 +105,7 @@ def _dynamic_axes(tensor: TensorSpec) -> dict[int, str]:
     return {axis: size for axis, size in enumerate(tensor.shape) if isinstance(size, str)}
 
 
-def _clean(proto: onnx.ModelProto) -> onnx.ModelProto:
+def _clean(proto: onnx.ModelProto) -> ir.Model:
     """Merge repeated constants and expressions, drop what nothing reads and all metadata."""
     model = ir.from_proto(proto)
     ir.passes.Sequential(
@@ -91,14 +114,22 @@ def _clean(proto: onnx.ModelProto) -> onnx.ModelProto:
         common.CommonSubexpressionEliminationPass(),
         common.IdentityEliminationPass(),
         common.RemoveUnusedNodesPass(),
+        common.ClearMetadataAndDocStringPass(),
     )(model)
-    cleaned = ir.to_proto(model)
-    for node in cleaned.graph.node:
-        node.doc_string = ""
+    return model
+
+
+def _write(model: ir.Model, component: ExportComponent, path: Path) -> Path:
+    model.producer_name, model.producer_version = "kdrt", kdrt_version
+    proto = ir.to_proto(model)
+    for node in proto.graph.node:
         del node.metadata_props[:]
-    del cleaned.metadata_props[:]
-    del cleaned.graph.value_info[:]
-    return cleaned
+    del proto.metadata_props[:]
+    del proto.graph.value_info[:]
+    _name_dimensions(proto, component)
+    path.write_bytes(proto.SerializeToString())
+    onnx.checker.check_model(str(path), full_check=False)
+    return path
 
 
 def _name_dimensions(graph: onnx.ModelProto, component: ExportComponent) -> None:
@@ -116,39 +147,39 @@ def _name_dimensions(graph: onnx.ModelProto, component: ExportComponent) -> None
                 shape.dim.add().dim_param = size
 
 
-def _attach_weights(graph: onnx.ModelProto, component: ExportComponent, file: Path) -> None:
+def _attach_weights(graph: ir.Graph, component: ExportComponent, file: Path) -> None:
+    """Write the weights that the graph reads, and declare them as stored in ``file``."""
     declared = {tensor.name for tensor in component.spec.inputs}
     tensors: dict[str, torch.Tensor] = {
         **dict(component.named_parameters(remove_duplicate=False)),
         **dict(component.named_buffers(remove_duplicate=False)),
     }
-    kept = [value for value in graph.graph.input if value.name in declared]
-    weights = [value.name for value in graph.graph.input if value.name not in declared]
+    weights = [value for value in graph.inputs if value.name not in declared]
+    for value in weights:
+        graph.inputs.remove(value)
     with file.open("wb") as stream:
-        for name in weights:
-            initializer = graph.graph.initializer.add()
-            _write_external(initializer, name, tensors[name].detach(), stream, file.name)
-    del graph.graph.input[:]
-    graph.graph.input.extend(kept)
+        for value in weights:
+            assert value.name is not None
+            value.const_value = _store(value.name, tensors[value.name].detach(), stream, file)
+            graph.register_initializer(value)
 
 
-def _write_external(
-    initializer: onnx.TensorProto,
-    name: str,
-    tensor: torch.Tensor,
-    stream: io.BufferedWriter,
-    file: str,
-) -> None:
+def _store(
+    name: str, tensor: torch.Tensor, stream: io.BufferedWriter, file: Path
+) -> ir.ExternalTensor:
     stream.write(b"\0" * (-stream.tell() % _ALIGNMENT))
     offset = stream.tell()
     raw = tensor.contiguous().view(-1).view(torch.uint8)
     stream.write(raw.numpy().data)
-    initializer.name = name
-    initializer.data_type = _ONNX_TYPES[tensor.dtype]
-    initializer.dims.extend(tensor.shape)
-    initializer.data_location = onnx.TensorProto.EXTERNAL
-    for key, value in {"location": file, "offset": offset, "length": raw.numel()}.items():
-        initializer.external_data.add(key=key, value=str(value))
+    return ir.ExternalTensor(
+        file.name,
+        offset,
+        raw.numel(),
+        ir.DataType(_ONNX_TYPES[tensor.dtype]),
+        shape=ir.Shape(tensor.shape),
+        name=name,
+        base_dir=file.parent,
+    )
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from kdrt_engines.ort import OrtEngine
 from kdrt_engines.torch_eager import TorchEngine
 from kdrt_export.components import ExportComponent
 from kdrt_export.errors import VerificationError
+from kdrt_export.trace import OnnxFiles
 
 BOUNDS = {"fp32": 2e-5, "fp16": 2e-2, "bf16": 1e-1}
 """Largest relative error an export may have, by precision. In float32 the networks differ by the
@@ -31,11 +32,20 @@ class Case:
 
 
 @torch.inference_mode()
-def make_cases(component: ExportComponent, shapes: Sequence[dict[str, int]]) -> list[Case]:
-    """Ask the untouched network; call before ``component.rewrite()``."""
+def make_cases(
+    component: ExportComponent, shapes: Sequence[dict[str, int]], *, neutral: bool = False
+) -> list[Case]:
+    """Ask the untouched network; call before ``component.rewrite()``. ``neutral``: with the inputs
+    that can turn something off at the values that do."""
     cases = []
     for seed, dims in enumerate(shapes, start=1):
         inputs = component.example_inputs(dims, seed)
+        if neutral:
+            named = zip(component.spec.inputs, inputs, strict=True)
+            inputs = tuple(
+                torch.tensor(component.neutral[t.name]) if t.name in component.neutral else value
+                for t, value in named
+            )
         cases.append(Case(dims, inputs, component.reference(*inputs)))
     return cases
 
@@ -46,8 +56,14 @@ def relative_error(out: torch.Tensor, reference: torch.Tensor) -> float:
     return float((out - reference).norm() / reference.norm())
 
 
-def verify(name: str, engine: Engine, cases: Sequence[Case], precision: str) -> list[Verification]:
-    """Run an engine on every case.
+def verify(
+    name: str,
+    engine: Engine,
+    cases: Sequence[Case],
+    precision: str,
+    graph: Literal["standard", "fused", "plain"] = "standard",
+) -> list[Verification]:
+    """Run an engine, which has loaded this ``graph`` of a component, on every case.
 
     Raises:
         VerificationError: an output is not finite, or further off than ``BOUNDS`` allows.
@@ -68,16 +84,35 @@ def verify(name: str, engine: Engine, cases: Sequence[Case], precision: str) -> 
                 f"{precision} allows {BOUNDS[precision]:.0e}; nothing was written: try another "
                 "--precision, or report the model"
             )
-        results.append(Verification(dims=case.dims, relative_error=error, engine=kind))
+        results.append(Verification(graph=graph, dims=case.dims, relative_error=error, engine=kind))
     return results
 
 
-def verification_engine(component: ExportComponent, model: Path, precision: str) -> Engine:
-    """ONNX Runtime on the file, built to spare memory. It has no bfloat16 kernels on a CPU: there
-    the rewritten network runs in PyTorch instead, and the manifest says so."""
+def verify_files(
+    name: str,
+    component: ExportComponent,
+    files: OnnxFiles,
+    cases: Sequence[Case],
+    neutral_cases: Sequence[Case],
+    precision: str,
+) -> list[Verification]:
+    """Run every file of a component with ONNX Runtime, built to spare memory. It has no bfloat16
+    kernels on a CPU: there the rewritten network runs in PyTorch instead, and the manifest says so.
+
+    Raises:
+        VerificationError: see :func:`verify`.
+    """
     if precision == "bf16":
-        return TorchEngine(component, component.spec)
-    return OrtEngine(model, component.spec, lean=True)
+        return verify(name, TorchEngine(component, component.spec), cases, precision)
+
+    def on_file(path: Path) -> Engine:
+        return OrtEngine(path, component.spec, lean=True)
+
+    figures = verify(name, on_file(files.standard), cases, precision)
+    figures += verify(name, on_file(files.fused), cases, precision, "fused")
+    if files.plain is not None:
+        figures += verify(name, on_file(files.plain), neutral_cases, precision, "plain")
+    return figures
 
 
 def sizes(dims: dict[str, int]) -> str:

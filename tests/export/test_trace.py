@@ -29,7 +29,7 @@ def exported(request: pytest.FixtureRequest, tmp_path: Path) -> Exported:
     component = COMPONENTS[request.param]()
     cases = make_cases(component, OTHERS)
     component.rewrite()
-    return component, onnx_from_component(component, TRACED, tmp_path / "onnx"), cases
+    return component, onnx_from_component(component, TRACED, tmp_path / "onnx").standard, cases
 
 
 def test_a_traced_component(exported: Exported) -> None:
@@ -67,7 +67,7 @@ def test_a_wrong_weight_fails_the_verification(tmp_path: Path) -> None:
     component = COMPONENTS["vae decoder"]()
     cases = make_cases(component, OTHERS[:1])
     component.rewrite()
-    path = onnx_from_component(component, TRACED, tmp_path)
+    path = onnx_from_component(component, TRACED, tmp_path).standard
     weights = tmp_path / "weights.bin"
     data = np.fromfile(weights, dtype=np.float32)
     data[:40] += 1
@@ -80,7 +80,7 @@ def test_not_a_number_fails_the_verification(tmp_path: Path) -> None:
     component = COMPONENTS["vae decoder"]()
     (case,) = make_cases(component, OTHERS[:1])
     component.rewrite()
-    engine = OrtEngine(onnx_from_component(component, TRACED, tmp_path), component.spec)
+    engine = OrtEngine(onnx_from_component(component, TRACED, tmp_path).fused, component.spec)
     bad = Case(case.dims, (torch.full_like(case.inputs[0], float("nan")),), case.expected)
     with pytest.raises(VerificationError, match="off by nan"):
         verify("vae_decoder", engine, [bad], "fp32")
@@ -89,7 +89,7 @@ def test_not_a_number_fails_the_verification(tmp_path: Path) -> None:
 def test_sizes_an_engine_cannot_run_are_a_shape_error(tmp_path: Path) -> None:
     component = COMPONENTS["text encoder"]()
     component.rewrite()
-    engine = OrtEngine(onnx_from_component(component, TRACED, tmp_path), component.spec)
+    engine = OrtEngine(onnx_from_component(component, TRACED, tmp_path).fused, component.spec)
     with pytest.raises(ShapeError, match="no size was given for 'L'"):
         engine.bind(B=1)
     with pytest.raises(ShapeError, match="rejected these sizes"):

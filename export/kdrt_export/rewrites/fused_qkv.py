@@ -8,12 +8,11 @@ weight is stored twice. LoRA must be merged before, since a fused weight no long
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from kdrt_export.errors import UnsupportedModel
-from kdrt_export.onnx_ops import merge_heads, split_heads, to_image, to_tokens
+from kdrt_export.onnx_ops import attention, to_image, to_tokens
 
 ImagePrompted = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Encoder hidden states, the tokens of an image, and how much they count."""
@@ -91,29 +90,6 @@ class ExportAttention(nn.Module):
             return self.to_q(x), key, value
         query, key, value = self.to_qkv(x).split(self.heads * self.head_dim, dim=-1)
         return query, key, value
-
-
-def attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    heads: int,
-    head_dim: int,
-    mask: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Multi-head scaled dot-product attention over [B, L, heads·head_dim] tensors; ``mask`` is
-    added to the scores [B, heads, L, M]."""
-    query, key, value = (split_heads(t, heads, head_dim) for t in (query, key, value))
-    if torch.onnx.is_in_onnx_export():
-        # Spelled out with a constant scale: the exporter's own lowering computes the scale from
-        # shapes at run time, ten nodes a site.
-        scores = (query * head_dim**-0.5) @ key.transpose(-1, -2)
-        if mask is not None:
-            scores = scores + mask
-        attended = torch.softmax(scores, dim=-1) @ value
-    else:
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    return merge_heads(attended)
 
 
 def image_projections(source: Attention) -> nn.Linear | None:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from kdrt_export.onnx_ops import optional
 from kdrt_export.rewrites.freeu import scale_backbone, scale_low_frequencies
 
 FREEU_BLOCKS = 2
@@ -37,8 +38,9 @@ class ExportUpBlock(nn.Module):
         for position, resnet in enumerate(self.resnets):
             skip = skips.pop()
             if self.index < FREEU_BLOCKS:
-                hidden = scale_backbone(hidden, freeu[self.index : self.index + 1])
-                skip = scale_low_frequencies(skip, freeu[self.index + 2 : self.index + 3])
+                b, s = (freeu[i : i + 1] for i in (self.index, self.index + 2))
+                hidden = optional(hidden, scale_backbone(hidden, b))
+                skip = optional(skip, scale_low_frequencies(skip, s))
             hidden = resnet(torch.cat([hidden, skip], dim=1), embedding)
             if self.attentions is not None:
                 hidden = self.attentions[position](hidden, encoder_hidden_states)[0]

@@ -1,0 +1,53 @@
+"""Small graphs for one pass at a time, and ONNX Runtime to run them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+from onnx_ir import tape
+
+Build = Callable[[tape.Tape, Mapping[str, ir.Value]], ir.Value | Sequence[ir.Value]]
+
+
+def graph_of(
+    build: Build, inputs: Sequence[str], weights: Mapping[str, np.ndarray] | None = None
+) -> ir.Model:
+    """What ``build`` records with float32 inputs of any shape and these initialisers."""
+    values = {name: ir.val(name, ir.DataType.FLOAT) for name in inputs}
+    recorder = tape.Tape()
+    stored = {
+        name: recorder.initializer(ir.tensor(array, name=name), name)
+        for name, array in (weights or {}).items()
+    }
+    made = build(recorder, values | stored)
+    outputs = [made] if isinstance(made, ir.Value) else list(made)
+    for index, output in enumerate(outputs):
+        output.name, output.dtype = f"y{index}", ir.DataType.FLOAT
+    graph = ir.Graph(
+        list(values.values()),
+        outputs,
+        nodes=recorder.nodes,
+        initializers=list(stored.values()),
+        opset_imports={"": 20, "com.microsoft": 1},
+        name="small",
+    )
+    return ir.Model(graph, ir_version=9)
+
+
+def kinds(model: ir.Model) -> list[str]:
+    """The operators of a graph, in order."""
+    return [node.op_type for node in model.graph]
+
+
+def run(model: ir.Model, *inputs: np.ndarray) -> list[np.ndarray]:
+    """The outputs of a graph, as it stands: not optimised."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(
+        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    names = [value.name for value in session.get_inputs()]
+    return session.run(None, dict(zip(names, inputs, strict=True)))

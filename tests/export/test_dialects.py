@@ -1,0 +1,78 @@
+"""The files of a component: each in its own words, all of the same weights and numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import onnx
+import pytest
+from test_components import COMPONENTS
+
+from kdrt_export.components import ExportComponent
+from kdrt_export.trace import OnnxFiles, onnx_from_component
+from kdrt_export.verify import make_cases, verify_files
+
+TRACED = {"B": 2, "h": 12, "w": 10, "L": 9}
+OTHERS = [{"B": 1, "h": 8, "w": 16, "L": 20}, {"B": 3, "h": 9, "w": 7, "L": 4}]
+CHOSEN = ("unet sdxl", "unet sd", "text encoder", "vae decoder")
+
+
+def exported(name: str, folder: Path) -> tuple[ExportComponent, OnnxFiles]:
+    component = COMPONENTS[name]()
+    component.rewrite()
+    return component, onnx_from_component(component, TRACED, folder)
+
+
+def kinds(path: Path) -> Counter[tuple[str, str]]:
+    model = onnx.load(path, load_external_data=False)
+    return Counter((node.domain or "ai.onnx", node.op_type) for node in model.graph.node)
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_every_file_computes_what_the_network_does(name: str, tmp_path: Path) -> None:
+    component = COMPONENTS[name]()
+    cases, neutral = make_cases(component, OTHERS), make_cases(component, OTHERS, neutral=True)
+    component.rewrite()
+    files = onnx_from_component(component, TRACED, tmp_path)
+    figures = verify_files("it", component, files, cases, neutral, "fp32")
+    graphs = ["standard", "fused", *(["plain"] if files.plain else [])]
+    assert [figure.graph for figure in figures] == [g for g in graphs for _ in OTHERS]
+    assert all(0 <= figure.relative_error < 5e-6 for figure in figures)
+
+
+def test_what_each_is_made_of(tmp_path: Path) -> None:
+    _, files = exported("unet sdxl", tmp_path)
+    assert files.plain is not None
+    standard, fused, plain = (kinds(f) for f in (files.standard, files.fused, files.plain))
+    attention = ("com.microsoft", "MultiHeadAttention")
+    assert {domain for domain, _ in standard} == {"ai.onnx"}
+    assert standard["ai.onnx", "Softmax"] == fused[attention] == plain[attention] > 0
+    assert fused["ai.onnx", "Softmax"] == 0
+    assert fused["com.microsoft", "BiasGelu"] > 0
+    # FreeU is most of what an input can turn off: its cosines are no longer computed.
+    assert plain.total() < fused.total() < standard.total()
+    assert plain["ai.onnx", "Cos"] < fused["ai.onnx", "Cos"]
+
+
+def test_all_read_the_same_weights(tmp_path: Path) -> None:
+    component, files = exported("unet sd", tmp_path)
+    places = []
+    for path in (files.standard, files.fused, files.plain):
+        model = onnx.load(path, load_external_data=False)
+        places.append(
+            {
+                tensor.name: [(entry.key, entry.value) for entry in tensor.external_data]
+                for tensor in model.graph.initializer
+                if tensor.data_location == onnx.TensorProto.EXTERNAL
+            }
+        )
+        assert "freeu" in {value.name for value in model.graph.input} or path == files.plain
+    assert places[0] == places[1] == places[2]
+    assert set(places[0]) == set(dict(component.named_parameters(remove_duplicate=False)))
+
+
+def test_only_what_can_be_turned_off_has_a_plain_file(tmp_path: Path) -> None:
+    _, files = exported("vae decoder", tmp_path)
+    assert files.plain is None
+    assert not (tmp_path / "onnxruntime-plain.onnx").exists()
