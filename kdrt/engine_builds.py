@@ -95,7 +95,7 @@ def build_engines(
         EngineUnavailable: the flavour is not installed.
         OutputError: the bundle cannot be written.
     """
-    wanted = _wanted(bundle.manifest, components)
+    wanted = wanted_components(bundle.manifest, components)
     keys = [
         _key(bundle.manifest, flavour, component, group, profiles)
         for group in split_targets(capabilities)
@@ -140,7 +140,8 @@ def fusion_warning(manifest: Manifest, record: EngineRecord) -> str | None:
     )
 
 
-def _wanted(manifest: Manifest, components: Sequence[str]) -> list[str]:
+def wanted_components(manifest: Manifest, components: Sequence[str]) -> list[str]:
+    """The components named, each once, or all. Raises EngineError: one is not in the bundle."""
     unknown = [name for name in components if name not in manifest.components]
     if unknown:
         raise EngineError(

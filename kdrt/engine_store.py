@@ -21,6 +21,7 @@ from kdrt.errors import (
     EngineUnavailable,
     InvalidRequest,
 )
+from kdrt.ort_graphs import optimized
 from kdrt.turns import TurnEngine, Turns
 from kdrt_engines import Engine, EngineSpec
 from kdrt_engines.registry import EngineStatus, choose, find_engines
@@ -272,7 +273,8 @@ def _tensorrt_loader(flavour: Flavour) -> Loader:
 
 def _onnxruntime_loader(engine: str, threads: int | None, own_graphs: bool) -> Loader:
     try:
-        from kdrt_engines.ort import OrtEngine
+        from kdrt_engines.ort import OrtEngine, Shortcut
+        from kdrt_engines.ort_sessions import OrtGraph
     except ImportError as error:
         raise EngineUnavailable(
             "ONNX Runtime is not installed; pip install onnxruntime, or choose another engine"
@@ -292,9 +294,20 @@ def _onnxruntime_loader(engine: str, threads: int | None, own_graphs: bool) -> L
                 "is bf16; export it with --precision fp32, or with --target torch and use that "
                 "engine"
             )
+        path, shortcut = bundle.file(component.onnx), None
+        graphs = component.onnxruntime
+        # TensorRT, also inside ONNX Runtime, knows the standard operators only.
+        if graphs is not None and engine != "onnxruntime-tensorrt":
+            path = bundle.file(graphs.fused)
+            if graphs.plain is not None and not on_cuda:
+                plain = bundle.file(graphs.plain)
+                shortcut = Shortcut(OrtGraph(plain, optimized(bundle, name)), graphs.neutral)
         return OrtEngine(
-            bundle.file(component.onnx),
+            OrtGraph(path, None if shortcut or on_cuda else optimized(bundle, name)),
             component.spec(),
+            shortcut=shortcut,
+            # Most pictures are made with guidance.
+            usual_batch=2 if name == "unet" else 1,
             provider=_PROVIDERS[engine],
             device="cuda" if on_cuda else "cpu",
             threads=threads,

@@ -2,71 +2,71 @@
 
 Inputs and outputs are torch tensors bound by address, so nothing is copied around a call. A
 provider that ONNX Runtime cannot give is an error here; by itself it would fall back in silence.
+
+On a CPU, a batch as large as there are threads is computed picture by picture, each on a thread of
+its own: threads that share one operator wait for each other at its end, a thousand times a call,
+and these wait once. Sessions are made when a binding first needs one, and kept.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnxruntime as ort
 import torch
 
 from kdrt_engines.base import Binding, Engine
-from kdrt_engines.errors import EngineError, EngineUnavailable, ShapeError
-from kdrt_engines.spec import EngineSpec
+from kdrt_engines.errors import EngineError, ShapeError
+from kdrt_engines.ort_sessions import (
+    CPU,
+    ELEMENT_TYPES,
+    OrtGraph,
+    check_provider,
+    cores,
+    make_session,
+    providers_of,
+    value_of,
+)
+from kdrt_engines.spec import EngineSpec, TensorSpec
 from kdrt_engines.torch_eager import allocate
 
-_ELEMENT_TYPES = {
-    torch.float32: 1,
-    torch.int32: 6,
-    torch.int64: 7,
-    torch.float16: 10,
-    torch.bfloat16: 16,
-}
-"""onnx.TensorProto.DataType: unlike numpy's dtypes it has bfloat16."""
-
-_ERRORS_ONLY = 3
+_BATCH = "B"
+"""The symbol of the size along which a run can be divided, where it is the first of a tensor."""
 
 
-def session_options(threads: int | None = None, *, lean: bool = False) -> ort.SessionOptions:
-    """Options for low latency: one thread a core, spinning, sequential operators. ``lean`` spares
-    memory instead: weights stay as they are, where they would be rearranged and, in float16 on a
-    CPU, kept a second time in float32."""
-    options = ort.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
-    options.intra_op_num_threads = threads or _cores()
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
-    options.add_session_config_entry("session.disable_prepacking", "1" if lean else "0")
-    if lean:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return options
+@dataclass(frozen=True)
+class Shortcut:
+    """A graph that computes the same as the whole one, and less, while inputs hold certain values.
 
+    Attributes:
+        graph: the smaller graph; it does not read those inputs.
+        neutral: the values, by input.
+    """
 
-def _cores() -> int:
-    """The cores this process may use, which in a container are fewer than the machine's."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    graph: OrtGraph
+    neutral: Mapping[str, tuple[float, ...]]
 
 
 class OrtEngine(Engine):
     """An ONNX file, external weights beside it, run by one execution provider.
 
     Args:
-        path: the file.
+        graph: the file, or with what ONNX Runtime made of it before.
         spec: what the component takes and gives.
         provider: ONNX Runtime's name of it.
         device: where it runs.
         threads: CPU threads; None is one a core.
-        prepack: see :func:`session_options`.
+        lean: see :func:`kdrt_engines.ort_sessions.session_options`.
         weights: in place of the file's, by the name of the initialiser.
         stream: CUDA only: where every run is enqueued. A session is tied to one for life.
         graphs: CUDA only: have ONNX Runtime capture the runs of each binding.
         cache: where the TensorRT provider keeps what it builds.
+        shortcut: CPU only: a smaller graph for usual values of some inputs.
+        usual_batch: the batch most bindings will have: what it needs is loaded at once.
 
     Raises:
         EngineUnavailable: ONNX Runtime has not got this provider, or does not use it.
@@ -77,10 +77,10 @@ class OrtEngine(Engine):
 
     def __init__(
         self,
-        path: Path,
+        graph: Path | OrtGraph,
         spec: EngineSpec,
         *,
-        provider: str = "CPUExecutionProvider",
+        provider: str = CPU,
         device: torch.device | str = "cpu",
         threads: int | None = None,
         lean: bool = False,
@@ -88,35 +88,54 @@ class OrtEngine(Engine):
         stream: torch.cuda.Stream | None = None,
         graphs: bool = False,
         cache: Path | None = None,
+        shortcut: Shortcut | None = None,
+        usual_batch: int = 1,
     ) -> None:
-        available = ort.get_available_providers()
-        if provider not in available:
-            raise EngineUnavailable(
-                f"ONNX Runtime has no {provider} on this machine (it has "
-                f"{', '.join(available)}); choose another engine or install onnxruntime-gpu"
-            )
-        options = session_options(threads, lean=lean)
-        providers = _providers(provider, spec, torch.device(device), stream, graphs, cache)
-        # The session reads from these as long as it lives.
-        self._weights = {name: _value(tensor) for name, tensor in (weights or {}).items()}
-        try:
-            if self._weights:
-                # Before any optimisation, unlike add_initializer, which folded constants escape.
-                options.add_external_initializers([*self._weights], [*self._weights.values()])
-            self.session = ort.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # ONNX Runtime raises bare RuntimeErrors of many kinds
-            raise EngineError(f"ONNX Runtime cannot load {path}: {error}") from error
-        if self.session.get_providers()[0] != provider:
-            raise EngineUnavailable(
-                f"ONNX Runtime dropped {provider} and would run on "
-                f"{self.session.get_providers()[0]}; choose another engine"
-            )
+        check_provider(provider)
         self.spec = spec
         self.device = torch.device(device)
-        self._path, self._provider = path, provider
-        self._threads, self._lean = threads, lean
+        self.threads = threads or cores()
+        self._graph = graph if isinstance(graph, OrtGraph) else OrtGraph(graph)
+        self.shortcut = shortcut
+        self._lean, self._usual_batch = lean, usual_batch
         self.stream, self._graphs, self._cache = stream, graphs, cache
+        self._on_cpu = provider == CPU
+        self._provider = provider
+        self._providers = providers_of(provider, spec, self.device, stream, graphs, cache)
+        # The sessions read from these as long as they live.
+        self._weights = {name: value_of(tensor) for name, tensor in (weights or {}).items()}
+        self._sessions: dict[tuple[OrtGraph, int], ort.InferenceSession] = {}
         self._graph_ids = itertools.count(1)
+        self._workers: ThreadPoolExecutor | None = None
+        self.session(self.parts(usual_batch), whole=shortcut is None)
+
+    def session(self, parts: int = 1, *, whole: bool = True) -> ort.InferenceSession:
+        """The session that computes one of so many parts of a batch, with the whole graph or the
+        shortcut."""
+        graph = self._graph if whole or self.shortcut is None else self.shortcut.graph
+        key = graph, self.threads // parts
+        if key not in self._sessions:
+            self._sessions[key] = make_session(
+                graph, self._providers, key[1], lean=self._lean, weights=self._weights
+            )
+        return self._sessions[key]
+
+    def parts(self, batch: int) -> int:
+        """Into how many parts a batch is divided: one for each thread, or none at all."""
+        tensors = [*self.spec.inputs, *self.spec.outputs]
+        divisible = (
+            self._on_cpu
+            and batch % self.threads == 0
+            and all(_BATCH not in t.symbols() or t.shape[0] == _BATCH for t in tensors)
+            and all(t.shape[:1] == (_BATCH,) for t in self.spec.outputs)
+        )
+        return self.threads if divisible else 1
+
+    def workers(self) -> ThreadPoolExecutor:
+        """Threads for all parts of a run but one, which the caller computes."""
+        if self._workers is None:
+            self._workers = ThreadPoolExecutor(self.threads - 1, "kdrt-part")
+        return self._workers
 
     def run_options(self) -> ort.RunOptions | None:
         """Those of one binding: on a stream of ours nothing waits, and every binding has a graph
@@ -130,18 +149,20 @@ class OrtEngine(Engine):
         return options
 
     def with_weights(self, weights: Mapping[str, torch.Tensor]) -> OrtEngine:
-        """A new session; this one stays usable, and both are in memory until one is dropped."""
+        """New sessions; this engine stays usable, and both are in memory until one is dropped."""
         return OrtEngine(
-            self._path,
+            self._graph,
             self.spec,
             provider=self._provider,
             device=self.device,
-            threads=self._threads,
+            threads=self.threads,
             lean=self._lean,
             weights=weights,
             stream=self.stream,
             graphs=self._graphs,
             cache=self._cache,
+            shortcut=self.shortcut,
+            usual_batch=self._usual_batch,
         )
 
     def bind(self, **dims: int) -> OrtBinding:
@@ -149,56 +170,80 @@ class OrtEngine(Engine):
 
 
 class OrtBinding(Binding):
+    """One set of sizes, at fixed addresses, in one part or several."""
+
     def __init__(self, engine: OrtEngine, dims: dict[str, int]) -> None:
-        self._session = engine.session
-        self._options = engine.run_options()
-        self._io = engine.session.io_binding()
+        self._engine = engine
+        self._parts = engine.parts(dims.get(_BATCH, 1))
         self.inputs = allocate(engine.spec.inputs, dims, engine.device)
         self.outputs = allocate(engine.spec.outputs, dims, engine.device)
-        # A graph may not read every input of its component: a UNet without time conditioning.
-        used = {node.name for node in engine.session.get_inputs()}
-        for name, tensor in self.inputs.items():
-            if name in used:
-                self._io.bind_input(*_address(name, tensor))
-        for name, tensor in self.outputs.items():
-            self._io.bind_output(*_address(name, tensor))
+        self._whole: Callable[[], None] | None = None
+        self._short: Callable[[], None] | None = None
+        self._neutral: list[tuple[torch.Tensor, list[float]]] = []
+        if engine.shortcut is None:
+            self._whole = self._run_of(whole=True)
+        else:
+            self._short = self._run_of(whole=False)
+            self._neutral = [
+                (self.inputs[name], list(values))
+                for name, values in engine.shortcut.neutral.items()
+            ]
 
     def run(self) -> None:
         try:
-            self._session.run_with_iobinding(self._io, self._options)
-        except Exception as error:
+            if self._short is not None and all(t.tolist() == v for t, v in self._neutral):
+                self._short()
+                return
+            # Loaded when the shortcut will not do for the first time: most never come here.
+            self._whole = self._whole or self._run_of(whole=True)
+            self._whole()
+        except EngineError:
+            raise
+        except Exception as error:  # ONNX Runtime raises bare RuntimeErrors of many kinds
             raise ShapeError(f"ONNX Runtime rejected these sizes: {error}") from error
 
+    def _run_of(self, *, whole: bool) -> Callable[[], None]:
+        session = self._engine.session(self._parts, whole=whole)
+        options = self._engine.run_options()
+        bound = [self._bound(session, part) for part in range(self._parts)]
 
-def _providers(
-    provider: str,
-    spec: EngineSpec,
-    device: torch.device,
-    stream: torch.cuda.Stream | None,
-    graphs: bool,
-    cache: Path | None,
-) -> list[tuple[str, dict[str, str]]]:
-    """The provider with its options, and behind TensorRT the CUDA provider for what TensorRT
-    cannot do."""
-    if provider == "CPUExecutionProvider":
-        return [(provider, {})]
-    common = {"device_id": str(device.index or 0)}
-    if stream is not None:
-        common["user_compute_stream"] = str(stream.cuda_stream)
-    cuda = {**common, "enable_cuda_graph": str(int(graphs))}
-    if provider == "CUDAExecutionProvider":
-        return [(provider, cuda)]
-    dtypes = {tensor.dtype for tensor in spec.inputs}
-    tensorrt = {**common, "trt_cuda_graph_enable": str(graphs)}
-    # The network says its precision, but this provider may not use it unless told so.
-    for dtype, option in (("float16", "trt_fp16_enable"), ("bfloat16", "trt_bf16_enable")):
-        if dtype in dtypes:
-            tensorrt[option] = "True"
-    if cache is not None:
-        cache.mkdir(parents=True, exist_ok=True)
-        tensorrt |= {"trt_engine_cache_enable": "True", "trt_engine_cache_path": str(cache)}
-    # Both cannot capture: the inner provider's work would be captured twice.
-    return [(provider, tensorrt), ("CUDAExecutionProvider", {**cuda, "enable_cuda_graph": "0"})]
+        def run_part(io: ort.IOBinding) -> None:
+            session.run_with_iobinding(io, options)
+
+        first, *others = bound
+        if not others:
+            return lambda: run_part(first)
+        workers = self._engine.workers()
+
+        def run() -> None:
+            started = [workers.submit(run_part, io) for io in others]
+            try:
+                run_part(first)
+            finally:
+                # Even then: they write to memory that the caller may reuse.
+                results = [each.exception() for each in started]
+            for error in results:
+                if error is not None:
+                    raise error
+
+        return run
+
+    def _bound(self, session: ort.InferenceSession, part: int) -> ort.IOBinding:
+        io = session.io_binding()
+        # A graph may not read every input of its component: a UNet without time conditioning.
+        used = {node.name for node in session.get_inputs()}
+        for tensor in self._engine.spec.inputs:
+            if tensor.name in used:
+                io.bind_input(*_address(tensor.name, self._part(tensor, self.inputs, part)))
+        for tensor in self._engine.spec.outputs:
+            io.bind_output(*_address(tensor.name, self._part(tensor, self.outputs, part)))
+        return io
+
+    def _part(
+        self, spec: TensorSpec, tensors: Mapping[str, torch.Tensor], part: int
+    ) -> torch.Tensor:
+        tensor = tensors[spec.name]
+        return tensor.chunk(self._parts)[part] if spec.shape[:1] == (_BATCH,) else tensor
 
 
 def _address(name: str, tensor: torch.Tensor) -> tuple[str, str, int, int, list[int], int]:
@@ -207,15 +252,7 @@ def _address(name: str, tensor: torch.Tensor) -> tuple[str, str, int, int, list[
         name,
         device.type,
         device.index or 0,
-        _ELEMENT_TYPES[tensor.dtype],
+        ELEMENT_TYPES[tensor.dtype],
         list(tensor.shape),
         tensor.data_ptr(),
     )
-
-
-def _value(tensor: torch.Tensor) -> ort.OrtValue:
-    """An OrtValue in the memory of ``tensor``, which must not change any more."""
-    # NumPy has no bfloat16: the bits travel as integers of the same size.
-    plain = tensor.cpu().contiguous()
-    array = plain.view(torch.int16).numpy() if tensor.itemsize == 2 else plain.numpy()
-    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, _ELEMENT_TYPES[tensor.dtype])

@@ -30,9 +30,9 @@ def build(
     engine: Annotated[
         str | None,
         typer.Option(
-            metavar="tensorrt|tensorrt-rtx",
+            metavar="tensorrt|tensorrt-rtx|onnxruntime",
             show_default=False,
-            help="Flavour of TensorRT; without it the one that serves the GPU.",
+            help="Without it the flavour of TensorRT that serves the GPU.",
         ),
     ] = None,
     gpu: Annotated[
@@ -56,10 +56,12 @@ def build(
     ] = False,
 ) -> None:
     """
-    Build the TensorRT engines of a bundle.
+    Build the engines of a bundle: TensorRT's, or what ONNX Runtime makes of it on this CPU.
 
     TensorRT-RTX serves cards from Turing to Blackwell, one engine file for several of them, and
     builds on a machine without a GPU. TensorRT serves the others, and builds on the GPU itself.
+    ONNX Runtime's graphs are optimised for the CPU they are built on, which an export has done on
+    its own machine; any other still runs the bundle, but loads it more slowly.
     An engine that is there and good is not built again. Ctrl-C leaves nothing half-written.
 
     [bold]Examples[/bold]
@@ -67,11 +69,16 @@ def build(
       [cyan]kdrt build demo --engine tensorrt-rtx --gpu sm86,sm89,sm120[/cyan]
       [cyan]kdrt build sdxl --here --profile portrait --profile static:1024x1024x1[/cyan]
       [cyan]kdrt build demo --gpu sm75 --component vae_decoder[/cyan]
+      [cyan]kdrt build demo --engine onnxruntime[/cyan]
     """
     from kdrt.bundle import open_bundle
     from kdrt.engine_files import handle
 
     opened = open_bundle(bundle)
+    if engine == "onnxruntime":
+        _check_no_gpu(gpu, here, profile)
+        optimize(opened, component or [], force=force)
+        return
     flavour, capabilities = targets_of(handle(opened), engine, gpu or [], here)
     run(opened, flavour, capabilities, profile or [], component or [], force=force)
 
@@ -86,8 +93,8 @@ def targets_of(
 
     if engine is not None and engine not in FLAVOURS:
         raise InvalidRequest(
-            f"'{engine}' is no engine to build; choose {' or '.join(FLAVOURS)}, or neither and "
-            "name a GPU"
+            f"'{engine}' is no engine to build; choose {', '.join(FLAVOURS)} or onnxruntime, or "
+            "none of them and name a GPU"
         )
     flavour, capabilities = resolve_targets(
         bundle,
@@ -126,3 +133,28 @@ def run(
             report=report,
         )
     print_rows(f"{flavour.title} engines", [row(record) for record in records])
+
+
+def optimize(bundle: Bundle, components: Sequence[str], *, force: bool) -> None:
+    """Keep what ONNX Runtime makes of the networks on this CPU, and print where."""
+    from kdrt.cli.report import TerminalReport
+    from kdrt.engine_builds import wanted_components
+    from kdrt.ort_graphs import keep_optimized
+
+    names = wanted_components(bundle.manifest, components)
+    with TerminalReport() as report:
+        made = keep_optimized(bundle, names, report, force=force)
+    for path in made:
+        typer.echo(path.parent)
+    if not made:
+        typer.echo("nothing to do: every network that is kept for this CPU is there", err=True)
+
+
+def _check_no_gpu(gpu: Sequence[str] | None, here: bool, profile: Sequence[str] | None) -> None:
+    from kdrt.errors import InvalidRequest
+
+    if gpu or here or profile:
+        raise InvalidRequest(
+            "--gpu, --here and --profile are for TensorRT; ONNX Runtime's graphs are for this CPU "
+            "and any size: leave them out"
+        )

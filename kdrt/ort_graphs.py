@@ -1,0 +1,177 @@
+"""What ONNX Runtime made of a bundle's networks on this machine, kept so that loading them again
+is only to map a file.
+
+    engines/onnxruntime/unet-0123456789abcdef/
+        model.onnx      the optimised graph
+        weights.bin     its weights, as the kernels of this processor want them
+        record.json     their sizes and hashes
+
+The digits are a digest of all it depends on: the network, the version of ONNX Runtime, and the
+processor. What does not fit is not looked at; the bundle's own graph is then loaded and optimised
+in memory. Only float32 networks are kept: on a CPU the half precisions are computed in float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+
+from kdrt.bundle import Bundle, sha256
+from kdrt.engine_files import network_hash
+from kdrt.errors import OutputError
+
+_logger = logging.getLogger("kdrt.engines")
+
+FOLDER = "engines/onnxruntime"
+_MODEL, _WEIGHTS, _RECORD = "model.onnx", "weights.bin", "record.json"
+_MEMORY_FOR_WEIGHTS = 2.5
+_DISK_FOR_WEIGHTS = 1.5
+
+
+class Report(Protocol):
+    """What is told of the work; see `kdrt_export.report.Report`."""
+
+    def start(self, stage: str) -> None: ...
+    def done(self, detail: str = "") -> None: ...
+    def note(self, message: str) -> None: ...
+
+
+def optimized(bundle: Bundle, component: str) -> Path | None:
+    """The optimised graph of a component for this machine, if there is one and it is intact."""
+    folder = _folder(bundle, component)
+    try:
+        record: dict[str, list[object]] = json.loads((folder / _RECORD).read_text())
+        for name in (_MODEL, _WEIGHTS):
+            size, changed, digest = record[name]
+            stat = (folder / name).stat()
+            # A copied bundle has other dates; the hash then tells.
+            if stat.st_size != size or (
+                stat.st_mtime_ns != changed and sha256(folder / name) != digest
+            ):
+                _logger.warning("%s is damaged and not used; build it again", folder / name)
+                return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return folder / _MODEL
+
+
+def keep_optimized(
+    bundle: Bundle, components: Iterable[str], report: Report, *, force: bool = False
+) -> list[Path]:
+    """Optimise components for this machine; what is there already stays, but for ``force``.
+
+    Returns:
+        The graphs made now.
+
+    Raises:
+        EngineError: ONNX Runtime cannot load a network.
+        OutputError: the bundle cannot be written to.
+    """
+    from kdrt_engines.ort_sessions import save_optimized
+
+    made = []
+    for name in components:
+        source = _source(bundle, name)
+        if source is None or (optimized(bundle, name) is not None and not force):
+            continue
+        report.start(f"{name}: optimise for this CPU")
+        missing = _lacks(source)
+        if missing is not None:
+            report.done("left out")
+            report.note(f"{name} is not optimised beforehand: {missing}; it will load more slowly")
+            continue
+        target = _folder(bundle, name)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=target.parent))
+        except OSError as error:
+            raise OutputError(f"cannot write to {target.parent}: {error.strerror}") from error
+        try:
+            partial.chmod(0o755)
+            save_optimized(source, partial / _MODEL, _WEIGHTS)
+            # A network without large weights has no such file.
+            (partial / _WEIGHTS).touch()
+            _write_record(partial)
+            shutil.rmtree(target, ignore_errors=True)
+            partial.rename(target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        made.append(target / _MODEL)
+        report.done(f"{(target / _WEIGHTS).stat().st_size / 1e6:,.1f} MB")
+    _forget_others(bundle)
+    return made
+
+
+def _source(bundle: Bundle, component: str) -> Path | None:
+    """The graph that is loaded most; None if it is not worth keeping."""
+    described = bundle.manifest.components[component]
+    graphs = described.onnxruntime
+    if graphs is None or any(t.dtype in ("float16", "bfloat16") for t in described.inputs):
+        return None
+    return bundle.file(graphs.plain or graphs.fused)
+
+
+def _folder(bundle: Bundle, component: str) -> Path:
+    return bundle.file(f"{FOLDER}/{component}-{_digest(bundle, component)}")
+
+
+def _digest(bundle: Bundle, component: str) -> str:
+    parts = (network_hash(bundle.manifest, component), _runtime_version(), _processor())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _runtime_version() -> str:
+    for distribution in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            return f"{distribution} {version(distribution)}"
+        except PackageNotFoundError:
+            continue
+    return "none"
+
+
+def _processor() -> str:
+    """What decides which kernels there are: the instruction sets, as Linux lists them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return f"{platform.machine()} {' '.join(sorted(flags.split()))}"
+
+
+def _lacks(source: Path) -> str | None:
+    """What optimising a network needs and this machine has not; None if nothing."""
+    weights = sum(file.stat().st_size for file in source.parent.iterdir())
+    memory = psutil.virtual_memory().available
+    if memory < _MEMORY_FOR_WEIGHTS * weights:
+        return f"that takes about {_MEMORY_FOR_WEIGHTS * weights / 1e9:.0f} GB of memory"
+    if shutil.disk_usage(source).free < _DISK_FOR_WEIGHTS * weights:
+        return f"that takes about {_DISK_FOR_WEIGHTS * weights / 1e9:.0f} GB of disk"
+    return None
+
+
+def _write_record(folder: Path) -> None:
+    record = {}
+    for name in (_MODEL, _WEIGHTS):
+        stat = (folder / name).stat()
+        record[name] = [stat.st_size, stat.st_mtime_ns, sha256(folder / name)]
+    (folder / _RECORD).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _forget_others(bundle: Bundle) -> None:
+    """Remove what killed builds left, and graphs of networks, versions and processors that are no
+    more: they are large, and made again with one command."""
+    known = {_folder(bundle, name).name for name in bundle.manifest.components}
+    for folder in bundle.file(FOLDER).glob("*-*"):
+        if folder.name not in known:
+            shutil.rmtree(folder, ignore_errors=True)
