@@ -1,0 +1,132 @@
+"""What ONNX Runtime made of a bundle is kept, and used only where it fits."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import kdrt
+from kdrt import ort_graphs
+from kdrt.bundle import Bundle
+from kdrt.cli import run
+from kdrt.ort_graphs import keep_optimized, optimized
+from kdrt_export.report import Silent
+
+
+@pytest.fixture(scope="module")
+def copied(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("copies") / "demo"
+    shutil.copytree(demo_bundle, folder)
+    return folder
+
+
+@pytest.fixture
+def bundle(copied: Path, tmp_path: Path) -> Bundle:
+    """A bundle of one's own, with what the export optimised."""
+    folder = tmp_path / "demo"
+    shutil.copytree(copied, folder, copy_function=os.link)
+    return Bundle.open(folder)
+
+
+def test_an_export_keeps_all_networks(demo_bundle: Path) -> None:
+    bundle = Bundle.open(demo_bundle)
+    for name in bundle.manifest.components:
+        path = optimized(bundle, name)
+        assert path is not None
+        assert path.is_relative_to(demo_bundle / "engines" / "onnxruntime")
+
+
+def test_the_pictures_are_the_same_without(bundle: Bundle) -> None:
+    def latents() -> torch.Tensor:
+        return kdrt.load(bundle)("a red circle", seed=1, steps=3, output_type="latent").images
+
+    kept = latents()
+    shutil.rmtree(bundle.path / "engines" / "onnxruntime")
+    assert optimized(bundle, "unet") is None
+    torch.testing.assert_close(latents(), kept, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        *((file, how) for file in ("model.onnx", "weights.bin") for how in ("changed", "cut")),
+        *((file, "gone") for file in ("model.onnx", "weights.bin", "record.json")),
+        ("record.json", "cut"),
+    ],
+)
+def test_what_is_damaged_is_not_used(bundle: Bundle, file: str, damage: str) -> None:
+    path = optimized(bundle, "text_encoder")
+    assert path is not None
+    victim = path.parent / file
+    content = bytearray(victim.read_bytes())
+    victim.unlink()  # it is a link
+    if damage == "cut":
+        victim.write_bytes(content[: len(content) // 2])
+    elif damage == "changed":
+        content[len(content) // 2] ^= 1
+        victim.write_bytes(content)
+    assert optimized(bundle, "text_encoder") is None
+    assert optimized(bundle, "unet") is not None
+
+
+def test_a_copy_with_other_dates_is_good(bundle: Bundle) -> None:
+    path = optimized(bundle, "text_encoder")
+    assert path is not None
+    again = path.read_bytes()
+    path.unlink()
+    path.write_bytes(again)
+    assert optimized(bundle, "text_encoder") == path
+
+
+@pytest.mark.parametrize("what", ["_processor", "_runtime_version"])
+def test_it_is_for_one_processor_and_one_version(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(ort_graphs, what, lambda: "another")
+    assert optimized(bundle, "text_encoder") is None
+    (made,) = keep_optimized(bundle, ["text_encoder"], Silent())
+    assert optimized(bundle, "text_encoder") == made
+    monkeypatch.undo()
+    assert optimized(bundle, "text_encoder") is None, "what no longer fits is cleared away"
+
+
+def test_what_is_there_is_made_again_only_if_forced(bundle: Bundle) -> None:
+    assert keep_optimized(bundle, ["text_encoder"], Silent()) == []
+    assert len(keep_optimized(bundle, ["text_encoder"], Silent(), force=True)) == 1
+    assert optimized(bundle, "text_encoder") is not None
+
+
+@pytest.mark.parametrize("short", ["memory", "disk"])
+def test_without_room_it_is_left_out(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, short: str
+) -> None:
+    class Notes(Silent):
+        def note(self, text: str) -> None:
+            said.append(text)
+
+    said: list[str] = []
+    needed = {"memory": "_MEMORY_FOR_WEIGHTS", "disk": "_DISK_FOR_WEIGHTS"}[short]
+    monkeypatch.setattr(ort_graphs, needed, 1e9)
+    shutil.rmtree(bundle.path / "engines" / "onnxruntime")
+    assert keep_optimized(bundle, ["unet"], Silent()) == []
+    assert keep_optimized(bundle, ["unet"], Notes()) == []
+    assert short in said[0]
+    assert kdrt.load(bundle)("a star", steps=1).images
+
+
+def test_the_command(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(bundle.path)
+    shutil.rmtree(bundle.path / "engines" / "onnxruntime")
+    assert run(["build", folder, "--engine", "onnxruntime", "--component", "vae_decoder"]) == 0
+    out = capsys.readouterr().out
+    assert "vae_decoder-" in out.replace("\n", "")
+    assert run(["build", folder, "--engine", "onnxruntime", "--component", "vae_decoder"]) == 0
+    assert "nothing to do" in capsys.readouterr().err
+    assert run(["build", folder, "--engine", "onnxruntime", "--gpu", "sm89"]) == 2
+    assert "--gpu, --here and --profile are for TensorRT" in capsys.readouterr().err
+    assert run(["build", folder, "--engine", "onnxruntime", "--component", "nothing"]) == 2
+    assert "has no component 'nothing'" in capsys.readouterr().err
