@@ -11,6 +11,7 @@ import torch
 
 from kdrt.bundle import Verification
 from kdrt_engines.base import Engine
+from kdrt_engines.comparison import relative_error as relative_error
 from kdrt_engines.ort import OrtEngine
 from kdrt_engines.torch_eager import TorchEngine
 from kdrt_export.components import ExportComponent
@@ -38,12 +39,6 @@ def make_cases(component: ExportComponent, shapes: Sequence[dict[str, int]]) -> 
         inputs = component.example_inputs(dims, seed)
         cases.append(Case(dims, inputs, component.reference(*inputs)))
     return cases
-
-
-def relative_error(out: torch.Tensor, reference: torch.Tensor) -> float:
-    """``‖out − reference‖ / ‖reference‖``, computed in float64."""
-    out, reference = out.double(), reference.double()
-    return float((out - reference).norm() / reference.norm())
 
 
 def verify(name: str, engine: Engine, cases: Sequence[Case], precision: str) -> list[Verification]:

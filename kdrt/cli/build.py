@@ -16,6 +16,10 @@ GPU_HELP = (
     "Blackwell."
 )
 HERE_HELP = "Build for the GPU of this machine."
+REFITTABLE_HELP = (
+    "Let LoRAs change the weights at run time. Needs the GPU it builds for; the engine is compared "
+    "with ONNX Runtime before it is kept."
+)
 PROFILE_HELP = (
     "Sizes to build for; may be given more than once. [cyan]static:HxWxB[/] is H by W pixels, B "
     "pictures, nothing else."
@@ -51,6 +55,7 @@ def build(
             help="Networks to build; may be given more than once.",
         ),
     ] = None,
+    refittable: Annotated[bool, typer.Option("--refittable", help=REFITTABLE_HELP)] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Build again what is there and good.")
     ] = False,
@@ -67,13 +72,27 @@ def build(
       [cyan]kdrt build demo --engine tensorrt-rtx --gpu sm86,sm89,sm120[/cyan]
       [cyan]kdrt build sdxl --here --profile portrait --profile static:1024x1024x1[/cyan]
       [cyan]kdrt build demo --gpu sm75 --component vae_decoder[/cyan]
+      [cyan]kdrt build sdxl --refittable[/cyan]
     """
     from kdrt.bundle import open_bundle
     from kdrt.engine_files import handle
 
     opened = open_bundle(bundle)
+    if refittable:
+        from kdrt.engine_refit import check_refittable
+
+        check_refittable(opened, component or [])
+        here = here or not gpu
     flavour, capabilities = targets_of(handle(opened), engine, gpu or [], here)
-    run(opened, flavour, capabilities, profile or [], component or [], force=force)
+    run(
+        opened,
+        flavour,
+        capabilities,
+        profile or [],
+        component or [],
+        refittable=refittable,
+        force=force,
+    )
 
 
 def targets_of(
@@ -106,6 +125,7 @@ def run(
     profiles: Sequence[str],
     components: Sequence[str] = (),
     *,
+    refittable: bool = False,
     force: bool = False,
 ) -> None:
     """Build with the progress on the terminal, and print what was built."""
@@ -122,6 +142,7 @@ def run(
             capabilities,
             profiles=tuple(profiles) or DEFAULT,
             components=components,
+            refittable=refittable,
             force=force,
             report=report,
         )

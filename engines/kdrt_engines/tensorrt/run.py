@@ -25,17 +25,12 @@ from kdrt_engines.base import Binding, Engine
 from kdrt_engines.errors import EngineError, FixedWeights, ShapeError
 from kdrt_engines.profiles import Profile, choose_profile, limits
 from kdrt_engines.spec import EngineSpec
+from kdrt_engines.tensorrt.refit import DTYPE_NAMES, PlanWeights
 from kdrt_engines.torch_eager import allocate
 
 _logger = logging.getLogger("kdrt.engines")
 
-_DTYPE_NAMES = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "BF16": "bfloat16",
-    "INT64": "int64",
-    "INT32": "int32",
-}
+RefitCheck = Callable[["TensorRTEngine", Mapping[str, Tensor]], None]
 
 
 class Scratch:
@@ -79,10 +74,15 @@ class TensorRTEngine(Engine):
             next process need not; None keeps none. Unused by TensorRT.
         current_stream: gives the handle of the stream to enqueue on.
         choose: the profile for some sizes; raises ShapeError where there is none.
+        network: the ONNX file that the plan was built from, where it was built to be refitted.
+        check: called after every refit with this engine and the weights that are not the file's;
+            raises EngineError where the engine does not compute what it should.
 
     Raises:
         EngineError: the plan does not load here, or is not this component's.
     """
+
+    in_place = True
 
     def __init__(
         self,
@@ -96,6 +96,8 @@ class TensorRTEngine(Engine):
         runtime_cache: Path | None = None,
         current_stream: Callable[[], int] | None = None,
         choose: Callable[[dict[str, int]], Profile] | None = None,
+        network: Path | None = None,
+        check: RefitCheck | None = None,
     ) -> None:
         self.spec = spec
         self.device = torch.device(device)
@@ -113,6 +115,15 @@ class TensorRTEngine(Engine):
         self._choose = choose or (lambda dims: choose_profile(self.profiles, dims))
         self._cache = _RuntimeCache(runtime_cache)
         self._config = self._runtime_config()
+        self.weights: PlanWeights | None = None
+        """What can change; None where the plan was not built for it."""
+        if network is not None and self.plan.refittable:
+            self.weights = PlanWeights(
+                trt, self.plan, self._log.logger, network, self.device, self.error
+            )
+        self._check = check
+        self._spoiled: EngineError | None = None
+        self._bindings: weakref.WeakSet[TensorRTBinding] = weakref.WeakSet()
 
     def bind(self, **dims: int) -> TensorRTBinding:
         """See :meth:`Engine.bind`; takes the tightest profile that allows these sizes.
@@ -127,8 +138,15 @@ class TensorRTEngine(Engine):
         profile = self._choose(dims)
         sizes = " ".join(f"{symbol}={size}" for symbol, size in dims.items())
         _logger.info("optimization profile '%s' for %s", profile.name, sizes)
+        return self.bind_in(profile, dims)
+
+    def bind_in(self, profile: Profile, dims: dict[str, int]) -> TensorRTBinding:
+        """As :meth:`bind`, in one of ``profiles``, be it the tightest or not."""
+        if self._spoiled is not None:
+            raise self._spoiled
         context = self._context()
         binding = TensorRTBinding(self, context, profile, dims)
+        self._bindings.add(binding)
         binding.warm_up()
         self._cache.save()
         return binding
@@ -141,7 +159,43 @@ class TensorRTEngine(Engine):
         return limits(self.profiles)
 
     def with_weights(self, weights: Mapping[str, Tensor]) -> TensorRTEngine:
-        raise FixedWeights("whose weights TensorRT fixed when it built the engine")
+        """This engine, refitted. What is bound stays valid; captured graphs do not.
+
+        Raises:
+            FixedWeights: the plan was not built to be refitted.
+            EngineError: a weight is not one that can change; nothing has. Or TensorRT could not,
+                or the engine then failed its check: it has the file's weights again, or where
+                not even that went well, refuses to run from now on.
+        """
+        if self.weights is None:
+            raise FixedWeights("whose weights TensorRT fixed when it built the engine")
+        if self._spoiled is not None:
+            raise self._spoiled
+        refit = self.weights.prepare(weights)
+        try:
+            refit()
+            if self._check is not None:
+                self._check(self, weights)
+        except BaseException as error:
+            self._put_back(self.weights, error, were_base=not weights)
+            raise
+        return self
+
+    def _put_back(self, weights: PlanWeights, error: BaseException, *, were_base: bool) -> None:
+        """Restore the file's weights after ``error``, and say so."""
+        try:
+            if were_base and isinstance(error, EngineError):
+                raise EngineError("and with the weights it was built with")
+            weights.prepare({})()
+        except EngineError as worse:
+            self._spoiled = EngineError(
+                f"{error}, {worse}: this engine must not be used any more, load it again"
+            )
+            for binding in self._bindings:
+                binding.refuse(self._spoiled)
+            raise self._spoiled from error
+        if isinstance(error, EngineError):
+            raise EngineError(f"{error}; the engine has its base weights again") from error
 
     def error(self, what: str) -> EngineError:
         """``what`` failed, with the reason TensorRT logged."""
@@ -195,7 +249,7 @@ class TensorRTEngine(Engine):
                 )
         by_name = {tensor.name: tensor for tensor in (*self.spec.inputs, *self.spec.outputs)}
         for name in names:
-            dtype = _DTYPE_NAMES.get(plan.get_tensor_dtype(name).name)
+            dtype = DTYPE_NAMES.get(plan.get_tensor_dtype(name).name)
             if dtype != by_name[name].dtype:
                 raise EngineError(
                     f"'{name}' is {dtype} in the engine and {by_name[name].dtype} in the bundle; "
@@ -249,6 +303,14 @@ class TensorRTBinding(Binding):
     def run(self) -> None:
         if not self._execute(self._current_stream()):
             raise self._engine.error("enqueue the network")
+
+    def refuse(self, error: EngineError) -> None:
+        """Raise ``error`` instead of running, from now on."""
+
+        def execute(_stream: int) -> bool:
+            raise error
+
+        self._execute = execute
 
     def held(self) -> tuple[Tensor, ...]:
         return (self._block,)

@@ -1,0 +1,171 @@
+"""Whether a refittable engine computes what it should: compared with ONNX Runtime on the CPU, which
+reads the very network the engine was built from, and takes the same weights.
+
+TensorRT 11.3 lost biases in refittable engines, refitted or not, and said nothing. So an engine is
+proved once, when it is built: as built, with every weight that can change changed, and back at its
+base, in each of its profiles. What that cannot know is the process that uses the engine later,
+with its own driver and kernels: there a :class:`RefitGate` compares again.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from kdrt_engines.comparison import (
+    bound_of,
+    greatest_error,
+    random_inputs,
+    results,
+    stream_of_its_own,
+)
+from kdrt_engines.errors import EngineError
+from kdrt_engines.ort import OrtEngine
+from kdrt_engines.profiles import Profile, sizes
+from kdrt_engines.spec import EngineSpec
+from kdrt_engines.tensorrt.proof import RefitProof
+from kdrt_engines.tensorrt.refit import PlanWeights
+from kdrt_engines.tensorrt.run import TensorRTEngine
+
+When = Literal["first", "every", "never"]
+"""Which refits of an engine are compared."""
+
+WHEN: tuple[str, ...] = get_args(When)
+
+CHANGE = 0.25
+"""How far the proof changes a weight, as a part of it: far enough that one which stays behind
+shows, and less than what would make half precision overflow."""
+
+_TELLING = 5.0
+"""The changed weights must move the reference this many times the bound, or agreement would say
+nothing."""
+
+Outputs = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison: a profile at its smallest sizes, and inputs."""
+
+    profile: Profile
+    inputs: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, spec: EngineSpec, profile: Profile) -> Case:
+        return cls(profile, random_inputs(spec, profile.sizes("min")))
+
+    @property
+    def dims(self) -> dict[str, int]:
+        return self.profile.sizes("min")
+
+    def by(self, engine: TensorRTEngine) -> Outputs:
+        with stream_of_its_own(engine.device):
+            return results(engine.bind_in(self.profile, self.dims), self.inputs)
+
+
+def prove(engine: TensorRTEngine, network: Path) -> RefitProof:
+    """Compare a new engine with its network; it ends with the weights it came with.
+
+    Args:
+        engine: refittable.
+        network: the ONNX file it was built from.
+
+    Raises:
+        EngineError: it is off, or cannot be refitted.
+    """
+    if engine.weights is None or not engine.weights.names:
+        raise EngineError("TensorRT built an engine of which no weight can change")
+    cases = [Case.of(engine.spec, profile) for profile in engine.profiles]
+    base = [case.by(engine) for case in cases]
+    reference = _references(network, engine.spec, cases, {})
+    built = _off("as built", engine.spec, cases, base, reference)
+
+    weights = changed_weights(engine.weights)
+    moved = _references(network, engine.spec, cases, weights)
+    _must_tell(engine.spec, moved, reference)
+    engine.with_weights(weights)
+    refitted = _off("refitted", engine.spec, cases, [case.by(engine) for case in cases], moved)
+
+    engine.with_weights({})
+    restored = _off("restored", engine.spec, cases, [case.by(engine) for case in cases], base)
+    return RefitProof(len(weights), built, refitted, restored)
+
+
+class RefitGate:
+    """Compares an engine after a refit, in its smallest profile at its smallest sizes.
+
+    That runs the whole network on the CPU once, which takes seconds to a minute and the memory of
+    its weights. What can be wrong with all refits of an engine shows at the first; a change of
+    weights may come with every picture. So only the first refit is compared, unless told otherwise.
+
+    Args:
+        network: the ONNX file that the engine was built from.
+        when: which refits to compare. ``every`` includes those back to the base weights.
+    """
+
+    def __init__(self, network: Path, when: When = "first") -> None:
+        self._network, self._when = network, when
+        self._passed = False
+
+    def __call__(self, engine: TensorRTEngine, weights: Mapping[str, Tensor]) -> None:
+        """Raises EngineError: the engine is off."""
+        if self._when == "never" or (self._when == "first" and (self._passed or not weights)):
+            return
+        smallest = min(engine.profiles, key=lambda profile: profile.volume("min"))
+        case = Case.of(engine.spec, smallest)
+        expected = _references(self._network, engine.spec, [case], weights)
+        _off("refitted", engine.spec, [case], [case.by(engine)], expected)
+        self._passed = True
+
+
+def changed_weights(weights: PlanWeights) -> dict[str, Tensor]:
+    """Every weight that can change, each element larger or smaller by ``CHANGE`` of itself, as a
+    coin that belongs to its name decides."""
+    changed = {}
+    for name in sorted(weights.names):
+        base = weights.base(name)
+        coin = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        signs = torch.randint(0, 2, base.shape, generator=coin) * 2 - 1
+        changed[name] = (base.float() * (1 + CHANGE * signs)).to(base.dtype)
+    return changed
+
+
+def _references(
+    network: Path, spec: EngineSpec, cases: Sequence[Case], weights: Mapping[str, Tensor]
+) -> list[Outputs]:
+    engine = OrtEngine(network, spec, lean=True, weights=weights)
+    return [results(engine.bind(**case.dims), case.inputs) for case in cases]
+
+
+def _off(
+    what: str,
+    spec: EngineSpec,
+    cases: Sequence[Case],
+    outputs: Sequence[Outputs],
+    expected: Sequence[Outputs],
+) -> float:
+    """The greatest relative error. Raises EngineError where it is out of bounds."""
+    bound = bound_of(spec)
+    errors = [greatest_error(o, e) for o, e in zip(outputs, expected, strict=True)]
+    for case, error in zip(cases, errors, strict=True):
+        if error > bound:
+            raise EngineError(
+                f"{what}, the engine is off by {error:.2g} relative at {sizes(case.dims)}, where "
+                f"{bound:.0e} is allowed"
+            )
+    return max(errors)
+
+
+def _must_tell(spec: EngineSpec, moved: Sequence[Outputs], reference: Sequence[Outputs]) -> None:
+    distance = min(greatest_error(m, r) for m, r in zip(moved, reference, strict=True))
+    if distance < _TELLING * bound_of(spec):
+        raise EngineError(
+            f"changing its weights moves the network by {distance:.2g} only, too little to tell "
+            "whether the engine follows"
+        )
