@@ -242,6 +242,11 @@ def _build_one(
     warning = fusion_warning(bundle.manifest, record)
     if warning is not None:
         report.warn(warning)
+    if record.refit is not None and record.refit.fixed:
+        report.warn(
+            f"TensorRT fixed {record.refit.fixed} weights of {key.component} that a LoRA can "
+            "change; LoRAs that do will be refused"
+        )
     return record
 
 

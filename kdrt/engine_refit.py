@@ -104,7 +104,7 @@ def prove_plan(bundle: Bundle, key: EngineKey, plan: Path) -> RefitProof:
             device=device,
             network=network,
         )
-        return prove(engine, network)
+        return prove(engine, network, changeable_weights(bundle, key.component))
     except EngineError as error:
         raise EngineError(
             f"the refittable engine of {key.component} is not kept: {error}; build without "

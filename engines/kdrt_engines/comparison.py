@@ -12,10 +12,10 @@ from torch import Tensor
 from kdrt_engines.base import Binding
 from kdrt_engines.spec import DTYPES, EngineSpec
 
-BOUNDS = {"float32": 5e-3, "float16": 2e-2, "bfloat16": 1e-1}
+BOUNDS = {"float32": 5e-3, "float16": 1e-2}
 """Largest relative error between two engines of one network that compute alike, by the coarsest
-dtype of its inputs and outputs. Kernels differ by the order of sums, and in float32 perhaps by
-TF32; a bias that is lost, or a weight in the wrong place, is further off."""
+dtype of its inputs and outputs. Their kernels round and sum in other orders, in float32 perhaps as
+TF32. What float16 does to the weights of a UNet alone is 9e-4."""
 
 
 def relative_error(out: Tensor, reference: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ OPEN = (FIRST, SECOND)
 def base() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     shapes = {FIRST: (4, 5), BIAS: (4,), SECOND: (3, 4)}
-    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    return {name: torch.randn(shape, generator=generator) / 2 for name, shape in shapes.items()}
 
 
 def computed(weights: dict[str, Tensor], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -32,18 +33,28 @@ def computed(weights: dict[str, Tensor], inputs: dict[str, Tensor]) -> dict[str,
     return {"y": hidden @ weights[SECOND].T}
 
 
-def network(folder: Path) -> Path:
-    """``computed`` as an ONNX file with its weights beside it."""
+def network(folder: Path, added: dict[str, Tensor] | None = None) -> Path:
+    """``computed`` as an ONNX file with its weights beside it; the weights ``added`` are added to
+    the result."""
+    added = added or {}
+    sums = ["sum", *(f"and {name}" for name in added)]
     nodes = [
         helper.make_node("Gemm", ["x", FIRST, BIAS], ["a"], transB=1),
         helper.make_node("Tanh", ["a"], ["b"]),
-        helper.make_node("Gemm", ["b", SECOND], ["y"], transB=1),
+        helper.make_node("Gemm", ["b", SECOND], ["sum"], transB=1),
+        *(
+            helper.make_node("Add", [before, name], [after])
+            for name, (before, after) in zip(added, pairwise(sums), strict=True)
+        ),
+        helper.make_node("Identity", [sums[-1]], ["y"]),
     ]
     sides = [
         helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["B", width])
         for name, width in (("x", 5), ("y", 3))
     ]
-    stored = [numpy_helper.from_array(value.numpy(), name) for name, value in base().items()]
+    stored = [
+        numpy_helper.from_array(value.numpy(), name) for name, value in (base() | added).items()
+    ]
     graph = helper.make_graph(nodes, "two layers", sides[:1], sides[1:], stored)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
     external_data_helper.convert_model_to_external_data(model, location="w.bin", size_threshold=0)
@@ -67,7 +78,7 @@ def plan(**options: Any) -> trt_recorder.Plan:
 
 
 def load(
-    folder: Path, plan: trt_recorder.Plan, **options: Any
+    network: Path, plan: trt_recorder.Plan, **options: Any
 ) -> tuple[TensorRTEngine, trt_recorder.Calls]:
     trt = trt_recorder.module({b"plan": plan}, rtx=True)
     cpu = torch.device("cpu")
@@ -79,7 +90,7 @@ def load(
         scratch=Scratch(cpu),
         device=cpu,
         current_stream=lambda: 7,
-        network=network(folder),
+        network=network,
         **options,
     )
     return engine, trt.calls

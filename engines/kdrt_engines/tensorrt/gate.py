@@ -2,16 +2,16 @@
 reads the very network the engine was built from, and takes the same weights.
 
 TensorRT 11.3 lost biases in refittable engines, refitted or not, and said nothing. So an engine is
-proved once, when it is built: as built, with every weight that can change changed, and back at its
-base, in each of its profiles. What that cannot know is the process that uses the engine later,
-with its own driver and kernels: there a :class:`RefitGate` compares again.
+proved once, when it is built, in each of its profiles: as built, with every weight that can change
+changed, with each of them changed alone, and back at its base. What that cannot know is the process
+that uses the engine later, with its own driver and kernels: there a :class:`RefitGate` compares
+again.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -42,6 +42,8 @@ CHANGE = 0.25
 """How far the proof changes a weight, as a part of it: far enough that one which stays behind
 shows, and less than what would make half precision overflow."""
 
+_INSTEAD_OF_ZERO = 0.01
+
 _TELLING = 5.0
 """The changed weights must move the reference this many times the bound, or agreement would say
 nothing."""
@@ -49,52 +51,51 @@ nothing."""
 Outputs = Mapping[str, Tensor]
 
 
-@dataclass(frozen=True)
-class Case:
-    """One comparison: a profile at its smallest sizes, and inputs."""
+class Trial:
+    """An engine in one of its profiles at the smallest sizes, with inputs: run again and again."""
 
-    profile: Profile
-    inputs: Mapping[str, Tensor]
+    def __init__(self, engine: TensorRTEngine, profile: Profile) -> None:
+        self.device, self.dims = engine.device, profile.sizes("min")
+        self.inputs = random_inputs(engine.spec, self.dims)
+        with stream_of_its_own(self.device):
+            self._binding = engine.bind_in(profile, self.dims)
 
-    @classmethod
-    def of(cls, spec: EngineSpec, profile: Profile) -> Case:
-        return cls(profile, random_inputs(spec, profile.sizes("min")))
-
-    @property
-    def dims(self) -> dict[str, int]:
-        return self.profile.sizes("min")
-
-    def by(self, engine: TensorRTEngine) -> Outputs:
-        with stream_of_its_own(engine.device):
-            return results(engine.bind_in(self.profile, self.dims), self.inputs)
+    def outputs(self) -> Outputs:
+        with stream_of_its_own(self.device):
+            return results(self._binding, self.inputs)
 
 
-def prove(engine: TensorRTEngine, network: Path) -> RefitProof:
+def prove(engine: TensorRTEngine, network: Path, wanted: Collection[str]) -> RefitProof:
     """Compare a new engine with its network; it ends with the weights it came with.
 
     Args:
         engine: refittable.
         network: the ONNX file it was built from.
+        wanted: the weights that should be able to change.
 
     Raises:
         EngineError: it is off, or cannot be refitted.
     """
-    if engine.weights is None or not engine.weights.names:
+    names = sorted(engine.weights.names & set(wanted)) if engine.weights else []
+    if engine.weights is None or not names:
         raise EngineError("TensorRT built an engine of which no weight can change")
-    cases = [Case.of(engine.spec, profile) for profile in engine.profiles]
-    base = [case.by(engine) for case in cases]
-    reference = _references(network, engine.spec, cases, {})
-    built = _off("as built", engine.spec, cases, base, reference)
+    spec = engine.spec
+    trials = [Trial(engine, profile) for profile in engine.profiles]
+    base = [trial.outputs() for trial in trials]
+    reference = _references(network, spec, trials, {})
+    built = _off("as built", spec, trials, base, reference)
 
-    weights = changed_weights(engine.weights)
-    moved = _references(network, engine.spec, cases, weights)
-    _must_tell(engine.spec, moved, reference)
+    weights = changed_weights(engine.weights, names)
+    moved = _references(network, spec, trials, weights)
+    _must_tell(spec, moved, reference)
     engine.with_weights(weights)
-    refitted = _off("refitted", engine.spec, cases, [case.by(engine) for case in cases], moved)
+    refitted = _off("refitted", spec, trials, [trial.outputs() for trial in trials], moved)
 
+    for name in names:
+        _must_follow(engine, name, engine.weights.base(name), trials[0], base[0])
     engine.with_weights({})
-    restored = _off("restored", engine.spec, cases, [case.by(engine) for case in cases], base)
-    return RefitProof(len(weights), built, refitted, restored)
+    restored = _off("restored", spec, trials, [trial.outputs() for trial in trials], base)
+    return RefitProof(len(names), len(set(wanted)) - len(names), built, refitted, restored)
 
 
 class RefitGate:
@@ -118,17 +119,17 @@ class RefitGate:
         if self._when == "never" or (self._when == "first" and (self._passed or not weights)):
             return
         smallest = min(engine.profiles, key=lambda profile: profile.volume("min"))
-        case = Case.of(engine.spec, smallest)
-        expected = _references(self._network, engine.spec, [case], weights)
-        _off("refitted", engine.spec, [case], [case.by(engine)], expected)
+        trial = Trial(engine, smallest)
+        expected = _references(self._network, engine.spec, [trial], weights)
+        _off("refitted", engine.spec, [trial], [trial.outputs()], expected)
         self._passed = True
 
 
-def changed_weights(weights: PlanWeights) -> dict[str, Tensor]:
-    """Every weight that can change, each element larger or smaller by ``CHANGE`` of itself, as a
+def changed_weights(weights: PlanWeights, names: Iterable[str]) -> dict[str, Tensor]:
+    """These weights, each element larger or smaller by ``CHANGE`` of itself, as a
     coin that belongs to its name decides."""
     changed = {}
-    for name in sorted(weights.names):
+    for name in names:
         base = weights.base(name)
         coin = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         signs = torch.randint(0, 2, base.shape, generator=coin) * 2 - 1
@@ -137,26 +138,37 @@ def changed_weights(weights: PlanWeights) -> dict[str, Tensor]:
 
 
 def _references(
-    network: Path, spec: EngineSpec, cases: Sequence[Case], weights: Mapping[str, Tensor]
+    network: Path, spec: EngineSpec, trials: Sequence[Trial], weights: Mapping[str, Tensor]
 ) -> list[Outputs]:
     engine = OrtEngine(network, spec, lean=True, weights=weights)
-    return [results(engine.bind(**case.dims), case.inputs) for case in cases]
+    return [results(engine.bind(**trial.dims), trial.inputs) for trial in trials]
+
+
+def _must_follow(
+    engine: TensorRTEngine, name: str, value: Tensor, trial: Trial, base: Outputs
+) -> None:
+    """Among many that change, a weight that stays behind is easily lost in rounding. Changed alone,
+    it leaves the outputs as they were, to the bit."""
+    other = torch.where(value == 0, _INSTEAD_OF_ZERO, -value.float()).to(value.dtype)
+    engine.with_weights({name: other})
+    if greatest_error(trial.outputs(), base) == 0:
+        raise EngineError(f"the engine does not follow the weight '{name}'")
 
 
 def _off(
     what: str,
     spec: EngineSpec,
-    cases: Sequence[Case],
+    trials: Sequence[Trial],
     outputs: Sequence[Outputs],
     expected: Sequence[Outputs],
 ) -> float:
     """The greatest relative error. Raises EngineError where it is out of bounds."""
     bound = bound_of(spec)
     errors = [greatest_error(o, e) for o, e in zip(outputs, expected, strict=True)]
-    for case, error in zip(cases, errors, strict=True):
+    for trial, error in zip(trials, errors, strict=True):
         if error > bound:
             raise EngineError(
-                f"{what}, the engine is off by {error:.2g} relative at {sizes(case.dims)}, where "
+                f"{what}, the engine is off by {error:.2g} relative at {sizes(trial.dims)}, where "
                 f"{bound:.0e} is allowed"
             )
     return max(errors)

@@ -113,7 +113,7 @@ def _configuration(trt: Any, builder: Any, network: Any, job: BuildJob) -> Any:
             raise BuildFailed(f"{trt.__name__} {trt.__version__} has no builder flag {name}")
         (config.set_flag if wanted else config.clear_flag)(flag)
     if job.refittable:
-        _leave_open(trt, network, config, job.refittable)
+        leave_open(trt, network, config, job.refittable)
     _set_targets(trt, config, job.compute_capabilities)
     names = {network.get_input(index).name for index in range(network.num_inputs)}
     for shapes in job.profiles:
@@ -126,7 +126,7 @@ def _configuration(trt: Any, builder: Any, network: Any, job: BuildJob) -> Any:
     return config
 
 
-def _leave_open(trt: Any, network: Any, config: Any, names: tuple[str, ...]) -> None:
+def leave_open(trt: Any, network: Any, config: Any, names: tuple[str, ...]) -> None:
     """Let these weights be changed in the engine, and no others where that can be said: every
     weight that may change keeps the builder from folding and fusing."""
     individual = getattr(trt.BuilderFlag, "REFIT_INDIVIDUAL", None)
