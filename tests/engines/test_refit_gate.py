@@ -131,7 +131,7 @@ def test_an_engine_of_which_nothing_can_change(loaded, network: Path) -> None:
 
 def test_weights_that_the_builder_fixed_are_counted(loaded, network: Path) -> None:
     """And others that it left open, as where it cannot be told which, are nobody's business."""
-    proof = prove(loaded(refittable=(FIRST, BIAS, "unnamed")), network, OPEN)
+    proof = prove(loaded(refittable=(SECOND, BIAS, "unnamed")), network, OPEN)
     assert (proof.weights, proof.fixed) == (1, 1)
     assert str(proof).startswith("1 of 2 weights")
 

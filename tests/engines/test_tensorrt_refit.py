@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -193,6 +195,20 @@ def test_control_c_during_the_check_leaves_the_base(loaded) -> None:
     with pytest.raises(KeyboardInterrupt):
         engine.with_weights({FIRST: NEW[FIRST]})
     assert holds(engine, {})
+
+
+def test_an_engine_is_let_go_at_once(loaded) -> None:
+    """Its memory is waited for where networks are loaded in turn."""
+    engine, _ = loaded()
+    engine.with_weights({FIRST: NEW[FIRST]})
+    engine.bind(B=2)
+    alive = weakref.ref(engine)
+    gc.disable()
+    try:
+        del engine
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_a_fixed_plan_says_so(loaded) -> None:

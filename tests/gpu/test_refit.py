@@ -61,7 +61,7 @@ def lora(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
         down = torch.randn(4, columns, generator=generator)
         up = torch.randn(rows, 4, generator=generator)
         tensors[f"unet.{layer}.lora_A.weight"] = down * columns**-0.5
-        tensors[f"unet.{layer}.lora_B.weight"] = up * 0.5
+        tensors[f"unet.{layer}.lora_B.weight"] = up * 0.1
     path = tmp_path_factory.mktemp("lora") / "style.safetensors"
     save_file(tensors, path)
     return path

@@ -101,9 +101,9 @@ def prove(engine: TensorRTEngine, network: Path, wanted: Collection[str]) -> Ref
 class RefitGate:
     """Compares an engine after a refit, in its smallest profile at its smallest sizes.
 
-    That runs the whole network on the CPU once, which takes seconds to a minute and the memory of
-    its weights. What can be wrong with all refits of an engine shows at the first; a change of
-    weights may come with every picture. So only the first refit is compared, unless told otherwise.
+    That runs the whole network on the CPU once, in float32 and with all of its weights there. What
+    is wrong with every refit of an engine shows at the first, while weights may change with every
+    picture. So only the first refit is compared, unless told otherwise.
 
     Args:
         network: the ONNX file that the engine was built from.
@@ -126,8 +126,8 @@ class RefitGate:
 
 
 def changed_weights(weights: PlanWeights, names: Iterable[str]) -> dict[str, Tensor]:
-    """These weights, each element larger or smaller by ``CHANGE`` of itself, as a
-    coin that belongs to its name decides."""
+    """These weights, each element larger or smaller by ``CHANGE`` of itself, as a coin that belongs
+    to the name decides."""
     changed = {}
     for name in names:
         base = weights.base(name)

@@ -26,6 +26,7 @@ from torch import Tensor
 from kdrt_engines.errors import EngineError
 from kdrt_engines.onnx_weights import StoredWeight, stored_weights
 from kdrt_engines.spec import DTYPES
+from kdrt_engines.tensorrt.log import ErrorLog
 
 DTYPE_NAMES = {
     "FLOAT": "float32",
@@ -43,23 +44,21 @@ class PlanWeights:
     Args:
         trt: the module ``tensorrt`` or ``tensorrt_rtx``.
         plan: the deserialised engine.
-        logger: the one it was deserialised with.
+        log: the one it was deserialised with.
         network: the ONNX file it was built from, which has the base weights under the same names.
         device: where it runs.
-        error: makes the exception for something that TensorRT could not do.
     """
 
     def __init__(
         self,
         trt: ModuleType,
         plan: Any,
-        logger: Any,
+        log: ErrorLog,
         network: Path,
         device: torch.device,
-        error: Callable[[str], EngineError],
     ) -> None:
-        self._trt, self._plan, self._logger = trt, plan, logger
-        self._network, self._device, self._error = network, device, error
+        self._trt, self._plan, self._log = trt, plan, log
+        self._network, self._device = network, device
         self._differing: frozenset[str] = frozenset()
 
     @cached_property
@@ -93,15 +92,15 @@ class PlanWeights:
         while missing := refitter.get_missing_weights():
             more = {name: self.base(name) for name in missing if name not in given}
             if not more:
-                raise self._error(f"take '{missing[0]}', which it has been given")
+                raise self._log.error(f"take '{missing[0]}', which it has been given")
             self._hand_over(refitter, more)
             given |= more
 
         def put_in() -> None:
-            self._differing |= given.keys()
+            self._differing = self._differing.union(given)
             wait_for(self._device)
             if not refitter.refit_cuda_engine():
-                raise self._error("refit the engine")
+                raise self._log.error("refit the engine")
             wait_for(self._device)
             # What it caches for the next refit is memory that pictures want.
             if hasattr(refitter, "release_refit_resources"):
@@ -112,7 +111,7 @@ class PlanWeights:
 
     def _refitter(self) -> Any:
         """A new one every time: it would go on reading from where earlier weights lay."""
-        return self._trt.Refitter(self._plan, self._logger)
+        return self._trt.Refitter(self._plan, self._log.logger)
 
     @cached_property
     def _file(self) -> Mapping[str, StoredWeight]:
@@ -150,7 +149,7 @@ class PlanWeights:
                 )
             weights = self._trt.Weights(prototype.dtype, tensor.data_ptr(), tensor.numel())
             if not refitter.set_named_weights(name, weights):
-                raise self._error(f"take the weight '{name}'")
+                raise self._log.error(f"take the weight '{name}'")
 
 
 def wait_for(device: torch.device) -> None:

@@ -8,12 +8,10 @@ captured.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,7 +23,9 @@ from kdrt_engines.base import Binding, Engine
 from kdrt_engines.errors import EngineError, FixedWeights, ShapeError
 from kdrt_engines.profiles import Profile, choose_profile, limits
 from kdrt_engines.spec import EngineSpec
+from kdrt_engines.tensorrt.log import ErrorLog
 from kdrt_engines.tensorrt.refit import DTYPE_NAMES, PlanWeights
+from kdrt_engines.tensorrt.runtime_cache import RuntimeCache
 from kdrt_engines.torch_eager import allocate
 
 _logger = logging.getLogger("kdrt.engines")
@@ -104,7 +104,7 @@ class TensorRTEngine(Engine):
         self.scratch = scratch
         self.current_stream = current_stream or _torch_stream(self.device)
         self._trt = trt
-        self._log = _Log(trt)
+        self._log = ErrorLog(trt)
         self._runtime = trt.Runtime(self._log.logger)
         self.plan: Any = self._runtime.deserialize_cuda_engine(plan)
         if self.plan is None:
@@ -112,15 +112,13 @@ class TensorRTEngine(Engine):
         self._check_tensors()
         self.profiles = tuple(profiles)
         self._check_profiles()
-        self._choose = choose or (lambda dims: choose_profile(self.profiles, dims))
-        self._cache = _RuntimeCache(runtime_cache)
+        self._choose = choose or partial(choose_profile, self.profiles)
+        self._cache = RuntimeCache(runtime_cache)
         self._config = self._runtime_config()
         self.weights: PlanWeights | None = None
         """What can change; None where the plan was not built for it."""
         if network is not None and self.plan.refittable:
-            self.weights = PlanWeights(
-                trt, self.plan, self._log.logger, network, self.device, self.error
-            )
+            self.weights = PlanWeights(trt, self.plan, self._log, network, self.device)
         self._check = check
         self._spoiled: EngineError | None = None
         self._bindings: weakref.WeakSet[TensorRTBinding] = weakref.WeakSet()
@@ -199,7 +197,7 @@ class TensorRTEngine(Engine):
 
     def error(self, what: str) -> EngineError:
         """``what`` failed, with the reason TensorRT logged."""
-        return EngineError(f"{self._trt.__name__} could not {what}: {self._log.last}")
+        return self._log.error(what)
 
     def _context(self) -> Any:
         if self._config is not None:
@@ -338,59 +336,6 @@ class TensorRTBinding(Binding):
         unknown = context.infer_shapes()
         if unknown:
             raise engine.error(f"infer the shapes of {', '.join(unknown)}")
-
-
-class _RuntimeCache:
-    """Compiled kernels on disk. What cannot be read or written is compiled again, no error."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._cache: Any = None
-        self._saved = 0
-
-    def attach(self, config: Any) -> None:
-        if self._path is None:
-            return
-        self._cache = config.create_runtime_cache()
-        with contextlib.suppress(OSError):
-            data = self._path.read_bytes()
-            # False for a cache of another GPU, driver or version: then it is written anew.
-            if self._cache.deserialize(data):
-                self._saved = len(data)
-        config.set_runtime_cache(self._cache)
-
-    def save(self) -> None:
-        """Write the cache if kernels were added since."""
-        if self._cache is None or self._path is None:
-            return
-        data = bytes(self._cache.serialize())
-        if len(data) == self._saved:
-            return
-        with contextlib.suppress(OSError):  # a read-only bundle
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, partial = tempfile.mkstemp(dir=self._path.parent, prefix=".cache.")
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-            Path(partial).replace(self._path)
-            self._saved = len(data)
-
-
-class _Log:
-    """Keeps the last error: TensorRT says in its log what its calls do not return."""
-
-    def __init__(self, trt: ModuleType) -> None:
-        self.last = "it gave no reason"
-        log = self
-
-        class Logger(trt.ILogger):  # type: ignore[name-defined,misc]
-            def __init__(self) -> None:
-                super().__init__()
-
-            def log(self, severity: Any, message: str) -> None:
-                if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                    log.last = message
-
-        self.logger = Logger()
 
 
 def _torch_stream(device: torch.device) -> Callable[[], int]:
