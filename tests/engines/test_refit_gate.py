@@ -159,11 +159,11 @@ OTHER = {SECOND: base()[SECOND] - 0.3}
 
 @pytest.mark.parametrize(
     ("when", "compared"),
-    [("first", [NEW]), ("every", [NEW, OTHER, {}]), ("never", [])],
+    [("first", [NEW]), ("every", [{}, NEW, OTHER, {}]), ("never", [])],
 )
 def test_which_refits_are_compared(loaded, network: Path, sessions, when, compared) -> None:
     engine = loaded(RefitGate(network, when))
-    for weights in (NEW, OTHER, {}):
+    for weights in ({}, NEW, OTHER, {}):
         engine.with_weights(weights)
         assert holds(engine, weights)
     assert [list(given) for given in sessions] == [list(weights) for weights in compared]

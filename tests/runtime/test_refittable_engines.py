@@ -3,6 +3,7 @@ is loaded, and how LoRAs come back when a change fails."""
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -91,6 +92,8 @@ def test_keys_and_records_of_fixed_engines_are_what_they_were(
     """A record written before there was another kind has no word of it, and is still intact."""
     (record,) = build(bundle, refittable=False, components=["unet"])
     assert "REFIT" not in record.key.flags
+    before = record.model_dump_json(exclude={"checksum", "refit"})
+    assert record.checksum == hashlib.sha256(before.encode()).hexdigest()
     (folder,) = engine_folders(bundle, TENSORRT_RTX, "unet")
     text = (folder / RECORD).read_text()
     assert '  "refit": null,\n' in text

@@ -63,9 +63,9 @@ class PlanWeights:
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """The weights of the file that can change. The builder may have fixed some of those it was
-        asked to leave open."""
-        return frozenset(self._refitter().get_all_weights()) & self._file.keys()
+        """The weights that can change. The builder may have fixed some of those it was asked to
+        leave open."""
+        return frozenset(self._refitter().get_all_weights())
 
     def base(self, name: str) -> Tensor:
         """A weight as it is in the network's file."""
