@@ -170,7 +170,7 @@ class InPlace(Engine):
         self.engine = self.engine.with_weights({} if fails else weights)
         self.names.append(sorted(weights))
         if fails:
-            raise EngineError("the refit failed; the engine has its base weights again")
+            raise EngineError("the refit failed; the refit was undone")
         return self
 
 

@@ -177,7 +177,9 @@ def test_a_refit_that_is_off_is_undone(loaded, network: Path, sessions) -> None:
 
     engine = loaded(RefitGate(network), refit=refit)
     for weights in (NEW, OTHER):
-        with pytest.raises(EngineError, match=r"refitted, the engine is off by .* weights again"):
+        with pytest.raises(
+            EngineError, match=r"refitted, the engine is off by .*; the refit was undone"
+        ):
             engine.with_weights(weights)
         assert holds(engine, {})
     assert len(sessions) == 2

@@ -193,7 +193,7 @@ class TensorRTEngine(Engine):
                 binding.refuse(self._spoiled)
             raise self._spoiled from error
         if isinstance(error, EngineError):
-            raise EngineError(f"{error}; the engine has its base weights again") from error
+            raise EngineError(f"{error}; the refit was undone") from error
 
     def error(self, what: str) -> EngineError:
         """``what`` failed, with the reason TensorRT logged."""
