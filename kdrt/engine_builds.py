@@ -16,6 +16,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from kdrt._version import __version__
+from kdrt.adapters.lora import NETWORKS
 from kdrt.bundle import Bundle, Manifest
 from kdrt.engine_files import (
     PLAN,
@@ -29,8 +30,9 @@ from kdrt.engine_files import (
     read_record,
 )
 from kdrt.engine_profiles import DEFAULT, component_profiles
+from kdrt.engine_refit import changeable_weights, check_refittable, prove_plan
 from kdrt.errors import EngineError, EngineRejected, OutputError
-from kdrt_engines.keys import EngineKey
+from kdrt_engines.keys import REFIT, EngineKey
 from kdrt_engines.profiles import Profile
 from kdrt_engines.tensorrt.build import build_plan
 from kdrt_engines.tensorrt.flavour import (
@@ -72,6 +74,7 @@ def build_engines(
     *,
     profiles: Sequence[str] = DEFAULT,
     components: Sequence[str] = (),
+    refittable: bool = False,
     force: bool = False,
     report: Report,
 ) -> list[EngineRecord]:
@@ -83,6 +86,8 @@ def build_engines(
         capabilities: compute capabilities; Turing becomes a plan of its own.
         profiles: names, see :mod:`kdrt.engine_profiles`.
         components: all of the bundle's if empty.
+        refittable: let LoRAs change the weights of those networks that they know. Such an engine
+            is compared with ONNX Runtime before it is kept, see :mod:`kdrt.engine_refit`.
         force: build again what is there and good.
         report: told of every stage.
 
@@ -92,12 +97,22 @@ def build_engines(
     Raises:
         EngineError: unknown components or profiles, a network that the GPU cannot run, or a build
             that failed. Engines that were complete stay.
-        EngineUnavailable: the flavour is not installed.
+        EngineUnavailable: the flavour is not installed, or a refittable engine is asked for on a
+            machine without a GPU.
         OutputError: the bundle cannot be written.
     """
     wanted = wanted_components(bundle.manifest, components)
+    if refittable:
+        check_refittable(bundle, wanted, capabilities)
     keys = [
-        _key(bundle.manifest, flavour, component, group, profiles)
+        _key(
+            bundle.manifest,
+            flavour,
+            component,
+            group,
+            profiles,
+            refittable=refittable and component in NETWORKS,
+        )
         for group in split_targets(capabilities)
         for component in wanted
     ]
@@ -156,7 +171,11 @@ def _key(
     component: str,
     capabilities: tuple[int, ...],
     names: Sequence[str],
+    *,
+    refittable: bool,
 ) -> EngineKey:
+    # A float32 network in a float16 bundle is there for its range, not for its digits.
+    flags = {"TF32": manifest.precision != "fp32"} | dict.fromkeys(flavour.flags, True)
     return EngineKey(
         component=component,
         network=network_hash(manifest, component),
@@ -165,8 +184,7 @@ def _key(
         compute_capabilities=capabilities,
         profiles=component_profiles(manifest, component, names),
         dtype=manifest.components[component].inputs[0].dtype,
-        # A float32 network in a float16 bundle is there for its range, not for its digits.
-        flags={"TF32": manifest.precision != "fp32"} | dict.fromkeys(flavour.flags, True),
+        flags=flags | {REFIT: True} if refittable else flags,
     )
 
 
@@ -205,12 +223,17 @@ def _build_one(
             output=str(partial / PLAN),
             compute_capabilities=key.compute_capabilities,
             profiles=tuple(_shapes(bundle, key.component, profile) for profile in key.profiles),
-            flags=key.flags,
+            flags={name: wanted for name, wanted in key.flags.items() if name != REFIT},
+            refittable=changeable_weights(bundle, key.component) if key.refittable else (),
         )
         clock.start(graph, weights)
         built = build_plan(job, lambda phase, memory: report.running(clock.left(phase), memory))
         clock.stop(built.seconds)
         record = _record(partial / PLAN, key, names, built)
+        if key.refittable:
+            report.running("comparing with ONNX Runtime", 0)
+            proof = prove_plan(bundle, key, partial / PLAN)
+            record = record.model_copy(update={"refit": proof}).sealed()
         _write(partial / RECORD, record.model_dump_json(indent=2) + "\n")
         _replace(partial, folder / key.folder())
     finally:
@@ -220,6 +243,11 @@ def _build_one(
     warning = fusion_warning(bundle.manifest, record)
     if warning is not None:
         report.warn(warning)
+    if record.refit is not None and record.refit.fixed:
+        report.warn(
+            f"TensorRT fixed {record.refit.fixed} weights of {key.component} that a LoRA can "
+            "change; LoRAs that do will be refused"
+        )
     return record
 
 
@@ -335,7 +363,10 @@ def _size(folder: Path) -> int:
 
 
 def _title(key: EngineKey) -> str:
-    return f"{key.component}: {', '.join(f'sm{number}' for number in key.compute_capabilities)}"
+    kind = ", refittable" if key.refittable else ""
+    return (
+        f"{key.component}: {', '.join(f'sm{number}' for number in key.compute_capabilities)}{kind}"
+    )
 
 
 def _mind_memory(key: EngineKey, weights: int, report: Report) -> None:

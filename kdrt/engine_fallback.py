@@ -35,6 +35,7 @@ class FallbackEngine(Engine):
     ) -> None:
         self.spec, self.device = engine.spec, engine.device
         self.stream, self.capturable = engine.stream, engine.capturable
+        self.in_place = engine.in_place
         self._engine, self._load = engine, load
         self._component, self._fallback = component, fallback
         self._other: Engine | None = None

@@ -31,6 +31,7 @@ from kdrt_engines.spec import EngineSpec
 from kdrt_engines.tensorrt.flavour import FLAVOURS, Flavour
 from kdrt_engines.tensorrt.job import Built
 from kdrt_engines.tensorrt.plan_file import read_header
+from kdrt_engines.tensorrt.proof import RefitProof
 
 PLAN = "engine.plan"
 RECORD = "record.json"
@@ -41,7 +42,8 @@ _TELLING: tuple[Reason, ...] = ("damaged", "foreign", "stale", "wrong version", 
 
 class EngineRecord(BaseModel):
     """What is known of one engine file. ``names`` are the profiles as they were asked for;
-    ``checksum`` is a SHA-256 over all the rest."""
+    ``refit`` is what the comparison of a refittable engine gave; ``checksum`` is a SHA-256 over
+    all the rest."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -52,6 +54,7 @@ class EngineRecord(BaseModel):
     sha256: str
     built: Built
     kdrt: str
+    refit: RefitProof | None = None
     checksum: str = ""
 
     def sealed(self) -> EngineRecord:
@@ -62,7 +65,9 @@ class EngineRecord(BaseModel):
         return self.checksum == self._digest()
 
     def _digest(self) -> str:
-        return hashlib.sha256(self.model_dump_json(exclude={"checksum"}).encode()).hexdigest()
+        # Records of fixed engines are what they were before there were others.
+        out = {"checksum"} if self.refit else {"checksum", "refit"}
+        return hashlib.sha256(self.model_dump_json(exclude=out).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,8 @@ class OpenedEngine:
 def open_engine(bundle: Bundle, flavour: Flavour, component: str, capability: int) -> OpenedEngine:
     """The engine of a component for a GPU, checked to the last byte.
 
-    Of several that fit, the one whose profiles allow most is taken.
+    Of several that fit, a refittable one is taken, since whoever built it wants LoRAs; among
+    equals the one whose profiles allow most.
 
     Args:
         bundle: an opened bundle.
@@ -93,7 +99,7 @@ def open_engine(bundle: Bundle, flavour: Flavour, component: str, capability: in
         EngineUnavailable: the flavour is not installed.
     """
     version = flavour.version()
-    fitting: list[tuple[int, Path, EngineRecord]] = []
+    fitting: list[tuple[tuple[bool, int], Path, EngineRecord]] = []
     rejected: list[EngineRejected] = []
     for folder in engine_folders(bundle, flavour, component):
         try:
@@ -103,7 +109,7 @@ def open_engine(bundle: Bundle, flavour: Flavour, component: str, capability: in
             rejected.append(error)
         else:
             loose = sum(profile.looseness for profile in record.key.profiles)
-            fitting.append((loose, folder, record))
+            fitting.append(((record.key.refittable, loose), folder, record))
     if fitting:
         _, folder, record = max(fitting, key=lambda found: found[0])
         return _opened(bundle, folder, record, capability)
@@ -274,10 +280,13 @@ def build_command(
     *,
     names: Sequence[str] = (),
     components: Sequence[str] = (),
+    refittable: bool = False,
 ) -> str:
     """The command that builds these engines, ready to be typed. ``bundle``: see :func:`handle`."""
     words = ["kdrt", "build", bundle, "--engine", flavour.name]
-    if flavour.builds_anywhere:
+    if refittable:
+        words += ["--refittable", "--here"]
+    elif flavour.builds_anywhere:
         words += ["--gpu", ",".join(f"sm{number}" for number in capabilities)]
     else:
         words += ["--here"]
@@ -308,6 +317,7 @@ def _rebuild(
         capabilities or key.compute_capabilities,
         names=names or record.names,
         components=(key.component,),
+        refittable=key.refittable,
     )
 
 

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.export.passes
@@ -14,6 +14,7 @@ import torch.export.passes
 from kdrt.bundle import Bundle, Component, Manifest
 from kdrt.engine_fallback import FallbackEngine, warn_of_fallback
 from kdrt.engine_files import engine_folders, open_engine, profile_of
+from kdrt.engine_refit import refit_gate
 from kdrt.errors import (
     BundleError,
     EngineError,
@@ -26,6 +27,9 @@ from kdrt.turns import TurnEngine, Turns
 from kdrt_engines import Engine, EngineSpec
 from kdrt_engines.registry import EngineStatus, choose, find_engines
 from kdrt_engines.tensorrt.flavour import FLAVOURS, Flavour
+
+if TYPE_CHECKING:
+    from kdrt_engines.tensorrt.gate import RefitGate
 
 ENGINES = (
     "tensorrt",
@@ -254,9 +258,14 @@ def _tensorrt_loader(flavour: Flavour) -> Loader:
     device = torch.device("cuda", torch.cuda.current_device())
     major, minor = torch.cuda.get_device_capability(device)
     scratch = Scratch(device)
+    gates: dict[str, RefitGate] = {}
 
     def load(bundle: Bundle, name: str, component: Component) -> Engine:
         opened = open_engine(bundle, flavour, name, 10 * major + minor)
+        network = bundle.file(component.onnx)
+        if opened.record.key.refittable and name not in gates:
+            # Kept beside the engine, which may be loaded anew for every picture.
+            gates[name] = refit_gate(network)
         return TensorRTEngine(
             module,
             opened.plan,
@@ -266,6 +275,8 @@ def _tensorrt_loader(flavour: Flavour) -> Loader:
             device=device,
             runtime_cache=opened.runtime_cache,
             choose=partial(profile_of, bundle, opened.record),
+            network=network if opened.record.key.refittable else None,
+            check=gates.get(name),
         )
 
     return load

@@ -64,6 +64,8 @@ class TurnEngine(Engine):
         load: loads it.
     """
 
+    in_place = True
+
     def __init__(
         self,
         turns: Turns,

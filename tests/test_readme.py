@@ -159,6 +159,15 @@ def test_the_bounds_of_an_export_are_those_of_the_code() -> None:
         assert f"| {precision} | {bound:.0e} |" in page
 
 
+def test_the_bounds_of_a_refittable_engine_are_those_of_the_code() -> None:
+    from kdrt_engines.comparison import BOUNDS
+
+    page = (ROOT / "docs" / "tensorrt.md").read_text(encoding="utf-8")
+    said = " ".join(page.split())
+    bounds = {dtype: f"{bound:.0e}".replace("e-0", "e-") for dtype, bound in BOUNDS.items()}
+    assert " and ".join(f"{bound} in {dtype}" for dtype, bound in bounds.items()) in said
+
+
 def test_every_page_is_reached_from_another() -> None:
     texts = {page: page.read_text(encoding="utf-8") for page in PAGES}
     for page in PAGES[1:]:

@@ -45,6 +45,9 @@ class Engine(ABC):
     capturable: bool = True
     """Whether a caller can capture runs in a CUDA graph. Where not, the engine makes its own."""
 
+    in_place: bool = False
+    """Whether :meth:`with_weights` changes this very engine."""
+
     @abstractmethod
     def bind(self, **dims: int) -> Binding:
         """Allocate inputs and outputs for these sizes, one keyword a symbol of the spec.
@@ -72,12 +75,15 @@ class Engine(ABC):
         """This network as it is in its file, except for some weights.
 
         The result takes this engine's place: it may be this very engine, changed. With no
-        weights it computes again exactly what was built or exported.
+        weights it computes again exactly what was built or exported. What was bound of a changed
+        engine stays valid; runs that were captured must be captured anew.
 
         Args:
             weights: by the name of the initialiser, in its dtype and shape.
 
         Raises:
             FixedWeights: those of this kind of engine cannot change; nothing has.
+            EngineError: they were refused. An engine that changes in place holds what it held
+                before, or what was built or exported.
         """
         raise FixedWeights(f"a {type(self).__name__} whose weights are fixed when it is built")

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 
 from kdrt_engines.profiles import Profile
 
+REFIT = "REFIT"
+
 
 @dataclass(frozen=True)
 class EngineKey:
@@ -26,6 +28,12 @@ class EngineKey:
     profiles: tuple[Profile, ...]
     dtype: str
     flags: Mapping[str, bool]
+
+    @property
+    def refittable(self) -> bool:
+        """Whether weights of the engine can be changed; its flag is ``REFIT``, of whatever kind
+        TensorRT has."""
+        return self.flags.get(REFIT, False)
 
     def digest(self) -> str:
         """SHA-256 of the whole key, as hexadecimal digits."""

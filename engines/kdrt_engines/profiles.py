@@ -54,6 +54,10 @@ class Profile:
         """The ``min``, ``opt`` or ``max`` of every symbol."""
         return {symbol: getattr(r, which) for symbol, r in self.ranges.items()}
 
+    def volume(self, which: str) -> int:
+        """The product of the ``min``, ``opt`` or ``max`` of every symbol."""
+        return math.prod(self.sizes(which).values())
+
     @property
     def looseness(self) -> int:
         """How many sets of sizes the profile allows: 1 for a static one."""

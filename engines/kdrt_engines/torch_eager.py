@@ -66,6 +66,8 @@ class TorchEngine(Engine):
     """Any module whose ``forward`` takes the spec's inputs in order and returns its outputs (a
     tensor, or a tuple in order)."""
 
+    in_place = True
+
     def __init__(
         self, module: torch.nn.Module, spec: EngineSpec, device: torch.device | str = "cpu"
     ) -> None:

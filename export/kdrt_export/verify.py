@@ -11,6 +11,7 @@ import torch
 
 from kdrt.bundle import Verification
 from kdrt_engines.base import Engine
+from kdrt_engines.comparison import relative_error as relative_error
 from kdrt_engines.ort import OrtEngine
 from kdrt_engines.torch_eager import TorchEngine
 from kdrt_export.components import ExportComponent
@@ -48,12 +49,6 @@ def make_cases(
             )
         cases.append(Case(dims, inputs, component.reference(*inputs)))
     return cases
-
-
-def relative_error(out: torch.Tensor, reference: torch.Tensor) -> float:
-    """``‖out − reference‖ / ‖reference‖``, computed in float64."""
-    out, reference = out.double(), reference.double()
-    return float((out - reference).norm() / reference.norm())
 
 
 def verify(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -21,6 +21,7 @@ from kdrt.adapters.lora_file import LoraFile, read_lora
 from kdrt.adapters.lora_merge import Placed, merged, place
 from kdrt.adapters.lora_names import slots
 from kdrt.bundle import Bundle
+from kdrt.engine_files import handle
 from kdrt.errors import EngineError, InvalidRequest
 from kdrt_engines import Engine, FixedWeights
 from kdrt_engines.onnx_weights import stored_weights
@@ -220,19 +221,50 @@ class LoraStack:
             for network, recipe in wanted.items()
             if recipe != self._applied.get(network, ())
         }
-        changed = {}
-        for network, tensors in weights.items():
-            try:
-                changed[network] = engines[network].with_weights(tensors)
-            except FixedWeights as error:
-                raise EngineError(
-                    f"LoRAs cannot be put on the running {network}, {error}: bake them in with "
-                    f"`kdrt export {self._bundle.manifest.source} {_export_options(loras)}`, or "
-                    "choose the engine onnxruntime or torch"
-                ) from error
+        changed: dict[str, Engine] = {}
+        try:
+            for network, tensors in weights.items():
+                changed[network] = engines[network]
+                changed[network] = self._changed(engines[network], network, tensors, loras)
+        except BaseException:
+            self._put_back(engines, changed)
+            raise
         self._loras, self._applied = loras, wanted
         seconds = time.perf_counter() - started
         return changed, LoraSwap(seconds, tuple(changed), sum(map(len, weights.values())))
+
+    def _changed(
+        self,
+        engine: Engine,
+        network: str,
+        weights: Mapping[str, Tensor],
+        loras: Mapping[str, Lora],
+    ) -> Engine:
+        try:
+            return engine.with_weights(weights)
+        except FixedWeights as error:
+            raise EngineError(
+                f"LoRAs cannot be put on the running {network}, {error}: bake them in with "
+                f"`kdrt export {self._bundle.manifest.source} {_export_options(loras)}`, build an "
+                f"engine that takes them with `kdrt build {handle(self._bundle)} --refittable "
+                "--here`, or choose the engine onnxruntime or torch"
+            ) from error
+
+    def _put_back(self, engines: Mapping[str, Engine], networks: Iterable[str]) -> None:
+        """Give engines that change in place what they held before a change that was refused."""
+        for network in networks:
+            if engines[network].in_place:
+                held = self._applied.get(network, ())
+                weights = self._merge(network, self._loras) if held else {}
+                try:
+                    engines[network].with_weights(weights)
+                except FixedWeights:
+                    continue  # nothing had changed
+                except EngineError as error:
+                    raise EngineError(
+                        f"the LoRAs that were at work cannot be put back on the {network}, "
+                        f"{error}; load the model again"
+                    ) from error
 
     def _merge(self, network: str, loras: Mapping[str, Lora]) -> dict[str, Tensor]:
         active = [

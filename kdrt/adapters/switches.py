@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections import ChainMap
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from kdrt.adapters import textual_inversion
-from kdrt.adapters.lora import Changed, Lora, LoraStack, LoraSwap, Scale
+from kdrt.adapters.lora import NETWORKS, Changed, Lora, LoraStack, LoraSwap, Scale
 from kdrt.adapters.lora_file import LoraFile
+from kdrt.errors import InvalidRequest
 from kdrt.prompt import PromptEncoder
 from kdrt.variants import Variants
 from kdrt_engines import Engine
@@ -58,9 +60,10 @@ class AdapterSwitches(ABC):
             AdapterWarning: some of its layers do not exist in this model.
         """
         source = path if isinstance(path, LoraFile) else Path(path)
-        return self._swap(
-            self._loras.load(self.engines, source, name, scale, allow_pickle=allow_pickle)
-        )
+        with self._nothing_stale():
+            return self._swap(
+                self._loras.load(self.engines, source, name, scale, allow_pickle=allow_pickle)
+            )
 
     def set_loras(self, scales: Mapping[str, Scale]) -> LoraSwap:
         """Use exactly these of the loaded LoRAs, at these scales; the others stay loaded, off.
@@ -68,7 +71,8 @@ class AdapterSwitches(ABC):
         Raises:
             InvalidRequest: a name is not loaded, or a scale is no finite number.
         """
-        return self._swap(self._loras.set(self.engines, scales))
+        with self._nothing_stale():
+            return self._swap(self._loras.set(self.engines, scales))
 
     def unload_loras(self, *names: str) -> LoraSwap:
         """Forget these LoRAs, or all of them: then the weights are the bundle's, bit for bit.
@@ -76,7 +80,8 @@ class AdapterSwitches(ABC):
         Raises:
             InvalidRequest: a name is not loaded.
         """
-        return self._swap(self._loras.unload(self.engines, names or tuple(self.loras)))
+        with self._nothing_stale():
+            return self._swap(self._loras.unload(self.engines, names or tuple(self.loras)))
 
     def use_variant(self, name: str | None, parts: Sequence[str] | None = None) -> None:
         """Compute another way from now on; LoRAs stay as they are.
@@ -98,6 +103,18 @@ class AdapterSwitches(ABC):
     def variants_in_use(self) -> dict[str, str]:
         """The components that play another's part, by part."""
         return self._variants.in_use
+
+    @contextmanager
+    def _nothing_stale(self) -> Iterator[None]:
+        """A change that is refused may have been made and undone in the engines. Their weights are
+        then what they were, but of what was captured before TensorRT promises nothing."""
+        try:
+            yield
+        except InvalidRequest:
+            raise  # before an engine was touched
+        except BaseException:
+            self._use({name: self.engines[name] for name in NETWORKS if name in self.engines})
+            raise
 
     def _swap(self, change: Changed) -> LoraSwap:
         engines, swap = change

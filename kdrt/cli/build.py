@@ -16,6 +16,10 @@ GPU_HELP = (
     "Blackwell."
 )
 HERE_HELP = "Build for the GPU of this machine."
+REFITTABLE_HELP = (
+    "Let LoRAs change the weights at run time. Needs the GPU it builds for; the engine is compared "
+    "with ONNX Runtime before it is kept."
+)
 PROFILE_HELP = (
     "Sizes to build for; may be given more than once. [cyan]static:HxWxB[/] is H by W pixels, B "
     "pictures, nothing else."
@@ -51,6 +55,7 @@ def build(
             help="Networks to build; may be given more than once.",
         ),
     ] = None,
+    refittable: Annotated[bool, typer.Option("--refittable", help=REFITTABLE_HELP)] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Build again what is there and good.")
     ] = False,
@@ -70,17 +75,31 @@ def build(
       [cyan]kdrt build sdxl --here --profile portrait --profile static:1024x1024x1[/cyan]
       [cyan]kdrt build demo --gpu sm75 --component vae_decoder[/cyan]
       [cyan]kdrt build demo --engine onnxruntime[/cyan]
+      [cyan]kdrt build sdxl --refittable[/cyan]
     """
     from kdrt.bundle import open_bundle
     from kdrt.engine_files import handle
 
     opened = open_bundle(bundle)
     if engine == "onnxruntime":
-        _check_no_gpu(gpu, here, profile)
+        _check_no_gpu(gpu, here, profile, refittable)
         optimize(opened, component or [], force=force)
         return
+    if refittable:
+        from kdrt.engine_refit import check_refittable
+
+        check_refittable(opened, component or [])
+        here = here or not gpu
     flavour, capabilities = targets_of(handle(opened), engine, gpu or [], here)
-    run(opened, flavour, capabilities, profile or [], component or [], force=force)
+    run(
+        opened,
+        flavour,
+        capabilities,
+        profile or [],
+        component or [],
+        refittable=refittable,
+        force=force,
+    )
 
 
 def targets_of(
@@ -113,6 +132,7 @@ def run(
     profiles: Sequence[str],
     components: Sequence[str] = (),
     *,
+    refittable: bool = False,
     force: bool = False,
 ) -> None:
     """Build with the progress on the terminal, and print what was built."""
@@ -129,6 +149,7 @@ def run(
             capabilities,
             profiles=tuple(profiles) or DEFAULT,
             components=components,
+            refittable=refittable,
             force=force,
             report=report,
         )
@@ -150,11 +171,13 @@ def optimize(bundle: Bundle, components: Sequence[str], *, force: bool) -> None:
         typer.echo("nothing to do: every network that is kept for this CPU is there", err=True)
 
 
-def _check_no_gpu(gpu: Sequence[str] | None, here: bool, profile: Sequence[str] | None) -> None:
+def _check_no_gpu(
+    gpu: Sequence[str] | None, here: bool, profile: Sequence[str] | None, refittable: bool
+) -> None:
     from kdrt.errors import InvalidRequest
 
-    if gpu or here or profile:
+    if gpu or here or profile or refittable:
         raise InvalidRequest(
-            "--gpu, --here and --profile are for TensorRT; ONNX Runtime's graphs are for this CPU "
-            "and any size: leave them out"
+            "--gpu, --here, --profile and --refittable are for TensorRT; ONNX Runtime's graphs are "
+            "for this CPU and any size, and take LoRAs as they are: leave them out"
         )

@@ -16,12 +16,13 @@ from kdrt_engines.tensorrt.flavour import FLAVOURS
 
 
 def row(record: EngineRecord) -> tuple[str, str]:
-    """The name of the component, and three lines on its engine."""
+    """The name of the component, and three lines on its engine; a fourth if it is refittable."""
     key, built = record.key, record.built
     targets = ", ".join(f"sm{number}" for number in key.compute_capabilities)
     profiles = "; ".join(map(str, key.profiles))
     cost = f"built in {duration(built.seconds)} with {size(built.peak_memory)}"
-    return key.component, f"{targets}, {key.dtype}, {cost}\n{evidence(record)}\n{profiles}"
+    refit = f"\nrefittable: {record.refit}" if key.refittable else ""
+    return key.component, f"{targets}, {key.dtype}, {cost}\n{evidence(record)}\n{profiles}{refit}"
 
 
 def rows(bundle: Bundle) -> dict[str, list[tuple[str, str]]]:

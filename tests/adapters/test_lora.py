@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -141,11 +141,90 @@ def test_a_refused_change_changes_nothing(
             change()
     pipe.engines["unet"] = Fixed(pipe.engines["unet"])
     with pytest.raises(
-        EngineError, match=r"cannot be put on the running unet.*kdrt export .*--lora"
+        EngineError,
+        match=r"cannot be put on the running unet.*kdrt export .*--lora.*kdrt build .*--refittable",
     ):
         pipe.set_loras({})
     assert list(pipe.loras) == ["style"]
     assert torch.equal(by_kdrt(pipe), before)
+
+
+class InPlace(Engine):
+    """An engine that takes weights in place, as a refitted one does; where it fails, it ends at its
+    base. ``failing`` counts the changes that still go well before one fails."""
+
+    in_place = True
+
+    def __init__(self, engine: Engine, failing: int | None = None) -> None:
+        self.engine, self.spec, self.device = engine, engine.spec, engine.device
+        self.failing = failing
+        self.names: list[list[str]] = []
+
+    def bind(self, **dims: int) -> Binding:
+        return self.engine.bind(**dims)
+
+    def with_weights(self, weights: Mapping[str, Tensor]) -> Engine:
+        fails = self.failing == 0
+        if self.failing is not None:
+            self.failing = None if fails else self.failing - 1
+        self.engine = self.engine.with_weights({} if fails else weights)
+        self.names.append(sorted(weights))
+        if fails:
+            raise EngineError("the refit failed; the refit was undone")
+        return self
+
+
+@pytest.mark.parametrize("failing", ["unet", "text_encoder"])
+def test_a_change_that_fails_half_way_is_undone(
+    tiny_models: Callable[[str], TinyModel], tmp_path: Path, failing: str
+) -> None:
+    """The engine that failed is at its base, one before it has the new weights: both get back what
+    they had."""
+    model = tiny_models("sd")
+    pipe = kdrt.load(model.bundle, engine="onnxruntime")
+    doubles = {}
+    for name in ("unet", "text_encoder"):
+        doubles[name] = InPlace(pipe.engines[name], 1 if name == failing else None)
+    pipe._use(doubles)
+    pipe.load_lora(write(model, tmp_path / "style.safetensors"))
+    before = by_kdrt(pipe)
+    file = write(model, tmp_path / "b.safetensors", seed=1)
+    with pytest.raises(EngineError, match="the refit failed"):
+        pipe.load_lora(file)
+    assert list(pipe.loras) == ["style"]
+    assert torch.equal(by_kdrt(pipe), before)
+    pipe.load_lora(file)
+    files = {"style": tmp_path / "style.safetensors", "b": file}
+    assert relative_error(by_kdrt(pipe), expected(model, files, [1.0, 1.0])) < BOUND
+
+
+def test_what_cannot_be_put_back_is_said(
+    tiny_models: Callable[[str], TinyModel], tmp_path: Path
+) -> None:
+    model = tiny_models("sd")
+    pipe = kdrt.load(model.bundle, engine="onnxruntime")
+    unet = InPlace(pipe.engines["unet"], 0)
+    pipe._use({"unet": unet, "text_encoder": Broken(pipe.engines["text_encoder"])})
+    with pytest.raises(EngineError, match="cannot be put back on the text_encoder, broken; load"):
+        pipe.load_lora(write(model, tmp_path / "text.safetensors", TEXT))
+
+
+class Broken(InPlace):
+    def with_weights(self, weights: Mapping[str, Tensor]) -> Engine:
+        raise EngineError("broken")
+
+
+def test_captured_runs_are_dropped_after_a_change_that_failed(
+    tiny_models: Callable[[str], TinyModel], tmp_path: Path
+) -> None:
+    model = tiny_models("sd")
+    pipe = kdrt.load(model.bundle, engine="onnxruntime")
+    pipe._use({"unet": InPlace(pipe.engines["unet"], 0)})
+    by_kdrt(pipe)
+    assert len(pipe._denoising._denoisers) == 1
+    with pytest.raises(EngineError, match="the refit failed"):
+        pipe.load_lora(write(model, tmp_path / "style.safetensors"))
+    assert len(pipe._denoising._denoisers) == 0
 
 
 def test_layers_of_another_model(tiny_models: Callable[[str], TinyModel], tmp_path: Path) -> None:

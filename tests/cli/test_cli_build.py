@@ -15,6 +15,7 @@ from engine_bundle import VERSION, Builder, engine_bundle
 from kdrt import engine_builds
 from kdrt.bundle import Bundle
 from kdrt_engines.tensorrt.flavour import Flavour
+from kdrt_engines.tensorrt.proof import RefitProof
 
 
 @pytest.fixture(autouse=True)
@@ -85,11 +86,34 @@ def test_a_unet_that_is_not_fused_is_a_loud_warning(cli, bundle: Bundle, builder
         (["--engine", "tensorrt-rtx", "--gpu", "sm90"], "--engine tensorrt --here`"),
         (["--engine", "tensorrt", "--gpu", "sm89"], "--engine tensorrt-rtx --gpu sm89`"),
         (["--here"], "no GPU that CUDA sees"),
+        (["--refittable"], "bake LoRAs in with `kdrt export"),
+        (["--refittable", "--here"], "--refittable` where the GPU is"),
+        (["--refittable", "--gpu", "sm89"], "an engine whose weights can change"),
+        (["--refittable", "--component", "vae_decoder"], "no LoRA changes vae_decoder"),
     ],
 )
 def test_refusals(cli, bundle: Bundle, builder: Builder, options: list[str], said: str) -> None:
     assert said in cli("build", bundle.path, *options).refusal()
     assert not builder.jobs
+
+
+def test_refittable_engines_are_shown_as_such(
+    cli, bundle: Bundle, builder: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
+    monkeypatch.setattr(engine_builds, "changeable_weights", lambda *_: ("a.weight",))
+    proof = RefitProof(114, 0, 1.2e-3, 1.3e-3, 0.0)
+    monkeypatch.setattr(engine_builds, "prove_plan", lambda *_: proof)
+    outcome = cli("build", bundle.path, "--refittable", "--component", "unet")
+    assert outcome.code == 0
+    assert "✓ unet: sm89, refittable" in outcome.err
+    (job,) = builder.jobs
+    assert (job.compute_capabilities, job.refittable) == ((89,), ("a.weight",))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for shown in (outcome, cli("inspect", bundle.path)):
+        words = " ".join(shown.out.split())
+        assert "refittable: 114 of 114 weights can change; relative error 1.2e-03 as built" in words
 
 
 def test_a_flavour_that_is_not_installed(

@@ -63,12 +63,19 @@ class Config:
 class Network:
     inputs = ("sample", "freeu")
     softmaxes = 2
+    weights = ("a.weight", "b.weight", "c.weight")
 
     def __init__(self, layer_type: Any) -> None:
         kinds = [layer_type.CONVOLUTION, *[layer_type.SOFTMAX] * self.softmaxes]
         self._layers = [SimpleNamespace(type=kind) for kind in kinds]
         self.num_layers = len(kinds)
         self.num_inputs = len(self.inputs)
+        self.marked: list[str] = []
+
+    def mark_weights_refittable(self, name: str) -> bool:
+        known = name in self.weights
+        self.marked += [name] * known
+        return known
 
     def get_layer(self, index: int) -> Any:
         return self._layers[index]
@@ -86,11 +93,14 @@ def fake(
     ),
     plan: bytes | None = b"plan",
     parses: bool = True,
+    individual: bool = True,
     during: Callable[[], None] = lambda: None,
 ) -> Any:
-    """A module like ``tensorrt`` or ``tensorrt_rtx`` whose builder logs ``messages``."""
+    """A module like ``tensorrt`` or ``tensorrt_rtx`` whose builder logs ``messages``. Not
+    ``individual``, a network leaves all of its weights open or none, as in older versions."""
     rtx = flavour == "tensorrt_rtx"
-    flags = ["TF32", "REFIT", *(["REQUIRE_USER_ALLOCATION"] if rtx else [])]
+    refits = ["REFIT", *(["REFIT_INDIVIDUAL"] if individual else [])]
+    flags = ["TF32", *refits, *(["REQUIRE_USER_ALLOCATION"] if rtx else [])]
     trt = SimpleNamespace(
         __name__=flavour,
         __version__="1.7.1.116" if rtx else "11.4.0.106",
@@ -113,7 +123,8 @@ def fake(
 
         def create_network(self, flags: int) -> Network:
             trt.network_flags = flags
-            return Network(trt.LayerType)
+            trt.network = Network(trt.LayerType)
+            return trt.network
 
         def create_builder_config(self) -> Config:
             trt.made.append(Config(rtx))

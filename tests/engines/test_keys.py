@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from kdrt_engines.keys import EngineKey
+from kdrt_engines.keys import REFIT, EngineKey
 from kdrt_engines.profiles import Profile, Range
 
 KEY = EngineKey(
@@ -46,3 +46,9 @@ def test_every_field_counts(field: str) -> None:
 def test_the_key_of_equal_things_is_equal() -> None:
     assert replace(KEY).digest() == KEY.digest()
     assert KEY.folder() == f"unet-sm86-sm89-{KEY.digest()[:16]}"
+
+
+def test_a_refittable_engine_has_a_key_of_its_own() -> None:
+    refittable = replace(KEY, flags={**KEY.flags, REFIT: True})
+    assert (KEY.refittable, refittable.refittable) == (False, True)
+    assert refittable.folder() != KEY.folder()

@@ -18,11 +18,13 @@ import pytest
 from kdrt.bundle import Bundle
 from kdrt.engine_builds import build_engines
 from kdrt.engine_files import EngineRecord, open_engine
+from kdrt.engine_refit import changeable_weights
 from kdrt.errors import EngineError
 from kdrt_engines.tensorrt.build import build_plan
 from kdrt_engines.tensorrt.flavour import TENSORRT_RTX
 from kdrt_engines.tensorrt.job import BuildJob
 from kdrt_engines.tensorrt.plan_file import read_header
+from kdrt_engines.tensorrt.worker import BuildFailed, leave_open
 
 pytest.importorskip(
     "tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'kdrt[tensorrt-rtx]'"
@@ -123,6 +125,27 @@ def test_turing_takes_what_is_half_precision(bundle: Bundle) -> None:
     (record,) = build_engines(bundle, TENSORRT_RTX, (75,), components=["unet"], report=Quiet())
     assert open_engine(bundle, TENSORRT_RTX, "unet", 75).record == record
     assert record.built.fused_attention == record.built.attention_sites > 0
+
+
+@pytest.mark.parametrize("component", ["unet", "text_encoder", "text_encoder_2"])
+def test_every_weight_that_a_lora_changes_is_known_by_its_name(
+    bundle: Bundle, component: str
+) -> None:
+    """As far as a refittable build comes without a GPU: the rest of it aborts there."""
+    import tensorrt_rtx as trt
+
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network, config = builder.create_network(0), builder.create_builder_config()
+    onnx = bundle.file(bundle.manifest.components[component].onnx)
+    assert trt.OnnxParser(network, logger).parse_from_file(str(onnx))
+    names = changeable_weights(bundle, component)
+    leave_open(trt, network, config, names)
+    assert len(names) > 10
+    assert all(network.are_weights_marked_refittable(name) for name in names)
+    assert config.get_flag(trt.BuilderFlag.REFIT_INDIVIDUAL)
+    with pytest.raises(BuildFailed, match="does not find the weight 'unheard'"):
+        leave_open(trt, network, config, ("unheard",))
 
 
 def test_tensorrts_own_refusal_is_passed_on(bundle: Bundle, tmp_path: Path) -> None:

@@ -67,6 +67,33 @@ def test_a_module_without_the_strong_typing_flag(tmp_path: Path) -> None:
     assert trt.network_flags == 0
 
 
+@pytest.mark.parametrize("module", ["tensorrt", "tensorrt_rtx"])
+def test_only_the_named_weights_stay_open(tmp_path: Path, module: str) -> None:
+    trt = fake(module)
+    refittable = ("a.weight", "c.weight")
+    build(trt, job(tmp_path, module, refittable=refittable), monitor(), BuildLog())
+    assert trt.made[0].flags == {"TF32": False, "REFIT_INDIVIDUAL": True}
+    assert trt.network.marked == ["a.weight", "c.weight"]
+
+
+def test_all_weights_stay_open_where_none_can_be_named(tmp_path: Path) -> None:
+    trt = fake("tensorrt", individual=False)
+    build(trt, job(tmp_path, "tensorrt", refittable=("a.weight",)), monitor(), BuildLog())
+    assert trt.made[0].flags == {"TF32": False, "REFIT": True}
+    assert trt.network.marked == []
+
+
+def test_a_weight_that_tensorrt_does_not_know(tmp_path: Path) -> None:
+    with pytest.raises(BuildFailed, match=r"find the weight 'z\.weight' under that name"):
+        build(
+            fake("tensorrt"),
+            job(tmp_path, "tensorrt", refittable=("a.weight", "z.weight")),
+            monitor(),
+            BuildLog(),
+        )
+    assert not (tmp_path / "engine.plan").exists()
+
+
 def test_several_profiles_keep_their_order(tmp_path: Path) -> None:
     trt = fake("tensorrt_rtx")
     other = {"sample": ((1, 4), (1, 4), (1, 4))}
@@ -155,7 +182,8 @@ def test_problems_are_kept_and_not_without_end() -> None:
 
 
 def test_jobs_survive_the_journey(tmp_path: Path) -> None:
-    sent = job(tmp_path, "tensorrt_rtx")
+    sent = job(tmp_path, "tensorrt_rtx", refittable=("a.weight",))
     received = BuildJob.from_json(sent.to_json())
     assert received.compute_capabilities == sent.compute_capabilities
+    assert received.refittable == ("a.weight",)
     assert received.to_json() == sent.to_json()

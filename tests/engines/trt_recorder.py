@@ -1,20 +1,34 @@
 """A double of TensorRT's runtime that enforces its documented contract and records the calls.
 
-It computes nothing. What the documentation of ``IExecutionContext`` asks for is checked when the
-call is made: a profile before shapes, shapes inside the profile, every address set and non-zero,
-activation memory of the right size given, nothing but an enqueue while a stream is captured. A
-violation raises `Violation`, which is no ``KdrtError``: it must never be caught.
+It computes what a plan's ``compute`` says, and nothing otherwise. What the documentation of
+``IExecutionContext`` and ``IRefitter`` asks for is checked when the call is made: a profile before
+shapes, shapes inside the profile, every address set and non-zero, activation memory of the right
+size given, nothing but an enqueue while a stream is captured, no refit while enqueued work is
+pending. A refittable plan keeps weights, which a refit really changes. A violation raises
+`Violation`, which is no ``KdrtError``: it must never be caught.
 """
 
 from __future__ import annotations
 
+import ctypes
 import enum
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
 from typing import Any
+
+import torch
+
+DTYPES = {
+    "FLOAT": torch.float32,
+    "HALF": torch.float16,
+    "BF16": torch.bfloat16,
+    "INT32": torch.int32,
+    "INT64": torch.int64,
+}
+Values = dict[str, torch.Tensor]
 
 
 class Violation(AssertionError):
@@ -37,8 +51,18 @@ class Plan:
     tensors: Sequence[Tensor]
     profiles: Sequence[Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]]
     scratch_per_element: int = 4
-    output_shape: Any = None
-    """``shapes of the inputs -> {output: shape}``."""
+    compute: Callable[[Values, Values], Values] | None = None
+    """``weights, inputs -> outputs``."""
+    weights: Values = field(default_factory=dict)
+    """Every weight that ``compute`` uses, as it was built."""
+    refittable: Sequence[str] = ()
+    """The weights that can change."""
+    together: Sequence[frozenset[str]] = ()
+    """Weights that only change together."""
+    refit: Callable[[Values, Values], Values] = lambda _old, new: new
+    """``old weights, new ones -> what the engine makes of them``, for an engine that errs."""
+    failing_refits: int = 0
+    """How many refits fail after the first weight, from the first refit on."""
 
 
 @dataclass
@@ -47,6 +71,12 @@ class Calls:
 
     log: list[tuple[str, Any]] = field(default_factory=list)
     capturing: bool = False
+    pending: bool = False
+    """Whether enqueued work may not be done yet; see `wait`."""
+
+    def wait(self) -> None:
+        """The device was waited for."""
+        self.pending = False
 
     def add(self, name: str, detail: Any = None) -> None:
         if self.capturing and name != "execute_async_v3":
@@ -143,6 +173,8 @@ def module(plans: Mapping[bytes, Plan], *, rtx: bool) -> ModuleType:
             self.by_name = {tensor.name: tensor for tensor in plan.tensors}
             self.num_io_tensors = len(plan.tensors)
             self.num_optimization_profiles = len(plan.profiles)
+            self.refittable = bool(plan.refittable)
+            self.weights = {name: value.clone() for name, value in plan.weights.items()}
 
         def get_tensor_name(self, index: int) -> str:
             return self._plan.tensors[index].name
@@ -161,7 +193,7 @@ def module(plans: Mapping[bytes, Plan], *, rtx: bool) -> ModuleType:
             calls.add("create_execution_context")
             config = how if isinstance(how, RuntimeConfig) else None
             strategy = config.strategy if config else how
-            return Context(self._plan, self.by_name, strategy, config, self._logger)
+            return Context(self, self._plan, self.by_name, strategy, config, self._logger)
 
         if rtx:
 
@@ -169,7 +201,8 @@ def module(plans: Mapping[bytes, Plan], *, rtx: bool) -> ModuleType:
                 return RuntimeConfig()
 
     class Context:
-        def __init__(self, plan: Plan, tensors, strategy, config, logger) -> None:
+        def __init__(self, engine, plan: Plan, tensors, strategy, config, logger) -> None:
+            self._engine = engine
             self._plan, self._tensors, self._logger = plan, tensors, logger
             self._strategy = strategy
             self._config = config
@@ -247,7 +280,19 @@ def module(plans: Mapping[bytes, Plan], *, rtx: bool) -> ModuleType:
                     if calls.capturing:
                         raise Violation("a kernel was compiled during a capture")
                     cache.kernels.add(kernel)
+            calls.pending = True
+            if self._plan.compute is not None:
+                self._compute(self._plan.compute)
             return True
+
+        def _compute(self, compute: Callable[[Values, Values], Values]) -> None:
+            inputs = {
+                name: _memory(self._addresses[name], DTYPES[self._tensors[name].dtype], shape)
+                for name, shape in self._shapes.items()
+            }
+            for name, value in compute(self._engine.weights, inputs).items():
+                dtype = DTYPES[self._tensors[name].dtype]
+                _memory(self._addresses[name], dtype, value.shape).copy_(value)
 
         def _needed(self) -> int:
             if self.infer_shapes():
@@ -255,7 +300,77 @@ def module(plans: Mapping[bytes, Plan], *, rtx: bool) -> ModuleType:
             elements = sum(math.prod(shape) for shape in self._shapes.values())
             return elements * self._plan.scratch_per_element
 
+    class Weights:
+        def __init__(self, dtype, address: int = 0, size: int = 0) -> None:
+            self.dtype, self.address, self.size = dtype, address, size
+
+    trt.Weights = Weights
+
+    class Refitter:
+        def __init__(self, engine: Engine, logger: ILogger) -> None:
+            if not engine.refittable:
+                raise TypeError("factory function returned nullptr")
+            self._engine, self._plan, self._logger = engine, engine._plan, logger
+            self._given: dict[str, Weights] = {}
+
+        def get_all_weights(self) -> list[str]:
+            return list(self._plan.refittable)
+
+        def get_weights_prototype(self, name: str) -> Weights:
+            if name not in self._plan.refittable:
+                return Weights(trt.DataType.FLOAT, 0, -1)
+            value = self._engine.weights[name]
+            dtype = next(key for key, dtype in DTYPES.items() if dtype == value.dtype)
+            return Weights(trt.DataType[dtype], 0, value.numel())
+
+        def set_named_weights(self, name: str, weights: Weights) -> bool:
+            calls.add("set_named_weights", name)
+            prototype = self.get_weights_prototype(name)
+            if weights.address == 0:
+                raise Violation(f"the address of the weight '{name}' is null")
+            if (prototype.dtype, prototype.size) != (weights.dtype, weights.size):
+                self._logger.log(ILogger.ERROR, f"'{name}' has another prototype")
+                return False
+            self._given[name] = weights
+            return True
+
+        def get_missing_weights(self) -> list[str]:
+            groups = [group for group in self._plan.together if group & self._given.keys()]
+            return sorted(frozenset().union(*groups) - self._given.keys())
+
+        def refit_cuda_engine(self) -> bool:
+            calls.add("refit_cuda_engine", sorted(self._given))
+            if calls.pending:
+                raise Violation("a refit while enqueued work is pending")
+            if self.get_missing_weights():
+                self._logger.log(ILogger.ERROR, "weights are missing")
+                return False
+            old = self._engine.weights
+            new = {
+                name: _memory(w.address, DTYPES[w.dtype.name], old[name].shape).clone()
+                for name, w in self._given.items()
+            }
+            if self._plan.failing_refits:
+                self._plan.failing_refits -= 1
+                first = min(new)
+                self._engine.weights = {**old, first: new[first]}
+                self._logger.log(ILogger.ERROR, "out of memory")
+                return False
+            self._engine.weights = {**old, **self._plan.refit(old, new)}
+            return True
+
+        def release_refit_resources(self) -> bool:
+            calls.add("release_refit_resources")
+            return True
+
+    trt.Refitter = Refitter
     return trt
+
+
+def _memory(address: int, dtype: torch.dtype, shape: Sequence[int]) -> torch.Tensor:
+    """What lies at an address, as a tensor."""
+    size = math.prod(shape) * dtype.itemsize
+    return torch.frombuffer((ctypes.c_char * size).from_address(address), dtype=dtype).view(*shape)
 
 
 def _want_stream(stream: int) -> None:

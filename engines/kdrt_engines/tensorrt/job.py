@@ -16,7 +16,8 @@ Shapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 class BuildJob:
     """One engine to build: ``module`` (``tensorrt`` or ``tensorrt_rtx``) makes ``output`` from
     ``onnx``, with one optimization profile for each of ``profiles``. Without
-    ``compute_capabilities`` the target is this machine's GPU."""
+    ``compute_capabilities`` the target is this machine's GPU. The weights ``refittable``, by the
+    names of their initialisers, can be changed in the engine."""
 
     module: str
     onnx: str
@@ -24,6 +25,7 @@ class BuildJob:
     compute_capabilities: tuple[int, ...]
     profiles: tuple[Shapes, ...]
     flags: Mapping[str, bool]
+    refittable: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -33,6 +35,7 @@ class BuildJob:
         fields: dict[str, Any] = json.loads(text)
         fields["compute_capabilities"] = tuple(fields["compute_capabilities"])
         fields["profiles"] = tuple(fields["profiles"])
+        fields["refittable"] = tuple(fields["refittable"])
         return cls(**fields)
 
 

@@ -8,12 +8,10 @@ captured.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,17 +23,14 @@ from kdrt_engines.base import Binding, Engine
 from kdrt_engines.errors import EngineError, FixedWeights, ShapeError
 from kdrt_engines.profiles import Profile, choose_profile, limits
 from kdrt_engines.spec import EngineSpec
+from kdrt_engines.tensorrt.log import ErrorLog
+from kdrt_engines.tensorrt.refit import DTYPE_NAMES, PlanWeights
+from kdrt_engines.tensorrt.runtime_cache import RuntimeCache
 from kdrt_engines.torch_eager import allocate
 
 _logger = logging.getLogger("kdrt.engines")
 
-_DTYPE_NAMES = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "BF16": "bfloat16",
-    "INT64": "int64",
-    "INT32": "int32",
-}
+RefitCheck = Callable[["TensorRTEngine", Mapping[str, Tensor]], None]
 
 
 class Scratch:
@@ -79,10 +74,15 @@ class TensorRTEngine(Engine):
             next process need not; None keeps none. Unused by TensorRT.
         current_stream: gives the handle of the stream to enqueue on.
         choose: the profile for some sizes; raises ShapeError where there is none.
+        network: the ONNX file that the plan was built from, where it was built to be refitted.
+        check: called after every refit with this engine and the weights that are not the file's;
+            raises EngineError where the engine does not compute what it should.
 
     Raises:
         EngineError: the plan does not load here, or is not this component's.
     """
+
+    in_place = True
 
     def __init__(
         self,
@@ -96,13 +96,15 @@ class TensorRTEngine(Engine):
         runtime_cache: Path | None = None,
         current_stream: Callable[[], int] | None = None,
         choose: Callable[[dict[str, int]], Profile] | None = None,
+        network: Path | None = None,
+        check: RefitCheck | None = None,
     ) -> None:
         self.spec = spec
         self.device = torch.device(device)
         self.scratch = scratch
         self.current_stream = current_stream or _torch_stream(self.device)
         self._trt = trt
-        self._log = _Log(trt)
+        self._log = ErrorLog(trt)
         self._runtime = trt.Runtime(self._log.logger)
         self.plan: Any = self._runtime.deserialize_cuda_engine(plan)
         if self.plan is None:
@@ -110,9 +112,16 @@ class TensorRTEngine(Engine):
         self._check_tensors()
         self.profiles = tuple(profiles)
         self._check_profiles()
-        self._choose = choose or (lambda dims: choose_profile(self.profiles, dims))
-        self._cache = _RuntimeCache(runtime_cache)
+        self._choose = choose or partial(choose_profile, self.profiles)
+        self._cache = RuntimeCache(runtime_cache)
         self._config = self._runtime_config()
+        self.weights: PlanWeights | None = None
+        """What can change; None where the plan was not built for it."""
+        if network is not None and self.plan.refittable:
+            self.weights = PlanWeights(trt, self.plan, self._log, network, self.device)
+        self._check = check
+        self._spoiled: EngineError | None = None
+        self._bindings: weakref.WeakSet[TensorRTBinding] = weakref.WeakSet()
 
     def bind(self, **dims: int) -> TensorRTBinding:
         """See :meth:`Engine.bind`; takes the tightest profile that allows these sizes.
@@ -127,8 +136,15 @@ class TensorRTEngine(Engine):
         profile = self._choose(dims)
         sizes = " ".join(f"{symbol}={size}" for symbol, size in dims.items())
         _logger.info("optimization profile '%s' for %s", profile.name, sizes)
+        return self.bind_in(profile, dims)
+
+    def bind_in(self, profile: Profile, dims: dict[str, int]) -> TensorRTBinding:
+        """As :meth:`bind`, in one of ``profiles``, be it the tightest or not."""
+        if self._spoiled is not None:
+            raise self._spoiled
         context = self._context()
         binding = TensorRTBinding(self, context, profile, dims)
+        self._bindings.add(binding)
         binding.warm_up()
         self._cache.save()
         return binding
@@ -141,11 +157,47 @@ class TensorRTEngine(Engine):
         return limits(self.profiles)
 
     def with_weights(self, weights: Mapping[str, Tensor]) -> TensorRTEngine:
-        raise FixedWeights("whose weights TensorRT fixed when it built the engine")
+        """This engine, refitted. What is bound stays valid; captured graphs do not.
+
+        Raises:
+            FixedWeights: the plan was not built to be refitted.
+            EngineError: a weight is not one that can change; nothing has. Or TensorRT could not,
+                or the engine then failed its check: it has the file's weights again, or where
+                not even that went well, refuses to run from now on.
+        """
+        if self.weights is None:
+            raise FixedWeights("whose weights TensorRT fixed when it built the engine")
+        if self._spoiled is not None:
+            raise self._spoiled
+        refit = self.weights.prepare(weights)
+        try:
+            refit()
+            if self._check is not None:
+                self._check(self, weights)
+        except BaseException as error:
+            self._put_back(self.weights, error, were_base=not weights)
+            raise
+        return self
+
+    def _put_back(self, weights: PlanWeights, error: BaseException, *, were_base: bool) -> None:
+        """Restore the file's weights after ``error``, and say so."""
+        try:
+            if were_base and isinstance(error, EngineError):
+                raise EngineError("and with the weights it was built with")
+            weights.prepare({})()
+        except EngineError as worse:
+            self._spoiled = EngineError(
+                f"{error}, {worse}: this engine must not be used any more, load it again"
+            )
+            for binding in self._bindings:
+                binding.refuse(self._spoiled)
+            raise self._spoiled from error
+        if isinstance(error, EngineError):
+            raise EngineError(f"{error}; the refit was undone") from error
 
     def error(self, what: str) -> EngineError:
         """``what`` failed, with the reason TensorRT logged."""
-        return EngineError(f"{self._trt.__name__} could not {what}: {self._log.last}")
+        return self._log.error(what)
 
     def _context(self) -> Any:
         if self._config is not None:
@@ -195,7 +247,7 @@ class TensorRTEngine(Engine):
                 )
         by_name = {tensor.name: tensor for tensor in (*self.spec.inputs, *self.spec.outputs)}
         for name in names:
-            dtype = _DTYPE_NAMES.get(plan.get_tensor_dtype(name).name)
+            dtype = DTYPE_NAMES.get(plan.get_tensor_dtype(name).name)
             if dtype != by_name[name].dtype:
                 raise EngineError(
                     f"'{name}' is {dtype} in the engine and {by_name[name].dtype} in the bundle; "
@@ -250,6 +302,14 @@ class TensorRTBinding(Binding):
         if not self._execute(self._current_stream()):
             raise self._engine.error("enqueue the network")
 
+    def refuse(self, error: EngineError) -> None:
+        """Raise ``error`` instead of running, from now on."""
+
+        def execute(_stream: int) -> bool:
+            raise error
+
+        self._execute = execute
+
     def held(self) -> tuple[Tensor, ...]:
         return (self._block,)
 
@@ -276,59 +336,6 @@ class TensorRTBinding(Binding):
         unknown = context.infer_shapes()
         if unknown:
             raise engine.error(f"infer the shapes of {', '.join(unknown)}")
-
-
-class _RuntimeCache:
-    """Compiled kernels on disk. What cannot be read or written is compiled again, no error."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._cache: Any = None
-        self._saved = 0
-
-    def attach(self, config: Any) -> None:
-        if self._path is None:
-            return
-        self._cache = config.create_runtime_cache()
-        with contextlib.suppress(OSError):
-            data = self._path.read_bytes()
-            # False for a cache of another GPU, driver or version: then it is written anew.
-            if self._cache.deserialize(data):
-                self._saved = len(data)
-        config.set_runtime_cache(self._cache)
-
-    def save(self) -> None:
-        """Write the cache if kernels were added since."""
-        if self._cache is None or self._path is None:
-            return
-        data = bytes(self._cache.serialize())
-        if len(data) == self._saved:
-            return
-        with contextlib.suppress(OSError):  # a read-only bundle
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, partial = tempfile.mkstemp(dir=self._path.parent, prefix=".cache.")
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-            Path(partial).replace(self._path)
-            self._saved = len(data)
-
-
-class _Log:
-    """Keeps the last error: TensorRT says in its log what its calls do not return."""
-
-    def __init__(self, trt: ModuleType) -> None:
-        self.last = "it gave no reason"
-        log = self
-
-        class Logger(trt.ILogger):  # type: ignore[name-defined,misc]
-            def __init__(self) -> None:
-                super().__init__()
-
-            def log(self, severity: Any, message: str) -> None:
-                if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                    log.last = message
-
-        self.logger = Logger()
 
 
 def _torch_stream(device: torch.device) -> Callable[[], int]:

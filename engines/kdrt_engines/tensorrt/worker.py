@@ -112,6 +112,8 @@ def _configuration(trt: Any, builder: Any, network: Any, job: BuildJob) -> Any:
         if flag is None:
             raise BuildFailed(f"{trt.__name__} {trt.__version__} has no builder flag {name}")
         (config.set_flag if wanted else config.clear_flag)(flag)
+    if job.refittable:
+        leave_open(trt, network, config, job.refittable)
     _set_targets(trt, config, job.compute_capabilities)
     names = {network.get_input(index).name for index in range(network.num_inputs)}
     for shapes in job.profiles:
@@ -122,6 +124,19 @@ def _configuration(trt: Any, builder: Any, network: Any, job: BuildJob) -> Any:
         if config.add_optimization_profile(profile) < 0:
             raise BuildFailed(f"the sizes {dict(shapes)} do not fit the network")
     return config
+
+
+def leave_open(trt: Any, network: Any, config: Any, names: tuple[str, ...]) -> None:
+    """Let these weights be changed in the engine, and no others where that can be said: every
+    weight that may change keeps the builder from folding and fusing."""
+    individual = getattr(trt.BuilderFlag, "REFIT_INDIVIDUAL", None)
+    if individual is None or not hasattr(network, "mark_weights_refittable"):
+        config.set_flag(trt.BuilderFlag.REFIT)
+        return
+    unknown = [name for name in names if not network.mark_weights_refittable(name)]
+    if unknown:
+        raise BuildFailed(f"it does not find the weight '{unknown[0]}' under that name")
+    config.set_flag(individual)
 
 
 def _set_targets(trt: Any, config: Any, capabilities: tuple[int, ...]) -> None:

@@ -1,0 +1,73 @@
+"""Two engines of one network on the same inputs, and how far apart their results are."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from kdrt_engines.base import Binding
+from kdrt_engines.spec import DTYPES, EngineSpec
+
+BOUNDS = {"float32": 5e-3, "float16": 1e-2}
+"""Largest relative error between two engines of one network that compute alike, by the coarsest
+dtype of its inputs and outputs. Their kernels round and sum in other orders, in float32 perhaps as
+TF32. What float16 does to the weights of a UNet alone is 9e-4."""
+
+
+def relative_error(out: Tensor, reference: Tensor) -> float:
+    """``‖out − reference‖ / ‖reference‖``, in float64; infinite where one is not finite."""
+    out, reference = out.double().cpu(), reference.double().cpu()
+    distance, size = float((out - reference).norm()), float(reference.norm())
+    if distance == 0:
+        return 0.0
+    return distance / size if math.isfinite(distance) and 0 < size < math.inf else math.inf
+
+
+def greatest_error(outputs: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """The :func:`relative_error` of the output that is furthest off."""
+    return max(relative_error(outputs[name], tensor) for name, tensor in expected.items())
+
+
+def bound_of(spec: EngineSpec) -> float:
+    """What ``BOUNDS`` allows a network."""
+    dtypes = {tensor.dtype for tensor in (*spec.inputs, *spec.outputs)}
+    return max(BOUNDS[dtype] for dtype in dtypes if dtype in BOUNDS)
+
+
+def random_inputs(spec: EngineSpec, dims: Mapping[str, int], seed: int = 0) -> dict[str, Tensor]:
+    """An input for every one of a network, on the CPU: numbers are normal, indices are 0."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = {}
+    for tensor in spec.inputs:
+        dtype, shape = DTYPES[tensor.dtype], tensor.resolve(dims)
+        inputs[tensor.name] = (
+            torch.randn(shape, generator=generator).to(dtype)
+            if dtype.is_floating_point
+            else torch.zeros(shape, dtype=dtype)
+        )
+    return inputs
+
+
+def results(binding: Binding, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Run once, and copy the outputs to the CPU."""
+    for name, tensor in inputs.items():
+        binding.inputs[name].copy_(tensor)
+    binding.run()
+    return {name: tensor.to("cpu", copy=True) for name, tensor in binding.outputs.items()}
+
+
+@contextlib.contextmanager
+def stream_of_its_own(device: torch.device) -> Iterator[None]:
+    """Enqueue on a new CUDA stream, behind and before all else on the device: TensorRT makes the
+    default stream wait more than it must. Nothing on a CPU."""
+    if device.type != "cuda":
+        yield
+        return
+    torch.cuda.synchronize(device)
+    with torch.cuda.stream(torch.cuda.Stream(device)):  # type: ignore[no-untyped-call]
+        yield
+    torch.cuda.synchronize(device)

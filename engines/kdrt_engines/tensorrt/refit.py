@@ -1,0 +1,166 @@
+"""The weights of a loaded plan that was built to take others: TensorRT's refit.
+
+What its documentation asks for, and where it is done:
+
+- No enqueued run of the engine may be pending: the device is waited for, before and after.
+- Given weights are read until the refit returns: they are kept in memory until then.
+- A weight may only change together with others: those are found out, and given too.
+- A refit that fails may have changed some weights: which ones may differ from the file is known
+  at every moment, so that they can be put back.
+
+Execution contexts stay valid. Of captured CUDA graphs it says nothing, so they must be captured
+anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdrt_engines.errors import EngineError
+from kdrt_engines.onnx_weights import StoredWeight, stored_weights
+from kdrt_engines.spec import DTYPES
+from kdrt_engines.tensorrt.log import ErrorLog
+
+DTYPE_NAMES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT64": "int64",
+    "INT32": "int32",
+}
+"""TensorRT's dtypes under their names in a spec."""
+
+
+class PlanWeights:
+    """What a refittable plan holds.
+
+    Args:
+        trt: the module ``tensorrt`` or ``tensorrt_rtx``.
+        plan: the deserialised engine.
+        log: the one it was deserialised with.
+        network: the ONNX file it was built from, which has the base weights under the same names.
+        device: where it runs.
+    """
+
+    def __init__(
+        self,
+        trt: ModuleType,
+        plan: Any,
+        log: ErrorLog,
+        network: Path,
+        device: torch.device,
+    ) -> None:
+        self._trt, self._plan, self._log = trt, plan, log
+        self._network, self._device = network, device
+        self._differing: frozenset[str] = frozenset()
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The weights that can change. The builder may have fixed some of those it was asked to
+        leave open."""
+        return frozenset(self._refitter().get_all_weights())
+
+    def base(self, name: str) -> Tensor:
+        """A weight as it is in the network's file."""
+        return self._stored(name).read()
+
+    def prepare(self, weights: Mapping[str, Tensor]) -> Callable[[], None]:
+        """Check new weights, and hand them to TensorRT; the result then puts them in.
+
+        Args:
+            weights: in place of the file's, all others become the file's.
+
+        Raises:
+            EngineError: a weight cannot change, or has another dtype or shape. Nothing has
+                changed. The result raises it too: then some weights may have.
+        """
+        for name, tensor in weights.items():
+            self._check(name, tensor)
+        if not weights and not self._differing:
+            return lambda: None
+        refitter = self._refitter()
+        given = {name: _on_host(tensor) for name, tensor in weights.items()}
+        given |= {name: self.base(name) for name in self._differing - weights.keys()}
+        self._hand_over(refitter, given)
+        while missing := refitter.get_missing_weights():
+            more = {name: self.base(name) for name in missing if name not in given}
+            if not more:
+                raise self._log.error(f"take '{missing[0]}', which it has been given")
+            self._hand_over(refitter, more)
+            given |= more
+
+        def put_in() -> None:
+            self._differing = self._differing.union(given)
+            wait_for(self._device)
+            if not refitter.refit_cuda_engine():
+                raise self._log.error("refit the engine")
+            wait_for(self._device)
+            # What it caches for the next refit is memory that pictures want.
+            if hasattr(refitter, "release_refit_resources"):
+                refitter.release_refit_resources()
+            self._differing = frozenset(weights)
+
+        return put_in
+
+    def _refitter(self) -> Any:
+        """A new one every time: it would go on reading from where earlier weights lay."""
+        return self._trt.Refitter(self._plan, self._log.logger)
+
+    @cached_property
+    def _file(self) -> Mapping[str, StoredWeight]:
+        return stored_weights(self._network)
+
+    def _stored(self, name: str) -> StoredWeight:
+        if name not in self._file:
+            raise EngineError(
+                f"the engine wants the weight '{name}', which {self._network} does not have; "
+                "build it again with `kdrt build`"
+            )
+        return self._file[name]
+
+    def _check(self, name: str, tensor: Tensor) -> None:
+        if name not in self.names:
+            raise EngineError(
+                f"'{name}' is not one of the {len(self.names)} weights that this engine lets "
+                "change; bake the change in with `kdrt export`, or choose another engine"
+            )
+        stored = self._stored(name)
+        if (tensor.dtype, tuple(tensor.shape)) != (stored.dtype, stored.shape):
+            raise EngineError(
+                f"the weight '{name}' is {_kind(stored.dtype, stored.shape)}, and was given as "
+                f"{_kind(tensor.dtype, tensor.shape)}"
+            )
+
+    def _hand_over(self, refitter: Any, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            prototype = refitter.get_weights_prototype(name)
+            dtype = DTYPES.get(DTYPE_NAMES.get(prototype.dtype.name, ""))
+            if (dtype, prototype.size) != (tensor.dtype, tensor.numel()):
+                raise EngineError(
+                    f"the weight '{name}' of the engine is not the one in {self._network}; build "
+                    "it again with `kdrt build`"
+                )
+            weights = self._trt.Weights(prototype.dtype, tensor.data_ptr(), tensor.numel())
+            if not refitter.set_named_weights(name, weights):
+                raise self._log.error(f"take the weight '{name}'")
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until all that was enqueued on a device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _on_host(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous()
+
+
+def _kind(dtype: torch.dtype, shape: Iterable[int]) -> str:
+    return f"{str(dtype).removeprefix('torch.')} {' x '.join(map(str, shape))}"
