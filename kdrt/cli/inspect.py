@@ -71,6 +71,7 @@ def inspect(
                 "\n".join(
                     f"{check.relative_error:.1e}  "
                     + " ".join(f"{symbol}={value}" for symbol, value in check.dims.items())
+                    + (f" ({check.graph})" if check.graph != "standard" else "")
                     + (" (torch)" if check.engine == "torch" else "")
                     for check in component.verification
                 )
@@ -128,12 +129,18 @@ def _print_memory(bundle: Bundle) -> None:
 
 
 def _print_engines(bundle: Bundle) -> None:
-    from kdrt.cli.console import print_rows
+    from kdrt.cli.console import print_rows, size
     from kdrt.cli.engine_rows import rows
+    from kdrt.ort_graphs import optimized
 
     for title, engines in rows(bundle).items():
         typer.echo()
         print_rows(title, engines)
+    kept = {name: optimized(bundle, name) for name in bundle.manifest.components}
+    optimised = [(name, size(sum(_sizes(p.parent)))) for name, p in kept.items() if p is not None]
+    if optimised:
+        typer.echo()
+        print_rows("ONNX Runtime, optimised for this CPU", optimised)
 
 
 def _sizes(folder: Path) -> list[int]:
