@@ -174,6 +174,7 @@ class Denoising:
             time_ids=_time_ids(job, images, doubled=doubled),
             freeu=job.freeu,
             unconditional=job.plan.needs_unconditional,
+            shortcuts=job.shortcuts,
         )
         sized.denoiser.prepare_image_prompt(image_tokens, job.request.ip_adapter_scale)
         return sized

@@ -196,6 +196,7 @@ class Pipeline(AdapterSwitches, VaeSwitches):
         denoising_end: float | None = None,
         guidance_scale: float | None = None,
         guidance_rescale: float = 0.0,
+        guidance_interval: tuple[float, float] | None = None,
         images_per_prompt: int = 1,
         seed: int | Sequence[int] | None = None,
         generator: torch.Generator | None = None,
@@ -263,6 +264,9 @@ class Pipeline(AdapterSwitches, VaeSwitches):
                 of the work is saved. None is the model's default.
             guidance_rescale: from 0 to 1, against over-exposure at high guidance (Lin et al.
                 2023).
+            guidance_interval: (σ_low, σ_high): guidance only where σ_low < σ ≤ σ_high, elsewhere
+                the conditional prediction alone, for half of the work. Another picture; see
+                :mod:`kdrt.shortcuts`.
             images_per_prompt: pictures of each prompt; they follow each other.
             seed: s gives the pictures s, s + 1, …; a list gives each its own; None draws. A
                 picture depends on its seed, not on its place or its company.
@@ -328,6 +332,7 @@ class Pipeline(AdapterSwitches, VaeSwitches):
             denoising_end=denoising_end,
             guidance_scale=guidance_scale,
             guidance_rescale=guidance_rescale,
+            guidance_interval=guidance_interval,
             images_per_prompt=images_per_prompt,
             seed=seed,
             generator=generator,
