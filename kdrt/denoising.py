@@ -51,6 +51,7 @@ class Denoising:
         noise_schedule: the training table.
         encode: the VAE's encoder, for pictures to begin with.
         image_prompts: makes an IP-Adapter's tokens.
+        shallow: gives the shallow UNet, asked when it is first needed.
         graph: how much to capture.
         stream: to capture on; None on a CPU.
     """
@@ -63,6 +64,7 @@ class Denoising:
         encode: Encode,
         image_prompts: ImagePrompts,
         *,
+        shallow: Callable[[], Engine],
         graph: GraphLevel,
         stream: torch.cuda.Stream | None,
     ) -> None:
@@ -71,6 +73,7 @@ class Denoising:
         self._noise_schedule = noise_schedule
         self._encode = encode
         self._image_prompts = image_prompts
+        self._shallow = shallow
         self._graph = graph
         self._stream = stream
         self.graphs = GraphCache()
@@ -203,6 +206,7 @@ class Denoising:
                 width=width,
                 tokens=tokens,
                 doubled=doubled,
+                shallow=self._shallow,
             )
             return _Sized(denoiser, self._runner)
 

@@ -42,7 +42,14 @@ from kdrt.sampling import (
     is_foreign,
     plan,
 )
-from kdrt.shortcuts import Shortcuts, interval
+from kdrt.shortcuts import (
+    DEEP_CACHE,
+    DEEP_FEATURE,
+    SHALLOW_UNET,
+    Shortcuts,
+    every,
+    interval,
+)
 from kdrt.size_conditioning import (
     AESTHETIC_SCORE,
     NEGATIVE_AESTHETIC_SCORE,
@@ -88,6 +95,7 @@ class Request:
     guidance_scale: float | None = None
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] | None = None
+    deep_cache: int | None = None
     images_per_prompt: int = 1
     seed: int | Sequence[int] | None = None
     generator: Generator | None = None
@@ -447,9 +455,20 @@ def _shortcuts(
     planned: Plan | ForeignPlan,
     guidance_scale: float,
 ) -> Shortcuts:
-    if request.guidance_interval is None:
-        return Shortcuts()
-    limits = interval("guidance_interval", request.guidance_interval)
+    limits = cached = None
+    if request.guidance_interval is not None:
+        limits = interval("guidance_interval", request.guidance_interval)
+        _check_guided(manifest, unet, planned, guidance_scale)
+    if request.deep_cache is not None:
+        cached = every("deep_cache", request.deep_cache)
+        _check_deep_cache(manifest, unet)
+    return Shortcuts(limits, cached)
+
+
+def _check_guided(
+    manifest: Manifest, unet: EngineSpec, planned: Plan | ForeignPlan, guidance_scale: float
+) -> None:
+    """Whether an interval of guidance means anything."""
     if planned.needs_unconditional:
         raise InvalidRequest(
             f"{planned.sampler} needs results without guidance at every noise level; take a "
@@ -462,7 +481,20 @@ def _shortcuts(
             else f"at guidance_scale={guidance_scale:g} there is no guidance"
         )
         raise InvalidRequest(f"guidance_interval would be of no effect: {reason}; leave it out")
-    return Shortcuts(limits)
+
+
+def _check_deep_cache(manifest: Manifest, unet: EngineSpec) -> None:
+    """Whether the loaded UNet has a shallow one beside it."""
+    if SHALLOW_UNET not in manifest.components:
+        raise InvalidRequest(
+            f"deep_cache needs a shallow UNet, and '{manifest.name}' has none; export it with "
+            f"`kdrt export {manifest.source} --variant {DEEP_CACHE}`"
+        )
+    if all(tensor.name != DEEP_FEATURE for tensor in unet.outputs):
+        raise InvalidRequest(
+            "deep_cache is for the plain UNet, and an IP-Adapter's is in use; leave out deep_cache "
+            "or the picture (after `pipe.use_variant(None)`)"
+        )
 
 
 def _clip_skip(value: int | None, manifest: Manifest) -> int:

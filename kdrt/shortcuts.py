@@ -20,10 +20,11 @@ from kdrt.checks import whole
 from kdrt.errors import InvalidRequest
 
 SHALLOW_UNET = "unet_shallow"
-"""The component that computes the outermost layers."""
+"""The component that computes the outermost layers. It plays nobody's part, so it is not among the
+variants of a manifest."""
 
 DEEP_CACHE = "deepcache"
-"""The variant of an export that has it."""
+"""What ``kdrt export --variant`` calls it."""
 
 DEEP_FEATURE = "deep_feature"
 """What the full network hands out and the shallow one takes."""

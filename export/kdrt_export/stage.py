@@ -28,6 +28,7 @@ from kdrt.bundle import (
     new_bundle,
     write_manifest,
 )
+from kdrt.shortcuts import DEEP_CACHE, SHALLOW_UNET
 from kdrt_engines.spec import TensorSpec
 from kdrt_export.components import (
     ExportComponent,
@@ -47,6 +48,7 @@ from kdrt_export.preview_factors import Factors, preview_factors
 from kdrt_export.programs import program_from_component
 from kdrt_export.replacement_vae import replacement_vae, vae_dtype, vae_name
 from kdrt_export.report import Report, Silent
+from kdrt_export.shallow_unet import ExportShallowUNet
 from kdrt_export.sources import Source, download_files, open_source
 from kdrt_export.tokenizers import write_text_files
 from kdrt_export.trace import onnx_from_component
@@ -101,7 +103,8 @@ def export(
         fuse_qkv: concatenate attention projections.
         loras: files to merge into the weights, with their scales.
         safety_checker: export the model's safety checker; None does so if it has one.
-        variants: what to keep besides: ``unfused-qkv``, or ``fused-qkv`` without ``fuse_qkv``.
+        variants: what to keep besides: ``unfused-qkv``, or ``fused-qkv`` without ``fuse_qkv``;
+            ``deepcache``, a shallow UNet beside the whole one.
         ip_adapter: see :class:`kdrt_export.ip_adapter.IpAdapter`; kept as a variant.
         image_encoder: the folder of its image encoder.
         allow_pickle: accept pickled weights.
@@ -148,7 +151,8 @@ def export(
             job.load_vae = lambda: replacement_vae(
                 vae, opened.vae, download_files, allow_pickle=allow_pickle
             )
-        job.variants = {variant: {} for variant in variants}
+        job.variants = {variant: {} for variant in variants if variant != DEEP_CACHE}
+        job.deep_cache = DEEP_CACHE in variants
         job.ip_adapter = adapter
         if preview_decoder is not None:
             job.tiny = load_preview_decoder(preview_decoder, download_files)
@@ -207,6 +211,7 @@ class _Job:
     with_safety_checker: bool | None = None
     preview: Factors
     variants: dict[str, dict[str, str]]
+    deep_cache = False
     ip_adapter: IpAdapter | None
     ip_facts: IpAdapterFacts | None = None
     tiny: AutoencoderTiny | None = None
@@ -320,8 +325,13 @@ class _Job:
             self.variants[IP_ADAPTER] = {}
             named = self._named("unet", IP_ADAPTER)
             yield _Part(named, component, traced, verified, self.dtype)
+        if self.deep_cache:
+            shallow = ExportShallowUNet(unet, fuse_qkv=self.fuse_qkv, time_ids=time_ids)
+            yield _Part(SHALLOW_UNET, shallow, traced, verified, self.dtype)
         for variant, network, fuse in self._fusings(unet):
-            component = ExportUNet(network, fuse_qkv=fuse, time_ids=time_ids)
+            component = ExportUNet(
+                network, fuse_qkv=fuse, time_ids=time_ids, deep_feature=self.deep_cache
+            )
             yield _Part(self._named("unet", variant), component, traced, verified, self.dtype)
 
     def _image_prompt(self, adapter: IpAdapter, unet: Any) -> Iterator[_Part]:
@@ -440,10 +450,10 @@ def check_variants(variants: Sequence[str], fuse_qkv: bool) -> None:
     """Raises ExportError: a variant is unknown, or is what the bundle holds anyway."""
     possible = "unfused-qkv" if fuse_qkv else "fused-qkv"
     for variant in variants:
-        if variant != possible:
+        if variant not in (possible, DEEP_CACHE):
             raise ExportError(
                 f"'{variant}' is no variant of an export {'with' if fuse_qkv else 'without'} fused "
-                f"projections; choose {possible}"
+                f"projections; choose {possible} or {DEEP_CACHE}"
             )
 
 

@@ -159,9 +159,10 @@ def export(
     variant: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="unfused-qkv|fused-qkv",
+            metavar="unfused-qkv|fused-qkv|deepcache",
             show_default=False,
-            help="Keep the networks the other way too, for [cyan]pipe.use_variant[/].",
+            help="Keep the networks the other way too, for [cyan]pipe.use_variant[/]; or a "
+            "shallow UNet, for [cyan]--deep-cache[/].",
         ),
     ] = None,
     ip_adapter: Annotated[

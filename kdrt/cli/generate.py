@@ -247,6 +247,16 @@ def generate(
             "the other steps cost half. Another picture.",
         ),
     ] = None,
+    deep_cache: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=_SAMPLING,
+            show_default=False,
+            help="Run the whole UNet once in N evaluations, and its outermost layers in between. "
+            "Another picture; needs [cyan]kdrt export … --variant deepcache[/].",
+        ),
+    ] = None,
     clip_skip: Annotated[
         int | None,
         typer.Option(
@@ -418,6 +428,7 @@ def generate(
             guidance_scale=guidance,
             guidance_rescale=guidance_rescale,
             guidance_interval=interval,
+            deep_cache=deep_cache,
             images_per_prompt=count,
             seed=seed,
             clip_skip=clip_skip,

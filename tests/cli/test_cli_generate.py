@@ -159,6 +159,8 @@ def test_with_weighting_a_long_prompt_is_read_whole(cli, demo: str, tmp_path: Pa
         (["--guidance-rescale", "2"], ["guidance_rescale", "from 0 to 1"]),
         (["--guidance-interval", "1"], ["--guidance-interval", "0.3:5.4", "'1'"]),
         (["--guidance-interval", "5:1"], ["guidance_interval", "the lower one first"]),
+        (["--deep-cache", "1"], ["deep_cache=1", "leave it out"]),
+        (["--deep-cache", "3"], ["kdrt export demo --variant deepcache"]),
         (["--clip-skip", "99"], ["clip_skip", "99"]),
         (["--freeu", "1,2,3"], ["--freeu", "four numbers"]),
         (["--freeu", "1,2,3,x"], ["--freeu", "four numbers"]),

@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_model import TinyModel, tiny_model
+from tiny_model import TinyModel, tiny_deep_unet, tiny_model, tiny_shallow_unet
 
 from kdrt.denoiser import Denoiser
 from kdrt.errors import InvalidRequest
+from kdrt.grid import training_table
 from kdrt.parameters import parse_parameters
 from kdrt.pipeline import Pipeline
 from kdrt.sampling import SeededNoise, plan, sample
@@ -139,6 +140,67 @@ def test_a_foreign_sampler_is_guided_by_its_own_sigmas(sdxl: TinyModel) -> None:
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
 
 
+class ByHand:
+    """A denoiser without guidance that keeps the deep feature itself."""
+
+    def __init__(self, model: TinyModel, every: int) -> None:
+        self._model, self._every, self._count = model, every, 0
+        told = {k: v[-1:] for k, v in model.unet.calls[0].items() if k not in ("sample", "freeu")}
+        self._told = {**told, "freeu": torch.ones(4)}
+        self._schedule = training_table(model.manifest.scheduler)
+
+    def __call__(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
+        told = {**self._told, "timestep": torch.tensor([self._schedule.timestep(sigma)])}
+        sample = x * (1 / math.sqrt(sigma * sigma + 1))
+        if self._count % self._every == 0:
+            _, self._deep = tiny_deep_unet(sample, **told)
+        self._count += 1
+        return x - sigma * tiny_shallow_unet(sample, told["timestep"], deep_feature=self._deep)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2s_ancestral"])
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_a_deep_cache_is_a_loop_written_by_hand(family, sampler, tmp_path) -> None:
+    """Stages count, not steps."""
+    model = tiny_model(tmp_path, family, deep=True)
+    actual = latents(model, sampler=sampler, guidance_scale=1.0, deep_cache=3)
+    assert model.shallow is not None
+    full, shallow = len(model.unet.calls), len(model.shallow.calls)
+    assert full == -(-(full + shallow) // 3)
+    sigmas = [step.sigma for step in model.pipeline.steps("a", steps=5)]
+    noise = SeededNoise([3], (4, 8, 6))
+    start = noise.latents() * sigmas[0]
+    by_hand = ByHand(model, 3)
+    planned = plan(sampler, [*sigmas, 0.0])
+    expected = sample(planned, start, by_hand, noise.draw(planned.slots))
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@VARIOUS
+def test_a_network_that_does_not_change_loses_nothing(options, tmp_path, monkeypatch) -> None:
+    """With a deep feature that depends on the prompt alone, both halves of every kind of run are
+    those of the whole network: nothing is swapped or stale."""
+    import tiny_model as networks
+
+    def prompt_only(sample: torch.Tensor, timestep: torch.Tensor, **rest: torch.Tensor):
+        still = {"sample": torch.zeros_like(sample), "timestep": torch.zeros_like(timestep)}
+        deep = networks.tiny_unet(**still, **rest)
+        return networks.tiny_shallow_unet(sample, timestep, deep_feature=deep), deep
+
+    monkeypatch.setattr(networks, "tiny_deep_unet", prompt_only)
+    model = tiny_model(tmp_path, "sdxl", deep=True)
+    for more in ({}, {"guidance_interval": (0.4, 4.0)}):
+        expected = latents(model, **options, **more)
+        assert torch.equal(latents(model, deep_cache=3, **options, **more), expected)
+        assert model.shallow is not None
+        assert len(model.shallow.calls) > 0
+
+
+def test_a_deep_cache_needs_a_shallow_unet(sdxl: TinyModel) -> None:
+    with pytest.raises(InvalidRequest, match=r"'tiny' has none; export it with `kdrt export tests"):
+        sdxl.pipeline("a", deep_cache=2)
+
+
 def test_nothing_is_left_for_the_next_picture(sdxl: TinyModel) -> None:
     expected = latents(sdxl)
     latents(sdxl, guidance_interval=(0.4, 4.0), seed=8)
@@ -149,6 +211,7 @@ def test_nothing_is_left_for_the_next_picture(sdxl: TinyModel) -> None:
 def test_the_picture_says_so(sdxl: TinyModel) -> None:
     result = sdxl.pipeline("a", seed=1, steps=2, guidance_interval=(0.25, 5.42))
     assert parse_parameters(str(result.parameters[0]))["Guidance interval"] == "0.25 to 5.42"
+    assert "Deep cache" not in str(result.parameters[0])
     plain = sdxl.pipeline("a", seed=1, steps=2)
     assert "Guidance interval" not in str(plain.parameters[0])
 
