@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
@@ -58,6 +58,9 @@ from kdrt_export.vision import ExportSafetyChecker
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Network = TypeVar("Network", bound=torch.nn.Module)
 TARGETS = ("onnxruntime", "torch")
+_INT8 = ("unet", "text_encoder")
+"""What begins so can have its weights as bytes. The VAE cannot: it is small, and whatever it gets
+wrong is in the pixels at once."""
 _VAE_TRACED = {"B": 1, "h": 6, "w": 5}
 _VAE_VERIFIED = [{"B": 2, "h": 8, "w": 12}, {"B": 1, "h": 9, "w": 7}]
 _TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxruntime")
@@ -79,6 +82,7 @@ def export(
     loras: Sequence[tuple[Path, float]] = (),
     safety_checker: bool | None = None,
     variants: Sequence[str] = (),
+    weights: str = "float",
     ip_adapter: str | None = None,
     image_encoder: Path | None = None,
     allow_pickle: bool = False,
@@ -105,6 +109,8 @@ def export(
         safety_checker: export the model's safety checker; None does so if it has one.
         variants: what to keep besides: ``unfused-qkv``, or ``fused-qkv`` without ``fuse_qkv``;
             ``deepcache``, a shallow UNet beside the whole one.
+        weights: ``float``, or ``int8``: those of UNets and text encoders as bytes, for size; see
+            :mod:`kdrt_export.int8_weights`.
         ip_adapter: see :class:`kdrt_export.ip_adapter.IpAdapter`; kept as a variant.
         image_encoder: the folder of its image encoder.
         allow_pickle: accept pickled weights.
@@ -120,6 +126,7 @@ def export(
     """
     _check_choices(precision, targets)
     check_variants(variants, fuse_qkv)
+    check_weights(weights, precision, targets)
     _check_choices(vae_precision, ())
     if precision == "auto":
         precision = "fp16" if torch.cuda.is_available() else "fp32"
@@ -157,7 +164,8 @@ def export(
         if preview_decoder is not None:
             job.tiny = load_preview_decoder(preview_decoder, download_files)
         components = {
-            part.name: _export_part(part, partial, targets, report) for part in job.parts()
+            part.name: _export_part(part, partial, targets, report, weights == "int8")
+            for part in job.parts()
         }
         report.start("manifest")
         write_manifest(
@@ -180,6 +188,7 @@ def export(
                     loras=job.baked_loras,
                     vae=vae_name(vae) if vae else None,
                     preview_decoder=preview_decoder,
+                    weights=cast(Literal["float", "int8"], weights),
                 ),
                 variants=job.variants,
                 ip_adapter=job.ip_facts,
@@ -358,8 +367,11 @@ class _Job:
         return f"{name}-{variant}"
 
 
-def _export_part(part: _Part, folder: Path, targets: Sequence[str], report: Report) -> Component:
+def _export_part(
+    part: _Part, folder: Path, targets: Sequence[str], report: Report, int8: bool = False
+) -> Component:
     component = part.component
+    int8 = int8 and part.name.startswith(_INT8)
     own_precision = next(name for name, dtype in PRECISIONS.items() if dtype == part.dtype)
     report.start(f"{part.name}: eager reference")
     cases = make_cases(component, part.verified)
@@ -369,7 +381,9 @@ def _export_part(part: _Part, folder: Path, targets: Sequence[str], report: Repo
     component.rewrite()
     component.cast(part.dtype)
     parameters = sum(p.numel() for p in component.parameters())
-    model = onnx_from_component(component, part.traced, folder / "onnx" / part.name)
+    model = onnx_from_component(
+        component, part.traced, folder / "onnx" / part.name, int8_weights=int8
+    )
     report.done(f"{parameters / 1e6:,.1f} M parameters")
     if "torch" in targets:
         report.start(f"{part.name}: torch program")
@@ -382,7 +396,7 @@ def _export_part(part: _Part, folder: Path, targets: Sequence[str], report: Repo
 
     report.start(f"{part.name}: verify")
     engine = verification_engine(component, model, own_precision)
-    figures = verify(part.name, engine, cases, own_precision)
+    figures = verify(part.name, engine, cases, "int8" if int8 else own_precision)
     report.done(
         "relative error "
         + ", ".join(f"{figure.relative_error:.1e} at {sizes(figure.dims)}" for figure in figures)
@@ -444,6 +458,22 @@ def _check_choices(precision: str, targets: Sequence[str]) -> None:
     unknown = [target for target in targets if target not in TARGETS]
     if unknown:
         raise ExportError(f"'{unknown[0]}' is no target; choose {' or '.join(TARGETS)}")
+
+
+def check_weights(weights: str, precision: str, targets: Sequence[str]) -> None:
+    """Raises ExportError: weights cannot be stored like that, or not for this."""
+    if weights not in ("float", "int8"):
+        raise ExportError(f"weights cannot be stored as '{weights}'; choose float or int8")
+    if weights == "int8" and "torch" in targets:
+        raise ExportError(
+            "int8 weights are for the ONNX files, and a torch program holds its own; leave out "
+            "--target torch or --weights int8"
+        )
+    if weights == "int8" and precision == "bf16":
+        raise ExportError(
+            "int8 weights in bf16 could not be verified, since ONNX Runtime has no bfloat16 on a "
+            "CPU; choose --precision fp32 or fp16"
+        )
 
 
 def check_variants(variants: Sequence[str], fuse_qkv: bool) -> None:

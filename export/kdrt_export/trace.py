@@ -26,6 +26,7 @@ from onnx_ir.passes import common
 from kdrt._version import __version__ as kdrt_version
 from kdrt_engines.spec import TensorSpec
 from kdrt_export.components import ExportComponent
+from kdrt_export.int8_weights import quantise_weights
 
 OPSET = 20
 MODEL_FILE = "model.onnx"
@@ -38,11 +39,15 @@ _ONNX_TYPES = {
     torch.float16: onnx.TensorProto.FLOAT16,
     torch.bfloat16: onnx.TensorProto.BFLOAT16,
     torch.int64: onnx.TensorProto.INT64,
+    torch.int8: onnx.TensorProto.INT8,
 }
 
 
-def onnx_from_component(component: ExportComponent, dims: dict[str, int], folder: Path) -> Path:
+def onnx_from_component(
+    component: ExportComponent, dims: dict[str, int], folder: Path, *, int8_weights: bool = False
+) -> Path:
     """Trace ``component`` at the sizes ``dims`` and write it to ``folder``; return the model file.
+    ``int8_weights`` stores the large weights as bytes; see :mod:`kdrt_export.int8_weights`.
 
     The sizes only drive the tracer: every symbol of the spec stays dynamic. Raises
     ``onnx.checker.ValidationError`` if the result is not valid ONNX.
@@ -51,7 +56,10 @@ def onnx_from_component(component: ExportComponent, dims: dict[str, int], folder
     _name_dimensions(graph, component)
     graph.producer_name, graph.producer_version = "kdrt", kdrt_version
     folder.mkdir(parents=True, exist_ok=True)
-    _attach_weights(graph, component, folder / WEIGHTS_FILE)
+    tensors = _tensors(component)
+    if int8_weights:
+        tensors = quantise_weights(graph.graph, tensors)
+    _attach_weights(graph, component, tensors, folder / WEIGHTS_FILE)
     path = folder / MODEL_FILE
     path.write_bytes(graph.SerializeToString())
     onnx.checker.check_model(str(path), full_check=False)
@@ -116,12 +124,20 @@ def _name_dimensions(graph: onnx.ModelProto, component: ExportComponent) -> None
                 shape.dim.add().dim_param = size
 
 
-def _attach_weights(graph: onnx.ModelProto, component: ExportComponent, file: Path) -> None:
-    declared = {tensor.name for tensor in component.spec.inputs}
-    tensors: dict[str, torch.Tensor] = {
+def _tensors(component: ExportComponent) -> dict[str, torch.Tensor]:
+    return {
         **dict(component.named_parameters(remove_duplicate=False)),
         **dict(component.named_buffers(remove_duplicate=False)),
     }
+
+
+def _attach_weights(
+    graph: onnx.ModelProto,
+    component: ExportComponent,
+    tensors: dict[str, torch.Tensor],
+    file: Path,
+) -> None:
+    declared = {tensor.name for tensor in component.spec.inputs}
     kept = [value for value in graph.graph.input if value.name in declared]
     weights = [value.name for value in graph.graph.input if value.name not in declared]
     with file.open("wb") as stream:

@@ -133,6 +133,7 @@ class LoraStack:
             AdapterWarning: some of its layers do not exist in this model.
         """
         started = time.perf_counter()
+        self._check_base()
         file = source
         if not isinstance(file, LoraFile):
             file = read_lora(file, allow_pickle=allow_pickle)
@@ -257,6 +258,15 @@ class LoraStack:
         if network not in self._networks:
             self._networks[network] = _Network(self._bundle, self._components[network])
         return self._networks[network]
+
+    def _check_base(self) -> None:
+        manifest = self._bundle.manifest
+        if manifest.baked.weights == "int8":
+            raise InvalidRequest(
+                f"LoRAs are added to the base weights, and '{manifest.name}' has them as int8 "
+                f"only: bake them in with `kdrt export {manifest.source} --weights int8 --lora "
+                "FILE:SCALE`, or export without --weights"
+            )
 
     def _check_loaded(self, names: Mapping[str, object] | Sequence[str]) -> None:
         for name in names:

@@ -27,16 +27,10 @@ COMPONENTS = {
     ),
     "inpainting unet": lambda: ExportUNet(unet("sd", in_channels=9)),
     "unet with its deep feature": lambda: ExportUNet(unet("sd"), deep_feature=True),
-    "xl unet with its deep feature": lambda: ExportUNet(unet("sdxl"), deep_feature=True),
     **{
         f"shallow unet {kind}": lambda kind=kind: ExportShallowUNet(unet(kind))
-        for kind in ("sd", "sd2", "sdxl", "lcm")
+        for kind in ("sd", "sdxl", "lcm")
     },
-    "shallow inpainting unet": lambda: ExportShallowUNet(unet("sd", in_channels=9)),
-    "shallow refiner unet": lambda: ExportShallowUNet(
-        unet("sdxl", projection_class_embeddings_input_dim=5 * 8 + 20), time_ids=5
-    ),
-    "shallow unet without fused qkv": lambda: ExportShallowUNet(unet("sd"), fuse_qkv=False),
     "shallow unet with FreeU in it": lambda: ExportShallowUNet(
         unet(
             "sd",
