@@ -78,7 +78,10 @@ class Denoiser:
         shallow: Callable[[], Engine] | None = None,
     ) -> None:
         def bind(evaluation: Evaluation) -> BoundUNet:
-            engine = unet if evaluation.full or shallow is None else shallow()
+            engine = unet
+            if not evaluation.full:
+                assert shallow is not None  # the request is refused where there is none
+                engine = shallow()
             halves = 2 if doubled and evaluation.guided else 1
             return BoundUNet(
                 engine, images=images, halves=halves, height=height, width=width, tokens=tokens

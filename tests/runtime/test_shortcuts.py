@@ -9,13 +9,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_model import TinyModel, tiny_deep_unet, tiny_model, tiny_shallow_unet
+from tiny_model import TinyModel, tiny_deep_unet, tiny_model, tiny_shallow_unet, unet_spec
 
 from kdrt.denoiser import Denoiser
 from kdrt.errors import InvalidRequest
 from kdrt.grid import training_table
 from kdrt.parameters import parse_parameters
 from kdrt.pipeline import Pipeline
+from kdrt.request import Request, resolve
 from kdrt.sampling import SeededNoise, plan, sample
 from kdrt.shortcuts import Course, Shortcuts, every, interval
 
@@ -194,6 +195,17 @@ def test_a_network_that_does_not_change_loses_nothing(options, tmp_path, monkeyp
         assert torch.equal(latents(model, deep_cache=3, **options, **more), expected)
         assert model.shallow is not None
         assert len(model.shallow.calls) > 0
+
+
+def test_the_unet_in_use_must_hand_out_its_depth(tmp_path) -> None:
+    """An IP-Adapter's, in a bundle that has a shallow one for the plain UNet, does not."""
+    model = tiny_model(tmp_path, deep=True)
+    request = Request(prompt="a", deep_cache=2)
+    table = training_table(model.manifest.scheduler)
+    unet = model.manifest.components["unet"].spec()
+    assert resolve(request, model.manifest, unet, table).shortcuts.deep_cache == 2
+    with pytest.raises(InvalidRequest, match="for the plain UNet, and an IP-Adapter's is in use"):
+        resolve(request, model.manifest, unet_spec(), table)
 
 
 def test_a_deep_cache_needs_a_shallow_unet(sdxl: TinyModel) -> None:
