@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lora_files import ATTENTION, CONVOLUTIONS, kohya, networks, random_lora
+from lora_files import (
+    ATTENTION,
+    CONVOLUTIONS,
+    kohya,
+    kohya_with_ldm_names,
+    networks,
+    random_lora,
+)
 from safetensors.torch import save_file
 from tiny_bundles import NEGATIVE, PROMPT, TinyModel
 from torch import Tensor
@@ -142,12 +149,13 @@ def test_every_kind_of_run(deep: TinyModel) -> None:
     assert np.array_equal(in_turn(PROMPT, **options).images, expected)
 
 
-def test_loras_are_in_both_networks(deep: TinyModel, tmp_path: Path) -> None:
-    """Each evaluation of a run is with the LoRA: as in a bundle that has it baked in. Names that
-    number the blocks are those of the whole network."""
+@pytest.mark.parametrize("names", [kohya, kohya_with_ldm_names])
+def test_loras_are_in_both_networks(deep: TinyModel, names: Any, tmp_path: Path) -> None:
+    """Each evaluation of a run is with the LoRA: as in a bundle that has it baked in. LDM's names
+    number the blocks of the whole network, which the shallow one does not have."""
     layers = random_lora(networks(deep.diffusers()), (*ATTENTION, *CONVOLUTIONS))
     file = tmp_path / "style.safetensors"
-    save_file(kohya(layers), file)
+    save_file(names(layers), file)
     baked = TinyModel.make(deep.family, tmp_path, variants=["deepcache"], loras=[(file, 0.7)])
     expected = by_kdrt(kdrt.load(baked.bundle), SIZES[0], deep_cache=3)
     pipe = kdrt.load(deep.bundle)
