@@ -176,13 +176,15 @@ class BakedLora(_Strict):
 
 class Baked(_Strict):
     """What the export put into the graphs; ``vae`` and ``preview_decoder`` are the sources of
-    networks that are not the model's own."""
+    networks that are not the model's own. ``weights`` says how those of the UNets and text encoders
+    are stored: in the precision they are computed in, or as int8 with a scale for each channel."""
 
     fused_qkv: bool
     freeu: bool
     loras: tuple[BakedLora, ...] = ()
     vae: str | None = None
     preview_decoder: str | None = None
+    weights: Literal["float", "int8"] = "float"
 
 
 class Manifest(_Strict):

@@ -11,27 +11,24 @@ Both are ``skip·x + out·prediction`` with numbers that depend on σ alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from kdrt.adapters.ip_adapter import write_image_prompt
+from kdrt.bound_unet import GUIDANCE_INPUT, BoundUNet, Number
 from kdrt.prompt import Conditioning
 from kdrt.sampling import NoiseSchedule
+from kdrt.shortcuts import Course, Evaluation, Shortcuts
 from kdrt_engines import Engine, EngineSpec
 
 PredictionType = Literal["epsilon", "v_prediction"]
 
-Number = float | Tensor
-"""A Python number, or one on the device, without dimensions."""
-
 FREEU_OFF = (1.0, 1.0, 1.0, 1.0)
 """(b1, b2, s1, s2) at which FreeU is exactly the identity."""
 
-GUIDANCE_INPUT = "timestep_cond"
-"""The input of distilled models, which take the guidance scale as an embedding."""
+_PLAIN = Evaluation()
 
 
 def is_doubled(unet: EngineSpec, guidance_scale: float, *, asked: bool = False) -> bool:
@@ -39,15 +36,6 @@ def is_doubled(unet: EngineSpec, guidance_scale: float, *, asked: bool = False) 
     (``asked``) needs one, and never for a distilled model, which takes the guidance scale as an
     input."""
     return (asked or guidance_scale > 1) and not unet.has_input(GUIDANCE_INPUT)
-
-
-def guidance_embedding(guidance_scale: float, size: int) -> Tensor:
-    """The guidance scale as sines and cosines, float32 ``[size]`` (Luo et al. 2023, "Latent
-    Consistency Models", on w = guidance_scale − 1)."""
-    half = size // 2
-    exponents = torch.arange(half, dtype=torch.float32) / max(half - 1, 1)
-    angles = 1000.0 * (guidance_scale - 1) * torch.exp(-math.log(10_000) * exponents)
-    return torch.cat([angles.sin(), angles.cos(), torch.zeros(size - 2 * half)])
 
 
 class Denoiser:
@@ -66,6 +54,7 @@ class Denoiser:
         width: latent columns.
         tokens: L, the length of the conditioning.
         doubled: run an unconditional half in front of the conditional one.
+        shallow: gives the shallow UNet, asked when :meth:`prepare` first needs it.
 
     Attributes:
         extra_channels: channels of the UNet's sample beyond the latents': inpainting models have
@@ -86,31 +75,33 @@ class Denoiser:
         width: int,
         tokens: int,
         doubled: bool,
+        shallow: Callable[[], Engine] | None = None,
     ) -> None:
-        halves = 2 if doubled else 1
-        self._binding = unet.bind(B=halves * images, L=tokens, h=height, w=width)
+        def bind(evaluation: Evaluation) -> BoundUNet:
+            engine = unet
+            if not evaluation.full:
+                assert shallow is not None  # the request is refused where there is none
+                engine = shallow()
+            halves = 2 if doubled and evaluation.guided else 1
+            return BoundUNet(
+                engine, images=images, halves=halves, height=height, width=width, tokens=tokens
+            )
+
+        self._bind = bind
+        self._networks = {_PLAIN: bind(_PLAIN)}
+        """One for each kind of evaluation that was ever needed."""
         self._noise_schedule = noise_schedule
         self._predicts_v = prediction_type == "v_prediction"
+        self._shortcuts = Shortcuts()
+        self._course = Course(self._shortcuts)
         self._guidance_scale = 1.0
         self._rescale = 0.0
         self._guidance_numbers = torch.zeros(2, device=unet.device)
         """Both again, where operations that run later read them."""
 
-        # Views are made here, not in each step. The unconditional half comes first.
-        inputs = self._binding.inputs
-        channels = self._binding.outputs["noise_pred"].shape[1]
-        self.extra_channels: int = inputs["sample"].shape[1] - channels
-        self._extra = inputs["sample"][:, channels:].chunk(halves)
-        self._samples = inputs["sample"][:, :channels].chunk(halves)
-        self._timestep = inputs["timestep"]
-        self._noise_pred = self._binding.outputs["noise_pred"]
-        self._prediction = self._noise_pred
-        if self._noise_pred.dtype != torch.float32:
-            # Guidance amplifies differences: they must not be taken in half precision.
-            self._prediction = torch.empty_like(self._noise_pred, dtype=torch.float32)
-        self._predictions = self._prediction.chunk(halves)
-        self._guided = torch.empty_like(self._predictions[0])
-        self._denoised = torch.empty_like(self._predictions[0])
+        self.extra_channels = self._networks[_PLAIN].extra_channels
+        self._guided = torch.empty_like(self._networks[_PLAIN].predictions[0])
+        self._denoised = torch.empty_like(self._guided)
         self._unconditional: Tensor | None = None
         self._keeps_unconditional = False
         self._wanted_std = self._guided.new_empty(images, 1, 1, 1)
@@ -128,8 +119,9 @@ class Denoiser:
         time_ids: Tensor | None = None,
         freeu: tuple[float, float, float, float] = FREEU_OFF,
         unconditional: bool = False,
+        shortcuts: Shortcuts | None = None,
     ) -> None:
-        """Write all that does not change from step to step.
+        """Write all that does not change from step to step, and begin a run.
 
         Args:
             positive: conditioning of B prompts.
@@ -139,24 +131,24 @@ class Denoiser:
             time_ids: SDXL's size conditioning, ``[B, 6]`` (the refiner's ``[B, 5]``), or twice as
                 many with the negative half first if doubled.
             freeu: (b1, b2, s1, s2).
-            unconditional: offer :attr:`unconditional` too; only if doubled.
+            unconditional: offer :attr:`unconditional` too; only if doubled, and not with a
+                guidance interval.
+            shortcuts: which evaluations do less; a deep cache only with ``shallow``.
+
+        Raises:
+            ShapeError: the shallow engine does not allow these sizes.
         """
+        self._shortcuts = shortcuts or Shortcuts()
+        self._course = Course(self._shortcuts)
         self._keeps_unconditional = unconditional
         if unconditional and self._unconditional is None:
             self._unconditional = torch.empty_like(self._denoised)
+        for evaluation in self._shortcuts.kinds():
+            if evaluation not in self._networks:
+                self._networks[evaluation] = self._bind(evaluation)
         halves = [positive] if negative is None else [negative, positive]
-        inputs = self._binding.inputs
-        inputs["encoder_hidden_states"].copy_(torch.cat([h.encoder_hidden_states for h in halves]))
-        pooled = [half.text_embeds for half in halves if half.text_embeds is not None]
-        if "text_embeds" in inputs:
-            inputs["text_embeds"].copy_(torch.cat(pooled))
-        if time_ids is not None:
-            inputs["time_ids"].copy_(time_ids)
-        if "freeu" in inputs:
-            inputs["freeu"].copy_(torch.tensor(freeu))
-        if GUIDANCE_INPUT in inputs:
-            embedding = inputs[GUIDANCE_INPUT]
-            embedding.copy_(guidance_embedding(guidance_scale, embedding.shape[-1]))
+        for network in self._networks.values():
+            network.write(halves, guidance_scale=guidance_scale, time_ids=time_ids, freeu=freeu)
         self._guidance_scale = guidance_scale
         self._rescale = guidance_rescale
         self._guidance_numbers.copy_(torch.tensor([guidance_scale, guidance_rescale]))
@@ -177,32 +169,37 @@ class Denoiser:
     def write_extra_channels(self, channels: Tensor) -> None:
         """Write once what an inpainting UNet sees in every step besides the sample: ``[B,
         extra_channels, h, w]``. Unlike the sample it is not scaled with the noise."""
-        for half in self._extra:
-            half.copy_(channels)
+        for network in self._networks.values():
+            network.write_extra_channels(channels)
 
     def prepare_image_prompt(self, tokens: Tensor | None, scale: float) -> None:
         """Write what an IP-Adapter's UNet attends to: tokens ``[B, N, D]``, or ``[2B, N, D]`` with
         the unconditional half first, and how much they count; None is exactly off."""
-        write_image_prompt(self._binding.inputs, tokens, scale)
+        for network in self._networks.values():
+            network.write_image_prompt(tokens, scale)
 
     @torch.no_grad()
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
-        """Denoise float32 ``x [B, C, h, w]`` at noise level ``sigma``.
+        """Denoise float32 ``x [B, C, h, w]`` at noise level ``sigma``: the next evaluation of the
+        run that :meth:`prepare` began.
 
         Returns:
             float32 ``[B, C, h, w]``, overwritten by the next call.
         """
-        return self._evaluate(x, self.numbers(sigma), self._guidance_scale, self._rescale)
+        evaluation = self._course.next(sigma)
+        numbers = self.numbers(sigma)
+        return self._evaluate(x, numbers, self._guidance_scale, self._rescale, evaluation)
 
     @torch.no_grad()
-    def denoise(self, x: Tensor, numbers: Tensor) -> Tensor:
+    def denoise(self, x: Tensor, numbers: Tensor, evaluation: Evaluation = _PLAIN) -> Tensor:
         """Denoise ``x`` with the :meth:`numbers` of a noise level, float32 ``[4]`` on its device.
 
         Whatever depends on the noise level or on the guidance scale is read on the device when
-        the operations run, so a captured call serves every value of either.
+        the operations run, so a captured call serves every value of either. Which operations
+        those are is up to the ``evaluation``, one of :meth:`evaluations`.
         """
         guidance_scale, rescale = self._guidance_numbers.unbind()
-        return self._evaluate(x, numbers.unbind(), guidance_scale, rescale)
+        return self._evaluate(x, numbers.unbind(), guidance_scale, rescale, evaluation)
 
     def numbers(self, sigma: float) -> tuple[float, float, float, float]:
         """(c, timestep, skip, out) of a noise level; see the module's docstring."""
@@ -210,28 +207,36 @@ class Denoiser:
         skip, out = (scale * scale, -sigma * scale) if self._predicts_v else (1.0, -sigma)
         return scale, self._noise_schedule.timestep(sigma), skip, out
 
+    def evaluations(self, sigmas: Iterable[float]) -> tuple[Evaluation, ...]:
+        """What kind of evaluation each of a run at these noise levels is."""
+        return self._shortcuts.evaluations(sigmas)
+
     def mode(self) -> Hashable:
-        """What decides which operations a call enqueues, besides the sizes."""
-        return self._rescale > 0, self._keeps_unconditional
+        """What decides which operations a call enqueues, besides the sizes and the kind of
+        evaluation."""
+        return self._rescale > 0, self._keeps_unconditional, self._shortcuts.deep_cache is not None
 
     def held(self) -> tuple[Tensor, ...]:
         """See `kdrt_engines.Binding.held`."""
-        return self._binding.held()
+        return tuple(held for network in self._networks.values() for held in network.held())
 
     def _evaluate(
-        self, x: Tensor, numbers: Sequence[Number], guidance_scale: Number, rescale: Number
+        self,
+        x: Tensor,
+        numbers: Sequence[Number],
+        guidance_scale: Number,
+        rescale: Number,
+        evaluation: Evaluation,
     ) -> Tensor:
         scale, timestep, skip, out = numbers
-        for half in self._samples:
-            torch.mul(x, scale, out=half)
-        self._timestep.fill_(timestep)
-        self._binding.run()
-        if self._prediction is not self._noise_pred:
-            self._prediction.copy_(self._noise_pred)
+        network = self._networks[evaluation]
+        predictions = network.predict(x, scale, timestep)
+        if evaluation.full and self._shortcuts.deep_cache is not None:
+            self._networks[Evaluation(evaluation.guided, full=False)].take_deep_feature(network)
 
-        guided = self._guided_prediction(guidance_scale, rescale)
+        guided = self._guided_prediction(predictions, guidance_scale, rescale)
         if self._keeps_unconditional and self._unconditional is not None:
-            self._affine(x, skip, self._predictions[0], out, into=self._unconditional)
+            self._affine(x, skip, predictions[0], out, into=self._unconditional)
         return self._affine(x, skip, guided, out, into=self._denoised)
 
     def _affine(
@@ -244,16 +249,18 @@ class Denoiser:
             return torch.addcmul(x, prediction, out, out=into)
         return torch.add(x, prediction, alpha=out, out=into)
 
-    def _guided_prediction(self, guidance_scale: Number, rescale: Number) -> Tensor:
+    def _guided_prediction(
+        self, predictions: Sequence[Tensor], guidance_scale: Number, rescale: Number
+    ) -> Tensor:
         """Classifier-free guidance, ``u + w·(c − u)``.
 
         It is defined on the denoised pictures. Those are the same affine map of the two
         predictions, with which a combination whose weights sum to 1 commutes; done before the
         map it costs one kernel, and rescaling needs it there.
         """
-        if len(self._predictions) == 1:
-            return self._predictions[0]
-        unconditional, conditional = self._predictions
+        if len(predictions) == 1:
+            return predictions[0]
+        unconditional, conditional = predictions
         torch.lerp(unconditional, conditional, guidance_scale, out=self._guided)
         if self._rescale > 0:
             self._rescale_to(conditional, rescale)

@@ -51,6 +51,7 @@ class Denoising:
         noise_schedule: the training table.
         encode: the VAE's encoder, for pictures to begin with.
         image_prompts: makes an IP-Adapter's tokens.
+        shallow: gives the shallow UNet, asked when it is first needed.
         graph: how much to capture.
         stream: to capture on; None on a CPU.
     """
@@ -63,6 +64,7 @@ class Denoising:
         encode: Encode,
         image_prompts: ImagePrompts,
         *,
+        shallow: Callable[[], Engine],
         graph: GraphLevel,
         stream: torch.cuda.Stream | None,
     ) -> None:
@@ -71,6 +73,7 @@ class Denoising:
         self._noise_schedule = noise_schedule
         self._encode = encode
         self._image_prompts = image_prompts
+        self._shallow = shallow
         self._graph = graph
         self._stream = stream
         self.graphs = GraphCache()
@@ -174,6 +177,7 @@ class Denoising:
             time_ids=_time_ids(job, images, doubled=doubled),
             freeu=job.freeu,
             unconditional=job.plan.needs_unconditional,
+            shortcuts=job.shortcuts,
         )
         sized.denoiser.prepare_image_prompt(image_tokens, job.request.ip_adapter_scale)
         return sized
@@ -202,6 +206,7 @@ class Denoising:
                 width=width,
                 tokens=tokens,
                 doubled=doubled,
+                shallow=self._shallow,
             )
             return _Sized(denoiser, self._runner)
 

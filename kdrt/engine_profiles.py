@@ -18,6 +18,7 @@ from fractions import Fraction
 
 from kdrt.bundle import LatentFacts, Manifest
 from kdrt.errors import EngineError
+from kdrt.shortcuts import SHALLOW_UNET
 from kdrt_engines.profiles import Profile, Range
 
 NAMES = ("square", "portrait", "landscape", "any")
@@ -109,7 +110,7 @@ def is_guided(manifest: Manifest) -> bool:
 
 def _profile(manifest: Manifest, component: str, name: str) -> Profile:
     meaning = _meaning(manifest, name)
-    if component == "unet":
+    if component in ("unet", SHALLOW_UNET):
         rows = 2 if is_guided(manifest) else 1
         pictures = meaning.pictures
         return Profile(

@@ -1,7 +1,8 @@
 """How much of a run is captured in CUDA graphs.
 
     off     every operation is enqueued by itself
-    step    one graph for a stage: input scaling, network, guidance, update; replayed each time
+    step    one graph for a stage: input scaling, network, guidance, update; replayed each time;
+            where some evaluations do less (`kdrt.shortcuts`), one for each kind of them
     loop    one graph for all stages: one launch a picture
 
 The stages read their numbers from a table on the device (`kdrt.sampling.table`), so a graph serves
@@ -81,14 +82,17 @@ class GraphRunner:
     ) -> Iterator[Step]:
         """As `kdrt.sampling.run`. Not ``watched``, only the last step may be yielded."""
         if self.level == "loop" and not watched:
-            replay = self._captured(plan, latents, whole=True)
+            loop = self._loop(plan, latents)
+            replay = self._captured(loop, plan, latents, loop.evaluations(plan), what="loop")
             if replay is not None:
                 return self._whole(plan, latents, noise, replay)
         if self.level != "off":
-            replay = self._captured(plan, latents, whole=False)
-            if replay is not None:
-                loop = self._loop(plan, latents)
-                return run_table(loop, plan, latents, noise, do_stage=replay)
+            loop = self._loop(plan, latents)
+            replays = self._stages(loop, plan, latents)
+            if replays is not None:
+                return run_table(
+                    loop, plan, latents, noise, do_stage=lambda evaluation: replays[evaluation]()
+                )
         return run(plan, latents, self._denoise, noise)
 
     def close(self) -> None:
@@ -108,27 +112,45 @@ class GraphRunner:
         layout = Layout.of(plan)
         return self._loops.get(layout, lambda: TableLoop(layout, self._denoise, latents))
 
-    def _captured(self, plan: Plan, latents: Tensor, *, whole: bool) -> Callable[[], None] | None:
-        """The replay of the stage, or of the whole run; None where it cannot be captured."""
-        loop = self._loop(plan, latents)
-        count = len(plan.stages) if whole else 1
+    def _stages(
+        self, loop: TableLoop, plan: Plan, latents: Tensor
+    ) -> dict[Hashable, Callable[[], None]] | None:
+        """The replay of a stage by kind of evaluation; None where one cannot be captured."""
+        replays: dict[Hashable, Callable[[], None]] = {}
+        for evaluation in dict.fromkeys(loop.evaluations(plan)):
+            replay = self._captured(loop, plan, latents, (evaluation,), what="step")
+            if replay is None:
+                return None
+            replays[evaluation] = replay
+        return replays
+
+    def _captured(
+        self,
+        loop: TableLoop,
+        plan: Plan,
+        latents: Tensor,
+        evaluations: tuple[Hashable, ...],
+        *,
+        what: Literal["step", "loop"],
+    ) -> Callable[[], None] | None:
+        """The replay of stages with these evaluations; None where they cannot be captured."""
         capture = cast(Capture, self._capture)
 
         def work() -> None:
-            for _ in range(count):
-                loop.stage()
+            for evaluation in evaluations:
+                loop.stage(evaluation)
 
         def make() -> Graph:
             loop.load(plan, latents, None)
             return capture(work, self._denoise.held())
 
-        key = (loop, count if whole else "step", self._denoise.mode())
+        key = (loop, evaluations, self._denoise.mode())
         try:
             return self._graphs.get(key, make).replay
         except CaptureError as error:
-            self.level = "step" if whole else "off"
+            self.level = "step" if what == "loop" else "off"
             warnings.warn(
-                f"the {'loop' if whole else 'step'} cannot be captured in a CUDA graph ({error}); "
+                f"the {what} cannot be captured in a CUDA graph ({error}); "
                 f"running with graph={self.level!r}",
                 CaptureWarning,
                 stacklevel=2,

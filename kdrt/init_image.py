@@ -19,7 +19,7 @@ A UNet trained for inpainting (nine channels) sees mask and masked picture as in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,7 @@ from kdrt.denoiser import Denoiser
 from kdrt.errors import InvalidRequest
 from kdrt.image_input import masks, pictures
 from kdrt.sampling.executor import Denoise
+from kdrt.shortcuts import Evaluation
 from kdrt_engines import EngineSpec
 
 if TYPE_CHECKING:
@@ -121,14 +122,18 @@ class KnownRegionOfDenoiser(KnownRegion):
 
     _denoise: Denoiser
 
-    def denoise(self, x: Tensor, numbers: Tensor) -> Tensor:
+    def denoise(self, x: Tensor, numbers: Tensor, evaluation: Evaluation) -> Tensor:
         """As `Denoiser.denoise`."""
-        denoised = self._denoise.denoise(x, numbers)
+        denoised = self._denoise.denoise(x, numbers, evaluation)
         return torch.where(self._mask, denoised, self._known, out=self._result)
 
     def numbers(self, sigma: float) -> tuple[float, float, float, float]:
         """As `Denoiser.numbers`."""
         return self._denoise.numbers(sigma)
+
+    def evaluations(self, sigmas: Iterable[float]) -> tuple[Evaluation, ...]:
+        """As `Denoiser.evaluations`."""
+        return self._denoise.evaluations(sigmas)
 
     def mode(self) -> Hashable:
         """As `Denoiser.mode`."""

@@ -114,6 +114,8 @@ def keep_optimized(
 
 def _source(bundle: Bundle, component: str) -> Path | None:
     """The graph that is loaded most; None if it is not worth keeping."""
+    if bundle.manifest.baked.weights == "int8":
+        return None  # they would be kept as what they were rounded from, four times the size
     described = bundle.manifest.components[component]
     graphs = described.onnxruntime
     if graphs is None or any(t.dtype in ("float16", "bfloat16") for t in described.inputs):

@@ -157,6 +157,11 @@ def _extras(job: Job, manifest: Manifest, index: int) -> Iterator[tuple[str, Val
         yield "Sigmas", " ".join(f"{sigma:.6g}" for sigma in job.plan.sigmas)
     if request.guidance_rescale:
         yield "Guidance rescale", request.guidance_rescale
+    if job.shortcuts.guidance_interval is not None:
+        low, high = job.shortcuts.guidance_interval
+        yield "Guidance interval", f"{low:g} to {high:g}"
+    if job.shortcuts.deep_cache is not None:
+        yield "Deep cache", job.shortcuts.deep_cache
     if job.freeu != FREEU_OFF:
         for name, value in zip(("b1", "b2", "s1", "s2"), job.freeu, strict=True):
             yield f"FreeU {name}", value

@@ -40,6 +40,7 @@ from kdrt.prompt import (
 )
 from kdrt.request import Job, Request, resolve
 from kdrt.safety import ImageFilter, SafetyChecker, looked_at
+from kdrt.shortcuts import SHALLOW_UNET
 from kdrt.size_conditioning import Size, SizeConditioning
 from kdrt.streams import OwnStream
 from kdrt.turns import Turns
@@ -144,6 +145,7 @@ class Pipeline(AdapterSwitches, VaeSwitches):
             self._noise_schedule,
             self.vae.encode,
             self._image_prompts,
+            shallow=lambda: self.engines[SHALLOW_UNET],
             graph=self.graph,
             stream=self.stream.stream,
         )
@@ -163,6 +165,7 @@ class Pipeline(AdapterSwitches, VaeSwitches):
         self._prompts.use(engines)
         if "unet" in engines:
             self._unet = engines["unet"]
+        if "unet" in engines or SHALLOW_UNET in engines:
             self._denoising.use(self._unet)
         self.vae.use(engines)
 
@@ -196,6 +199,8 @@ class Pipeline(AdapterSwitches, VaeSwitches):
         denoising_end: float | None = None,
         guidance_scale: float | None = None,
         guidance_rescale: float = 0.0,
+        guidance_interval: tuple[float, float] | None = None,
+        deep_cache: int | None = None,
         images_per_prompt: int = 1,
         seed: int | Sequence[int] | None = None,
         generator: torch.Generator | None = None,
@@ -263,6 +268,12 @@ class Pipeline(AdapterSwitches, VaeSwitches):
                 of the work is saved. None is the model's default.
             guidance_rescale: from 0 to 1, against over-exposure at high guidance (Lin et al.
                 2023).
+            guidance_interval: (σ_low, σ_high): guidance only where σ_low < σ ≤ σ_high, elsewhere
+                the conditional prediction alone, for half of the work. Another picture; see
+                :mod:`kdrt.shortcuts`.
+            deep_cache: N: of N evaluations of the UNet one is full, the others compute its
+                outermost layers only; for bundles exported with ``--variant deepcache``. Another
+                picture.
             images_per_prompt: pictures of each prompt; they follow each other.
             seed: s gives the pictures s, s + 1, …; a list gives each its own; None draws. A
                 picture depends on its seed, not on its place or its company.
@@ -328,6 +339,8 @@ class Pipeline(AdapterSwitches, VaeSwitches):
             denoising_end=denoising_end,
             guidance_scale=guidance_scale,
             guidance_rescale=guidance_rescale,
+            guidance_interval=guidance_interval,
+            deep_cache=deep_cache,
             images_per_prompt=images_per_prompt,
             seed=seed,
             generator=generator,

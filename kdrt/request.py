@@ -18,9 +18,10 @@ import torch
 from torch import Generator, Tensor
 
 from kdrt.adapters.ip_adapter import Pictures, image_scale
+from kdrt.bound_unet import GUIDANCE_INPUT
 from kdrt.bundle import Manifest
 from kdrt.checks import amount, options_of, texts, whole
-from kdrt.denoiser import FREEU_OFF, GUIDANCE_INPUT
+from kdrt.denoiser import FREEU_OFF, is_doubled
 from kdrt.errors import InvalidRequest
 from kdrt.freeu import FreeU, preset
 from kdrt.grid import check_start, grid_of
@@ -40,6 +41,14 @@ from kdrt.sampling import (
     foreign_plan,
     is_foreign,
     plan,
+)
+from kdrt.shortcuts import (
+    DEEP_CACHE,
+    DEEP_FEATURE,
+    SHALLOW_UNET,
+    Shortcuts,
+    every,
+    interval,
 )
 from kdrt.size_conditioning import (
     AESTHETIC_SCORE,
@@ -85,6 +94,8 @@ class Request:
     denoising_end: float | None = None
     guidance_scale: float | None = None
     guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, float] | None = None
+    deep_cache: int | None = None
     images_per_prompt: int = 1
     seed: int | Sequence[int] | None = None
     generator: Generator | None = None
@@ -124,6 +135,7 @@ class Job:
         noise_seeds: likewise, for the noise on the way; None where the mode goes by the seeds.
         plan: the sampler on its grid of σ; a `ForeignPlan` for one that is not ours.
         init_image: the pictures to begin with; None begins with noise.
+        shortcuts: which evaluations do less.
         clip_skip: 0 if none was asked for.
         time_ids, negative_time_ids: SDXL's six numbers of size conditioning, the refiner's five;
             None without.
@@ -142,6 +154,7 @@ class Job:
     plan: Plan | ForeignPlan
     init_image: InitImage | None
     guidance_scale: float
+    shortcuts: Shortcuts
     clip_skip: int
     freeu: FreeU
     time_ids: TimeIds | None
@@ -198,6 +211,8 @@ def resolve(
             f"{planned.sampler} needs results without guidance, and '{manifest.name}' is distilled "
             "to give guided ones only; take a sampler without CFG++"
         )
+    guidance_scale = amount("guidance_scale", guidance_scale)
+    shortcuts = _shortcuts(request, manifest, unet, planned, guidance_scale)
     seeds, noise_seeds = _all_seeds(request, images, planned)
     has_ids = unet.has_input("time_ids")
     positive_ids, negative_ids = _time_ids(request, unet, height, width)
@@ -214,7 +229,8 @@ def resolve(
         noise_seeds=noise_seeds,
         plan=planned,
         init_image=init_image,
-        guidance_scale=amount("guidance_scale", guidance_scale),
+        guidance_scale=guidance_scale,
+        shortcuts=shortcuts,
         clip_skip=_clip_skip(request.clip_skip, manifest),
         freeu=_freeu(request.freeu, unet),
         time_ids=positive_ids if has_ids else None,
@@ -430,6 +446,55 @@ def _plan(
     if is_foreign(request.sampler):
         return foreign_plan(request.sampler, sigmas, **options)
     return plan(cast(str, request.sampler), sigmas, **options)
+
+
+def _shortcuts(
+    request: Request,
+    manifest: Manifest,
+    unet: EngineSpec,
+    planned: Plan | ForeignPlan,
+    guidance_scale: float,
+) -> Shortcuts:
+    limits = cached = None
+    if request.guidance_interval is not None:
+        limits = interval("guidance_interval", request.guidance_interval)
+        _check_guided(manifest, unet, planned, guidance_scale)
+    if request.deep_cache is not None:
+        cached = every("deep_cache", request.deep_cache)
+        _check_deep_cache(manifest, unet)
+    return Shortcuts(limits, cached)
+
+
+def _check_guided(
+    manifest: Manifest, unet: EngineSpec, planned: Plan | ForeignPlan, guidance_scale: float
+) -> None:
+    """Whether an interval of guidance means anything."""
+    if planned.needs_unconditional:
+        raise InvalidRequest(
+            f"{planned.sampler} needs results without guidance at every noise level; take a "
+            "sampler without CFG++, or leave guidance_interval out"
+        )
+    if not is_doubled(unet, guidance_scale):
+        reason = (
+            f"'{manifest.name}' is distilled and runs no second half of the batch"
+            if unet.has_input(GUIDANCE_INPUT)
+            else f"at guidance_scale={guidance_scale:g} there is no guidance"
+        )
+        raise InvalidRequest(f"guidance_interval would be of no effect: {reason}; leave it out")
+
+
+def _check_deep_cache(manifest: Manifest, unet: EngineSpec) -> None:
+    """Whether the loaded UNet has a shallow one beside it."""
+    if SHALLOW_UNET not in manifest.components:
+        raise InvalidRequest(
+            f"deep_cache needs a shallow UNet, and '{manifest.name}' has none; export it with "
+            f"`kdrt export {manifest.source} --variant {DEEP_CACHE}`"
+        )
+    if all(tensor.name != DEEP_FEATURE for tensor in unet.outputs):
+        raise InvalidRequest(
+            "deep_cache is for the plain UNet, and an IP-Adapter's is in use; leave out deep_cache "
+            "or the picture (after `pipe.use_variant(None)`)"
+        )
 
 
 def _clip_skip(value: int | None, manifest: Manifest) -> int:

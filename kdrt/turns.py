@@ -13,9 +13,16 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from kdrt.shortcuts import SHALLOW_UNET
 from kdrt_engines import Binding, Engine, EngineSpec
 
-_LATER = {"unet": "unet", "vae_decoder": "vae", "vae_encoder": "vae", "safety_checker": "vae"}
+_LATER = {
+    "unet": "unet",
+    SHALLOW_UNET: "unet",
+    "vae_decoder": "vae",
+    "vae_encoder": "vae",
+    "safety_checker": "vae",
+}
 
 
 def stage_of(component: str) -> str:

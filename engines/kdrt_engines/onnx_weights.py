@@ -20,6 +20,7 @@ from kdrt_engines.errors import EngineError
 
 _DTYPES = {
     1: torch.float32,
+    3: torch.int8,
     6: torch.int32,
     7: torch.int64,
     10: torch.float16,

@@ -46,6 +46,9 @@ def session_options(threads: int | None = None, *, lean: bool = False) -> ort.Se
     options.intra_op_num_threads = threads or cores()
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    # Weights that are stored as integers: dequantised once, not at every run. A network with
+    # quantised activations would lose its integer kernels to this.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
     options.add_session_config_entry("session.disable_prepacking", "1" if lean else "0")
     if lean:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

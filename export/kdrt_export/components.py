@@ -16,6 +16,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from kdrt.shortcuts import DEEP_FEATURE
 from kdrt_engines.spec import DTYPES, Dim, EngineSpec, TensorSpec
 from kdrt_export.errors import UnsupportedModel
 from kdrt_export.onnx_ops import attention
@@ -74,13 +75,15 @@ class ExportUNet(ExportComponent):
     Inputs: sample [B,C,h,w], timestep [B] float32 (fractional), encoder_hidden_states [B,L,D],
     for SDXL text_embeds [B,P] and time_ids [B,6] float32 (its refiner: [B,5]), for distilled
     models timestep_cond [B,K], with an IP-Adapter ip_hidden_states [B,N,D] and ip_scale [1]
-    float32, freeu [4] float32 = (b1, b2, s1, s2). Output: noise_pred [B,C,h,w].
+    float32, freeu [4] float32 = (b1, b2, s1, s2). Output: noise_pred [B,C,h,w], and for
+    ``deep_feature`` what comes to the last layer of the last up block, deep_feature [B,D,h,w].
 
     Args:
         unet: the network; for ``ip_tokens`` with the adapter's attention processors.
         fuse_qkv: concatenate attention projections.
         ip_tokens: N, how many tokens an IP-Adapter makes of an image.
         time_ids: how many numbers of size conditioning it takes.
+        deep_feature: hand it out, for :class:`kdrt_export.shallow_unet.ExportShallowUNet`.
     """
 
     neutral = MappingProxyType({"freeu": (1.0, 1.0, 1.0, 1.0)})
@@ -92,9 +95,11 @@ class ExportUNet(ExportComponent):
         fuse_qkv: bool = True,
         ip_tokens: int | None = None,
         time_ids: int = 6,
+        deep_feature: bool = False,
     ) -> None:
         super().__init__()
         self.time_ids = time_ids
+        self.deep_feature = deep_feature
         _refuse_unsupported(unet)
         self.unet = unet
         self.ip_tokens = ip_tokens
@@ -113,6 +118,14 @@ class ExportUNet(ExportComponent):
             for processor in self.unet.attn_processors.values():
                 if hasattr(processor, "to_k_ip"):
                     processor.scale = [float(named["ip_scale"])]
+        deep: list[torch.Tensor] = []
+        hook = _before_last_layer(self.unet).register_forward_hook(
+            # A transformer returns a tuple of one, a residual block its tensor. diffusers' FreeU
+            # then scales that in place.
+            lambda _module, _inputs, out: deep.append(
+                (out[0] if isinstance(out, tuple) else out).clone()
+            )
+        )
         result = self.unet(
             named["sample"],
             named["timestep"],
@@ -121,8 +134,9 @@ class ExportUNet(ExportComponent):
             added_cond_kwargs=added or None,
             return_dict=False,
         )
+        hook.remove()
         self.unet.disable_freeu()
-        return result
+        return (*result, *deep) if self.deep_feature else result
 
     def rewrite(self) -> None:
         rewrite_attention(self.unet, fuse=self.fuse_qkv)
@@ -149,8 +163,16 @@ class ExportUNet(ExportComponent):
             inputs.append(TensorSpec("ip_hidden_states", dtype, tokens))
             inputs.append(TensorSpec("ip_scale", "float32", (1,)))
         inputs.append(TensorSpec("freeu", "float32", (4,)))
-        output = TensorSpec("noise_pred", dtype, ("B", config.out_channels, "h", "w"))
-        return EngineSpec(tuple(inputs), (output,))
+        outputs = [TensorSpec("noise_pred", dtype, ("B", config.out_channels, "h", "w"))]
+        if self.deep_feature:
+            outputs.append(self.deep_feature_spec(dtype))
+        return EngineSpec(tuple(inputs), tuple(outputs))
+
+    def deep_feature_spec(self, dtype: str) -> TensorSpec:
+        """What comes to the last layer of the last up block, before the first skip joins it."""
+        channels = self.unet.up_blocks[-1].resnets[-1].norm1.num_channels
+        own = channels - self.unet.conv_in.out_channels
+        return TensorSpec(DEEP_FEATURE, dtype, ("B", own, "h", "w"))
 
     def example_input(
         self, tensor: TensorSpec, shape: tuple[int, ...], generator: torch.Generator
@@ -171,7 +193,7 @@ class ExportUNet(ExportComponent):
         timestep: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
         *rest: torch.Tensor,
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         unet = self.unet
         extra = dict(zip([t.name for t in self.spec.inputs[3:]], rest, strict=True))
         embedding = self._embed_time(sample.dtype, timestep, extra)
@@ -187,9 +209,14 @@ class ExportUNet(ExportComponent):
                 hidden, produced = block(hidden, embedding)
             skips.extend(produced)
         hidden = unet.mid_block(hidden, embedding, encoder_hidden_states=context)
-        for block in unet.up_blocks:
-            hidden = block(hidden, skips, embedding, context, extra["freeu"])
-        return unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
+        told = (embedding, context, extra["freeu"])
+        *blocks, last = unet.up_blocks
+        for block in blocks:
+            hidden = block(hidden, skips, *told)
+        deep = last.deep(hidden, skips, *told)
+        hidden = last.last_layer(deep, skips, *told)
+        prediction = unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
+        return (prediction, deep) if self.deep_feature else prediction
 
     def _embed_time(
         self, dtype: torch.dtype, timestep: torch.Tensor, extra: dict[str, torch.Tensor]
@@ -206,6 +233,13 @@ class ExportUNet(ExportComponent):
                 torch.cat([extra["text_embeds"], ids], dim=-1)
             )
         return embedding if unet.time_embed_act is None else unet.time_embed_act(embedding)
+
+
+def _before_last_layer(unet: Any) -> nn.Module:
+    """The module whose output comes to the last layer of the last up block."""
+    block = unet.up_blocks[-1]
+    layer: nn.Module = (getattr(block, "attentions", None) or block.resnets)[-2]
+    return layer
 
 
 class ExportTextEncoder(ExportComponent):

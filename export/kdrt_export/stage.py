@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
@@ -32,6 +32,7 @@ from kdrt.bundle import (
     write_manifest,
 )
 from kdrt.ort_graphs import keep_optimized
+from kdrt.shortcuts import DEEP_CACHE, SHALLOW_UNET
 from kdrt_engines.spec import TensorSpec
 from kdrt_export.components import (
     ExportComponent,
@@ -51,6 +52,7 @@ from kdrt_export.preview_factors import Factors, preview_factors
 from kdrt_export.programs import program_from_component
 from kdrt_export.replacement_vae import replacement_vae, vae_dtype, vae_name
 from kdrt_export.report import Report, Silent
+from kdrt_export.shallow_unet import ExportShallowUNet
 from kdrt_export.sources import Source, download_files, open_source
 from kdrt_export.tokenizers import write_text_files
 from kdrt_export.trace import OnnxFiles, onnx_from_component
@@ -60,6 +62,9 @@ from kdrt_export.vision import ExportSafetyChecker
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Network = TypeVar("Network", bound=torch.nn.Module)
 TARGETS = ("onnxruntime", "torch")
+_INT8 = ("unet", "text_encoder")
+"""What begins so can have its weights as bytes. The VAE cannot: it is small, and whatever it gets
+wrong is in the pixels at once."""
 _VAE_TRACED = {"B": 1, "h": 6, "w": 5}
 _VAE_VERIFIED = [{"B": 2, "h": 8, "w": 12}, {"B": 1, "h": 9, "w": 7}]
 _TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxruntime")
@@ -81,6 +86,7 @@ def export(
     loras: Sequence[tuple[Path, float]] = (),
     safety_checker: bool | None = None,
     variants: Sequence[str] = (),
+    weights: str = "float",
     ip_adapter: str | None = None,
     image_encoder: Path | None = None,
     allow_pickle: bool = False,
@@ -105,7 +111,10 @@ def export(
         fuse_qkv: concatenate attention projections.
         loras: files to merge into the weights, with their scales.
         safety_checker: export the model's safety checker; None does so if it has one.
-        variants: what to keep besides: ``unfused-qkv``, or ``fused-qkv`` without ``fuse_qkv``.
+        variants: what to keep besides: ``unfused-qkv``, or ``fused-qkv`` without ``fuse_qkv``;
+            ``deepcache``, a shallow UNet beside the whole one.
+        weights: ``float``, or ``int8``: those of UNets and text encoders as bytes, for size; see
+            :mod:`kdrt_export.int8_weights`.
         ip_adapter: see :class:`kdrt_export.ip_adapter.IpAdapter`; kept as a variant.
         image_encoder: the folder of its image encoder.
         allow_pickle: accept pickled weights.
@@ -121,6 +130,7 @@ def export(
     """
     _check_choices(precision, targets)
     check_variants(variants, fuse_qkv)
+    check_weights(weights, precision, targets)
     _check_choices(vae_precision, ())
     if precision == "auto":
         precision = "fp16" if torch.cuda.is_available() else "fp32"
@@ -152,12 +162,14 @@ def export(
             job.load_vae = lambda: replacement_vae(
                 vae, opened.vae, download_files, allow_pickle=allow_pickle
             )
-        job.variants = {variant: {} for variant in variants}
+        job.variants = {variant: {} for variant in variants if variant != DEEP_CACHE}
+        job.deep_cache = DEEP_CACHE in variants
         job.ip_adapter = adapter
         if preview_decoder is not None:
             job.tiny = load_preview_decoder(preview_decoder, download_files)
         components = {
-            part.name: _export_part(part, partial, targets, report) for part in job.parts()
+            part.name: _export_part(part, partial, targets, report, weights == "int8")
+            for part in job.parts()
         }
         report.start("manifest")
         manifest = write_manifest(
@@ -180,6 +192,7 @@ def export(
                     loras=job.baked_loras,
                     vae=vae_name(vae) if vae else None,
                     preview_decoder=preview_decoder,
+                    weights=cast(Literal["float", "int8"], weights),
                 ),
                 variants=job.variants,
                 ip_adapter=job.ip_facts,
@@ -213,6 +226,7 @@ class _Job:
     with_safety_checker: bool | None = None
     preview: Factors
     variants: dict[str, dict[str, str]]
+    deep_cache = False
     ip_adapter: IpAdapter | None
     ip_facts: IpAdapterFacts | None = None
     tiny: AutoencoderTiny | None = None
@@ -326,8 +340,13 @@ class _Job:
             self.variants[IP_ADAPTER] = {}
             named = self._named("unet", IP_ADAPTER)
             yield _Part(named, component, traced, verified, self.dtype)
+        if self.deep_cache:
+            shallow = ExportShallowUNet(unet, fuse_qkv=self.fuse_qkv, time_ids=time_ids)
+            yield _Part(SHALLOW_UNET, shallow, traced, verified, self.dtype)
         for variant, network, fuse in self._fusings(unet):
-            component = ExportUNet(network, fuse_qkv=fuse, time_ids=time_ids)
+            component = ExportUNet(
+                network, fuse_qkv=fuse, time_ids=time_ids, deep_feature=self.deep_cache
+            )
             yield _Part(self._named("unet", variant), component, traced, verified, self.dtype)
 
     def _image_prompt(self, adapter: IpAdapter, unet: Any) -> Iterator[_Part]:
@@ -354,8 +373,11 @@ class _Job:
         return f"{name}-{variant}"
 
 
-def _export_part(part: _Part, folder: Path, targets: Sequence[str], report: Report) -> Component:
+def _export_part(
+    part: _Part, folder: Path, targets: Sequence[str], report: Report, int8: bool = False
+) -> Component:
     component = part.component
+    int8 = int8 and part.name.startswith(_INT8)
     own_precision = next(name for name, dtype in PRECISIONS.items() if dtype == part.dtype)
     report.start(f"{part.name}: eager reference")
     cases = make_cases(component, part.verified)
@@ -366,7 +388,9 @@ def _export_part(part: _Part, folder: Path, targets: Sequence[str], report: Repo
     component.rewrite()
     component.cast(part.dtype)
     parameters = sum(p.numel() for p in component.parameters())
-    files = onnx_from_component(component, part.traced, folder / "onnx" / part.name)
+    files = onnx_from_component(
+        component, part.traced, folder / "onnx" / part.name, int8_weights=int8
+    )
     report.done(f"{parameters / 1e6:,.1f} M parameters")
     if "torch" in targets:
         report.start(f"{part.name}: torch program")
@@ -378,7 +402,9 @@ def _export_part(part: _Part, folder: Path, targets: Sequence[str], report: Repo
         component.to("meta")  # the file is verified, beside whose weights a second copy may not fit
 
     report.start(f"{part.name}: verify")
-    figures = verify_files(part.name, component, files, cases, neutral_cases, own_precision)
+    figures = verify_files(
+        part.name, component, files, cases, neutral_cases, own_precision, int8_weights=int8
+    )
     report.done(f"relative error {_worst(figures)}")
     return Component(
         onnx=files.standard.relative_to(folder).as_posix(),
@@ -458,14 +484,30 @@ def _check_choices(precision: str, targets: Sequence[str]) -> None:
         raise ExportError(f"'{unknown[0]}' is no target; choose {' or '.join(TARGETS)}")
 
 
+def check_weights(weights: str, precision: str, targets: Sequence[str]) -> None:
+    """Raises ExportError: weights cannot be stored like that, or not for this."""
+    if weights not in ("float", "int8"):
+        raise ExportError(f"weights cannot be stored as '{weights}'; choose float or int8")
+    if weights == "int8" and "torch" in targets:
+        raise ExportError(
+            "int8 weights are for the ONNX files, and a torch program holds its own; leave out "
+            "--target torch or --weights int8"
+        )
+    if weights == "int8" and precision == "bf16":
+        raise ExportError(
+            "int8 weights in bf16 could not be verified, since ONNX Runtime has no bfloat16 on a "
+            "CPU; choose --precision fp32 or fp16"
+        )
+
+
 def check_variants(variants: Sequence[str], fuse_qkv: bool) -> None:
     """Raises ExportError: a variant is unknown, or is what the bundle holds anyway."""
     possible = "unfused-qkv" if fuse_qkv else "fused-qkv"
     for variant in variants:
-        if variant != possible:
+        if variant not in (possible, DEEP_CACHE):
             raise ExportError(
                 f"'{variant}' is no variant of an export {'with' if fuse_qkv else 'without'} fused "
-                f"projections; choose {possible}"
+                f"projections; choose {possible} or {DEEP_CACHE}"
             )
 
 

@@ -29,6 +29,7 @@ from kdrt._version import __version__ as kdrt_version
 from kdrt_engines.spec import TensorSpec
 from kdrt_export.components import ExportComponent
 from kdrt_export.dialects.build import onnxruntime_dialect, standard_dialect
+from kdrt_export.int8_weights import quantise_weights
 from kdrt_export.onnx_ops import MARKERS
 
 OPSET = 20
@@ -44,6 +45,7 @@ _ONNX_TYPES = {
     torch.float16: onnx.TensorProto.FLOAT16,
     torch.bfloat16: onnx.TensorProto.BFLOAT16,
     torch.int64: onnx.TensorProto.INT64,
+    torch.int8: onnx.TensorProto.INT8,
 }
 
 
@@ -59,16 +61,22 @@ class OnnxFiles:
 
 
 def onnx_from_component(
-    component: ExportComponent, dims: dict[str, int], folder: Path
+    component: ExportComponent, dims: dict[str, int], folder: Path, *, int8_weights: bool = False
 ) -> OnnxFiles:
-    """Trace ``component`` at the sizes ``dims`` and write it to ``folder``.
+    """Trace ``component`` at the sizes ``dims`` and write it to ``folder``. ``int8_weights`` stores
+    the large weights as bytes; see :mod:`kdrt_export.int8_weights`.
 
     The sizes only drive the tracer: every symbol of the spec stays dynamic. Raises
     ``onnx.checker.ValidationError`` if the result is not valid ONNX.
     """
     folder.mkdir(parents=True, exist_ok=True)
     traced = _clean(_trace(component, dims))
-    _attach_weights(traced.graph, component, folder / WEIGHTS_FILE)
+    tensors = _tensors(component)
+    if int8_weights:
+        proto = ir.to_proto(traced)
+        tensors = quantise_weights(proto.graph, tensors)
+        traced = ir.from_proto(proto)
+    _attach_weights(traced.graph, component, tensors, folder / WEIGHTS_FILE)
     plain = None
     if component.neutral:
         dialect = onnxruntime_dialect(traced, optional=False)
@@ -147,13 +155,18 @@ def _name_dimensions(graph: onnx.ModelProto, component: ExportComponent) -> None
                 shape.dim.add().dim_param = size
 
 
-def _attach_weights(graph: ir.Graph, component: ExportComponent, file: Path) -> None:
-    """Write the weights that the graph reads, and declare them as stored in ``file``."""
-    declared = {tensor.name for tensor in component.spec.inputs}
-    tensors: dict[str, torch.Tensor] = {
+def _tensors(component: ExportComponent) -> dict[str, torch.Tensor]:
+    return {
         **dict(component.named_parameters(remove_duplicate=False)),
         **dict(component.named_buffers(remove_duplicate=False)),
     }
+
+
+def _attach_weights(
+    graph: ir.Graph, component: ExportComponent, tensors: dict[str, torch.Tensor], file: Path
+) -> None:
+    """Write the weights that the graph reads, and declare them as stored in ``file``."""
+    declared = {tensor.name for tensor in component.spec.inputs}
     weights = [value for value in graph.inputs if value.name not in declared]
     for value in weights:
         graph.inputs.remove(value)

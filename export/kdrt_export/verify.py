@@ -18,9 +18,10 @@ from kdrt_export.components import ExportComponent
 from kdrt_export.errors import VerificationError
 from kdrt_export.trace import OnnxFiles
 
-BOUNDS = {"fp32": 2e-5, "fp16": 2e-2, "bf16": 1e-1}
+BOUNDS = {"fp32": 2e-5, "fp16": 2e-2, "bf16": 1e-1, "int8": 5e-2}
 """Largest relative error an export may have, by precision. In float32 the networks differ by the
-order of additions alone; in the half precisions by the rounding of weights and of every layer."""
+order of additions alone; in the half precisions by the rounding of weights and of every layer; with
+int8 weights, in whatever precision they are computed with, by the rounding of those."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def verify(
             raise VerificationError(
                 f"the exported {name} is off by {error:.2g} relative at {sizes(case.dims)}, where "
                 f"{precision} allows {BOUNDS[precision]:.0e}; nothing was written: try another "
-                "--precision, or report the model"
+                "--precision or --weights, or report the model"
             )
         results.append(Verification(graph=graph, dims=case.dims, relative_error=error, engine=kind))
     return results
@@ -90,6 +91,8 @@ def verify_files(
     cases: Sequence[Case],
     neutral_cases: Sequence[Case],
     precision: str,
+    *,
+    int8_weights: bool = False,
 ) -> list[Verification]:
     """Run every file of a component with ONNX Runtime, built to spare memory. It has no bfloat16
     kernels on a CPU: there the rewritten network runs in PyTorch instead, and the manifest says so.
@@ -103,10 +106,11 @@ def verify_files(
     def on_file(path: Path) -> Engine:
         return OrtEngine(path, component.spec, lean=True)
 
-    figures = verify(name, on_file(files.standard), cases, precision)
-    figures += verify(name, on_file(files.fused), cases, precision, "fused")
+    bound = "int8" if int8_weights else precision
+    figures = verify(name, on_file(files.standard), cases, bound)
+    figures += verify(name, on_file(files.fused), cases, bound, "fused")
     if files.plain is not None:
-        figures += verify(name, on_file(files.plain), neutral_cases, precision, "plain")
+        figures += verify(name, on_file(files.plain), neutral_cases, bound, "plain")
     return figures
 
 

@@ -18,16 +18,20 @@ from pathlib import Path
 from torch import Tensor
 
 from kdrt.adapters.lora_file import LoraFile, read_lora
-from kdrt.adapters.lora_merge import Placed, merged, place
+from kdrt.adapters.lora_merge import merged, place
 from kdrt.adapters.lora_names import slots
 from kdrt.bundle import Bundle
 from kdrt.engine_files import handle
 from kdrt.errors import EngineError, InvalidRequest
+from kdrt.shortcuts import SHALLOW_UNET
 from kdrt_engines import Engine, FixedWeights
-from kdrt_engines.onnx_weights import stored_weights
+from kdrt_engines.onnx_weights import StoredWeight, stored_weights
 
 NETWORKS = ("unet", "text_encoder", "text_encoder_2")
 """What a LoRA can change."""
+
+_COPIES = {SHALLOW_UNET: "unet"}
+"""Components with copies of a network's weights: what a LoRA changes there, it changes here."""
 
 
 Scale = float | Mapping[str, float]
@@ -100,7 +104,9 @@ class LoraStack:
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
         self._loras: dict[str, Lora] = {}
-        self._components = {name: name for name in NETWORKS if name in bundle.manifest.components}
+        self._components = {
+            name: name for name in (*NETWORKS, *_COPIES) if name in bundle.manifest.components
+        }
         self._networks: dict[str, _Network] = {}
         self._applied: dict[str, tuple[tuple[str, float], ...]] = {}
 
@@ -128,6 +134,7 @@ class LoraStack:
             AdapterWarning: some of its layers do not exist in this model.
         """
         started = time.perf_counter()
+        self._check_base()
         file = source
         if not isinstance(file, LoraFile):
             file = read_lora(file, allow_pickle=allow_pickle)
@@ -201,7 +208,11 @@ class LoraStack:
         unmatched = [
             f"{network}.{layer}"
             for network, layers in file.layers.items()
-            for layer in (self._place(file, network).unmatched if self._has(network) else layers)
+            for layer in (
+                place(layers, self._network(network).slots).unmatched
+                if network in self._components
+                else layers
+            )
         ]
         if len(unmatched) == len(file):
             model = self._bundle.manifest
@@ -267,23 +278,27 @@ class LoraStack:
                     ) from error
 
     def _merge(self, network: str, loras: Mapping[str, Lora]) -> dict[str, Tensor]:
+        source = _COPIES.get(network, network)
         active = [
-            (self._place(lora.file, network), lora.scale_of(network))
+            (place(lora.file.layers[source], self._network(network).slots), lora.scale_of(source))
             for lora in loras.values()
-            if lora.scale_of(network)
+            if lora.scale_of(source)
         ]
         return merged(active, self._network(network).read, " or ".join(loras))
-
-    def _place(self, file: LoraFile, network: str) -> Placed:
-        return place(file.layers[network], self._network(network).slots)
-
-    def _has(self, network: str) -> bool:
-        return network in self._components
 
     def _network(self, network: str) -> _Network:
         if network not in self._networks:
             self._networks[network] = _Network(self._bundle, self._components[network])
         return self._networks[network]
+
+    def _check_base(self) -> None:
+        manifest = self._bundle.manifest
+        if manifest.baked.weights == "int8":
+            raise InvalidRequest(
+                f"LoRAs are added to the base weights, and '{manifest.name}' has them as int8 "
+                f"only: bake them in with `kdrt export {manifest.source} --weights int8 --lora "
+                "FILE:SCALE`, or export without --weights"
+            )
 
     def _check_loaded(self, names: Mapping[str, object] | Sequence[str]) -> None:
         for name in names:
@@ -297,8 +312,14 @@ class _Network:
     """A network as a bundle stores it: its weights, and where LoRAs fit."""
 
     def __init__(self, bundle: Bundle, component: str) -> None:
-        self._weights = stored_weights(bundle.file(bundle.manifest.components[component].onnx))
-        self.slots = slots({name: weight.shape for name, weight in self._weights.items()})
+        def weights(of: str) -> dict[str, StoredWeight]:
+            return stored_weights(bundle.file(bundle.manifest.components[of].onnx))
+
+        self._weights = weights(component)
+        # Some names number the blocks of a whole network, which a copy of its layers does not show.
+        whole = weights(_COPIES[component]) if component in _COPIES else self._weights
+        places = slots({name: weight.shape for name, weight in whole.items()})
+        self.slots = {path: slot for path, slot in places.items() if slot.weight in self._weights}
 
     def read(self, name: str) -> Tensor:
         return self._weights[name].read()
@@ -306,10 +327,11 @@ class _Network:
 
 def _recipe(network: str, loras: Mapping[str, Lora]) -> tuple[tuple[str, float], ...]:
     """What the weights of a network are made of: equal recipes, equal weights."""
+    source = _COPIES.get(network, network)
     return tuple(
-        (lora.file.sha256, lora.scale_of(network))
+        (lora.file.sha256, lora.scale_of(source))
         for lora in loras.values()
-        if lora.scale_of(network)
+        if lora.scale_of(source)
     )
 
 

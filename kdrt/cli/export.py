@@ -58,6 +58,14 @@ def export(
             "device or TensorRT is a target, else fp32.",
         ),
     ] = "auto",
+    weights: Annotated[
+        str,
+        typer.Option(
+            metavar="float|int8",
+            help="How the weights of UNet and text encoders are stored: [cyan]int8[/] makes the "
+            "bundle smaller and its pictures slightly others, at the same speed.",
+        ),
+    ] = "float",
     vae: Annotated[
         str | None,
         typer.Option(
@@ -159,9 +167,10 @@ def export(
     variant: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="unfused-qkv|fused-qkv",
+            metavar="unfused-qkv|fused-qkv|deepcache",
             show_default=False,
-            help="Keep the networks the other way too, for [cyan]pipe.use_variant[/].",
+            help="Keep the networks the other way too, for [cyan]pipe.use_variant[/]; or a "
+            "shallow UNet, for [cyan]--deep-cache[/].",
         ),
     ] = None,
     ip_adapter: Annotated[
@@ -241,6 +250,7 @@ def export(
                 output,
                 name=name,
                 precision=precision,
+                weights=weights,
                 vae=vae,
                 vae_precision=vae_precision,
                 preview_decoder=preview_decoder,

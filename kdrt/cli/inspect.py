@@ -54,6 +54,7 @@ def inspect(
             ),
             ("fused QKV", "yes" if baked.fused_qkv else "no"),
             ("FreeU", "an input of the UNet" if baked.freeu else "no"),
+            *([("weights", "int8 (UNet, text encoders)")] if baked.weights == "int8" else []),
             *[("LoRA", f"{lora.file} at {lora.scale:g}") for lora in baked.loras],
             *([("variants", ", ".join(manifest.variants))] if manifest.variants else []),
             *([("IP-Adapter", manifest.ip_adapter.file)] if manifest.ip_adapter else []),

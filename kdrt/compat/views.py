@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdrt.bound_unet import GUIDANCE_INPUT
 from kdrt.bundle import Manifest, SchedulerFacts
 from kdrt.compat.grid import TrainingTable, default_grid
-from kdrt.denoiser import GUIDANCE_INPUT
 from kdrt_engines import Engine
 from kdrt_engines.spec import DTYPES
 

@@ -12,9 +12,9 @@ so one captured stage serves every step of every plan of the same `Layout`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -37,7 +37,12 @@ class TableDenoise(Protocol):
         """(factor of the network's input, timestep, skip, out) for a noise level."""
         ...
 
-    def denoise(self, x: Tensor, numbers: Tensor) -> Tensor:
+    def evaluations(self, sigmas: Iterable[float]) -> Sequence[Any]:
+        """What kind of evaluation each of a run at these noise levels is: evaluations that are
+        equal enqueue the same operations."""
+        ...
+
+    def denoise(self, x: Tensor, numbers: Tensor, evaluation: Any) -> Tensor:
         """Denoise ``x`` with those numbers, float32 ``[4]`` on the device of ``x``."""
         ...
 
@@ -86,8 +91,9 @@ class Layout:
 class TableLoop:
     """The registers of a run and the operations of one stage.
 
-    `load` prepares a run. `stage` then does the next stage, whichever it is: it takes no argument,
-    allocates nothing and reads nothing back, so a captured call can be replayed in its place.
+    `load` prepares a run. `stage` then does the next stage, whichever it is: all it is told is the
+    kind of evaluation, it allocates nothing and reads nothing back, so a captured call can be
+    replayed in its place.
 
     Args:
         layout: of the plans it will run.
@@ -138,11 +144,11 @@ class TableLoop:
         self._index.zero_()
 
     @torch.no_grad()
-    def stage(self) -> None:
-        """Evaluate the denoiser once and compute the state that follows."""
+    def stage(self, evaluation: Hashable) -> None:
+        """Evaluate the denoiser once, in this way, and compute the state that follows."""
         layout, rows = self.layout, self._rows
         torch.index_select(self._table, 0, self._index, out=self._row)
-        self.denoised = self._denoise.denoise(self._state, self._numbers)
+        self.denoised = self._denoise.denoise(self._state, self._numbers, evaluation)
 
         newest = _FIRST_DENOISED
         self._push(newest)
@@ -165,6 +171,10 @@ class TableLoop:
         torch.mv(self._columns, self._coefficients, out=state)
         torch.lerp(start, state, self._commits, out=start)
         self._index.add_(1)
+
+    def evaluations(self, plan: Plan) -> tuple[Hashable, ...]:
+        """The kind of evaluation of every stage."""
+        return tuple(self._denoise.evaluations(stage.sigma for stage in plan.stages))
 
     @property
     def state(self) -> Tensor:
@@ -190,15 +200,15 @@ def run_table(
     latents: Tensor,
     noise: Tensor | None = None,
     *,
-    do_stage: Callable[[], None] | None = None,
+    do_stage: Callable[[Hashable], None] | None = None,
 ) -> Iterator[Step]:
     """As `kdrt.sampling.run`, by the stages of ``loop``. ``do_stage`` stands in for
-    `TableLoop.stage`: the replay of a graph that captured it."""
+    `TableLoop.stage`: the replay of a graph that captured it, for that kind of evaluation."""
     loop.load(plan, latents, noise)
     do_stage = do_stage or loop.stage
     index = 0
-    for stage in plan.stages:
-        do_stage()
+    for stage, evaluation in zip(plan.stages, loop.evaluations(plan), strict=True):
+        do_stage(evaluation)
         if stage.ends_step:
             sigmas = plan.sigmas
             yield Step(index, sigmas[index], sigmas[index + 1], loop.state, loop.denoised)

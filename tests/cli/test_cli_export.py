@@ -70,11 +70,13 @@ def test_defaults(cli, stage: Stub, tmp_path: Path) -> None:
 def test_options_reach_the_exporter(cli, stage: Stub, tmp_path: Path) -> None:
     cli(
         *("export", "sd15", "-o", tmp_path / "bundle", "--name", "mine", "--precision", "fp16"),
+        *("--weights", "int8"),
         *("--target", "torch", "--target", "onnxruntime", "--random-weights", "--seed", "3"),
         *("--no-fuse-qkv", "--allow-pickle", "--revision", "main", "--config", tmp_path),
     )
     assert stage.called["name"] == "mine"
     assert stage.called["precision"] == "fp16"
+    assert stage.called["weights"] == "int8"
     assert stage.called["targets"] == ("torch", "onnxruntime")
     assert stage.called["random_weights"] is True
     assert stage.called["seed"] == 3

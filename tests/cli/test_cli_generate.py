@@ -27,6 +27,7 @@ def test_a_picture_carries_its_parameters(cli, demo: str, tmp_path: Path) -> Non
         *("--width", "96", "--height", "64", "--sampler", "DPM++ 2M SDE", "--guidance", "4"),
         *("--sampler-option", "eta=0.5", "--sampler-option", "solver_type=heun"),
         *("--freeu", "1.1,1.2,0.9,0.8", "--clip-skip", "1", "--guidance-rescale", "0.5"),
+        *("--guidance-interval", "0.5:4"),
     )
     assert (outcome.code, outcome.out) == (0, f"{picture}\n"), outcome.err
     assert Image.open(picture).size == (96, 64)
@@ -40,6 +41,7 @@ def test_a_picture_carries_its_parameters(cli, demo: str, tmp_path: Path) -> Non
     assert known["CFG scale"] == "4"
     assert known["Eta"] == "0.5"
     assert known["FreeU s2"] == "0.8"
+    assert known["Guidance interval"] == "0.5 to 4"
     printed = cli("info", picture)
     assert printed.code == 0
     assert PROMPT in printed.out
@@ -155,6 +157,10 @@ def test_with_weighting_a_long_prompt_is_read_whole(cli, demo: str, tmp_path: Pa
         (["--seed", "-1"], ["seed", "at least 0"]),
         (["--guidance", "nan"], ["guidance_scale", "nan"]),
         (["--guidance-rescale", "2"], ["guidance_rescale", "from 0 to 1"]),
+        (["--guidance-interval", "1"], ["--guidance-interval", "0.3:5.4", "'1'"]),
+        (["--guidance-interval", "5:1"], ["guidance_interval", "the lower one first"]),
+        (["--deep-cache", "1"], ["deep_cache=1", "leave it out"]),
+        (["--deep-cache", "3"], ["kdrt export demo --variant deepcache"]),
         (["--clip-skip", "99"], ["clip_skip", "99"]),
         (["--freeu", "1,2,3"], ["--freeu", "four numbers"]),
         (["--freeu", "1,2,3,x"], ["--freeu", "four numbers"]),

@@ -14,6 +14,7 @@ from kdrt_export.components import (
     ExportVaeEncoder,
 )
 from kdrt_export.errors import UnsupportedModel
+from kdrt_export.shallow_unet import ExportShallowUNet
 from kdrt_export.verify import make_cases, relative_error
 
 COMPONENTS = {
@@ -25,6 +26,20 @@ COMPONENTS = {
         unet("sdxl", projection_class_embeddings_input_dim=5 * 8 + 20), time_ids=5
     ),
     "inpainting unet": lambda: ExportUNet(unet("sd", in_channels=9)),
+    "unet with its deep feature": lambda: ExportUNet(unet("sd"), deep_feature=True),
+    **{
+        f"shallow unet {kind}": lambda kind=kind: ExportShallowUNet(unet(kind))
+        for kind in ("sd", "sdxl", "lcm")
+    },
+    "shallow unet with FreeU in it": lambda: ExportShallowUNet(
+        unet(
+            "sd",
+            block_out_channels=(16, 32),
+            attention_head_dim=(2, 4),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        )
+    ),
     "unet without fused qkv": lambda: ExportUNet(unet("sdxl"), fuse_qkv=False),
     "text encoder": lambda: ExportTextEncoder(text_encoder(), normalize=True),
     "text encoder 2": lambda: ExportTextEncoder(text_encoder(projection=True), normalize=False),

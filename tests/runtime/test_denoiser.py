@@ -9,7 +9,8 @@ import torch
 from tiny_model import CHANNELS, GUIDANCE_WIDTH, POOLED, WIDTHS, Recorder, tiny_unet, unet_spec
 from torch import Tensor
 
-from kdrt.denoiser import Denoiser, PredictionType, guidance_embedding, is_doubled
+from kdrt.bound_unet import guidance_embedding
+from kdrt.denoiser import Denoiser, PredictionType, is_doubled
 from kdrt.prompt import Conditioning
 from kdrt.sampling import NoiseSchedule
 from kdrt_engines.torch_eager import TorchEngine

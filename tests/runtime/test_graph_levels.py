@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_model import TinyModel
+from tiny_model import TinyModel, tiny_model
 
 import kdrt.pipeline
 from kdrt.denoising import Denoising
@@ -79,6 +80,35 @@ def test_every_level_makes_the_same_pictures(
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
     assert len(made) == 1, "the second picture needs no new capture"
     assert made[0].replays == (2 if level == "loop" else 2 * len(pipe.steps("a", **arguments)))
+
+
+@pytest.mark.parametrize("level", ["step", "loop"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_an_interval_of_guidance_makes_the_same_pictures(
+    sdxl: TinyModel, made: list[Work], level: str, masked: bool
+) -> None:
+    """Steps have a graph for each kind of evaluation; an interval that leaves the sequence of
+    kinds as it is needs no other graph of the whole run."""
+    options = {"image": torch.ones(1, 4, 8, 6), "mask_image": MASK} if masked else {}
+    arguments = {"steps": 6, "seed": 1, "output_type": "latent", **options}
+    pipe = at(sdxl, level)
+    for limits, graphs in (((0.5, 5.0), 1), ((0.5, 5.1), 1), ((-1.0, 5.0), 2)):
+        expected = sdxl.pipeline("a", guidance_interval=limits, **arguments).images
+        actual = pipe("a", guidance_interval=limits, **arguments).images
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+        assert len(made) == (graphs if level == "loop" else 2)
+
+
+@pytest.mark.parametrize("level", ["step", "loop"])
+def test_a_deep_cache_makes_the_same_pictures(tmp_path: Path, made: list[Work], level: str) -> None:
+    model = tiny_model(tmp_path, "sdxl", deep=True)
+    pipe = at(model, level)
+    arguments = {"steps": 6, "sampler": "heun", "output_type": "latent", "deep_cache": 3}
+    for seed, more, graphs in ((1, {}, 1), (2, {}, 1), (3, {"guidance_interval": (0.5, 5.0)}, 2)):
+        expected = model.pipeline("a", seed=seed, **arguments, **more).images
+        actual = pipe("a", seed=seed, **arguments, **more).images
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+        assert len(made) == (graphs if level == "loop" else 2 * graphs)
 
 
 def test_one_capture_serves_every_guidance_scale(sdxl: TinyModel, made: list[Work]) -> None:

@@ -21,18 +21,24 @@ class Network:
         self._result = torch.zeros(SHAPE)
         self.unconditional = torch.zeros(SHAPE)
         self.is_rescaled = False
+        self.near = 0.0
 
     def numbers(self, sigma):
         return 1 / math.sqrt(sigma**2 + 1), math.log(sigma), 1.0, -sigma
 
-    def denoise(self, x, numbers):
+    def evaluations(self, sigmas):
+        return tuple("near" if sigma < self.near else "far" for sigma in sigmas)
+
+    def denoise(self, x, numbers, evaluation):
         scale, timestep, skip, out = numbers
         noise = torch.tanh(x * scale + 0.1 * timestep).roll(1, -1)
+        if evaluation == "near":
+            noise = 0.5 * noise
         self._result.copy_(skip * x + out * noise)
         return self._result
 
     def __call__(self, x, sigma):
-        return self.denoise(x, torch.tensor(self.numbers(sigma)))
+        return self.denoise(x, torch.tensor(self.numbers(sigma)), *self.evaluations([sigma]))
 
     def mode(self):
         return self.is_rescaled
@@ -127,6 +133,26 @@ def test_another_guidance_mode_is_another_graph(capture, made):
     for network.is_rescaled in (False, True, False):
         list(runner.run(planned, latents, noise))
     assert len(made) == 2
+
+
+@pytest.mark.parametrize("level", ["step", "loop"])
+def test_evaluations_that_do_less_are_graphs_of_their_own(level, capture, made):
+    """One a kind for steps; for a whole run one a sequence of kinds."""
+    network = Network()
+    runner = GraphRunner(network, level, GraphCache(), capture)
+    for network.near, sigmas in (
+        (2.0, SIGMAS),
+        (2.0, (9.0, 4.0, 3.0, 1.1, 0.4, 0.0)),
+        (0.8, SIGMAS),
+    ):
+        planned = plan("heun", sigmas)
+        latents, noise = latents_and_noise(planned)
+        expected = ends(run(planned, latents, network, noise))[-1]
+        *_, actual = ends(runner.run(planned, latents, noise, watched=False))
+        torch.testing.assert_close(actual[1], expected[1], rtol=1e-5, atol=2e-5)
+    assert len(made) == 2
+    replays = [graph.replays for graph in made]
+    assert replays == ([2, 1] if level == "loop" else [5 + 5 + 7, 4 + 4 + 2])
 
 
 def test_what_cannot_be_captured_runs_one_level_lower_and_says_so_once(capture):

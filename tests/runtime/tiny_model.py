@@ -69,6 +69,17 @@ def tiny_unet(sample: Tensor, timestep: Tensor, **rest: Tensor) -> Tensor:
     return (sample.double() * 0.4 + told.sin()[:, None, None, None]).to(sample.dtype)
 
 
+def tiny_deep_unet(sample: Tensor, timestep: Tensor, **rest: Tensor) -> tuple[Tensor, Tensor]:
+    """The same with a deep feature, from which and the sample the prediction follows."""
+    deep = tiny_unet(sample, timestep, **rest)
+    return tiny_shallow_unet(sample, timestep, deep_feature=deep), deep
+
+
+def tiny_shallow_unet(sample: Tensor, timestep: Tensor, **rest: Tensor) -> Tensor:
+    own = sample.double() * 0.2 + (timestep.double() / 500).cos()[:, None, None, None]
+    return (rest["deep_feature"].double() + own).to(sample.dtype)
+
+
 def tiny_text_encoder(inputs_embeds: Tensor, eos_index: Tensor) -> tuple[Tensor, Tensor]:
     hidden = torch.stack([inputs_embeds * (n + 1) + 0.1 * n for n in range(LAYERS + 1)], dim=1)
     rows = torch.arange(len(inputs_embeds))
@@ -88,6 +99,7 @@ class TinyModel:
     unet: Recorder
     text_encoders: list[Recorder]
     vae_decoder: Recorder
+    shallow: Recorder | None = None
     manifest: Manifest = field(init=False)
 
     def __post_init__(self) -> None:
@@ -103,8 +115,10 @@ def tiny_model(
     freeu: bool = True,
     distilled: bool = False,
     zeros_for_empty_negative: bool = True,
+    deep: bool = False,
 ) -> TinyModel:
-    """Write tokenizers and embeddings into ``folder``, and make a pipeline around them."""
+    """Write tokenizers and embeddings into ``folder``, and make a pipeline around them; ``deep``
+    with a shallow UNet."""
     widths = WIDTHS if family == "sdxl" else WIDTHS[:1]
     facts = tuple(_text_encoder(folder, i, width, family) for i, width in enumerate(widths))
     components = {
@@ -114,6 +128,13 @@ def tiny_model(
             [("image", dtype, ("B", 3, f"{SCALE}*h", f"{SCALE}*w"))],
         ),
     }
+    if deep:
+        feature = TensorInfo(name="deep_feature", dtype=dtype, shape=("B", CHANNELS, "h", "w"))
+        whole = components["unet"]
+        unused = ("encoder_hidden_states", "freeu")
+        taken = [tensor for tensor in whole.inputs if tensor.name not in unused]
+        components["unet_shallow"] = whole.model_copy(update={"inputs": (*taken, feature)})
+        components["unet"] = whole.model_copy(update={"outputs": (*whole.outputs, feature)})
     for each in facts:
         components[each.component] = _component(
             [
@@ -147,7 +168,11 @@ def tiny_model(
         baked=Baked(fused_qkv=True, freeu=freeu),
         tools={},
     )
-    networks = {"unet": tiny_unet, "vae_decoder": tiny_vae_decoder}
+    networks = {
+        "unet": tiny_deep_unet if deep else tiny_unet,
+        "unet_shallow": tiny_shallow_unet,
+        "vae_decoder": tiny_vae_decoder,
+    }
     recorders = {
         name: Recorder(networks.get(name, tiny_text_encoder), [t.name for t in component.inputs])
         for name, component in components.items()
@@ -160,6 +185,7 @@ def tiny_model(
         recorders["unet"],
         [recorders[each.component] for each in facts],
         recorders["vae_decoder"],
+        recorders.get("unet_shallow"),
     )
 
 

@@ -35,19 +35,45 @@ class ExportUpBlock(nn.Module):
     ) -> torch.Tensor:
         """``skips`` are the down path's results, the newest last; this block takes what it uses
         off the end. ``freeu`` is float32 [4]: b1, b2, s1, s2."""
-        for position, resnet in enumerate(self.resnets):
-            skip = skips.pop()
-            if self.index < FREEU_BLOCKS:
-                b, s = (freeu[i : i + 1] for i in (self.index, self.index + 2))
-                hidden = optional(hidden, scale_backbone(hidden, b))
-                skip = optional(skip, scale_low_frequencies(skip, s))
-            hidden = resnet(torch.cat([hidden, skip], dim=1), embedding)
-            if self.attentions is not None:
-                hidden = self.attentions[position](hidden, encoder_hidden_states)[0]
+        told = (embedding, encoder_hidden_states, freeu)
+        hidden = self.last_layer(self.deep(hidden, skips, *told), skips, *told)
         for upsampler in self.upsamplers or []:
             # To the size of the skip it meets next: doubling would miss odd sizes by one.
             hidden = F.interpolate(hidden, size=skips[-1].shape[-2:], mode="nearest")
             hidden = upsampler.conv(hidden)
+        return hidden
+
+    def deep(
+        self, hidden: torch.Tensor, skips: list[torch.Tensor], *told: torch.Tensor | Any
+    ) -> torch.Tensor:
+        """Every layer but the last, arguments as for the whole."""
+        for position in range(len(self.resnets) - 1):
+            hidden = self._layer(position, hidden, skips, *told)
+        return hidden
+
+    def last_layer(
+        self, hidden: torch.Tensor, skips: list[torch.Tensor], *told: torch.Tensor | Any
+    ) -> torch.Tensor:
+        """The last layer on what :meth:`deep` returned."""
+        return self._layer(len(self.resnets) - 1, hidden, skips, *told)
+
+    def _layer(
+        self,
+        position: int,
+        hidden: torch.Tensor,
+        skips: list[torch.Tensor],
+        embedding: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        freeu: torch.Tensor,
+    ) -> torch.Tensor:
+        skip = skips.pop()
+        if self.index < FREEU_BLOCKS:
+            b, s = (freeu[i : i + 1] for i in (self.index, self.index + 2))
+            hidden = optional(hidden, scale_backbone(hidden, b))
+            skip = optional(skip, scale_low_frequencies(skip, s))
+        hidden = self.resnets[position](torch.cat([hidden, skip], dim=1), embedding)
+        if self.attentions is not None:
+            hidden = self.attentions[position](hidden, encoder_hidden_states)[0]
         return hidden
 
 
