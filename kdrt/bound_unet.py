@@ -20,6 +20,13 @@ GUIDANCE_INPUT = "timestep_cond"
 """The input of distilled models, which take the guidance scale as an embedding."""
 
 
+def host_number() -> Tensor:
+    """A place for a factor of ``torch.mul``, which at every call makes a tensor of a Python number.
+    Without dimensions it lies on the host, wherever the other factor is; of the other's dtype, in
+    which the product is taken anyway, it is not converted either."""
+    return torch.zeros((), dtype=torch.float32)
+
+
 def guidance_embedding(guidance_scale: float, size: int) -> Tensor:
     """The guidance scale as sines and cosines, float32 ``[size]`` (Luo et al. 2023, "Latent
     Consistency Models", on w = guidance_scale − 1)."""
@@ -69,6 +76,7 @@ class BoundUNet:
             # Guidance amplifies differences: they must not be taken in half precision.
             self._prediction = torch.empty_like(self._noise_pred, dtype=torch.float32)
         self.predictions = self._prediction.chunk(halves)
+        self._factor = host_number()
 
     def write(
         self,
@@ -112,8 +120,9 @@ class BoundUNet:
 
     def predict(self, x: Tensor, scale: Number, timestep: Number) -> Sequence[Tensor]:
         """Run on ``scale · x``, and return the :attr:`predictions`."""
+        factor = scale if isinstance(scale, Tensor) else self._factor.fill_(scale)
         for half in self._samples:
-            torch.mul(x, scale, out=half)
+            torch.mul(x, factor, out=half)
         self._timestep.fill_(timestep)
         self._binding.run()
         if self._prediction is not self._noise_pred:

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kdrt.bound_unet import GUIDANCE_INPUT, BoundUNet, Number
+from kdrt.bound_unet import GUIDANCE_INPUT, BoundUNet, Number, host_number
 from kdrt.prompt import Conditioning
 from kdrt.sampling import NoiseSchedule
 from kdrt.shortcuts import Course, Evaluation, Shortcuts
@@ -107,6 +107,7 @@ class Denoiser:
         self._wanted_std = self._guided.new_empty(images, 1, 1, 1)
         self._actual_std = torch.empty_like(self._wanted_std)
         self._one = torch.ones_like(self._wanted_std)
+        self._skip = host_number()
 
     @torch.no_grad()
     def prepare(
@@ -244,7 +245,8 @@ class Denoiser:
     ) -> Tensor:
         """``skip·x + out·prediction``; predicting ε, skip is 1 and costs no kernel."""
         if self._predicts_v:
-            x = torch.mul(x, skip, out=into)
+            factor = skip if isinstance(skip, Tensor) else self._skip.fill_(skip)
+            x = torch.mul(x, factor, out=into)
         if isinstance(out, Tensor):
             return torch.addcmul(x, prediction, out, out=into)
         return torch.add(x, prediction, alpha=out, out=into)

@@ -284,7 +284,7 @@ def _tensorrt_loader(flavour: Flavour) -> Loader:
 
 def _onnxruntime_loader(engine: str, threads: int | None, own_graphs: bool) -> Loader:
     try:
-        from kdrt_engines.ort import OrtEngine, Shortcut
+        from kdrt_engines.ort import NeutralGraph, OrtEngine
         from kdrt_engines.ort_sessions import OrtGraph
     except ImportError as error:
         raise EngineUnavailable(
@@ -305,18 +305,18 @@ def _onnxruntime_loader(engine: str, threads: int | None, own_graphs: bool) -> L
                 "is bf16; export it with --precision fp32, or with --target torch and use that "
                 "engine"
             )
-        path, shortcut = bundle.file(component.onnx), None
+        path, reduced = bundle.file(component.onnx), None
         graphs = component.onnxruntime
         # TensorRT, also inside ONNX Runtime, knows the standard operators only.
         if graphs is not None and engine != "onnxruntime-tensorrt":
             path = bundle.file(graphs.fused)
             if graphs.plain is not None and not on_cuda:
                 plain = bundle.file(graphs.plain)
-                shortcut = Shortcut(OrtGraph(plain, optimized(bundle, name)), graphs.neutral)
+                reduced = NeutralGraph(OrtGraph(plain, optimized(bundle, name)), graphs.neutral)
         return OrtEngine(
-            OrtGraph(path, None if shortcut or on_cuda else optimized(bundle, name)),
+            OrtGraph(path, None if reduced or on_cuda else optimized(bundle, name)),
             component.spec(),
-            shortcut=shortcut,
+            reduced=reduced,
             # Most pictures are made with guidance.
             usual_batch=2 if name == "unet" else 1,
             provider=_PROVIDERS[engine],

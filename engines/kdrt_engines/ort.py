@@ -39,7 +39,7 @@ _BATCH = "B"
 
 
 @dataclass(frozen=True)
-class Shortcut:
+class NeutralGraph:
     """A graph that computes the same as the whole one, and less, while inputs hold certain values.
 
     Attributes:
@@ -65,7 +65,7 @@ class OrtEngine(Engine):
         stream: CUDA only: where every run is enqueued. A session is tied to one for life.
         graphs: CUDA only: have ONNX Runtime capture the runs of each binding.
         cache: where the TensorRT provider keeps what it builds.
-        shortcut: CPU only: a smaller graph for usual values of some inputs.
+        reduced: CPU only: a smaller graph for usual values of some inputs.
         usual_batch: the batch most bindings will have: what it needs is loaded at once.
 
     Raises:
@@ -88,7 +88,7 @@ class OrtEngine(Engine):
         stream: torch.cuda.Stream | None = None,
         graphs: bool = False,
         cache: Path | None = None,
-        shortcut: Shortcut | None = None,
+        reduced: NeutralGraph | None = None,
         usual_batch: int = 1,
     ) -> None:
         check_provider(provider)
@@ -96,7 +96,7 @@ class OrtEngine(Engine):
         self.device = torch.device(device)
         self.threads = threads or cores()
         self._graph = graph if isinstance(graph, OrtGraph) else OrtGraph(graph)
-        self.shortcut = shortcut
+        self.reduced = reduced
         self._lean, self._usual_batch = lean, usual_batch
         self.stream, self._graphs, self._cache = stream, graphs, cache
         self._on_cpu = provider == CPU
@@ -107,12 +107,12 @@ class OrtEngine(Engine):
         self._sessions: dict[tuple[OrtGraph, int], ort.InferenceSession] = {}
         self._graph_ids = itertools.count(1)
         self._workers: ThreadPoolExecutor | None = None
-        self.session(self.parts(usual_batch), whole=shortcut is None)
+        self.session(self.parts(usual_batch), whole=reduced is None)
 
     def session(self, parts: int = 1, *, whole: bool = True) -> ort.InferenceSession:
         """The session that computes one of so many parts of a batch, with the whole graph or the
-        shortcut."""
-        graph = self._graph if whole or self.shortcut is None else self.shortcut.graph
+        reduced."""
+        graph = self._graph if whole or self.reduced is None else self.reduced.graph
         key = graph, self.threads // parts
         if key not in self._sessions:
             self._sessions[key] = make_session(
@@ -161,7 +161,7 @@ class OrtEngine(Engine):
             stream=self.stream,
             graphs=self._graphs,
             cache=self._cache,
-            shortcut=self.shortcut,
+            reduced=self.reduced,
             usual_batch=self._usual_batch,
         )
 
@@ -180,13 +180,12 @@ class OrtBinding(Binding):
         self._whole: Callable[[], None] | None = None
         self._short: Callable[[], None] | None = None
         self._neutral: list[tuple[torch.Tensor, list[float]]] = []
-        if engine.shortcut is None:
+        if engine.reduced is None:
             self._whole = self._run_of(whole=True)
         else:
             self._short = self._run_of(whole=False)
             self._neutral = [
-                (self.inputs[name], list(values))
-                for name, values in engine.shortcut.neutral.items()
+                (self.inputs[name], list(values)) for name, values in engine.reduced.neutral.items()
             ]
 
     def run(self) -> None:
@@ -194,7 +193,7 @@ class OrtBinding(Binding):
             if self._short is not None and all(t.tolist() == v for t, v in self._neutral):
                 self._short()
                 return
-            # Loaded when the shortcut will not do for the first time: most never come here.
+            # Loaded when the reduced will not do for the first time: most never come here.
             self._whole = self._whole or self._run_of(whole=True)
             self._whole()
         except EngineError:

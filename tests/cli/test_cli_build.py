@@ -79,7 +79,7 @@ def test_a_unet_that_is_not_fused_is_a_loud_warning(cli, bundle: Bundle, builder
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--engine", "onnx"], "choose tensorrt or tensorrt-rtx"),
+        (["--engine", "onnx"], "choose tensorrt, tensorrt-rtx or onnxruntime"),
         (["--gpu", "ada"], "write sm89 or 8.9"),
         (["--gpu", "sm89", "--profile", "round"], "choose square, portrait"),
         (["--gpu", "sm89", "--component", "net"], "it has unet, vae_decoder"),

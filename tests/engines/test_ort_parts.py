@@ -10,7 +10,7 @@ import torch
 from onnx import helper
 
 from kdrt_engines import EngineError, EngineSpec, ShapeError, TensorSpec
-from kdrt_engines.ort import OrtEngine, Shortcut
+from kdrt_engines.ort import NeutralGraph, OrtEngine
 from kdrt_engines.ort_sessions import OrtGraph, save_optimized
 
 SPEC = EngineSpec(
@@ -49,8 +49,8 @@ def onnx_file(folder: Path, *, shifted: bool = True) -> Path:
 
 
 @pytest.fixture
-def shortcut(tmp_path: Path) -> Shortcut:
-    return Shortcut(OrtGraph(onnx_file(tmp_path, shifted=False)), {"shift": (0.0, 0.0)})
+def reduced(tmp_path: Path) -> NeutralGraph:
+    return NeutralGraph(OrtGraph(onnx_file(tmp_path, shifted=False)), {"shift": (0.0, 0.0)})
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -85,7 +85,7 @@ def test_an_error_in_one_part_is_an_error(tmp_path: Path) -> None:
 
 
 def test_sessions_are_made_when_needed_and_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shortcut: Shortcut
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reduced: NeutralGraph
 ) -> None:
     from kdrt_engines import ort
 
@@ -94,7 +94,7 @@ def test_sessions_are_made_when_needed_and_kept(
     monkeypatch.setattr(
         ort, "make_session", lambda *a, **k: made.append((a[0].path.stem, a[2])) or real(*a, **k)
     )
-    engine = OrtEngine(onnx_file(tmp_path), SPEC, threads=2, shortcut=shortcut, usual_batch=2)
+    engine = OrtEngine(onnx_file(tmp_path), SPEC, threads=2, reduced=reduced, usual_batch=2)
     assert made == [("plain", 1)]
     for batch in (2, 4, 2):
         engine.bind(B=batch).run()
@@ -109,10 +109,10 @@ def test_sessions_are_made_when_needed_and_kept(
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_the_shortcut_is_taken_while_inputs_are_neutral(
-    tmp_path: Path, shortcut: Shortcut, batch: int
+    tmp_path: Path, reduced: NeutralGraph, batch: int
 ) -> None:
-    wrong = Shortcut(shortcut.graph, {"shift": (7.0, 0.0)})
-    binding = OrtEngine(onnx_file(tmp_path), SPEC, threads=2, shortcut=wrong).bind(B=batch)
+    wrong = NeutralGraph(reduced.graph, {"shift": (7.0, 0.0)})
+    binding = OrtEngine(onnx_file(tmp_path), SPEC, threads=2, reduced=wrong).bind(B=batch)
     binding.inputs["x"].fill_(1)
     for shift, expected in ((0.0, 2.0), (7.0, 2.0), (1.0, 3.0), (7.0, 2.0)):
         binding.inputs["shift"].copy_(torch.tensor([shift, 0.0]))

@@ -112,7 +112,7 @@ def test_a_bundle_with_one_previews_with_it(sd_folder: Path, tmp_path: Path) -> 
     )
     pipe = kdrt.load(path)
     component = pipe.bundle.manifest.components["preview_decoder"]
-    assert len(component.verification) == 2
+    assert len(component.verification) == 2 * 2, "two sizes, two graphs"
     assert all(figure.relative_error < 1e-5 for figure in component.verification)
     assert pipe.bundle.manifest.baked.preview_decoder == str(tmp_path / "tiny")
     for step in pipe.steps(["a", "b"], steps=2, seed=1, height=32, width=48):

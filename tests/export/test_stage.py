@@ -47,8 +47,9 @@ def test_the_demo_bundle(demo_bundle: Path) -> None:
         "vae_decoder",
         "vae_encoder",
     }
-    for component in manifest.components.values():
-        assert len(component.verification) == 2
+    for name, component in manifest.components.items():
+        graphs = ["standard", "fused", *(["plain"] if name == "unet" else [])]
+        assert [v.graph for v in component.verification] == [g for g in graphs for _ in range(2)]
         assert all(v.relative_error < 1e-5 for v in component.verification)
         assert all(v.engine == "onnxruntime" for v in component.verification)
         assert component.parameters > 10_000
@@ -68,12 +69,17 @@ def test_a_stable_diffusion_folder(sd_folder: Path, tmp_path: Path) -> None:  # 
     (encoder,) = manifest.text_encoders
     assert (encoder.layer, encoder.normalized, encoder.max_length) == (-1, True, 20)
     assert report.stages[0].startswith("open ")
-    assert report.stages[-1] == "manifest"
+    unet, manifest_written = (report.stages.index(s) for s in ("unet: verify", "manifest"))
+    assert unet < manifest_written
+    assert report.stages[manifest_written + 1 :] == [
+        f"{name}: optimise for this CPU" for name in manifest.components
+    ]
     assert [s for s in report.stages if s.startswith("unet")] == [
         "unet: load",
         "unet: eager reference",
         "unet: trace",
         "unet: verify",
+        "unet: optimise for this CPU",
     ]
     image = kdrt.load(path)("a red circle", steps=2, seed=1, height=32, width=48).images[0]
     assert image.size == (48, 32)
@@ -90,7 +96,7 @@ def test_a_single_file_exports_to_the_same_networks(
     single = Bundle.open(stage.export(str(path), tmp_path / "single", config=sd_folder)).manifest
     assert single.source == "mine.safetensors"
     networks = {name for name in folder.files if name.startswith("onnx/")}
-    assert len(networks) == 8
+    assert len(networks) == 4 * 3 + 1, "two graphs and the weights, and the UNet without FreeU"
     assert {name: single.files[name] for name in networks} == {
         name: folder.files[name] for name in networks
     }
