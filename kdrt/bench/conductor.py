@@ -47,9 +47,10 @@ class Measured:
 
 @dataclass
 class Outcome:
-    """By row: what was measured, or the sentence that says why it was not."""
+    """By row: what was measured or prepared, or the sentence that says why it was not."""
 
     measured: dict[str, Measured] = field(default_factory=dict)
+    prepared: dict[str, Finished] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
 
@@ -74,7 +75,7 @@ class Worker:
         patience: float = PATIENCE,
     ) -> None:
         self._patience = patience
-        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop()
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         # In a session of its own, Ctrl-C reaches it through us, with all processes it has started.
         self._process = subprocess.Popen(
             command,
@@ -186,7 +187,7 @@ def prepare(jobs: dict[str, Job], start: Start = Worker, watch: Watch = lambda _
         watch(f"{name}: prepare")
         try:
             with _started(job.model_copy(update={"prepare": True}), start) as worker:
-                worker.prepared()
+                outcome.prepared[name] = worker.prepared()
         except BenchmarkError as error:
             outcome.failed[name] = str(error)
     return outcome
@@ -199,6 +200,7 @@ def compare(
     start: Start = Worker,
     watch: Watch = lambda _: None,
     settle: float = SETTLE,
+    discard: int = 1,
 ) -> Outcome:
     """Run rows against each other, in turns.
 
@@ -208,6 +210,8 @@ def compare(
         start: makes a worker of a job.
         watch: told what is going on.
         settle: seconds between turns.
+        discard: rounds before those that count: while the others loaded, the pages of the first
+            may have been dropped.
 
     Returns:
         What was measured. A row that fails drops out, and the others go on.
@@ -230,14 +234,15 @@ def compare(
             except BenchmarkError as error:
                 drop(name, error)
         workloads = max((len(job.workloads) for job in jobs.values()), default=0)
-        for turn in range(rounds):
+        for turn in range(-discard, rounds):
             for index in range(workloads):
                 for name in list(workers):
                     watch(f"{name}: run {turn + 1} of {rounds}")
                     time.sleep(settle)
                     try:
                         timing = workers[name].run(index)
-                        outcome.measured[name].timings[index].append(timing)
+                        if turn >= 0:
+                            outcome.measured[name].timings[index].append(timing)
                     except BenchmarkError as error:
                         drop(name, error)
         for name in list(workers):

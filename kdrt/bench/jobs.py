@@ -86,18 +86,20 @@ class Job(Strict):
 
     Attributes:
         prepare: make what the peer keeps in the model's cache, and nothing else.
+        count_flops: preparing, count the operations of the workloads too.
         warmups: runs of each workload that do not count, after the first call.
         folder: where the outputs go.
     """
 
     peer: str
-    options: dict[str, str] = {}
+    options: dict[str, str] = Field(default_factory=dict)
     model: Model
     workloads: tuple[Workload, ...]
     threads: int = Field(ge=1)
     folder: Path
     warmups: int = 1
     prepare: bool = False
+    count_flops: bool = False
 
 
 class Ready(Strict):
@@ -112,12 +114,14 @@ class Ready(Strict):
 
 class Timing(Strict):
     """One run. ``cpu`` is the processor time of the process, ``idle_cpu`` what it used since the
-    run before, when it should have used none; ``energy`` is in joules."""
+    run before, when it should have used none; ``faults`` are pages that had to be read from a disk
+    meanwhile, as happens where memory is short; ``energy`` is in joules."""
 
     seconds: float
     cpu: float
     idle_cpu: float
-    stages: dict[str, float] = {}
+    faults: int = 0
+    stages: dict[str, float] = Field(default_factory=dict)
     energy: float | None = None
     latencies: tuple[float, ...] = ()
 
@@ -130,12 +134,14 @@ class Finished(Strict):
         memory_running: the same, after loading.
         calls: CUDA only: launches of kernels and graphs, and waits of the host, in one run of
             each workload.
+        flops: operations of each workload, where they were counted.
     """
 
     memory_peak: int | None
     memory_running: int | None
     device_memory_peak: int | None = None
     calls: tuple[dict[str, int], ...] = ()
+    flops: tuple[float, ...] = ()
 
 
 class Failed(Strict):

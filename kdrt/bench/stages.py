@@ -48,8 +48,8 @@ class StageClock:
         """Mark now."""
         if self.device.type != "cuda":
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()  # type: ignore[no-untyped-call]
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
         return event
 
     def end(self, stage: str, begun: float | torch.cuda.Event) -> None:

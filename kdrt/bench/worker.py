@@ -8,6 +8,7 @@ finish. The conductor decides when, so that processes take turns. At the end of 
 from __future__ import annotations
 
 import os
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -35,7 +36,7 @@ from kdrt.bench.peers import ALIASES, PEERS, load_peer, versions_of
 from kdrt.bench.peers.base import Peer, components_of
 from kdrt.bench.runners import Runner, serve
 from kdrt.bench.stages import StageClock
-from kdrt.bundle import open_bundle
+from kdrt.bundle import Bundle, open_bundle
 from kdrt.errors import KdrtError
 from kdrt.images import save_image, to_images
 
@@ -76,7 +77,10 @@ def _work(job: Job, answers: IO[str]) -> None:
     peer = load_peer(job.peer)(job, bundle, {**info.options, **job.options})
     if job.prepare:
         peer.prepare(components_of(job.workloads, bundle))
-        say(answers, Finished(memory_peak=memory.peak(), memory_running=None))
+        say(
+            answers,
+            Finished(memory_peak=memory.peak(), memory_running=None, flops=_flops(job, bundle)),
+        )
         return
     on_cuda = torch.cuda.is_available()
     clock = StageClock("cuda" if on_cuda else "cpu")
@@ -95,6 +99,15 @@ def _work(job: Job, answers: IO[str]) -> None:
         ),
     )
     _serve_commands(job, runners, clock, answers)
+
+
+def _flops(job: Job, bundle: Bundle) -> tuple[float, ...]:
+    if not job.count_flops:
+        return ()
+    from kdrt.bench.flops import FlopCounter
+
+    counter = FlopCounter(job.model, bundle)
+    return tuple(counter.of(workload) for workload in job.workloads)
 
 
 def _runner(peer: Peer, workload: Workload, clock: StageClock) -> Runner:
@@ -146,6 +159,7 @@ def _timed(
     if isinstance(workload, Server):
         server = workload
         work = lambda: latencies.extend(serve(_waiting(runner), server))  # noqa: E731
+    faults = _major_faults()
     joules, cpu, begun = meter.joules(), time.process_time(), time.perf_counter()
     work()
     _synchronize()
@@ -155,6 +169,7 @@ def _timed(
         seconds=seconds,
         cpu=cpu,
         idle_cpu=idle_cpu,
+        faults=_major_faults() - faults,
         stages=clock.seconds(),
         energy=None if joules is None or after is None else after - joules,
         latencies=tuple(latencies),
@@ -197,6 +212,10 @@ def _finish(job: Job, runners: list[Runner], peak_loading: int | None, answers: 
             calls=calls,
         ),
     )
+
+
+def _major_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
 
 
 def _synchronize() -> None:

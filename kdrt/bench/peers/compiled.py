@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from kdrt.bench.peers.eager import Eager
 from kdrt_engines import Engine
 from kdrt_engines.torch_eager import TorchEngine
