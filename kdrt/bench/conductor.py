@@ -28,7 +28,7 @@ WORKER = (sys.executable, "-m", "kdrt.bench.worker")
 PATIENCE = 1800.0
 """Seconds until a worker that says nothing is given up."""
 
-SETTLE = 0.25
+SETTLE = 0.1
 """Seconds between turns: threads that spin a while after their work are then at rest."""
 
 _TAIL = 12

@@ -33,15 +33,15 @@ def speedup(row: Row) -> str:
 
 
 def likeness(row: Row) -> str:
-    """``PSNR 118 dB, SSIM 1.0000``, ``relative error 1.5e-06``, ``equal``."""
+    """``118 dB, SSIM 1.0000``, ``error 1.5e-06`` (relative), ``equal``."""
     alike = row.likeness
     if alike is None:
         return ""
     if alike.equal:
         return "equal bit for bit"
     if alike.psnr is not None and alike.ssim is not None:
-        return f"PSNR {alike.psnr:.0f} dB, SSIM {alike.ssim:.4f}"
-    return f"relative error {alike.relative_error:.1e}"
+        return f"{alike.psnr:.0f} dB, SSIM {alike.ssim:.4f}"
+    return f"error {alike.relative_error:.1e}"
 
 
 def _digits(value: float) -> int:

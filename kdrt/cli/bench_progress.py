@@ -18,11 +18,11 @@ from kdrt.cli.console import duration as long_duration
 
 
 class BenchProgress:
-    """One line that tells what runs now, on a terminal; elsewhere a line for each experiment."""
+    """On a terminal one line that tells what runs now; elsewhere a line for all but the runs."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self._what, self._topic = "", ""
+        self._what = ""
         self._begun = time.monotonic()
         self._spinner = Spinner("dots", style="cyan")
         self._live: Live | None = None
@@ -30,10 +30,8 @@ class BenchProgress:
     def say(self, what: str) -> None:
         """This happens now."""
         self._what = what
-        topic = what.partition(": run ")[0]
-        if self._live is None and topic != self._topic:
-            self.console.print(f"{escape(topic)}")
-        self._topic = topic
+        if self._live is None and ": run " not in what:
+            self.console.print(escape(what))
 
     def __enter__(self) -> BenchProgress:
         if self.console.is_terminal:
