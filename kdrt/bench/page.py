@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kdrt.bench import words
 from kdrt.bench.plots import plot_of
-from kdrt.bench.report import ExperimentReport, Report, Row
+from kdrt.bench.report import ExperimentReport, Report
 
 
 def page_of(report: Report, folder: Path) -> str:
@@ -46,15 +46,12 @@ def headlines(report: Report) -> list[tuple[str, str, str]]:
     for experiment in report.experiments:
         for row in experiment.rows:
             if row.label == "kdrt" and experiment.kind in ("rows", "startup") and row.speedup:
-                beside = f"{words.duration(row.seconds.p50 if row.seconds else None)}, {_than(row)}"
-                title = next((r.title for r in experiment.rows if r.label == experiment.anchor), "")
-                found.append((f"{row.speedup.median:.2f} ×", experiment.title, f"{beside} {title}"))
+                time = words.duration(row.seconds.p50 if row.seconds else None)
+                beside = f"the speed of {_anchor(experiment)}: {time}"
+                if row.likeness is not None:
+                    beside += f", likeness {words.likeness(row)}"
+                found.append((f"{row.speedup.median:.2f} ×", experiment.title, beside))
     return found
-
-
-def _than(row: Row) -> str:
-    assert row.speedup is not None
-    return "faster than" if row.speedup.median >= 1 else "against"
 
 
 def _anchor(experiment: ExperimentReport) -> str:

@@ -10,12 +10,13 @@ from typing import Any
 from kdrt.bench.report import ExperimentReport, Row
 from kdrt.bench.stages import STAGES
 from kdrt.bench.startup import STAGES as STARTUP_STAGES
+from kdrt.bench.words import duration
 
 _INK = "#010203"
 """Stands for the colour of the page's text until the SVG is written."""
 
 OURS, THEIRS, LOSSY = "#2f7fb8", "#9aa3ad", "#c9a86a"
-_STAGE_COLOURS = ("#8a6fb5", "#2f7fb8", "#3d9a78", "#9aa3ad", "#c9a86a")
+_STAGE_COLOURS = ("#8a6fb5", "#2f7fb8", "#3d9a78", "#c26d5a", "#c3c9cf")
 _LINES = ("#9aa3ad", "#2f7fb8", "#3d9a78", "#c9a86a")
 _WIDTH = 7.6
 _ROW = 0.36
@@ -37,58 +38,58 @@ def plot_of(experiment: ExperimentReport) -> str:
 
 def _bars(rows: Sequence[Row]) -> str:
     """Medians, with a line from the fastest run to the 90th percentile."""
-    figure, axes = _horizontal(rows)
+    figure, axes, unit = _horizontal(rows)
     for place, row in enumerate(rows):
         assert row.seconds is not None
         colour = OURS if row.peer == "kdrt" else LOSSY if row.lossy else THEIRS
-        axes.barh(place, row.seconds.p50 * 1000, 0.62, color=colour)
-        _spread(axes, place, row)
+        axes.barh(place, row.seconds.p50 * unit, 0.62, color=colour)
+        _spread(axes, place, row, unit)
     return _svg(figure)
 
 
 def _stages(rows: Sequence[Row], stages: Sequence[str]) -> str:
     """Medians of the stages end to end; what is left of the median is the host's own."""
-    figure, axes = _horizontal(rows)
+    figure, axes, unit = _horizontal(rows)
     for place, row in enumerate(rows):
         assert row.seconds is not None
         left = 0.0
         for stage, colour in zip(stages, _STAGE_COLOURS, strict=False):
-            width = row.stages.get(stage, 0.0) * 1000
+            width = row.stages.get(stage, 0.0) * unit
             label = stage if place == 0 else None
             axes.barh(place, width, 0.62, left=left, color=colour, label=label)
             left += width
-        rest = row.seconds.p50 * 1000 - left
+        rest = row.seconds.p50 * unit - left
         if rest > 0 and stages is STAGES:
             label = "host" if place == 0 else None
             axes.barh(place, rest, 0.62, left=left, color=_STAGE_COLOURS[-1], label=label)
-        _spread(axes, place, row)
+        _spread(axes, place, row, unit)
     axes.legend(
         frameon=False, ncols=6, loc="lower left", bbox_to_anchor=(0, 1), labelcolor=_INK, fontsize=9
     )
     return _svg(figure)
 
 
-def _horizontal(rows: Sequence[Row]) -> tuple[Any, Any]:
+def _horizontal(rows: Sequence[Row]) -> tuple[Any, Any, float]:
+    """A figure for a bar a row, its axes, and what turns seconds into their unit."""
+    ends = [max(row.seconds.p50, row.seconds.p90) for row in rows if row.seconds]
+    unit, name = (1.0, "seconds") if max(ends) > 2 else (1000.0, "milliseconds")
     figure, axes = _figure(_ROW * len(rows) + 0.9)
     axes.set_yticks(range(len(rows)), [row.title for row in rows])
     axes.invert_yaxis()
-    axes.set_xlabel(
-        "milliseconds, median; the line goes from the fastest run to the 90th percentile"
-    )
-    ends = [max(row.seconds.p50, row.seconds.p90) for row in rows if row.seconds]
-    axes.set_xlim(0, max(ends) * 1000 * 1.14)
+    axes.set_xlabel(f"{name}, median; the line goes from the fastest run to the 90th percentile")
+    axes.set_xlim(0, max(ends) * unit * 1.16)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    return figure, axes
+    return figure, axes, unit
 
 
-def _spread(axes: Any, place: int, row: Row) -> None:
+def _spread(axes: Any, place: int, row: Row, unit: float) -> None:
     assert row.seconds is not None
-    low, high = row.seconds.minimum * 1000, row.seconds.p90 * 1000
+    low, high = row.seconds.minimum * unit, row.seconds.p90 * unit
     axes.plot([low, high], [place, place], color=_INK, linewidth=1)
     axes.annotate(
-        f"{row.seconds.p50 * 1000:.3g}",
-        (max(high, row.seconds.p50 * 1000), place),
+        duration(row.seconds.p50),
+        (max(high, row.seconds.p50 * unit), place),
         xytext=(4, 0),
         textcoords="offset points",
         va="center",

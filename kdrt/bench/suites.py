@@ -14,6 +14,7 @@ from kdrt.bench.ablation import TECHNIQUES
 from kdrt.bench.errors import BenchmarkError
 from kdrt.bench.jobs import Forward, Generation, Model, Workload
 from kdrt.bench.peers import ALIASES, PEERS
+from kdrt.bundle import LatentFacts, open_bundle
 from kdrt.engine_store import ENGINES
 from kdrt.graphs import GRAPH_LEVELS
 
@@ -165,16 +166,18 @@ def picture(demo: Model, peers: tuple[str, ...]) -> Experiment:
 
 
 def step(demo: Model, peers: tuple[str, ...]) -> Experiment:
+    facts, tokens = facts_of(demo)
+    sizes = {"h": facts.default_height // facts.scale, "w": facts.default_width // facts.scale}
     return Experiment(
         key="step",
-        title="A step of the UNet, demo model",
+        title=f"A step of the UNet, {demo.name}",
         question="How long does one call of the UNet take, batch 2 as guidance needs it?",
         scenario="SingleStream",
         kind="rows",
         model=demo,
-        workloads=(Forward(component="unet", dims={"B": 2, "L": 32, "h": 16, "w": 16}),),
+        workloads=(Forward(component="unet", dims={"B": 2, "L": tokens, **sizes}),),
         rows=rows_of(peers, forward=True),
-        rounds=30,
+        rounds=20,
     )
 
 
@@ -260,10 +263,11 @@ def ablation(demo: Model) -> Experiment:
 
 def curves(demo: Model) -> list[Experiment]:
     """How time grows with steps, batch and resolution."""
+    side = facts_of(demo)[0].default_width
     axes: list[tuple[str, str, Scenario, str, tuple[int, ...]]] = [
         ("steps", "Steps", "SingleStream", "steps", (5, 10, 20, 40)),
         ("batch", "Batch", "Offline", "pictures in a batch", (1, 2, 4, 8)),
-        ("side", "Resolution", "SingleStream", "pixels a side", (64, 96, 128)),
+        ("side", "Resolution", "SingleStream", "pixels a side", (side, side * 3 // 2, side * 2)),
     ]
     found = []
     for key, title, scenario, axis, points in axes:
@@ -271,7 +275,7 @@ def curves(demo: Model) -> list[Experiment]:
         found.append(
             Experiment(
                 key=key,
-                title=f"{title}, demo model",
+                title=f"{title}, {demo.name}",
                 question=f"How does the time of a run grow with {axis}?",
                 scenario=scenario,
                 kind="curve",
@@ -314,6 +318,12 @@ def gpu(demo: Model, peers: tuple[str, ...]) -> list[Experiment]:
         for level in GRAPH_LEVELS
     ]
     return [replace(picture(demo, peers), rows=tuple(rows), rounds=10)]
+
+
+def facts_of(model: Model) -> tuple[LatentFacts, int]:
+    """The sizes of a model's latents, and the tokens its text encoders read."""
+    manifest = open_bundle(str(model.bundle)).manifest
+    return manifest.latents, manifest.text_encoders[0].max_length
 
 
 def _at(key: str, point: int) -> Generation:
