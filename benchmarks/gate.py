@@ -151,7 +151,7 @@ def main(
             outcome = compare(
                 jobs,
                 rounds,
-                start=lambda job: Worker(job, environment=environment_of(places[job.folder.name])),
+                start=lambda job: Worker(job, variables=environment_of(places[job.folder.name])),
             )
     for name, sentence in outcome.failed.items():
         typer.echo(f"error: {name} ({commits[name][:10]}) cannot be run: {sentence}", err=True)

@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
 from typing import IO, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -54,13 +56,26 @@ class Outcome:
     failed: dict[str, str] = field(default_factory=dict)
 
 
+def environment() -> dict[str, str]:
+    """This process's, with the packages of kdrt that this process has: those it was installed
+    with, or those of a checkout."""
+    roots = []
+    for package in ("kdrt", "kdrt_export", "kdrt_engines"):
+        spec = find_spec(package)
+        if spec is not None and spec.submodule_search_locations:
+            roots.append(str(Path(spec.submodule_search_locations[0]).resolve().parent))
+    before = os.environ.get("PYTHONPATH")
+    paths = [*dict.fromkeys(roots), *([before] if before else [])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
 class Worker:
     """A process that runs one job, and nothing unless told to.
 
     Args:
         job: what it is for.
         command: how to start it.
-        environment: of the process; None is this one's.
+        variables: its environment; None is :func:`environment`.
         patience: seconds to wait for an answer.
 
     Raises:
@@ -71,7 +86,7 @@ class Worker:
         self,
         job: Job,
         command: Sequence[str] = WORKER,
-        environment: dict[str, str] | None = None,
+        variables: dict[str, str] | None = None,
         patience: float = PATIENCE,
     ) -> None:
         self._patience = patience
@@ -85,7 +100,7 @@ class Worker:
             text=True,
             encoding="utf-8",
             start_new_session=True,
-            env=environment,
+            env=environment() if variables is None else variables,
         )
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         threading.Thread(target=self._listen, daemon=True).start()

@@ -15,7 +15,15 @@ from pathlib import Path
 
 import numpy as np
 
-from kdrt.bench.conductor import Measured, Outcome, Start, Worker, compare, prepare
+from kdrt.bench.conductor import (
+    Measured,
+    Outcome,
+    Start,
+    Worker,
+    compare,
+    environment,
+    prepare,
+)
 from kdrt.bench.errors import BenchmarkError, PeerUnavailable
 from kdrt.bench.jobs import Forward, Generation, Job, Server, Timing, Workload
 from kdrt.bench.likeness import likeness
@@ -242,7 +250,7 @@ class Measurement:
                     continue
                 self._watch(f"{plan.key}: {row.label}: run {turn + 1} of {plan.rounds}")
                 try:
-                    seconds = _started_up(plan, row)
+                    seconds = started_up(plan, row)
                 except BenchmarkError as error:
                     failed[row.label] = str(error)
                     continue
@@ -320,7 +328,8 @@ def _speedup(plan: Experiment, index: int, row: RowPlan, outcome: Outcome) -> ob
     return paired_ratio(theirs, ours) if len(ours) == len(theirs) else None
 
 
-def _started_up(plan: Experiment, row: RowPlan) -> dict[str, float]:
+def started_up(plan: Experiment, row: RowPlan) -> dict[str, float]:
+    """Seconds by stage of one cold start; see :mod:`kdrt.bench.startup`."""
     command = [sys.executable, "-m", "kdrt.bench.startup", row.peer, str(plan.model.bundle)]
     begun = time.monotonic()
     try:
@@ -330,6 +339,7 @@ def _started_up(plan: Experiment, row: RowPlan) -> dict[str, float]:
             text=True,
             check=True,
             timeout=_STARTUP_PATIENCE,
+            env=environment(),
         )
     except subprocess.TimeoutExpired:
         raise BenchmarkError("no picture after 300 seconds") from None

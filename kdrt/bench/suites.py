@@ -140,6 +140,25 @@ def experiments(
     return [replace(each, rounds=rounds) for each in found] if rounds else found
 
 
+def selected(found: list[Experiment], keys: tuple[str, ...] | None) -> list[Experiment]:
+    """The experiments of these keys, in the suite's order; None is all.
+
+    Raises:
+        BenchmarkError: there is none of that key, or one that needs another that is left out.
+    """
+    if keys is None:
+        return found
+    known = [each.key for each in found]
+    unknown = [key for key in keys if key not in known]
+    if unknown:
+        raise BenchmarkError(
+            f"this suite has no experiment '{unknown[0]}'; it has {', '.join(known)}"
+        )
+    if "server" in keys and "picture" not in keys:
+        raise BenchmarkError("the experiment 'server' needs 'picture': name both")
+    return [each for each in found if each.key in keys]
+
+
 def peers_at_real_size(peers: tuple[str, ...]) -> tuple[str, ...]:
     """Those that are not too slow to prepare there."""
     return tuple(peer for peer in peers if peer == "kdrt" or peer in HEAVY_PEERS)

@@ -35,6 +35,10 @@ def bench(
         ),
     ] = "sd15",
     side: Annotated[int, typer.Option(min=1, help="Latents a side of those.")] = 64,
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="KEY,…", help="Some experiments of the suite.", show_default=False),
+    ] = None,
     rounds: Annotated[
         int | None,
         typer.Option(min=1, help="Of every experiment; each has its own.", show_default=False),
@@ -64,12 +68,12 @@ def bench(
     check_installed()
     from kdrt.bench.measure import Measurement
     from kdrt.bench.models import model_of, real_size
-    from kdrt.bench.suites import experiments, peers_of
+    from kdrt.bench.suites import experiments, peers_of, selected
     from kdrt.bench.writing import new_folder, write_report
     from kdrt.cli.bench_progress import BenchProgress, print_table
     from kdrt.doctor import examine
 
-    chosen = tuple(name.strip() for name in versus.split(",") if name.strip()) if versus else None
+    chosen, keys = _names(versus), _names(only)
     peers_of(suite, chosen)
     model = model_of(bundle)
     with BenchProgress() as progress, new_folder(output) as partial:
@@ -77,7 +81,7 @@ def bench(
         if suite == "full" and real != "none":
             progress.say(f"export {real} with random weights")
             large = real_size(real, side)
-        plans = experiments(suite, model, large, chosen, rounds)
+        plans = selected(experiments(suite, model, large, chosen, rounds), keys)
         measurement = Measurement(suite, threads or examine().cores, partial, watch=progress.say)
         report = measurement.report(plans)
         write_report(report, partial)
@@ -86,3 +90,8 @@ def bench(
     typer.echo(report.model_dump_json())
     if report.failed():
         raise typer.Exit(1)
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    """What an option with commas holds; None where it was not given."""
+    return tuple(name.strip() for name in text.split(",") if name.strip()) if text else None

@@ -10,8 +10,11 @@ import pytest
 from kdrt import cli as command_line
 from kdrt.bench import peers
 from kdrt.bench.errors import BenchmarkError, PeerUnavailable
+from kdrt.bench.measure import started_up
+from kdrt.bench.models import model_of
 from kdrt.bench.peers import find_peer
-from kdrt.bench.suites import experiments, peers_of
+from kdrt.bench.startup import STAGES
+from kdrt.bench.suites import SUITES, TOGETHER, RealSize, RowPlan, experiments, peers_of
 
 
 @pytest.fixture
@@ -33,6 +36,7 @@ def refusal(capfd: pytest.CaptureFixture[str], demo_home: Path, monkeypatch, tmp
 def test_what_there_is_not_is_refused_at_once(refusal) -> None:
     assert "no suite 'slow'; there are quick, full, gpu" in refusal("--suite", "slow")
     assert "no peer 'magic'; there are kdrt, eager" in refusal("--vs", "eager,magic")
+    assert "no experiment 'speed'; it has picture, step" in refusal("--only", "speed")
     assert "no bundle 'nothing'" in refusal("--bundle", "nothing")
 
 
@@ -57,9 +61,6 @@ def test_optimum_is_an_alias_and_the_anchor_is_always_there() -> None:
 
 
 def test_every_suite_has_rows_that_are_peers_and_an_anchor(demo_bundle: Path) -> None:
-    from kdrt.bench.models import model_of
-    from kdrt.bench.suites import SUITES, TOGETHER, RealSize
-
     model = model_of(str(demo_bundle))
     for suite in SUITES:
         found = experiments(suite, model, RealSize(model), rounds=3)
@@ -80,29 +81,31 @@ def test_the_demo_model_against_eager_for_real(
     demo_home: Path, tmp_path: Path, monkeypatch, capfd
 ) -> None:
     monkeypatch.setenv("KDRT_HOME", str(demo_home))
-    monkeypatch.setattr("kdrt.bench.suites.startup", _no_startup)
+    # Where kdrt is no folder of the working directory.
+    monkeypatch.chdir(tmp_path)
     folder = tmp_path / "report"
-    arguments = ["--vs", "eager", "--rounds", "2", "--threads", "1", "-o", str(folder)]
-    assert command_line.run(["bench", *arguments]) == 0
+    arguments = ["--vs", "eager", "--only", "picture", "--rounds", "2", "--threads", "1", "-o"]
+    assert command_line.run(["bench", *arguments, str(folder)]) == 0
     last = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert last == json.loads((folder / "report.json").read_text())
     assert (folder / "report.html").is_file()
-    picture, step = last["experiments"]
-    for experiment in (picture, step):
-        eager, ours = experiment["rows"]
-        assert (eager["label"], ours["label"]) == ("eager", "kdrt")
-        assert experiment["gflop"][0] > 0
-        assert len(ours["samples"]) == 2
-        assert ours["likeness"]["relative_error"] < 1e-4
-        assert eager["memory_peak"] > 0
-    _, ours = picture["rows"]
+    (experiment,) = last["experiments"]
+    eager, ours = experiment["rows"]
+    assert (eager["label"], ours["label"]) == ("eager", "kdrt")
+    assert experiment["gflop"][0] > 0
+    assert len(ours["samples"]) == 2
+    assert ours["likeness"]["relative_error"] < 1e-4
+    assert eager["memory_peak"] > 0
     assert ours["likeness"]["ssim"] > 0.9999
     assert set(ours["stages"]) == {"encode", "denoise", "decode"}
     assert (folder / ours["image"]).is_file()
     assert not list(folder.glob(".*"))
 
 
-def _no_startup(demo, peers):
-    from kdrt.bench.suites import step
-
-    return step(demo, peers)
+def test_startup_tells_its_stages(demo_bundle: Path) -> None:
+    plan = next(
+        e for e in experiments("quick", model_of(str(demo_bundle)), None) if e.key == "startup"
+    )
+    stages = started_up(plan, RowPlan("kdrt", "kdrt"))
+    assert tuple(stages) == STAGES
+    assert all(seconds > 0 for seconds in stages.values())
