@@ -23,9 +23,9 @@ from typing import Annotated, get_args
 
 import torch
 import typer
-from torch.profiler import ProfilerActivity, profile
 
 import kdrt
+from kdrt.bench.cuda_calls import count_calls
 from kdrt.bundle import open_bundle
 from kdrt.engine_store import ENGINES
 from kdrt.errors import KdrtError
@@ -40,9 +40,6 @@ PACKAGES = {
     "onnxruntime-tensorrt": "onnxruntime-gpu",
     "torch": "torch",
 }
-_LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernelEx")
-_GRAPHS = ("cudaGraphLaunch", "cuGraphLaunch")
-_WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 
 
 @dataclass(frozen=True)
@@ -77,18 +74,6 @@ def milliseconds(work: Callable[[], object], rounds: int) -> float:
     return statistics.median(times)
 
 
-def calls(work: Callable[[], object]) -> tuple[int, int, int]:
-    """Kernel launches, graph launches and waits of the host."""
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
-        work()
-    counts = {event.key: event.count for event in seen.key_averages()}
-
-    def total(names: tuple[str, ...]) -> int:
-        return sum(counts.get(name, 0) for name in names)
-
-    return total(_LAUNCHES), total(_GRAPHS), total(_WAITS)
-
-
 def measure(bundle: kdrt.Bundle, engine: str, graph: GraphLevel, steps: int, rounds: int) -> Row:
     """One row; an engine that cannot run is a row too."""
     try:
@@ -115,7 +100,7 @@ def measure(bundle: kdrt.Bundle, engine: str, graph: GraphLevel, steps: int, rou
         decode = pipe.stream.calling(pipe.vae.decoder)
         vae = milliseconds(lambda: decode(latents), rounds)
         texts = milliseconds(text, rounds)
-        launches, graphs, waits = calls(picture)
+        launches, graphs, waits = count_calls(picture).values()
     except KdrtError as error:
         return Row(engine, installed, graph, failed=str(error).splitlines()[0])
     return Row(

@@ -22,7 +22,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 DEMO_LIMIT = 12_000_000
 """The demo model's share of a wheel, in bytes."""
 
-_NOT_INSTALLED_BY_TESTS = {"gpu", "tensorrt", "tensorrt-rtx"}
+_NOT_INSTALLED_BY_TESTS = {"bench-peers", "gpu", "tensorrt", "tensorrt-rtx"}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,13 @@ def sources() -> set[str]:
     found: set[str] = set()
     for root in (ROOT, ROOT / "export", ROOT / "engines"):
         for package in root.glob("kdrt*/__init__.py"):
-            for pattern in ("**/*.py", "**/py.typed", "demo/model/**/*.*", "data/*"):
+            for pattern in (
+                "**/*.py",
+                "**/py.typed",
+                "demo/model/**/*.*",
+                "data/*",
+                "bench/*.html",
+            ):
                 found |= {
                     file.relative_to(root).as_posix()
                     for file in package.parent.glob(pattern)

@@ -1,9 +1,9 @@
 """Runs what the README and the pages of ``docs/`` show, so that they cannot rot.
 
-Shell blocks: ``kdrt`` commands are run, except exports and builds, which are parsed only (their
-models need a network, and the demo model is exported once for all tests); one slow test exports as
-the README does, and the tests of TensorRT-RTX build. Python blocks are run as they stand. Blocks of
-one page share a folder, in order.
+Shell blocks: ``kdrt`` commands are run, except exports, builds and benchmarks, which are parsed only
+(models need a network, the demo model is exported once for all tests, benchmarks take minutes); one
+slow test exports as the README does, and the tests of TensorRT-RTX build. Python blocks are run as
+they stand. Blocks of one page share a folder, in order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kdrt import cli
 from kdrt.sampling import NOISES, SAMPLERS, SCHEDULES
 
 ROOT = Path(__file__).parent.parent
-PARSED_ONLY = ("export", "build")
+PARSED_ONLY = ("export", "build", "bench")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from kdrt.cli import build, doctor, export, generate, info, inspect, samplers, schedules
+from kdrt.cli import bench, build, doctor, export, generate, info, inspect, samplers, schedules
 
 __all__ = ["app", "main"]
 
@@ -94,7 +94,7 @@ def _add(panel: str, *commands: Callable[..., None]) -> None:
 
 _add("Models", export.export, build.build, inspect.inspect)
 _add("Pictures", generate.generate, info.info)
-_add("What there is", samplers.samplers, schedules.schedules, doctor.doctor)
+_add("What there is", samplers.samplers, schedules.schedules, doctor.doctor, bench.bench)
 
 
 def main() -> None:

@@ -1,0 +1,17 @@
+"""Benchmarks: kdrt beside its peers, measured so that a figure can be believed.
+
+    jobs        what is measured, and what workers and conductor tell each other
+    networks    the untouched networks of diffusers and transformers, which peers run
+    peers/      one file a peer: each makes engines of those networks
+    runners     runs a workload once, with the time of each stage
+    worker      one process, one row: loads, warms up, runs when told to
+    conductor   keeps one worker running at a time, in turns
+    statistics  percentiles, paired ratios with intervals
+    likeness    PSNR, SSIM, relative error
+    machine     what the figures depend on, and the most this machine can do
+    suites      which experiments there are
+    measure     suite → report
+    report      the report's JSON; page, plots: the same for people
+
+Nothing here is imported by the runtime. Diffusers and the peers are imported in workers only.
+"""

@@ -1,0 +1,73 @@
+"""kdrt itself, as installed or with one of its techniques left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kdrt.bench.networks_kept import plain_onnx, unfused_bundle
+from kdrt.bench.peers.base import Peer
+from kdrt.bench.peers.onnxruntime_plain import ArraysEngine
+from kdrt.engine_store import chosen_engine, load_engines
+from kdrt_engines import Engine
+from kdrt_engines.ort import OrtEngine
+
+
+class Kdrt(Peer):
+    """Options:
+
+    engine      one of `kdrt.engine_store.ENGINES`; without it, the one kdrt chooses
+    cuda_graph  off, step or loop
+    network     shipped: whatever `kdrt.load` loads; fused, unfused: the standard graph of a
+                bundle, with projections fused or not, on ONNX Runtime; plain: diffusers' own
+    io          bound: fixed addresses; arrays: copied into and out of every call
+    """
+
+    _engines: Mapping[str, Engine] | None = None
+    packages = ("kdrt", "torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx")
+
+    def prepare(self, components: Sequence[str]) -> None:
+        network = self._option("network", "shipped")
+        if network == "unfused":
+            unfused_bundle(self.model)
+        elif network == "plain":
+            for component in components:
+                plain_onnx(self, component)
+
+    def engine(self, component: str) -> Engine:
+        network = self._option("network", "shipped")
+        if network == "shipped":
+            return self._shipped(component)
+        path = self._file(network, component)
+        if self._option("io", "bound") == "arrays":
+            return ArraysEngine(path, self.spec(component), self.threads)
+        return OrtEngine(path, self.spec(component), threads=self.threads)
+
+    def pipeline_options(self) -> dict[str, Any]:
+        level = self.options.get("cuda_graph")
+        return {} if level is None else {"graph": level}
+
+    def settings(self) -> dict[str, str]:
+        engine = chosen_engine(self.options.get("engine"), self.bundle)
+        return {"engine": engine, "threads": str(self.threads), **self.options}
+
+    def _shipped(self, component: str) -> Engine:
+        """As `kdrt.load` loads it, and nothing besides."""
+        if self._engines is None:
+            self._engines = load_engines(
+                self.bundle,
+                self.options.get("engine"),
+                threads=self.threads,
+                own_graphs=self.options.get("cuda_graph") not in ("off", None),
+            )
+        return self._engines[component]
+
+    def _option(self, name: str, otherwise: str) -> str:
+        return self.options.get(name, otherwise)
+
+    def _file(self, network: str, component: str) -> Path:
+        if network == "plain":
+            return plain_onnx(self, component)
+        bundle = unfused_bundle(self.model) if network == "unfused" else self.bundle
+        return bundle.file(bundle.manifest.components[component].onnx)

@@ -1,0 +1,97 @@
+"""``kdrt bench``: how fast this machine makes pictures, beside other ways to make them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def bench(
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Where the report goes."),
+    ] = Path("bench"),
+    suite: Annotated[
+        str, typer.Option(help="quick (two minutes), full (half an hour) or gpu.")
+    ] = "quick",
+    versus: Annotated[
+        str | None,
+        typer.Option(
+            "--vs",
+            metavar="PEER,…",
+            help="Peers to compare with; the suite has its own.",
+            show_default=False,
+        ),
+    ] = None,
+    bundle: Annotated[str, typer.Option(help="Name or folder of the model.")] = "demo",
+    real: Annotated[
+        str,
+        typer.Option(
+            metavar="SOURCE",
+            help="Architecture of the full suite's networks of real size, with random weights: "
+            "a short name or a diffusers folder. 'none' leaves them out.",
+        ),
+    ] = "sd15",
+    side: Annotated[int, typer.Option(min=1, help="Latents a side of those.")] = 64,
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="KEY,…", help="Some experiments of the suite.", show_default=False),
+    ] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of every experiment; each has its own.", show_default=False),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of every row; one a core.", show_default=False)
+    ] = None,
+) -> None:
+    """
+    Measure how fast this machine makes pictures with kdrt and with its peers.
+
+    Every row is a process of its own; the rows of an experiment take turns, and their pictures are
+    compared. Writes [bold]report.json[/bold], [bold]report.html[/bold] and the pictures into a
+    folder; the last line of standard output is the report as one JSON document.
+
+    Peers: eager, diffusers, compile, compile-max, onnxruntime-plain, openvino, openvino-default,
+    eager-bf16.
+
+    [bold]Examples[/bold]
+
+      [cyan]kdrt bench[/cyan]
+      [cyan]kdrt bench --vs openvino,compile -o against-peers[/cyan]
+      [cyan]kdrt bench --suite full -o results[/cyan]
+    """
+    from kdrt.bench.requirements import check_installed
+
+    check_installed()
+    from kdrt.bench.measure import Measurement
+    from kdrt.bench.models import model_of, real_size
+    from kdrt.bench.suites import experiments, peers_of, selected
+    from kdrt.bench.writing import new_folder, write_report
+    from kdrt.cli.bench_progress import BenchProgress, print_table
+    from kdrt.doctor import examine
+
+    chosen, keys = _names(versus), _names(only)
+    peers_of(suite, chosen)
+    model = model_of(bundle)
+    with BenchProgress() as progress, new_folder(output) as partial:
+        large = None
+        if suite == "full" and real != "none":
+            progress.say(f"export {real} with random weights")
+            large = real_size(real, side)
+        plans = selected(experiments(suite, model, large, chosen, rounds), keys)
+        measurement = Measurement(suite, threads or examine().cores, partial, watch=progress.say)
+        report = measurement.report(plans)
+        write_report(report, partial)
+    print_table(report)
+    typer.echo(f"{output}: report.html, report.json", err=True)
+    typer.echo(report.model_dump_json())
+    if report.failed():
+        raise typer.Exit(1)
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    """What an option with commas holds; None where it was not given."""
+    return tuple(name.strip() for name in text.split(",") if name.strip()) if text else None

@@ -1,0 +1,49 @@
+"""Jobs for fake workers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kdrt.bench.conductor import Worker
+from kdrt.bench.jobs import Generation, Job, Model
+
+FAKE = (sys.executable, str(Path(__file__).parent / "fake_worker.py"))
+MakeJob = Callable[..., Job]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Model:
+    return Model(name="none", bundle=tmp_path, source="none", cache=tmp_path / "cache")
+
+
+@pytest.fixture
+def job(model: Model, tmp_path: Path) -> MakeJob:
+    """A job of a fake worker, its options as keywords."""
+
+    def make(name: str, workloads: int = 1, **options: object) -> Job:
+        given = {"name": name, "log": tmp_path / "log", "seconds": 0.2, "value": 0.5, **options}
+        return Job(
+            peer="kdrt",
+            options={key: str(value) for key, value in given.items()},
+            model=model,
+            workloads=(Generation(),) * workloads,
+            threads=1,
+            folder=tmp_path / "out" / name,
+        )
+
+    return make
+
+
+@pytest.fixture
+def turns(tmp_path: Path) -> Callable[[], list[str]]:
+    """What fake workers did, in order."""
+    return lambda: (tmp_path / "log").read_text().splitlines()
+
+
+def start(job: Job) -> Worker:
+    """A fake worker."""
+    return Worker(job, FAKE, patience=30)

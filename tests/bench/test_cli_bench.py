@@ -1,0 +1,111 @@
+"""``kdrt bench``: refusals, and one real run on the demo model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kdrt import cli as command_line
+from kdrt.bench import peers
+from kdrt.bench.errors import BenchmarkError, PeerUnavailable
+from kdrt.bench.measure import started_up
+from kdrt.bench.models import model_of
+from kdrt.bench.peers import find_peer
+from kdrt.bench.startup import STAGES
+from kdrt.bench.suites import SUITES, TOGETHER, RealSize, RowPlan, experiments, peers_of
+
+
+@pytest.fixture
+def refusal(capfd: pytest.CaptureFixture[str], demo_home: Path, monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("KDRT_HOME", str(demo_home))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> str:
+        assert command_line.run(["bench", *arguments]) == 2
+        captured = capfd.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith("error: ")
+        assert not (tmp_path / "bench").exists()
+        return captured.err
+
+    return run
+
+
+def test_what_there_is_not_is_refused_at_once(refusal) -> None:
+    assert "no suite 'slow'; there are quick, full, gpu" in refusal("--suite", "slow")
+    assert "no peer 'magic'; there are kdrt, eager" in refusal("--vs", "eager,magic")
+    assert "no experiment 'speed'; it has picture, step" in refusal("--only", "speed")
+    assert "no bundle 'nothing'" in refusal("--bundle", "nothing")
+
+
+def test_a_folder_of_something_else_is_left_alone(refusal, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").touch()
+    assert "holds cat.png" in refusal("-o", "photos")
+    assert (tmp_path / "photos" / "cat.png").exists()
+
+
+def test_a_peer_that_is_not_installed_says_how_to_install_it(monkeypatch) -> None:
+    found = peers.find_spec
+    monkeypatch.setattr(peers, "find_spec", lambda m: None if m == "openvino" else found(m))
+    with pytest.raises(PeerUnavailable, match="pip install openvino"):
+        find_peer("openvino")
+
+
+def test_optimum_is_an_alias_and_the_anchor_is_always_there() -> None:
+    assert peers_of("quick", ("optimum",)) == ("eager", "kdrt", "onnxruntime-plain")
+    with pytest.raises(BenchmarkError, match="no suite"):
+        peers_of("none", None)
+
+
+def test_every_suite_has_rows_that_are_peers_and_an_anchor(demo_bundle: Path) -> None:
+    model = model_of(str(demo_bundle))
+    for suite in SUITES:
+        found = experiments(suite, model, RealSize(model), rounds=3)
+        assert len({each.key for each in found}) == len(found)
+        for each in found:
+            labels = [row.label for row in each.rows]
+            assert len(set(labels)) == len(labels)
+            assert each.anchor in labels
+            assert {row.peer for row in each.rows} <= set(peers.PEERS)
+            assert len(each.workloads) == len(each.points)
+            assert each.rounds == 3
+    heavy = [e for e in experiments("full", model, RealSize(model)) if e.key.startswith("unet")]
+    assert all(len(each.rows) <= TOGETHER for each in heavy)
+    assert {"kdrt", "openvino"} <= {row.peer for row in heavy[0].rows}
+
+
+def test_the_demo_model_against_eager_for_real(
+    demo_home: Path, tmp_path: Path, monkeypatch, capfd
+) -> None:
+    monkeypatch.setenv("KDRT_HOME", str(demo_home))
+    # Where kdrt is no folder of the working directory.
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "report"
+    arguments = ["--vs", "eager", "--only", "picture", "--rounds", "2", "--threads", "1", "-o"]
+    assert command_line.run(["bench", *arguments, str(folder)]) == 0
+    last = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert last == json.loads((folder / "report.json").read_text())
+    assert (folder / "report.html").is_file()
+    (experiment,) = last["experiments"]
+    eager, ours = experiment["rows"]
+    assert (eager["label"], ours["label"]) == ("eager", "kdrt")
+    assert experiment["gflop"][0] > 0
+    assert len(ours["samples"]) == 2
+    assert ours["likeness"]["relative_error"] < 1e-4
+    assert eager["memory_peak"] > 0
+    assert ours["likeness"]["ssim"] > 0.9999
+    assert set(ours["stages"]) == {"encode", "denoise", "decode"}
+    assert (folder / ours["image"]).is_file()
+    assert not list(folder.glob(".*"))
+
+
+def test_startup_tells_its_stages(demo_bundle: Path) -> None:
+    plan = next(
+        e for e in experiments("quick", model_of(str(demo_bundle)), None) if e.key == "startup"
+    )
+    stages = started_up(plan, RowPlan("kdrt", "kdrt"))
+    assert tuple(stages) == STAGES
+    assert all(seconds > 0 for seconds in stages.values())
