@@ -111,7 +111,7 @@ class OrtEngine(Engine):
 
     def session(self, parts: int = 1, *, whole: bool = True) -> ort.InferenceSession:
         """The session that computes one of so many parts of a batch, with the whole graph or the
-        reduced."""
+        reduced one."""
         graph = self._graph if whole or self.reduced is None else self.reduced.graph
         key = graph, self.threads // parts
         if key not in self._sessions:
@@ -193,7 +193,7 @@ class OrtBinding(Binding):
             if self._short is not None and all(t.tolist() == v for t, v in self._neutral):
                 self._short()
                 return
-            # Loaded when the reduced will not do for the first time: most never come here.
+            # Loaded when the reduced graph will not do for the first time: most never come here.
             self._whole = self._whole or self._run_of(whole=True)
             self._whole()
         except EngineError:

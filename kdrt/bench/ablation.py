@@ -23,6 +23,8 @@ TECHNIQUES = (
     Technique("+ kdrt's graph", {"network": "unfused", "io": "arrays"}),
     Technique("+ fused query, key, value", {"network": "fused", "io": "arrays"}),
     Technique("+ inputs and outputs at fixed addresses", {"network": "fused", "io": "bound"}),
-    Technique("+ whatever else kdrt.load does", {"network": "shipped"}),
+    Technique("+ ONNX Runtime's own operators", {"network": "dialect"}),
+    Technique("+ no FreeU while it is off", {"network": "reduced"}),
+    Technique("+ a picture a thread", {"network": "shipped"}),
     Technique("+ prompts remembered", {"network": "shipped"}, changes={"remember_prompt": True}),
 )

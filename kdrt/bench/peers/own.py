@@ -11,7 +11,8 @@ from kdrt.bench.peers.base import Peer
 from kdrt.bench.peers.onnxruntime_plain import ArraysEngine
 from kdrt.engine_store import chosen_engine, load_engines
 from kdrt_engines import Engine
-from kdrt_engines.ort import OrtEngine
+from kdrt_engines.ort import NeutralGraph, OrtEngine
+from kdrt_engines.ort_sessions import OrtGraph
 
 
 class Kdrt(Peer):
@@ -19,8 +20,10 @@ class Kdrt(Peer):
 
     engine      one of `kdrt.engine_store.ENGINES`; without it, the one kdrt chooses
     cuda_graph  off, step or loop
-    network     shipped: whatever `kdrt.load` loads; fused, unfused: the standard graph of a
-                bundle, with projections fused or not, on ONNX Runtime; plain: diffusers' own
+    network     shipped: whatever `kdrt.load` loads. On ONNX Runtime, batches undivided: plain,
+                diffusers' own graph; unfused, fused: the standard graph of a bundle, with
+                projections fused or not; dialect: that in ONNX Runtime's operators; reduced: the
+                same, without FreeU while it is off
     io          bound: fixed addresses; arrays: copied into and out of every call
     """
 
@@ -39,10 +42,17 @@ class Kdrt(Peer):
         network = self._option("network", "shipped")
         if network == "shipped":
             return self._shipped(component)
+        spec, graphs = self.spec(component), self.bundle.manifest.components[component].onnxruntime
+        if network in ("dialect", "reduced") and graphs is not None:
+            reduced = None
+            if network == "reduced" and graphs.plain is not None:
+                reduced = NeutralGraph(OrtGraph(self.bundle.file(graphs.plain)), graphs.neutral)
+            path = self.bundle.file(graphs.fused)
+            return _Undivided(path, spec, threads=self.threads, reduced=reduced)
         path = self._file(network, component)
         if self._option("io", "bound") == "arrays":
-            return ArraysEngine(path, self.spec(component), self.threads)
-        return OrtEngine(path, self.spec(component), threads=self.threads)
+            return ArraysEngine(path, spec, self.threads)
+        return _Undivided(path, spec, threads=self.threads)
 
     def pipeline_options(self) -> dict[str, Any]:
         level = self.options.get("cuda_graph")
@@ -71,3 +81,10 @@ class Kdrt(Peer):
             return plain_onnx(self, component)
         bundle = unfused_bundle(self.model) if network == "unfused" else self.bundle
         return bundle.file(bundle.manifest.components[component].onnx)
+
+
+class _Undivided(OrtEngine):
+    """All threads on each operator, whatever the batch."""
+
+    def parts(self, batch: int) -> int:
+        return 1
