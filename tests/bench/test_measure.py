@@ -102,6 +102,15 @@ def test_a_row_that_fails_says_why_and_leaves_the_others(plan, tmp_path: Path) -
     assert "the last words" in (tmp_path / "report.html").read_text()
 
 
+def test_a_report_names_no_folder_of_this_machine(
+    plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDRT_HOME", str(tmp_path / "home"))
+    report = run(plan(refuse=f"{tmp_path}/home/bundles/demo is gone"), tmp_path)
+    assert report.failed()[0].failed == "$KDRT_HOME/bundles/demo is gone"
+    assert str(tmp_path / "home") not in (tmp_path / "report.json").read_text()
+
+
 def test_a_curve_has_rows_at_every_point(plan, tmp_path: Path) -> None:
     report = run(plan("curve", points=3), tmp_path)
     experiment = report.experiments[0]
