@@ -40,10 +40,11 @@ def about(measured: Measured, timings: Sequence[Timing], index: int) -> dict[str
     }
 
 
-def samples_of(timings: Sequence[Timing]) -> tuple[float, ...]:
-    """Seconds of every run; of a server, of every request."""
-    latencies = [latency for t in timings for latency in t.latencies]
-    return tuple(latencies or [t.seconds for t in timings])
+def samples_of(timings: Sequence[Timing], *, server: bool = False) -> tuple[float, ...]:
+    """Seconds of every run; of a server, of every request, which may be none."""
+    if server:
+        return tuple(latency for t in timings for latency in t.latencies)
+    return tuple(t.seconds for t in timings)
 
 
 def images_per_second(workload: Workload, timings: Sequence[Timing]) -> float | None:
@@ -55,7 +56,7 @@ def images_per_second(workload: Workload, timings: Sequence[Timing]) -> float | 
         case Generation():
             return workload.batch / median
         case Server():
-            return len(samples_of(timings)) / sum(t.seconds for t in timings)
+            return len(samples_of(timings, server=True)) / sum(t.seconds for t in timings)
 
 
 def speedup(plan: Experiment, index: int, row: RowPlan, outcome: Outcome) -> object | None:

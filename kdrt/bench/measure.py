@@ -185,9 +185,11 @@ class Measurement:
             reason = outcome.failed.get(row.label, "it was not measured")
             return bare.model_copy(update={"failed": portable(reason)})
         timings = measured.timings[index]
-        samples = samples_of(timings)
-        seconds = percentiles(samples)
         server = plan.kind == "server"
+        samples = samples_of(timings, server=server)
+        if not samples:
+            return bare.model_copy(update={"failed": "no request arrived in time"})
+        seconds = percentiles(samples)
         achieved = None if gflop is None or server else gflop / seconds.p50
         finished = measured.finished
         workload = plan.workloads[index]

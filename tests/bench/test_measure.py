@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -119,6 +120,15 @@ def test_a_curve_has_rows_at_every_point(plan, tmp_path: Path) -> None:
 def test_a_server_needs_the_time_of_a_picture_first(plan, tmp_path: Path) -> None:
     with pytest.raises(KdrtError, match="needs the time of a picture"):
         run(plan("server"), tmp_path)
+
+
+def test_a_server_without_requests_has_no_figures(plan, tmp_path: Path) -> None:
+    measurement = Measurement("full", 1, tmp_path, start=start)
+    served = replace(plan("server"), key="server", load=0.5, requests=3, rounds=1)
+    report = measurement.report([plan(), served])
+    assert {row.failed for row in report.experiments[1].rows} == {"no request arrived in time"}
+    (workload,) = report.experiments[1].workloads
+    assert workload["rate"] == pytest.approx(0.5 / 0.4)
 
 
 class Page(HTMLParser):
