@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from conftest import start  # type: ignore[import-not-found]
+from fakes import start
 
 from kdrt.bench import measure
 from kdrt.bench.jobs import Generation, Model
