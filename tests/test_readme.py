@@ -1,6 +1,6 @@
 """Runs what the README and the pages of ``docs/`` show, so that they cannot rot.
 
-Shell blocks: ``kdrt`` commands are run, except exports, builds and benchmarks, which are parsed only
+Shell blocks: ``kdrt`` commands are run, but exports, builds and benchmarks are parsed only
 (models need a network, the demo model is exported once for all tests, benchmarks take minutes); one
 slow test exports as the README does, and the tests of TensorRT-RTX build. Python blocks are run as
 they stand. Blocks of one page share a folder, in order.

@@ -47,7 +47,8 @@ def headlines(report: Report) -> list[tuple[str, str, str]]:
         for row in experiment.rows:
             if row.label == "kdrt" and experiment.kind in ("rows", "startup") and row.speedup:
                 time = words.duration(row.seconds.p50 if row.seconds else None)
-                beside = f"the speed of {_anchor(experiment)}: {time}"
+                interval = words.speedup(row).partition("× ")[2]
+                beside = f"{interval} the speed of {_anchor(experiment)}: {time}"
                 if row.likeness is not None:
                     beside += f", likeness {words.likeness(row)}"
                 found.append((f"{row.speedup.median:.2f} ×", experiment.title, beside))

@@ -9,12 +9,19 @@ from kdrt.bench.errors import BenchmarkError
 _MODULES = ("jinja2", "matplotlib", "scipy", "torchmetrics")
 
 
-def check_installed() -> None:
+def check_possible(suite: str) -> None:
     """Before an hour is spent on figures that nothing can draw.
 
     Raises:
-        BenchmarkError: something is missing.
+        BenchmarkError: a package is missing, or the GPU.
     """
+    if suite == "gpu":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise BenchmarkError(
+                "the suite 'gpu' needs a GPU, and CUDA sees none here; choose quick or full"
+            )
     missing = [name for name in _MODULES if find_spec(name) is None]
     if missing:
         raise BenchmarkError(

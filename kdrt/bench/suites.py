@@ -137,7 +137,10 @@ def experiments(
         heavy = peers if chosen else peers_at_real_size(peers)
         found += at_real_size(real, heavy) if real else []
         found += [ablation(demo), *curves(demo), server(demo, peers)]
-    return [replace(each, rounds=rounds) for each in found] if rounds else found
+    if rounds is None:
+        return found
+    # A server's requests are many in one round.
+    return [e if e.kind == "server" else replace(e, rounds=rounds) for e in found]
 
 
 def selected(found: list[Experiment], keys: tuple[str, ...] | None) -> list[Experiment]:

@@ -63,9 +63,9 @@ def bench(
       [cyan]kdrt bench --vs openvino,compile -o against-peers[/cyan]
       [cyan]kdrt bench --suite full -o results[/cyan]
     """
-    from kdrt.bench.requirements import check_installed
+    from kdrt.bench.requirements import check_possible
 
-    check_installed()
+    check_possible(suite)
     from kdrt.bench.measure import Measurement
     from kdrt.bench.models import model_of, real_size
     from kdrt.bench.suites import experiments, peers_of, selected

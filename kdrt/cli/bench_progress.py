@@ -65,6 +65,9 @@ def print_table(report: Report) -> None:
     console = Console(stderr=True, highlight=False)
     for experiment in report.experiments:
         console.print(_table(experiment))
+        for row in experiment.rows:
+            if row.failed:
+                console.print(f"{escape(row.title)} did not run: {escape(row.failed)}")
         console.print()
 
 
@@ -92,7 +95,7 @@ def _table(experiment: ExperimentReport) -> Table:
 def _cells(row: Row) -> list[str]:
     title = escape(row.title) + (" (lossy)" if row.lossy else "")
     if row.seconds is None:
-        return [title, "", "", "", "", f"did not run: {escape(row.failed or '')}"]
+        return [title, "", "", "", "", "did not run"]
     return [
         title,
         duration(row.seconds.p50),

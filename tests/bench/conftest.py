@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from kdrt.bench.conductor import Worker
 from kdrt.bench.jobs import Generation, Job, Model
 
-FAKE = (sys.executable, str(Path(__file__).parent / "fake_worker.py"))
 MakeJob = Callable[..., Job]
 
 
@@ -42,8 +39,3 @@ def job(model: Model, tmp_path: Path) -> MakeJob:
 def turns(tmp_path: Path) -> Callable[[], list[str]]:
     """What fake workers did, in order."""
     return lambda: (tmp_path / "log").read_text().splitlines()
-
-
-def start(job: Job) -> Worker:
-    """A fake worker."""
-    return Worker(job, FAKE, patience=30)

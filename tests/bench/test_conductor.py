@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import FAKE, start  # type: ignore[import-not-found]
+from fakes import FAKE, start
 
 from kdrt.bench.conductor import Worker, compare, prepare
 from kdrt.bench.errors import BenchmarkError

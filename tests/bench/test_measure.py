@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from conftest import start  # type: ignore[import-not-found]
+from fakes import start
 
 from kdrt.bench import measure
 from kdrt.bench.jobs import Generation, Model
@@ -102,6 +103,14 @@ def test_a_row_that_fails_says_why_and_leaves_the_others(plan, tmp_path: Path) -
     assert "the last words" in (tmp_path / "report.html").read_text()
 
 
+def test_a_report_names_no_folder_of_this_machine(
+    plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDRT_HOME", str(tmp_path / "home"))
+    report = run(plan(refuse=f"{tmp_path}/home/bundles/demo is gone"), tmp_path)
+    assert report.failed()[0].failed == "$KDRT_HOME/bundles/demo is gone"
+
+
 def test_a_curve_has_rows_at_every_point(plan, tmp_path: Path) -> None:
     report = run(plan("curve", points=3), tmp_path)
     experiment = report.experiments[0]
@@ -111,6 +120,15 @@ def test_a_curve_has_rows_at_every_point(plan, tmp_path: Path) -> None:
 def test_a_server_needs_the_time_of_a_picture_first(plan, tmp_path: Path) -> None:
     with pytest.raises(KdrtError, match="needs the time of a picture"):
         run(plan("server"), tmp_path)
+
+
+def test_a_server_without_requests_has_no_figures(plan, tmp_path: Path) -> None:
+    measurement = Measurement("full", 1, tmp_path, start=start)
+    served = replace(plan("server"), key="server", load=0.5, requests=3, rounds=1)
+    report = measurement.report([plan(), served])
+    assert {row.failed for row in report.experiments[1].rows} == {"no request arrived in time"}
+    (workload,) = report.experiments[1].workloads
+    assert workload["rate"] == pytest.approx(0.5 / 0.4)
 
 
 class Page(HTMLParser):
