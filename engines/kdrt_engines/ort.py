@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import onnxruntime as ort
@@ -32,6 +32,7 @@ from kdrt_engines.ort_sessions import (
     value_of,
 )
 from kdrt_engines.spec import EngineSpec, TensorSpec
+from kdrt_engines.teams import Team
 from kdrt_engines.torch_eager import allocate
 
 _BATCH = "B"
@@ -106,7 +107,7 @@ class OrtEngine(Engine):
         self._weights = {name: value_of(tensor) for name, tensor in (weights or {}).items()}
         self._sessions: dict[tuple[OrtGraph, int], ort.InferenceSession] = {}
         self._graph_ids = itertools.count(1)
-        self._workers: ThreadPoolExecutor | None = None
+        self._team: Team | None = None
         self.session(self.parts(usual_batch), whole=reduced is None)
 
     def session(self, parts: int = 1, *, whole: bool = True) -> ort.InferenceSession:
@@ -131,11 +132,11 @@ class OrtEngine(Engine):
         )
         return self.threads if divisible else 1
 
-    def workers(self) -> ThreadPoolExecutor:
-        """Threads for all parts of a run but one, which the caller computes."""
-        if self._workers is None:
-            self._workers = ThreadPoolExecutor(self.threads - 1, "kdrt-part")
-        return self._workers
+    def team(self) -> Team:
+        """The threads that share a divided batch."""
+        if self._team is None:
+            self._team = Team(self.threads)
+        return self._team
 
     def run_options(self) -> ort.RunOptions | None:
         """Those of one binding: on a stream of ours nothing waits, and every binding has a graph
@@ -209,23 +210,10 @@ class OrtBinding(Binding):
         def run_part(io: ort.IOBinding) -> None:
             session.run_with_iobinding(io, options)
 
-        first, *others = bound
-        if not others:
-            return lambda: run_part(first)
-        workers = self._engine.workers()
-
-        def run() -> None:
-            started = [workers.submit(run_part, io) for io in others]
-            try:
-                run_part(first)
-            finally:
-                # Even then: they write to memory that the caller may reuse.
-                results = [each.exception() for each in started]
-            for error in results:
-                if error is not None:
-                    raise error
-
-        return run
+        runs = [partial(run_part, io) for io in bound]
+        if len(runs) == 1:
+            return runs[0]
+        return partial(self._engine.team().run, runs)
 
     def _bound(self, session: ort.InferenceSession, part: int) -> ort.IOBinding:
         io = session.io_binding()
