@@ -18,15 +18,34 @@ _INK = "#010203"
 OURS, THEIRS, LOSSY = "#2f7fb8", "#9aa3ad", "#c9a86a"
 _STAGE_COLOURS = ("#8a6fb5", "#2f7fb8", "#3d9a78", "#c26d5a", "#c3c9cf")
 _LINES = ("#9aa3ad", "#2f7fb8", "#3d9a78", "#c9a86a")
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text, in the page's typeface
+    "svg.hashsalt": "kdrt",
+    "font.size": 10,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "axes.labelsize": 9,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "text.color": _INK,
+}
 _WIDTH = 7.6
 _ROW = 0.36
 
 
 def plot_of(experiment: ExperimentReport) -> str:
     """The plot that shows an experiment, as SVG; empty where nothing was measured."""
+    import matplotlib
+
     rows = [row for row in experiment.rows if row.seconds is not None]
     if not rows:
         return ""
+    # Its settings are the process's: other drawings must not take on ours.
+    with matplotlib.rc_context(_STYLE):
+        return _drawn(experiment, rows)
+
+
+def _drawn(experiment: ExperimentReport, rows: Sequence[Row]) -> str:
     if experiment.kind == "curve":
         return _curve(experiment, rows)
     if experiment.kind == "server":
@@ -138,36 +157,18 @@ def _latencies(rows: Sequence[Row]) -> str:
 
 
 def _figure(height: float) -> tuple[Any, Any]:
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    matplotlib.rcParams.update(
-        {
-            "svg.fonttype": "none",  # text stays text, in the page's typeface
-            "svg.hashsalt": "kdrt",
-            "font.size": 10,
-            "axes.edgecolor": _INK,
-            "axes.labelcolor": _INK,
-            "axes.labelsize": 9,
-            "xtick.color": _INK,
-            "ytick.color": _INK,
-            "text.color": _INK,
-        }
-    )
-    figure, axes = pyplot.subplots(figsize=(_WIDTH, height), layout="constrained")
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
 def _svg(figure: Any) -> str:
-    from matplotlib import pyplot
-
     buffer = io.StringIO()
     nothing = {"Date": None, "Creator": None, "Type": None, "Format": None}
     figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    pyplot.close(figure)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     # Scales with the page, and takes its colour and typeface.

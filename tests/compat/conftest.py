@@ -44,7 +44,9 @@ class Tiny:
         manifest = self.bundle.manifest
         scheduler = manifest.scheduler.model_copy(update=facts)
         bundle = Bundle(self.bundle.path, manifest.model_copy(update={"scheduler": scheduler}))
-        engines = load_engines(bundle, "onnxruntime") if onnx else self.torch_engines
+        engines = self.torch_engines
+        if onnx:
+            engines = load_engines(bundle, "onnxruntime", threads=1)
         pipeline = CLASSES[self.family](Pipeline(bundle, engines), engine="torch", exact=exact)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline

@@ -81,7 +81,8 @@ def test_time_ids_are_paired_with_their_prompts(sdxl: Any) -> None:
     seeds = [torch.Generator().manual_seed(i) for i in (4, 5)]
     both = make(pipe, ["blue", "blue"], generator=seeds, **options)
     alone = make(pipe, "blue", generator=torch.Generator().manual_seed(5), **options)
-    torch.testing.assert_close(both[1:], alone, rtol=1e-4, atol=1e-5)
+    # Of the whole: single numbers near 0 depend on how a processor sums a batch.
+    assert (both[1:] - alone).norm() <= 1e-5 * alone.norm()
 
 
 @pytest.mark.parametrize("name", ["negative_original_size", "negative_target_size"])

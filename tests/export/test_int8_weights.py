@@ -17,7 +17,8 @@ from kdrt.bundle import Bundle
 from kdrt.errors import InvalidRequest
 from kdrt.pipeline import load
 from kdrt_engines.onnx_weights import stored_weights
-from kdrt_engines.ort import OrtEngine, session_options
+from kdrt_engines.ort import OrtEngine
+from kdrt_engines.ort_sessions import session_options
 from kdrt_export.components import ExportComponent, ExportTextEncoder, ExportUNet
 from kdrt_export.errors import ExportError
 from kdrt_export.int8_weights import MIN_SIZE, quantise
