@@ -319,6 +319,8 @@ def _onnxruntime_loader(engine: str, threads: int | None, own_graphs: bool) -> L
             reduced=reduced,
             # Most pictures are made with guidance.
             usual_batch=2 if name == "unet" else 1,
+            # Its results are the largest of a generation, and it runs once a picture.
+            plan_memory=not name.startswith("vae"),
             provider=_PROVIDERS[engine],
             device="cuda" if on_cuda else "cpu",
             threads=threads,

@@ -61,7 +61,7 @@ class OrtEngine(Engine):
         provider: ONNX Runtime's name of it.
         device: where it runs.
         threads: CPU threads; None is one a core.
-        lean: see :func:`kdrt_engines.ort_sessions.session_options`.
+        lean, plan_memory: see :func:`kdrt_engines.ort_sessions.session_options`.
         weights: in place of the file's, by the name of the initialiser.
         stream: CUDA only: where every run is enqueued. A session is tied to one for life.
         graphs: CUDA only: have ONNX Runtime capture the runs of each binding.
@@ -85,6 +85,7 @@ class OrtEngine(Engine):
         device: torch.device | str = "cpu",
         threads: int | None = None,
         lean: bool = False,
+        plan_memory: bool = True,
         weights: Mapping[str, torch.Tensor] | None = None,
         stream: torch.cuda.Stream | None = None,
         graphs: bool = False,
@@ -98,7 +99,8 @@ class OrtEngine(Engine):
         self.threads = threads or cores()
         self._graph = graph if isinstance(graph, OrtGraph) else OrtGraph(graph)
         self.reduced = reduced
-        self._lean, self._usual_batch = lean, usual_batch
+        self._lean, self._plan_memory = lean, plan_memory
+        self._usual_batch, self._is_bound = usual_batch, False
         self.stream, self._graphs, self._cache = stream, graphs, cache
         self._on_cpu = provider == CPU
         self._provider = provider
@@ -117,7 +119,12 @@ class OrtEngine(Engine):
         key = graph, self.threads // parts
         if key not in self._sessions:
             self._sessions[key] = make_session(
-                graph, self._providers, key[1], lean=self._lean, weights=self._weights
+                graph,
+                self._providers,
+                key[1],
+                lean=self._lean,
+                plan_memory=self._plan_memory,
+                weights=self._weights,
             )
         return self._sessions[key]
 
@@ -158,6 +165,7 @@ class OrtEngine(Engine):
             device=self.device,
             threads=self.threads,
             lean=self._lean,
+            plan_memory=self._plan_memory,
             weights=weights,
             stream=self.stream,
             graphs=self._graphs,
@@ -167,6 +175,9 @@ class OrtEngine(Engine):
         )
 
     def bind(self, **dims: int) -> OrtBinding:
+        if not self._is_bound and self.parts(dims.get(_BATCH, 1)) != self.parts(self._usual_batch):
+            self._sessions.clear()  # the batch is another than usual: what was loaded is not needed
+        self._is_bound = True
         return OrtBinding(self, dims)
 
 

@@ -108,7 +108,7 @@ def test_sessions_are_made_when_needed_and_kept(
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_the_shortcut_is_taken_while_inputs_are_neutral(
+def test_the_reduced_graph_runs_while_inputs_are_neutral(
     tmp_path: Path, reduced: NeutralGraph, batch: int
 ) -> None:
     wrong = NeutralGraph(reduced.graph, {"shift": (7.0, 0.0)})
@@ -137,3 +137,14 @@ def test_what_cannot_be_optimised(tmp_path: Path) -> None:
     path.write_bytes(b"no model")
     with pytest.raises(EngineError, match=r"cannot optimise .*bad\.onnx"):
         save_optimized(path, tmp_path / "o.onnx", "weights.bin")
+
+
+def test_what_was_loaded_for_another_batch_is_let_go(tmp_path: Path) -> None:
+    engine = OrtEngine(onnx_file(tmp_path), SPEC, threads=2, usual_batch=2)
+    usual = dict(engine._sessions)
+    engine.bind(B=1).run()
+    assert len(engine._sessions) == 1
+    assert engine._sessions.keys() != usual.keys()
+    engine.bind(B=2).run()
+    engine.bind(B=1).run()
+    assert len(engine._sessions) == 2, "once bound, both stay"
