@@ -30,7 +30,6 @@ from kdrt_engines.spec import TensorSpec
 from kdrt_export.components import ExportComponent
 from kdrt_export.dialects.build import onnxruntime_dialect, standard_dialect
 from kdrt_export.int8_weights import quantise_weights
-from kdrt_export.onnx_ops import MARKERS
 
 OPSET = 20
 MODEL_FILE = "model.onnx"
@@ -104,7 +103,6 @@ def _trace(component: ExportComponent, dims: dict[str, int]) -> onnx.ModelProto:
             keep_initializers_as_inputs=True,
             do_constant_folding=False,
             dynamo=False,
-            custom_opsets={MARKERS: 1},
         )
     return onnx.load_from_string(buffer.getvalue())
 
