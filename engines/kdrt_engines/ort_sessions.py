@@ -25,8 +25,8 @@ ELEMENT_TYPES = {
 CPU = "CPUExecutionProvider"
 _ERRORS_ONLY = 3
 _SPIN_MICROSECONDS = "1000"
-"""How long threads look for work before they sleep. Between operators it takes less; the default is
-long enough for the threads of a network that has ended to slow down the one that comes after it."""
+"""How long threads look for work before they sleep. Between operators it takes less; ONNX Runtime's
+default is so long that the threads of a network that has ended slow down the one after it."""
 _STORED_BYTES = "1024"
 """Initialisers from this size on go into the weights file of an optimised graph."""
 

@@ -33,11 +33,6 @@ def onnxruntime_dialect(traced: ir.Model, *, optional: bool) -> ir.Model:
     return _tidied(model)
 
 
-def has_optional(traced: ir.Model) -> bool:
-    """Whether an input can turn something off."""
-    return any((node.domain, node.op_type) == (MARKERS, "Optional") for node in traced.graph)
-
-
 def _tidied(model: ir.Model) -> ir.Model:
     model.opset_imports.pop(MARKERS, None)
     ir.passes.Sequential(

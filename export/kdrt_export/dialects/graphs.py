@@ -71,7 +71,7 @@ class Replacement:
 def constant(graph: ir.Graph, values: np.ndarray) -> ir.Value:
     """An initialiser with these values; equal ones are the same."""
     shape = "x".join(map(str, values.shape)) or "scalar"
-    name = f"constant_{values.dtype}_{shape}_" + "_".join(f"{v:g}" for v in values.ravel())
+    name = f"constant_{values.dtype}_{shape}_" + "_".join(f"{v:.9g}" for v in values.ravel())
     if name in graph.initializers:
         return graph.initializers[name]
     value = ir.val(name, const_value=ir.tensor(values, name=name))
