@@ -235,7 +235,7 @@ def _build_one(
             proof = prove_plan(bundle, key, partial / PLAN)
             record = record.model_copy(update={"refit": proof}).sealed()
         _write(partial / RECORD, record.model_dump_json(indent=2) + "\n")
-        _replace(partial, folder / key.folder())
+        put_in_place(partial, folder / key.folder())
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     report.running("", built.peak_memory)
@@ -330,7 +330,7 @@ def _clear_away(bundle: Bundle, flavour: Flavour, folder: Path) -> None:
                 shutil.rmtree(engine, ignore_errors=True)
 
 
-def _replace(partial: Path, target: Path) -> None:
+def put_in_place(partial: Path, target: Path) -> None:
     """Put a finished folder in its place, so that a crash leaves the old one or the new one."""
     _sync(partial)
     if target.exists():

@@ -20,6 +20,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Iterable
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
@@ -77,6 +78,7 @@ def keep_optimized(
         EngineError: ONNX Runtime cannot load a network.
         OutputError: the bundle cannot be written to.
     """
+    from kdrt.engine_builds import put_in_place
     from kdrt_engines.ort_sessions import save_optimized
 
     made = []
@@ -102,8 +104,7 @@ def keep_optimized(
             # A network without large weights has no such file.
             (partial / _WEIGHTS).touch()
             _write_record(partial)
-            shutil.rmtree(target, ignore_errors=True)
-            partial.rename(target)
+            put_in_place(partial, target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         made.append(target / _MODEL)
@@ -132,6 +133,7 @@ def _digest(bundle: Bundle, component: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
+@cache
 def _runtime_version() -> str:
     for distribution in ("onnxruntime", "onnxruntime-gpu"):
         try:
@@ -141,6 +143,7 @@ def _runtime_version() -> str:
     return "none"
 
 
+@cache
 def _processor() -> str:
     """What decides which kernels there are: the instruction sets, as Linux lists them."""
     try:
