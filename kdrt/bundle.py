@@ -55,17 +55,19 @@ class Verification(_Strict):
     """One comparison with eager PyTorch in float32: ``‖out − ref‖ / ‖ref‖`` of the worst output,
     the graph that was exported, and the engine that ran it."""
 
-    graph: Literal["standard", "fused", "plain"] = "standard"
+    graph: Literal["standard", "fused", "cpu", "plain"] = "standard"
     dims: dict[str, int]
     relative_error: float
     engine: Literal["onnxruntime", "torch"]
 
 
 class OrtGraphs(_Strict):
-    """A network in ONNX Runtime's own operators: ``fused`` is the whole of it; ``plain`` computes
-    the same while the ``neutral`` inputs hold these values, and does without what they turn off."""
+    """A network in ONNX Runtime's own operators: ``fused`` is the whole of it, and so is ``cpu`` in
+    the order that suits a CPU; ``plain`` is for a CPU too, computes the same while the ``neutral``
+    inputs hold these values, and does without what they turn off."""
 
     fused: str
+    cpu: str | None = None
     plain: str | None = None
     neutral: dict[str, tuple[float, ...]] = Field(default_factory=dict)
 

@@ -18,6 +18,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from kdrt.shortcuts import DEEP_FEATURE
 from kdrt_engines.spec import DTYPES, Dim, EngineSpec, TensorSpec
+from kdrt_export.dialects.graphs import Rows
 from kdrt_export.errors import UnsupportedModel
 from kdrt_export.onnx_ops import attention
 from kdrt_export.rewrites.fused_qkv import concatenate, rewrite_attention
@@ -37,6 +38,18 @@ class ExportComponent(nn.Module):
 
     neutral: Mapping[str, tuple[float, ...]] = MappingProxyType({})
     """Values of inputs at which a part of the network changes nothing, by input."""
+
+    usual_height: int | None = None
+    """Rows of the first input at the size the network was made for; None if it is no picture and
+    no latents."""
+
+    @property
+    def picture(self) -> Rows | None:
+        """What is known of the height of the first input."""
+        if self.usual_height is None:
+            return None
+        smallest = self.spec.inputs[0].resolve(dict.fromkeys(self.spec.symbols(), 1))
+        return Rows(self.usual_height, smallest[2])
 
     def reference(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The outputs of the untouched network, in order. Only before :meth:`rewrite`."""
@@ -102,6 +115,7 @@ class ExportUNet(ExportComponent):
         self.deep_feature = deep_feature
         _refuse_unsupported(unet)
         self.unet = unet
+        self.usual_height = latent_size(unet)[0]
         self.ip_tokens = ip_tokens
         self.fuse_qkv = fuse_qkv
         self.has_added = unet.config.addition_embed_type == "text_time"
@@ -397,6 +411,7 @@ class ExportVaeDecoder(ExportDecoder):
         config = vae.config
         self.scaling_factor: float = config.scaling_factor
         self.statistics = _latent_statistics(vae)
+        self.usual_height = vae_tile(vae)
         self.latent_shape = ("B", config.latent_channels, "h", "w")
         self.image_shape = image_shape(vae, config.out_channels)
         self.spec = self.make_spec("float32")
@@ -425,6 +440,7 @@ class ExportVaeEncoder(ExportComponent):
         self.encoder, self.quant_conv = vae.encoder, vae.quant_conv
         self.scaling_factor: float = vae.config.scaling_factor
         self.statistics = _latent_statistics(vae)
+        self.usual_height = vae_tile(vae) * vae_scale(vae)
         self.moments_shape = ("B", 2 * vae.config.latent_channels, "h", "w")
         self.image_shape = image_shape(vae, vae.config.in_channels)
         self.spec = self.make_spec("float32")
@@ -466,6 +482,13 @@ def _latent_statistics(vae: AutoencoderKL) -> nn.ParameterList | None:
     return nn.ParameterList(
         nn.Parameter(torch.tensor(v).view(shape), requires_grad=False) for v in (mean, std)
     )
+
+
+def latent_size(unet: UNet2DConditionModel) -> tuple[int, int]:
+    """Height and width of the latents a UNet was made for."""
+    size = unet.config.sample_size or 64
+    height, width = size if isinstance(size, (tuple, list)) else (size, size)
+    return int(height), int(width)
 
 
 def image_shape(vae: AutoencoderKL, channels: int) -> tuple[int | str, ...]:

@@ -40,6 +40,7 @@ from kdrt_export.components import (
     ExportUNet,
     ExportVaeDecoder,
     ExportVaeEncoder,
+    latent_size,
     vae_scale,
     vae_tile,
 )
@@ -306,8 +307,7 @@ class _Job:
         self.loras.merge("unet", unet)
         self.baked_loras = self.loras.baked(self.report)
         channels = unet.config.out_channels
-        size = unet.config.sample_size or 64
-        height, width = size if isinstance(size, (tuple, list)) else (size, size)
+        height, width = latent_size(unet)
         self.latents = LatentFacts(
             channels=channels,
             scale=scale,
@@ -426,10 +426,13 @@ def _worst(figures: Sequence[Verification]) -> str:
 
 
 def _ort_graphs(component: ExportComponent, files: OnnxFiles, folder: Path) -> OrtGraphs:
-    plain = files.plain
+    def relative(file: Path | None) -> str | None:
+        return None if file is None else file.relative_to(folder).as_posix()
+
     return OrtGraphs(
         fused=files.fused.relative_to(folder).as_posix(),
-        plain=None if plain is None else plain.relative_to(folder).as_posix(),
+        cpu=relative(files.cpu),
+        plain=relative(files.plain),
         neutral=dict(component.neutral),
     )
 

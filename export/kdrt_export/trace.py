@@ -28,12 +28,13 @@ from onnx_ir.passes import common
 from kdrt._version import __version__ as kdrt_version
 from kdrt_engines.spec import TensorSpec
 from kdrt_export.components import ExportComponent
-from kdrt_export.dialects.build import onnxruntime_dialect, standard_dialect
+from kdrt_export.dialects.build import cpu_dialect, onnxruntime_dialect, standard_dialect
 from kdrt_export.int8_weights import quantise_weights
 
 OPSET = 20
 MODEL_FILE = "model.onnx"
 FUSED_FILE = "onnxruntime.onnx"
+CPU_FILE = "onnxruntime-cpu.onnx"
 PLAIN_FILE = "onnxruntime-plain.onnx"
 WEIGHTS_FILE = "weights.bin"
 _ALIGNMENT = 4096
@@ -51,11 +52,12 @@ _ONNX_TYPES = {
 @dataclass(frozen=True)
 class OnnxFiles:
     """The files of one component: ``standard`` for every reader; ``fused`` with ONNX Runtime's own
-    operators; ``plain`` likewise, without what the component's neutral inputs turn off (None where
-    nothing does)."""
+    operators; ``cpu`` as its kernels for CPUs like it (None where that is no other); ``plain``
+    likewise, without what the component's neutral inputs turn off (None where nothing does)."""
 
     standard: Path
     fused: Path
+    cpu: Path | None
     plain: Path | None
 
 
@@ -76,14 +78,14 @@ def onnx_from_component(
         tensors = quantise_weights(proto.graph, tensors)
         traced = ir.from_proto(proto)
     _attach_weights(traced.graph, component, tensors, folder / WEIGHTS_FILE)
-    plain = None
-    if component.neutral:
-        dialect = onnxruntime_dialect(traced, optional=False)
-        plain = _write(dialect, component, folder / PLAIN_FILE)
+    picture = component.picture
+    cpu = cpu_dialect(traced, picture, optional=True)
+    plain = cpu_dialect(traced, picture, optional=False) if component.neutral else None
     return OnnxFiles(
         _write(standard_dialect(traced), component, folder / MODEL_FILE),
-        _write(onnxruntime_dialect(traced, optional=True), component, folder / FUSED_FILE),
-        plain,
+        _write(onnxruntime_dialect(traced), component, folder / FUSED_FILE),
+        _write(cpu, component, folder / CPU_FILE) if cpu else None,
+        _write(plain, component, folder / PLAIN_FILE) if plain else None,
     )
 
 

@@ -57,7 +57,7 @@ def verify(
     engine: Engine,
     cases: Sequence[Case],
     precision: str,
-    graph: Literal["standard", "fused", "plain"] = "standard",
+    graph: Literal["standard", "fused", "cpu", "plain"] = "standard",
 ) -> list[Verification]:
     """Run an engine, which has loaded this ``graph`` of a component, on every case.
 
@@ -109,6 +109,8 @@ def verify_files(
     bound = "int8" if int8_weights else precision
     figures = verify(name, on_file(files.standard), cases, bound)
     figures += verify(name, on_file(files.fused), cases, bound, "fused")
+    if files.cpu is not None:
+        figures += verify(name, on_file(files.cpu), cases, bound, "cpu")
     if files.plain is not None:
         figures += verify(name, on_file(files.plain), neutral_cases, bound, "plain")
     return figures

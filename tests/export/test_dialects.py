@@ -7,9 +7,11 @@ from pathlib import Path
 
 import onnx
 import pytest
+import torch
 from test_components import COMPONENTS
 
 from kdrt_export.components import ExportComponent
+from kdrt_export.dialects import group_norm, winograd
 from kdrt_export.trace import OnnxFiles, onnx_from_component
 from kdrt_export.verify import make_cases, verify_files
 
@@ -36,6 +38,7 @@ def test_every_file_computes_what_the_network_does(name: str, tmp_path: Path) ->
     component.rewrite()
     files = onnx_from_component(component, TRACED, tmp_path)
     figures = verify_files("it", component, files, cases, neutral, "fp32")
+    assert files.cpu is None  # pictures so small gain nothing
     graphs = ["standard", "fused", *(["plain"] if files.plain else [])]
     assert [figure.graph for figure in figures] == [g for g in graphs for _ in OTHERS]
     assert all(0 <= figure.relative_error < 5e-6 for figure in figures)
@@ -70,6 +73,39 @@ def test_all_read_the_same_weights(tmp_path: Path) -> None:
         assert "freeu" in {value.name for value in model.graph.input} or path == files.plain
     assert places[0] == places[1] == places[2]
     assert set(places[0]) == set(dict(component.named_parameters(remove_duplicate=False)))
+
+
+@pytest.fixture
+def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What large pictures gain from, in small ones too."""
+    monkeypatch.setattr(winograd, "LEAST_CHANNELS", (16, 16))
+    monkeypatch.setattr(winograd, "LEAST_ROWS", 1)
+    monkeypatch.setattr(group_norm, "LEAST_ROWS", 1)
+
+
+@pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize("name", ["unet sd", "vae decoder", "vae encoder"])
+def test_sums_in_the_order_of_a_cpu(name: str, tmp_path: Path) -> None:
+    component = COMPONENTS[name]()
+    cases, neutral = make_cases(component, OTHERS), make_cases(component, OTHERS, neutral=True)
+    component.rewrite()
+    files = onnx_from_component(component, TRACED, tmp_path)
+    assert files.cpu is not None
+    assert kinds(files.fused)["ai.onnx", "InstanceNormalization"] > 0
+    for path in filter(None, (files.cpu, files.plain)):
+        assert kinds(path)["ai.onnx", "ReduceSumSquare"] > 0
+        assert kinds(path)["ai.onnx", "Pad"] > 0
+    figures = verify_files("it", component, files, cases, neutral, "fp32")
+    assert [f.graph for f in figures if f.graph == "cpu"] == ["cpu"] * len(OTHERS)
+    assert all(0 <= figure.relative_error < 5e-6 for figure in figures)
+
+
+@pytest.mark.usefixtures("everywhere")
+def test_half_precision_has_no_file_for_cpus(tmp_path: Path) -> None:
+    component = COMPONENTS["unet sd"]()
+    component.rewrite()
+    component.cast(torch.float16)
+    assert onnx_from_component(component, TRACED, tmp_path).cpu is None
 
 
 def test_only_what_can_be_turned_off_has_a_plain_file(tmp_path: Path) -> None:

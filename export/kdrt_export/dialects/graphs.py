@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -10,6 +12,9 @@ from onnx_ir import tape
 
 CONTRIB = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
+
+_SPELLED_OUT = 8
+"""Constants of more numbers are named after a digest of them."""
 
 Attributes = Mapping[str, int | float | Sequence[int]]
 
@@ -68,10 +73,51 @@ class Replacement:
         self._graph.remove([self._node, *others], safe=True)
 
 
+@dataclass(frozen=True)
+class Rows:
+    """What is known of the height of a picture inside a network.
+
+    Attributes:
+        usual: rows at the size that the network was made for.
+        multiple: their number can be divided by this, at every size.
+    """
+
+    usual: float
+    multiple: float
+
+
+def rows_of(graph: ir.Graph, picture: Rows) -> dict[ir.Value, Rows]:
+    """The heights of everything that is computed, by value, in a network that halves and doubles
+    the ``picture`` it takes. They mean nothing where a value is no picture."""
+    halvings = dict.fromkeys(graph.inputs, 0)
+    for node in graph:
+        # Numbers that have nothing to do with pictures are at none.
+        here = max((halvings[v] for v in node.inputs if v in halvings), key=abs, default=0)
+        if node.op_type == "Conv" and 2 in numbers(node, "strides"):
+            here += 1
+        elif node.op_type == "Resize" and node.inputs[0] is not None:
+            # The size it goes to may be that of another value, which is there already.
+            here = halvings.get(node.inputs[0], 0) - 1
+        halvings.update(dict.fromkeys(node.outputs, here))
+    return {
+        value: Rows(picture.usual / 2**times, picture.multiple / 2**times)
+        for value, times in halvings.items()
+    }
+
+
+def numbers(node: ir.Node, name: str) -> tuple[int, ...]:
+    """An attribute that is a list of whole numbers; empty without it."""
+    attribute = node.attributes.get(name)
+    return () if attribute is None else tuple(attribute.as_ints())
+
+
 def constant(graph: ir.Graph, values: np.ndarray) -> ir.Value:
     """An initialiser with these values; equal ones are the same."""
     shape = "x".join(map(str, values.shape)) or "scalar"
-    name = f"constant_{values.dtype}_{shape}_" + "_".join(f"{v:.9g}" for v in values.ravel())
+    digits = "_".join(f"{v:.9g}" for v in values.ravel())
+    if values.size > _SPELLED_OUT:
+        digits = hashlib.sha256(digits.encode()).hexdigest()[:16]
+    name = f"constant_{values.dtype}_{shape}_{digits}"
     if name in graph.initializers:
         return graph.initializers[name]
     value = ir.val(name, const_value=ir.tensor(values, name=name))
@@ -82,6 +128,12 @@ def constant(graph: ir.Graph, values: np.ndarray) -> ir.Value:
 def integers(graph: ir.Graph, *values: int) -> ir.Value:
     """A constant list of whole numbers, as shapes and sizes are."""
     return constant(graph, np.array(values, np.int64))
+
+
+def constant_of(value: ir.Value | None) -> list[int | float]:
+    """The numbers in a value of one dimension that is the same at every run; empty if it is not."""
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return [] if tensor is None or tensor.numpy().ndim != 1 else tensor.numpy().tolist()
 
 
 def made_by(value: ir.Value | None, kind: str) -> ir.Node | None:
