@@ -28,3 +28,10 @@ TECHNIQUES = (
     Technique("+ a picture a thread", {"network": "shipped"}),
     Technique("+ prompts remembered", {"network": "shipped"}, changes={"remember_prompt": True}),
 )
+
+AT_REAL_SIZE = (
+    Technique("ONNX Runtime's own operators", {"network": "dialect"}),
+    Technique("+ Winograd's convolutions, exact group norms", {"network": "cpu"}),
+    Technique("+ no FreeU while it is off, a picture a thread", {"network": "shipped"}),
+)
+"""For networks large enough to gain from the second, one by one."""

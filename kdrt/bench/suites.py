@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from kdrt.bench.ablation import TECHNIQUES
+from kdrt.bench.ablation import AT_REAL_SIZE, TECHNIQUES
 from kdrt.bench.errors import BenchmarkError
 from kdrt.bench.jobs import Forward, Generation, Model, Workload
 from kdrt.bench.peers import ALIASES, PEERS
@@ -263,7 +263,48 @@ def at_real_size(real: RealSize, peers: tuple[str, ...]) -> list[Experiment]:
                 warmups=0,
             )
         )
-    return found
+    guided = unet.model_copy(update={"dims": {**unet.dims, "B": 2}})
+    for key, title, workload in (
+        ("ablation-unet", "UNet with guidance", guided),
+        ("ablation-vae", "VAE decoder", vae),
+    ):
+        found.append(_techniques_at_real_size(real, key, title, workload))
+    return [*found, _whole_picture(real)]
+
+
+def _techniques_at_real_size(real: RealSize, key: str, title: str, workload: Forward) -> Experiment:
+    """Those that small networks do not have."""
+    rows = tuple(RowPlan(t.label, "kdrt", t.options) for t in AT_REAL_SIZE)
+    return Experiment(
+        key=key,
+        title=f"What each technique brings, {title}, {real.model.name}",
+        question="How long does one call take as techniques are added one by one?",
+        scenario="SingleStream",
+        kind="ablation",
+        model=real.model,
+        workloads=(workload,),
+        rows=rows,
+        rounds=4,
+        anchor=rows[0].label,
+        warmups=0,
+    )
+
+
+def _whole_picture(real: RealSize) -> Experiment:
+    """Few steps, as they are all alike; what it is for is the memory of all networks together."""
+    pixels = real.side * facts_of(real.model)[0].scale
+    return Experiment(
+        key="picture-real",
+        title=f"A picture of two steps, {real.model.name}",
+        question="How long does a whole picture take, and how much memory?",
+        scenario="SingleStream",
+        kind="rows",
+        model=real.model,
+        workloads=(Generation(steps=2, height=pixels, width=pixels),),
+        rows=rows_of((ANCHOR, "kdrt")),
+        rounds=4,
+        warmups=0,
+    )
 
 
 def ablation(demo: Model) -> Experiment:

@@ -34,7 +34,7 @@ _AT_ONE = _POINTS.index(1.0)
 
 LEAST_CHANNELS = (256, 128)
 """In, out."""
-LEAST_ROWS = 16
+LEAST_ROWS = 32
 _BLOCK = 16
 """Kernels that hold channels in blocks, up to this size, want whole blocks in every group."""
 

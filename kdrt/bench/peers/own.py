@@ -22,8 +22,9 @@ class Kdrt(Peer):
     cuda_graph  off, step or loop
     network     shipped: whatever `kdrt.load` loads. On ONNX Runtime, batches undivided: plain,
                 diffusers' own graph; unfused, fused: the standard graph of a bundle, with
-                projections fused or not; dialect: that in ONNX Runtime's operators; reduced: the
-                same, without FreeU while it is off
+                projections fused or not; dialect: that in ONNX Runtime's operators; cpu: the
+                same with its sums in the order of a CPU; reduced: that without FreeU while it is
+                off
     io          bound: fixed addresses; arrays: copied into and out of every call
     """
 
@@ -43,11 +44,12 @@ class Kdrt(Peer):
         if network == "shipped":
             return self._shipped(component)
         spec, graphs = self.spec(component), self.bundle.manifest.components[component].onnxruntime
-        if network in ("dialect", "reduced") and graphs is not None:
+        if network in ("dialect", "cpu", "reduced") and graphs is not None:
             reduced = None
             if network == "reduced" and graphs.plain is not None:
                 reduced = NeutralGraph(OrtGraph(self.bundle.file(graphs.plain)), graphs.neutral)
-            path = self.bundle.file(graphs.fused)
+            whole = (graphs.cpu if network == "cpu" else None) or graphs.fused
+            path = self.bundle.file(whole)
             return _Undivided(path, spec, threads=self.threads, reduced=reduced)
         path = self._file(network, component)
         if self._option("io", "bound") == "arrays":

@@ -127,5 +127,5 @@ def test_few_rows_are_not_worth_it() -> None:
         "w": np.zeros((16, 16, 3, 3), np.float32),
         "twice": np.array([1, 1, 2, 2], np.float32),
     }
-    # Of the two with stride 1 the first sees 31 rows, the second 15.
-    assert winograd(graph_of(build, ["x"], weights).graph, Rows(31, 1)) == 1
+    # Of the two with stride 1 the first sees 63 rows, the second 31.
+    assert winograd(graph_of(build, ["x"], weights).graph, Rows(63, 1)) == 1
