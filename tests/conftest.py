@@ -5,6 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# No test fails for taking long: the machine may be busy, or the first example import a package.
+settings.register_profile("kdrt", deadline=None)
+settings.load_profile("kdrt")
 
 
 @pytest.fixture(scope="session")
