@@ -51,11 +51,15 @@ class TensorInfo(_Strict):
         return TensorSpec(self.name, self.dtype, self.shape)
 
 
+GraphName = Literal["standard", "fused", "cpu", "plain"]
+"""The graphs of a component: in ONNX's own operators, and those of :class:`OrtGraphs`."""
+
+
 class Verification(_Strict):
     """One comparison with eager PyTorch in float32: ``‖out − ref‖ / ‖ref‖`` of the worst output,
     the graph that was exported, and the engine that ran it."""
 
-    graph: Literal["standard", "fused", "cpu", "plain"] = "standard"
+    graph: GraphName = "standard"
     dims: dict[str, int]
     relative_error: float
     engine: Literal["onnxruntime", "torch"]
@@ -70,6 +74,11 @@ class OrtGraphs(_Strict):
     cpu: str | None = None
     plain: str | None = None
     neutral: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+
+    @property
+    def whole_on_cpu(self) -> str:
+        """The whole network for a CPU."""
+        return self.cpu or self.fused
 
 
 class Component(_Strict):

@@ -309,7 +309,7 @@ def _onnxruntime_loader(engine: str, threads: int | None, own_graphs: bool) -> L
         graphs = component.onnxruntime
         # TensorRT, also inside ONNX Runtime, knows the standard operators only.
         if graphs is not None and engine != "onnxruntime-tensorrt":
-            path = bundle.file(graphs.fused if on_cuda else graphs.cpu or graphs.fused)
+            path = bundle.file(graphs.fused if on_cuda else graphs.whole_on_cpu)
             if graphs.plain is not None and not on_cuda:
                 plain = bundle.file(graphs.plain)
                 reduced = NeutralGraph(OrtGraph(plain, optimized(bundle, name)), graphs.neutral)

@@ -121,7 +121,7 @@ def _source(bundle: Bundle, component: str) -> Path | None:
     graphs = described.onnxruntime
     if graphs is None or any(t.dtype in ("float16", "bfloat16") for t in described.inputs):
         return None
-    return bundle.file(graphs.plain or graphs.cpu or graphs.fused)
+    return bundle.file(graphs.plain or graphs.whole_on_cpu)
 
 
 def _folder(bundle: Bundle, component: str) -> Path:

@@ -486,9 +486,7 @@ def _latent_statistics(vae: AutoencoderKL) -> nn.ParameterList | None:
 
 def latent_size(unet: UNet2DConditionModel) -> tuple[int, int]:
     """Height and width of the latents a UNet was made for."""
-    size = unet.config.sample_size or 64
-    height, width = size if isinstance(size, (tuple, list)) else (size, size)
-    return int(height), int(width)
+    return _sides(unet.config.sample_size or 64)
 
 
 def image_shape(vae: AutoencoderKL, channels: int) -> tuple[int | str, ...]:
@@ -504,8 +502,13 @@ def vae_scale(vae: AutoencoderKL) -> int:
 
 def vae_tile(vae: AutoencoderKL) -> int:
     """Side of the pictures a VAE was trained at, in latents: diffusers' tile size."""
-    size = vae.config.sample_size
-    return int((size[0] if isinstance(size, (list, tuple)) else size) / vae_scale(vae))
+    return _sides(vae.config.sample_size)[0] // vae_scale(vae)
+
+
+def _sides(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width, where a configuration may give one number for both."""
+    height, width = size if isinstance(size, Sequence) else (size, size)
+    return int(height), int(width)
 
 
 def _refuse_unsupported(unet: UNet2DConditionModel) -> None:

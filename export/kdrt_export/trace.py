@@ -78,12 +78,14 @@ def onnx_from_component(
         tensors = quantise_weights(proto.graph, tensors)
         traced = ir.from_proto(proto)
     _attach_weights(traced.graph, component, tensors, folder / WEIGHTS_FILE)
-    picture = component.picture
-    cpu = cpu_dialect(traced, picture, optional=True)
-    plain = cpu_dialect(traced, picture, optional=False) if component.neutral else None
+    fused = onnxruntime_dialect(traced, optional=True)
+    cpu, plain = cpu_dialect(fused, component.picture), None
+    if component.neutral:
+        plain = onnxruntime_dialect(traced, optional=False)
+        plain = cpu_dialect(plain, component.picture) or plain
     return OnnxFiles(
         _write(standard_dialect(traced), component, folder / MODEL_FILE),
-        _write(onnxruntime_dialect(traced), component, folder / FUSED_FILE),
+        _write(fused, component, folder / FUSED_FILE),
         _write(cpu, component, folder / CPU_FILE) if cpu else None,
         _write(plain, component, folder / PLAIN_FILE) if plain else None,
     )

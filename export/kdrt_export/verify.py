@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from kdrt.bundle import Verification
+from kdrt.bundle import GraphName, Verification
 from kdrt_engines.base import Engine
 from kdrt_engines.comparison import relative_error as relative_error
 from kdrt_engines.ort import OrtEngine
@@ -57,7 +57,7 @@ def verify(
     engine: Engine,
     cases: Sequence[Case],
     precision: str,
-    graph: Literal["standard", "fused", "cpu", "plain"] = "standard",
+    graph: GraphName = "standard",
 ) -> list[Verification]:
     """Run an engine, which has loaded this ``graph`` of a component, on every case.
 

@@ -23,35 +23,30 @@ def standard_dialect(traced: ir.Model) -> ir.Model:
     return _tidied(model)
 
 
-def onnxruntime_dialect(traced: ir.Model) -> ir.Model:
-    """A copy in ONNX Runtime's operators, with everything that inputs can turn off."""
-    return _tidied(_fused(traced, optional=True))
+def onnxruntime_dialect(traced: ir.Model, *, optional: bool) -> ir.Model:
+    """A copy in ONNX Runtime's operators, with what inputs can turn off or without it."""
+    model = traced.clone()
+    graph = model.graph
+    resolve_optional(graph, keep=optional)
+    fused_attention(graph)
+    split_projections(graph)
+    bias_gelu(graph)
+    model.opset_imports[CONTRIB] = 1
+    return _tidied(model)
 
 
-def cpu_dialect(traced: ir.Model, picture: Rows | None, *, optional: bool) -> ir.Model | None:
-    """A copy for ONNX Runtime on a CPU, with what inputs can turn off or without it.
+def cpu_dialect(fused: ir.Model, picture: Rows | None) -> ir.Model | None:
+    """A copy of :func:`onnxruntime_dialect` in the order that suits a CPU; None where that is no
+    other.
 
     Args:
         picture: the height of the picture it takes; None if it takes none.
-
-    Returns:
-        None if it would be :func:`onnxruntime_dialect`.
     """
-    model, changes = _fused(traced, optional=optional), 0
-    if picture is not None:
-        changes += winograd(model.graph, picture)
-        changes += group_norm(model.graph, picture)
-    return _tidied(model) if changes or not optional else None
-
-
-def _fused(traced: ir.Model, *, optional: bool) -> ir.Model:
-    model = traced.clone()
-    resolve_optional(model.graph, keep=optional)
-    fused_attention(model.graph)
-    split_projections(model.graph)
-    bias_gelu(model.graph)
-    model.opset_imports[CONTRIB] = 1
-    return model
+    if picture is None:
+        return None
+    model = fused.clone()
+    changes = winograd(model.graph, picture) + group_norm(model.graph, picture)
+    return _tidied(model) if changes else None
 
 
 def _tidied(model: ir.Model) -> ir.Model:

@@ -48,8 +48,7 @@ class Kdrt(Peer):
             reduced = None
             if network == "reduced" and graphs.plain is not None:
                 reduced = NeutralGraph(OrtGraph(self.bundle.file(graphs.plain)), graphs.neutral)
-            whole = (graphs.cpu if network == "cpu" else None) or graphs.fused
-            path = self.bundle.file(whole)
+            path = self.bundle.file(graphs.whole_on_cpu if network == "cpu" else graphs.fused)
             return _Undivided(path, spec, threads=self.threads, reduced=reduced)
         path = self._file(network, component)
         if self._option("io", "bound") == "arrays":
