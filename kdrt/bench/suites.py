@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from kdrt.bench.ablation import AT_REAL_SIZE, TECHNIQUES
+from kdrt.bench.ablation import AT_REAL_SIZE, TECHNIQUES, Technique
 from kdrt.bench.errors import BenchmarkError
 from kdrt.bench.jobs import Forward, Generation, Model, Workload
 from kdrt.bench.peers import ALIASES, PEERS
@@ -221,95 +221,85 @@ def startup(demo: Model, peers: tuple[str, ...]) -> Experiment:
 
 
 def at_real_size(real: RealSize, peers: tuple[str, ...]) -> list[Experiment]:
-    """UNet, VAE and text encoder alone, so that few processes are alive at once."""
-    sizes = {"h": real.side, "w": real.side}
+    """UNet, VAE and text encoder alone, so that few processes are alive at once, what techniques
+    bring there, and a picture of all networks."""
+    name, side = real.model.name, real.side
+    sizes = {"h": side, "w": side}
     unet = Forward(component="unet", dims={"B": 1, "L": real.tokens, **sizes})
+    guided = Forward(component="unet", dims={"B": 2, "L": real.tokens, **sizes})
     vae = Forward(component="vae_decoder", dims={"B": 1, **sizes})
     text = Forward(component="text_encoder", dims={"B": 1, "L": real.tokens})
+    groups = _groups(peers)
+
+    def one(
+        key: str,
+        title: str,
+        question: str,
+        workload: Workload,
+        rows: tuple[RowPlan, ...],
+        rounds: int,
+        kind: Kind = "rows",
+    ) -> Experiment:
+        return Experiment(
+            key=key,
+            title=title,
+            question=question,
+            scenario="SingleStream",
+            kind=kind,
+            model=real.model,
+            workloads=(workload,),
+            rows=rows,
+            rounds=rounds,
+            anchor=rows[0].label,
+            warmups=0,
+        )
+
     found = []
-    for number, group in enumerate(_groups(peers)):
+    for number, group in enumerate(groups):
         more = "" if number == 0 else f", {' and '.join(PEERS[p].title for p in group[1:])}"
         found.append(
-            Experiment(
-                key=f"unet-{number + 1}",
-                title=f"A step of the UNet, {real.model.name}{more}",
-                question=f"How long does one call take at {real.side} × {real.side} latents, "
-                "batch 1?",
-                scenario="SingleStream",
-                kind="rows",
-                model=real.model,
-                workloads=(unet,),
-                rows=rows_of(group, forward=True),
+            one(
+                f"unet-{number + 1}",
+                f"A step of the UNet, {name}{more}",
+                f"How long does one call take at {side} × {side} latents, batch 1?",
+                unet,
+                rows_of(group, forward=True),
                 rounds=10 if number == 0 else 5,
-                warmups=0,
             )
         )
-    first = _groups(peers)[0]
     for key, title, workload, rounds in (
         ("vae", "VAE decoder", vae, 4),
         ("text", "Text encoder", text, 20),
     ):
-        found.append(
-            Experiment(
-                key=key,
-                title=f"{title}, {real.model.name}",
-                question="How long does one call take?",
-                scenario="SingleStream",
-                kind="rows",
-                model=real.model,
-                workloads=(workload,),
-                rows=rows_of(first, forward=True),
-                rounds=rounds,
-                warmups=0,
-            )
-        )
-    guided = unet.model_copy(update={"dims": {**unet.dims, "B": 2}})
+        question, rows = "How long does one call take?", rows_of(groups[0], forward=True)
+        found.append(one(key, f"{title}, {name}", question, workload, rows, rounds))
     for key, title, workload in (
         ("ablation-unet", "UNet with guidance", guided),
         ("ablation-vae", "VAE decoder", vae),
     ):
-        found.append(_techniques_at_real_size(real, key, title, workload))
-    return [*found, _whole_picture(real)]
-
-
-def _techniques_at_real_size(real: RealSize, key: str, title: str, workload: Forward) -> Experiment:
-    """Those that small networks do not have."""
-    rows = tuple(RowPlan(t.label, "kdrt", t.options) for t in AT_REAL_SIZE)
-    return Experiment(
-        key=key,
-        title=f"What each technique brings, {title}, {real.model.name}",
-        question="How long does one call take as techniques are added one by one?",
-        scenario="SingleStream",
-        kind="ablation",
-        model=real.model,
-        workloads=(workload,),
-        rows=rows,
+        title = f"What each technique brings, {title}, {name}"
+        question = "How long does one call take as techniques are added one by one?"
+        rows = techniques(AT_REAL_SIZE)
+        found.append(one(key, title, question, workload, rows, 4, "ablation"))
+    # Few steps, as they are all alike: what it is for is the memory of all networks together.
+    pixels = side * facts_of(real.model)[0].scale
+    picture_of_two = one(
+        "picture-real",
+        f"A picture of two steps, {name}",
+        "How long does a whole picture take, and how much memory?",
+        Generation(steps=2, height=pixels, width=pixels),
+        rows_of((ANCHOR, "kdrt")),
         rounds=4,
-        anchor=rows[0].label,
-        warmups=0,
     )
+    return [*found, picture_of_two]
 
 
-def _whole_picture(real: RealSize) -> Experiment:
-    """Few steps, as they are all alike; what it is for is the memory of all networks together."""
-    pixels = real.side * facts_of(real.model)[0].scale
-    return Experiment(
-        key="picture-real",
-        title=f"A picture of two steps, {real.model.name}",
-        question="How long does a whole picture take, and how much memory?",
-        scenario="SingleStream",
-        kind="rows",
-        model=real.model,
-        workloads=(Generation(steps=2, height=pixels, width=pixels),),
-        rows=rows_of((ANCHOR, "kdrt")),
-        rounds=4,
-        warmups=0,
-    )
+def techniques(added: tuple[Technique, ...]) -> tuple[RowPlan, ...]:
+    """A row for each of these."""
+    return tuple(RowPlan(t.label, "kdrt", t.options, t.changes) for t in added)
 
 
 def ablation(demo: Model) -> Experiment:
-    rows = [RowPlan(ANCHOR, ANCHOR)]
-    rows += [RowPlan(t.label, "kdrt", t.options, t.changes) for t in TECHNIQUES]
     return Experiment(
         key="ablation",
         title="What each technique brings",
@@ -319,7 +309,7 @@ def ablation(demo: Model) -> Experiment:
         kind="ablation",
         model=demo,
         workloads=(Generation(),),
-        rows=tuple(rows),
+        rows=(RowPlan(ANCHOR, ANCHOR), *techniques(TECHNIQUES)),
         rounds=20,
     )
 
