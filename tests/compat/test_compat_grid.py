@@ -34,7 +34,7 @@ CONFIGS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(CONFIGS, st.integers(1, 49))
 def test_default_grid(config: dict[str, Any], steps: int) -> None:
     scheduler = LMSDiscreteScheduler(**config)

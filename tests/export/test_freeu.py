@@ -18,7 +18,7 @@ def scalar(value: float) -> torch.Tensor:
     return torch.tensor([value])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(height=side, width=side, s=strength, seed=st.integers(0, 1000))
 def test_equals_the_fft_at_every_size(height: int, width: int, s: float, seed: int) -> None:
     x = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(seed)) + 0.7

@@ -125,7 +125,7 @@ def test_two_hundred_beta_timesteps_are_199() -> None:
 )
 @example(p=1 - 2**-53, alpha=1.0, beta=10.0)
 @example(p=1e-30, alpha=31.0, beta=1.0)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_beta_quantiles_equal_scipys(p: float, alpha: float, beta: float) -> None:
     stats = pytest.importorskip("scipy.stats")
     assert beta_quantile(p, alpha, beta) == pytest.approx(stats.beta.ppf(p, alpha, beta), abs=1e-9)

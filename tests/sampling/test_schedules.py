@@ -186,7 +186,7 @@ RANGED = [name for name, info in SCHEDULES.items() if "sigma_min" in info.option
     offset=st.integers(0, 1),
     discard=st.booleans(),
 )
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 def test_every_grid_descends_to_its_end(
     schedule: str, spacing: str, steps: int, offset: int, discard: bool
 ) -> None:

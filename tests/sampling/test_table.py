@@ -140,7 +140,7 @@ def plans(draw):
 
 
 @given(plans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_plan(planned):
     assert_same(planned)
 

@@ -7,7 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
+import torch
 from onnx_ir import tape
+
+from kdrt_engines.comparison import relative_error
 
 Build = Callable[[tape.Tape, Mapping[str, ir.Value]], ir.Value | Sequence[ir.Value]]
 
@@ -35,6 +38,11 @@ def graph_of(
         name="small",
     )
     return ir.Model(graph, ir_version=9)
+
+
+def off(found: np.ndarray, expected: np.ndarray) -> float:
+    """The relative error of an output."""
+    return relative_error(torch.from_numpy(found), torch.from_numpy(expected))
 
 
 def kinds(model: ir.Model) -> list[str]:

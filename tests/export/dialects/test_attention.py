@@ -29,7 +29,7 @@ def marked(heads: int, head_dim: int, *, masked: bool = False):
 
 
 @pytest.mark.parametrize("dialect", FUSED)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     batch=st.integers(1, 3),
     length=st.integers(1, 9),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from graphs_of import graph_of, kinds, run
+from graphs_of import graph_of, kinds, off, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -46,11 +46,7 @@ def exact(model, groups: int, x: np.ndarray, epsilon: float = 1e-5) -> np.ndarra
     return torch.nn.functional.group_norm(of[0], groups, of[1], of[2], epsilon).numpy()
 
 
-def off(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
-
-
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     batch=st.integers(1, 3),
     groups=st.integers(1, 4),

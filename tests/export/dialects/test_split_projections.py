@@ -33,7 +33,7 @@ def projection(sizes: list[int], width: int, *, bias: bool, axis: int = -1, also
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(sizes=st.lists(st.integers(1, 5), min_size=2, max_size=3), width=st.integers(1, 6))
 def test_equals_the_whole(bias: bool, sizes: list[int], width: int) -> None:
     x = np.random.default_rng(0).standard_normal((2, 3, width), np.float32)
