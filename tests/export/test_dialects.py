@@ -11,7 +11,7 @@ import torch
 from test_components import COMPONENTS
 
 from kdrt_export.components import ExportComponent
-from kdrt_export.dialects import group_norm, winograd
+from kdrt_export.dialects import group_norm, upsampling, winograd
 from kdrt_export.trace import OnnxFiles, onnx_from_component
 from kdrt_export.verify import make_cases, verify_files
 
@@ -81,6 +81,7 @@ def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(winograd, "LEAST_CHANNELS", (16, 16))
     monkeypatch.setattr(winograd, "LEAST_ROWS", 1)
     monkeypatch.setattr(group_norm, "LEAST_ROWS", 1)
+    monkeypatch.setattr(upsampling, "LEAST_CHANNELS", 1)
 
 
 @pytest.mark.usefixtures("everywhere")
@@ -94,7 +95,10 @@ def test_sums_in_the_order_of_a_cpu(name: str, tmp_path: Path) -> None:
     assert kinds(files.fused)["ai.onnx", "InstanceNormalization"] > 0
     for path in filter(None, (files.cpu, files.plain)):
         assert kinds(path)["ai.onnx", "ReduceSumSquare"] > 0
-        assert kinds(path)["ai.onnx", "Pad"] > 0
+        assert kinds(path)["ai.onnx", "Split"] > 0
+    resized = kinds(files.fused)["ai.onnx", "Resize"]
+    # The sizes inside a UNet are computed, a decoder's are doubled.
+    assert kinds(files.cpu)["ai.onnx", "Resize"] == (0 if name == "vae decoder" else resized)
     figures = verify_files("it", component, files, cases, neutral, "fp32")
     assert [f.graph for f in figures if f.graph == "cpu"] == ["cpu"] * len(OTHERS)
     assert all(0 <= figure.relative_error < 5e-6 for figure in figures)

@@ -11,6 +11,7 @@ from kdrt_export.dialects.graphs import CONTRIB, Rows
 from kdrt_export.dialects.group_norm import group_norm
 from kdrt_export.dialects.optional_steps import resolve_optional
 from kdrt_export.dialects.split_projections import split_projections
+from kdrt_export.dialects.upsampling import upsampling
 from kdrt_export.dialects.winograd import winograd
 from kdrt_export.onnx_ops import MARKERS
 
@@ -45,7 +46,9 @@ def cpu_dialect(fused: ir.Model, picture: Rows | None) -> ir.Model | None:
     if picture is None:
         return None
     model = fused.clone()
-    changes = winograd(model.graph, picture) + group_norm(model.graph, picture)
+    graph = model.graph
+    changes = winograd(graph, picture) + group_norm(graph, picture)
+    changes += upsampling(graph)  # last: it leaves no trace of what is twice as large
     return _tidied(model) if changes else None
 
 

@@ -132,6 +132,10 @@ def integers(graph: ir.Graph, *values: int) -> ir.Value:
 
 def constant_of(value: ir.Value | None) -> list[int | float]:
     """The numbers in a value of one dimension that is the same at every run; empty if it is not."""
+    joined = made_by(value, "Concat")
+    if joined is not None:
+        parts = [constant_of(part) for part in joined.inputs]
+        return [number for part in parts for number in part] if all(parts) else []
     tensor = None if value is None else ir.convenience.get_const_tensor(value)
     return [] if tensor is None or tensor.numpy().ndim != 1 else tensor.numpy().tolist()
 

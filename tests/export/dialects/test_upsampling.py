@@ -1,0 +1,149 @@
+"""Convolutions of repeated pixels are computed at the size before, and equal what they replace."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from graphs_of import graph_of, kinds, off, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdrt_export.dialects import upsampling as module
+from kdrt_export.dialects.graphs import Rows
+from kdrt_export.dialects.upsampling import upsampling
+from kdrt_export.dialects.winograd import winograd
+
+SAME = {"pads": [1, 1, 1, 1], "kernel_shape": [3, 3]}
+NEAREST = {
+    "mode": "nearest",
+    "coordinate_transformation_mode": "asymmetric",
+    "nearest_mode": "floor",
+}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LEAST_CHANNELS", 1)
+
+
+def enlarged(
+    channels: int,
+    out: int,
+    *,
+    bias: bool = True,
+    resize: dict | None = None,
+    factors: tuple[float, ...] = (1, 1, 2, 2),
+    **attributes,
+):
+    """A picture made larger, and a convolution of it."""
+    draw = np.random.default_rng(channels + out)
+    kernel = attributes.get("kernel_shape", [3, 3])
+    filters = draw.standard_normal((out, channels, *kernel)) / np.sqrt(9 * channels)
+    weights = {"w": filters.astype(np.float32), "factors": np.array(factors, np.float32)}
+    if bias:
+        weights["b"] = draw.standard_normal(out).astype(np.float32)
+
+    def build(recorder, values):
+        large = recorder.op("Resize", [values["x"], None, values["factors"]], resize or NEAREST)
+        inputs = [large, values["w"], *([values["b"]] if bias else [])]
+        return recorder.op("Conv", inputs, {**SAME, **attributes})
+
+    return graph_of(build, ["x"], weights)
+
+
+@settings(max_examples=25)
+@given(
+    batch=st.integers(1, 3),
+    channels=st.sampled_from([1, 3, 16]),
+    out=st.sampled_from([1, 5, 16]),
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    bias=st.booleans(),
+)
+def test_equals_the_convolution(
+    batch: int, channels: int, out: int, height: int, width: int, bias: bool
+) -> None:
+    model = enlarged(channels, out, bias=bias)
+    plain = model.clone()
+    x = np.random.default_rng(height).standard_normal((batch, channels, height, width), np.float32)
+    (expected,) = run(plain, x)
+    assert upsampling(model.graph) == 1
+    (found,) = run(model, x)
+    assert found.shape == expected.shape == (batch, out, 2 * height, 2 * width)
+    assert off(found, expected) <= 1e-6
+
+
+def test_nothing_is_made_larger_before_it_is_multiplied() -> None:
+    model = enlarged(16, 16)
+    upsampling(model.graph)
+    used = {value for node in model.graph for value in node.inputs}
+    convolutions = [node for node in model.graph if node.op_type == "Conv"]
+    assert len(convolutions) == 4
+    assert {node.inputs[0].name for node in convolutions} == {"x"}
+    assert all(n.outputs[0] not in used for n in model.graph if n.op_type == "Resize")
+
+
+def test_a_factor_that_is_put_together_is_read() -> None:
+    def build(recorder, values):
+        factors = recorder.op("Concat", [values["ones"], values["twos"]], {"axis": 0})
+        large = recorder.op("Resize", [values["x"], None, factors], NEAREST)
+        return recorder.op("Conv", [large, values["w"]], SAME)
+
+    weights = {
+        "w": np.ones((2, 2, 3, 3), np.float32),
+        "ones": np.ones(2, np.float32),
+        "twos": np.full(2, 2, np.float32),
+    }
+    assert upsampling(graph_of(build, ["x"], weights).graph) == 1
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"resize": {**NEAREST, "mode": "linear"}},
+        {"resize": {**NEAREST, "nearest_mode": "ceil"}},
+        {"factors": (1, 1, 3, 3)},
+        {"factors": (1, 1, 2, 1)},
+        {"strides": [2, 2]},
+        {"pads": [0, 0, 0, 0]},
+        {"kernel_shape": [1, 1], "pads": [0, 0, 0, 0]},
+    ],
+)
+def test_others_stay_as_they_are(others: dict) -> None:
+    model = enlarged(4, 4, **others)
+    assert upsampling(model.graph) == 0
+    assert kinds(model) == ["Resize", "Conv"]
+
+
+def test_a_size_that_is_computed_may_be_odd_and_stays() -> None:
+    def build(recorder, values):
+        size = recorder.op("Shape", [values["skip"]])
+        large = recorder.op("Resize", [values["x"], None, None, size], NEAREST)
+        return recorder.op("Conv", [large, values["w"]], SAME)
+
+    model = graph_of(build, ["x", "skip"], {"w": np.ones((2, 2, 3, 3), np.float32)})
+    assert upsampling(model.graph) == 0
+
+
+def test_what_others_read_too_is_still_made() -> None:
+    def build(recorder, values):
+        large = recorder.op("Resize", [values["x"], None, values["factors"]], NEAREST)
+        return [recorder.op("Conv", [large, values["w"]], SAME), recorder.op("Relu", [large])]
+
+    weights = {
+        "w": np.ones((2, 2, 3, 3), np.float32),
+        "factors": np.array([1, 1, 2, 2], np.float32),
+    }
+    assert upsampling(graph_of(build, ["x"], weights).graph) == 0
+
+
+def test_winograd_leaves_these_alone() -> None:
+    model = enlarged(256, 256)
+    assert winograd(model.graph, Rows(64, 1)) == 0
+    assert upsampling(model.graph) == 1
+
+
+def test_few_channels_are_not_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LEAST_CHANNELS", 16)
+    assert upsampling(enlarged(15, 16).graph) == 0
+    assert upsampling(enlarged(16, 15).graph) == 1
