@@ -28,10 +28,9 @@ _ERRORS_ONLY = 3
 _SPIN_MICROSECONDS = "1000"
 """How long threads look for work before they sleep. Between operators it takes less; ONNX Runtime's
 default is so long that the threads of a network that has ended slow down the one after it."""
-_ARENA_BYTES = 2**31 - 256
-"""The first region of the arena; ONNX Runtime's type for it holds no more."""
-_DEAD_BYTES = 2**20
-"""Of a free piece of memory, what may be left unused at the end of a smaller result."""
+_ARENA_BYTES = 2**30
+"""The first region of the arena: what a picture of 512 pixels needs. One that needs more gets
+further ones. ONNX Runtime's own notes of a region take a thirtieth of it."""
 _STORED_BYTES = "1024"
 """Initialisers from this size on go into the weights file of an optimised graph."""
 
@@ -137,7 +136,6 @@ def _shares_arena() -> bool:
         "max_mem": 0,
         "arena_extend_strategy": 0,
         "initial_chunk_size_bytes": _ARENA_BYTES,
-        "max_dead_bytes_per_chunk": _DEAD_BYTES,
     }
     memory = ort.OrtMemoryInfo(
         "Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT
