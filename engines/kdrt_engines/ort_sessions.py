@@ -132,16 +132,13 @@ def _shares_arena() -> bool:
     uses. One region, of which only the pages that were ever used are in memory, has no such gaps,
     and what the UNet used the VAE uses again.
     """
-    about = {
-        "max_mem": 0,
-        "arena_extend_strategy": 0,
-        "initial_chunk_size_bytes": _ARENA_BYTES,
-    }
     memory = ort.OrtMemoryInfo(
         "Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT
     )
     try:
-        ort.create_and_register_allocator(memory, ort.OrtArenaCfg(about))
+        ort.create_and_register_allocator(
+            memory, ort.OrtArenaCfg({"initial_chunk_size_bytes": _ARENA_BYTES})
+        )
     except Exception:  # somebody else's is there already, or this build has none
         return False
     return True

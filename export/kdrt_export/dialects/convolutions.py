@@ -1,10 +1,13 @@
-"""Which convolutions the passes for CPUs compute in another way."""
+"""Convolutions that the passes for CPUs compute in another way: which, and with what filters."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import onnx_ir as ir
 
-from kdrt_export.dialects.graphs import numbers
+from kdrt_export.dialects.graphs import Replacement, constant, integers, numbers
 
 TAPS = 3
 
@@ -24,6 +27,34 @@ def filters_of(node: ir.Node) -> tuple[int, int] | None:
         and ("group" not in node.attributes or node.attributes["group"].as_int() == 1)
     )
     return (filters[0], filters[1]) if filters is not None and is_plain else None
+
+
+def sums_of_filters(
+    graph: ir.Graph, new: Replacement, node: ir.Node, sums: np.ndarray
+) -> Sequence[ir.Value]:
+    """Several filters in place of those of a convolution, each tap a sum of their nine.
+
+    They are summed up in the graph, from weights that keep their names and places: ONNX Runtime
+    does it once, when it loads.
+
+    Args:
+        new: what will take the place of ``node``, one of those that :func:`filters_of` knows.
+        sums: ``[filters, rows, columns, 9]``: how much of every tap of three rows of three is in
+            every tap of the filters.
+
+    Returns:
+        Weights ``[out, in, rows, columns]``, as many as there are filters.
+    """
+    shape = filters_of(node)
+    assert shape is not None
+    out_channels, channels = shape
+    count, *kernel, _ = sums.shape
+    taps = new.op("Reshape", node.inputs[1], integers(graph, -1, TAPS * TAPS))
+    taps = new.op("MatMul", taps, constant(graph, sums.reshape(-1, TAPS * TAPS).T))
+    taps = new.op("Reshape", taps, integers(graph, out_channels, channels, count, *kernel))
+    taps = new.op("Transpose", taps, attributes={"perm": [2, 0, 1, 3, 4]})
+    taps = new.op("Reshape", taps, integers(graph, -1, channels, *kernel))
+    return new.ops("Split", taps, outputs=count, attributes={"axis": 0, "num_outputs": count})
 
 
 def _stored(value: ir.Value | None) -> tuple[int, ...] | None:

@@ -9,8 +9,7 @@ by two, one for each place in a square of results, and the repeated pixels are n
 
 That is four ninths of the products, less than Winograd's algorithm needs in one direction, and less
 memory. (Results of four filters side by side are the sub-pixel convolution of Shi et al.,
-arXiv:1609.05158.) The filters are summed up in the graph, from weights that keep their names and
-places: ONNX Runtime does it once, when it loads.
+arXiv:1609.05158.)
 """
 
 from __future__ import annotations
@@ -20,10 +19,9 @@ import itertools
 import numpy as np
 import onnx_ir as ir
 
-from kdrt_export.dialects.convolutions import TAPS, filters_of
+from kdrt_export.dialects.convolutions import filters_of, sums_of_filters
 from kdrt_export.dialects.graphs import (
     Replacement,
-    constant,
     constant_of,
     integers,
     is_only_for,
@@ -66,28 +64,20 @@ def repeated_pixels(node: ir.Node) -> ir.Value | None:
 
 
 def _transform(graph: ir.Graph, node: ir.Node, small: ir.Value) -> None:
-    _, weight, *biases = node.inputs
+    _, _, *biases = node.inputs
     shape = filters_of(node)
     assert shape is not None
-    out_channels, channels = shape
+    out_channels, _ = shape
     new = Replacement(graph, node)
 
     places = list(itertools.product((0, 1), repeat=2))
-    sums = np.concatenate([np.kron(_SUMS[row], _SUMS[column]) for row, column in places])
-    filters = new.op("Reshape", weight, integers(graph, -1, TAPS * TAPS))
-    filters = new.op("MatMul", filters, constant(graph, sums.T))
-    filters = new.op("Reshape", filters, integers(graph, out_channels, channels, 4, 2, 2))
-    filters = new.op("Transpose", filters, attributes={"perm": [2, 0, 1, 3, 4]})
-    each = new.ops("Split", filters, outputs=4, attributes={"axis": 0, "num_outputs": 4})
+    sums = np.stack([np.kron(_SUMS[row], _SUMS[column]) for row, column in places])
+    each = sums_of_filters(graph, new, node, sums.reshape(4, 2, 2, -1))
     results = [
         new.op(
-            "Conv",
-            small,
-            new.op("Squeeze", one, integers(graph, 0)),
-            *biases,
-            attributes={"pads": [1 - row, 1 - column, row, column]},
+            "Conv", small, filters, *biases, attributes={"pads": [1 - row, 1 - column, row, column]}
         )
-        for (row, column), one in zip(places, each, strict=True)
+        for (row, column), filters in zip(places, each, strict=True)
     ]
 
     # Columns, then rows, side by side: ONNX Runtime moves one axis at a time fast.

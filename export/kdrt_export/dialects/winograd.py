@@ -15,9 +15,6 @@ large again as the picture.
 
 In both directions it would be a quarter of the work, but the sums then cost what they save and the
 error grows fourfold; in one it is about twice that of the plain convolution, 5e-7.
-
-The filters are transformed in the graph, from weights that keep their names and places: ONNX
-Runtime does it once, when it loads.
 """
 
 from __future__ import annotations
@@ -25,7 +22,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from kdrt_export.dialects.convolutions import TAPS, filters_of
+from kdrt_export.dialects.convolutions import TAPS, filters_of, sums_of_filters
 from kdrt_export.dialects.graphs import Attributes, Replacement, Rows, constant, integers, rows_of
 from kdrt_export.dialects.upsampling import repeated_pixels
 
@@ -97,7 +94,7 @@ def _is_suitable(node: ir.Node) -> bool:
 
 def _transform(graph: ir.Graph, node: ir.Node, *, whole: bool) -> None:
     """``whole``: the rows always come in fours."""
-    x, weight, *biases = node.inputs
+    x, _, *biases = node.inputs
     shape = filters_of(node)
     assert shape is not None
     out_channels, channels = shape
@@ -105,14 +102,9 @@ def _transform(graph: ir.Graph, node: ir.Node, *, whole: bool) -> None:
     size = len(inputs)
     new = Replacement(graph, node)
 
-    # One product for all filters, every column of theirs by itself: [9] to [6·3].
-    columns = constant(graph, np.kron(taps.T, np.eye(TAPS, dtype=np.float32)))
-    filters = new.op("Reshape", weight, integers(graph, -1, TAPS * TAPS))
-    filters = new.op("MatMul", filters, columns)
-    filters = new.op("Reshape", filters, integers(graph, out_channels, channels, size, TAPS))
-    filters = new.op("Transpose", filters, attributes={"perm": [2, 0, 1, 3]})
-    filters = new.op("Reshape", filters, integers(graph, -1, channels, 1, TAPS))
-    each = new.ops("Split", filters, outputs=size, attributes={"axis": 0, "num_outputs": size})
+    # Every column of a filter by itself.
+    columns = np.kron(taps, np.eye(TAPS, dtype=np.float32))
+    each = sums_of_filters(graph, new, node, columns.reshape(size, 1, TAPS, TAPS * TAPS))
 
     # Rows above and below are zeros, below as many as the last application reads.
     strided: Attributes = {"strides": [ROWS, 1], "pads": [1, 0, ROWS, 0], "group": channels}

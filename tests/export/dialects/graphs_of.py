@@ -12,6 +12,9 @@ from onnx_ir import tape
 
 from kdrt_engines.comparison import relative_error
 
+SAME = {"pads": [1, 1, 1, 1], "kernel_shape": [3, 3]}
+"""The attributes of a convolution of 3 x 3 whose results are as many as it sees."""
+
 Build = Callable[[tape.Tape, Mapping[str, ir.Value]], ir.Value | Sequence[ir.Value]]
 
 
@@ -38,6 +41,19 @@ def graph_of(
         name="small",
     )
     return ir.Model(graph, ir_version=9)
+
+
+def weights_of(
+    channels: int, out: int, *, bias: bool = True, kernel: Sequence[int] = (3, 3)
+) -> dict[str, np.ndarray]:
+    """Random filters ``w`` of a convolution, which keep the scale of what they see, and its bias
+    ``b``."""
+    draw = np.random.default_rng(channels + out)
+    filters = draw.standard_normal((out, channels, *kernel)) / np.sqrt(9 * channels)
+    weights = {"w": filters.astype(np.float32)}
+    if bias:
+        weights["b"] = draw.standard_normal(out).astype(np.float32)
+    return weights
 
 
 def off(found: np.ndarray, expected: np.ndarray) -> float:

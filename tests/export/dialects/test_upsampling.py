@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graphs_of import graph_of, kinds, off, run
+from graphs_of import SAME, graph_of, kinds, off, run, weights_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +13,6 @@ from kdrt_export.dialects.graphs import Rows
 from kdrt_export.dialects.upsampling import upsampling
 from kdrt_export.dialects.winograd import winograd
 
-SAME = {"pads": [1, 1, 1, 1], "kernel_shape": [3, 3]}
 NEAREST = {
     "mode": "nearest",
     "coordinate_transformation_mode": "asymmetric",
@@ -36,19 +35,14 @@ def enlarged(
     **attributes,
 ):
     """A picture made larger, and a convolution of it."""
-    draw = np.random.default_rng(channels + out)
-    kernel = attributes.get("kernel_shape", [3, 3])
-    filters = draw.standard_normal((out, channels, *kernel)) / np.sqrt(9 * channels)
-    weights = {"w": filters.astype(np.float32), "factors": np.array(factors, np.float32)}
-    if bias:
-        weights["b"] = draw.standard_normal(out).astype(np.float32)
+    attributes = {**SAME, **attributes}
+    convolution = weights_of(channels, out, bias=bias, kernel=attributes["kernel_shape"])
 
     def build(recorder, values):
         large = recorder.op("Resize", [values["x"], None, values["factors"]], resize or NEAREST)
-        inputs = [large, values["w"], *([values["b"]] if bias else [])]
-        return recorder.op("Conv", inputs, {**SAME, **attributes})
+        return recorder.op("Conv", [large, *(values[name] for name in convolution)], attributes)
 
-    return graph_of(build, ["x"], weights)
+    return graph_of(build, ["x"], {**convolution, "factors": np.array(factors, np.float32)})
 
 
 @settings(max_examples=25)

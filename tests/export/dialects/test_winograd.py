@@ -5,30 +5,24 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from graphs_of import graph_of, kinds, off, run
+from graphs_of import SAME, graph_of, kinds, off, run, weights_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdrt_export.dialects import winograd as module
+from kdrt_export.dialects.convolutions import TAPS
 from kdrt_export.dialects.graphs import Rows
-from kdrt_export.dialects.winograd import ROWS, TAPS, transforms, winograd
+from kdrt_export.dialects.winograd import ROWS, transforms, winograd
 
 USUAL = Rows(64, 1)
-SAME = {"pads": [1, 1, 1, 1], "kernel_shape": [3, 3]}
 
 
 def convolution(channels: int, out: int, *, bias: bool = True, **attributes):
-    draw = np.random.default_rng(channels + out)
-    kernel = attributes.get("kernel_shape", [3, 3])
-    filters = draw.standard_normal((out, channels, *kernel)) / np.sqrt(9 * channels)
-    weights = {"w": filters.astype(np.float32)}
-    if bias:
-        weights["b"] = draw.standard_normal(out).astype(np.float32)
+    attributes = {**SAME, **attributes}
+    weights = weights_of(channels, out, bias=bias, kernel=attributes["kernel_shape"])
     names = ["x", *weights]
     return graph_of(
-        lambda recorder, values: recorder.op(
-            "Conv", [values[name] for name in names], {**SAME, **attributes}
-        ),
+        lambda recorder, values: recorder.op("Conv", [values[name] for name in names], attributes),
         ["x"],
         weights,
     )
