@@ -2,7 +2,7 @@
 
 A thread that sleeps takes up to milliseconds to wake, as long as a step of a small network. So
 between two runs a team looks for its next one for a moment, letting others have the interpreter all
-the while, before it goes to sleep.
+the while, before it goes to sleep. While it works, every thread has a processor of its own.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+
+from kdrt_engines.processors import Processors
 
 _PATIENCE = 0.003
 """Seconds of looking before sleeping: more than a sampler takes between two runs of a network."""
@@ -27,9 +29,14 @@ class Team:
 
     def __init__(self, size: int) -> None:
         self._helpers = [_Helper() for _ in range(size - 1)]
+        ids = []
         for helper in self._helpers:
-            threading.Thread(target=helper.live, name="kdrt-team", daemon=True).start()
+            thread = threading.Thread(target=helper.live, name="kdrt-team", daemon=True)
+            thread.start()
             weakref.finalize(self, helper.end)
+            assert thread.native_id is not None
+            ids.append(thread.native_id)
+        self._processors = Processors(ids)
 
     def run(self, parts: Sequence[Work]) -> None:
         """Run every part on a thread of its own, the first on the caller's, and wait for all.
@@ -37,6 +44,10 @@ class Team:
         Raises:
             Whatever a part raises, when all have ended.
         """
+        with self._processors.apart():
+            self._run(parts)
+
+    def _run(self, parts: Sequence[Work]) -> None:
         first, *others = parts
         at_work = self._helpers[: len(others)]
         for helper, part in zip(at_work, others, strict=True):

@@ -1,0 +1,69 @@
+"""A processor for each of some threads that work together, where the system lets us choose.
+
+Linux wakes a thread beside the one that calls it if no other processor seems idle. In a virtual
+machine a processor that has slept for a while counts as taken by the host, so two threads share one
+until the scheduler parts them: a run of a network takes twice as long, and often the next one too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+
+class Processors:
+    """Keeps threads off the processor of their caller while they work for it.
+
+    Args:
+        threads: the native ids of those besides the caller's.
+    """
+
+    def __init__(self, threads: Sequence[int]) -> None:
+        self._threads = threads
+        self._placed: tuple[int, set[int]] | None = None
+        self._current = _current_processor()
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """For as long as this lasts the others are not where the caller is now. Where there is
+        just one processor for each, all stay on theirs, the caller too; where there are more, the
+        scheduler has a choice, and with fewer, or where none can be chosen, nothing changes."""
+        allowed = self._hold()
+        try:
+            yield
+        finally:
+            if allowed is not None:
+                os.sched_setaffinity(0, allowed)
+
+    def _hold(self) -> set[int] | None:
+        """The processors that the caller may use again afterwards; None if it is not held."""
+        if self._current is None or not self._threads:
+            return None
+        allowed, here = os.sched_getaffinity(0), self._current()
+        others = sorted(allowed - {here})
+        if here not in allowed or len(others) < len(self._threads):
+            return None
+        one_each = len(others) == len(self._threads)
+        try:
+            if self._placed != (here, allowed):
+                for index, thread in enumerate(self._threads):
+                    os.sched_setaffinity(thread, {others[index]} if one_each else others)
+                self._placed = here, allowed
+            if one_each:
+                os.sched_setaffinity(0, {here})
+        except OSError:  # not permitted here, or a thread is gone
+            self._current = None
+            return None
+        return allowed if one_each else None
+
+
+def _current_processor() -> Callable[[], int] | None:
+    """What tells on which processor its caller is; None if this system does not."""
+    if sys.platform != "linux":
+        return None
+    # Unlike CDLL it keeps the interpreter, which others may be waiting for.
+    current: Callable[[], int] | None = getattr(ctypes.PyDLL(None), "sched_getcpu", None)
+    return current
