@@ -18,12 +18,15 @@ class Technique:
     changes: dict[str, object] = field(default_factory=dict)
 
 
+_FOR_CPUS = Technique("+ convolutions and group norms for CPUs", {"network": "cpu"})
+
 TECHNIQUES = (
     Technique("ONNX Runtime, diffusers' own graph", {"network": "plain", "io": "arrays"}),
     Technique("+ kdrt's graph", {"network": "unfused", "io": "arrays"}),
     Technique("+ fused query, key, value", {"network": "fused", "io": "arrays"}),
     Technique("+ inputs and outputs at fixed addresses", {"network": "fused", "io": "bound"}),
     Technique("+ ONNX Runtime's own operators", {"network": "dialect"}),
+    _FOR_CPUS,
     Technique("+ no FreeU while it is off", {"network": "reduced"}),
     Technique("+ a picture a thread", {"network": "shipped"}),
     Technique("+ prompts remembered", {"network": "shipped"}, changes={"remember_prompt": True}),
@@ -31,7 +34,7 @@ TECHNIQUES = (
 
 AT_REAL_SIZE = (
     Technique("ONNX Runtime's own operators", {"network": "dialect"}),
-    Technique("+ Winograd's convolutions, exact group norms", {"network": "cpu"}),
+    _FOR_CPUS,
     Technique("+ no FreeU while it is off, a picture a thread", {"network": "shipped"}),
 )
-"""For networks large enough to gain from the second, one by one."""
+"""For networks large enough to gain most from the second, one by one."""

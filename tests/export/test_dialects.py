@@ -38,8 +38,9 @@ def test_every_file_computes_what_the_network_does(name: str, tmp_path: Path) ->
     component.rewrite()
     files = onnx_from_component(component, TRACED, tmp_path)
     figures = verify_files("it", component, files, cases, neutral, "fp32")
-    assert files.cpu is None  # pictures so small gain nothing
-    graphs = ["standard", "fused", *(["plain"] if files.plain else [])]
+    assert (files.cpu is None) == (name == "text encoder")
+    others = {"cpu": files.cpu, "plain": files.plain}
+    graphs = ["standard", "fused", *(graph for graph, file in others.items() if file)]
     assert [figure.graph for figure in figures] == [g for g in graphs for _ in OTHERS]
     assert all(0 <= figure.relative_error < 5e-6 for figure in figures)
 
@@ -47,7 +48,13 @@ def test_every_file_computes_what_the_network_does(name: str, tmp_path: Path) ->
 def test_what_each_is_made_of(tmp_path: Path) -> None:
     _, files = exported("unet sdxl", tmp_path)
     assert files.plain is not None
+    assert files.cpu is not None
     standard, fused, plain = (kinds(f) for f in (files.standard, files.fused, files.plain))
+    cpu = kinds(files.cpu)
+    norms = cpu["ai.onnx", "BatchNormalization"]
+    assert norms == cpu["ai.onnx", "InstanceNormalization"] > 0
+    assert fused["ai.onnx", "BatchNormalization"] == 0
+    assert fused["ai.onnx", "Mul"] - cpu["ai.onnx", "Mul"] == norms
     attention = ("com.microsoft", "MultiHeadAttention")
     assert {domain for domain, _ in standard} == {"ai.onnx"}
     assert standard["ai.onnx", "Softmax"] == fused[attention] == plain[attention] > 0
@@ -95,6 +102,8 @@ def test_sums_in_the_order_of_a_cpu(name: str, tmp_path: Path) -> None:
     assert kinds(files.fused)["ai.onnx", "InstanceNormalization"] > 0
     for path in filter(None, (files.cpu, files.plain)):
         assert kinds(path)["ai.onnx", "ReduceSumSquare"] > 0
+        # That of a VAE's attention is of tokens, and stays.
+        assert kinds(path)["ai.onnx", "InstanceNormalization"] == int(name != "unet sd")
         # Winograd's and what is computed before it is enlarged: each makes several of one.
         assert kinds(path)["ai.onnx", "Conv"] > kinds(files.fused)["ai.onnx", "Conv"]
     resized = kinds(files.fused)["ai.onnx", "Resize"]

@@ -48,7 +48,7 @@ class Kdrt(Peer):
             reduced = None
             if network == "reduced" and graphs.plain is not None:
                 reduced = NeutralGraph(OrtGraph(self.bundle.file(graphs.plain)), graphs.neutral)
-            path = self.bundle.file(graphs.whole_on_cpu if network == "cpu" else graphs.fused)
+            path = self.bundle.file(graphs.fused if network == "dialect" else graphs.whole_on_cpu)
             return _Undivided(path, spec, threads=self.threads, reduced=reduced)
         path = self._file(network, component)
         if self._option("io", "bound") == "arrays":

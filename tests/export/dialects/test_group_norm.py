@@ -1,4 +1,4 @@
-"""Group norm with sums that lose no digits."""
+"""Group norms for CPUs: with sums that lose no digits, and with scale and bias in one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kdrt_export.dialects.graphs import Rows
 from kdrt_export.dialects.group_norm import group_norm
 
-LARGE = Rows(512, 1)
+LARGE, SMALL = Rows(512, 1), Rows(64, 1)
 
 
 def traced(groups: int, channels: int, epsilon: float = 1e-5):
@@ -53,14 +53,16 @@ def exact(model, groups: int, x: np.ndarray, epsilon: float = 1e-5) -> np.ndarra
     each=st.integers(1, 3),
     height=st.integers(1, 9),
     width=st.integers(2, 9),
+    rows=st.sampled_from([LARGE, SMALL]),
 )
-def test_equals_pytorch(batch: int, groups: int, each: int, height: int, width: int) -> None:
+def test_equals_pytorch(
+    batch: int, groups: int, each: int, height: int, width: int, rows: Rows
+) -> None:
     model = traced(groups, groups * each)
     x = np.random.default_rng(width).standard_normal(
         (batch, groups * each, height, width), np.float32
     )
-    assert group_norm(model.graph, LARGE) == 1
-    assert "InstanceNormalization" not in kinds(model)
+    assert group_norm(model.graph, rows) == 1
     assert off(run(model, x)[0], exact(model, groups, x)) < 3e-6
 
 
@@ -78,8 +80,18 @@ def test_long_sums_are_exact(mean: float) -> None:
 
 def test_small_pictures_keep_the_operator() -> None:
     model = traced(2, 4)
-    assert group_norm(model.graph, Rows(64, 1)) == 0
-    assert "InstanceNormalization" in kinds(model)
+    before = model.clone()
+    assert group_norm(model.graph, SMALL) == 1
+    assert {"InstanceNormalization", "BatchNormalization"} <= set(kinds(model))
+    assert not {"Mul", "Add"} & set(kinds(model))
+    x = np.random.default_rng(0).standard_normal((2, 4, 5, 3), np.float32)
+    np.testing.assert_array_equal(run(model, x)[0], run(before, x)[0])
+
+
+def test_large_pictures_do_without_it() -> None:
+    model = traced(2, 4)
+    group_norm(model.graph, LARGE)
+    assert not {"InstanceNormalization", "BatchNormalization"} & set(kinds(model))
 
 
 def test_a_norm_that_somebody_else_reads_is_kept() -> None:
