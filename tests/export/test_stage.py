@@ -48,7 +48,9 @@ def test_the_demo_bundle(demo_bundle: Path) -> None:
         "vae_encoder",
     }
     for name, component in manifest.components.items():
-        graphs = ["standard", "fused", *(["plain"] if name == "unet" else [])]
+        graphs = ["standard", "fused"]
+        graphs += ["cpu"] if name.startswith(("unet", "vae")) else []
+        graphs += ["plain"] if name == "unet" else []
         assert [v.graph for v in component.verification] == [g for g in graphs for _ in range(2)]
         assert all(v.relative_error < 1e-5 for v in component.verification)
         assert all(v.engine == "onnxruntime" for v in component.verification)
@@ -96,7 +98,8 @@ def test_a_single_file_exports_to_the_same_networks(
     single = Bundle.open(stage.export(str(path), tmp_path / "single", config=sd_folder)).manifest
     assert single.source == "mine.safetensors"
     networks = {name for name in folder.files if name.startswith("onnx/")}
-    assert len(networks) == 4 * 3 + 1, "two graphs and the weights, and the UNet without FreeU"
+    # Two graphs and the weights, one more for CPUs of all with pictures, the UNet without FreeU.
+    assert len(networks) == 4 * 3 + 3 + 1
     assert {name: single.files[name] for name in networks} == {
         name: folder.files[name] for name in networks
     }
