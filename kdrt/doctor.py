@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import os
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 
 from kdrt._version import __version__
 from kdrt.bundle import bundle_names, home
+from kdrt_engines.processors import cores
 from kdrt_engines.registry import EngineStatus, choose, find_engines
 
 PACKAGES = (
@@ -75,7 +75,7 @@ def examine() -> Machine:
         system=f"{platform.system()} {platform.release()} ({platform.machine()})",
         python=platform.python_version(),
         processor=_processor(),
-        cores=_cores(),
+        cores=cores(),
         memory=memory.total,
         memory_free=memory.available,
         cuda=torch.version.cuda,
@@ -100,13 +100,6 @@ def _version(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _cores() -> int:
-    """The cores this process may use, which a container may have cut down."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _processor() -> str:

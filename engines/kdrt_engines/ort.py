@@ -26,11 +26,11 @@ from kdrt_engines.ort_sessions import (
     ELEMENT_TYPES,
     OrtGraph,
     check_provider,
-    cores,
     make_session,
     providers_of,
     value_of,
 )
+from kdrt_engines.processors import cores
 from kdrt_engines.spec import EngineSpec, TensorSpec
 from kdrt_engines.teams import Team
 from kdrt_engines.torch_eager import allocate

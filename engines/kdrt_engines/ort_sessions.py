@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -12,6 +11,7 @@ import onnxruntime as ort
 import torch
 
 from kdrt_engines.errors import EngineError, EngineUnavailable
+from kdrt_engines.processors import cores
 from kdrt_engines.spec import EngineSpec
 
 ELEMENT_TYPES = {
@@ -65,13 +65,6 @@ def session_options(
     if lean:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return options
-
-
-def cores() -> int:
-    """The cores this process may use, which in a container are fewer than the machine's."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def check_provider(provider: str) -> None:

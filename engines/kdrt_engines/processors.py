@@ -1,4 +1,4 @@
-"""A processor for each of some threads that work together, where the system lets us choose.
+"""The processors of this process: how many, and one for each of some threads that work together.
 
 Linux wakes a thread beside the one that calls it if no other processor seems idle. In a virtual
 machine a processor that has slept for a while counts as taken by the host, so two threads share one
@@ -12,6 +12,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+
+
+def cores() -> int:
+    """The cores this process may use, which in a container are fewer than the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class Processors:
@@ -43,21 +50,21 @@ class Processors:
         if self._current is None or not self._threads:
             return None
         allowed, here = os.sched_getaffinity(0), self._current()
-        others = sorted(allowed - {here})
-        if here not in allowed or len(others) < len(self._threads):
+        spare = len(allowed) - 1 - len(self._threads)
+        if here not in allowed or spare < 0:
             return None
-        one_each = len(others) == len(self._threads)
         try:
             if self._placed != (here, allowed):
+                others = sorted(allowed - {here})
                 for index, thread in enumerate(self._threads):
-                    os.sched_setaffinity(thread, {others[index]} if one_each else others)
+                    os.sched_setaffinity(thread, others if spare else {others[index]})
                 self._placed = here, allowed
-            if one_each:
+            if not spare:
                 os.sched_setaffinity(0, {here})
         except OSError:  # not permitted here, or a thread is gone
             self._current = None
             return None
-        return allowed if one_each else None
+        return None if spare else allowed
 
 
 def _current_processor() -> Callable[[], int] | None:

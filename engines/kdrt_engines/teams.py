@@ -2,7 +2,8 @@
 
 A thread that sleeps takes up to milliseconds to wake, as long as a step of a small network. So
 between two runs a team looks for its next one for a moment, letting others have the interpreter all
-the while, before it goes to sleep. While it works, every thread has a processor of its own.
+the while, before it goes to sleep. While it works, its threads are kept apart
+(see :mod:`kdrt_engines.processors`).
 """
 
 from __future__ import annotations

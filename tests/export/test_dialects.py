@@ -104,6 +104,7 @@ def test_sums_in_the_order_of_a_cpu(name: str, tmp_path: Path) -> None:
         assert kinds(path)["ai.onnx", "ReduceSumSquare"] > 0
         # That of a VAE's attention is of tokens, and stays.
         assert kinds(path)["ai.onnx", "InstanceNormalization"] == int(name != "unet sd")
+        assert kinds(path)["ai.onnx", "Split"] > 0
         # Winograd's and what is computed before it is enlarged: each makes several of one.
         assert kinds(path)["ai.onnx", "Conv"] > kinds(files.fused)["ai.onnx", "Conv"]
     resized = kinds(files.fused)["ai.onnx", "Resize"]

@@ -30,7 +30,11 @@ def filters_of(node: ir.Node) -> tuple[int, int] | None:
 
 
 def sums_of_filters(
-    graph: ir.Graph, new: Replacement, node: ir.Node, sums: np.ndarray
+    graph: ir.Graph,
+    new: Replacement,
+    weight: ir.Value | None,
+    channels: tuple[int, int],
+    sums: np.ndarray,
 ) -> Sequence[ir.Value]:
     """Several filters in place of those of a convolution, each tap a sum of their nine.
 
@@ -38,22 +42,21 @@ def sums_of_filters(
     does it once, when it loads.
 
     Args:
-        new: what will take the place of ``node``, one of those that :func:`filters_of` knows.
+        new: what will take the place of the convolution.
+        weight: its filters.
+        channels: what :func:`filters_of` says of it.
         sums: ``[filters, rows, columns, 9]``: how much of every tap of three rows of three is in
             every tap of the filters.
 
     Returns:
         Weights ``[out, in, rows, columns]``, as many as there are filters.
     """
-    shape = filters_of(node)
-    assert shape is not None
-    out_channels, channels = shape
     count, *kernel, _ = sums.shape
-    taps = new.op("Reshape", node.inputs[1], integers(graph, -1, TAPS * TAPS))
+    taps = new.op("Reshape", weight, integers(graph, -1, TAPS * TAPS))
     taps = new.op("MatMul", taps, constant(graph, sums.reshape(-1, TAPS * TAPS).T))
-    taps = new.op("Reshape", taps, integers(graph, out_channels, channels, count, *kernel))
+    taps = new.op("Reshape", taps, integers(graph, *channels, count, *kernel))
     taps = new.op("Transpose", taps, attributes={"perm": [2, 0, 1, 3, 4]})
-    taps = new.op("Reshape", taps, integers(graph, -1, channels, *kernel))
+    taps = new.op("Reshape", taps, integers(graph, -1, channels[1], *kernel))
     return new.ops("Split", taps, outputs=count, attributes={"axis": 0, "num_outputs": count})
 
 

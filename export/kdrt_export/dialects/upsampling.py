@@ -64,15 +64,14 @@ def repeated_pixels(node: ir.Node) -> ir.Value | None:
 
 
 def _transform(graph: ir.Graph, node: ir.Node, small: ir.Value) -> None:
-    _, _, *biases = node.inputs
-    shape = filters_of(node)
-    assert shape is not None
-    out_channels, _ = shape
+    _, weight, *biases = node.inputs
+    channels = filters_of(node)
+    assert channels is not None
     new = Replacement(graph, node)
 
     places = list(itertools.product((0, 1), repeat=2))
     sums = np.stack([np.kron(_SUMS[row], _SUMS[column]) for row, column in places])
-    each = sums_of_filters(graph, new, node, sums.reshape(4, 2, 2, -1))
+    each = sums_of_filters(graph, new, weight, channels, sums.reshape(4, 2, 2, -1))
     results = [
         new.op(
             "Conv", small, filters, *biases, attributes={"pads": [1 - row, 1 - column, row, column]}
@@ -93,4 +92,4 @@ def _transform(graph: ir.Graph, node: ir.Node, small: ir.Value) -> None:
     rows = shaped(squares, 0, 2, -1, new.op("Mul", width, integers(graph, 2)))
     rows = new.op("Transpose", rows, attributes={"perm": [0, 2, 1, 3]})
     picture = new.op("Mul", size, integers(graph, 2))
-    new.done(shaped(rows, 0, out_channels, picture))
+    new.done(shaped(rows, 0, channels[0], picture))

@@ -94,7 +94,7 @@ def _is_suitable(node: ir.Node) -> bool:
 
 def _transform(graph: ir.Graph, node: ir.Node, *, whole: bool) -> None:
     """``whole``: the rows always come in fours."""
-    x, _, *biases = node.inputs
+    x, weight, *biases = node.inputs
     shape = filters_of(node)
     assert shape is not None
     out_channels, channels = shape
@@ -104,7 +104,7 @@ def _transform(graph: ir.Graph, node: ir.Node, *, whole: bool) -> None:
 
     # Every column of a filter by itself.
     columns = np.kron(taps, np.eye(TAPS, dtype=np.float32))
-    each = sums_of_filters(graph, new, node, columns.reshape(size, 1, TAPS, TAPS * TAPS))
+    each = sums_of_filters(graph, new, weight, shape, columns.reshape(size, 1, TAPS, -1))
 
     # Rows above and below are zeros, below as many as the last application reads.
     strided: Attributes = {"strides": [ROWS, 1], "pads": [1, 0, ROWS, 0], "group": channels}

@@ -63,6 +63,7 @@ def test_equals_pytorch(
         (batch, groups * each, height, width), np.float32
     )
     assert group_norm(model.graph, rows) == 1
+    assert ("InstanceNormalization" in kinds(model)) == (rows is SMALL)
     assert off(run(model, x)[0], exact(model, groups, x)) < 3e-6
 
 
