@@ -68,12 +68,14 @@ class Verification(_Strict):
 class OrtGraphs(_Strict):
     """A network in ONNX Runtime's own operators: ``fused`` is the whole of it, and so is ``cpu`` in
     the order that suits a CPU; ``plain`` is for a CPU too, computes the same while the ``neutral``
-    inputs hold these values, and does without what they turn off."""
+    inputs hold these values, and does without what they turn off. It is for sizes that can be
+    divided by the ``multiples``, of those symbols."""
 
     fused: str
     cpu: str | None = None
     plain: str | None = None
     neutral: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    multiples: dict[str, int] = Field(default_factory=dict)
 
     @property
     def whole_on_cpu(self) -> str:

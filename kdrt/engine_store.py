@@ -284,7 +284,7 @@ def _tensorrt_loader(flavour: Flavour) -> Loader:
 
 def _onnxruntime_loader(engine: str, threads: int | None, own_graphs: bool) -> Loader:
     try:
-        from kdrt_engines.ort import NeutralGraph, OrtEngine
+        from kdrt_engines.ort import OrtEngine, ReducedGraph
         from kdrt_engines.ort_sessions import OrtGraph
     except ImportError as error:
         raise EngineUnavailable(
@@ -312,7 +312,9 @@ def _onnxruntime_loader(engine: str, threads: int | None, own_graphs: bool) -> L
             path = bundle.file(graphs.fused if on_cuda else graphs.whole_on_cpu)
             if graphs.plain is not None and not on_cuda:
                 plain = bundle.file(graphs.plain)
-                reduced = NeutralGraph(OrtGraph(plain, optimized(bundle, name)), graphs.neutral)
+                reduced = ReducedGraph(
+                    OrtGraph(plain, optimized(bundle, name)), graphs.neutral, graphs.multiples
+                )
         return OrtEngine(
             OrtGraph(path, None if reduced or on_cuda else optimized(bundle, name)),
             component.spec(),

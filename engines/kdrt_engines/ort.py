@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -40,16 +40,23 @@ _BATCH = "B"
 
 
 @dataclass(frozen=True)
-class NeutralGraph:
-    """A graph that computes the same as the whole one, and less, while inputs hold certain values.
+class ReducedGraph:
+    """A graph that computes the same as the whole one, and less, at certain sizes and while inputs
+    hold certain values.
 
     Attributes:
         graph: the smaller graph; it does not read those inputs.
         neutral: the values, by input.
+        multiples: what its sizes can be divided by, by symbol.
     """
 
     graph: OrtGraph
     neutral: Mapping[str, tuple[float, ...]]
+    multiples: Mapping[str, int] = field(default_factory=dict)
+
+    def fits(self, dims: Mapping[str, int]) -> bool:
+        """Whether it computes these sizes."""
+        return all(dims.get(s, 0) % divisor == 0 for s, divisor in self.multiples.items())
 
 
 class OrtEngine(Engine):
@@ -66,7 +73,7 @@ class OrtEngine(Engine):
         stream: CUDA only: where every run is enqueued. A session is tied to one for life.
         graphs: CUDA only: have ONNX Runtime capture the runs of each binding.
         cache: where the TensorRT provider keeps what it builds.
-        reduced: CPU only: a smaller graph for usual values of some inputs.
+        reduced: CPU only: a smaller graph for usual sizes and values of some inputs.
         usual_batch: the batch most bindings will have: what it needs is loaded at once.
 
     Raises:
@@ -90,7 +97,7 @@ class OrtEngine(Engine):
         stream: torch.cuda.Stream | None = None,
         graphs: bool = False,
         cache: Path | None = None,
-        reduced: NeutralGraph | None = None,
+        reduced: ReducedGraph | None = None,
         usual_batch: int = 1,
     ) -> None:
         check_provider(provider)
@@ -127,6 +134,10 @@ class OrtEngine(Engine):
                 weights=self._weights,
             )
         return self._sessions[key]
+
+    def reduced_for(self, dims: Mapping[str, int]) -> ReducedGraph | None:
+        """The reduced graph, if it computes these sizes."""
+        return self.reduced if self.reduced is not None and self.reduced.fits(dims) else None
 
     def parts(self, batch: int) -> int:
         """Into how many parts a batch is divided: one for each thread, or none at all."""
@@ -175,8 +186,9 @@ class OrtEngine(Engine):
         )
 
     def bind(self, **dims: int) -> OrtBinding:
-        if not self._is_bound and self.parts(dims.get(_BATCH, 1)) != self.parts(self._usual_batch):
-            self._sessions.clear()  # the batch is another than usual: what was loaded is not needed
+        is_usual = self.parts(dims.get(_BATCH, 1)) == self.parts(self._usual_batch)
+        if not self._is_bound and not (is_usual and self.reduced_for(dims) is self.reduced):
+            self._sessions.clear()  # what was loaded is not needed
         self._is_bound = True
         return OrtBinding(self, dims)
 
@@ -192,12 +204,13 @@ class OrtBinding(Binding):
         self._whole: Callable[[], None] | None = None
         self._short: Callable[[], None] | None = None
         self._neutral: list[tuple[torch.Tensor, list[float]]] = []
-        if engine.reduced is None:
+        reduced = engine.reduced_for(dims)
+        if reduced is None:
             self._whole = self._run_of(whole=True)
         else:
             self._short = self._run_of(whole=False)
             self._neutral = [
-                (self.inputs[name], list(values)) for name, values in engine.reduced.neutral.items()
+                (self.inputs[name], list(values)) for name, values in reduced.neutral.items()
             ]
 
     def run(self) -> None:

@@ -39,17 +39,20 @@ class ExportComponent(nn.Module):
     neutral: Mapping[str, tuple[float, ...]] = MappingProxyType({})
     """Values of inputs at which a part of the network changes nothing, by input."""
 
+    multiples: Mapping[str, int] = MappingProxyType({})
+    """What sizes can usually be divided by, by symbol, where a network is simpler then."""
+
     usual_height: int | None = None
     """Rows of the first input at the size the network was made for; None if it is no picture and
     no latents."""
 
-    @property
-    def picture(self) -> Rows | None:
-        """What is known of the height of the first input."""
+    def picture(self, *, usual: bool = False) -> Rows | None:
+        """What is known of the size of the first input, at any sizes or at the ``usual`` ones."""
         if self.usual_height is None:
             return None
-        smallest = self.spec.inputs[0].resolve(dict.fromkeys(self.spec.symbols(), 1))
-        return Rows(self.usual_height, smallest[2])
+        multiples = self.multiples if usual else {}
+        least = {symbol: multiples.get(symbol, 1) for symbol in self.spec.symbols()}
+        return Rows(self.usual_height, math.gcd(*self.spec.inputs[0].resolve(least)[2:]))
 
     def reference(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The outputs of the untouched network, in order. Only before :meth:`rewrite`."""
@@ -116,6 +119,8 @@ class ExportUNet(ExportComponent):
         _refuse_unsupported(unet)
         self.unet = unet
         self.usual_height = latent_size(unet)[0]
+        smallest = 2 ** (len(unet.config.block_out_channels) - 1)
+        self.multiples = MappingProxyType({"h": smallest, "w": smallest})
         self.ip_tokens = ip_tokens
         self.fuse_qkv = fuse_qkv
         self.has_added = unet.config.addition_embed_type == "text_time"

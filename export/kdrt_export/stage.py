@@ -434,6 +434,7 @@ def _ort_graphs(component: ExportComponent, files: OnnxFiles, folder: Path) -> O
         cpu=relative(files.cpu),
         plain=relative(files.plain),
         neutral=dict(component.neutral),
+        multiples=dict(component.multiples) if files.plain else {},
     )
 
 

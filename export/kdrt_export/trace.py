@@ -53,7 +53,8 @@ _ONNX_TYPES = {
 class OnnxFiles:
     """The files of one component: ``standard`` for every reader; ``fused`` with ONNX Runtime's own
     operators; ``cpu`` as its kernels for CPUs like it (None where that is no other); ``plain``
-    likewise, without what the component's neutral inputs turn off (None where nothing does)."""
+    likewise, at the component's usual sizes and without what its neutral inputs turn off (None
+    where nothing does)."""
 
     standard: Path
     fused: Path
@@ -79,10 +80,10 @@ def onnx_from_component(
         traced = ir.from_proto(proto)
     _attach_weights(traced.graph, component, tensors, folder / WEIGHTS_FILE)
     fused = onnxruntime_dialect(traced, optional=True)
-    cpu, plain = cpu_dialect(fused, component.picture), None
+    cpu, plain = cpu_dialect(fused, component.picture()), None
     if component.neutral:
         plain = onnxruntime_dialect(traced, optional=False)
-        plain = cpu_dialect(plain, component.picture) or plain
+        plain = cpu_dialect(plain, component.picture(usual=True)) or plain
     return OnnxFiles(
         _write(standard_dialect(traced), component, folder / MODEL_FILE),
         _write(fused, component, folder / FUSED_FILE),

@@ -37,10 +37,13 @@ class Case:
 def make_cases(
     component: ExportComponent, shapes: Sequence[dict[str, int]], *, neutral: bool = False
 ) -> list[Case]:
-    """Ask the untouched network; call before ``component.rewrite()``. ``neutral``: with the inputs
-    that can turn something off at the values that do."""
+    """Ask the untouched network; call before ``component.rewrite()``. ``neutral``: at usual sizes,
+    those next to the given ones, and with the inputs that can turn something off at the values that
+    do."""
     cases = []
     for seed, dims in enumerate(shapes, start=1):
+        if neutral:
+            dims = {s: _next_multiple(n, component.multiples.get(s, 1)) for s, n in dims.items()}
         inputs = component.example_inputs(dims, seed)
         if neutral:
             named = zip(component.spec.inputs, inputs, strict=True)
@@ -114,6 +117,10 @@ def verify_files(
     if files.plain is not None:
         figures += verify(name, on_file(files.plain), neutral_cases, bound, "plain")
     return figures
+
+
+def _next_multiple(size: int, divisor: int) -> int:
+    return -(-size // divisor) * divisor
 
 
 def sizes(dims: dict[str, int]) -> str:

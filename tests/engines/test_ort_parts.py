@@ -1,4 +1,4 @@
-"""Batches divided among threads, and the smaller graph for neutral inputs."""
+"""Batches divided among threads, and the smaller graph for usual inputs and sizes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from onnx import helper
 
 from kdrt_engines import EngineError, EngineSpec, ShapeError, TensorSpec
-from kdrt_engines.ort import NeutralGraph, OrtEngine
+from kdrt_engines.ort import OrtEngine, ReducedGraph
 from kdrt_engines.ort_sessions import OrtGraph, save_optimized
 
 SPEC = EngineSpec(
@@ -49,8 +49,8 @@ def onnx_file(folder: Path, *, shifted: bool = True) -> Path:
 
 
 @pytest.fixture
-def reduced(tmp_path: Path) -> NeutralGraph:
-    return NeutralGraph(OrtGraph(onnx_file(tmp_path, shifted=False)), {"shift": (0.0, 0.0)})
+def reduced(tmp_path: Path) -> ReducedGraph:
+    return ReducedGraph(OrtGraph(onnx_file(tmp_path, shifted=False)), {"shift": (0.0, 0.0)})
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -85,7 +85,7 @@ def test_an_error_in_one_part_is_an_error(tmp_path: Path) -> None:
 
 
 def test_sessions_are_made_when_needed_and_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reduced: NeutralGraph
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reduced: ReducedGraph
 ) -> None:
     from kdrt_engines import ort
 
@@ -109,15 +109,29 @@ def test_sessions_are_made_when_needed_and_kept(
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_the_reduced_graph_runs_while_inputs_are_neutral(
-    tmp_path: Path, reduced: NeutralGraph, batch: int
+    tmp_path: Path, reduced: ReducedGraph, batch: int
 ) -> None:
-    wrong = NeutralGraph(reduced.graph, {"shift": (7.0, 0.0)})
+    wrong = ReducedGraph(reduced.graph, {"shift": (7.0, 0.0)})
     binding = OrtEngine(onnx_file(tmp_path), SPEC, threads=2, reduced=wrong).bind(B=batch)
     binding.inputs["x"].fill_(1)
     for shift, expected in ((0.0, 2.0), (7.0, 2.0), (1.0, 3.0), (7.0, 2.0)):
         binding.inputs["shift"].copy_(torch.tensor([shift, 0.0]))
         binding.run()
         assert torch.equal(binding.outputs["y"], torch.full((batch, 4), expected))
+
+
+@pytest.mark.parametrize(("batch", "expected"), [(2, 2.0), (3, 3.0), (4, 2.0), (1, 3.0)])
+def test_the_reduced_graph_runs_at_the_sizes_it_is_for(
+    tmp_path: Path, reduced: ReducedGraph, batch: int, expected: float
+) -> None:
+    other = ReducedGraph(reduced.graph, {"shift": (1.0, 0.0)}, {"B": 2})
+    engine = OrtEngine(onnx_file(tmp_path), SPEC, reduced=other)
+    binding = engine.bind(B=batch)
+    assert len(engine._sessions) == 1, "the other graph is let go"
+    binding.inputs["x"].fill_(1)
+    binding.inputs["shift"].copy_(torch.tensor([1.0, 0.0]))
+    binding.run()
+    assert torch.equal(binding.outputs["y"], torch.full((batch, 4), expected))
 
 
 def test_an_optimised_graph_is_loaded_in_its_place(tmp_path: Path) -> None:

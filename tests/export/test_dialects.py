@@ -43,6 +43,13 @@ def test_every_file_computes_what_the_network_does(name: str, tmp_path: Path) ->
     graphs = ["standard", "fused", *(graph for graph, file in others.items() if file)]
     assert [figure.graph for figure in figures] == [g for g in graphs for _ in OTHERS]
     assert all(0 <= figure.relative_error < 5e-6 for figure in figures)
+    for figure, asked in zip(figures, OTHERS * len(graphs), strict=True):
+        if figure.graph != "plain":
+            assert figure.dims == asked
+        else:
+            multiples = {symbol: component.multiples.get(symbol, 1) for symbol in asked}
+            assert {s: n % multiples[s] for s, n in figure.dims.items()} == dict.fromkeys(asked, 0)
+            assert all(0 <= figure.dims[s] - n < multiples[s] for s, n in asked.items())
 
 
 def test_what_each_is_made_of(tmp_path: Path) -> None:
@@ -108,8 +115,11 @@ def test_sums_in_the_order_of_a_cpu(name: str, tmp_path: Path) -> None:
         # Winograd's and what is computed before it is enlarged: each makes several of one.
         assert kinds(path)["ai.onnx", "Conv"] > kinds(files.fused)["ai.onnx", "Conv"]
     resized = kinds(files.fused)["ai.onnx", "Resize"]
-    # The sizes inside a UNet are computed, a decoder's are doubled.
+    # A decoder's sizes are doubled; those inside a UNet are computed, and twice as large at the
+    # sizes that the plain file is for.
     assert kinds(files.cpu)["ai.onnx", "Resize"] == (0 if name == "vae decoder" else resized)
+    assert (files.plain is not None) == (name == "unet sd")
+    assert files.plain is None or kinds(files.plain)["ai.onnx", "Resize"] == 0 < resized
     figures = verify_files("it", component, files, cases, neutral, "fp32")
     assert [f.graph for f in figures if f.graph == "cpu"] == ["cpu"] * len(OTHERS)
     assert all(0 <= figure.relative_error < 5e-6 for figure in figures)

@@ -41,14 +41,14 @@ def cpu_dialect(fused: ir.Model, picture: Rows | None) -> ir.Model | None:
     other.
 
     Args:
-        picture: the height of the picture it takes; None if it takes none.
+        picture: the size of the picture it takes; None if it takes none.
     """
     if picture is None:
         return None
     model = fused.clone()
     graph = model.graph
     changes = winograd(graph, picture) + group_norm(graph, picture)
-    changes += upsampling(graph)  # last: it leaves no trace of what is twice as large
+    changes += upsampling(graph, picture)  # last: it leaves no trace of what is twice as large
     return _tidied(model) if changes else None
 
 

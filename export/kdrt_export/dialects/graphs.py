@@ -75,11 +75,12 @@ class Replacement:
 
 @dataclass(frozen=True)
 class Rows:
-    """What is known of the height of a picture inside a network.
+    """What is known of the size of a picture inside a network.
 
     Attributes:
         usual: rows at the size that the network was made for.
-        multiple: their number can be divided by this, at every size.
+        multiple: what the numbers of rows and of columns can be divided by; less than one if they
+            were halved more often than that goes without a rest.
     """
 
     usual: float

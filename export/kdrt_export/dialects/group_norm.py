@@ -55,7 +55,7 @@ class _Norm:
 
 def group_norm(graph: ir.Graph, picture: Rows) -> int:
     """Group norms in float32, those of pictures that usually have ``LEAST_ROWS`` rows spelled out.
-    ``picture``: the height of the graph's input."""
+    ``picture``: the size of the graph's input."""
     rows = rows_of(graph, picture)
     changes = 0
     for node in list(graph):

@@ -15,6 +15,7 @@ arXiv:1609.05158.)
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -22,10 +23,12 @@ import onnx_ir as ir
 from kdrt_export.dialects.convolutions import filters_of, sums_of_filters
 from kdrt_export.dialects.graphs import (
     Replacement,
+    Rows,
     constant_of,
     integers,
     is_only_for,
     made_by,
+    rows_of,
 )
 
 _SUMS = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], np.float32)
@@ -40,17 +43,20 @@ LEAST_CHANNELS = 64
 """In. Of fewer, putting the results side by side costs what it saves."""
 
 
-def upsampling(graph: ir.Graph) -> int:
+def upsampling(graph: ir.Graph, picture: Rows) -> int:
     """Convolutions of 3 x 3, with stride 1 and padding 1, of pictures exactly twice as large as
-    they were. Where the size is computed it may be one less, and they stay as they are."""
-    sites = [(node, small) for node in graph if (small := repeated_pixels(node)) is not None]
-    for node, small in sites:
-        _transform(graph, node, small)
+    they were. Where the size is computed and the ``picture`` the graph takes cannot be halved that
+    often, it may be one less, and they stay as they are."""
+    rows = rows_of(graph, picture)
+    sites = [resize for node in graph if (resize := enlarged_by(node, rows)) is not None]
+    for resize in sites:
+        _transform(graph, resize)
     return len(sites)
 
 
-def repeated_pixels(node: ir.Node) -> ir.Value | None:
-    """What a convolution sees every pixel of four times, if this pass takes it; None of others."""
+def enlarged_by(node: ir.Node, rows: Mapping[ir.Value, Rows]) -> ir.Node | None:
+    """What repeats the pixels that a convolution sees, if this pass takes it; None of others.
+    ``rows``: of everything that is computed."""
     filters = filters_of(node)
     if filters is None or filters[1] < LEAST_CHANNELS:
         return None
@@ -58,12 +64,17 @@ def repeated_pixels(node: ir.Node) -> ir.Value | None:
     resize = made_by(large, "Resize")
     if resize is None or large is None or not is_only_for(large, node):
         return None
-    factors = constant_of(resize.inputs[2]) if len(resize.inputs) == 3 else []
+    small, *others = resize.inputs
     how = {n: a.as_string() for n, a in resize.attributes.items() if n in _NEAREST}
-    return resize.inputs[0] if how == _NEAREST and factors == [1, 1, 2, 2] else None
+    if how != _NEAREST or small is None:
+        return None
+    if len(others) == 3:  # the size it goes to is computed
+        return resize if rows[small].multiple % 1 == 0 else None
+    return resize if constant_of(others[-1]) == [1, 1, 2, 2] else None
 
 
-def _transform(graph: ir.Graph, node: ir.Node, small: ir.Value) -> None:
+def _transform(graph: ir.Graph, resize: ir.Node) -> None:
+    small, ((node, _),) = resize.inputs[0], resize.outputs[0].uses()
     _, weight, *biases = node.inputs
     channels = filters_of(node)
     assert channels is not None

@@ -19,12 +19,14 @@ error grows fourfold; in one it is about twice that of the plain convolution, 5e
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx_ir as ir
 
 from kdrt_export.dialects.convolutions import TAPS, filters_of, sums_of_filters
 from kdrt_export.dialects.graphs import Attributes, Replacement, Rows, constant, integers, rows_of
-from kdrt_export.dialects.upsampling import repeated_pixels
+from kdrt_export.dialects.upsampling import enlarged_by
 
 ROWS = 4
 """Results of one application; it reads ``ROWS + TAPS - 1`` rows."""
@@ -47,11 +49,13 @@ def winograd(graph: ir.Graph, picture: Rows) -> int:
     the larger part of what is read: both stay as they are.
 
     Args:
-        picture: the height of the graph's input.
+        picture: the size of the graph's input.
     """
     rows = rows_of(graph, picture)
     sites = [
-        node for node in graph if _is_suitable(node) and rows[node.outputs[0]].usual >= LEAST_ROWS
+        node
+        for node in graph
+        if rows[node.outputs[0]].usual >= LEAST_ROWS and _is_suitable(node, rows)
     ]
     for node in sites:
         _transform(graph, node, whole=rows[node.outputs[0]].multiple % ROWS == 0)
@@ -79,13 +83,13 @@ def transforms() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return values(ROWS).T, values(TAPS) * scale, inputs / scale
 
 
-def _is_suitable(node: ir.Node) -> bool:
+def _is_suitable(node: ir.Node, rows: Mapping[ir.Value, Rows]) -> bool:
     filters = filters_of(node)
     if filters is None:
         return False
     out_channels, channels = filters
     return (
-        repeated_pixels(node) is None
+        enlarged_by(node, rows) is None
         and channels >= LEAST_CHANNELS[0]
         and out_channels >= LEAST_CHANNELS[1]
         and all(size % _BLOCK == 0 for size in filters)

@@ -11,7 +11,7 @@ from kdrt.bench.peers.base import Peer
 from kdrt.bench.peers.onnxruntime_plain import ArraysEngine
 from kdrt.engine_store import chosen_engine, load_engines
 from kdrt_engines import Engine
-from kdrt_engines.ort import NeutralGraph, OrtEngine
+from kdrt_engines.ort import OrtEngine, ReducedGraph
 from kdrt_engines.ort_sessions import OrtGraph
 
 
@@ -47,7 +47,9 @@ class Kdrt(Peer):
         if network in ("dialect", "cpu", "reduced") and graphs is not None:
             reduced = None
             if network == "reduced" and graphs.plain is not None:
-                reduced = NeutralGraph(OrtGraph(self.bundle.file(graphs.plain)), graphs.neutral)
+                reduced = ReducedGraph(
+                    OrtGraph(self.bundle.file(graphs.plain)), graphs.neutral, graphs.multiples
+                )
             path = self.bundle.file(graphs.fused if network == "dialect" else graphs.whole_on_cpu)
             return _Undivided(path, spec, threads=self.threads, reduced=reduced)
         path = self._file(network, component)
