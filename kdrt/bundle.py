@@ -69,11 +69,13 @@ class OrtGraphs(_Strict):
     """A network in ONNX Runtime's own operators: ``fused`` is the whole of it, and so is ``cpu`` in
     the order that suits a CPU; ``plain`` is for a CPU too, computes the same while the ``neutral``
     inputs hold these values, and does without what they turn off. It is for sizes that can be
-    divided by the ``multiples``, of those symbols."""
+    divided by the ``multiples``, of those symbols. Both take besides the component's inputs what
+    ``invariants`` computes from those that rarely change."""
 
     fused: str
     cpu: str | None = None
     plain: str | None = None
+    invariants: str | None = None
     neutral: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     multiples: dict[str, int] = Field(default_factory=dict)
 

@@ -305,20 +305,24 @@ def _onnxruntime_loader(engine: str, threads: int | None, own_graphs: bool) -> L
                 "is bf16; export it with --precision fp32, or with --target torch and use that "
                 "engine"
             )
-        path, reduced = bundle.file(component.onnx), None
+        path, reduced, invariants = bundle.file(component.onnx), None, None
+        made = None if on_cuda else optimized(bundle, name)
         graphs = component.onnxruntime
         # TensorRT, also inside ONNX Runtime, knows the standard operators only.
         if graphs is not None and engine != "onnxruntime-tensorrt":
             path = bundle.file(graphs.fused if on_cuda else graphs.whole_on_cpu)
             if graphs.plain is not None and not on_cuda:
-                plain = bundle.file(graphs.plain)
-                reduced = ReducedGraph(
-                    OrtGraph(plain, optimized(bundle, name)), graphs.neutral, graphs.multiples
+                plain = OrtGraph(bundle.file(graphs.plain), made.network if made else None)
+                reduced = ReducedGraph(plain, graphs.neutral, graphs.multiples)
+            if graphs.invariants is not None and not on_cuda:
+                invariants = OrtGraph(
+                    bundle.file(graphs.invariants), made.invariants if made else None
                 )
         return OrtEngine(
-            OrtGraph(path, None if reduced or on_cuda else optimized(bundle, name)),
+            OrtGraph(path, None if reduced or made is None else made.network),
             component.spec(),
             reduced=reduced,
+            invariants=invariants,
             # Most pictures are made with guidance.
             usual_batch=2 if name == "unet" else 1,
             # Its results are the largest of a generation, and it runs once a picture.

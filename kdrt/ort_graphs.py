@@ -4,6 +4,7 @@ is only to map a file.
     engines/onnxruntime/unet-0123456789abcdef/
         model.onnx      the optimised graph
         weights.bin     its weights, as the kernels of this processor want them
+        invariants*     both again, of what the network takes besides its component's inputs
         record.json     their sizes and hashes
 
 The digits are a digest of all it depends on: the network, the version of ONNX Runtime, and the
@@ -19,7 +20,8 @@ import logging
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -34,7 +36,8 @@ from kdrt.errors import OutputError
 _logger = logging.getLogger("kdrt.engines")
 
 FOLDER = "engines/onnxruntime"
-_MODEL, _WEIGHTS, _RECORD = "model.onnx", "weights.bin", "record.json"
+_RECORD = "record.json"
+_NETWORK, _INVARIANTS = ("model.onnx", "weights.bin"), ("invariants.onnx", "invariants.bin")
 _MEMORY_FOR_WEIGHTS = 2.5
 _DISK_FOR_WEIGHTS = 1.5
 
@@ -47,12 +50,29 @@ class Report(Protocol):
     def note(self, message: str) -> None: ...
 
 
-def optimized(bundle: Bundle, component: str) -> Path | None:
-    """The optimised graph of a component for this machine, if there is one and it is intact."""
+@dataclass(frozen=True)
+class Optimized:
+    """The optimised graphs of a component: what is loaded most of its network, and its invariants
+    (see `kdrt.bundle.OrtGraphs`) if it has any."""
+
+    network: Path
+    invariants: Path | None
+
+    @property
+    def folder(self) -> Path:
+        """Where they are, and their weights."""
+        return self.network.parent
+
+
+def optimized(bundle: Bundle, component: str) -> Optimized | None:
+    """The optimised graphs of a component for this machine, if there are any and intact."""
     folder = _folder(bundle, component)
+    sources = _sources(bundle, component)
+    if not sources:
+        return None
     try:
         record: dict[str, list[object]] = json.loads((folder / _RECORD).read_text())
-        for name in (_MODEL, _WEIGHTS):
+        for name in (name for files in sources for name in files):
             size, changed, digest = record[name]
             stat = (folder / name).stat()
             # A copied bundle has other dates; the hash then tells.
@@ -63,12 +83,12 @@ def optimized(bundle: Bundle, component: str) -> Path | None:
                 return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return folder / _MODEL
+    return _made(folder, sources)
 
 
 def keep_optimized(
     bundle: Bundle, components: Iterable[str], report: Report, *, force: bool = False
-) -> list[Path]:
+) -> list[Optimized]:
     """Optimise components for this machine; what is there already stays, but for ``force``.
 
     Returns:
@@ -83,11 +103,11 @@ def keep_optimized(
 
     made = []
     for name in components:
-        source = _source(bundle, name)
-        if source is None or (optimized(bundle, name) is not None and not force):
+        sources = _sources(bundle, name)
+        if not sources or (optimized(bundle, name) is not None and not force):
             continue
         report.start(f"{name}: optimise for this CPU")
-        missing = _lacks(source)
+        missing = _lacks(sources[_NETWORK])
         if missing is not None:
             report.done("left out")
             report.note(f"{name} is not optimised beforehand: {missing}; it will load more slowly")
@@ -100,28 +120,39 @@ def keep_optimized(
             raise OutputError(f"cannot write to {target.parent}: {error.strerror}") from error
         try:
             partial.chmod(0o755)
-            save_optimized(source, partial / _MODEL, _WEIGHTS)
-            # A network without large weights has no such file.
-            (partial / _WEIGHTS).touch()
+            for (model, weights), source in sources.items():
+                save_optimized(source, partial / model, weights)
+                # A network without large weights has no such file.
+                (partial / weights).touch()
+            total = sum(file.stat().st_size for file in partial.iterdir())
             _write_record(partial)
             put_in_place(partial, target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        made.append(target / _MODEL)
-        report.done(f"{(target / _WEIGHTS).stat().st_size / 1e6:,.1f} MB")
+        made.append(_made(target, sources))
+        report.done(f"{total / 1e6:,.1f} MB")
     _forget_others(bundle)
     return made
 
 
-def _source(bundle: Bundle, component: str) -> Path | None:
-    """The graph that is loaded most; None if it is not worth keeping."""
+def _sources(bundle: Bundle, component: str) -> dict[tuple[str, str], Path]:
+    """What is optimised of a component, by the files it goes to: the graph that is loaded most, and
+    its invariants. Empty if that is not worth keeping."""
     if bundle.manifest.baked.weights == "int8":
-        return None  # they would be kept as what they were rounded from, four times the size
+        return {}  # they would be kept as what they were rounded from, four times the size
     described = bundle.manifest.components[component]
     graphs = described.onnxruntime
     if graphs is None or any(t.dtype in ("float16", "bfloat16") for t in described.inputs):
-        return None
-    return bundle.file(graphs.plain or graphs.whole_on_cpu)
+        return {}
+    sources = {_NETWORK: bundle.file(graphs.plain or graphs.whole_on_cpu)}
+    if graphs.invariants is not None:
+        sources[_INVARIANTS] = bundle.file(graphs.invariants)
+    return sources
+
+
+def _made(folder: Path, sources: Mapping[tuple[str, str], Path]) -> Optimized:
+    invariants = folder / _INVARIANTS[0] if _INVARIANTS in sources else None
+    return Optimized(folder / _NETWORK[0], invariants)
 
 
 def _folder(bundle: Bundle, component: str) -> Path:
@@ -167,9 +198,9 @@ def _lacks(source: Path) -> str | None:
 
 def _write_record(folder: Path) -> None:
     record = {}
-    for name in (_MODEL, _WEIGHTS):
-        stat = (folder / name).stat()
-        record[name] = [stat.st_size, stat.st_mtime_ns, sha256(folder / name)]
+    for file in folder.iterdir():
+        stat = file.stat()
+        record[file.name] = [stat.st_size, stat.st_mtime_ns, sha256(file)]
     (folder / _RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
 

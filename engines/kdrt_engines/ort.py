@@ -5,13 +5,14 @@ provider that ONNX Runtime cannot give is an error here; by itself it would fall
 
 On a CPU, a batch as large as there are threads is computed picture by picture, each on a thread of
 its own: threads that share one operator wait for each other at its end, a thousand times a call,
-and these wait once. Sessions are made when a binding first needs one, and kept.
+and these wait once. Sessions are made when a binding first needs one, and kept. What follows from
+inputs that rarely change, if there is a graph for that, is computed when they have.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch
 
 from kdrt_engines.base import Binding, Engine
 from kdrt_engines.errors import EngineError, ShapeError
+from kdrt_engines.onnx_weights import stored_weights
 from kdrt_engines.ort_sessions import (
     CPU,
     ELEMENT_TYPES,
@@ -74,6 +76,8 @@ class OrtEngine(Engine):
         graphs: CUDA only: have ONNX Runtime capture the runs of each binding.
         cache: where the TensorRT provider keeps what it builds.
         reduced: CPU only: a smaller graph for usual sizes and values of some inputs.
+        invariants: CPU only: what computes further inputs of the graphs from some of the spec's,
+            those that rarely change.
         usual_batch: the batch most bindings will have: what it needs is loaded at once.
 
     Raises:
@@ -82,6 +86,10 @@ class OrtEngine(Engine):
     """
 
     capturable = False
+
+    keeps = True
+    """Whether invariants stay until their inputs change. Without it they are computed at every run,
+    for whoever measures what that takes."""
 
     def __init__(
         self,
@@ -98,6 +106,7 @@ class OrtEngine(Engine):
         graphs: bool = False,
         cache: Path | None = None,
         reduced: ReducedGraph | None = None,
+        invariants: OrtGraph | None = None,
         usual_batch: int = 1,
     ) -> None:
         check_provider(provider)
@@ -105,7 +114,7 @@ class OrtEngine(Engine):
         self.device = torch.device(device)
         self.threads = threads or cores()
         self._graph = graph if isinstance(graph, OrtGraph) else OrtGraph(graph)
-        self.reduced = reduced
+        self.reduced, self._graph_of_invariants = reduced, invariants
         self._lean, self._plan_memory = lean, plan_memory
         self._usual_batch, self._is_bound = usual_batch, False
         self.stream, self._graphs, self._cache = stream, graphs, cache
@@ -114,6 +123,9 @@ class OrtEngine(Engine):
         self._providers = providers_of(provider, spec, self.device, stream, graphs, cache)
         # The sessions read from these as long as they live.
         self._weights = {name: value_of(tensor) for name, tensor in (weights or {}).items()}
+        self.invariants = None if invariants is None else self._make_session(invariants)
+        self.given = () if self.invariants is None else _results(self.invariants)
+        """What :attr:`invariants` gives the graphs besides the inputs of the spec."""
         self._sessions: dict[tuple[OrtGraph, int], ort.InferenceSession] = {}
         self._graph_ids = itertools.count(1)
         self._team: Team | None = None
@@ -125,15 +137,29 @@ class OrtEngine(Engine):
         graph = self._graph if whole or self.reduced is None else self.reduced.graph
         key = graph, self.threads // parts
         if key not in self._sessions:
-            self._sessions[key] = make_session(
-                graph,
-                self._providers,
-                key[1],
-                lean=self._lean,
-                plan_memory=self._plan_memory,
-                weights=self._weights,
-            )
+            self._sessions[key] = self._make_session(graph, key[1])
         return self._sessions[key]
+
+    def _make_session(self, graph: OrtGraph, threads: int | None = None) -> ort.InferenceSession:
+        return make_session(
+            graph,
+            self._providers,
+            threads or self.threads,
+            lean=self._lean,
+            plan_memory=self._plan_memory,
+            weights=self._weights_of(graph),
+        )
+
+    def _weights_of(self, graph: OrtGraph) -> Mapping[str, ort.OrtValue]:
+        """Those that a graph has: ONNX Runtime takes no others. What neither has is the caller's
+        mistake, and ONNX Runtime says so of the network."""
+        invariants = self._graph_of_invariants
+        if invariants is None or not self._weights:
+            return self._weights
+        own = stored_weights(graph.path).keys()
+        others = set() if graph is invariants else stored_weights(invariants.path).keys()
+        wanted = own if graph is invariants else self._weights.keys() - (others - own)
+        return {name: value for name, value in self._weights.items() if name in wanted}
 
     def reduced_for(self, dims: Mapping[str, int]) -> ReducedGraph | None:
         """The reduced graph, if it computes these sizes."""
@@ -141,7 +167,7 @@ class OrtEngine(Engine):
 
     def parts(self, batch: int) -> int:
         """Into how many parts a batch is divided: one for each thread, or none at all."""
-        tensors = [*self.spec.inputs, *self.spec.outputs]
+        tensors = [*self.spec.inputs, *self.given, *self.spec.outputs]
         divisible = (
             self._on_cpu
             and batch % self.threads == 0
@@ -182,6 +208,7 @@ class OrtEngine(Engine):
             graphs=self._graphs,
             cache=self._cache,
             reduced=self.reduced,
+            invariants=self._graph_of_invariants,
             usual_batch=self._usual_batch,
         )
 
@@ -201,6 +228,10 @@ class OrtBinding(Binding):
         self._parts = engine.parts(dims.get(_BATCH, 1))
         self.inputs = allocate(engine.spec.inputs, dims, engine.device)
         self.outputs = allocate(engine.spec.outputs, dims, engine.device)
+        self._given = allocate(engine.given, dims, engine.device)
+        self._invariants: _Invariants | None = None
+        if engine.invariants is not None:
+            self._invariants = _Invariants(engine.invariants, self.inputs, self._given)
         self._whole: Callable[[], None] | None = None
         self._short: Callable[[], None] | None = None
         self._neutral: list[tuple[torch.Tensor, list[float]]] = []
@@ -215,6 +246,8 @@ class OrtBinding(Binding):
 
     def run(self) -> None:
         try:
+            if self._invariants is not None:
+                self._invariants.refresh(keep=self._engine.keeps)
             if self._short is not None and all(t.tolist() == v for t, v in self._neutral):
                 self._short()
                 return
@@ -227,34 +260,80 @@ class OrtBinding(Binding):
             raise ShapeError(f"ONNX Runtime rejected these sizes: {error}") from error
 
     def _run_of(self, *, whole: bool) -> Callable[[], None]:
-        session = self._engine.session(self._parts, whole=whole)
+        session, spec = self._engine.session(self._parts, whole=whole), self._engine.spec
         options = self._engine.run_options()
-        bound = [self._bound(session, part) for part in range(self._parts)]
 
         def run_part(io: ort.IOBinding) -> None:
             session.run_with_iobinding(io, options)
 
-        runs = [partial(run_part, io) for io in bound]
+        runs = []
+        for part in range(self._parts):
+            inputs = self._part((*spec.inputs, *self._engine.given), part)
+            runs.append(partial(run_part, _bound(session, inputs, self._part(spec.outputs, part))))
         if len(runs) == 1:
             return runs[0]
         return partial(self._engine.team().run, runs)
 
-    def _bound(self, session: ort.InferenceSession, part: int) -> ort.IOBinding:
-        io = session.io_binding()
-        # A graph may not read every input of its component: a UNet without time conditioning.
-        used = {node.name for node in session.get_inputs()}
-        for tensor in self._engine.spec.inputs:
-            if tensor.name in used:
-                io.bind_input(*_address(tensor.name, self._part(tensor, self.inputs, part)))
-        for tensor in self._engine.spec.outputs:
-            io.bind_output(*_address(tensor.name, self._part(tensor, self.outputs, part)))
-        return io
+    def _part(self, specs: Iterable[TensorSpec], part: int) -> dict[str, torch.Tensor]:
+        """One part of these tensors; of those that have no batch the whole."""
+        tensors = {**self.inputs, **self._given, **self.outputs}
+        return {
+            spec.name: tensors[spec.name].chunk(self._parts)[part]
+            if spec.shape[:1] == (_BATCH,)
+            else tensors[spec.name]
+            for spec in specs
+        }
 
-    def _part(
-        self, spec: TensorSpec, tensors: Mapping[str, torch.Tensor], part: int
-    ) -> torch.Tensor:
-        tensor = tensors[spec.name]
-        return tensor.chunk(self._parts)[part] if spec.shape[:1] == (_BATCH,) else tensor
+
+class _Invariants:
+    """Results that follow from inputs that rarely change, computed when those have."""
+
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        inputs: Mapping[str, torch.Tensor],
+        results: Mapping[str, torch.Tensor],
+    ) -> None:
+        self._session, self._io = session, _bound(session, inputs, results)
+        # As integers: they are compared by their bits.
+        self._inputs = [_bits(inputs[value.name]) for value in session.get_inputs()]
+        self._before: list[torch.Tensor] | None = None
+
+    def refresh(self, *, keep: bool = True) -> None:
+        """Make the results those of the inputs; without ``keep``, even if they are."""
+        is_made = self._before is not None and all(map(torch.equal, self._inputs, self._before))
+        if is_made and keep:
+            return
+        self._before = None  # until they are made, they belong to no inputs
+        self._session.run_with_iobinding(self._io)
+        self._before = [tensor.clone() for tensor in self._inputs]
+
+
+def _results(session: ort.InferenceSession) -> tuple[TensorSpec, ...]:
+    """What a session makes, in float32."""
+    return tuple(TensorSpec(v.name, "float32", tuple(v.shape)) for v in session.get_outputs())
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    sizes = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return tensor.view(sizes[tensor.itemsize])
+
+
+def _bound(
+    session: ort.InferenceSession,
+    inputs: Mapping[str, torch.Tensor],
+    outputs: Mapping[str, torch.Tensor],
+) -> ort.IOBinding:
+    """A session at these addresses. It need not read every input: a UNet without time conditioning
+    has one too many."""
+    io = session.io_binding()
+    used = {value.name for value in session.get_inputs()}
+    for name, tensor in inputs.items():
+        if name in used:
+            io.bind_input(*_address(name, tensor))
+    for name, tensor in outputs.items():
+        io.bind_output(*_address(name, tensor))
+    return io
 
 
 def _address(name: str, tensor: torch.Tensor) -> tuple[str, str, int, int, list[int], int]:

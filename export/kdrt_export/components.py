@@ -7,7 +7,7 @@ prompt tokens, ``h`` and ``w`` latent sizes, ``H`` and ``W`` pixel sizes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -41,6 +41,9 @@ class ExportComponent(nn.Module):
 
     multiples: Mapping[str, int] = MappingProxyType({})
     """What sizes can usually be divided by, by symbol, where a network is simpler then."""
+
+    varying: Collection[str] = ()
+    """Inputs that change at every run, if others rarely do."""
 
     usual_height: int | None = None
     """Rows of the first input at the size the network was made for; None if it is no picture and
@@ -103,6 +106,7 @@ class ExportUNet(ExportComponent):
     """
 
     neutral = MappingProxyType({"freeu": (1.0, 1.0, 1.0, 1.0)})
+    varying: Collection[str] = ("sample", "timestep")
 
     def __init__(
         self,

@@ -37,6 +37,7 @@ class ExportShallowUNet(ExportUNet):
     """
 
     neutral = MappingProxyType({})  # there is little FreeU in it, if any
+    varying = (*ExportUNet.varying, DEEP_FEATURE)
 
     def __init__(
         self, unet: UNet2DConditionModel, *, fuse_qkv: bool = True, time_ids: int = 6

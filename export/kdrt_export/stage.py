@@ -433,6 +433,7 @@ def _ort_graphs(component: ExportComponent, files: OnnxFiles, folder: Path) -> O
         fused=files.fused.relative_to(folder).as_posix(),
         cpu=relative(files.cpu),
         plain=relative(files.plain),
+        invariants=relative(files.invariants),
         neutral=dict(component.neutral),
         multiples=dict(component.multiples) if files.plain else {},
     )

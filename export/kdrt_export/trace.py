@@ -29,6 +29,7 @@ from kdrt._version import __version__ as kdrt_version
 from kdrt_engines.spec import TensorSpec
 from kdrt_export.components import ExportComponent
 from kdrt_export.dialects.build import cpu_dialect, onnxruntime_dialect, standard_dialect
+from kdrt_export.dialects.invariants import split_invariants
 from kdrt_export.int8_weights import quantise_weights
 
 OPSET = 20
@@ -36,6 +37,7 @@ MODEL_FILE = "model.onnx"
 FUSED_FILE = "onnxruntime.onnx"
 CPU_FILE = "onnxruntime-cpu.onnx"
 PLAIN_FILE = "onnxruntime-plain.onnx"
+INVARIANTS_FILE = "onnxruntime-invariants.onnx"
 WEIGHTS_FILE = "weights.bin"
 _ALIGNMENT = 4096
 """Weights start on page boundaries, so that engines can map them from the file."""
@@ -54,12 +56,14 @@ class OnnxFiles:
     """The files of one component: ``standard`` for every reader; ``fused`` with ONNX Runtime's own
     operators; ``cpu`` as its kernels for CPUs like it (None where that is no other); ``plain``
     likewise, at the component's usual sizes and without what its neutral inputs turn off (None
-    where nothing does)."""
+    where nothing does); ``invariants`` with what the last two read of its results (None where they
+    read none)."""
 
     standard: Path
     fused: Path
     cpu: Path | None
     plain: Path | None
+    invariants: Path | None
 
 
 def onnx_from_component(
@@ -84,11 +88,15 @@ def onnx_from_component(
     if component.neutral:
         plain = onnxruntime_dialect(traced, optional=False)
         plain = cpu_dialect(plain, component.picture(usual=True)) or plain
+    # The same of both: what one can do without does not follow from these inputs.
+    of_both = [split_invariants(model, component.varying) for model in (cpu, plain) if model]
+    invariants = next((model for model in of_both if model), None)
     return OnnxFiles(
         _write(standard_dialect(traced), component, folder / MODEL_FILE),
         _write(fused, component, folder / FUSED_FILE),
         _write(cpu, component, folder / CPU_FILE) if cpu else None,
         _write(plain, component, folder / PLAIN_FILE) if plain else None,
+        _write(invariants, component, folder / INVARIANTS_FILE) if invariants else None,
     )
 
 

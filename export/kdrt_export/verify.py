@@ -13,6 +13,7 @@ from kdrt.bundle import GraphName, Verification
 from kdrt_engines.base import Engine
 from kdrt_engines.comparison import relative_error as relative_error
 from kdrt_engines.ort import OrtEngine
+from kdrt_engines.ort_sessions import OrtGraph
 from kdrt_engines.torch_eager import TorchEngine
 from kdrt_export.components import ExportComponent
 from kdrt_export.errors import VerificationError
@@ -106,16 +107,19 @@ def verify_files(
     if precision == "bf16":
         return verify(name, TorchEngine(component, component.spec), cases, precision)
 
-    def on_file(path: Path) -> Engine:
-        return OrtEngine(path, component.spec, lean=True)
+    def on_file(path: Path, invariants: Path | None = None) -> Engine:
+        others = OrtGraph(invariants) if invariants else None
+        return OrtEngine(path, component.spec, lean=True, invariants=others)
 
     bound = "int8" if int8_weights else precision
     figures = verify(name, on_file(files.standard), cases, bound)
     figures += verify(name, on_file(files.fused), cases, bound, "fused")
     if files.cpu is not None:
-        figures += verify(name, on_file(files.cpu), cases, bound, "cpu")
+        figures += verify(name, on_file(files.cpu, files.invariants), cases, bound, "cpu")
     if files.plain is not None:
-        figures += verify(name, on_file(files.plain), neutral_cases, bound, "plain")
+        figures += verify(
+            name, on_file(files.plain, files.invariants), neutral_cases, bound, "plain"
+        )
     return figures
 
 

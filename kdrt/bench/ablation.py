@@ -28,6 +28,7 @@ TECHNIQUES = (
     Technique("+ ONNX Runtime's own operators", {"network": "dialect"}),
     _FOR_CPUS,
     Technique("+ no FreeU while it is off", {"network": "reduced"}),
+    Technique("+ what follows from the prompt, once", {"network": "invariants"}),
     Technique("+ a picture a thread", {"network": "shipped"}),
     Technique("+ prompts remembered", {"network": "shipped"}, changes={"remember_prompt": True}),
 )
@@ -35,6 +36,8 @@ TECHNIQUES = (
 AT_REAL_SIZE = (
     Technique("ONNX Runtime's own operators", {"network": "dialect"}),
     _FOR_CPUS,
-    Technique("+ no FreeU while it is off, a picture a thread", {"network": "shipped"}),
+    Technique(
+        "+ no FreeU while it is off, the prompt once, a picture a thread", {"network": "shipped"}
+    ),
 )
 """For networks large enough to gain most from the second, one by one."""

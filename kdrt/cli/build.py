@@ -165,8 +165,8 @@ def optimize(bundle: Bundle, components: Sequence[str], *, force: bool) -> None:
     names = wanted_components(bundle.manifest, components)
     with TerminalReport() as report:
         made = keep_optimized(bundle, names, report, force=force)
-    for path in made:
-        typer.echo(path.parent)
+    for graphs in made:
+        typer.echo(graphs.folder)
     if not made:
         typer.echo("nothing to do: every network that is kept for this CPU is there", err=True)
 

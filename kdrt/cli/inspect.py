@@ -138,7 +138,7 @@ def _print_engines(bundle: Bundle) -> None:
         typer.echo()
         print_rows(title, engines)
     kept = {name: optimized(bundle, name) for name in bundle.manifest.components}
-    optimised = [(name, size(sum(_sizes(p.parent)))) for name, p in kept.items() if p is not None]
+    optimised = [(name, size(sum(_sizes(k.folder)))) for name, k in kept.items() if k is not None]
     if optimised:
         typer.echo()
         print_rows("ONNX Runtime, optimised for this CPU", optimised)

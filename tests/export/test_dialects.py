@@ -31,6 +31,14 @@ def kinds(path: Path) -> Counter[tuple[str, str]]:
     return Counter((node.domain or "ai.onnx", node.op_type) for node in model.graph.node)
 
 
+def inputs(path: Path) -> set[str]:
+    return {value.name for value in onnx.load(path, load_external_data=False).graph.input}
+
+
+def outputs(path: Path) -> set[str]:
+    return {value.name for value in onnx.load(path, load_external_data=False).graph.output}
+
+
 @pytest.mark.parametrize("name", CHOSEN)
 def test_every_file_computes_what_the_network_does(name: str, tmp_path: Path) -> None:
     component = COMPONENTS[name]()
@@ -56,8 +64,10 @@ def test_what_each_is_made_of(tmp_path: Path) -> None:
     _, files = exported("unet sdxl", tmp_path)
     assert files.plain is not None
     assert files.cpu is not None
-    standard, fused, plain = (kinds(f) for f in (files.standard, files.fused, files.plain))
-    cpu = kinds(files.cpu)
+    assert files.invariants is not None
+    standard, fused, once = (kinds(f) for f in (files.standard, files.fused, files.invariants))
+    # What the two do not compute themselves, the invariants do for them.
+    plain, cpu = kinds(files.plain) + once, kinds(files.cpu) + once
     norms = cpu["ai.onnx", "BatchNormalization"]
     assert norms == cpu["ai.onnx", "InstanceNormalization"] > 0
     assert fused["ai.onnx", "BatchNormalization"] == 0
@@ -72,10 +82,28 @@ def test_what_each_is_made_of(tmp_path: Path) -> None:
     assert plain["ai.onnx", "Cos"] < fused["ai.onnx", "Cos"]
 
 
+def test_what_follows_from_the_prompt_is_made_apart(tmp_path: Path) -> None:
+    _, files = exported("unet sdxl", tmp_path)
+    assert files.invariants is not None
+    prompt = {"encoder_hidden_states", "text_embeds", "time_ids"}
+    assert inputs(files.fused) == {"sample", "timestep", "freeu"} | prompt
+    assert inputs(files.invariants) == prompt
+    attentions = kinds(files.fused)["com.microsoft", "MultiHeadAttention"]
+    for path in filter(None, (files.cpu, files.plain)):
+        assert inputs(path) >= outputs(files.invariants)
+        assert inputs(path).isdisjoint(prompt)
+        # Half of the attentions are of the prompt, each with a product for keys and for values.
+        moved = kinds(files.fused)["ai.onnx", "MatMul"] - kinds(path)["ai.onnx", "MatMul"]
+        assert kinds(files.invariants)["ai.onnx", "MatMul"] == attentions
+        assert path == files.plain or moved == attentions
+    assert exported("vae decoder", tmp_path / "vae")[1].invariants is None
+
+
 def test_all_read_the_same_weights(tmp_path: Path) -> None:
     component, files = exported("unet sd", tmp_path)
     places = []
-    for path in (files.standard, files.fused, files.plain):
+    for path in (files.standard, files.fused, files.plain, files.invariants):
+        assert path is not None
         model = onnx.load(path, load_external_data=False)
         places.append(
             {
@@ -84,8 +112,9 @@ def test_all_read_the_same_weights(tmp_path: Path) -> None:
                 if tensor.data_location == onnx.TensorProto.EXTERNAL
             }
         )
-        assert "freeu" in {value.name for value in model.graph.input} or path == files.plain
-    assert places[0] == places[1] == places[2]
+        assert ("freeu" in inputs(path)) == (path in (files.standard, files.fused))
+    assert places[0] == places[1] == places[2] | places[3]
+    assert places[3].keys().isdisjoint(places[2])
     assert set(places[0]) == set(dict(component.named_parameters(remove_duplicate=False)))
 
 

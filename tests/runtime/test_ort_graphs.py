@@ -16,6 +16,8 @@ from kdrt.cli import run
 from kdrt.ort_graphs import keep_optimized, optimized
 from kdrt_export.report import Silent
 
+FILES = ("model.onnx", "weights.bin", "invariants.onnx", "invariants.bin")
+
 
 @pytest.fixture(scope="module")
 def copied(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -35,9 +37,10 @@ def bundle(copied: Path, tmp_path: Path) -> Bundle:
 def test_an_export_keeps_all_networks(demo_bundle: Path) -> None:
     bundle = Bundle.open(demo_bundle)
     for name in bundle.manifest.components:
-        path = optimized(bundle, name)
-        assert path is not None
-        assert path.is_relative_to(demo_bundle / "engines" / "onnxruntime")
+        made = optimized(bundle, name)
+        assert made is not None
+        assert made.folder.parent == demo_bundle / "engines" / "onnxruntime"
+        assert (made.invariants is not None) == (name == "unet")
 
 
 def test_the_pictures_are_the_same_without(bundle: Bundle) -> None:
@@ -50,18 +53,40 @@ def test_the_pictures_are_the_same_without(bundle: Bundle) -> None:
     torch.testing.assert_close(latents(), kept, rtol=1e-5, atol=1e-5)
 
 
+def test_no_picture_depends_on_the_prompt_before_it(bundle: Bundle) -> None:
+    asked = [
+        {"prompt": "a red circle"},
+        {"prompt": "a blue star"},
+        {"prompt": "a red circle", "negative_prompt": "blue"},
+        {"prompt": "a red circle", "original_size": (256, 256)},
+        {"prompt": "a red circle", "freeu": (1.2, 1.2, 0.9, 0.9)},
+        {"prompt": "a red circle", "height": 36},
+        {"prompt": "a red circle"},
+    ]
+
+    def latents(pipe: kdrt.Pipeline, request: dict) -> torch.Tensor:
+        return pipe(**request, seed=1, steps=2, output_type="latent").images
+
+    pipe = kdrt.load(bundle)
+    together = [latents(pipe, request) for request in asked]
+    alone = [latents(kdrt.load(bundle), request) for request in asked]
+    assert all(map(torch.equal, together, alone))
+    assert torch.equal(together[0], together[-1])
+    assert len({tuple(each.flatten().tolist()) for each in together}) == len(asked) - 1
+
+
 @pytest.mark.parametrize(
     ("file", "damage"),
     [
-        *((file, how) for file in ("model.onnx", "weights.bin") for how in ("changed", "cut")),
-        *((file, "gone") for file in ("model.onnx", "weights.bin", "record.json")),
+        *((file, how) for file in FILES for how in ("changed", "cut")),
+        *((file, "gone") for file in (*FILES, "record.json")),
         ("record.json", "cut"),
     ],
 )
 def test_what_is_damaged_is_not_used(bundle: Bundle, file: str, damage: str) -> None:
-    path = optimized(bundle, "text_encoder")
-    assert path is not None
-    victim = path.parent / file
+    made = optimized(bundle, "unet")
+    assert made is not None
+    victim = made.folder / file
     content = bytearray(victim.read_bytes())
     victim.unlink()  # it is a link
     if damage == "cut":
@@ -69,17 +94,17 @@ def test_what_is_damaged_is_not_used(bundle: Bundle, file: str, damage: str) -> 
     elif damage == "changed":
         content[len(content) // 2] ^= 1
         victim.write_bytes(content)
-    assert optimized(bundle, "text_encoder") is None
-    assert optimized(bundle, "unet") is not None
+    assert optimized(bundle, "unet") is None
+    assert optimized(bundle, "text_encoder") is not None
 
 
 def test_a_copy_with_other_dates_is_good(bundle: Bundle) -> None:
-    path = optimized(bundle, "text_encoder")
-    assert path is not None
-    again = path.read_bytes()
-    path.unlink()
-    path.write_bytes(again)
-    assert optimized(bundle, "text_encoder") == path
+    made = optimized(bundle, "unet")
+    assert made is not None
+    again = made.network.read_bytes()
+    made.network.unlink()
+    made.network.write_bytes(again)
+    assert optimized(bundle, "unet") == made
 
 
 @pytest.mark.parametrize("what", ["_processor", "_runtime_version"])

@@ -24,7 +24,7 @@ class Kdrt(Peer):
                 diffusers' own graph; unfused, fused: the standard graph of a bundle, with
                 projections fused or not; dialect: that in ONNX Runtime's operators; cpu: the
                 same with its sums in the order of a CPU; reduced: that without FreeU while it is
-                off
+                off; invariants: that with what follows from the prompt computed once
     io          bound: fixed addresses; arrays: copied into and out of every call
     """
 
@@ -44,14 +44,20 @@ class Kdrt(Peer):
         if network == "shipped":
             return self._shipped(component)
         spec, graphs = self.spec(component), self.bundle.manifest.components[component].onnxruntime
-        if network in ("dialect", "cpu", "reduced") and graphs is not None:
-            reduced = None
-            if network == "reduced" and graphs.plain is not None:
+        if network in ("dialect", "cpu", "reduced", "invariants") and graphs is not None:
+            reduced, invariants = None, None
+            if network in ("reduced", "invariants") and graphs.plain is not None:
                 reduced = ReducedGraph(
                     OrtGraph(self.bundle.file(graphs.plain)), graphs.neutral, graphs.multiples
                 )
             path = self.bundle.file(graphs.fused if network == "dialect" else graphs.whole_on_cpu)
-            return _Undivided(path, spec, threads=self.threads, reduced=reduced)
+            if network != "dialect" and graphs.invariants is not None:
+                invariants = OrtGraph(self.bundle.file(graphs.invariants))
+            engine = _Undivided(
+                path, spec, threads=self.threads, reduced=reduced, invariants=invariants
+            )
+            engine.keeps = network == "invariants"
+            return engine
         path = self._file(network, component)
         if self._option("io", "bound") == "arrays":
             return ArraysEngine(path, spec, self.threads)
