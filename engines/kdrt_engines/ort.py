@@ -87,10 +87,6 @@ class OrtEngine(Engine):
 
     capturable = False
 
-    keeps = True
-    """Whether invariants stay until their inputs change. Without it they are computed at every run,
-    for whoever measures what that takes."""
-
     def __init__(
         self,
         graph: Path | OrtGraph,
@@ -127,6 +123,7 @@ class OrtEngine(Engine):
         self.given = () if self.invariants is None else _results(self.invariants)
         """What :attr:`invariants` gives the graphs besides the inputs of the spec."""
         self._sessions: dict[tuple[OrtGraph, int], ort.InferenceSession] = {}
+        self.times_forgotten = 0
         self._graph_ids = itertools.count(1)
         self._team: Team | None = None
         self.session(self.parts(usual_batch), whole=reduced is None)
@@ -160,6 +157,10 @@ class OrtEngine(Engine):
         others = set() if graph is invariants else stored_weights(invariants.path).keys()
         wanted = own if graph is invariants else self._weights.keys() - (others - own)
         return {name: value for name, value in self._weights.items() if name in wanted}
+
+    def forget(self) -> None:
+        """Have every binding compute its invariants anew, for whoever measures what that takes."""
+        self.times_forgotten += 1
 
     def reduced_for(self, dims: Mapping[str, int]) -> ReducedGraph | None:
         """The reduced graph, if it computes these sizes."""
@@ -247,7 +248,7 @@ class OrtBinding(Binding):
     def run(self) -> None:
         try:
             if self._invariants is not None:
-                self._invariants.refresh(keep=self._engine.keeps)
+                self._invariants.refresh(self._engine.times_forgotten)
             if self._short is not None and all(t.tolist() == v for t, v in self._neutral):
                 self._short()
                 return
@@ -298,15 +299,17 @@ class _Invariants:
         # As integers: they are compared by their bits.
         self._inputs = [_bits(inputs[value.name]) for value in session.get_inputs()]
         self._before: list[torch.Tensor] | None = None
+        self._times_forgotten = 0
 
-    def refresh(self, *, keep: bool = True) -> None:
-        """Make the results those of the inputs; without ``keep``, even if they are."""
+    def refresh(self, times_forgotten: int) -> None:
+        """Make the results those of the inputs. See :meth:`OrtEngine.forget`."""
         is_made = self._before is not None and all(map(torch.equal, self._inputs, self._before))
-        if is_made and keep:
+        if is_made and times_forgotten == self._times_forgotten:
             return
         self._before = None  # until they are made, they belong to no inputs
         self._session.run_with_iobinding(self._io)
         self._before = [tensor.clone() for tensor in self._inputs]
+        self._times_forgotten = times_forgotten
 
 
 def _results(session: ort.InferenceSession) -> tuple[TensorSpec, ...]:

@@ -120,6 +120,17 @@ def test_the_smallest_change_is_seen(network: Path, invariants: OrtGraph) -> Non
             assert counted.runs == times, "not again while it stays, whatever it is"
 
 
+def test_what_is_forgotten_is_computed_anew(network: Path, invariants: OrtGraph) -> None:
+    engine = OrtEngine(network, SPEC, invariants=invariants)
+    counted, bindings = Counted(engine), [engine.bind(B=1, L=1) for _ in range(2)]
+    for _ in range(2):
+        engine.forget()
+        for _ in range(2):
+            for binding in bindings:
+                binding.run()
+    assert counted.runs == 4
+
+
 def test_bindings_have_results_of_their_own(network: Path, invariants: OrtGraph) -> None:
     engine = OrtEngine(network, SPEC, invariants=invariants)
     first, second = engine.bind(B=1, L=2), engine.bind(B=1, L=2)

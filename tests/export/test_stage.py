@@ -98,8 +98,8 @@ def test_a_single_file_exports_to_the_same_networks(
     single = Bundle.open(stage.export(str(path), tmp_path / "single", config=sd_folder)).manifest
     assert single.source == "mine.safetensors"
     networks = {name for name in folder.files if name.startswith("onnx/")}
-    # Two graphs and the weights, one more for CPUs of all with pictures; of the UNet the one without
-    # FreeU and the invariants.
+    # Two graphs and the weights, one more for CPUs of all with pictures; of the UNet also the one
+    # without FreeU, and the invariants.
     assert len(networks) == 4 * 3 + 3 + 2
     assert {name: single.files[name] for name in networks} == {
         name: folder.files[name] for name in networks

@@ -11,7 +11,7 @@ from kdrt.bench.peers.base import Peer
 from kdrt.bench.peers.onnxruntime_plain import ArraysEngine
 from kdrt.engine_store import chosen_engine, load_engines
 from kdrt_engines import Engine
-from kdrt_engines.ort import OrtEngine, ReducedGraph
+from kdrt_engines.ort import OrtBinding, OrtEngine, ReducedGraph
 from kdrt_engines.ort_sessions import OrtGraph
 
 
@@ -53,11 +53,8 @@ class Kdrt(Peer):
             path = self.bundle.file(graphs.fused if network == "dialect" else graphs.whole_on_cpu)
             if network != "dialect" and graphs.invariants is not None:
                 invariants = OrtGraph(self.bundle.file(graphs.invariants))
-            engine = _Undivided(
-                path, spec, threads=self.threads, reduced=reduced, invariants=invariants
-            )
-            engine.keeps = network == "invariants"
-            return engine
+            kind = _Undivided if network == "invariants" else _Forgetful
+            return kind(path, spec, threads=self.threads, reduced=reduced, invariants=invariants)
         path = self._file(network, component)
         if self._option("io", "bound") == "arrays":
             return ArraysEngine(path, spec, self.threads)
@@ -97,3 +94,16 @@ class _Undivided(OrtEngine):
 
     def parts(self, batch: int) -> int:
         return 1
+
+
+class _Forgetful(_Undivided):
+    """It also computes what follows from the prompt at every run."""
+
+    def bind(self, **dims: int) -> OrtBinding:
+        return _ForgetfulBinding(self, dims)
+
+
+class _ForgetfulBinding(OrtBinding):
+    def run(self) -> None:
+        self._engine.forget()
+        super().run()
