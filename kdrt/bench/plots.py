@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from textwrap import fill
 from typing import Any
 
 from kdrt.bench.report import ExperimentReport, Row
@@ -31,6 +32,8 @@ _STYLE = {
 }
 _WIDTH = 7.6
 _ROW = 0.36
+_TITLE = 36
+"""Letters of a row's title that stand side by side."""
 
 
 def plot_of(experiment: ExperimentReport) -> str:
@@ -93,9 +96,12 @@ def _horizontal(rows: Sequence[Row]) -> tuple[Any, Any, float]:
     ends = [max(row.seconds.p50, row.seconds.p90) for row in rows if row.seconds]
     unit, name = (1.0, "seconds") if max(ends) > 2 else (1000.0, "milliseconds")
     figure, axes = _figure(_ROW * len(rows) + 0.9)
-    axes.set_yticks(range(len(rows)), [row.title for row in rows])
+    axes.set_yticks(range(len(rows)), [fill(row.title, _TITLE) for row in rows])
     axes.invert_yaxis()
-    axes.set_xlabel(f"{name}, median; the line goes from the fastest run to the 90th percentile")
+    # Below the whole figure: beside long titles the axes are narrower than this.
+    figure.supxlabel(
+        f"{name}, median; the line goes from the fastest run to the 90th percentile", fontsize=9
+    )
     axes.set_xlim(0, max(ends) * unit * 1.16)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
