@@ -66,5 +66,9 @@ class FallbackEngine(Engine):
     def limits(self) -> Mapping[str, tuple[int, int]]:
         return self._engine.limits()
 
+    def forget(self) -> None:
+        for engine in filter(None, (self._engine, self._other)):
+            engine.forget()
+
     def with_weights(self, weights: Mapping[str, torch.Tensor]) -> Engine:
         return self._engine.with_weights(weights)

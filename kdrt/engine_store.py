@@ -305,21 +305,25 @@ def _onnxruntime_loader(engine: str, threads: int | None, own_graphs: bool) -> L
                 "is bf16; export it with --precision fp32, or with --target torch and use that "
                 "engine"
             )
-        path, reduced, invariants = bundle.file(component.onnx), None, None
-        made = None if on_cuda else optimized(bundle, name)
+        graph, reduced, invariants = OrtGraph(bundle.file(component.onnx)), None, None
         graphs = component.onnxruntime
-        # TensorRT, also inside ONNX Runtime, knows the standard operators only.
-        if graphs is not None and engine != "onnxruntime-tensorrt":
-            path = bundle.file(graphs.fused if on_cuda else graphs.whole_on_cpu)
-            if graphs.plain is not None and not on_cuda:
-                plain = OrtGraph(bundle.file(graphs.plain), made.network if made else None)
+        if graphs is not None and engine == "onnxruntime-cuda":
+            # TensorRT, also inside ONNX Runtime, knows the standard operators only.
+            graph = OrtGraph(bundle.file(graphs.fused))
+        elif graphs is not None and not on_cuda:
+            made = optimized(bundle, name)
+            network, others = (made.network, made.invariants) if made else (None, None)
+            whole = bundle.file(graphs.whole_on_cpu)
+            if graphs.plain is None:
+                graph = OrtGraph(whole, network)
+            else:  # that one was optimised
+                plain = OrtGraph(bundle.file(graphs.plain), network)
+                graph = OrtGraph(whole)
                 reduced = ReducedGraph(plain, graphs.neutral, graphs.multiples)
-            if graphs.invariants is not None and not on_cuda:
-                invariants = OrtGraph(
-                    bundle.file(graphs.invariants), made.invariants if made else None
-                )
+            if graphs.invariants is not None:
+                invariants = OrtGraph(bundle.file(graphs.invariants), others)
         return OrtEngine(
-            OrtGraph(path, None if reduced or made is None else made.network),
+            graph,
             component.spec(),
             reduced=reduced,
             invariants=invariants,

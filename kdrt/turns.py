@@ -101,6 +101,10 @@ class TurnEngine(Engine):
     def limits(self) -> Mapping[str, tuple[int, int]]:
         return self._loaded().limits()
 
+    def forget(self) -> None:
+        if self._engine is not None:
+            self._engine.forget()
+
     def with_weights(self, weights: Mapping[str, torch.Tensor]) -> TurnEngine:
         """As the engine's own; the weights are put in again whenever it is loaded."""
         self._engine = self._loaded().with_weights(weights)

@@ -123,7 +123,6 @@ class OrtEngine(Engine):
         self.given = () if self.invariants is None else _results(self.invariants)
         """What :attr:`invariants` gives the graphs besides the inputs of the spec."""
         self._sessions: dict[tuple[OrtGraph, int], ort.InferenceSession] = {}
-        self.times_forgotten = 0
         self._graph_ids = itertools.count(1)
         self._team: Team | None = None
         self.session(self.parts(usual_batch), whole=reduced is None)
@@ -157,10 +156,6 @@ class OrtEngine(Engine):
         others = set() if graph is invariants else stored_weights(invariants.path).keys()
         wanted = own if graph is invariants else self._weights.keys() - (others - own)
         return {name: value for name, value in self._weights.items() if name in wanted}
-
-    def forget(self) -> None:
-        """Have every binding compute its invariants anew, for whoever measures what that takes."""
-        self.times_forgotten += 1
 
     def reduced_for(self, dims: Mapping[str, int]) -> ReducedGraph | None:
         """The reduced graph, if it computes these sizes."""
@@ -302,7 +297,7 @@ class _Invariants:
         self._times_forgotten = 0
 
     def refresh(self, times_forgotten: int) -> None:
-        """Make the results those of the inputs. See :meth:`OrtEngine.forget`."""
+        """Make the results those of the inputs. See :meth:`Engine.forget`."""
         is_made = self._before is not None and all(map(torch.equal, self._inputs, self._before))
         if is_made and times_forgotten == self._times_forgotten:
             return

@@ -17,7 +17,6 @@ from kdrt.engine_store import needed_components
 from kdrt.grid import training_table
 from kdrt.sampling import sigmas_for
 from kdrt_engines import Engine
-from kdrt_engines.ort import OrtEngine
 
 if TYPE_CHECKING:
     from kdrt.pipeline import Pipeline
@@ -59,8 +58,7 @@ def generator(pipeline: Pipeline, workload: Generation) -> Runner:
     def run() -> None:
         if not workload.remember_prompt:
             pipeline._prompts.invalidate()
-            if isinstance(pipeline._unet, OrtEngine):
-                pipeline._unet.forget()
+            pipeline._unet.forget()
         result = pipeline(
             workload.prompt,
             steps=workload.steps,

@@ -45,6 +45,12 @@ def test_importing_kdrt_imports_nothing_heavy() -> None:
     assert not loaded & {"torch", "numpy", "PIL", "pydantic", "onnxruntime", "tokenizers", "rich"}
 
 
+def test_a_benchmark_loads_no_runtime_but_that_of_its_row() -> None:
+    loaded = modules_after("import kdrt.bench.worker; print(*sys.modules)")
+    assert {"kdrt.bench.worker", "torch"} <= loaded
+    assert not loaded & {"onnxruntime", "openvino", "diffusers", "transformers"}
+
+
 def test_every_public_name_is_there() -> None:
     for name in kdrt.__all__:
         assert getattr(kdrt, name) is not None
