@@ -27,6 +27,7 @@ import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kdrt.errors import BundleError, OutputError
+from kdrt.folders import put_in_place
 from kdrt_engines.spec import EngineSpec, TensorSpec
 
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -309,12 +310,7 @@ def new_bundle(path: Path) -> Iterator[Path]:
         raise OutputError(f"cannot write to {path.parent}: {error.strerror}") from error
     try:
         yield partial
-        _sync(partial)
-        old = partial.with_name(f"{partial.name}.old")
-        if path.exists():
-            path.rename(old)
-        partial.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
+        put_in_place(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -379,10 +375,3 @@ def _check_files(path: Path, manifest: Manifest) -> None:
         with contextlib.suppress(OSError):  # a read-only bundle is checked every time
             record_file.parent.mkdir(exist_ok=True)
             record_file.write_text(json.dumps(seen))
-
-
-def _sync(folder: Path) -> None:
-    for file in folder.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import shutil
 import tempfile
 import time
@@ -32,6 +31,7 @@ from kdrt.engine_files import (
 from kdrt.engine_profiles import DEFAULT, component_profiles
 from kdrt.engine_refit import changeable_weights, check_refittable, prove_plan
 from kdrt.errors import EngineError, EngineRejected, OutputError
+from kdrt.folders import put_in_place
 from kdrt_engines.keys import REFIT, EngineKey
 from kdrt_engines.profiles import Profile
 from kdrt_engines.tensorrt.build import build_plan
@@ -234,7 +234,7 @@ def _build_one(
             report.running("comparing with ONNX Runtime", 0)
             proof = prove_plan(bundle, key, partial / PLAN)
             record = record.model_copy(update={"refit": proof}).sealed()
-        _write(partial / RECORD, record.model_dump_json(indent=2) + "\n")
+        (partial / RECORD).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
         put_in_place(partial, folder / key.folder())
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -328,34 +328,6 @@ def _clear_away(bundle: Bundle, flavour: Flavour, folder: Path) -> None:
                 bundle.manifest, key.component
             ):
                 shutil.rmtree(engine, ignore_errors=True)
-
-
-def put_in_place(partial: Path, target: Path) -> None:
-    """Put a finished folder in its place, so that a crash leaves the old one or the new one."""
-    _sync(partial)
-    if target.exists():
-        old = partial.with_name(f"{partial.name}.old")
-        target.rename(old)
-        partial.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        partial.rename(target)
-    _sync(target.parent)
-
-
-def _write(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _size(folder: Path) -> int:

@@ -32,6 +32,7 @@ import psutil
 from kdrt.bundle import Bundle, sha256
 from kdrt.engine_files import network_hash
 from kdrt.errors import OutputError
+from kdrt.folders import put_in_place
 
 _logger = logging.getLogger("kdrt.engines")
 
@@ -98,7 +99,6 @@ def keep_optimized(
         EngineError: ONNX Runtime cannot load a network.
         OutputError: the bundle cannot be written to.
     """
-    from kdrt.engine_builds import put_in_place
     from kdrt_engines.ort_sessions import save_optimized
 
     made = []
