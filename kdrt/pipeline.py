@@ -38,7 +38,8 @@ from kdrt.prompt import (
     WeightingMode,
     zeros_like,
 )
-from kdrt.request import Job, Request, resolve
+from kdrt.request import Job, Request
+from kdrt.resolve import resolve
 from kdrt.safety import ImageFilter, SafetyChecker, looked_at
 from kdrt.shortcuts import SHALLOW_UNET
 from kdrt.size_conditioning import Size, SizeConditioning

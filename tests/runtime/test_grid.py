@@ -68,7 +68,7 @@ def test_refusals(sd: TinyModel, wrong: dict[str, Any], message: str) -> None:
 
 
 def test_text_to_image_has_no_strength(sd: TinyModel) -> None:
-    from kdrt.request import resolve
+    from kdrt.resolve import resolve
 
     request = Request(prompt="a", strength=0.5)
     pipe = sd.pipeline

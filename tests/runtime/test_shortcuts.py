@@ -16,7 +16,8 @@ from kdrt.errors import InvalidRequest
 from kdrt.grid import training_table
 from kdrt.parameters import parse_parameters
 from kdrt.pipeline import Pipeline
-from kdrt.request import Request, resolve
+from kdrt.request import Request
+from kdrt.resolve import resolve
 from kdrt.sampling import SeededNoise, plan, sample
 from kdrt.shortcuts import Course, Shortcuts, every, interval
 
