@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kdrt.bundle import SchedulerFacts
 from kdrt.compat.grid import TrainingTable, default_grid, karras_grid
 from kdrt_export.report import Silent
-from kdrt_export.stage import scheduler_facts
+from kdrt_export.scheduler import scheduler_facts
 
 
 def facts_of(config: dict[str, Any]) -> SchedulerFacts:

@@ -21,6 +21,7 @@ from kdrt.sampling import NoiseSchedule, sigmas_for
 from kdrt_export import stage
 from kdrt_export.errors import ExportError, UnsupportedModel, VerificationError
 from kdrt_export.report import Silent
+from kdrt_export.scheduler import scheduler_facts
 from kdrt_export.sources import open_source
 from kdrt_export.verify import BOUNDS, relative_error
 
@@ -142,7 +143,7 @@ def test_scheduler_facts_follow_what_the_file_says() -> None:
         (("timestep_spacing", "trailing"),): [14.6146, 5.0878, 2.2765, 1.1606, 0.5693, 0],
     }
     for extra, expected in grids.items():
-        facts = stage.scheduler_facts(table | dict(extra), Silent())
+        facts = scheduler_facts(table | dict(extra), Silent())
         schedule = NoiseSchedule.from_betas(
             facts.beta_start, facts.beta_end, facts.beta_schedule, facts.num_train_timesteps
         )
@@ -158,22 +159,20 @@ def test_scheduler_facts_follow_what_the_file_says() -> None:
 
 def test_scheduler_settings_it_cannot_follow() -> None:
     with pytest.raises(UnsupportedModel, match="predicts 'sample'"):
-        stage.scheduler_facts({"prediction_type": "sample"}, Silent())
+        scheduler_facts({"prediction_type": "sample"}, Silent())
 
 
 def test_zero_terminal_snr_is_recorded() -> None:
     report = Recorder()
     config = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
-    assert stage.scheduler_facts(config, report).rescale_betas_zero_snr
+    assert scheduler_facts(config, report).rescale_betas_zero_snr
     assert "rescale_betas_zero_snr" in report.notes[0]
-    assert not stage.scheduler_facts({}, Silent()).rescale_betas_zero_snr
+    assert not scheduler_facts({}, Silent()).rescale_betas_zero_snr
 
 
 def test_zero_terminal_snr_of_a_model_that_predicts_noise_is_ignored_and_said() -> None:
     report = Recorder()
-    assert not stage.scheduler_facts(
-        {"rescale_betas_zero_snr": True}, report
-    ).rescale_betas_zero_snr
+    assert not scheduler_facts({"rescale_betas_zero_snr": True}, report).rescale_betas_zero_snr
     (note,) = report.notes
     assert "is ignored" in note
     assert "v_prediction" in note

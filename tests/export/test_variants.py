@@ -17,6 +17,7 @@ import kdrt
 from kdrt_export import stage
 from kdrt_export.errors import ExportError, UnsupportedModel
 from kdrt_export.sources import open_source
+from kdrt_export.walk import Part
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_the_safety_checker_can_be_left_out(folder: Path, monkeypatch: pytest.Mo
     class Enough(Exception):
         pass
 
-    def stop(part: stage._Part, *_: object) -> None:
+    def stop(part: Part, *_: object) -> None:
         parts.append(part.name)
         if part.name == "vae_decoder":
             raise Enough

@@ -1,0 +1,31 @@
+"""The networks of a bundle, as modules with plain tensors in and out, ready to be traced.
+
+Inputs and outputs have the frozen names of the bundle; sizes are symbols: ``B`` batch, ``L``
+prompt tokens, ``h`` and ``w`` latent sizes, ``H`` and ``W`` pixel sizes.
+"""
+
+from kdrt_export.components.base import ExportComponent
+from kdrt_export.components.text_encoder import ExportTextEncoder, ExportTextLayer
+from kdrt_export.components.unet import ExportUNet, latent_size
+from kdrt_export.components.vae import (
+    ExportDecoder,
+    ExportVaeDecoder,
+    ExportVaeEncoder,
+    image_shape,
+    vae_scale,
+    vae_tile,
+)
+
+__all__ = [
+    "ExportComponent",
+    "ExportDecoder",
+    "ExportTextEncoder",
+    "ExportTextLayer",
+    "ExportUNet",
+    "ExportVaeDecoder",
+    "ExportVaeEncoder",
+    "image_shape",
+    "latent_size",
+    "vae_scale",
+    "vae_tile",
+]

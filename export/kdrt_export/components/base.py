@@ -1,0 +1,75 @@
+"""What is common to all components."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
+
+import torch
+from torch import nn
+
+from kdrt_engines.spec import DTYPES, EngineSpec, TensorSpec
+from kdrt_export.dialects.graphs import Rows
+
+
+class ExportComponent(nn.Module):
+    """A network on its way to ONNX.
+
+    It begins as the untouched diffusers or transformers network: :meth:`reference` answers with
+    it. :meth:`rewrite` changes it in place for tracing; from then on calling the component
+    computes what will be exported.
+    """
+
+    spec: EngineSpec
+
+    neutral: Mapping[str, tuple[float, ...]] = MappingProxyType({})
+    """Values of inputs at which a part of the network changes nothing, by input."""
+
+    multiples: Mapping[str, int] = MappingProxyType({})
+    """What sizes can usually be divided by, by symbol, where a network is simpler then."""
+
+    varying: Collection[str] = ()
+    """Inputs that change at every run, if others rarely do."""
+
+    usual_height: int | None = None
+    """Rows of the first input at the size the network was made for; None if it is no picture and
+    no latents."""
+
+    def picture(self, *, usual: bool = False) -> Rows | None:
+        """What is known of the size of the first input, at any sizes or at the ``usual`` ones."""
+        if self.usual_height is None:
+            return None
+        multiples = self.multiples if usual else {}
+        least = {symbol: multiples.get(symbol, 1) for symbol in self.spec.symbols()}
+        return Rows(self.usual_height, math.gcd(*self.spec.inputs[0].resolve(least)[2:]))
+
+    def reference(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The outputs of the untouched network, in order. Only before :meth:`rewrite`."""
+        raise NotImplementedError
+
+    def rewrite(self) -> None:
+        """Apply the rewrites, in place."""
+        raise NotImplementedError
+
+    def make_spec(self, dtype: str) -> EngineSpec:
+        """The spec with weights of ``dtype``, a key of ``DTYPES``."""
+        raise NotImplementedError
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Convert the weights, and with them the inputs and outputs."""
+        self.to(dtype)
+        self.spec = self.make_spec(str(dtype).removeprefix("torch."))
+
+    def example_inputs(self, dims: dict[str, int], seed: int = 0) -> tuple[torch.Tensor, ...]:
+        """Random inputs of plausible scale for these sizes."""
+        generator = torch.Generator().manual_seed(seed)
+        return tuple(
+            self.example_input(tensor, tensor.resolve(dims), generator)
+            for tensor in self.spec.inputs
+        )
+
+    def example_input(
+        self, tensor: TensorSpec, shape: tuple[int, ...], generator: torch.Generator
+    ) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(DTYPES[tensor.dtype])

@@ -1,0 +1,223 @@
+"""The UNet, and which of diffusers' UNets can be exported."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+from kdrt.shortcuts import DEEP_FEATURE
+from kdrt_engines.spec import EngineSpec, TensorSpec
+from kdrt_export.components.base import ExportComponent
+from kdrt_export.components.sizes import sides
+from kdrt_export.errors import UnsupportedModel
+from kdrt_export.rewrites.fused_qkv import rewrite_attention
+from kdrt_export.rewrites.transformer import rewrite_transformers
+from kdrt_export.rewrites.up_block import rewrite_up_blocks
+
+
+class ExportUNet(ExportComponent):
+    """``UNet2DConditionModel`` with FreeU strengths as an input and skips at any size.
+
+    Inputs: sample [B,C,h,w], timestep [B] float32 (fractional), encoder_hidden_states [B,L,D],
+    for SDXL text_embeds [B,P] and time_ids [B,6] float32 (its refiner: [B,5]), for distilled
+    models timestep_cond [B,K], with an IP-Adapter ip_hidden_states [B,N,D] and ip_scale [1]
+    float32, freeu [4] float32 = (b1, b2, s1, s2). Output: noise_pred [B,C,h,w], and for
+    ``deep_feature`` what comes to the last layer of the last up block, deep_feature [B,D,h,w].
+
+    Args:
+        unet: the network; for ``ip_tokens`` with the adapter's attention processors.
+        fuse_qkv: concatenate attention projections.
+        ip_tokens: N, how many tokens an IP-Adapter makes of an image.
+        time_ids: how many numbers of size conditioning it takes.
+        deep_feature: hand it out, for :class:`kdrt_export.shallow_unet.ExportShallowUNet`.
+    """
+
+    neutral = MappingProxyType({"freeu": (1.0, 1.0, 1.0, 1.0)})
+    varying: Collection[str] = ("sample", "timestep")
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        *,
+        fuse_qkv: bool = True,
+        ip_tokens: int | None = None,
+        time_ids: int = 6,
+        deep_feature: bool = False,
+    ) -> None:
+        super().__init__()
+        self.time_ids = time_ids
+        self.deep_feature = deep_feature
+        _refuse_unsupported(unet)
+        self.unet = unet
+        self.usual_height = latent_size(unet)[0]
+        smallest = 2 ** (len(unet.config.block_out_channels) - 1)
+        self.multiples = MappingProxyType({"h": smallest, "w": smallest})
+        self.ip_tokens = ip_tokens
+        self.fuse_qkv = fuse_qkv
+        self.has_added = unet.config.addition_embed_type == "text_time"
+        self.cond_dim: int | None = unet.config.time_cond_proj_dim
+        self.spec = self.make_spec("float32")
+
+    def reference(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        named = dict(zip([t.name for t in self.spec.inputs], inputs, strict=True))
+        b1, b2, s1, s2 = named["freeu"].tolist()
+        self.unet.enable_freeu(s1=s1, s2=s2, b1=b1, b2=b2)
+        added: dict[str, Any] = {k: named[k] for k in ("text_embeds", "time_ids") if k in named}
+        if self.ip_tokens is not None:
+            added["image_embeds"] = [named["ip_hidden_states"]]
+            for processor in self.unet.attn_processors.values():
+                if hasattr(processor, "to_k_ip"):
+                    processor.scale = [float(named["ip_scale"])]
+        deep: list[torch.Tensor] = []
+        hook = _before_last_layer(self.unet).register_forward_hook(
+            # A transformer returns a tuple of one, a residual block its tensor. diffusers' FreeU
+            # then scales that in place.
+            lambda _module, _inputs, out: deep.append(
+                (out[0] if isinstance(out, tuple) else out).clone()
+            )
+        )
+        result = self.unet(
+            named["sample"],
+            named["timestep"],
+            named["encoder_hidden_states"],
+            timestep_cond=named.get("timestep_cond"),
+            added_cond_kwargs=added or None,
+            return_dict=False,
+        )
+        hook.remove()
+        self.unet.disable_freeu()
+        return (*result, *deep) if self.deep_feature else result
+
+    def rewrite(self) -> None:
+        rewrite_attention(self.unet, fuse=self.fuse_qkv)
+        rewrite_transformers(self.unet)
+        rewrite_up_blocks(self.unet)
+
+    def make_spec(self, dtype: str) -> EngineSpec:
+        config = self.unet.config
+        channels = config.in_channels
+        inputs = [
+            TensorSpec("sample", dtype, ("B", channels, "h", "w")),
+            TensorSpec("timestep", "float32", ("B",)),
+            TensorSpec("encoder_hidden_states", dtype, ("B", "L", config.cross_attention_dim)),
+        ]
+        if self.has_added:
+            ids = self.time_ids * config.addition_time_embed_dim
+            pooled = config.projection_class_embeddings_input_dim - ids
+            inputs.append(TensorSpec("text_embeds", dtype, ("B", pooled)))
+            inputs.append(TensorSpec("time_ids", "float32", ("B", self.time_ids)))
+        if self.cond_dim is not None:
+            inputs.append(TensorSpec("timestep_cond", dtype, ("B", self.cond_dim)))
+        if self.ip_tokens is not None:
+            tokens = ("B", self.ip_tokens, config.cross_attention_dim)
+            inputs.append(TensorSpec("ip_hidden_states", dtype, tokens))
+            inputs.append(TensorSpec("ip_scale", "float32", (1,)))
+        inputs.append(TensorSpec("freeu", "float32", (4,)))
+        outputs = [TensorSpec("noise_pred", dtype, ("B", config.out_channels, "h", "w"))]
+        if self.deep_feature:
+            outputs.append(self.deep_feature_spec(dtype))
+        return EngineSpec(tuple(inputs), tuple(outputs))
+
+    def deep_feature_spec(self, dtype: str) -> TensorSpec:
+        """What comes to the last layer of the last up block, before the first skip joins it."""
+        channels = self.unet.up_blocks[-1].resnets[-1].norm1.num_channels
+        own = channels - self.unet.conv_in.out_channels
+        return TensorSpec(DEEP_FEATURE, dtype, ("B", own, "h", "w"))
+
+    def example_input(
+        self, tensor: TensorSpec, shape: tuple[int, ...], generator: torch.Generator
+    ) -> torch.Tensor:
+        if tensor.name == "timestep":
+            return torch.rand(shape, generator=generator) * 999
+        if tensor.name == "time_ids":
+            return torch.randint(0, 1024, shape, generator=generator).float()
+        if tensor.name == "ip_scale":
+            return torch.tensor([0.6])
+        if tensor.name == "freeu":
+            return torch.tensor([1.2, 1.4, 0.9, 0.2])
+        return super().example_input(tensor, shape, generator)
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        *rest: torch.Tensor,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        unet = self.unet
+        extra = dict(zip([t.name for t in self.spec.inputs[3:]], rest, strict=True))
+        embedding = self._embed_time(sample.dtype, timestep, extra)
+        context: Any = encoder_hidden_states
+        if self.ip_tokens is not None:
+            context = (encoder_hidden_states, extra["ip_hidden_states"], extra["ip_scale"])
+        hidden = unet.conv_in(sample)
+        skips = [hidden]
+        for block in unet.down_blocks:
+            if getattr(block, "has_cross_attention", False):
+                hidden, produced = block(hidden, embedding, encoder_hidden_states=context)
+            else:
+                hidden, produced = block(hidden, embedding)
+            skips.extend(produced)
+        hidden = unet.mid_block(hidden, embedding, encoder_hidden_states=context)
+        told = (embedding, context, extra["freeu"])
+        *blocks, last = unet.up_blocks
+        for block in blocks:
+            hidden = block(hidden, skips, *told)
+        deep = last.deep(hidden, skips, *told)
+        hidden = last.last_layer(deep, skips, *told)
+        prediction = unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
+        return (prediction, deep) if self.deep_feature else prediction
+
+    def _embed_time(
+        self, dtype: torch.dtype, timestep: torch.Tensor, extra: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        unet = self.unet
+        embedding = unet.time_embedding(
+            unet.time_proj(timestep).to(dtype), extra.get("timestep_cond")
+        )
+        if self.has_added:
+            ids = unet.add_time_proj(extra["time_ids"].flatten())
+            width = self.time_ids * unet.config.addition_time_embed_dim
+            ids = ids.reshape(-1, width).to(dtype)
+            embedding = embedding + unet.add_embedding(
+                torch.cat([extra["text_embeds"], ids], dim=-1)
+            )
+        return embedding if unet.time_embed_act is None else unet.time_embed_act(embedding)
+
+
+def _before_last_layer(unet: Any) -> nn.Module:
+    """The module whose output comes to the last layer of the last up block."""
+    block = unet.up_blocks[-1]
+    layer: nn.Module = (getattr(block, "attentions", None) or block.resnets)[-2]
+    return layer
+
+
+def latent_size(unet: UNet2DConditionModel) -> tuple[int, int]:
+    """Height and width of the latents a UNet was made for."""
+    return sides(unet.config.sample_size or 64)
+
+
+def _refuse_unsupported(unet: UNet2DConditionModel) -> None:
+    config = unet.config
+    allowed: dict[str, Sequence[object]] = {
+        "addition_embed_type": (None, "text_time"),
+        "class_embed_type": (None,),
+        "num_class_embeds": (None,),
+        "encoder_hid_dim_type": (None,),
+        "center_input_sample": (False,),
+        "time_embedding_type": ("positional",),
+        "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+        "attention_type": ("default",),
+    }
+    for key, values in allowed.items():
+        if config[key] not in values:
+            raise UnsupportedModel(f"a UNet with {key}={config[key]!r} cannot be exported yet")
+    blocks = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"}
+    unknown = sorted({*config.down_block_types, *config.up_block_types} - blocks)
+    if unknown:
+        raise UnsupportedModel(f"a UNet with {', '.join(unknown)} cannot be exported yet")

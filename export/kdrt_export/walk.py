@@ -1,0 +1,242 @@
+"""From a model's source to the components that are exported of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+
+from kdrt.bundle import (
+    BakedLora,
+    IpAdapterFacts,
+    LatentFacts,
+    SchedulerFacts,
+    TextEncoderFacts,
+)
+from kdrt.shortcuts import SHALLOW_UNET
+from kdrt_export.components import (
+    ExportComponent,
+    ExportTextEncoder,
+    ExportUNet,
+    ExportVaeDecoder,
+    ExportVaeEncoder,
+    latent_size,
+    vae_scale,
+    vae_tile,
+)
+from kdrt_export.errors import ExportError, UnsupportedModel
+from kdrt_export.ip_adapter import VARIANT as IP_ADAPTER
+from kdrt_export.ip_adapter import ExportImageEncoder, IpAdapter
+from kdrt_export.lora import LorasToBake
+from kdrt_export.preview_decoder import ExportPreviewDecoder
+from kdrt_export.preview_factors import Factors, preview_factors
+from kdrt_export.replacement_vae import vae_dtype
+from kdrt_export.report import Report
+from kdrt_export.scheduler import scheduler_facts
+from kdrt_export.shallow_unet import ExportShallowUNet
+from kdrt_export.sources import Source
+from kdrt_export.tokenizers import write_text_files
+from kdrt_export.vision import ExportSafetyChecker
+
+Network = TypeVar("Network", bound=torch.nn.Module)
+
+_VAE_TRACED = {"B": 1, "h": 6, "w": 5}
+_VAE_VERIFIED = [{"B": 2, "h": 8, "w": 12}, {"B": 1, "h": 9, "w": 7}]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One component to export: the sizes to trace at, those to verify at, and its dtype."""
+
+    name: str
+    component: ExportComponent
+    traced: dict[str, int]
+    verified: list[dict[str, int]]
+    dtype: torch.dtype
+
+
+@dataclass(kw_only=True)
+class Walk:
+    """Walks a source, one network in memory at a time, and gathers the manifest's facts.
+
+    Args:
+        source: the model.
+        folder: the bundle, for tokenizers and embedding tables.
+        dtype: of the networks.
+        fuse_qkv: concatenate attention projections.
+        loras: to be merged into the weights.
+        report: told of every stage.
+        load_vae: the VAE, the source's own or another.
+        vae_dtype: of the VAE, where it shall differ.
+        safety_checker: export the source's; None does so if it has one.
+        fusings: variants of how attention is projected.
+        deep_cache: add the shallow UNet.
+        ip_adapter: add a UNet with it.
+        tiny: makes the previews.
+
+    Attributes:
+        scheduler, encoders, latents, baked_loras, ip_facts: facts, complete after the last part.
+        variants: what each puts in place of which component, likewise.
+    """
+
+    source: Source
+    folder: Path
+    dtype: torch.dtype
+    fuse_qkv: bool
+    loras: LorasToBake
+    report: Report
+    load_vae: Callable[[], AutoencoderKL]
+    vae_dtype: torch.dtype | None = None
+    safety_checker: bool | None = None
+    fusings: Sequence[str] = ()
+    deep_cache: bool = False
+    ip_adapter: IpAdapter | None = None
+    tiny: AutoencoderTiny | None = None
+
+    scheduler: SchedulerFacts = field(init=False)
+    encoders: list[TextEncoderFacts] = field(init=False, default_factory=list)
+    latents: LatentFacts = field(init=False)
+    baked_loras: tuple[BakedLora, ...] = field(init=False)
+    ip_facts: IpAdapterFacts | None = field(init=False, default=None)
+    variants: dict[str, dict[str, str]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.scheduler = scheduler_facts(self.source.scheduler, self.report)
+        self.variants = {variant: {} for variant in self.fusings}
+
+    def parts(self) -> Iterator[Part]:
+        """The components, in the order they are loaded; one is done with when the next is asked
+        for.
+
+        Raises:
+            ExportError: a network cannot be loaded.
+            UnsupportedModel: a network is of a kind that cannot be exported.
+        """
+        for index in self.source.encoder_indices:
+            yield self._text_encoder(index)
+        if self.safety_checker is not False:
+            yield from self._safety_checker()
+        self.report.start("vae: load")
+        vae = self.load_vae()
+        dtype = vae_dtype(vae, self.dtype, self.vae_dtype, self.report)
+        preview = preview_factors(vae)
+        self.report.done()
+        for variant, network, fuse in self._fusings(vae):
+            decoder = ExportVaeDecoder(network, fuse_qkv=fuse)
+            encoder = ExportVaeEncoder(network, fuse_qkv=fuse)
+            for name, part in (("vae_decoder", decoder), ("vae_encoder", encoder)):
+                named = self._named(name, variant)
+                yield Part(named, part, _VAE_TRACED, _VAE_VERIFIED, dtype)
+        scale, channels = vae_scale(vae), vae.config.latent_channels
+        tile = vae_tile(vae)
+        del vae, network, decoder, encoder, part  # the UNet is next, and largest
+        if self.tiny is not None:
+            tiny = ExportPreviewDecoder(self.tiny, channels=channels, scale=scale)
+            yield Part("preview_decoder", tiny, _VAE_TRACED, _VAE_VERIFIED, self.dtype)
+        yield from self._unet(scale, tile, preview)
+
+    def _text_encoder(self, index: int) -> Part:
+        name = f"text_encoder{f'_{index + 1}' if index else ''}"
+        self.report.start(f"{name}: load")
+        model = self.source.text_encoder(index)
+        self.loras.merge(name, model)
+        facts = write_text_files(
+            self.folder, index, self.source.tokenizer(index), model, self.source.family, self.dtype
+        )
+        self.encoders.append(facts)
+        component = ExportTextEncoder(model, normalize=facts.normalized, fuse_qkv=self.fuse_qkv)
+        self.report.done()
+        return Part(
+            name,
+            component,
+            {"B": 2, "L": 9},
+            [{"B": 1, "L": facts.max_length}, {"B": 3, "L": 12}],
+            self.dtype,
+        )
+
+    def _safety_checker(self) -> Iterator[Part]:
+        checker = self.source.safety_checker()
+        if checker is not None:
+            component = ExportSafetyChecker(checker)
+            yield Part("safety_checker", component, {"B": 2}, [{"B": 1}, {"B": 3}], self.dtype)
+        elif self.safety_checker:
+            raise ExportError(
+                f"'{self.source.name}' has no safety checker; leave out --safety-checker, or "
+                "give kdrt an image_filter of your own"
+            )
+
+    def _unet(self, scale: int, tile: int, preview: Factors) -> Iterator[Part]:
+        self.report.start("unet: load")
+        unet = self.source.unet()
+        self.loras.merge("unet", unet)
+        self.baked_loras = self.loras.baked(self.report)
+        channels = unet.config.out_channels
+        height, width = latent_size(unet)
+        self.latents = LatentFacts(
+            channels=channels,
+            scale=scale,
+            default_height=height * scale,
+            default_width=width * scale,
+            vae_tile=tile,
+            preview=preview,
+        )
+        if unet.config.in_channels not in (channels, 2 * channels + 1):
+            raise UnsupportedModel(
+                f"this UNet takes {unet.config.in_channels} channels for latents of {channels}; "
+                f"kdrt exports text-to-image models ({channels}) and inpainting models "
+                f"({2 * channels + 1})"
+            )
+        self.report.done()
+        length = self.encoders[0].max_length
+        verified = [
+            {"B": 1, "h": 16, "w": 8, "L": length},
+            {"B": 3, "h": 9, "w": 15, "L": 2 * length},
+        ]
+        traced = {"B": 2, "h": 12, "w": 10, "L": 7}
+        time_ids = 5 if self.source.is_refiner else 6
+        if self.ip_adapter is not None:
+            network = copy.deepcopy(unet)
+            yield from self._image_prompt(self.ip_adapter, network)
+            tokens = self.ip_facts.tokens if self.ip_facts else None
+            component = ExportUNet(
+                network, fuse_qkv=self.fuse_qkv, ip_tokens=tokens, time_ids=time_ids
+            )
+            self.variants[IP_ADAPTER] = {}
+            named = self._named("unet", IP_ADAPTER)
+            yield Part(named, component, traced, verified, self.dtype)
+        if self.deep_cache:
+            shallow = ExportShallowUNet(unet, fuse_qkv=self.fuse_qkv, time_ids=time_ids)
+            yield Part(SHALLOW_UNET, shallow, traced, verified, self.dtype)
+        for variant, network, fuse in self._fusings(unet):
+            component = ExportUNet(
+                network, fuse_qkv=fuse, time_ids=time_ids, deep_feature=self.deep_cache
+            )
+            yield Part(self._named("unet", variant), component, traced, verified, self.dtype)
+
+    def _image_prompt(self, adapter: IpAdapter, unet: Any) -> Iterator[Part]:
+        """What comes before the UNet, which gets its attention to images here."""
+        projection, encoder = adapter.attach(unet), adapter.encoder()
+        self.ip_facts = adapter.facts(projection, encoder)
+        verified = [{"B": 1}, {"B": 3}]
+        yield Part("image_projection", projection, {"B": 2}, verified, self.dtype)
+        if encoder is not None:
+            component = ExportImageEncoder(encoder)
+            yield Part("image_encoder", component, {"B": 2}, verified, self.dtype)
+
+    def _fusings(self, network: Network) -> Iterator[tuple[str | None, Network, bool]]:
+        """A network as it is exported, and before that a copy for the other way to project."""
+        for variant in self.fusings:
+            yield variant, copy.deepcopy(network), not self.fuse_qkv
+        yield None, network, self.fuse_qkv
+
+    def _named(self, name: str, variant: str | None) -> str:
+        """The component's name, after making a note of which one it stands in for."""
+        if variant is None:
+            return name
+        self.variants[variant] = {**self.variants[variant], name: f"{name}-{variant}"}
+        return f"{name}-{variant}"
