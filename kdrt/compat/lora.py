@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from kdrt.adapters.lora import NETWORKS, LoraSwap, Scale
 from kdrt.adapters.lora_file import LoraFile, lora_from_tensors, read_lora
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequest, KdrtError
 from kdrt.pipeline import Pipeline
 
 WEIGHT_NAME = "pytorch_lora_weights.safetensors"
@@ -69,7 +69,8 @@ class LoraMixin:
                 ``local_files_only``; ``use_safetensors=False`` accepts pickles.
 
         Raises:
-            InvalidRequest: it is no LoRA, or for another model, or the name is in use.
+            InvalidRequest: it is no LoRA, or for another model, or the name is in use. The
+                adapters are then those that there were.
             EngineError: the weights of this engine are fixed; the message says what to export.
         """
         state, loaded = self._lora_state, self.pipeline.loras
@@ -83,12 +84,22 @@ class LoraMixin:
                 "name."
             )
         file = _open(pretrained_model_name_or_path_or_dict, kwargs)
+        before = dict(state.scales), state.active
         if name in loaded:
             self.pipeline.unload_loras(name)
-        self.pipeline.load_lora(file, name, scale=0.0)
-        state.scales[name] = 1.0
-        state.active = [name]
-        self._apply_loras()
+        try:
+            self.pipeline.load_lora(file, name, scale=0.0)
+            state.scales[name] = 1.0
+            state.active = [name]
+            self._apply_loras()
+        except KdrtError:
+            state.scales, state.active = before
+            if name in self.pipeline.loras:
+                self.pipeline.unload_loras(name)
+            if name in loaded:
+                self.pipeline.load_lora(loaded[name].file, name, scale=0.0)
+            self._apply_loras()
+            raise
 
     def set_adapters(
         self,

@@ -127,6 +127,23 @@ def test_tensors_and_hotswap(sd: TinyModel, folder: Path) -> None:
     assert torch.equal(by_kdrt(ours.pipeline), first)
 
 
+def test_a_lora_that_does_not_load_leaves_the_adapters_as_they_were(
+    sd: TinyModel, folder: Path, tmp_path: Path
+) -> None:
+    ours = Compatible(sd.bundle)
+    ours.load_lora_weights(folder / "a.safetensors", "mine")
+    before = by_kdrt(ours.pipeline)
+    layers = peft(random_lora(networks(sd.diffusers()), MODULES, seed=2))
+    elsewhere = {f"unet.no_such_block.{name}": tensor for name, tensor in layers.items()}
+    infinite = {name: torch.full_like(tensor, torch.inf) for name, tensor in layers.items()}
+    for tensors, words in ((elsewhere, "another kind of model"), (infinite, "finite")):
+        for name, hotswap in (("mine", True), ("new", False)):
+            with pytest.raises(InvalidRequest, match=words):
+                ours.load_lora_weights(tensors, name, hotswap=hotswap)
+            assert list(ours.pipeline.loras) == ours.get_active_adapters() == ["mine"]
+            assert torch.equal(by_kdrt(ours.pipeline), before)
+
+
 def config(modules: list[str], alpha: float) -> dict[str, Any]:
     return LoraConfig(r=3, lora_alpha=alpha, target_modules=modules).to_dict()
 
