@@ -216,15 +216,14 @@ def optimizer_for(
     return optimizer, schedule
 
 
-def train_vae(vae: AutoencoderKL, pictures: list[torch.Tensor], recipe: Recipe) -> Progress:
+def train_vae(vae: AutoencoderKL, pictures: torch.Tensor, recipe: Recipe) -> Progress:
     rng = np.random.default_rng(recipe.seed + 1)
     torch.manual_seed(recipe.seed + 1)
     parameters = list(vae.parameters())
     optimizer, schedule = optimizer_for(parameters, recipe.vae_lr, recipe.vae_steps)
     progress = Progress("vae", 100)
     for step in range(recipe.vae_steps):
-        pixels = pictures[0]
-        x = to_model_range(pixels[rng.integers(len(pixels), size=recipe.vae_batch)])
+        x = to_model_range(pictures[rng.integers(len(pictures), size=recipe.vae_batch)])
         posterior = vae.encode(x).latent_dist
         error = vae.decode(posterior.sample()).sample - x
         kl = posterior.kl().mean() / posterior.mean[0].numel()
@@ -414,7 +413,7 @@ def main(
 
     if vae is None:
         autoencoder = make_vae()
-        vae_curve = train_vae(autoencoder, [pixels for _, pixels in sets], recipe).curve
+        vae_curve = train_vae(autoencoder, sets[0][1], recipe).curve
         autoencoder.requires_grad_(False).eval()
         standardise_latents(autoencoder, sets[0][1][:4096])
         autoencoder.half().save_pretrained(out / "vae")
