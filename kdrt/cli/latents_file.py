@@ -20,6 +20,7 @@ def save_latents(result: Result, path: Path) -> None:
     Raises:
         OutputError: it cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     latents = result.images
@@ -29,8 +30,9 @@ def save_latents(result: Result, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({_NAME: latents.cpu().contiguous()}, partial)
         partial.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"cannot write {path}: {reason}") from error
     finally:
         partial.unlink(missing_ok=True)
 

@@ -19,12 +19,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kdrt.adapters.lora import NETWORKS, LoraSwap, Scale
 from kdrt.adapters.lora_file import LoraFile, lora_from_tensors, read_lora
-from kdrt.errors import InvalidRequest, KdrtError
+from kdrt.errors import InvalidRequest, KdrtError, OutputError
 from kdrt.pipeline import Pipeline
 
 WEIGHT_NAME = "pytorch_lora_weights.safetensors"
@@ -260,6 +261,7 @@ class LoraMixin:
 
         Raises:
             InvalidRequest: there are no layers, or a pickle is asked for.
+            OutputError: the file cannot be written.
         """
         layers = dict(
             zip(
@@ -295,12 +297,16 @@ class LoraMixin:
         if metadata:
             header["lora_adapter_metadata"] = json.dumps(metadata, indent=2, sort_keys=True)
         folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
         path = str(folder / (weight_name or WEIGHT_NAME))
-        if save_function is not None:
-            save_function(tensors, path)
-        else:
-            save_file(tensors, path, header)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if save_function is not None:
+                save_function(tensors, path)
+            else:
+                save_file(tensors, path, header)
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise OutputError(f"cannot write {path}: {reason}") from error
 
     @contextmanager
     def _text_scaled(self, lora_scale: float | None) -> Iterator[None]:

@@ -15,7 +15,7 @@ from tiny_bundles import TinyModel, by_diffusers, by_kdrt
 
 import kdrt
 from kdrt.compat.lora import LoraMixin
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequest, OutputError
 from kdrt_export.verify import relative_error
 
 MODULES = ("to_q", "to_v", "ff.net.2", "conv1", "q_proj", "out_proj", "fc1")
@@ -135,8 +135,11 @@ def test_a_lora_that_does_not_load_leaves_the_adapters_as_they_were(
     before = by_kdrt(ours.pipeline)
     layers = peft(random_lora(networks(sd.diffusers()), MODULES, seed=2))
     elsewhere = {f"unet.no_such_block.{name}": tensor for name, tensor in layers.items()}
-    infinite = {name: torch.full_like(tensor, torch.inf) for name, tensor in layers.items()}
-    for tensors, words in ((elsewhere, "another kind of model"), (infinite, "finite")):
+    wide = {
+        name: torch.cat([tensor, tensor], 1) if "lora_A" in name else tensor
+        for name, tensor in layers.items()
+    }
+    for tensors, words in ((elsewhere, "another kind of model"), (wide, "made for another model")):
         for name, hotswap in (("mine", True), ("new", False)):
             with pytest.raises(InvalidRequest, match=words):
                 ours.load_lora_weights(tensors, name, hotswap=hotswap)
@@ -166,6 +169,18 @@ def test_saved_loras_are_read_by_both(sd: TinyModel, tmp_path: Path) -> None:
     )
     each(pipes, "load_lora_weights", str(tmp_path / "new"))
     assert same(ours, theirs)
+
+
+def test_a_lora_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    layers = {"to_q.lora_A.weight": torch.ones(2, 4)}
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"cannot write .*file.*: File exists"):
+        LoraMixin.save_lora_weights(tmp_path / "file", unet_lora_layers=layers)
+    (tmp_path / "taken.safetensors").mkdir()
+    with pytest.raises(OutputError, match=r"cannot write .*taken.*directory"):
+        LoraMixin.save_lora_weights(
+            tmp_path, unet_lora_layers=layers, weight_name="taken.safetensors"
+        )
 
 
 def test_wrong_calls_are_refused_and_change_nothing(
