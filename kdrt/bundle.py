@@ -17,8 +17,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -27,7 +25,7 @@ import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kdrt.errors import BundleError, OutputError
-from kdrt.folders import put_in_place
+from kdrt.folders import new_folder
 from kdrt_engines.spec import EngineSpec, TensorSpec
 
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -294,7 +292,7 @@ def new_bundle(path: Path) -> Iterator[Path]:
     exception, and vanishes otherwise. ``manifest.json`` must have been written by then.
 
     Raises:
-        OutputError: the folder cannot be created, or ``path`` holds something else.
+        OutputError: ``path`` holds something else, or :func:`kdrt.folders.new_folder` raises it.
     """
     if (
         path.exists()
@@ -302,17 +300,8 @@ def new_bundle(path: Path) -> Iterator[Path]:
         and (path.is_file() or any(path.iterdir()))
     ):
         raise OutputError(f"{path} exists and is not a bundle; choose another place with -o")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        partial.chmod(0o755)
-    except OSError as error:
-        raise OutputError(f"cannot write to {path.parent}: {error.strerror}") from error
-    try:
+    with new_folder(path) as partial:
         yield partial
-        put_in_place(partial, path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ from kdrt.engine_files import (
 from kdrt.engine_profiles import DEFAULT, component_profiles
 from kdrt.engine_refit import changeable_weights, check_refittable, prove_plan
 from kdrt.errors import EngineError, EngineRejected, OutputError
-from kdrt.folders import put_in_place
+from kdrt.folders import UNFINISHED, new_folder
 from kdrt_engines.keys import REFIT, EngineKey
 from kdrt_engines.profiles import Profile
 from kdrt_engines.tensorrt.build import build_plan
@@ -44,7 +43,6 @@ from kdrt_engines.tensorrt.flavour import (
 from kdrt_engines.tensorrt.job import BuildJob, Built, Shapes
 from kdrt_engines.tensorrt.plan_file import read_header
 
-_UNFINISHED = ".building-"
 _MEMORY_FOR_WEIGHTS = 3.5
 """Peak memory of a build, in sizes of the weights: 2.7 to 3.5 were measured."""
 
@@ -215,8 +213,7 @@ def _build_one(
     graph, weights = onnx.stat().st_size, _size(onnx.parent) - onnx.stat().st_size
     _mind_memory(key, weights, report)
     report.start(_title(key))
-    partial = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder))
-    try:
+    with new_folder(folder / key.folder()) as partial:
         job = BuildJob(
             module=_module(key),
             onnx=str(onnx),
@@ -235,9 +232,6 @@ def _build_one(
             proof = prove_plan(bundle, key, partial / PLAN)
             record = record.model_copy(update={"refit": proof}).sealed()
         (partial / RECORD).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        put_in_place(partial, folder / key.folder())
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     report.running("", built.peak_memory)
     report.done(evidence(record))
     warning = fusion_warning(bundle.manifest, record)
@@ -318,7 +312,7 @@ def _only_builder(folder: Path, report: Report) -> Iterator[None]:
 
 def _clear_away(bundle: Bundle, flavour: Flavour, folder: Path) -> None:
     """Remove what killed builds left, and engines of networks that are no more."""
-    for left in folder.glob(f"{_UNFINISHED}*"):
+    for left in folder.glob(f"{UNFINISHED}*"):
         shutil.rmtree(left, ignore_errors=True)
     for engine in engine_folders(bundle, flavour):
         with contextlib.suppress(EngineRejected):

@@ -2,23 +2,71 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from kdrt.errors import OutputError
 
-def put_in_place(partial: Path, target: Path) -> None:
-    """Make the finished folder ``partial`` the folder ``target`` beside it, instead of what is
-    there.
+UNFINISHED = ".unfinished-"
+"""How the names of folders begin that are being filled, or were when their process was killed."""
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill, beside ``target``. It takes the place of ``target``, and of what is there,
+    when the block ends without an exception, and vanishes otherwise.
 
     All is on disk before the first rename. What was there comes back if the new folder cannot take
-    its place; a crash between the two renames leaves it beside, as ``{partial.name}.old``.
+    its place; a crash between the two renames leaves it beside, with ``.old`` at its end.
 
     Raises:
-        OSError: the file system does not let us.
+        OutputError: the folder cannot be made, the disk is full, or the file system does not let
+            it take its place.
     """
-    for path in (*partial.rglob("*"), partial):
-        _sync(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=target.parent))
+    except OSError as error:
+        raise OutputError(f"cannot write to {target.parent}: {error.strerror}") from error
+    try:
+        yield partial
+        partial.chmod(0o755)
+        _put_in_place(partial, target)
+    except Exception as error:
+        if _disk_is_full(error):
+            raise OutputError(f"cannot write {target}: the disk is full") from error
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _disk_is_full(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    # Libraries in Rust, as safetensors, have errors of their own that end in the system's number.
+    said = re.search(r"\(os error (\d+)\)", str(error))
+    return said is not None and int(said[1]) in _FULL
+
+
+def _put_in_place(partial: Path, target: Path) -> None:
+    try:
+        for path in (*partial.rglob("*"), partial):
+            _sync(path)
+        _exchange(partial, target)
+        _sync(target.parent)
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror}") from error
+
+
+def _exchange(partial: Path, target: Path) -> None:
     old = partial.with_name(f"{partial.name}.old")
     replaces = target.exists()
     if replaces:
@@ -30,7 +78,6 @@ def put_in_place(partial: Path, target: Path) -> None:
             old.rename(target)
         raise
     shutil.rmtree(old, ignore_errors=True)
-    _sync(target.parent)
 
 
 def _sync(path: Path) -> None:

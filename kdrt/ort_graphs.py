@@ -19,7 +19,6 @@ import json
 import logging
 import platform
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -31,8 +30,7 @@ import psutil
 
 from kdrt.bundle import Bundle, sha256
 from kdrt.engine_files import network_hash
-from kdrt.errors import OutputError
-from kdrt.folders import put_in_place
+from kdrt.folders import new_folder
 
 _logger = logging.getLogger("kdrt.engines")
 
@@ -113,22 +111,13 @@ def keep_optimized(
             report.note(f"{name} is not optimised beforehand: {missing}; it will load more slowly")
             continue
         target = _folder(bundle, name)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=target.parent))
-        except OSError as error:
-            raise OutputError(f"cannot write to {target.parent}: {error.strerror}") from error
-        try:
-            partial.chmod(0o755)
+        with new_folder(target) as partial:
             for (model, weights), source in sources.items():
                 save_optimized(source, partial / model, weights)
                 # A network without large weights has no such file.
                 (partial / weights).touch()
             total = sum(file.stat().st_size for file in partial.iterdir())
             _write_record(partial)
-            put_in_place(partial, target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         made.append(_made(target, sources))
         report.done(f"{total / 1e6:,.1f} MB")
     _forget_others(bundle)
@@ -190,9 +179,9 @@ def _lacks(source: Path) -> str | None:
     weights = sum(file.stat().st_size for file in source.parent.iterdir())
     memory = psutil.virtual_memory().available
     if memory < _MEMORY_FOR_WEIGHTS * weights:
-        return f"that takes about {_MEMORY_FOR_WEIGHTS * weights / 1e9:.0f} GB of memory"
+        return f"that takes about {_MEMORY_FOR_WEIGHTS * weights / 1e6:,.0f} MB of memory"
     if shutil.disk_usage(source).free < _DISK_FOR_WEIGHTS * weights:
-        return f"that takes about {_DISK_FOR_WEIGHTS * weights / 1e9:.0f} GB of disk"
+        return f"that takes about {_DISK_FOR_WEIGHTS * weights / 1e6:,.0f} MB of disk"
     return None
 
 

@@ -69,25 +69,27 @@ def bench(
     from kdrt.bench.measure import Measurement
     from kdrt.bench.models import model_of, real_size
     from kdrt.bench.suites import experiments, peers_of, selected
-    from kdrt.bench.writing import new_folder, write_report
+    from kdrt.bench.writing import new_report, write_report
     from kdrt.cli.bench_progress import BenchProgress, print_table
     from kdrt.doctor import examine
 
     chosen, keys = _names(versus), _names(only)
     peers_of(suite, chosen)
     model = model_of(bundle)
-    with BenchProgress() as progress, new_folder(output) as partial:
-        large = None
-        if suite == "full" and real != "none":
-            progress.say(f"export {real} with random weights")
-            large = real_size(real, side)
-        plans = selected(experiments(suite, model, large, chosen, rounds), keys)
-        measurement = Measurement(suite, threads or examine().cores, partial, watch=progress.say)
-        report = measurement.report(plans)
+    with new_report(output) as partial:
+        with BenchProgress() as progress:
+            large = None
+            if suite == "full" and real != "none":
+                progress.say(f"export {real} with random weights")
+                large = real_size(real, side)
+            plans = selected(experiments(suite, model, large, chosen, rounds), keys)
+            cores = threads or examine().cores
+            report = Measurement(suite, cores, partial, watch=progress.say).report(plans)
+        print_table(report)
+        # Before the files: figures that took half an hour are not lost to a full disk.
+        typer.echo(report.model_dump_json())
         write_report(report, partial)
-    print_table(report)
     typer.echo(f"{output}: report.html, report.json", err=True)
-    typer.echo(report.model_dump_json())
     if report.failed():
         raise typer.Exit(1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -13,8 +14,11 @@ from kdrt.bench.cold import started_up
 from kdrt.bench.errors import BenchmarkError, PeerUnavailable
 from kdrt.bench.models import model_of
 from kdrt.bench.peers import find_peer
+from kdrt.bench.report import read_report
 from kdrt.bench.startup import STAGES
 from kdrt.bench.suites import SUITES, TOGETHER, RealSize, RowPlan, experiments, peers_of
+
+REPORT = Path(__file__).parents[2] / "benchmarks" / "results" / "full" / "report.json"
 
 
 @pytest.fixture
@@ -102,6 +106,24 @@ def test_the_demo_model_against_eager_for_real(
     assert set(ours["stages"]) == {"encode", "denoise", "decode"}
     assert (folder / ours["image"]).is_file()
     assert not list(folder.glob(".*"))
+
+
+def test_figures_are_not_lost_to_a_full_disk(
+    demo_home: Path, tmp_path: Path, monkeypatch, capfd
+) -> None:
+    report = read_report(REPORT)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("KDRT_HOME", str(demo_home))
+    monkeypatch.setattr("kdrt.bench.measure.Measurement.report", lambda *_: report)
+    monkeypatch.setattr("kdrt.bench.writing.write_report", full)
+    assert command_line.run(["bench", "-o", str(tmp_path / "report")]) == 2
+    captured = capfd.readouterr()
+    assert json.loads(captured.out.splitlines()[-1]) == json.loads(REPORT.read_text())
+    assert captured.err.endswith("the disk is full\n")
+    assert not list(tmp_path.iterdir())
 
 
 def test_startup_tells_its_stages(demo_bundle: Path) -> None:

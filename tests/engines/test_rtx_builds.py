@@ -20,6 +20,7 @@ from kdrt.engine_builds import build_engines
 from kdrt.engine_files import EngineRecord, open_engine
 from kdrt.engine_refit import changeable_weights
 from kdrt.errors import EngineError
+from kdrt.folders import UNFINISHED
 from kdrt_engines.tensorrt.build import build_plan
 from kdrt_engines.tensorrt.flavour import TENSORRT_RTX
 from kdrt_engines.tensorrt.job import BuildJob
@@ -167,12 +168,12 @@ def test_control_c_in_the_middle_of_a_build(bundle: Bundle) -> None:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     engines = bundle.file("engines/tensorrt-rtx")
-    while not list(engines.glob(".building-*")):
+    while not list(engines.glob(f"{UNFINISHED}*")):
         time.sleep(0.05)
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert said.endswith("interrupted\n")
-    assert not list(engines.glob(".building-*"))
+    assert not list(engines.glob(f"{UNFINISHED}*"))
     assert not list(engines.glob("unet-sm80-*"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,16 @@ def test_messages_that_are_not_utf8(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     refused = job(tmp_path, monkeypatch, "pass", messages=messages, plan="None")
     with pytest.raises(EngineError, match=r"TensorRT cannot build model\.onnx"):
         build_plan(refused)
+
+
+def test_an_engine_that_does_not_fit_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_room = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"
+    task = job(tmp_path, monkeypatch, no_room)
+    with pytest.raises(OSError, match="too large") as raised:
+        build_plan(task)
+    assert (raised.value.errno, raised.value.filename) == (errno.EFBIG, task.output)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from kdrt.engine_builds import build_engines, fusion_warning
 from kdrt.engine_files import PLAN, RECORD, engine_folders, open_engine
 from kdrt.engine_targets import resolve_targets
 from kdrt.errors import EngineError, EngineUnavailable, OutputError
+from kdrt.folders import UNFINISHED
 from kdrt_engines.tensorrt.flavour import (
     TENSORRT,
     TENSORRT_RTX,
@@ -166,7 +167,7 @@ def test_a_build_that_stops_leaves_nothing(
 
 
 def test_what_a_killed_build_left_is_cleared_away(bundle: Bundle, builder: Builder) -> None:
-    left = bundle.file("engines/tensorrt-rtx/.building-x")
+    left = bundle.file(f"engines/tensorrt-rtx/{UNFINISHED}x")
     left.mkdir(parents=True)
     (left / PLAN).write_bytes(b"half")
     build_engines(bundle, TENSORRT_RTX, (89,), components=["unet"], report=Listener())

@@ -35,6 +35,7 @@ def build_plan(job: BuildJob, follow: Follow = lambda _phase, _memory: None) -> 
 
     Raises:
         EngineError: TensorRT refused, or its process died.
+        OSError: ``job.output`` cannot be written.
     """
     with tempfile.TemporaryFile() as last_words:
         process = subprocess.Popen(
@@ -57,6 +58,8 @@ def build_plan(job: BuildJob, follow: Follow = lambda _phase, _memory: None) -> 
     event = outcome.pop("event")
     if event == "failed":
         raise EngineError(f"TensorRT cannot build {job.onnx}: {outcome['message']}")
+    if event == "unwritten":
+        raise OSError(outcome["number"], outcome["reason"], job.output)
     return Built(**outcome | {"warnings": tuple(outcome["warnings"])})
 
 

@@ -4,10 +4,10 @@ A process of its own, since a builder takes three times the memory of the weight
 only at its end, and since it is native code, which may abort where Python would raise.
 
 The job comes on standard input as one line of JSON; on standard output go events, one JSON object a
-line: ``phase`` whenever the builder enters one, then ``built``, ``failed`` or ``cancelled``. When
-standard input ends, the build is cancelled at its next step: because the parent closed it, or is
-gone. TensorRT makes no steps while it compiles, which is most of the time, so the process ends
-itself if that takes long; it has then written at most its output file.
+line: ``phase`` whenever the builder enters one, then ``built``, ``failed``, ``unwritten`` or
+``cancelled``. When standard input ends, the build is cancelled at its next step: because the parent
+closed it, or is gone. TensorRT makes no steps while it compiles, which is most of the time, so the
+process ends itself if that takes long; it has then written at most its output file.
 """
 
 from __future__ import annotations
@@ -37,11 +37,16 @@ class BuildFailed(Exception):
     """TensorRT refused; the message is its own."""
 
 
+class PlanUnwritten(Exception):
+    """The output file cannot be written; the arguments are the system's number and reason."""
+
+
 def build(trt: Any, job: BuildJob, monitor: Monitor, log: BuildLog) -> Built | None:
     """Build the engine of ``job`` with the module ``trt``; None if ``monitor`` cancelled it.
 
     Raises:
         BuildFailed: the network or the engine was refused.
+        PlanUnwritten: the output file cannot be written.
     """
     started = time.perf_counter()
     logger = _logger(trt, log)
@@ -59,10 +64,13 @@ def build(trt: Any, job: BuildJob, monitor: Monitor, log: BuildLog) -> Built | N
         if monitor.cancelled.is_set():
             return None
         raise BuildFailed("; ".join(log.errors) or "TensorRT gave no reason")
-    with Path(job.output).open("wb") as file:
-        file.write(plan)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with Path(job.output).open("wb") as file:
+            file.write(plan)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise PlanUnwritten(error.errno, error.strerror) from error
     return Built(
         version=trt.__version__,
         attention_sites=_attention_sites(trt, network),
@@ -222,6 +230,9 @@ def main() -> None:
         )
     except BuildFailed as error:
         send("failed", message=str(error))
+    except PlanUnwritten as error:
+        number, reason = error.args
+        send("unwritten", number=number, reason=reason)
     except BrokenPipeError:
         return  # nobody listens any more
     else:
