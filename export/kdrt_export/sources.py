@@ -361,8 +361,8 @@ def _random_source(source: str, path: Path, seed: int) -> Source:
     folder = demo_folder() if source == "demo" else path
     if not folder.is_dir():
         raise SourceError(
-            f"--random-weights knows {', '.join(KNOWN_MODELS)}, demo and diffusers folders, "
-            f"not '{source}'"
+            f"there is no architecture '{source}' to give random weights; there are "
+            f"{', '.join(KNOWN_MODELS)}, demo, and those of diffusers folders"
         )
     opened = FolderSource(folder, name=folder.name, origin=folder.name)
 

@@ -2,13 +2,14 @@
 that help and version come at once.
 
 A :class:`~kdrt.errors.KdrtError` becomes one line on standard error and exit code 2, Ctrl-C
-exit code 130. Any other exception is a bug and keeps its traceback.
+exit code 130, SIGTERM 143. Any other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
 
 import inspect as reflection
 import re
+import signal
 import sys
 from collections.abc import Callable
 from itertools import takewhile
@@ -99,6 +100,8 @@ _add("What there is", samplers.samplers, schedules.schedules, doctor.doctor, ben
 
 def main() -> None:
     """The ``kdrt`` command: run it and leave with its exit code."""
+    # By default the process would be gone at once, and what it had half written would stay.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     sys.exit(run(sys.argv[1:]))
 
 
@@ -120,6 +123,8 @@ def run(arguments: list[str]) -> int:
 def _code(leave: SystemExit) -> int:
     if leave.code == 130:  # typer's answer to Ctrl-C
         _complain("interrupted", "")
+    elif leave.code == 128 + signal.SIGTERM:
+        _complain("terminated", "")
     return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
 
 

@@ -138,7 +138,13 @@ def test_an_unknown_source(cli, home: Path, source: str, said: str) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
-def test_control_c_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, "terminated\n")],
+)
+def test_an_export_that_is_stopped_leaves_nothing(
+    tmp_path: Path, number: int, code: int, said: str
+) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "kdrt.cli", "export", "demo", "-o", str(tmp_path / "bundle")],
         stderr=subprocess.PIPE,
@@ -148,10 +154,10 @@ def test_control_c_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
     assert process.stderr is not None
     lines = iter(process.stderr.readline, "")
     assert any("text_encoder: load" in line for line in lines)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     rest = list(lines)
-    assert process.wait(60) == 130, rest
-    assert rest[-1] == "interrupted\n"
+    assert process.wait(60) == code, rest
+    assert rest[-1] == said
     assert not list(tmp_path.iterdir())
 
 

@@ -214,7 +214,8 @@ def test_architectures_of_well_known_models(name: str) -> None:
 
 
 def test_random_weights_of_nothing() -> None:
-    with pytest.raises(SourceError, match="--random-weights knows sdxl"):
+    words = "no architecture 'someone/something' to give random weights; there are sdxl"
+    with pytest.raises(SourceError, match=words):
         open_source("someone/something", random_weights=True)
 
 
