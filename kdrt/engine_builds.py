@@ -6,15 +6,15 @@ import contextlib
 import hashlib
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import psutil
-from filelock import FileLock, Timeout
 
 from kdrt._version import __version__
 from kdrt.adapters.lora import NETWORKS
+from kdrt.build_lock import only_builder
 from kdrt.bundle import Bundle, Manifest
 from kdrt.engine_files import (
     PLAN,
@@ -29,7 +29,7 @@ from kdrt.engine_files import (
 )
 from kdrt.engine_profiles import DEFAULT, component_profiles
 from kdrt.engine_refit import changeable_weights, check_refittable, prove_plan
-from kdrt.errors import EngineError, EngineRejected, OutputError
+from kdrt.errors import EngineError, EngineRejected
 from kdrt.folders import UNFINISHED, new_folder
 from kdrt_engines.keys import REFIT, EngineKey
 from kdrt_engines.profiles import Profile
@@ -117,7 +117,7 @@ def build_engines(
     for key in keys:
         _refuse_turing(key)
     folder = bundle.file(f"engines/{flavour.name}")
-    with _only_builder(folder, report):
+    with only_builder(folder, report.note):
         _clear_away(bundle, flavour, folder)
         clock = _Clock()
         records = []
@@ -289,25 +289,6 @@ def _already_built(bundle: Bundle, folder: Path, key: EngineKey) -> EngineRecord
     except EngineRejected:
         return None
     return record
-
-
-@contextlib.contextmanager
-def _only_builder(folder: Path, report: Report) -> Iterator[None]:
-    """Wait until no other process builds into this folder, and keep others out."""
-    lock = FileLock(folder / ".lock")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            report.note("another build is at work in this bundle; waiting for it")
-            lock.acquire()
-    except OSError as error:
-        raise OutputError(f"cannot write to {folder}: {error.strerror}") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _clear_away(bundle: Bundle, flavour: Flavour, folder: Path) -> None:

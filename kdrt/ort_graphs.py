@@ -97,31 +97,43 @@ def keep_optimized(
         EngineError: ONNX Runtime cannot load a network.
         OutputError: the bundle cannot be written to.
     """
+    # Only builds need it, and loading imports this module.
+    from kdrt.build_lock import only_builder
+
+    sources = {name: found for name in components if (found := _sources(bundle, name))}
+    if not sources:
+        return []
+    made = []
+    with only_builder(bundle.file(FOLDER), report.note):
+        for name, files in sources.items():
+            if force or optimized(bundle, name) is None:
+                made.append(_optimize(bundle, name, files, report))
+        _forget_others(bundle)
+    return [each for each in made if each is not None]
+
+
+def _optimize(
+    bundle: Bundle, name: str, sources: dict[tuple[str, str], Path], report: Report
+) -> Optimized | None:
+    """Optimise a component; None if this machine has no room for that."""
     from kdrt_engines.ort_sessions import save_optimized
 
-    made = []
-    for name in components:
-        sources = _sources(bundle, name)
-        if not sources or (optimized(bundle, name) is not None and not force):
-            continue
-        report.start(f"{name}: optimise for this CPU")
-        missing = _lacks(sources[_NETWORK])
-        if missing is not None:
-            report.done("left out")
-            report.note(f"{name} is not optimised beforehand: {missing}; it will load more slowly")
-            continue
-        target = _folder(bundle, name)
-        with new_folder(target) as partial:
-            for (model, weights), source in sources.items():
-                save_optimized(source, partial / model, weights)
-                # A network without large weights has no such file.
-                (partial / weights).touch()
-            total = sum(file.stat().st_size for file in partial.iterdir())
-            _write_record(partial)
-        made.append(_made(target, sources))
-        report.done(f"{total / 1e6:,.1f} MB")
-    _forget_others(bundle)
-    return made
+    report.start(f"{name}: optimise for this CPU")
+    missing = _lacks(sources[_NETWORK])
+    if missing is not None:
+        report.done("left out")
+        report.note(f"{name} is not optimised beforehand: {missing}; it will load more slowly")
+        return None
+    target = _folder(bundle, name)
+    with new_folder(target) as partial:
+        for (model, weights), source in sources.items():
+            save_optimized(source, partial / model, weights)
+            # A network without large weights has no such file.
+            (partial / weights).touch()
+        total = sum(file.stat().st_size for file in partial.iterdir())
+        _write_record(partial)
+    report.done(f"{total / 1e6:,.1f} MB")
+    return _made(target, sources)
 
 
 def _sources(bundle: Bundle, component: str) -> dict[tuple[str, str], Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ import torch
 
 import kdrt
 from kdrt import ort_graphs
+from kdrt.build_lock import only_builder
 from kdrt.bundle import Bundle
 from kdrt.cli import run
+from kdrt.folders import UNFINISHED
 from kdrt.ort_graphs import keep_optimized, optimized
 from kdrt_export.report import Silent
 
@@ -125,21 +128,42 @@ def test_what_is_there_is_made_again_only_if_forced(bundle: Bundle) -> None:
     assert optimized(bundle, "text_encoder") is not None
 
 
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_two_builds_take_turns(bundle: Bundle) -> None:
+    """Each clears away what killed builds left, which would be what the other has half done."""
+    folder = bundle.path / "engines" / "onnxruntime"
+    half_done = folder / f"{UNFINISHED}x"
+    notes = Notes()
+    with ThreadPoolExecutor() as pool:
+        with only_builder(folder, notes.note):
+            half_done.mkdir()
+            made = pool.submit(keep_optimized, bundle, ["text_encoder"], notes, force=True)
+            while not notes.said and not made.done():
+                wait([made], timeout=0.01)
+            assert half_done.exists()
+        assert len(made.result(60)) == 1
+    assert "another build is at work" in notes.said[0]
+    assert not half_done.exists()
+
+
 @pytest.mark.parametrize("short", ["memory", "disk"])
 def test_without_room_it_is_left_out(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, short: str
 ) -> None:
-    class Notes(Silent):
-        def note(self, text: str) -> None:
-            said.append(text)
-
-    said: list[str] = []
+    notes = Notes()
     needed = {"memory": "_MEMORY_FOR_WEIGHTS", "disk": "_DISK_FOR_WEIGHTS"}[short]
     monkeypatch.setattr(ort_graphs, needed, 1e9)
     shutil.rmtree(bundle.path / "engines" / "onnxruntime")
     assert keep_optimized(bundle, ["unet"], Silent()) == []
-    assert keep_optimized(bundle, ["unet"], Notes()) == []
-    assert short in said[0]
+    assert keep_optimized(bundle, ["unet"], notes) == []
+    assert short in notes.said[0]
     assert kdrt.load(bundle)("a star", steps=1).images
 
 

@@ -1,0 +1,35 @@
+"""One build at a time in a folder of engines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from kdrt.errors import OutputError
+
+
+@contextmanager
+def only_builder(folder: Path, note: Callable[[str], object]) -> Iterator[None]:
+    """Wait until no other process builds into this folder, which need not be there yet, and keep
+    others out. ``note`` is told if there is one to wait for.
+
+    Raises:
+        OutputError: the folder cannot be written to.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            note("another build is at work in this bundle; waiting for it")
+            lock.acquire()
+    except OSError as error:
+        raise OutputError(f"cannot write to {folder}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        lock.release()
