@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -299,10 +300,24 @@ class SingleFileSource(Source):
 
 
 class RandomSource(Source):
-    """A real architecture with random weights and its own tokenizers."""
+    """A real architecture with random weights.
 
-    def __init__(self, architecture: Architecture, *, name: str, seed: int) -> None:
-        self.architecture, self.seed = architecture, seed
+    Args:
+        architecture: its configurations.
+        name: what it is of.
+        seed: of the weights.
+        tokenizers: gives its own by index; without it they are CLIP's.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        *,
+        name: str,
+        seed: int,
+        tokenizers: Callable[[int], CLIPTokenizer] | None = None,
+    ) -> None:
+        self.architecture, self.seed, self._tokenizers = architecture, seed, tokenizers
         self.name, self.origin = f"{name}-random", f"{name} with random weights, seed {seed}"
         self.family = architecture.family
         self.is_refiner = architecture.is_refiner
@@ -322,6 +337,8 @@ class RandomSource(Source):
         return _frozen(self._seeded(lambda: kind(config)))
 
     def tokenizer(self, index: int) -> CLIPTokenizer:
+        if self._tokenizers is not None:
+            return self._tokenizers(index)
         place = self.encoder_indices.index(index)
         return tokenizer_for(self.architecture.text_encoders[place])
 
@@ -368,7 +385,9 @@ def _random_source(source: str, path: Path, seed: int) -> Source:
 
     def config(name: str) -> dict[str, Any]:
         raw = _read_json(folder / name / "config.json", f"{folder} has no {name}")
-        return {k: v for k, v in raw.items() if not k.startswith("_")}
+        # Weights are drawn in float32, in whatever precision the folder's are stored.
+        ignored = {"dtype", "torch_dtype"}
+        return {k: v for k, v in raw.items() if k not in ignored and not k.startswith("_")}
 
     encoders = tuple(config(f"text_encoder{_suffix(i)}") for i in opened.encoder_indices)
     architecture = Architecture(
@@ -379,7 +398,12 @@ def _random_source(source: str, path: Path, seed: int) -> Source:
         opened.is_refiner,
         opened.scheduler,
     )
-    return RandomSource(architecture, name=source if source == "demo" else path.name, seed=seed)
+    return RandomSource(
+        architecture,
+        name=source if source == "demo" else path.name,
+        seed=seed,
+        tokenizers=opened.tokenizer if any(folder.glob("tokenizer*")) else None,
+    )
 
 
 def _check_clip_input(config: dict[str, Any]) -> None:

@@ -195,6 +195,16 @@ def test_random_weights_come_from_the_seed() -> None:
     assert not torch.equal(first, other)
 
 
+def test_random_weights_of_a_folder_are_float32_and_read_by_its_own_tokenizers() -> None:
+    source = open_source("demo", random_weights=True)
+    for index in source.encoder_indices:
+        encoder, tokenizer = source.text_encoder(index), source.tokenizer(index)
+        assert {p.dtype for p in encoder.parameters()} == {torch.float32}
+        ids = tokenizer("a red circle", return_tensors="pt").input_ids
+        assert torch.isfinite(encoder(ids)[0]).all()
+        assert len(tokenizer) == encoder.config.vocab_size
+
+
 @pytest.mark.parametrize("name", KNOWN_MODELS)
 def test_architectures_of_well_known_models(name: str) -> None:
     source = open_source(name, random_weights=True)
