@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kdrt.bench.errors import PeerUnavailable
 from kdrt.bench.jobs import Model
-from kdrt_export.components import ExportVaeDecoder
+from kdrt_export.components import ExportVaeDecoder, call_unet
 from kdrt_export.sources import Source, open_source
 
 
@@ -38,16 +38,7 @@ class PlainUNet(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         named = dict(zip(self.names, inputs, strict=True))
-        added = {k: named[k] for k in ("text_embeds", "time_ids") if k in named}
-        result: Tensor = self.unet(
-            named["sample"],
-            named["timestep"],
-            named["encoder_hidden_states"],
-            timestep_cond=named.get("timestep_cond"),
-            added_cond_kwargs=added or None,
-            return_dict=False,
-        )[0]
-        return result
+        return call_unet(self.unet, named)[0]
 
 
 class PlainTextEncoder(nn.Module):

@@ -6,7 +6,7 @@ prompt tokens, ``h`` and ``w`` latent sizes, ``H`` and ``W`` pixel sizes.
 
 from kdrt_export.components.base import ExportComponent
 from kdrt_export.components.text_encoder import ExportTextEncoder, ExportTextLayer
-from kdrt_export.components.unet import ExportUNet, latent_size
+from kdrt_export.components.unet import ExportUNet, call_unet, latent_size
 from kdrt_export.components.vae import (
     ExportDecoder,
     ExportVaeDecoder,
@@ -24,6 +24,7 @@ __all__ = [
     "ExportUNet",
     "ExportVaeDecoder",
     "ExportVaeEncoder",
+    "call_unet",
     "image_shape",
     "latent_size",
     "vae_scale",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +18,23 @@ from kdrt_export.errors import UnsupportedModel
 from kdrt_export.rewrites.fused_qkv import rewrite_attention
 from kdrt_export.rewrites.transformer import rewrite_transformers
 from kdrt_export.rewrites.up_block import rewrite_up_blocks
+
+
+def call_unet(
+    unet: nn.Module, named: Mapping[str, torch.Tensor], **added: Any
+) -> tuple[torch.Tensor, ...]:
+    """What a ``UNet2DConditionModel`` makes of the inputs of its component, by name; ``added`` goes
+    where its conditions beside the prompt do."""
+    added |= {name: named[name] for name in ("text_embeds", "time_ids") if name in named}
+    outputs: tuple[torch.Tensor, ...] = unet(
+        named["sample"],
+        named["timestep"],
+        named["encoder_hidden_states"],
+        timestep_cond=named.get("timestep_cond"),
+        added_cond_kwargs=added or None,
+        return_dict=False,
+    )
+    return outputs
 
 
 class ExportUNet(ExportComponent):
@@ -67,7 +84,7 @@ class ExportUNet(ExportComponent):
         named = dict(zip([t.name for t in self.spec.inputs], inputs, strict=True))
         b1, b2, s1, s2 = named["freeu"].tolist()
         self.unet.enable_freeu(s1=s1, s2=s2, b1=b1, b2=b2)
-        added: dict[str, Any] = {k: named[k] for k in ("text_embeds", "time_ids") if k in named}
+        added: dict[str, Any] = {}
         if self.ip_tokens is not None:
             added["image_embeds"] = [named["ip_hidden_states"]]
             for processor in self.unet.attn_processors.values():
@@ -81,14 +98,7 @@ class ExportUNet(ExportComponent):
                 (out[0] if isinstance(out, tuple) else out).clone()
             )
         )
-        result = self.unet(
-            named["sample"],
-            named["timestep"],
-            named["encoder_hidden_states"],
-            timestep_cond=named.get("timestep_cond"),
-            added_cond_kwargs=added or None,
-            return_dict=False,
-        )
+        result = call_unet(self.unet, named, **added)
         hook.remove()
         self.unet.disable_freeu()
         return (*result, *deep) if self.deep_feature else result
