@@ -25,7 +25,7 @@ import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kdrt.errors import BundleError, OutputError
-from kdrt.folders import new_folder
+from kdrt.outputs import new_folder
 from kdrt_engines.spec import EngineSpec, TensorSpec
 
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -292,7 +292,7 @@ def new_bundle(path: Path) -> Iterator[Path]:
     exception, and vanishes otherwise. ``manifest.json`` must have been written by then.
 
     Raises:
-        OutputError: ``path`` holds something else, or :func:`kdrt.folders.new_folder` raises it.
+        OutputError: ``path`` holds something else, or :func:`kdrt.outputs.new_folder` raises it.
     """
     if (
         path.exists()

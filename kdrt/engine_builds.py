@@ -30,7 +30,7 @@ from kdrt.engine_files import (
 from kdrt.engine_profiles import DEFAULT, component_profiles
 from kdrt.engine_refit import changeable_weights, check_refittable, prove_plan
 from kdrt.errors import EngineError, EngineRejected
-from kdrt.folders import UNFINISHED, new_folder
+from kdrt.outputs import UNFINISHED, new_folder
 from kdrt_engines.keys import REFIT, EngineKey
 from kdrt_engines.profiles import Profile
 from kdrt_engines.tensorrt.build import build_plan

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import uuid
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from kdrt.errors import OutputError
+from kdrt.outputs import new_file
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 
@@ -73,17 +73,11 @@ def save_image(
     options: dict[str, Any] = dict(_QUALITY.get(kind, {}))
     if parameters is not None:
         options |= _metadata(kind, str(parameters))
-    partial = target.with_name(f".{uuid.uuid4().hex}.partial")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("xb") as file:
+        with new_file(target) as partial, partial.open("xb") as file:
             image.save(file, kind, **options)
-        partial.replace(target)
-    except (OSError, ValueError) as error:  # ValueError: a null byte, or too much text for EXIF
-        reason = getattr(error, "strerror", None) or error
-        raise OutputError(f"cannot write {target}: {reason}") from error
-    finally:
-        _remove(partial)
+    except ValueError as error:  # a null byte, or too much text for EXIF
+        raise OutputError(f"cannot write {target}: {error}") from error
     return target
 
 
@@ -116,9 +110,3 @@ def _metadata(kind: str, text: str) -> dict[str, Any]:
 
 def _pil(image: NDArray[np.float32]) -> Image.Image:
     return Image.fromarray((image * 255).round().astype(np.uint8))
-
-
-def _remove(path: Path) -> None:
-    # Also called where the folder was never made, or is a file.
-    if path.parent.is_dir():
-        path.unlink(missing_ok=True)

@@ -30,7 +30,7 @@ import psutil
 
 from kdrt.bundle import Bundle, sha256
 from kdrt.engine_files import network_hash
-from kdrt.folders import new_folder
+from kdrt.outputs import new_folder
 
 _logger = logging.getLogger("kdrt.engines")
 

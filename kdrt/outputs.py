@@ -1,4 +1,4 @@
-"""Folders that appear finished or not at all."""
+"""Files and folders that appear finished or not at all."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +15,33 @@ from pathlib import Path
 from kdrt.errors import OutputError
 
 UNFINISHED = ".unfinished-"
-"""How the names of folders begin that are being filled, or were when their process was killed."""
+"""How the names begin of what is being written, or was when its process was killed."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def new_file(target: Path) -> Iterator[Path]:
+    """A file to write, beside ``target``. It takes the place of ``target`` when the block ends
+    without an exception, and vanishes otherwise. Missing folders are made.
+
+    Raises:
+        OutputError: the system does not let it be written.
+    """
+    partial = target.with_name(f"{UNFINISHED}{uuid.uuid4().hex}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        partial.replace(target)
+    except Exception as error:
+        system = _system_error(error)
+        if system is None:
+            raise
+        raise OutputError(f"cannot write {target}: {system.strerror or system}") from error
+    finally:
+        # The folder may never have been made, or be a file.
+        if partial.parent.is_dir():
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -41,19 +66,21 @@ def new_folder(target: Path) -> Iterator[Path]:
         partial.chmod(0o755)
         _put_in_place(partial, target)
     except Exception as error:
-        if _disk_is_full(error):
+        system = _system_error(error)
+        if system is not None and system.errno in _FULL:
             raise OutputError(f"cannot write {target}: the disk is full") from error
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _disk_is_full(error: Exception) -> bool:
+def _system_error(error: Exception) -> OSError | None:
+    """The system's error, or the one behind a library's; None if it is of another kind."""
     if isinstance(error, OSError):
-        return error.errno in _FULL
+        return error
     # Libraries in Rust, as safetensors, have errors of their own that end in the system's number.
     said = re.search(r"\(os error (\d+)\)", str(error))
-    return said is not None and int(said[1]) in _FULL
+    return None if said is None else OSError(int(said[1]), os.strerror(int(said[1])))
 
 
 def _put_in_place(partial: Path, target: Path) -> None:

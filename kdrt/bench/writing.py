@@ -9,7 +9,7 @@ from pathlib import Path
 from kdrt.bench.page import page_of
 from kdrt.bench.report import Report
 from kdrt.errors import OutputError
-from kdrt.folders import new_folder
+from kdrt.outputs import new_folder
 
 JSON, PAGE, IMAGES = "report.json", "report.html", "images"
 _OURS = {JSON, PAGE, IMAGES}
@@ -21,7 +21,7 @@ def new_report(folder: Path) -> Iterator[Path]:
     already stays until then.
 
     Raises:
-        OutputError: something else is there, or :func:`kdrt.folders.new_folder` raises it.
+        OutputError: something else is there, or :func:`kdrt.outputs.new_folder` raises it.
     """
     if folder.exists():
         others = set() if not folder.is_dir() else {p.name for p in folder.iterdir()} - _OURS

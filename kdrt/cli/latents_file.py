@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import uuid
 from pathlib import Path
 
 from torch import Tensor
 
-from kdrt.errors import InvalidRequest, OutputError
+from kdrt.errors import InvalidRequest
 from kdrt.generation import Result
+from kdrt.outputs import new_file
 
 SUFFIX = ".safetensors"
 _NAME = "latents"
@@ -20,21 +20,12 @@ def save_latents(result: Result, path: Path) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     latents = result.images
     assert isinstance(latents, Tensor)  # what output_type="latent" gives
-    partial = path.with_name(f".{uuid.uuid4().hex}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(path) as partial:
         save_file({_NAME: latents.cpu().contiguous()}, partial)
-        partial.replace(path)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OutputError(f"cannot write {path}: {reason}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_latents(path: Path) -> Tensor:

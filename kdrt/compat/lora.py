@@ -19,13 +19,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kdrt.adapters.lora import NETWORKS, LoraSwap, Scale
 from kdrt.adapters.lora_file import LoraFile, lora_from_tensors, read_lora
-from kdrt.errors import InvalidRequest, KdrtError, OutputError
+from kdrt.errors import InvalidRequest, KdrtError
+from kdrt.outputs import new_file
 from kdrt.pipeline import Pipeline
 
 WEIGHT_NAME = "pytorch_lora_weights.safetensors"
@@ -296,17 +296,13 @@ class LoraMixin:
         header = {"format": "pt"}
         if metadata:
             header["lora_adapter_metadata"] = json.dumps(metadata, indent=2, sort_keys=True)
-        folder = Path(save_directory)
-        path = str(folder / (weight_name or WEIGHT_NAME))
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if save_function is not None:
-                save_function(tensors, path)
-            else:
-                save_file(tensors, path, header)
-        except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise OutputError(f"cannot write {path}: {reason}") from error
+        path = Path(save_directory) / (weight_name or WEIGHT_NAME)
+        if save_function is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_function(tensors, str(path))
+            return
+        with new_file(path) as partial:
+            save_file(tensors, partial, header)
 
     @contextmanager
     def _text_scaled(self, lora_scale: float | None) -> Iterator[None]:

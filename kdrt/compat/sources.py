@@ -21,7 +21,8 @@ import torch
 
 from kdrt._version import __version__
 from kdrt.bundle import MANIFEST, Bundle, Precision, bundle_path, home, open_bundle, sha256
-from kdrt.errors import BundleError, InvalidRequest
+from kdrt.errors import BundleError, InvalidRequest, OutputError
+from kdrt.outputs import new_file
 
 _PRECISIONS: dict[torch.dtype, Precision] = {
     torch.float32: "fp32",
@@ -174,11 +175,9 @@ def _content(path: Path) -> str:
         relative = file.relative_to(path).as_posix() if path.is_dir() else file.suffix
         total.update(f"{relative}\0{known[place][-1]}\n".encode())
     if known != before:
-        with contextlib.suppress(OSError):  # a read-only home is hashed into every time
-            record.parent.mkdir(parents=True, exist_ok=True)
-            partial = record.with_suffix(f".{os.getpid()}.partial")
+        # A read-only home is hashed into every time.
+        with contextlib.suppress(OutputError), new_file(record) as partial:
             partial.write_text(json.dumps(known), encoding="utf-8")
-            partial.replace(record)
     return total.hexdigest()
 
 

@@ -128,7 +128,7 @@ def test_tensors_and_hotswap(sd: TinyModel, folder: Path) -> None:
 
 
 def test_a_lora_that_does_not_load_leaves_the_adapters_as_they_were(
-    sd: TinyModel, folder: Path, tmp_path: Path
+    sd: TinyModel, folder: Path
 ) -> None:
     ours = Compatible(sd.bundle)
     ours.load_lora_weights(folder / "a.safetensors", "mine")

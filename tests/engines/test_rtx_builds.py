@@ -20,7 +20,7 @@ from kdrt.engine_builds import build_engines
 from kdrt.engine_files import EngineRecord, open_engine
 from kdrt.engine_refit import changeable_weights
 from kdrt.errors import EngineError
-from kdrt.folders import UNFINISHED
+from kdrt.outputs import UNFINISHED
 from kdrt_engines.tensorrt.build import build_plan
 from kdrt_engines.tensorrt.flavour import TENSORRT_RTX
 from kdrt_engines.tensorrt.job import BuildJob

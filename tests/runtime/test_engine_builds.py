@@ -17,7 +17,7 @@ from kdrt.engine_builds import build_engines, fusion_warning
 from kdrt.engine_files import PLAN, RECORD, engine_folders, open_engine
 from kdrt.engine_targets import resolve_targets
 from kdrt.errors import EngineError, EngineUnavailable, OutputError
-from kdrt.folders import UNFINISHED
+from kdrt.outputs import UNFINISHED
 from kdrt_engines.tensorrt.flavour import (
     TENSORRT,
     TENSORRT_RTX,

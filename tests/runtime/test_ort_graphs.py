@@ -15,8 +15,8 @@ from kdrt import ort_graphs
 from kdrt.build_lock import only_builder
 from kdrt.bundle import Bundle
 from kdrt.cli import run
-from kdrt.folders import UNFINISHED
 from kdrt.ort_graphs import keep_optimized, optimized
+from kdrt.outputs import UNFINISHED
 from kdrt_export.report import Silent
 
 FILES = ("model.onnx", "weights.bin", "invariants.onnx", "invariants.bin")

@@ -1,4 +1,4 @@
-"""Folders take their place whole, and what was there is not lost."""
+"""Files and folders take their place whole, and what was there is not lost."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from kdrt.cli.latents_file import save_latents
 from kdrt.errors import OutputError
-from kdrt.folders import new_folder
 from kdrt.generation import Result
+from kdrt.outputs import new_file, new_folder
 
 
 def fill(folder: Path, text: str) -> None:
@@ -73,6 +73,16 @@ def test_what_was_there_comes_back_if_the_new_folder_cannot_take_its_place(
         fill(partial, "new")
     assert text(target) == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def test_a_file_whose_folder_is_a_file_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    with (
+        pytest.raises(OutputError, match=r"cannot write .*latents: File exists"),
+        new_file(tmp_path / "taken" / "latents") as partial,
+    ):
+        partial.touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
 @pytest.fixture
