@@ -100,7 +100,7 @@ def test_a_wheel_names_version_licence_and_command(wheel: zipfile.ZipFile) -> No
     assert f"\nVersion: {kdrt.__version__}\n" in metadata
     assert "\nLicense-Expression: Apache-2.0\n" in metadata
     assert wheel.read(f"{folder}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
-    assert "kdrt = kdrt.cli:main" in wheel.read(f"{folder}/entry_points.txt").decode()
+    assert "kdrt = kdrt.__main__:main" in wheel.read(f"{folder}/entry_points.txt").decode()
 
 
 def test_import_and_help_load_nothing_heavy() -> None:

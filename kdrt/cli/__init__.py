@@ -2,24 +2,34 @@
 that help and version come at once.
 
 A :class:`~kdrt.errors.KdrtError` becomes one line on standard error and exit code 2, Ctrl-C
-exit code 130, SIGTERM 143. Any other exception is a bug and keeps its traceback.
+exit code 130, SIGTERM 143. Any other exception is a bug: one line too, which names the file that
+the traceback is in, and exit code 70. With ``--debug`` every exception keeps its traceback.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import inspect as reflection
+import os
 import re
 import signal
 import sys
 from collections.abc import Callable
 from itertools import takewhile
+from types import FrameType
 from typing import Annotated
 
 import typer
 
 from kdrt.cli import bench, build, doctor, export, generate, info, inspect, samplers, schedules
 
-__all__ = ["app", "main"]
+__all__ = ["app", "interrupt", "run"]
+
+INTERNAL_ERROR = 70
+"""Exit code of a bug: ``EX_SOFTWARE`` of BSD's sysexits."""
+
+_OUTPUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 
 _HELP = """
 Text to image with Stable Diffusion and SDXL, on the samplers of k-diffusion.
@@ -98,47 +108,96 @@ _add("Pictures", generate.generate, info.info)
 _add("What there is", samplers.samplers, schedules.schedules, doctor.doctor, bench.bench)
 
 
-def main() -> None:
-    """The ``kdrt`` command: run it and leave with its exit code."""
-    # By default the process would be gone at once, and what it had half written would stay.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    sys.exit(run(sys.argv[1:]))
+_interrupted = False
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """What answers Ctrl-C while a command runs. Libraries that are being imported make other
+    exceptions of it, so that it was pressed must be known besides."""
+    global _interrupted
+    _interrupted = True
+    signal.default_int_handler(number, frame)
 
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
     try:
+        code = _run(arguments)
+    except BaseException as error:  # libraries in Rust panic with one that is no Exception
+        if "--debug" in takewhile(lambda a: a[:1] == "-", arguments):
+            raise
+        code = _failed(error)
+    return code or _flushed()
+
+
+def _run(arguments: list[str]) -> int:
+    try:
         typer.main.get_command(app).main(arguments, prog_name="kdrt")
     except SystemExit as leave:
-        return _code(leave)
-    except Exception as error:
-        message = _message(error)
-        if message is None or "--debug" in takewhile(lambda a: a[:1] == "-", arguments):
-            raise
-        _complain("error:", message)
-        return 2
+        if leave.code == 130:  # typer's answer to Ctrl-C
+            _complain("interrupted", "")
+        elif leave.code == 128 + signal.SIGTERM:
+            _complain("terminated", "")
+        return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
     return 0
 
 
-def _code(leave: SystemExit) -> int:
-    if leave.code == 130:  # typer's answer to Ctrl-C
+def _failed(error: BaseException) -> int:
+    """Say what an exception means, in one line; the exit code."""
+    if _interrupted or isinstance(error, KeyboardInterrupt):
         _complain("interrupted", "")
-    elif leave.code == 128 + signal.SIGTERM:
-        _complain("terminated", "")
-    return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+        return 130
+    message = _message(error)
+    if message is not None:
+        _complain("error:", message)
+        return 2
+    from kdrt.cli.crash import save_traceback
+
+    saved = save_traceback(error)
+    place = f"the details are in {saved}" if saved else "the details cannot be saved"
+    reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    _complain(
+        "error:",
+        f"this is a fault of kdrt ({_line(reason)[:200]}); {place}; please report it with them, or "
+        "run `kdrt --debug …` to see them",
+    )
+    return INTERNAL_ERROR
 
 
-def _message(error: Exception) -> str | None:
+def _message(error: BaseException) -> str | None:
     """The sentence for the user, or None for a bug."""
     from kdrt.errors import KdrtError
 
     if isinstance(error, KdrtError):
-        return " ".join(str(error).split())
+        return _line(str(error))
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for this; take a smaller size or fewer images at once"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in _OUTPUT_ERRORS:
+        return f"cannot write the output: {error.strerror}"
     return None
 
 
+def _flushed() -> int:
+    """Write what standard output still holds: only here can a full disk be told in a sentence."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # The rest would be tried again, and fail again, when the process ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if error.errno != errno.EPIPE:  # whoever read has gone: nobody to tell
+            _complain("error:", f"cannot write the output: {error.strerror}")
+            return 2
+        return 1
+    return 0
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
 def _complain(prefix: str, message: str) -> None:
-    typer.secho(prefix, err=True, fg=typer.colors.RED, bold=True, nl=False)
-    typer.echo(f" {message}" if message else "", err=True)
+    with contextlib.suppress(OSError):  # nobody can be told that standard error is full
+        typer.secho(prefix, err=True, fg=typer.colors.RED, bold=True, nl=False)
+        typer.echo(f" {message}" if message else "", err=True)

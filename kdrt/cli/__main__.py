@@ -1,5 +1,5 @@
 """``python -m kdrt.cli``: the same as ``kdrt``."""
 
-from kdrt.cli import main
+from kdrt.__main__ import main
 
 main()

@@ -31,7 +31,9 @@ def duration(seconds: float) -> str:
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output, never wrapped or coloured."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    # Elsewhere JSON's own escapes are the only ones that are JSON.
+    unicode = "utf" in (sys.stdout.encoding or "").lower()
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=not unicode) + "\n")
 
 
 def print_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:

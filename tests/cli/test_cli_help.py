@@ -74,13 +74,13 @@ def test_debug_keeps_the_traceback(home) -> None:
         command_line.run(["--debug", "inspect", "nothing"])
 
 
-def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_debug_keeps_the_traceback_of_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr("kdrt.doctor.examine", broken)
     with pytest.raises(ZeroDivisionError):
-        command_line.run(["doctor"])
+        command_line.run(["--debug", "doctor"])
 
 
 def test_control_c_says_interrupted(cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,8 +93,9 @@ def test_control_c_says_interrupted(cli, monkeypatch: pytest.MonkeyPatch) -> Non
     assert outcome.err.strip() == "interrupted"
 
 
-def test_the_command_line_runs_as_a_module() -> None:
+@pytest.mark.parametrize("module", ["kdrt", "kdrt.cli"])
+def test_the_command_line_runs_as_a_module(module: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "kdrt.cli", "--version"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True
     )
     assert done.stdout == f"kdrt {kdrt.__version__}\n"

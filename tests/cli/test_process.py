@@ -1,0 +1,163 @@
+"""The command as a process: its standard streams, signals in the first moments, and bugs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kdrt import cli as command_line
+
+KDRT = (sys.executable, "-m", "kdrt")
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def run(*arguments: str, redirect: str = "", **environment: str) -> subprocess.CompletedProcess:
+    """``kdrt ARGUMENTS`` in a shell, with a redirection."""
+    return subprocess.run(
+        ["sh", "-c", f'"$@" {redirect}', "sh", *KDRT, *arguments],
+        capture_output=True,
+        encoding="utf-8",
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("arguments", [("samplers",), ("samplers", "--json"), ("--version",)])
+def test_a_full_standard_output_is_one_sentence(arguments: tuple[str, ...]) -> None:
+    done = run(*arguments, redirect="> /dev/full")
+    assert done.returncode == 2
+    assert done.stderr == "error: cannot write the output: No space left on device\n"
+
+
+def test_a_full_standard_error_keeps_the_exit_code() -> None:
+    assert run("inspect", "nothing", redirect="2> /dev/full").returncode == 2
+
+
+def test_closed_streams_are_no_fault() -> None:
+    assert run("samplers", redirect="<&- >&- 2>&-").returncode == 0
+    done = run("inspect", "nothing", redirect=">&-")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: there is no bundle")
+
+
+def test_a_closed_stream_s_number_is_not_given_to_a_file(tmp_path: Path) -> None:
+    """Else what is printed would be written into the file that was opened next."""
+    code = (
+        "import sys; from kdrt.__main__ import _open_closed_streams as f; f(); "
+        f"file = open({str(tmp_path / 'file')!r}, 'w'); print('hello', flush=True); "
+        "sys.exit(file.fileno() < 3)"
+    )
+    done = subprocess.run(["sh", "-c", '"$@" <&- >&- 2>&-', "sh", sys.executable, "-c", code])
+    assert done.returncode == 0
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_a_reader_that_has_gone_ends_it_silently() -> None:
+    done = run("samplers", redirect="| head -1")
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("environment", [ASCII, {"PYTHONIOENCODING": "ascii"}])
+def test_an_ascii_terminal_shows_what_it_can(environment: dict[str, str]) -> None:
+    done = run("inspect", "né", **environment)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: there is no bundle 'n")
+    for command in (["samplers"], ["--help"]):
+        done = run(*command, **environment)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_json_is_json_on_an_ascii_terminal(tmp_path: Path) -> None:
+    from PIL import Image, PngImagePlugin
+
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("parameters", "café ✓\nSteps: 4, Seed: 1")
+    Image.new("RGB", (8, 8)).save(tmp_path / "cafe.png", pnginfo=info)
+    done = run("info", str(tmp_path / "cafe.png"), "--json", PYTHONIOENCODING="ascii")
+    assert json.loads(done.stdout)["Prompt"] == "café ✓"
+    assert done.stdout.isascii()
+
+
+def test_control_c_while_commands_are_imported_says_interrupted(tmp_path: Path) -> None:
+    """The import that is interrupted is typer's, in the place of which stands one that waits."""
+    (tmp_path / "typer.py").write_text(
+        "print('importing', flush=True)\nimport time; time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [*KDRT, "--version"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1] == "interrupted\n"
+    assert process.returncode == 130
+
+
+def test_control_c_that_a_library_makes_something_else_of(cli, monkeypatch) -> None:
+    def importing() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+        except KeyboardInterrupt as interrupt:
+            raise ImportError("C extension failed") from interrupt
+
+    monkeypatch.setattr("kdrt.doctor.examine", importing)
+    monkeypatch.setattr(command_line, "_interrupted", False)
+    before = signal.signal(signal.SIGINT, command_line.interrupt)
+    try:
+        outcome = cli("doctor")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (outcome.code, outcome.err) == (130, "interrupted\n")
+
+
+class Panic(BaseException):
+    """As PyO3's PanicException, which is no Exception either."""
+
+
+@pytest.mark.parametrize("kind", [ZeroDivisionError, RecursionError, Panic])
+def test_a_bug_is_one_sentence_and_a_file(cli, home: Path, monkeypatch, kind: type) -> None:
+    def broken() -> None:
+        raise kind("of a test")
+
+    monkeypatch.setattr("kdrt.doctor.examine", broken)
+    outcome = cli("doctor")
+    assert outcome.code == command_line.INTERNAL_ERROR
+    assert outcome.err.count("\n") == 1
+    assert f"{kind.__name__}: of a test" in outcome.err
+    (saved,) = (home / "errors").iterdir()
+    assert str(saved) in outcome.err
+    text = saved.read_text()
+    assert "Traceback (most recent call last)" in text
+    assert "in broken" in text
+
+
+def test_a_bug_is_told_where_nothing_can_be_written(cli, monkeypatch) -> None:
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("kdrt.doctor.examine", broken)
+    monkeypatch.setattr("kdrt.cli.crash._folders", lambda: (Path("/dev/null/home"),))
+    outcome = cli("doctor")
+    assert outcome.code == command_line.INTERNAL_ERROR
+    assert "the details cannot be saved" in outcome.err
+
+
+def test_too_little_memory_is_one_sentence(cli, monkeypatch) -> None:
+    def huge() -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("kdrt.doctor.examine", huge)
+    assert "not enough memory" in cli("doctor").refusal()
