@@ -9,6 +9,7 @@ from pathlib import Path
 from kdrt.bench.jobs import Model
 from kdrt.bench.suites import RealSize
 from kdrt.bundle import home, open_bundle
+from kdrt.paths import user_path
 
 _RANDOM = re.compile(r"(?P<source>.+) with random weights, seed 0")
 
@@ -48,7 +49,7 @@ def real_size(source: str, side: int) -> RealSize:
     Raises:
         SourceError: there is no such architecture.
     """
-    path = Path(source).expanduser().resolve()
+    path = user_path(source).resolve()
     name = path.name
     if path.is_dir():
         name += f"-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+_REAL, _SIDE = "sd15", 64
+
 
 def bench(
     output: Annotated[
@@ -27,24 +29,31 @@ def bench(
     ] = None,
     bundle: Annotated[str, typer.Option(help="Name or folder of the model.")] = "demo",
     real: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="SOURCE",
+            show_default="sd15",
             help="Architecture of the full suite's networks of real size, with random weights: "
             "a short name or a diffusers folder. 'none' leaves them out.",
         ),
-    ] = "sd15",
-    side: Annotated[int, typer.Option(min=1, help="Latents a side of those.")] = 64,
+    ] = None,
+    side: Annotated[
+        int | None,
+        typer.Option(min=1, max=512, show_default="64", help="Latents a side of those."),
+    ] = None,
     only: Annotated[
         str | None,
         typer.Option(metavar="KEY,…", help="Some experiments of the suite.", show_default=False),
     ] = None,
     rounds: Annotated[
         int | None,
-        typer.Option(min=1, help="Of every experiment; each has its own.", show_default=False),
+        typer.Option(
+            min=1, max=1000, help="Of every experiment; each has its own.", show_default=False
+        ),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Of every row; one a core.", show_default=False)
+        int | None,
+        typer.Option(min=1, max=1024, help="Of every row; one a core.", show_default=False),
     ] = None,
 ) -> None:
     """
@@ -72,7 +81,13 @@ def bench(
     from kdrt.bench.writing import new_report, write_report
     from kdrt.cli.bench_progress import BenchProgress, print_table
     from kdrt.doctor import examine
+    from kdrt.errors import InvalidRequest
 
+    if suite != "full" and (real is not None or side is not None):
+        raise InvalidRequest(
+            f"--real and --side are for the networks of the full suite, and --suite is {suite}; "
+            "leave them out or add --suite full"
+        )
     chosen, keys = _names(versus), _names(only)
     peers_of(suite, chosen)
     model = model_of(bundle)
@@ -80,8 +95,8 @@ def bench(
         with BenchProgress() as progress:
             large = None
             if suite == "full" and real != "none":
-                progress.say(f"export {real} with random weights")
-                large = real_size(real, side)
+                progress.say(f"export {real or _REAL} with random weights")
+                large = real_size(real or _REAL, side or _SIDE)
             plans = selected(experiments(suite, model, large, chosen, rounds), keys)
             cores = threads or examine().cores
             report = Measurement(suite, cores, partial, watch=progress.say).report(plans)

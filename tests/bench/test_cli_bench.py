@@ -46,6 +46,11 @@ def test_what_there_is_not_is_refused_at_once(refusal) -> None:
     assert "no bundle 'nothing'" in refusal("--bundle", "nothing")
 
 
+@pytest.mark.parametrize("option", [("--real", "sd15"), ("--side", "8")])
+def test_an_option_of_another_suite_is_refused(refusal, option: tuple[str, str]) -> None:
+    assert "--suite is quick; leave them out or add --suite full" in refusal(*option)
+
+
 def test_a_folder_of_something_else_is_left_alone(refusal, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").touch()
