@@ -1,7 +1,8 @@
-"""One build at a time in a folder of engines."""
+"""One build at a time in a folder of engines, and nothing left there of those that were killed."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,12 +10,14 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from kdrt.errors import OutputError
+from kdrt.outputs import UNFINISHED
 
 
 @contextmanager
 def only_builder(folder: Path, note: Callable[[str], object]) -> Iterator[None]:
     """Wait until no other process builds into this folder, which need not be there yet, and keep
-    others out. ``note`` is told if there is one to wait for.
+    others out. ``note`` is told if there is one to wait for. What is unfinished in the folder then
+    is nobody's, and is removed.
 
     Raises:
         OutputError: the folder cannot be written to.
@@ -30,6 +33,8 @@ def only_builder(folder: Path, note: Callable[[str], object]) -> Iterator[None]:
     except OSError as error:
         raise OutputError(f"cannot write to {folder}: {error.strerror}") from error
     try:
+        for left in folder.glob(f"{UNFINISHED}*"):
+            shutil.rmtree(left, ignore_errors=True)  # a link it leaves alone
         yield
     finally:
         lock.release()

@@ -6,9 +6,10 @@
     tokenizer*/       ``tokenizer.json`` and ``token_embedding.safetensors`` of a text encoder
     engines/          everything derived for one machine; may be deleted at any time
 
-Bundles appear by a rename, so a killed export leaves the old bundle or none. Opening one checks
-every file against the manifest's SHA-256; a record in ``engines/`` spares unchanged files the
-second time.
+Bundles appear by a rename, so a killed export leaves the old bundle or none. A bundle may come from
+a stranger. Opening one bounds all that the manifest says, checks every file it names against its
+SHA-256, and finds whether the networks are those described; see SECURITY.md. What was checked is
+noted on the user's side (:mod:`kdrt.home`), which spares unchanged files the second time.
 """
 
 from __future__ import annotations
@@ -17,34 +18,100 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Literal
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
 
-import platformdirs
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
-from kdrt.errors import BundleError, OutputError
-from kdrt.outputs import new_folder
-from kdrt_engines.spec import EngineSpec, TensorSpec
+from kdrt._version import __version__
+from kdrt.errors import BundleError, EngineError, InvalidRequest, OutputError
+from kdrt.home import Digests, home
+from kdrt.outputs import check_folder, new_folder, other_files
+from kdrt_engines.onnx_weights import GraphFacts, graph_facts
+from kdrt_engines.regular_files import read_regular
+from kdrt_engines.spec import ELEMENT_TYPES, EngineSpec, TensorSpec
+
+__all__ = [
+    "MANIFEST",
+    "SCHEMA_VERSION",
+    "Bundle",
+    "Manifest",
+    "bundle_names",
+    "bundle_path",
+    "home",
+    "new_bundle",
+    "open_bundle",
+    "sha256",
+    "write_manifest",
+]
 
 Precision = Literal["fp32", "fp16", "bf16"]
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
-_CHECKED = "engines/checked.json"
+ENGINES = "engines"
+_MANIFEST_BYTES = 16 * 2**20
+_NAME_BYTES = 200
+
+_DERIVED = re.compile(
+    r"engines/(checked\.json"
+    r"|[a-z-]+/\.lock"
+    r"|torch/[^/]+\.pt2"
+    r"|onnxruntime/[^/]+/(model\.onnx|weights\.bin|invariants\.(onnx|bin)|record\.json)"
+    r"|onnxruntime-tensorrt/.+"
+    r"|tensorrt(-rtx)?/[^/]+/(engine\.plan|record\.json|kernels-sm\d+\.cache|\.cache\.[^/]+)"
+    r"|[a-z-]+/\.unfinished-.+)"
+)
+"""What kdrt writes below ``engines/``, or did once."""
+
+
+def _printable(text: object) -> object:
+    """A terminal obeys control characters; what a bundle says of itself may hold none."""
+    if not isinstance(text, str):
+        return text
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _inside(path: str) -> str:
+    parts = path.split("/")
+    if {"", ".", ".."} & {*parts} or re.search(r"[\\:]", path) or not path.isprintable():
+        raise ValueError("is no path inside the bundle")
+    return path
+
+
+Text = Annotated[str, BeforeValidator(_printable), Field(max_length=4096)]
+Inside = Annotated[str, Field(max_length=1024), AfterValidator(_inside)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+ComponentName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
+TensorName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:/-]{1,256}$")]
+Dtype = Literal["float32", "float16", "bfloat16", "int64", "int32"]
+Size = Annotated[int, Field(ge=1, le=1_000_000)]
+Dim = Size | Annotated[str, Field(pattern=r"^([1-9]\d{0,5}\*)?[A-Za-z]\w{0,31}$")]
+TokenId = Annotated[int, Field(ge=0, le=100_000_000)]
+Bounded = Annotated[float, Field(ge=-1e6, le=1e6)]
+_Positive = Annotated[float, Field(gt=0, le=1e6)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TensorInfo(_Strict):
     """One input or output of a component; shapes are numbers, symbols, or ``"8*h"``."""
 
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
+    name: TensorName
+    dtype: Dtype
+    shape: Annotated[tuple[Dim, ...], Field(max_length=8)]
 
     def spec(self) -> TensorSpec:
         return TensorSpec(self.name, self.dtype, self.shape)
@@ -59,8 +126,8 @@ class Verification(_Strict):
     the graph that was exported, and the engine that ran it."""
 
     graph: GraphName = "standard"
-    dims: dict[str, int]
-    relative_error: float
+    dims: dict[TensorName, Size]
+    relative_error: Annotated[float, Field(ge=0)]
     engine: Literal["onnxruntime", "torch"]
 
 
@@ -71,12 +138,14 @@ class OrtGraphs(_Strict):
     divided by the ``multiples``, of those symbols. Both take besides the component's inputs what
     ``invariants`` computes from those that rarely change."""
 
-    fused: str
-    cpu: str | None = None
-    plain: str | None = None
-    invariants: str | None = None
-    neutral: dict[str, tuple[float, ...]] = Field(default_factory=dict)
-    multiples: dict[str, int] = Field(default_factory=dict)
+    fused: Inside
+    cpu: Inside | None = None
+    plain: Inside | None = None
+    invariants: Inside | None = None
+    neutral: dict[TensorName, Annotated[tuple[Bounded, ...], Field(max_length=64)]] = Field(
+        default_factory=dict
+    )
+    multiples: dict[TensorName, Size] = Field(default_factory=dict)
 
     @property
     def whole_on_cpu(self) -> str:
@@ -88,12 +157,12 @@ class Component(_Strict):
     """One network: its files, its inputs and outputs, and how well it was verified. ``onnx`` is in
     standard operators."""
 
-    onnx: str
+    onnx: Inside
     onnxruntime: OrtGraphs | None = None
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
-    parameters: int
-    verification: tuple[Verification, ...] = ()
+    inputs: Annotated[tuple[TensorInfo, ...], Field(max_length=64)]
+    outputs: Annotated[tuple[TensorInfo, ...], Field(max_length=64)]
+    parameters: Annotated[int, Field(ge=0, le=10**13)]
+    verification: Annotated[tuple[Verification, ...], Field(max_length=1000)] = ()
 
     def spec(self) -> EngineSpec:
         return EngineSpec(
@@ -130,17 +199,17 @@ class TextEncoderFacts(_Strict):
     it does not occur); None is the highest id of the prompt, as CLIP's first configurations had it.
     """
 
-    component: str
-    tokenizer: str
-    token_embedding: str
-    max_length: int
-    hidden_size: int
-    layers: int
-    bos: int
-    eos: int
-    pad: int
-    pooled_token: int | None
-    layer: int
+    component: ComponentName
+    tokenizer: Inside
+    token_embedding: Inside
+    max_length: Annotated[int, Field(ge=3, le=8192)]
+    hidden_size: Annotated[int, Field(ge=1, le=65_536)]
+    layers: Annotated[int, Field(ge=1, le=1000)]
+    bos: TokenId
+    eos: TokenId
+    pad: TokenId
+    pooled_token: TokenId | None
+    layer: Annotated[int, Field(ge=-1001, le=-1)]
     normalized: bool
 
 
@@ -152,40 +221,46 @@ class LatentFacts(_Strict):
     then the constant.
     """
 
-    channels: int
-    scale: int
-    default_height: int
-    default_width: int
-    vae_tile: int | None = None
-    preview: tuple[tuple[float, float, float], ...] | None = None
+    channels: Annotated[int, Field(ge=1, le=256)]
+    scale: Annotated[int, Field(ge=1, le=256)]
+    default_height: Annotated[int, Field(ge=1, le=8192)]
+    default_width: Annotated[int, Field(ge=1, le=8192)]
+    vae_tile: Annotated[int, Field(ge=1, le=8192)] | None = None
+    preview: tuple[tuple[Bounded, Bounded, Bounded], ...] | None = None
+
+    @model_validator(mode="after")
+    def _preview_fits(self) -> LatentFacts:
+        if self.preview is not None and len(self.preview) != self.channels + 1:
+            raise ValueError("a preview has a row for each channel and one more")
+        return self
 
 
 class ImageEncoderFacts(_Strict):
     """How a picture becomes the input of the image encoder: the side of the square in pixels, and
     the statistics its colours are normalised with."""
 
-    size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    size: Annotated[int, Field(ge=1, le=8192)]
+    mean: tuple[Bounded, Bounded, Bounded]
+    std: tuple[_Positive, _Positive, _Positive]
 
 
 class IpAdapterFacts(_Strict):
     """The IP-Adapter of the variant ``ip-adapter``: ``tokens`` it makes of the ``embedding``
     numbers that stand for a picture. Without an image encoder those must be given."""
 
-    file: str
-    sha256: str
-    tokens: int
-    embedding: int
+    file: Text
+    sha256: Sha256
+    tokens: Annotated[int, Field(ge=1, le=65_536)]
+    embedding: Annotated[int, Field(ge=1, le=65_536)]
     image_encoder: ImageEncoderFacts | None = None
 
 
 class BakedLora(_Strict):
     """A LoRA that is part of the weights: its file's name and SHA-256, and its scale."""
 
-    file: str
+    file: Text
     scale: float
-    sha256: str
+    sha256: Sha256
 
 
 class Baked(_Strict):
@@ -196,8 +271,8 @@ class Baked(_Strict):
     fused_qkv: bool
     freeu: bool
     loras: tuple[BakedLora, ...] = ()
-    vae: str | None = None
-    preview_decoder: str | None = None
+    vae: Text | None = None
+    preview_decoder: Text | None = None
     weights: Literal["float", "int8"] = "float"
 
 
@@ -207,23 +282,30 @@ class Manifest(_Strict):
 
     schema_version: int = SCHEMA_VERSION
     family: Literal["sd", "sdxl"]
-    name: str
-    source: str
-    revision: str | None = None
+    name: Text
+    source: Text
+    revision: Text | None = None
     precision: Precision
-    components: dict[str, Component]
+    components: Annotated[dict[ComponentName, Component], Field(max_length=64)]
     scheduler: SchedulerFacts
-    text_encoders: tuple[TextEncoderFacts, ...]
+    text_encoders: Annotated[tuple[TextEncoderFacts, ...], Field(min_length=1, max_length=4)]
     latents: LatentFacts
     zeros_for_empty_negative: bool = False
-    default_guidance_scale: float
+    default_guidance_scale: Bounded
     baked: Baked
-    variants: dict[str, dict[str, str]] = Field(default_factory=dict)
+    variants: dict[ComponentName, dict[ComponentName, ComponentName]] = Field(default_factory=dict)
     """Other ways to compute: for each, the component that plays the part of another."""
     ip_adapter: IpAdapterFacts | None = None
-    tools: dict[str, str]
-    files: dict[str, str] = Field(default_factory=dict)
+    tools: dict[Text, Text]
+    files: Annotated[dict[Inside, Sha256], Field(max_length=4096)] = Field(default_factory=dict)
     """SHA-256 of every file, by path inside the bundle; ``engines/`` is not listed."""
+
+    @model_validator(mode="after")
+    def _variants_exist(self) -> Manifest:
+        for name, parts in self.variants.items():
+            if not {*parts, *parts.values()} <= self.components.keys():
+                raise ValueError(f"the variant '{name}' is of components that there are not")
+        return self
 
 
 class Bundle:
@@ -236,6 +318,20 @@ class Bundle:
     def file(self, relative: str) -> Path:
         return self.path / relative
 
+    def place(self, relative: str) -> Path:
+        """Where to write a file or folder inside of the bundle.
+
+        Raises:
+            OutputError: a link leads elsewhere.
+        """
+        place = self.path / relative
+        if place.resolve() != self.path.resolve() / relative:
+            raise OutputError(
+                f"{place} is a link or behind one; kdrt writes what it makes of a bundle only into "
+                "the bundle itself: delete the link"
+            )
+        return place
+
     @classmethod
     def open(cls, path: Path) -> Bundle:
         """Read and validate a bundle.
@@ -244,22 +340,45 @@ class Bundle:
             BundleError: there is none, it is damaged, or its schema is unknown.
         """
         manifest = _read_manifest(path)
-        _check_files(path, manifest)
+        _check(path, manifest)
         return cls(path, manifest)
-
-
-def home() -> Path:
-    """Where named bundles live: ``$KDRT_HOME``, else the user's cache folder."""
-    return Path(os.environ.get("KDRT_HOME") or platformdirs.user_cache_dir("kdrt"))
 
 
 def bundle_path(name_or_path: str | os.PathLike[str]) -> Path:
     """The folder a name or path means: an existing folder, else the bundle of that name in
-    :func:`home`."""
-    path = Path(name_or_path).expanduser()
-    if path.is_dir():
-        return path
-    return home() / "bundles" / str(name_or_path).replace("/", "--")
+    :func:`home`.
+
+    Raises:
+        BundleError: it is neither a path nor a name.
+    """
+    try:
+        path = Path(name_or_path).expanduser()
+        if path.is_dir():
+            return path
+        return home() / "bundles" / folder_name(os.fspath(name_or_path))
+    except (OSError, RuntimeError, ValueError) as error:  # no such user, a null byte, a long name
+        raise BundleError(f"there is no bundle {os.fspath(name_or_path)!r}: {error}") from error
+
+
+def folder_name(name: str) -> str:
+    """The name of the folder of a bundle with this name.
+
+    Raises:
+        InvalidRequest: a bundle cannot have this name.
+    """
+    folder = name.replace("/", "--")
+    if (
+        {"", ".", ".."} & {*name.split("/")}
+        or name[0] in "-.~"
+        or "\\" in name
+        or not name.isprintable()
+        or len(folder.encode(errors="replace")) > _NAME_BYTES
+    ):
+        raise InvalidRequest(
+            f"a bundle cannot be called {name[:_NAME_BYTES]!r}: a name is letters, digits and "
+            f"marks, at most {_NAME_BYTES} bytes, and begins with none of '-', '.' and '~'"
+        )
+    return folder
 
 
 def open_bundle(name_or_path: str | os.PathLike[str]) -> Bundle:
@@ -286,6 +405,15 @@ def bundle_names() -> list[str]:
     return sorted(p.name for p in folder.iterdir() if (p / MANIFEST).is_file() and p.name[0] != ".")
 
 
+def check_new_bundle(path: Path) -> Path:
+    """Where a new bundle at ``path`` will be; for the time before the work of making one.
+
+    Raises:
+        OutputError: see :func:`kdrt.outputs.check_folder`.
+    """
+    return check_folder(path, _foreign)
+
+
 @contextlib.contextmanager
 def new_bundle(path: Path) -> Iterator[Path]:
     """A temporary folder that becomes the bundle ``path`` when the block ends without an
@@ -294,14 +422,25 @@ def new_bundle(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: ``path`` holds something else, or :func:`kdrt.outputs.new_folder` raises it.
     """
-    if (
-        path.exists()
-        and not (path / MANIFEST).is_file()
-        and (path.is_file() or any(path.iterdir()))
-    ):
-        raise OutputError(f"{path} exists and is not a bundle; choose another place with -o")
-    with new_folder(path) as partial:
+    with new_folder(path, _foreign) as partial:
         yield partial
+
+
+def _foreign(folder: Path) -> str | None:
+    """That a folder is no bundle, or holds more than one; None if all in it can be replaced."""
+    if not any(folder.iterdir()):
+        return None
+    try:
+        manifest = _read_json(folder / MANIFEST)
+    except BundleError:
+        return "exists and is not a bundle"
+    # Not the whole schema: a bundle that is damaged, or of another version, is exported again.
+    files = manifest.get("files", {})
+    if manifest and (not isinstance(files, dict) or not manifest.keys() >= _KEYS):
+        return "exists and is not a bundle"
+    return other_files(
+        folder, lambda path: path == MANIFEST or path in files or bool(_DERIVED.fullmatch(path))
+    )
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
@@ -323,44 +462,153 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+_KEYS = {"schema_version", "components", "files"}
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """A JSON object in which no key is given twice."""
+    try:
+        content = read_regular(file, _MANIFEST_BYTES)
+    except OSError as error:
+        raise BundleError(
+            f"{file.parent} is not a bundle: it has no readable {file.name} ({error.strerror})"
+        ) from error
+    try:
+        found = json.loads(content.decode(), object_pairs_hook=_unique, parse_constant=_no_number)
+    except RecursionError:
+        raise _damaged(file, "it is nested too deeply") from None
+    except ValueError as error:
+        raise _damaged(file, str(error)) from error
+    if not isinstance(found, dict):
+        raise _damaged(file, "it holds no JSON object")
+    return found
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is given twice")
+    return found
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _damaged(file: Path, reason: str) -> BundleError:
+    return BundleError(f"{file} is damaged ({_printable(reason[:200])}); export the model again")
+
+
 def _read_manifest(path: Path) -> Manifest:
     file = path / MANIFEST
+    found = _read_json(file)
+    version = found.get("schema_version")
+    if type(version) is int and version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{file} has schema version {version}, this kdrt reads {SCHEMA_VERSION}; "
+            "export the model again with this version"
+        )
     try:
-        text = file.read_text(encoding="utf-8")
+        # As JSON, in which a tuple is an array; strictly, so that "1" is no number.
+        return Manifest.model_validate_json(json.dumps(found), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise _damaged(file, f"{place}: {first['msg']}") from error
+
+
+def _check(path: Path, manifest: Manifest) -> None:
+    """Whether a bundle is what its manifest says, for all that is used of it."""
+    missing = sorted({*_used(manifest)} - manifest.files.keys())
+    if missing:
+        raise _damaged(path / MANIFEST, f"{missing[0]} is not among its files")
+    digests, root = Digests(path), path.resolve()
+    try:
+        for relative, digest in manifest.files.items():
+            if os.path.realpath(root / relative) != str(root / relative):
+                raise BundleError(
+                    f"{path} must not be used: {relative} is a link, and a bundle holds its files "
+                    "itself; copy it with the files that its links point to"
+                )
+            if digests.of(relative) != digest:
+                raise BundleError(
+                    f"{path} is damaged: {relative} is not what was exported; export it again"
+                )
+    except FileNotFoundError as error:
+        raise BundleError(
+            f"{path} is incomplete: {relative} is missing; export it again"
+        ) from error
     except OSError as error:
-        raise BundleError(f"{path} is not a bundle: it has no readable {MANIFEST}") from error
+        raise BundleError(
+            f"{path} is damaged: {relative} cannot be read ({error.strerror}); export it again"
+        ) from error
+    # What follows depends on the manifest and on files that have not changed since.
+    described = f"{__version__} {manifest.model_dump_json()}"
+    if digests.changed or not digests.was_good(described):
+        for name, component in manifest.components.items():
+            _check_graphs(path, manifest, name, component)
+        digests.save(described)
+
+
+def _used(manifest: Manifest) -> Iterator[str]:
+    """The files that a bundle names."""
+    for component in manifest.components.values():
+        yield component.onnx
+        graphs = component.onnxruntime
+        if graphs is not None:
+            every = (graphs.fused, graphs.cpu, graphs.plain, graphs.invariants)
+            yield from (graph for graph in every if graph is not None)
+    for facts in manifest.text_encoders:
+        yield f"{facts.tokenizer}/tokenizer.json"
+        yield facts.token_embedding
+
+
+def _check_graphs(path: Path, manifest: Manifest, name: str, component: Component) -> None:
+    """Whether the graphs of a component have its inputs and outputs, and weights of the bundle."""
+    inputs = {t.name: ELEMENT_TYPES[t.dtype] for t in component.inputs}
+    outputs = {t.name: ELEMENT_TYPES[t.dtype] for t in component.outputs}
+    graphs = component.onnxruntime
+    given: Mapping[str, int] = {}
+    if graphs is not None and graphs.invariants is not None:
+        given = _graph(path, manifest, graphs.invariants, inputs).outputs
+    found = {component.onnx: inputs}
+    if graphs is not None:
+        both = {**inputs, **given}
+        found |= {graph: both for graph in (graphs.plain, graphs.cpu) if graph is not None}
+        found[graphs.fused] = inputs if graphs.cpu or graphs.plain else both
+    for relative, taken in found.items():
+        made = _graph(path, manifest, relative, taken).outputs
+        if made != outputs:
+            raise BundleError(
+                f"{path} is damaged: {relative} has the outputs {_listed(made)}, and {name} those "
+                f"of the manifest, {_listed(outputs)}; export it again"
+            )
+
+
+def _graph(path: Path, manifest: Manifest, relative: str, inputs: Mapping[str, int]) -> GraphFacts:
+    """The facts of a graph, whose inputs must be among these."""
     try:
-        version = json.loads(text)["schema_version"]
-        if version != SCHEMA_VERSION:
+        facts = graph_facts(path / relative)
+    except EngineError as error:
+        raise BundleError(f"{error}; export it again") from error
+    if not facts.inputs.items() <= inputs.items():
+        raise BundleError(
+            f"{path} is damaged: {relative} has the inputs {_listed(facts.inputs)}, and may have "
+            f"{_listed(inputs)}; export it again"
+        )
+    for location, size in facts.files.items():
+        file = (PurePosixPath(relative).parent / location).as_posix()
+        if file not in manifest.files:
             raise BundleError(
-                f"{file} has schema version {version}, this kdrt reads {SCHEMA_VERSION}; "
-                "export the model again with this version"
+                f"{path} must not be used: {relative} keeps weights in '{_printable(location)}', "
+                "which is not among the files of the manifest"
             )
-        return Manifest.model_validate_json(text)
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
-        raise BundleError(f"{file} is damaged; export the model again") from error
+        if (path / file).stat().st_size < size:
+            raise BundleError(
+                f"{path} is damaged: {file} is too short for {relative}; export it again"
+            )
+    return facts
 
 
-def _check_files(path: Path, manifest: Manifest) -> None:
-    record_file = path / _CHECKED
-    known: dict[str, list[object]] = {}
-    with contextlib.suppress(OSError, ValueError):
-        known = json.loads(record_file.read_text())
-    seen: dict[str, list[object]] = {}
-    for relative, digest in manifest.files.items():
-        file = path / relative
-        try:
-            stat = file.stat()
-        except OSError as error:
-            raise BundleError(
-                f"{path} is incomplete: {relative} is missing; export it again"
-            ) from error
-        seen[relative] = [stat.st_size, stat.st_mtime_ns, digest]
-        if known.get(relative) != seen[relative] and sha256(file) != digest:
-            raise BundleError(
-                f"{path} is damaged: {relative} is not what was exported; export it again"
-            )
-    if known != seen:
-        with contextlib.suppress(OSError):  # a read-only bundle is checked every time
-            record_file.parent.mkdir(exist_ok=True)
-            record_file.write_text(json.dumps(seen))
+def _listed(tensors: Mapping[str, int]) -> str:
+    return str(_printable(", ".join([*tensors][:8]))) or "none"

@@ -23,6 +23,7 @@ from kdrt.engine_files import (
     check_record,
     engine_folders,
     evidence,
+    foreign_files,
     network_hash,
     read_plan,
     read_record,
@@ -30,7 +31,8 @@ from kdrt.engine_files import (
 from kdrt.engine_profiles import DEFAULT, component_profiles
 from kdrt.engine_refit import changeable_weights, check_refittable, prove_plan
 from kdrt.errors import EngineError, EngineRejected
-from kdrt.outputs import UNFINISHED, new_folder
+from kdrt.home import check_home, trust
+from kdrt.outputs import new_folder
 from kdrt_engines.keys import REFIT, EngineKey
 from kdrt_engines.profiles import Profile
 from kdrt_engines.tensorrt.build import build_plan
@@ -97,7 +99,7 @@ def build_engines(
             that failed. Engines that were complete stay.
         EngineUnavailable: the flavour is not installed, or a refittable engine is asked for on a
             machine without a GPU.
-        OutputError: the bundle cannot be written.
+        OutputError: the bundle cannot be written, or what is built not be noted.
     """
     wanted = wanted_components(bundle.manifest, components)
     if refittable:
@@ -116,9 +118,10 @@ def build_engines(
     ]
     for key in keys:
         _refuse_turing(key)
-    folder = bundle.file(f"engines/{flavour.name}")
+    check_home()
+    folder = bundle.place(f"engines/{flavour.name}")
     with only_builder(folder, report.note):
-        _clear_away(bundle, flavour, folder)
+        _clear_away(bundle, flavour)
         clock = _Clock()
         records = []
         for key in keys:
@@ -213,7 +216,8 @@ def _build_one(
     graph, weights = onnx.stat().st_size, _size(onnx.parent) - onnx.stat().st_size
     _mind_memory(key, weights, report)
     report.start(_title(key))
-    with new_folder(folder / key.folder()) as partial:
+    target = bundle.place(f"engines/{folder.name}/{key.folder()}")
+    with new_folder(target, foreign_files) as partial:
         job = BuildJob(
             module=_module(key),
             onnx=str(onnx),
@@ -232,6 +236,7 @@ def _build_one(
             proof = prove_plan(bundle, key, partial / PLAN)
             record = record.model_copy(update={"refit": proof}).sealed()
         (partial / RECORD).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    trust(record.checksum)
     report.running("", built.peak_memory)
     report.done(evidence(record))
     warning = fusion_warning(bundle.manifest, record)
@@ -291,17 +296,16 @@ def _already_built(bundle: Bundle, folder: Path, key: EngineKey) -> EngineRecord
     return record
 
 
-def _clear_away(bundle: Bundle, flavour: Flavour, folder: Path) -> None:
-    """Remove what killed builds left, and engines of networks that are no more."""
-    for left in folder.glob(f"{UNFINISHED}*"):
-        shutil.rmtree(left, ignore_errors=True)
+def _clear_away(bundle: Bundle, flavour: Flavour) -> None:
+    """Remove engines of networks that are no more."""
     for engine in engine_folders(bundle, flavour):
         with contextlib.suppress(EngineRejected):
             key = read_record(bundle, engine).key
             known = bundle.manifest.components
-            if key.component not in known or key.network != network_hash(
+            is_old = key.component not in known or key.network != network_hash(
                 bundle.manifest, key.component
-            ):
+            )
+            if is_old and foreign_files(engine) is None:
                 shutil.rmtree(engine, ignore_errors=True)
 
 

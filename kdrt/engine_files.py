@@ -7,26 +7,32 @@ is handed out.
 
 A folder appears whole or not at all. Its name ends in the digest of the key. Whatever does not
 fit is rejected with the reason and the command that builds the engine again; nothing is handed to
-TensorRT that is not byte for byte what it wrote, for this network, version and GPU.
+TensorRT that is not byte for byte what it wrote, for this network, version and GPU. An engine is
+code: only what this user built, or trusts, is loaded (see :mod:`kdrt.home`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import mmap
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from kdrt.bundle import Bundle, Manifest, bundle_path
 from kdrt.engine_profiles import profile_for
-from kdrt.errors import EngineRejected, ShapeError
+from kdrt.errors import BundleError, EngineRejected, InvalidRequest, ShapeError
+from kdrt.home import home, is_trusted, trust
+from kdrt.outputs import other_files
 from kdrt_engines.errors import Reason
 from kdrt_engines.keys import EngineKey
 from kdrt_engines.profiles import Profile, choose_profile
+from kdrt_engines.regular_files import open_regular, read_regular
 from kdrt_engines.spec import EngineSpec
 from kdrt_engines.tensorrt.flavour import FLAVOURS, Flavour
 from kdrt_engines.tensorrt.job import Built
@@ -37,7 +43,16 @@ PLAN = "engine.plan"
 RECORD = "record.json"
 
 # The most telling reason first: it is the one that a user reads.
-_TELLING: tuple[Reason, ...] = ("damaged", "foreign", "stale", "wrong version", "wrong GPU")
+_TELLING: tuple[Reason, ...] = (
+    "damaged",
+    "foreign",
+    "stale",
+    "wrong version",
+    "wrong GPU",
+    "untrusted",
+)
+_RECORD_BYTES = 2**24
+_FILES = re.compile(r"engine\.plan|record\.json|kernels-sm\d+\.cache|\.cache\..*")
 
 
 class EngineRecord(BaseModel):
@@ -148,8 +163,9 @@ def read_record(bundle: Bundle, folder: Path) -> EngineRecord:
         f"delete {folder} and run `kdrt build {handle(bundle)}` with the options it was built with"
     )
     try:
-        record = EngineRecord.model_validate_json((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValidationError, ValueError) as error:
+        content = read_regular(folder / RECORD, _RECORD_BYTES)
+        record = EngineRecord.model_validate_json(content)
+    except (OSError, ValueError) as error:
         raise EngineRejected(
             f"{folder / RECORD} is missing or unreadable; {again}", "damaged"
         ) from error
@@ -197,6 +213,31 @@ def check_record(
             f"{what} was built for {targets}, and this GPU is sm{capability}; run `{command}`",
             "wrong GPU",
         )
+    if not is_trusted(record.checksum):
+        raise EngineRejected(
+            f"{what} was not built by you, and an engine can run any code: run "
+            f"`kdrt trust {shlex.quote(handle(bundle))}` if you trust whoever built it, or "
+            f"`{_rebuild(bundle, record)}`",
+            "untrusted",
+        )
+
+
+def trust_engine(bundle: Bundle, folder: Path) -> None:
+    """Use the engine in a folder, whoever built it.
+
+    Raises:
+        EngineRejected: it is damaged.
+        OutputError: :func:`kdrt.home.trust` raises it.
+    """
+    record = read_record(bundle, folder)
+    read_plan(bundle, folder, record).release()
+    trust(record.checksum)
+
+
+def foreign_files(folder: Path) -> str | None:
+    """That the folder of an engine holds what kdrt did not write; see
+    :func:`kdrt.outputs.new_folder`."""
+    return other_files(folder, lambda name: bool(_FILES.fullmatch(name)))
 
 
 def read_plan(bundle: Bundle, folder: Path, record: EngineRecord) -> memoryview:
@@ -208,7 +249,7 @@ def read_plan(bundle: Bundle, folder: Path, record: EngineRecord) -> memoryview:
     path = folder / PLAN
     again = f"run `{_rebuild(bundle, record)}`"
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             plan = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except (OSError, ValueError) as error:  # an empty file cannot be mapped
         raise EngineRejected(f"{path} is missing or empty; {again}", "truncated") from error
@@ -253,12 +294,13 @@ def engine_folders(bundle: Bundle, flavour: Flavour, component: str = "") -> lis
     """The folder of every engine of a flavour, or of one component of it."""
     parent = bundle.file(f"engines/{flavour.name}")
     start = f"{component}-" if component else ""
-    if not parent.is_dir():
+    if parent.parent.is_symlink() or parent.is_symlink() or not parent.is_dir():
         return []
     return sorted(
         folder
         for folder in parent.iterdir()
-        if folder.is_dir() and folder.name.startswith(start) and folder.name[0] != "."
+        if folder.name.startswith(start) and folder.name[0] != "."
+        if folder.is_dir() and not folder.is_symlink()
     )
 
 
@@ -300,7 +342,10 @@ def build_command(
 def handle(bundle: Bundle) -> str:
     """What to call the bundle on a command line: its name if that finds it, else its folder."""
     name = bundle.manifest.name
-    return name if bundle_path(name) == bundle.path else str(bundle.path)
+    with contextlib.suppress(BundleError, InvalidRequest):  # a stranger's bundle has any name
+        if bundle_path(name) == bundle.path:
+            return name
+    return str(bundle.path)
 
 
 def _rebuild(
@@ -327,5 +372,6 @@ def _opened(bundle: Bundle, folder: Path, record: EngineRecord, capability: int)
         record=record,
         spec=bundle.manifest.components[record.key.component].spec(),
         profiles=record.key.profiles,
-        runtime_cache=folder / f"kernels-sm{capability}.cache",
+        # Kernels are code, and so never come with a bundle.
+        runtime_cache=home() / "kernels" / f"{record.sha256}-sm{capability}.cache",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch.export.passes
 
 from kdrt.bundle import Bundle, Component, Manifest
 from kdrt.engine_fallback import FallbackEngine, warn_of_fallback
-from kdrt.engine_files import engine_folders, open_engine, profile_of
+from kdrt.engine_files import engine_folders, handle, network_hash, open_engine, profile_of
 from kdrt.engine_refit import refit_gate
 from kdrt.errors import (
     BundleError,
@@ -22,11 +23,13 @@ from kdrt.errors import (
     EngineUnavailable,
     InvalidRequest,
 )
+from kdrt.home import Digests, home, is_trusted, trust
 from kdrt.ort_graphs import optimized
 from kdrt.turns import TurnEngine, Turns
 from kdrt_engines import Engine, EngineSpec
 from kdrt_engines.registry import EngineStatus, choose, find_engines
 from kdrt_engines.tensorrt.flavour import FLAVOURS, Flavour
+from kdrt_engines.torch_programs import refuse_pickles
 
 if TYPE_CHECKING:
     from kdrt_engines.tensorrt.gate import RefitGate
@@ -337,10 +340,20 @@ def _onnxruntime_loader(engine: str, threads: int | None, own_graphs: bool) -> L
             stream=stream,
             # What runs once a picture is not worth a graph of its own.
             graphs=own_graphs and on_cuda and name == "unet",
-            cache=bundle.file(f"engines/{engine}/{name}") if on_cuda else None,
+            cache=_kernels(bundle, name) if engine == "onnxruntime-tensorrt" else None,
         )
 
     return load
+
+
+def _kernels(bundle: Bundle, component: str) -> Path | None:
+    """Where ONNX Runtime keeps what TensorRT builds for it: with the user, since it is code."""
+    folder = home() / "kernels" / network_hash(bundle.manifest, component)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a read-only home: it is built every time
+        return None
+    return folder
 
 
 def torch_program(bundle: Bundle, component: str) -> Path:
@@ -355,6 +368,13 @@ def _load_torch(bundle: Bundle, name: str, component: Component) -> Engine:
             f"the bundle has no torch engine ({path} is missing); "
             f"export it with `kdrt export {bundle.manifest.source} --target torch`"
         )
+    if not is_trusted(*_description(bundle, name)):
+        raise EngineUnavailable(
+            f"{path} was not exported by you, or not with these networks, and a torch program can "
+            f"run any code: run `kdrt trust {shlex.quote(handle(bundle))}` if you trust whoever "
+            "exported it, or choose another engine"
+        )
+    refuse_pickles(path)
     from kdrt_engines.torch_eager import TorchEngine, load_program
 
     device = device_of("torch")
@@ -364,6 +384,35 @@ def _load_torch(bundle: Bundle, name: str, component: Component) -> Engine:
         raise EngineError(f"PyTorch cannot load {path}: {error}") from error
     spec: EngineSpec = component.spec()
     return TorchEngine(module, spec, device)
+
+
+def trust_program(bundle: Bundle, component: str) -> Path | None:
+    """Load the torch program of a component, whoever exported it.
+
+    Returns:
+        Where it is; None if there is none.
+
+    Raises:
+        EngineError: it is damaged, or holds a pickle.
+        OutputError: :func:`kdrt.home.trust` raises it.
+    """
+    path = torch_program(bundle, component)
+    if not path.is_file():
+        return None
+    refuse_pickles(path)
+    trust(*_description(bundle, component))
+    return path
+
+
+def _description(bundle: Bundle, component: str) -> tuple[str, ...]:
+    path = torch_program(bundle, component)
+    digests = Digests(path.parent)
+    try:
+        digest = digests.of(path.name)
+    except OSError as error:
+        raise EngineError(f"cannot read {path}: {error.strerror}") from error
+    digests.save()
+    return "torch program", component, network_hash(bundle.manifest, component), digest
 
 
 class _Program(torch.nn.Module):

@@ -5,19 +5,20 @@ is only to map a file.
         model.onnx      the optimised graph
         weights.bin     its weights, as the kernels of this processor want them
         invariants*     both again, of what the network takes besides its component's inputs
-        record.json     their sizes and hashes
 
 The digits are a digest of all it depends on: the network, the version of ONNX Runtime, and the
-processor. What does not fit is not looked at; the bundle's own graph is then loaded and optimised
-in memory. Only float32 networks are kept: on a CPU the half precisions are computed in float32.
+processor. What does not fit, or was not made or trusted by this user byte for byte (see
+:mod:`kdrt.home`), is not looked at; the bundle's own graph is then loaded and optimised in memory.
+Only float32 networks are kept: on a CPU the half precisions are computed in float32.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
 import logging
 import platform
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -28,15 +29,16 @@ from typing import Protocol
 
 import psutil
 
-from kdrt.bundle import Bundle, sha256
+from kdrt.bundle import Bundle
 from kdrt.engine_files import network_hash
-from kdrt.outputs import new_folder
+from kdrt.home import Digests, check_home, is_trusted, trust
+from kdrt.outputs import new_folder, other_files
 
 _logger = logging.getLogger("kdrt.engines")
 
 FOLDER = "engines/onnxruntime"
-_RECORD = "record.json"
 _NETWORK, _INVARIANTS = ("model.onnx", "weights.bin"), ("invariants.onnx", "invariants.bin")
+_NAME = re.compile(r"[^.].*-[0-9a-f]{16}")
 _MEMORY_FOR_WEIGHTS = 2.5
 _DISK_FOR_WEIGHTS = 1.5
 
@@ -65,24 +67,35 @@ class Optimized:
 
 def optimized(bundle: Bundle, component: str) -> Optimized | None:
     """The optimised graphs of a component for this machine, if there are any and intact."""
-    folder = _folder(bundle, component)
+    folder = bundle.file(_folder(bundle, component))
     sources = _sources(bundle, component)
     if not sources:
         return None
     try:
-        record: dict[str, list[object]] = json.loads((folder / _RECORD).read_text())
-        for name in (name for files in sources for name in files):
-            size, changed, digest = record[name]
-            stat = (folder / name).stat()
-            # A copied bundle has other dates; the hash then tells.
-            if stat.st_size != size or (
-                stat.st_mtime_ns != changed and sha256(folder / name) != digest
-            ):
-                _logger.warning("%s is damaged and not used; build it again", folder / name)
-                return None
-    except (OSError, ValueError, KeyError, TypeError):
+        made = _description(folder, sources)
+    except OSError:
+        return None
+    if not is_trusted(*made):
+        _logger.info("%s is not used: it is damaged, or somebody else made it", folder)
         return None
     return _made(folder, sources)
+
+
+def trust_optimized(bundle: Bundle, component: str) -> Path | None:
+    """Use the optimised graphs of a component, whoever made them.
+
+    Returns:
+        Where they are; None if there are none for this machine.
+
+    Raises:
+        OutputError: :func:`kdrt.home.trust` raises it.
+    """
+    folder, sources = bundle.file(_folder(bundle, component)), _sources(bundle, component)
+    with contextlib.suppress(FileNotFoundError):
+        if sources:
+            trust(*_description(folder, sources))
+            return folder
+    return None
 
 
 def keep_optimized(
@@ -95,7 +108,7 @@ def keep_optimized(
 
     Raises:
         EngineError: ONNX Runtime cannot load a network.
-        OutputError: the bundle cannot be written to.
+        OutputError: the bundle cannot be written to, or what is made not be noted.
     """
     # Only builds need it, and loading imports this module.
     from kdrt.build_lock import only_builder
@@ -103,8 +116,9 @@ def keep_optimized(
     sources = {name: found for name in components if (found := _sources(bundle, name))}
     if not sources:
         return []
+    check_home()
     made = []
-    with only_builder(bundle.file(FOLDER), report.note):
+    with only_builder(bundle.place(FOLDER), report.note):
         for name, files in sources.items():
             if force or optimized(bundle, name) is None:
                 made.append(_optimize(bundle, name, files, report))
@@ -124,14 +138,14 @@ def _optimize(
         report.done("left out")
         report.note(f"{name} is not optimised beforehand: {missing}; it will load more slowly")
         return None
-    target = _folder(bundle, name)
-    with new_folder(target) as partial:
+    target = bundle.place(_folder(bundle, name))
+    with new_folder(target, _foreign) as partial:
         for (model, weights), source in sources.items():
             save_optimized(source, partial / model, weights)
             # A network without large weights has no such file.
             (partial / weights).touch()
         total = sum(file.stat().st_size for file in partial.iterdir())
-        _write_record(partial)
+    trust(*_description(target, sources))
     report.done(f"{total / 1e6:,.1f} MB")
     return _made(target, sources)
 
@@ -156,8 +170,22 @@ def _made(folder: Path, sources: Mapping[tuple[str, str], Path]) -> Optimized:
     return Optimized(folder / _NETWORK[0], invariants)
 
 
-def _folder(bundle: Bundle, component: str) -> Path:
-    return bundle.file(f"{FOLDER}/{component}-{_digest(bundle, component)}")
+def _description(folder: Path, sources: Mapping[tuple[str, str], Path]) -> list[str]:
+    """What the files of a component are; raises OSError where one is missing."""
+    digests = Digests(folder)
+    names = [name for files in sources for name in files]
+    described = [folder.name, *(f"{name} {digests.of(name)}" for name in names)]
+    digests.save()
+    return described
+
+
+def _foreign(folder: Path) -> str | None:
+    known = {*_NETWORK, *_INVARIANTS, "record.json"}  # the last one was written once
+    return other_files(folder, known.__contains__)
+
+
+def _folder(bundle: Bundle, component: str) -> str:
+    return f"{FOLDER}/{component}-{_digest(bundle, component)}"
 
 
 def _digest(bundle: Bundle, component: str) -> str:
@@ -197,18 +225,11 @@ def _lacks(source: Path) -> str | None:
     return None
 
 
-def _write_record(folder: Path) -> None:
-    record = {}
-    for file in folder.iterdir():
-        stat = file.stat()
-        record[file.name] = [stat.st_size, stat.st_mtime_ns, sha256(file)]
-    (folder / _RECORD).write_text(json.dumps(record, indent=2) + "\n")
-
-
 def _forget_others(bundle: Bundle) -> None:
-    """Remove what killed builds left, and graphs of networks, versions and processors that are no
-    more: they are large, and made again with one command."""
-    known = {_folder(bundle, name).name for name in bundle.manifest.components}
-    for folder in bundle.file(FOLDER).glob("*-*"):
-        if folder.name not in known:
+    """Remove graphs of networks, versions and processors that are no more: they are large, and
+    made again with one command."""
+    known = {_folder(bundle, name) for name in bundle.manifest.components}
+    for folder in bundle.place(FOLDER).iterdir():
+        is_old = _NAME.fullmatch(folder.name) and f"{FOLDER}/{folder.name}" not in known
+        if is_old and not folder.is_symlink() and folder.is_dir() and _foreign(folder) is None:
             shutil.rmtree(folder, ignore_errors=True)

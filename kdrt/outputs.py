@@ -1,23 +1,39 @@
-"""Files and folders that appear finished or not at all."""
+"""Files and folders that appear finished or not at all, where nothing else is lost for them.
+
+What is being written lies beside its target, under a name that says who writes it. The next write
+to that place removes what a killed process left there. Links are followed before anything is
+written: the new file or folder goes where a link points, and the link stays.
+"""
 
 from __future__ import annotations
 
 import errno
+import hashlib
+import logging
 import os
 import re
 import shutil
+import socket
+import stat
 import tempfile
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
+
+import psutil
 
 from kdrt.errors import OutputError
 
 UNFINISHED = ".unfinished-"
 """How the names begin of what is being written, or was when its process was killed."""
 
+_OWNED = re.compile(rf"{re.escape(UNFINISHED)}([0-9a-f]{{8}})-(\d+)-(\d+)-[0-9a-f]{{8}}")
+"""Host, process id and start of the process (seconds since 1970) that owns it."""
+
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_logger = logging.getLogger("kdrt")
 
 
 @contextmanager
@@ -26,13 +42,15 @@ def new_file(target: Path) -> Iterator[Path]:
     without an exception, and vanishes otherwise. Missing folders are made.
 
     Raises:
-        OutputError: the system does not let it be written.
+        OutputError: the system does not let it be written, or :func:`check_file` raises it.
     """
-    partial = target.with_name(f"{UNFINISHED}{uuid.uuid4().hex}")
+    place = check_file(target)
+    partial = place.with_name(_owned_name())
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _clear_leftovers_once(place.parent)
         yield partial
-        partial.replace(target)
+        partial.replace(place)
     except Exception as error:
         system = _system_error(error)
         if system is None:
@@ -45,33 +63,190 @@ def new_file(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
+def new_folder(target: Path, foreign: Callable[[Path], str | None] | None = None) -> Iterator[Path]:
     """A folder to fill, beside ``target``. It takes the place of ``target``, and of what is there,
     when the block ends without an exception, and vanishes otherwise.
 
     All is on disk before the first rename. What was there comes back if the new folder cannot take
-    its place; a crash between the two renames leaves it beside, with ``.old`` at its end.
+    its place. If the process is killed between the two renames, the next call puts it back.
+
+    Args:
+        target: where the folder will be.
+        foreign: see :func:`check_folder`.
 
     Raises:
-        OutputError: the folder cannot be made, the disk is full, or the file system does not let
-            it take its place.
+        OutputError: the folder cannot be made, the disk is full, the file system does not let
+            it take its place, or :func:`check_folder` raises it.
     """
+    place = check_folder(target, foreign)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=target.parent))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(place.parent)
+        working = place.with_name(_owned_name())
+        working.mkdir(mode=0o700)
+        partial = working / "new"
+        partial.mkdir()
     except OSError as error:
-        raise OutputError(f"cannot write to {target.parent}: {error.strerror}") from error
+        raise OutputError(f"cannot write to {place.parent}: {error.strerror}") from error
     try:
         yield partial
         partial.chmod(0o755)
-        _put_in_place(partial, target)
+        _put_in_place(partial, place)
     except Exception as error:
         system = _system_error(error)
         if system is not None and system.errno in _FULL:
             raise OutputError(f"cannot write {target}: the disk is full") from error
         raise
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(working, ignore_errors=True)
+
+
+def check_file(target: Path) -> Path:
+    """Where a file at ``target`` will be: links are followed.
+
+    Raises:
+        OutputError: there is something else than a regular file, or the place cannot be written.
+    """
+    place = _resolved(target)
+    try:
+        mode = place.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror}") from error
+    else:
+        if stat.S_ISDIR(mode):
+            raise OutputError(f"cannot write {target}: it is a folder")
+        if not stat.S_ISREG(mode):
+            raise OutputError(f"cannot write {target}: it is a device or a pipe, and no file")
+    _refuse_mounts(target, place)
+    _check_writable(target, place)
+    return place
+
+
+def check_folder(target: Path, foreign: Callable[[Path], str | None] | None = None) -> Path:
+    """Where a folder at ``target`` will be: links are followed. Nothing is written.
+
+    Args:
+        target: the folder.
+        foreign: says what in a folder kdrt did not write, as in "holds notes.txt"; None if it
+            wrote all. Without it, a folder that holds anything is not replaced.
+
+    Raises:
+        OutputError: there is a file, a mount point or a folder that is not to be replaced, or the
+            place cannot be written.
+    """
+    place = _resolved(target)
+    try:
+        if place.is_dir():
+            stranger = (foreign or other_files)(place)
+            if stranger is not None:
+                raise OutputError(
+                    f"{target} {stranger}; choose another place with -o, or delete it yourself"
+                )
+        elif place.exists():
+            raise OutputError(f"cannot write {target}: it is a file, not a folder")
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror}") from error
+    _refuse_mounts(target, place)
+    _check_writable(target, place)
+    return place
+
+
+def other_files(folder: Path, known: Callable[[str], bool] = lambda _: False) -> str | None:
+    """That a folder holds a file which is not ``known`` by its path inside the folder; links and
+    devices never are. None if there is no such file: empty folders do not count."""
+    for place, folders, files in os.walk(folder, onerror=_raise):
+        links = [name for name in folders if Path(place, name).is_symlink()]
+        for name in sorted((*links, *files)):
+            path = Path(place, name)
+            relative = path.relative_to(folder).as_posix()
+            if not stat.S_ISREG(path.lstat().st_mode) or not known(relative):
+                return f"holds {relative}, which kdrt did not write there"
+    return None
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what processes that are no more left unfinished in a folder. What one of them was
+    about to replace is put back. What another machine left stays: its processes cannot be seen."""
+    with suppress(OSError):
+        left = [path for path in folder.iterdir() if _is_left(path)]
+        for path in left:
+            for old in (path / "old").glob("*"):
+                if not os.path.lexists(folder / old.name):
+                    old.rename(folder / old.name)
+                    _logger.warning("put back %s, which a killed process moved away", old.name)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            _logger.warning("removed %s, left by a killed process", path)
+
+
+@cache
+def _clear_leftovers_once(folder: Path) -> None:
+    # A folder of images may be large, and is written to often.
+    clear_leftovers(folder)
+
+
+def _is_left(path: Path) -> bool:
+    match = _OWNED.fullmatch(path.name)
+    if match is None or path.is_symlink() or match[1] != _host():
+        return False
+    try:
+        owner = psutil.Process(int(match[2]))
+        # A process that began later only has the number of the one that is gone.
+        reused = owner.create_time() > int(match[3]) + 2
+        return bool(reused or owner.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.Error:
+        return False
+
+
+def _owned_name() -> str:
+    pid = os.getpid()
+    started = int(psutil.Process(pid).create_time())
+    return f"{UNFINISHED}{_host()}-{pid}-{started}-{uuid.uuid4().hex[:8]}"
+
+
+@cache
+def _host() -> str:
+    """Where process ids mean what they mean here: this machine, and this container of it."""
+    names = [socket.gethostname()]
+    with suppress(OSError):
+        names.append(str(Path("/proc/self/ns/pid").readlink()))
+    return hashlib.sha256(" ".join(names).encode()).hexdigest()[:8]
+
+
+def _resolved(target: Path) -> Path:
+    try:
+        return target.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a null byte
+        raise OutputError(f"cannot write to {str(target)!r}: {error}") from error
+
+
+def _refuse_mounts(target: Path, place: Path) -> None:
+    """A mount point cannot be renamed, and what is mounted inside a folder is not part of it."""
+    mounts = []
+    with suppress(OSError):
+        mounts = [Path(each.mountpoint) for each in psutil.disk_partitions(all=True)]
+    if os.path.ismount(place) or any(place == m or place in m.parents for m in mounts):
+        raise OutputError(
+            f"cannot replace {target}: something is mounted there; choose a place inside of it"
+        )
+
+
+def _check_writable(target: Path, place: Path) -> None:
+    folder = next(parent for parent in place.parents if os.path.lexists(parent))
+    if not folder.is_dir():
+        raise OutputError(f"cannot write {target}: File exists at {folder}, which is no folder")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror}") from error
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _system_error(error: Exception) -> OSError | None:
@@ -94,9 +269,10 @@ def _put_in_place(partial: Path, target: Path) -> None:
 
 
 def _exchange(partial: Path, target: Path) -> None:
-    old = partial.with_name(f"{partial.name}.old")
+    old = partial.with_name("old") / target.name
     replaces = target.exists()
     if replaces:
+        old.parent.mkdir()
         target.rename(old)
     try:
         partial.rename(target)
@@ -104,7 +280,6 @@ def _exchange(partial: Path, target: Path) -> None:
         if replaces:
             old.rename(target)
         raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,16 +13,24 @@ settings.register_profile("kdrt", deadline=None)
 settings.load_profile("kdrt")
 
 
-@pytest.fixture(scope="session")
-def demo_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ``KDRT_HOME`` that holds one bundle, ``demo``. Do not write into it."""
-    from kdrt_export.stage import export
-
+@pytest.fixture(scope="session", autouse=True)
+def session_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The ``KDRT_HOME`` of tests that do not ask for one of their own."""
     home = tmp_path_factory.mktemp("kdrt-home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KDRT_HOME", str(home))
+        yield home
+
+
+@pytest.fixture(scope="session")
+def demo_home(session_home: Path) -> Path:
+    """A ``KDRT_HOME`` that holds one bundle, ``demo``. Do not write into it."""
+    from kdrt_export.stage import export
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KDRT_HOME", str(session_home))
         export("demo")
-    return home
+    return session_home
 
 
 @pytest.fixture(scope="session")

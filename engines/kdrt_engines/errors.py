@@ -30,10 +30,17 @@ class FixedWeights(EngineError):
 
 
 Reason = Literal[
-    "missing", "stale", "foreign", "truncated", "damaged", "wrong GPU", "wrong version"
+    "missing",
+    "stale",
+    "foreign",
+    "truncated",
+    "damaged",
+    "wrong GPU",
+    "wrong version",
+    "untrusted",
 ]
 """Why an engine file is not loaded. ``stale``: its network has been exported anew; ``foreign``: it
-is a whole engine, but of something else."""
+is a whole engine, but of something else; ``untrusted``: somebody else built it."""
 
 
 class EngineRejected(EngineError):

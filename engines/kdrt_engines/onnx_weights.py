@@ -1,9 +1,9 @@
-"""The weights an ONNX model keeps in a file beside it, found without the package ``onnx``.
+"""What an ONNX model says of itself, found without the package ``onnx``: its inputs and outputs,
+and the weights it keeps in files beside it.
 
-Of the model only the list of external initialisers matters here. Protocol buffers are simple
-enough to walk for that: a message is a row of fields, each a number, a kind and a value.
-Field numbers are those of onnx.proto3: ModelProto.graph 7, GraphProto.initializer 5,
-TensorProto.dims 1, data_type 2, name 8, external_data 13, StringStringEntryProto.key 1, value 2.
+Protocol buffers are simple enough to walk for that: a message is a row of fields, each a number, a
+kind and a value. Field numbers are those of onnx.proto3. The file may come from a stranger: lengths
+are checked, nesting is bounded, and weights are in a file beside the model or refused.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
 
 from kdrt_engines.errors import EngineError
+from kdrt_engines.regular_files import open_regular, read_regular
 
 _DTYPES = {
     1: torch.float32,
@@ -28,6 +29,35 @@ _DTYPES = {
 }
 """onnx.TensorProto.DataType."""
 
+_MOST_BYTES = 2**31
+"""What a protocol buffer can hold at most."""
+
+_DEEPEST = 32
+"""Graphs inside attributes inside nodes, and so on: those of real models have a handful."""
+
+_VARINT_BYTES = 10
+
+_ENDLESS = {"Loop", "Scan"}
+"""Operators that can run for ever. No network of a latent-diffusion model needs them."""
+
+# The fields of each message under which tensors can be, and the message that each field holds.
+_INSIDE = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse tensor"},
+    "node": {5: "attribute"},
+    "attribute": {
+        5: "tensor",
+        6: "graph",
+        10: "tensor",
+        11: "graph",
+        22: "sparse tensor",
+        23: "sparse tensor",
+    },
+    "sparse tensor": {1: "tensor", 2: "tensor"},
+}
+
 
 @dataclass(frozen=True)
 class StoredWeight:
@@ -38,11 +68,72 @@ class StoredWeight:
     file: Path
     offset: int
 
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
     def read(self) -> torch.Tensor:
-        """The tensor, in memory of its own."""
-        count = math.prod(self.shape) * self.dtype.itemsize
-        raw = np.fromfile(self.file, np.uint8, count, offset=self.offset)
+        """The tensor, in memory of its own.
+
+        Raises:
+            EngineError: the file does not hold it.
+        """
+        try:
+            with open_regular(self.file) as file:
+                file.seek(self.offset)
+                raw = np.fromfile(file, np.uint8, self.size)
+        except OSError as error:
+            raise EngineError(f"cannot read {self.file}: {error.strerror}") from error
+        if raw.nbytes != self.size:
+            raise EngineError(f"{self.file} is too short for its graph; export it again")
         return torch.from_numpy(raw).view(self.dtype).reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """What a model says of itself: the element type (onnx.TensorProto.DataType) of every input and
+    output, and for each file beside it how many bytes that must have at least."""
+
+    inputs: dict[str, int]
+    outputs: dict[str, int]
+    files: dict[str, int]
+
+
+def graph_facts(model: Path) -> GraphFacts:
+    """Read what a model says of itself. Nothing else is opened.
+
+    Raises:
+        EngineError: it cannot be read, is no ONNX model, keeps weights elsewhere than beside it,
+            or has operators that may never end.
+    """
+    try:
+        content = memoryview(read_regular(model, _MOST_BYTES))
+        files: dict[str, int] = {}
+        for kind, message in _walk(content, "model", 0):
+            if kind == "node":
+                _refuse_endless(message)
+                continue
+            _, dtype, dims, place = _tensor(message)
+            if place:
+                location, offset = _location(place), _number(place.get("offset", "0"))
+                size = _number(place.get("length", "0"))
+                if dtype in _DTYPES:
+                    size = max(size, math.prod(dims) * _DTYPES[dtype].itemsize)
+                files[location] = max(files.get(location, 0), offset + size)
+        inputs, outputs, own = dict[str, int](), dict[str, int](), set[str]()
+        for graph in _messages(content, 7):
+            own |= {_tensor(tensor)[0] for tensor in _messages(graph, 5)}
+            inputs |= map(_value, _messages(graph, 11))
+            outputs |= map(_value, _messages(graph, 12))
+    except (OSError, IndexError, ValueError, KeyError) as error:
+        raise EngineError(
+            f"{model} is no ONNX model that kdrt can use: {_reason(error)}"
+        ) from error
+    if not outputs:
+        raise EngineError(f"{model} is no ONNX model that kdrt can use: it has no outputs")
+    # Before version 4 of the format, initialisers were inputs too.
+    return GraphFacts({k: v for k, v in inputs.items() if k not in own}, outputs, files)
 
 
 def stored_weights(model: Path) -> dict[str, StoredWeight]:
@@ -52,7 +143,7 @@ def stored_weights(model: Path) -> dict[str, StoredWeight]:
         EngineError: the file cannot be read, or is no ONNX model.
     """
     try:
-        content = memoryview(model.read_bytes())
+        content = memoryview(read_regular(model, _MOST_BYTES))
         tensors = [
             _stored(tensor, model.parent)
             for graph in _messages(content, 7)
@@ -64,6 +155,15 @@ def stored_weights(model: Path) -> dict[str, StoredWeight]:
 
 
 def _stored(tensor: memoryview, folder: Path) -> tuple[str, StoredWeight | None]:
+    name, dtype, dims, place = _tensor(tensor)
+    if not place:
+        return name, None
+    offset = _number(place.get("offset", "0"))
+    return name, StoredWeight(_DTYPES[dtype], dims, folder / _location(place), offset)
+
+
+def _tensor(tensor: memoryview) -> tuple[str, int, tuple[int, ...], dict[str, str]]:
+    """The name, the element type, the shape, and where the data is if that is elsewhere."""
     name, dtype, dims, place = "", 0, list[int](), dict[str, str]()
     for field, value in _fields(tensor):
         if field == 1:
@@ -75,12 +175,60 @@ def _stored(tensor: memoryview, folder: Path) -> tuple[str, StoredWeight | None]
         elif field == 13 and not isinstance(value, int):
             key, *text = (str(part, "utf-8") for n in (1, 2) for part in _messages(value, n))
             place[key] = "".join(text)
-    if not place:
-        return name, None
-    weight = StoredWeight(
-        _DTYPES[dtype], tuple(dims), folder / place["location"], int(place.get("offset", 0))
+        elif field == 14 and value:
+            place.setdefault("location", "")
+    return name, dtype, tuple(dims), place
+
+
+def _value(message: memoryview) -> tuple[str, int]:
+    """The name and the element type of an input or output; 0 where it is no tensor."""
+    name = next((str(part, "utf-8") for part in _messages(message, 1)), "")
+    kinds = (
+        value
+        for kind in _messages(message, 2)
+        for tensor in _messages(kind, 1)
+        for field, value in _fields(tensor)
+        if field == 1 and isinstance(value, int)
     )
-    return name, weight
+    return name, next(kinds, 0)
+
+
+def _location(place: dict[str, str]) -> str:
+    location = place["location"]
+    parts = PurePosixPath(location).parts
+    if not parts or parts[0] == "/" or ".." in parts or "\0" in location:
+        raise ValueError(f"it keeps weights in '{location}', which is not beside it")
+    return PurePosixPath(location).as_posix()
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise ValueError(f"'{text[:40]}' is no place in a file")
+    return int(text)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return str(error) if type(error) is ValueError else "it is damaged"
+
+
+def _refuse_endless(node: memoryview) -> None:
+    for name in _messages(node, 4):
+        if str(name, "utf-8") in _ENDLESS:
+            raise ValueError(f"it has a {str(name, 'utf-8')}, which may never end")
+
+
+def _walk(message: memoryview, kind: str, depth: int) -> Iterator[tuple[str, memoryview]]:
+    """Every node and tensor anywhere in a message."""
+    if depth > _DEEPEST:
+        raise ValueError("its graphs are nested too deeply")
+    if kind in ("node", "tensor"):
+        yield kind, message
+    inside = _INSIDE.get(kind, {})
+    for field, value in _fields(message) if inside else ():
+        if field in inside and isinstance(value, memoryview):
+            yield from _walk(value, inside[field], depth + 1)
 
 
 def _messages(message: memoryview, wanted: int) -> Iterator[memoryview]:
@@ -103,6 +251,8 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
             size, position = _varint(message, position)
         else:
             size = {1: 8, 5: 4}[kind]
+        if position + size > len(message):
+            raise ValueError("it is cut off")
         yield tag >> 3, message[position : position + size]
         position += size
 
@@ -116,11 +266,11 @@ def _varints(packed: memoryview) -> Iterator[int]:
 
 def _varint(message: memoryview, position: int) -> tuple[int, int]:
     """Seven bits a byte, the lowest first; the eighth says that more follow."""
-    value = shift = 0
-    while True:
+    value = 0
+    for shift in range(0, 7 * _VARINT_BYTES, 7):
         byte = message[position]
         value |= (byte & 0x7F) << shift
         position += 1
         if byte < 0x80:
             return value, position
-        shift += 7
+    raise ValueError("it is damaged")

@@ -24,6 +24,9 @@ DTYPES: dict[str, torch.dtype] = {
     "int32": torch.int32,
 }
 
+ELEMENT_TYPES = {"float32": 1, "int32": 6, "int64": 7, "float16": 10, "bfloat16": 16}
+"""onnx.TensorProto.DataType, by the same names."""
+
 _MULTIPLE = re.compile(r"(?:(\d+)\*)?([A-Za-z]\w*)")
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kdrt.bench.page import page_of
-from kdrt.bench.report import Report
-from kdrt.errors import OutputError
-from kdrt.outputs import new_folder
+from kdrt.bench.report import Report, read_report
+from kdrt.outputs import new_folder, other_files
 
-JSON, PAGE, IMAGES = "report.json", "report.html", "images"
-_OURS = {JSON, PAGE, IMAGES}
+JSON, PAGE = "report.json", "report.html"
 
 
 @contextmanager
@@ -23,13 +21,17 @@ def new_report(folder: Path) -> Iterator[Path]:
     Raises:
         OutputError: something else is there, or :func:`kdrt.outputs.new_folder` raises it.
     """
-    if folder.exists():
-        others = set() if not folder.is_dir() else {p.name for p in folder.iterdir()} - _OURS
-        if not folder.is_dir() or others:
-            what = "is a file" if not folder.is_dir() else f"holds {sorted(others)[0]}"
-            raise OutputError(f"{folder} {what}: give -o a new folder, or that of an old report")
-    with new_folder(folder) as partial:
+    with new_folder(folder, _foreign) as partial:
         yield partial
+
+
+def _foreign(folder: Path) -> str | None:
+    """What in a folder is not of a report."""
+    named: set[str] = set()
+    with suppress(OSError, ValueError):
+        rows = [row for each in read_report(folder / JSON).experiments for row in each.rows]
+        named = {JSON, PAGE, *(row.image for row in rows if row.image)}
+    return other_files(folder, named.__contains__)
 
 
 def write_report(report: Report, folder: Path) -> None:

@@ -22,7 +22,18 @@ from typing import Annotated
 
 import typer
 
-from kdrt.cli import bench, build, doctor, export, generate, info, inspect, samplers, schedules
+from kdrt.cli import (
+    bench,
+    build,
+    doctor,
+    export,
+    generate,
+    info,
+    inspect,
+    samplers,
+    schedules,
+    trust,
+)
 
 __all__ = ["app", "interrupt", "run"]
 
@@ -103,7 +114,7 @@ def _add(panel: str, *commands: Callable[..., None]) -> None:
         app.command(rich_help_panel=panel, help=_reflowed(command.__doc__ or ""))(command)
 
 
-_add("Models", export.export, build.build, inspect.inspect)
+_add("Models", export.export, build.build, inspect.inspect, trust.trust)
 _add("Pictures", generate.generate, info.info)
 _add("What there is", samplers.samplers, schedules.schedules, doctor.doctor, bench.bench)
 

@@ -14,7 +14,17 @@ import kdrt
 from kdrt import cli as command_line
 from kdrt.errors import KdrtError
 
-COMMANDS = ("export", "build", "inspect", "generate", "info", "samplers", "schedules", "doctor")
+COMMANDS = (
+    "export",
+    "build",
+    "inspect",
+    "trust",
+    "generate",
+    "info",
+    "samplers",
+    "schedules",
+    "doctor",
+)
 
 
 def test_version(cli) -> None:

@@ -4,6 +4,7 @@ never handed out, and the refusal says why and what to run."""
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 from dataclasses import replace
@@ -23,12 +24,16 @@ from kdrt.engine_files import (
     RECORD,
     EngineRecord,
     OpenedEngine,
+    check_record,
     engine_folders,
+    network_hash,
     open_engine,
     profile_of,
 )
 from kdrt.engine_profiles import component_profiles
-from kdrt.errors import EngineRejected, ShapeError
+from kdrt.errors import EngineRejected, OutputError, ShapeError
+from kdrt.home import home, trust
+from kdrt.trust import trust_bundle
 from kdrt_engines.tensorrt.flavour import TENSORRT, TENSORRT_RTX, Flavour
 from kdrt_engines.tensorrt.plan_file import read_header
 
@@ -88,7 +93,8 @@ def test_a_good_engine_is_handed_out_whole(bundle: Bundle) -> None:
     assert bytes(engine.plan) == (folder_of(bundle) / PLAN).read_bytes()
     assert engine.spec == bundle.manifest.components["unet"].spec()
     assert engine.profiles == component_profiles(bundle.manifest, "unet")
-    assert engine.runtime_cache == folder_of(bundle) / "kernels-sm89.cache"
+    assert engine.runtime_cache.is_relative_to(home()), "a bundle could bring one along"
+    assert engine.runtime_cache.name == f"{engine.record.sha256}-sm89.cache"
     header = read_header(engine.plan)
     assert header is not None
     assert (header.version, header.compute_capabilities) == (VERSION, (86, GPU))
@@ -241,9 +247,77 @@ def test_a_record_made_to_fit_another_gpu(bundle: Bundle) -> None:
     (folder / RECORD).write_text(forged.model_dump_json())
     assert rejected(bundle, gpu=120).reason == "foreign"
     folder.rename(folder.with_name(key.folder()))
+    assert rejected(bundle, gpu=120).reason == "untrusted"
+    trust(forged.checksum)
     error = rejected(bundle, gpu=120)
     assert error.reason == "damaged"
     assert "its header is wrong" in str(error)
+
+
+@pytest.mark.usefixtures("home")
+def test_an_engine_of_somebody_else_is_loaded_once_it_is_trusted(bundle: Bundle) -> None:
+    (Path(os.environ["KDRT_HOME"]) / "trusted").rename(bundle.path / "not trusted")
+    error = rejected(bundle)
+    assert error.reason == "untrusted"
+    assert f"`kdrt trust {bundle.path}`" in str(error)
+    assert set(trust_bundle(bundle)) == {folder_of(bundle), folder_of(bundle, "vae_decoder")}
+    opened(bundle)
+
+
+@pytest.mark.usefixtures("home")
+def test_damage_is_not_trusted(bundle: Bundle) -> None:
+    path = folder_of(bundle) / PLAN
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(EngineRejected, match="truncated"):
+        trust_bundle(bundle)
+
+
+@pytest.mark.parametrize("component", ["vae_decoder", "text_encoder", "no such"])
+def test_a_record_of_another_known_component(bundle: Bundle, component: str) -> None:
+    """Whatever its folder is called: the key has to name the component asked for."""
+    record = opened(bundle).record
+    check_record(bundle, record, "unet", VERSION, GPU)
+    with pytest.raises(EngineRejected, match=f"unet is not one of {component}") as caught:
+        check_record(bundle, record, component, VERSION, GPU)
+    assert caught.value.reason == "foreign"
+
+
+def test_an_engine_whose_name_begins_like_anothers(bundle: Bundle) -> None:
+    """``unet-…`` is also how the folders of a component ``unet-…`` begin."""
+    manifest = bundle.manifest
+    twin = manifest.components["unet"]
+    components = {**manifest.components, "unet-twin": twin}
+    both = Bundle(bundle.path, manifest.model_copy(update={"components": components}))
+    shutil.rmtree(folder_of(both))
+    record = EngineRecord.model_validate_json((folder_of(both, "vae_decoder") / RECORD).read_text())
+    key = replace(record.key, component="unet-twin", network=network_hash(manifest, "unet"))
+    folder = folder_of(both, "vae_decoder").with_name(key.folder())
+    folder.mkdir()
+    forged = record.model_copy(update={"key": key}).sealed()
+    (folder / RECORD).write_text(forged.model_dump_json())
+    trust(forged.checksum)
+    error = rejected(both)
+    assert error.reason == "foreign"
+    assert "the tensorrt-rtx engine of unet-twin is not one of unet" in str(error)
+
+
+def test_links_in_the_place_of_engines_are_not_followed(bundle: Bundle, tmp_path: Path) -> None:
+    engines = bundle.file("engines/tensorrt-rtx")
+    engines.rename(tmp_path / "elsewhere")
+    engines.symlink_to(tmp_path / "elsewhere")
+    before = sorted(tmp_path.rglob("elsewhere/*"))
+    assert rejected(bundle).reason == "missing"
+    with pytest.raises(OutputError, match="is a link or behind one"):
+        built(exported_anew(bundle, "unet"))
+    assert sorted(tmp_path.rglob("elsewhere/*")) == before
+
+
+def test_a_pipe_in_the_place_of_a_file_does_not_hang(bundle: Bundle) -> None:
+    for name in (RECORD, PLAN):
+        path = folder_of(bundle, "vae_decoder") / name
+        path.unlink()
+        os.mkfifo(path)
+    assert rejected(bundle, "vae_decoder").reason == "damaged"
 
 
 def test_a_bad_engine_does_not_hide_a_good_one(bundle: Bundle) -> None:

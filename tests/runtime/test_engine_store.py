@@ -14,7 +14,7 @@ import kdrt_engines.registry
 from kdrt import engine_store
 from kdrt.bundle import Bundle
 from kdrt.engine_fallback import FallbackEngine, FallbackWarning
-from kdrt.engine_store import load_engines, needed_components, torch_program
+from kdrt.engine_store import load_engines, needed_components, torch_program, trust_program
 from kdrt.errors import (
     BundleError,
     EngineError,
@@ -23,6 +23,7 @@ from kdrt.errors import (
     InvalidRequest,
     ShapeError,
 )
+from kdrt.home import trust
 from kdrt.turns import Turns
 from kdrt_engines import Engine
 from kdrt_engines.registry import EngineStatus
@@ -135,6 +136,7 @@ def test_a_damaged_program_is_an_engine_error(sdxl: TinyModel) -> None:
     path = torch_program(sdxl.pipeline.bundle, "unet")
     path.parent.mkdir(parents=True)
     path.write_bytes(b"nonsense")
+    trust(*engine_store._description(sdxl.pipeline.bundle, "unet"))
     with pytest.raises(EngineError, match="cannot load"):
         load_engines(sdxl.pipeline.bundle, "torch")
 
@@ -146,7 +148,9 @@ def test_torch_runs_an_exported_program(sdxl: TinyModel, monkeypatch: pytest.Mon
     program = torch.export.export(Twice(), (torch.zeros(2, 4, 4, 6),), dynamic_shapes=(dims,))
     path = torch_program(bundle, "vae_decoder")
     path.parent.mkdir(parents=True)
+    program._example_inputs = None
     torch.export.save(program, path)
+    trust_program(bundle, "vae_decoder")
     monkeypatch.setattr(engine_store, "needed_components", lambda _: {"vae_decoder": component})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 

@@ -26,6 +26,10 @@ def text(folder: Path) -> str:
     return (folder / "inner" / "file").read_text()
 
 
+def nothing(_: Path) -> None:
+    """What of a folder is foreign, where all may be replaced."""
+
+
 def test_a_folder_takes_an_empty_place(tmp_path: Path) -> None:
     with new_folder(tmp_path / "deep" / "target") as partial:
         fill(partial, "new")
@@ -38,7 +42,7 @@ def test_a_folder_replaces_the_one_before_it_and_all_its_files(tmp_path: Path) -
     target = tmp_path / "target"
     fill(target, "old")
     (target / "more").touch()
-    with new_folder(target) as partial:
+    with new_folder(target, nothing) as partial:
         fill(partial, "new")
         assert text(target) == "old"
     assert text(target) == "new"
@@ -48,7 +52,7 @@ def test_a_folder_replaces_the_one_before_it_and_all_its_files(tmp_path: Path) -
 
 def test_a_folder_vanishes_with_what_goes_wrong(tmp_path: Path) -> None:
     fill(tmp_path / "target", "old")
-    with pytest.raises(FileNotFoundError), new_folder(tmp_path / "target") as partial:
+    with pytest.raises(FileNotFoundError), new_folder(tmp_path / "target", nothing) as partial:
         (partial / "no such folder" / "file").touch()
     assert text(tmp_path / "target") == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
@@ -68,7 +72,7 @@ def test_what_was_there_comes_back_if_the_new_folder_cannot_take_its_place(
     monkeypatch.setattr(Path, "rename", refuse)
     with (
         pytest.raises(OutputError, match=r"cannot write .*target: Input/output error"),
-        new_folder(target) as partial,
+        new_folder(target, nothing) as partial,
     ):
         fill(partial, "new")
     assert text(target) == "old"
