@@ -43,6 +43,8 @@ def program_from_component(component: ExportComponent, dims: dict[str, int], pat
     addresses = {
         name: parameter.data_ptr() % ALIGNMENT for name, parameter in program.named_parameters()
     }
+    # It would be a pickle, and nobody needs it.
+    program._example_inputs = None
     torch.export.save(program, path, extra_files={PLACES: json.dumps(addresses)})
 
 

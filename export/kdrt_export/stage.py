@@ -14,15 +14,20 @@ from kdrt.bundle import (
     Baked,
     Bundle,
     Component,
+    Dtype,
     Manifest,
     OrtGraphs,
     Precision,
     TensorInfo,
     Verification,
+    check_new_bundle,
+    folder_name,
     home,
     new_bundle,
     write_manifest,
 )
+from kdrt.engine_store import trust_program
+from kdrt.home import check_home
 from kdrt.ort_graphs import keep_optimized
 from kdrt.shortcuts import DEEP_CACHE
 from kdrt_engines.spec import TensorSpec
@@ -103,6 +108,7 @@ def export(
 
     Raises:
         ExportError: the source cannot be loaded, is not supported, or failed verification.
+        InvalidRequest: a bundle cannot have this name.
         OutputError: the bundle cannot be written. In every case the old bundle stays.
     """
     _check_choices(precision, targets)
@@ -113,6 +119,9 @@ def export(
         precision = "fp16" if torch.cuda.is_available() else "fp32"
     report = report or Silent()
     adapter = None if ip_adapter is None else IpAdapter(ip_adapter, image_encoder)
+    if output or name:
+        check_new_bundle(output or _named(name or ""))  # before anything is downloaded
+    check_home()
     baked_loras = LorasToBake(loras, allow_pickle=allow_pickle)
     report.start(f"open {source}")
     opened = open_source(
@@ -130,7 +139,7 @@ def export(
     report.done(f"{opened.kind or opened.family}, {predicts}, {precision}")
     if opened.remark and prediction_type is None:
         report.note(opened.remark)
-    folder = output or home() / "bundles" / name.replace("/", "--")
+    folder = output or _named(name)
     with new_bundle(folder) as partial:
         walk = Walk(
             source=opened,
@@ -186,9 +195,17 @@ def export(
             ),
         )
         report.done()
+        bundle = Bundle(partial, manifest)
+        for component in components:
+            trust_program(bundle, component)
         if "onnxruntime" in targets:
-            keep_optimized(Bundle(partial, manifest), components, report)
+            keep_optimized(bundle, components, report)
     return folder
+
+
+def _named(name: str) -> Path:
+    """The folder of the bundle of a name."""
+    return home() / "bundles" / folder_name(name)
 
 
 def _export_part(
@@ -293,7 +310,7 @@ def check_variants(variants: Sequence[str], fuse_qkv: bool) -> None:
 
 
 def _info(tensor: TensorSpec) -> TensorInfo:
-    return TensorInfo(name=tensor.name, dtype=tensor.dtype, shape=tensor.shape)
+    return TensorInfo(name=tensor.name, dtype=cast(Dtype, tensor.dtype), shape=tensor.shape)
 
 
 def _tool_versions() -> dict[str, str]:
