@@ -130,5 +130,32 @@ def test_an_orphaned_builder_stops(
     assert not (tmp_path / "engine.plan").exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs prctl")
+def test_a_builder_whose_parent_is_killed_ends_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even in native code that lets no thread of Python run."""
+    task = job(tmp_path, monkeypatch, "import ctypes; ctypes.PyDLL(None).sleep(600)")
+    script = (
+        "import sys\n"
+        "from kdrt_engines.tensorrt.build import build_plan\n"
+        "from kdrt_engines.tensorrt.job import BuildJob\n"
+        "build_plan(BuildJob.from_json(sys.argv[1]), lambda phase, _: print(phase, flush=True))"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script, task.to_json()],
+        stdout=subprocess.PIPE,
+        env={"PYTHONPATH": ":".join(sys.path)},
+        text=True,
+    )
+    assert parent.stdout is not None
+    next(line for line in parent.stdout if "Building engine" in line)
+    (worker,) = psutil.Process(parent.pid).children()
+    parent.kill()
+    parent.communicate()
+    psutil.wait_procs([worker], timeout=60)
+    assert not worker.is_running()
+
+
 def _is_worker(process: psutil.Process) -> bool:
     return "kdrt_engines.tensorrt.worker" in process.cmdline()

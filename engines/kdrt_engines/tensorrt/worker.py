@@ -7,15 +7,18 @@ The job comes on standard input as one line of JSON; on standard output go event
 line: ``phase`` whenever the builder enters one, then ``built``, ``failed``, ``unwritten`` or
 ``cancelled``. When standard input ends, the build is cancelled at its next step: because the parent
 closed it, or is gone. TensorRT makes no steps while it compiles, which is most of the time, so the
-process ends itself if that takes long; it has then written at most its output file.
+process ends itself if that takes long; it has then written at most its output file. Where native
+code lets no Python run, Linux ends it with its parent.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -31,6 +34,9 @@ from kdrt_engines.tensorrt.job import BuildJob, Built
 
 _GRACE = 5.0
 """Seconds from the wish to stop to the end."""
+
+_PARENT_DEATH_SIGNAL = 1
+"""PR_SET_PDEATHSIG of linux/prctl.h."""
 
 
 class BuildFailed(Exception):
@@ -210,6 +216,8 @@ def _cancel_at_end_of(stream: Any, cancelled: threading.Event) -> None:
 
 def main() -> None:
     """Build what standard input asks for."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
     # What native code prints must not run into the events.
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
