@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         InvalidRequest,
         KdrtError,
         NonFiniteError,
+        NotEnoughMemory,
         OutputError,
         ShapeError,
     )
@@ -54,6 +55,7 @@ __all__ = [
     "InvalidRequest",
     "KdrtError",
     "NonFiniteError",
+    "NotEnoughMemory",
     "OutputError",
     "Parameters",
     "Pipeline",

@@ -7,6 +7,7 @@ from kdrt_engines.errors import (
     EngineRejected,
     EngineUnavailable,
     KdrtError,
+    NotEnoughMemory,
     ShapeError,
 )
 
@@ -19,6 +20,7 @@ __all__ = [
     "InvalidRequest",
     "KdrtError",
     "NonFiniteError",
+    "NotEnoughMemory",
     "OutputError",
     "ShapeError",
 ]

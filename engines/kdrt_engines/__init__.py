@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         EngineUnavailable,
         FixedWeights,
         KdrtError,
+        NotEnoughMemory,
         ShapeError,
     )
     from kdrt_engines.spec import EngineSpec, TensorSpec
@@ -36,6 +37,7 @@ __all__ = [
     "EngineUnavailable",
     "FixedWeights",
     "KdrtError",
+    "NotEnoughMemory",
     "ShapeError",
     "TensorSpec",
 ]

@@ -6,11 +6,22 @@ A bug inside kdrt is never a ``KdrtError``.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 
 class KdrtError(Exception):
-    """Something the user can put right. The command line prints it and exits with 2."""
+    """Something the user can put right. The command line prints it and exits with 2.
+
+    It survives a pickle, and so the way from another process, with all its attributes, whatever
+    arguments its class takes.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (type(self), *self.args), self.__dict__
+
+
+def _unpickled(kind: type[KdrtError], *arguments: object) -> KdrtError:
+    return kind.__new__(kind, *arguments)
 
 
 class EngineError(KdrtError):
@@ -23,6 +34,10 @@ class EngineUnavailable(EngineError):
 
 class ShapeError(EngineError, ValueError):
     """A size outside of what an engine was made for."""
+
+
+class NotEnoughMemory(EngineError):
+    """Memory ran out while something was loaded or computed. What was there before still works."""
 
 
 class FixedWeights(EngineError):
@@ -49,3 +64,14 @@ class EngineRejected(EngineError):
     def __init__(self, message: str, reason: Reason) -> None:
         super().__init__(message)
         self.reason: Reason = reason
+
+
+_OUT_OF_MEMORY = ("out of memory", "allocate memory", "bad_alloc", "alloc_failed", "bad allocation")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: PyTorch, ONNX Runtime, cuBLAS and the operating system have no
+    common type for that, but a few phrases."""
+    if isinstance(error, KdrtError | MemoryError):
+        return isinstance(error, NotEnoughMemory | MemoryError)
+    return any(phrase in str(error).lower() for phrase in _OUT_OF_MEMORY)
