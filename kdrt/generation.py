@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,15 +60,23 @@ class Generation(Iterator[PreviewStep]):
     """Pictures in the making, from :meth:`Pipeline.steps`: iterate to sample, then take the result.
 
     Nothing is sampled but what is asked for: to cancel, stop iterating. ``len`` is the number of
-    steps in all. A pipeline makes one set of pictures at a time; starting another ends this one.
+    steps in all. From the first step to the last the pipeline is this generation's alone: other
+    threads wait, and the thread that takes the steps can begin nothing else on it. A run that is
+    not finished ends with :meth:`close`, or when nobody refers to it any more.
+
+    Any thread may take the steps, one after the other.
     """
 
     def __init__(
-        self, steps: int, run: Iterator[PreviewStep], finish: Callable[[Tensor], Result]
+        self,
+        steps: int,
+        run: Generator[PreviewStep, None, Tensor],
+        finish: Callable[[Tensor], Result],
     ) -> None:
         self._steps = steps
         self._run = run
         self._finish = finish
+        self._taking = threading.Lock()
         self._latents: Tensor | None = None
         self._result: Result | None = None
 
@@ -75,19 +84,23 @@ class Generation(Iterator[PreviewStep]):
         return self._steps
 
     def __next__(self) -> PreviewStep:
+        if not self._taking.acquire(blocking=False):
+            raise InvalidRequest(
+                "a step of this generation is being taken already; let one thread after the other "
+                "take them"
+            )
         try:
-            step = next(self._run)
-        except StopIteration:
+            return next(self._run)
+        except StopIteration as end:
+            if end.value is not None:
+                self._latents = end.value
             raise
-        except BaseException:
-            self._latents = None  # half of a picture is none
-            raise
-        self._latents = step.latents
-        return step
+        finally:
+            self._taking.release()
 
     def close(self) -> None:
         """End the run where it stands; what it made so far is let go."""
-        if isinstance(self._run, Generator):
+        with self._taking:
             self._run.close()
         self._latents = None
 
@@ -96,7 +109,7 @@ class Generation(Iterator[PreviewStep]):
 
         Raises:
             NonFiniteError: the network overflowed.
-            InvalidRequest: the pipeline has started on other pictures before the last step.
+            InvalidRequest: it was closed, or failed, before its last step.
         """
         if self._result is None:
             for _ in self:

@@ -1,27 +1,35 @@
-"""How much memory a bundle will take, known from its files before anything is loaded.
+"""How much memory a bundle or a request will take at least, known before anything is allocated.
 
 Weights are files, so their sizes are known; some engines keep them in another form too, so it is
 what they take at least. What a network needs while it runs is known of engines that were built,
-whose builder said so, and of no other: that is said, not guessed.
+whose builder said so, and of no other: that is said, not guessed. Of a request the latents, their
+noise and the decoded images are known. What fails all the same is named in one sentence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import torch
 
-from kdrt.bundle import Bundle
+from kdrt.bundle import Bundle, LatentFacts
 from kdrt.engine_files import EngineRecord, check_record, engine_folders, read_record
 from kdrt.engine_store import chosen_engine, device_of, needed_components, torch_program
-from kdrt.errors import EngineRejected
+from kdrt.errors import EngineRejected, InvalidRequest, KdrtError, NotEnoughMemory
 from kdrt.graphs import GraphLevel
 from kdrt.turns import stage_of
+from kdrt_engines.errors import is_out_of_memory
 from kdrt_engines.graphs import GRAPH_MEMORY
 from kdrt_engines.tensorrt.flavour import FLAVOURS
+
+_FLOAT = 4
+_WORTH_ASKING = 1 << 28
+"""Bytes. Whoever needs less is let through, as asking takes longer than the answer is worth."""
 
 
 @dataclass(frozen=True)
@@ -144,12 +152,71 @@ def plan_memory(
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that are free; None where there is no such device."""
+    """Bytes that are free, those that PyTorch keeps for itself included; None where there is no
+    such device."""
     if device.type != "cuda":
         return int(psutil.virtual_memory().available)
     if not torch.cuda.is_available():
         return None
-    return int(torch.cuda.mem_get_info(device)[0])
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + kept
+
+
+def request_memory(
+    facts: LatentFacts, images: int, height: int, width: int, *, draws: int = 0, decoded: bool
+) -> int:
+    """Bytes that a request takes at least, whatever the networks need: the state of the sampler
+    before and after a step, ``draws`` of noise, and float32 pixels, once by image and once
+    together. Buffers that may be there from the request before do not count.
+    """
+    latents = images * facts.channels * (height // facts.scale) * (width // facts.scale) * _FLOAT
+    pixels = images * 3 * height * width * _FLOAT if decoded else 0
+    return (2 + draws) * latents + 2 * pixels
+
+
+def check_request_fits(
+    facts: LatentFacts,
+    images: int,
+    height: int,
+    width: int,
+    *,
+    draws: int = 0,
+    decoded: bool = True,
+    device: torch.device,
+) -> None:
+    """Raises InvalidRequest: the :func:`request_memory` is more than is free on ``device``."""
+    needed = request_memory(facts, images, height, width, draws=draws, decoded=decoded)
+    if needed < _WORTH_ASKING:
+        return
+    free = free_memory(device)
+    if free is not None and needed > free:
+        what = f"{images} images" if images > 1 else "an image"
+        raise InvalidRequest(
+            f"{what} of {height} by {width} pixels"
+            + (f" with {draws} draws of noise" if draws else "")
+            + f" would take at least {_size(needed)} of memory on {device.type}, and "
+            f"{_size(free)} are free: ask for fewer, smaller ones, or fewer steps"
+        )
+
+
+@contextmanager
+def naming_memory_failures(let_go: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Within, an allocation that fails is a NotEnoughMemory, after ``let_go`` has freed what can be
+    made again. Whatever the failed work had made is free by then too."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)
+        let_go()
+        if isinstance(error, KdrtError):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise NotEnoughMemory(
+            f"memory ran out ({reason}): make fewer or smaller images at a time, call "
+            "enable_vae_tiling(), load with low_vram=True, or end other programs"
+        ) from error
 
 
 def _part(bundle: Bundle, engine: str, component: str) -> Part:

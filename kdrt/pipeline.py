@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import warnings
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from kdrt.adapters.ip_adapter import ImagePrompts, Pictures
 from kdrt.adapters.lora import LoraStack
 from kdrt.adapters.switches import AdapterSwitches
 from kdrt.bundle import Bundle, open_bundle
+from kdrt.calls import Calls
 from kdrt.denoiser import is_doubled
 from kdrt.denoising import Denoising
 from kdrt.engine_store import load_engines
@@ -27,7 +28,8 @@ from kdrt.graphs import GraphLevel, graph_level
 from kdrt.grid import training_table
 from kdrt.images import Images, OutputType, to_images
 from kdrt.latents import check_latents
-from kdrt.parameters import parameters_of
+from kdrt.memory import naming_memory_failures
+from kdrt.parameters import Parameters, parameters_of
 from kdrt.previews import Previewer, PreviewStep
 from kdrt.prompt import (
     COMMA_BACKTRACK,
@@ -41,15 +43,19 @@ from kdrt.prompt import (
 from kdrt.request import Job, Request
 from kdrt.resolve import resolve
 from kdrt.safety import ImageFilter, SafetyChecker, looked_at
+from kdrt.sampling import ForeignPlan
 from kdrt.shortcuts import SHALLOW_UNET
 from kdrt.size_conditioning import Size, SizeConditioning
 from kdrt.streams import OwnStream
+from kdrt.torch_modes import neutral_modes
 from kdrt.turns import Turns
 from kdrt.vae import Vae, VaeSwitches
 from kdrt.variants import ComponentLoader, Variants
 from kdrt_engines import Engine
 
 
+@naming_memory_failures()
+@neutral_modes()
 def load(
     name_or_path: str | os.PathLike[str] | Bundle,
     *,
@@ -76,6 +82,7 @@ def load(
         EngineUnavailable: the engine is not on this machine, or not in the bundle.
         EngineRejected: a built engine is missing or must not be used, and there is no fallback.
         InvalidRequest: an unknown engine or graph level, or one that is not possible here.
+        NotEnoughMemory: it does not fit.
 
     Warns:
         FallbackWarning: a component runs on the other engine, and why.
@@ -97,7 +104,9 @@ class Pipeline(AdapterSwitches, VaeSwitches):
     """Text to image with one model.
 
     Buffers are made for a size when it is first asked for and used again for the next pictures of
-    that size, so a pipeline is not for several threads at once.
+    that size. So calls take turns: one from another thread waits until that at work is over, and
+    one from within a callback, or from within the steps of a generation, is refused. A pipeline
+    belongs to the process that loaded it, not to those forked from it.
 
     Attributes:
         safety_checker: blacks out what it flags; None where the bundle has none, or to turn it
@@ -114,6 +123,7 @@ class Pipeline(AdapterSwitches, VaeSwitches):
         InvalidRequest: that graph level is not possible on this device.
     """
 
+    @neutral_modes()
     def __init__(
         self,
         bundle: Bundle,
@@ -124,6 +134,7 @@ class Pipeline(AdapterSwitches, VaeSwitches):
         turns: Turns | None = None,
     ) -> None:
         self.bundle = bundle
+        self._calls = Calls(let_go=self._let_go)
         # What is loaded when it is first asked for must not be asked for by making a copy.
         self.engines = ChainMap[str, Engine]({}, engines)  # type: ignore[arg-type]
         self._unet = engines["unet"]
@@ -133,7 +144,6 @@ class Pipeline(AdapterSwitches, VaeSwitches):
         self._prompts = PromptEncoder(bundle, engines)
         self.vae = Vae(self.engines, bundle.manifest.latents)
         self._previewer = Previewer(bundle.manifest.latents, engines.get("preview_decoder"))
-        self._running: object = None
         self.safety_checker: SafetyChecker | None = None
         if "safety_checker" in engines:
             self.safety_checker = SafetyChecker(engines["safety_checker"])
@@ -159,6 +169,13 @@ class Pipeline(AdapterSwitches, VaeSwitches):
         self.vae.release()
         if self.safety_checker is not None:
             self.safety_checker.release()
+
+    def _let_go(self) -> None:
+        """Free what the next call can make again."""
+        self._prompts.release()
+        self._denoising.clear()
+        self._release_vae()
+        torch.cuda.empty_cache()
 
     def _use(self, engines: Mapping[str, Engine]) -> None:
         """Go on with other engines, by component, and without what was made with the old ones."""
@@ -307,7 +324,9 @@ class Pipeline(AdapterSwitches, VaeSwitches):
         Raises:
             InvalidRequest: an argument is wrong; nothing has been computed.
             ShapeError: the engine was not made for this size.
+            NotEnoughMemory: memory ran out on the way; the next call works.
             NonFiniteError: the network overflowed.
+            EngineError: the pipeline was loaded in another process.
 
         Warns:
             TruncationWarning: a prompt is too long; see :attr:`Result.truncations`.
@@ -367,13 +386,16 @@ class Pipeline(AdapterSwitches, VaeSwitches):
             output_type=output_type,
             image_filter=image_filter,
         )
-        generation = self._generation(request, watched=progress or callback is not None)
-        with _progress_bar(len(generation), progress) as advance:
-            for step in generation:
-                if callback is not None:
-                    callback(step)
-                advance()
-        return generation.result()
+        if callback is not None:
+            callback = self._calls.users(callback)
+        with self._calls.one():
+            generation = self._generation(request, watched=progress or callback is not None)
+            with _progress_bar(len(generation), progress) as advance:
+                for step in generation:
+                    if callback is not None:
+                        callback(step)
+                    advance()
+            return generation.result()
 
     def steps(
         self,
@@ -387,6 +409,9 @@ class Pipeline(AdapterSwitches, VaeSwitches):
             for step in generation:
                 print(step.index, step.sigma)
             generation.result().save("circle.png")
+
+        From its first step until its last, or until it is closed or let go, no other call of the
+        pipeline can begin. What has changed before the first step counts: a LoRA, a learned token.
 
         Args:
             prompt: what to show.
@@ -406,26 +431,41 @@ class Pipeline(AdapterSwitches, VaeSwitches):
         unknown = arguments.keys() - known
         if unknown:
             raise TypeError(f"steps() has no argument {', '.join(map(repr, sorted(unknown)))}")
-        return self._generation(
-            Request(
-                prompt=prompt,
-                negative_prompt=negative_prompt,
-                sizes=SizeConditioning(**sizes),
-                **arguments,
-            )
+        request = Request(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            sizes=SizeConditioning(**sizes),
+            **arguments,
         )
+        with self._calls.one():
+            return self._generation(request)
 
     def _generation(self, request: Request, *, watched: bool = True) -> Generation:
         """Check, encode, and leave the rest to whoever asks for steps. Not ``watched``, the last
         step may be the only one."""
         if request.has_image_prompt and not self._unet.spec.has_input("ip_scale"):
             self.use_variant(IP_ADAPTER, ["unet"])
-        job = resolve(request, self.bundle.manifest, self._unet.spec, self._noise_schedule)
+        unet = self._unet.spec
+        job = self._resolved(request)
         asked = job.plan.needs_unconditional
-        doubled = is_doubled(self._unet.spec, job.guidance_scale, asked=asked)
-        positive, negative, truncations = self._encode(job, doubled=doubled)
+        doubled = is_doubled(unet, job.guidance_scale, asked=asked)
+        encoded = self._encode(job, doubled=doubled)
+        version, truncations = self._prompts.version, encoded[2]
         for truncation in truncations:
             warnings.warn(str(truncation), TruncationWarning, stacklevel=3)
+        chunks = -(-encoded[0].length // self.bundle.manifest.text_encoders[0].max_length)
+        parameters: list[Parameters] = []
+
+        def run() -> Generator[PreviewStep, None, Tensor]:
+            positive, negative, _ = encoded
+            if self._unet.spec != unet:
+                raise InvalidRequest(
+                    "another variant is in use than when these steps were asked for; ask again"
+                )
+            if self._prompts.version != version:
+                positive, negative, _ = self._encode(job, doubled=doubled)
+            parameters.extend(parameters_of(job, self.bundle.manifest, self.loras.values()))
+            return (yield from self._run(job, positive, negative, watched=watched))
 
         def finish(latents: Tensor) -> Result:
             check_latents(latents)
@@ -434,14 +474,26 @@ class Pipeline(AdapterSwitches, VaeSwitches):
                 images=images,
                 nsfw=nsfw,
                 seeds=list(job.seeds),
-                parameters=parameters_of(job, self.bundle.manifest, self.loras.values()),
+                parameters=parameters,
                 truncations=truncations,
                 is_latent=request.output_type == "latent",
-                chunks=-(-positive.length // self.bundle.manifest.text_encoders[0].max_length),
+                chunks=chunks,
             )
 
-        run = self._run(job, positive, negative, watched=watched)
-        return Generation(job.plan.steps, self.stream.over(run), self.stream.calling(finish))
+        steps = self._calls.over(self.stream.over(run()))
+        return Generation(job.plan.steps, steps, self._calls.function(self.stream.calling(finish)))
+
+    def _resolved(self, request: Request) -> Job:
+        unet = self._unet
+        job = resolve(request, self.bundle.manifest, unet.spec, self._noise_schedule, unet.device)
+        # Its own functions run outside of the call.
+        image_filter, plan = job.request.image_filter, job.plan
+        if image_filter is not None:
+            own = replace(job.request, image_filter=self._calls.users(image_filter))
+            job = replace(job, request=own)
+        if isinstance(plan, ForeignPlan):
+            job = replace(job, plan=replace(plan, function=self._calls.users(plan.function)))
+        return job
 
     def _images(self, job: Job, latents: Tensor) -> tuple[Images, list[bool] | None]:
         """What a job's last latents become, and which pictures were blacked out."""
@@ -487,8 +539,9 @@ class Pipeline(AdapterSwitches, VaeSwitches):
             prompt_weighting=prompt_weighting,
             comma_backtrack=comma_backtrack,
         )
-        job = resolve(request, self.bundle.manifest, self._unet.spec, self._noise_schedule)
-        positive, negative, truncations = self._encode(job, doubled=True)
+        with self._calls.one():
+            job = self._resolved(request)
+            positive, negative, truncations = self._encode(job, doubled=True)
         assert negative is not None  # there is a second half
         for truncation in truncations:
             warnings.warn(str(truncation), TruncationWarning, stacklevel=2)
@@ -526,10 +579,10 @@ class Pipeline(AdapterSwitches, VaeSwitches):
 
     def _run(
         self, job: Job, positive: Conditioning, negative: Conditioning | None, *, watched: bool
-    ) -> Iterator[PreviewStep]:
-        """Sample, step by step. The last step's latents are the result."""
-        self._running = running = object()
-        decode = self.stream.calling(self.vae.decoder)
+    ) -> Generator[PreviewStep, None, Tensor]:
+        """Sample, step by step; the latents of the last are the result."""
+        decode = self._calls.function(self.stream.calling(self.vae.decoder))
+        preview = self._calls.function(self._previewer)
         for step in self._denoising.sample(job, positive, negative, watched=watched):
             yield PreviewStep(
                 step.index,
@@ -537,14 +590,10 @@ class Pipeline(AdapterSwitches, VaeSwitches):
                 step.sigma_next,
                 step.latents,
                 step.denoised,
-                self._previewer,
+                preview,
                 decode,
             )
-            if self._running is not running:
-                raise InvalidRequest(
-                    "these steps cannot go on: their pipeline has started on other pictures in "
-                    "the same buffers; finish one run before the next, or load a second pipeline"
-                )
+        return step.latents.clone()  # others may use the buffers before this is decoded
 
 
 @contextmanager

@@ -65,7 +65,7 @@ def _pictures(pixels: Tensor) -> list[Image.Image]:
 class PreviewStep(Step):
     """A completed step of a pipeline: `kdrt.Step`, and a look at the picture."""
 
-    previewer: Previewer = field(repr=False)
+    previewer: Callable[[Tensor], list[Image.Image]] = field(repr=False)
     decoder: Callable[[Tensor], Tensor] = field(repr=False)
 
     def preview(self) -> list[Image.Image]:

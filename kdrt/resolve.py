@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from numbers import Real
 from typing import cast, get_args
 
+import torch
 from torch import Tensor
 
 from kdrt.adapters.ip_adapter import image_scale
@@ -22,6 +24,7 @@ from kdrt.freeu import FreeU, preset
 from kdrt.grid import check_start, grid_of
 from kdrt.images import OutputType
 from kdrt.init_image import read_init_image, with_defaults
+from kdrt.memory import check_request_fits
 from kdrt.prompt import Conditioning, Weighting, WeightingMode, hidden_layer
 from kdrt.prompt.given import given_conditioning
 from kdrt.request import Job, Request, latent_shape
@@ -31,9 +34,15 @@ from kdrt.shortcuts import DEEP_CACHE, DEEP_FEATURE, SHALLOW_UNET, Shortcuts, ev
 from kdrt.size_conditioning import AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE, TimeIds
 from kdrt_engines import EngineSpec
 
+_CPU = torch.device("cpu")
+
 
 def resolve(
-    request: Request, manifest: Manifest, unet: EngineSpec, noise_schedule: NoiseSchedule
+    request: Request,
+    manifest: Manifest,
+    unet: EngineSpec,
+    noise_schedule: NoiseSchedule,
+    device: torch.device = _CPU,
 ) -> Job:
     """Check a request against a model, and fill in its defaults.
 
@@ -42,9 +51,11 @@ def resolve(
         manifest: the model's facts and defaults.
         unet: inputs of the loaded UNet, which say what it can be asked for.
         noise_schedule: the model's training table.
+        device: where it will be computed.
 
     Raises:
-        InvalidRequest: any argument is wrong; the message says what is allowed.
+        InvalidRequest: any argument is wrong, or there is not enough memory for what they ask
+            together; the message says what is allowed.
     """
     _check_family(request, manifest)
     positive = _positive(request, unet)
@@ -54,6 +65,14 @@ def resolve(
     per_prompt = whole("images_per_prompt", request.images_per_prompt, 1)
     height, width = _size(request, manifest)
     images = len(prompts[0]) * per_prompt
+    check_fits = partial(
+        check_request_fits,
+        manifest.latents,
+        images,
+        decoded=request.output_type != "latent",
+        device=device,
+    )
+    check_fits(height, width)  # a picture to begin with is brought to this size
     request = with_defaults(request, manifest)
     init_image = read_init_image(request, manifest, unet, images)
     if init_image is not None:
@@ -77,6 +96,7 @@ def resolve(
         guidance_scale = manifest.default_guidance_scale
     image_scale(request.ip_adapter_scale)
     planned = _plan(request, manifest, noise_schedule)
+    check_fits(height, width, draws=len(planned.slots) if isinstance(planned, Plan) else 0)
     if planned.needs_unconditional and unet.has_input(GUIDANCE_INPUT):
         raise InvalidRequest(
             f"{planned.sampler} needs results without guidance, and '{manifest.name}' is distilled "

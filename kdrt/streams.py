@@ -7,14 +7,15 @@ work changes hands; the host waits for neither.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 import torch
 
 Value = TypeVar("Value")
+Final = TypeVar("Final")
 Arguments = ParamSpec("Arguments")
 
 
@@ -47,7 +48,7 @@ class OwnStream:
         finally:
             caller.wait_stream(self.stream)
 
-    def over(self, steps: Iterator[Value]) -> Iterator[Value]:
+    def over(self, steps: Generator[Value, None, Final]) -> Generator[Value, None, Final]:
         """The same steps, each made on this stream and handed out on the caller's."""
         return steps if self.stream is None else self._over(steps)
 
@@ -60,19 +61,17 @@ class OwnStream:
 
         return call
 
-    def _over(self, steps: Iterator[Value]) -> Iterator[Value]:
+    def _over(self, steps: Generator[Value, None, Final]) -> Generator[Value, None, Final]:
         try:
             while True:
                 with self.active():
                     try:
                         step = next(steps)
-                    except StopIteration:
-                        return
+                    except StopIteration as end:
+                        return cast(Final, end.value)
                 yield step
         finally:
-            close = getattr(steps, "close", None)
-            if close is not None:
-                close()
+            steps.close()
 
 
 class HasPipeline(Protocol):

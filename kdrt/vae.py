@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from kdrt.bundle import LatentFacts
+from kdrt.calls import Calls
 from kdrt.checks import whole
 from kdrt.errors import BundleError, InvalidRequest
 from kdrt.latents import Decoder, Encoder
@@ -114,14 +115,17 @@ class VaeSwitches:
     """The VAE's switches on a pipeline."""
 
     vae: Vae
+    _calls: Calls
 
     def enable_vae_slicing(self) -> None:
         """Pass pictures of a batch through the VAE one by one: the default."""
-        self.vae.slicing = True
+        with self._calls.one():
+            self.vae.slicing = True
 
     def disable_vae_slicing(self) -> None:
         """Pass the whole batch through the VAE at once: faster where memory allows."""
-        self.vae.slicing = False
+        with self._calls.one():
+            self.vae.slicing = False
 
     def enable_vae_tiling(self, tile: int | None = None, overlap: float = 0.25) -> None:
         """Pass pictures larger than a tile through the VAE in overlapping tiles.
@@ -136,8 +140,10 @@ class VaeSwitches:
         Raises:
             InvalidRequest: no multiple of the VAE's scale, or an overlap outside of [0, 1).
         """
-        self.vae.tiling = self.vae.tiling_of(tile, overlap)
+        with self._calls.one():
+            self.vae.tiling = self.vae.tiling_of(tile, overlap)
 
     def disable_vae_tiling(self) -> None:
         """Run the VAE on whole pictures wherever the engine can."""
-        self.vae.tiling = None
+        with self._calls.one():
+            self.vae.tiling = None

@@ -12,6 +12,8 @@ from pathlib import Path
 from kdrt.adapters import textual_inversion
 from kdrt.adapters.lora import NETWORKS, Changed, Lora, LoraStack, LoraSwap, Scale
 from kdrt.adapters.lora_file import LoraFile
+from kdrt.bundle import Bundle
+from kdrt.calls import Calls
 from kdrt.errors import InvalidRequest
 from kdrt.prompt import PromptEncoder
 from kdrt.variants import Variants
@@ -21,7 +23,9 @@ from kdrt_engines import Engine
 class AdapterSwitches(ABC):
     """LoRAs, variants and learned tokens of a pipeline."""
 
+    bundle: Bundle
     engines: MutableMapping[str, Engine]
+    _calls: Calls
     _prompts: PromptEncoder
     _loras: LoraStack
     _variants: Variants
@@ -60,7 +64,7 @@ class AdapterSwitches(ABC):
             AdapterWarning: some of its layers do not exist in this model.
         """
         source = path if isinstance(path, LoraFile) else Path(path)
-        with self._nothing_stale():
+        with self._calls.one(), self._nothing_stale():
             return self._swap(
                 self._loras.load(self.engines, source, name, scale, allow_pickle=allow_pickle)
             )
@@ -71,7 +75,7 @@ class AdapterSwitches(ABC):
         Raises:
             InvalidRequest: a name is not loaded, or a scale is no finite number.
         """
-        with self._nothing_stale():
+        with self._calls.one(), self._nothing_stale():
             return self._swap(self._loras.set(self.engines, scales))
 
     def unload_loras(self, *names: str) -> LoraSwap:
@@ -80,7 +84,7 @@ class AdapterSwitches(ABC):
         Raises:
             InvalidRequest: a name is not loaded.
         """
-        with self._nothing_stale():
+        with self._calls.one(), self._nothing_stale():
             return self._swap(self._loras.unload(self.engines, names or tuple(self.loras)))
 
     def use_variant(self, name: str | None, parts: Sequence[str] | None = None) -> None:
@@ -93,11 +97,12 @@ class AdapterSwitches(ABC):
         Raises:
             InvalidRequest: the bundle has no such variant; the message says what to export.
         """
-        components = self._variants.choose(name, parts)
-        engines = self._variants.load(components, self.engines)
-        with_loras, _ = self._loras.move(components, ChainMap(engines, self.engines))
-        self._variants.chosen(components)
-        self._use(engines | with_loras)
+        with self._calls.one():
+            components = self._variants.choose(name, parts)
+            engines = self._variants.load(components, self.engines)
+            with_loras, _ = self._loras.move(components, ChainMap(engines, self.engines))
+            self._variants.chosen(components)
+            self._use(engines | with_loras)
 
     @property
     def variants_in_use(self) -> dict[str, str]:
@@ -138,23 +143,25 @@ class AdapterSwitches(ABC):
         Returns:
             The tokens, to be written in prompts.
         """
-        return textual_inversion.load(
-            self._prompts,
-            source,
-            token,
-            component=component,
-            weight_name=weight_name,
-            allow_pickle=allow_pickle,
-            pool_at_learned=pool_at_learned,
-            hub_options=hub_options,
-        )
+        with self._calls.one():
+            return textual_inversion.load(
+                self._prompts,
+                source,
+                token,
+                component=component,
+                weight_name=weight_name,
+                allow_pickle=allow_pickle,
+                pool_at_learned=pool_at_learned,
+                hub_options=hub_options,
+            )
 
     def unload_textual_inversion(
         self, token: str | Sequence[str] | None = None, *, component: str | None = None
     ) -> None:
         """Forget learned tokens, None all of them; prompts then become, bit by bit, what they were
         before. Raises InvalidRequest: a token is not loaded."""
-        textual_inversion.unload(self._prompts, token, component=component)
+        with self._calls.one():
+            textual_inversion.unload(self._prompts, token, component=component)
 
     def textual_inversions(self, component: str | None = None) -> dict[str, int]:
         """The learned tokens of one text encoder or of all, and how many vectors each has."""

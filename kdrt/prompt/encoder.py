@@ -48,6 +48,9 @@ class Encoded:
 class TextEncoder:
     """One text encoder: its tokenizer, its token embeddings, its engine, and its memory.
 
+    Attributes:
+        times_invalidated: how often it forgot what it made of prompts.
+
     Raises:
         BundleError: a file of the encoder cannot be read.
     """
@@ -59,6 +62,7 @@ class TextEncoder:
         self._engine = engine
         self._embedding = _token_embedding(bundle, facts)
         self._binding: Binding | None = None
+        self.times_invalidated = 0
         self._remembered: Recent[tuple[str, int, Weighting], Encoded] = Recent(REMEMBERED_PROMPTS)
 
     def encode(self, prompt: str, clip_skip: int = 0, weighting: Weighting = PLAIN) -> Encoded:
@@ -103,6 +107,7 @@ class TextEncoder:
 
     def invalidate(self) -> None:
         """Forget every prompt: the encoder now makes something else of it."""
+        self.times_invalidated += 1
         self._remembered.clear()
 
     def relearn(self) -> None:
@@ -161,6 +166,11 @@ class PromptEncoder:
         facts = bundle.manifest.text_encoders
         self.encoders = tuple(TextEncoder(bundle, f, engines[f.component]) for f in facts)
         self._pools = bundle.manifest.family == "sdxl"
+
+    @property
+    def version(self) -> int:
+        """Another number whenever a prompt may have become something else."""
+        return sum(encoder.times_invalidated for encoder in self.encoders)
 
     @torch.no_grad()
     def encode(

@@ -214,12 +214,16 @@ class ForeignModel:
         return self.sigmas[-1]
 
     def sigma_to_t(self, sigma: Tensor, quantize: bool | None = None) -> Tensor:
-        steps = torch.tensor([self._table.timestep(s) for s in sigma.flatten().tolist()])
+        steps = torch.tensor(
+            [self._table.timestep(s) for s in sigma.flatten().tolist()], dtype=torch.float32
+        )
         steps = steps.reshape(sigma.shape).to(sigma)
         return steps.round() if quantize else steps
 
     def t_to_sigma(self, t: Tensor) -> Tensor:
-        levels = torch.tensor([self._table.sigma(step) for step in t.flatten().tolist()])
+        levels = torch.tensor(
+            [self._table.sigma(step) for step in t.flatten().tolist()], dtype=torch.float32
+        )
         return levels.reshape(t.shape).to(t)
 
     def timestep(self, sigma: Tensor) -> Tensor:
@@ -367,6 +371,7 @@ class _Worker:
             raise _Left
 
     def _run(self) -> None:
+        _WORKER.is_one = True
         with torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext():
             try:
                 self.result = self._function(self._switch)
@@ -377,21 +382,31 @@ class _Worker:
         self._seen.put(None)
 
 
+_GLOBAL_GENERATOR = threading.Lock()
+_WORKER = threading.local()
+
+
 class _OwnRandomState:
     """Within: a state of PyTorch's global CPU generator that goes on from one entry to the next.
-    Outside: the caller's, untouched."""
+    Outside: the caller's, untouched. The process has one such generator, so two runs at once wait
+    for each other; but not a run inside of another's function, which waits for it."""
 
     def __init__(self, seed: int) -> None:
         self._own = torch.Generator().manual_seed(seed).get_state()
         self._callers = self._own
+        self._waits = not hasattr(_WORKER, "is_one")
 
     def __enter__(self) -> None:
+        if self._waits:
+            _GLOBAL_GENERATOR.acquire()
         self._callers = torch.get_rng_state()
         torch.set_rng_state(self._own)
 
     def __exit__(self, *exception: object) -> None:
         self._own = torch.get_rng_state()
         torch.set_rng_state(self._callers)
+        if self._waits:
+            _GLOBAL_GENERATOR.release()
 
 
 def _checked(result: Any, planned: ForeignPlan, latents: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ class SeededNoise:
         Overlapping slots are correlated as `correlate` says. Calling again goes on with the
         same generators.
         """
-        noise = torch.empty((len(slots), *self._latents.shape))
+        noise = torch.empty((len(slots), *self._latents.shape), dtype=torch.float32)
         if not slots:
             return noise.to(self._device)
         for image, generator in enumerate(self._generators):
@@ -81,12 +81,14 @@ class SeededNoise:
     def another(self, image: int) -> Tensor:
         """One more draw from an image's generator, float32 ``[C, H, W]``: the noise of a run whose
         steps are not known beforehand."""
-        draw = torch.empty(self._shape).normal_(generator=self._generators[image])
+        draw = torch.empty(self._shape, dtype=torch.float32).normal_(
+            generator=self._generators[image]
+        )
         return draw.to(self._device)
 
     def _successive(self, generator: torch.Generator, count: int) -> Tensor:
         """``count`` draws, one after the other: ``[count, C, H, W]``."""
-        draws = torch.empty((count, *self._shape))
+        draws = torch.empty((count, *self._shape), dtype=torch.float32)
         if math.prod(self._shape) % _LANES == 0:
             return draws.normal_(generator=generator)
         for draw in draws.unbind():
@@ -143,7 +145,7 @@ class BrownianNoise:
             InvalidRequest: a slot outside the range of the tree, or one of churn, whose noise
                 lies on no Brownian path.
         """
-        noise = torch.empty((len(slots), *self._shape))
+        noise = torch.empty((len(slots), *self._shape), dtype=torch.float32)
         for index, slot in enumerate(slots):
             low, high = _float32(slot.sigma_next), _float32(slot.sigma)
             if not self._low <= low < high <= self._high:
@@ -170,8 +172,10 @@ def correlate(noise: Tensor, slots: Sequence[NoiseSlot]) -> None:
     for chain in _overlapping(slots):
         index = torch.tensor([index for index, _ in chain])
         shape = (len(chain), *(1,) * (noise.dim() - 1))
-        shared = torch.tensor([math.sqrt(rho) for _, rho in chain]).view(shape)
-        own = torch.tensor([math.sqrt(1 - rho) for _, rho in chain]).view(shape)
+        shared = torch.tensor([math.sqrt(rho) for _, rho in chain], dtype=torch.float32).view(shape)
+        own = torch.tensor([math.sqrt(1 - rho) for _, rho in chain], dtype=torch.float32).view(
+            shape
+        )
         # Products and sum apart: rounded as one, they would depend on an element's place in the
         # batch, where vector and remainder lanes differ.
         noise[index] = noise[index] * own + noise[index - 1] * shared

@@ -1,0 +1,218 @@
+"""The calls of a pipeline, one at a time.
+
+Whatever a pipeline does writes into the same buffers, so its calls exclude each other: another
+thread waits until a call is over. A generation in steps is one call, from its first step to its
+last. Code of the user's that runs in between (a callback, the body of a loop over the steps) is
+outside: it may use what it was handed, but a call that it begins would wait for itself, and is
+refused.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from threading import Thread, current_thread
+from typing import Any, ParamSpec, TypeVar, cast
+
+from kdrt.errors import EngineError, InvalidRequest
+from kdrt.memory import naming_memory_failures
+from kdrt.torch_modes import neutral_modes
+
+Value = TypeVar("Value")
+Final = TypeVar("Final")
+Arguments = ParamSpec("Arguments")
+
+
+class Calls:
+    """Lets one call of a pipeline at a time use its buffers.
+
+    Args:
+        let_go: called when memory did not suffice, to free what can be made again.
+    """
+
+    def __init__(self, let_go: Callable[[], object]) -> None:
+        self._let_go = let_go
+        self._process = os.getpid()
+        self._free = threading.Lock()
+        self._counting = threading.RLock()  # the garbage collector may come to leave in between
+        self._call: _Call | None = None
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Within: one call, or a part of that in whose middle kdrt itself is.
+
+        Raises:
+            InvalidRequest: this thread is outside, in the middle of a call.
+            EngineError: this process was forked from the one that loaded the pipeline.
+        """
+        call = self._begin()
+        try:
+            with call.inside():
+                yield
+        finally:
+            self._leave(call)
+
+    def over(self, steps: Generator[Value, None, Final]) -> Generator[Value, None, Final]:
+        """The same steps in one call, which begins with the first and ends after the last, or when
+        this iterator is closed or let go."""
+        call = self._begin()
+        try:
+            while True:
+                call.owner = current_thread()
+                with call.inside():
+                    try:
+                        step = next(steps)
+                    except StopIteration as end:
+                        return cast(Final, end.value)
+                yield step
+        finally:
+            steps.close()
+            self._leave(call)
+
+    def function(self, function: Callable[..., Value]) -> Callable[..., Value]:
+        """``function`` as a part of the call in which it was asked for, whichever thread wants it;
+        after that call, as one of its own."""
+        call = self._call
+
+        def run(*arguments: object) -> Value:
+            with self._part_of(call):
+                return function(*arguments)
+
+        return run
+
+    def users(self, function: Callable[Arguments, Value]) -> Callable[Arguments, Value]:
+        """A function of the user's, called outside: in this thread, or in another that works for
+        the call."""
+
+        @wraps(function)
+        def run(*arguments: Arguments.args, **options: Arguments.kwargs) -> Value:
+            assert self._call is not None  # whoever calls this is inside
+            with self._call.outside():
+                return function(*arguments, **options)
+
+        return run
+
+    def _begin(self) -> _Call:
+        if os.getpid() != self._process:
+            raise EngineError(
+                f"this pipeline was loaded in process {self._process}, whose threads this one, "
+                "forked from it, does not have: load it in each worker, or start workers by spawn "
+                "(multiprocessing.get_context('spawn'); gunicorn without --preload)"
+            )
+        call = self._call
+        if call is not None and call.is_of_this_thread():
+            call.check_inside()
+            with self._counting:
+                call.holds += 1
+            return call
+        call = _Call(self._let_go)
+        self._free.acquire()
+        self._call = call
+        return call
+
+    @contextmanager
+    def _part_of(self, call: _Call | None) -> Iterator[None]:
+        with self._counting:
+            goes_on = call is not None and call is self._call
+            if call is not None and goes_on:
+                call.holds += 1
+        if call is None or not goes_on:
+            call = self._begin()
+        try:
+            with call.inside():
+                yield
+        finally:
+            self._leave(call)
+
+    def _leave(self, call: _Call) -> None:
+        with self._counting:
+            call.holds -= 1
+            if call.holds:
+                return
+            self._call = None
+        self._free.release()
+
+
+class _Call:
+    """One call.
+
+    Attributes:
+        holds: how many parts of it are not over; the call is when none is left.
+        owner: the thread that has to go on with it.
+    """
+
+    def __init__(self, let_go: Callable[[], object]) -> None:
+        self.holds = 1
+        self.owner = current_thread()
+        self._helpers: set[Thread] = set()
+        self._let_go = let_go
+        self._working = threading.RLock()
+        self._inside: Thread | None = None
+        self._modes = ExitStack()
+
+    def is_of_this_thread(self) -> bool:
+        """Whether a call begun in this thread would have to wait for itself."""
+        return current_thread() in (self.owner, self._inside, *self._helpers)
+
+    def check_inside(self) -> None:
+        """Raises InvalidRequest: this thread runs the user's code."""
+        if self._inside != current_thread():
+            raise InvalidRequest(
+                "this thread is in the middle of another generation on this pipeline, and both "
+                "need its buffers: take all of its steps or close() it first, or load a second "
+                "pipeline"
+            )
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """Within: code of kdrt's, one thread at a time, in PyTorch's own modes."""
+        me = current_thread()
+        if me in self._helpers:  # whoever waits for it is inside
+            self.check_inside()
+        with self._working:
+            if self._inside == me:
+                yield
+                return
+            with naming_memory_failures(self._let_go), ExitStack() as modes:
+                modes.enter_context(neutral_modes())
+                self._inside, self._modes = me, modes
+                try:
+                    yield
+                finally:
+                    self._inside = None
+
+    @contextmanager
+    def outside(self) -> Iterator[None]:
+        """Within: code of the user's, in the caller's modes."""
+        me, modes = current_thread(), self._modes
+        if self._inside != me:
+            self._helpers.add(me)
+            try:
+                yield
+            finally:
+                self._helpers.discard(me)
+            return
+        self._inside = None
+        modes.close()
+        try:
+            yield
+        finally:
+            modes.enter_context(neutral_modes())
+            self._inside, self._modes = me, modes
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def one_call(method: Method) -> Method:
+    """A method of what wraps a pipeline in ``self.pipeline``, as one of the pipeline's calls."""
+
+    @wraps(method)
+    def call(self: Any, *arguments: Any, **options: Any) -> Any:
+        with self.pipeline._calls.one():
+            return method(self, *arguments, **options)
+
+    return cast(Method, call)
