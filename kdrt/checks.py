@@ -10,26 +10,58 @@ from typing import Any
 
 from kdrt.errors import InvalidRequest
 
+MOST = 2**31 - 1
+"""Of whole numbers that no narrower range is known for."""
 
-def whole(name: str, value: object, least: int) -> int:
-    """``value`` as an int of at least ``least``; NumPy's integers count, booleans do not."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise InvalidRequest(f"{name} must be a whole number of at least {least}, not {value!r}")
+MOST_SIDE = 16_383
+"""Of an image, in pixels: WebP's limit, the lowest of the formats that are written."""
+
+MOST_STEPS = 10_000
+"""Of a run, as in ComfyUI."""
+
+MOST_TEXT = 100_000
+"""Characters of a prompt. The longest that web UIs are given hold a few thousand."""
+
+_SHOWN = 80
+"""Characters of a wrong value in a message."""
+
+
+def whole(name: str, value: object, least: int, most: int = MOST) -> int:
+    """``value`` as an int from ``least`` to ``most``; NumPy's integers count, booleans do not."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+        raise InvalidRequest(
+            f"{name} must be a whole number of at least {least}, not {shown(value)}"
+        )
+    if int(value) > most:
+        raise InvalidRequest(f"{name} must be at most {most}, not {shown(value)}")
     return int(value)
 
 
-def amount(name: str, value: object) -> float:
-    """``value`` as a finite float of at least 0."""
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    if not 0 <= number < math.inf:
-        raise InvalidRequest(f"{name} must be a finite number of at least 0, not {value!r}")
+def finite(value: object) -> float | None:
+    """``value`` as a finite float; None for what is none, booleans and strings included."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def amount(name: str, value: object, most: float = math.inf) -> float:
+    """``value`` as a finite float from 0 to ``most``."""
+    number = finite(value)
+    if number is None or number < 0:
+        raise InvalidRequest(f"{name} must be a finite number of at least 0, not {shown(value)}")
+    if number > most:
+        raise InvalidRequest(f"{name} must be at most {most:g}, not {shown(value)}")
     return number
 
 
 def pair(name: str, value: object) -> tuple[int, int]:
     """``value`` as two whole numbers of at least 0."""
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
-        raise InvalidRequest(f"{name} must be two whole numbers, not {value!r}")
+        raise InvalidRequest(f"{name} must be two whole numbers, not {shown(value)}")
     return whole(name, value[0], 0), whole(name, value[1], 0)
 
 
@@ -47,13 +79,39 @@ def texts(name: str, value: object, count: int | None = None) -> tuple[str, ...]
     With a ``count``, a single string is repeated, and a sequence must have that many.
     """
     if isinstance(value, str):
-        return (value,) * (count or 1)
-    if not isinstance(value, Sequence) or not all(isinstance(text, str) for text in value):
-        raise InvalidRequest(f"{name} must be a string or a list of strings, not {value!r}")
+        return (text(name, value),) * (count or 1)
+    if not isinstance(value, Sequence) or not all(isinstance(each, str) for each in value):
+        raise InvalidRequest(f"{name} must be a string or a list of strings, not {shown(value)}")
     if not value:
         raise InvalidRequest(f"{name} is an empty list; give at least one string")
     if count is not None and len(value) != count:
         raise InvalidRequest(
             f"{len(value)} strings in {name} for {count} prompts: give one for each, or one for all"
         )
-    return tuple(value)
+    return tuple(text(name, each) for each in value)
+
+
+def text(name: str, value: str) -> str:
+    """``value``, after a look at its length and at its characters."""
+    if len(value) > MOST_TEXT:
+        raise InvalidRequest(
+            f"{name} is {len(value)} characters long; at most {MOST_TEXT} are allowed"
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"{name} holds half a character ({value[error.start]!a} at position {error.start}), "
+            "as text that is not UTF-8 does; give it as UTF-8"
+        ) from None
+    return value
+
+
+def shown(value: object) -> str:
+    """``value`` for a message: its ``repr``, cut short."""
+    try:
+        said = repr(value)
+    except Exception:  # Python prints no integer of more than 4300 digits, in a list neither
+        bits = f" of {value.bit_length()} bits" if isinstance(value, int) else ""
+        said = f"{type(value).__name__}{bits}"
+    return said if len(said) <= _SHOWN else f"{said[:_SHOWN]}…"

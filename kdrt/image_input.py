@@ -1,24 +1,50 @@
-"""Pictures and masks as users have them, as tensors the networks read.
+"""Images and masks as users have them, as tensors the networks read.
 
-A picture may be a PIL image, an array ``[H, W, 3]`` or a tensor ``[3, H, W]``; a mask a PIL image,
-an array ``[H, W]`` or a tensor ``[1, H, W]``; each alone, in a list, or with a batch dimension in
-front. Numbers are 0 to 255 as uint8, or floats from 0 to 1.
+An image may be a PIL image of any mode, an array ``[H, W, 3]`` or a tensor ``[3, H, W]``; a mask a
+PIL image, an array ``[H, W]`` or a tensor ``[1, H, W]``; each alone, in a list, or with a batch
+dimension in front. Numbers are 0 to 255 as uint8, 0 to 65535 as uint16, or floats from 0 to 1.
+
+Alpha, as a fourth channel or as a PIL image has it: images are composited on white, as the
+AUTOMATIC1111 web UI does, so that no hidden colour shows. In a mask of a single colour that is
+drawn on nothing, alpha is the mask; where colour and alpha both vary, nobody can tell what is
+meant, and it is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from kdrt.checks import MOST_SIDE
 from kdrt.errors import InvalidRequest
+from kdrt.paths import user_path
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+_FULL = {"bool": 1, "uint8": 255, "uint16": 65535}
+"""What white is, by dtype; of floats it is 1."""
+
+_DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
+"""The modes of grey with more than 8 bits, which Pillow would clip."""
+
+_RANGES = {"I": (255, 65535, 2**31 - 1), "F": (1, 255, 65535)}
+"""What white may be in modes that do not say it."""
+
+_SAME_COLOUR = 8 / 255
+"""How far the colours of a mask of one colour may lie apart: lossy files blur them."""
+
+_MOST_LONGER = 100
+"""How many times as long as wide an image may be for CLIP: its shorter side is brought to a fixed
+size, and the longer one with it."""
 
 
 def pictures(
@@ -28,33 +54,81 @@ def pictures(
     height: int | None = None,
     width: int | None = None,
 ) -> Tensor:
-    """Pictures as float32 ``[B, 3, H, W]`` in [-1, 1].
+    """Images as float32 ``[B, 3, H, W]`` in [-1, 1].
 
     PIL images are turned upright, flattened to RGB and resized (Lanczos) to ``height`` by
-    ``width``; what is None follows from the first picture, cut down to a multiple of ``scale``.
+    ``width``; what is None follows from the first image, cut down to a multiple of ``scale``.
     Arrays and tensors must have the right size.
 
     Args:
         name: of the argument, for errors.
-        value: one picture or several.
+        value: one image or several.
         scale: of the VAE; both sides become multiples of it.
         height: rows asked for.
         width: columns asked for.
 
     Raises:
-        InvalidRequest: no pictures, pictures of different sizes, or numbers out of range.
+        InvalidRequest: no images, images of different sizes, damaged ones, or numbers out of
+            range.
     """
     return _read(name, value, scale, height, width, channels=3).mul_(2).sub_(1)
 
 
 def masks(name: str, value: object, height: int, width: int) -> Tensor:
     """Masks as float32 ``[B, 1, H, W]`` in [0, 1]; PIL images are resized as :func:`pictures`
-    does, to the size of the picture that they belong to.
+    does, to the size of the image that they belong to.
 
     Raises:
-        InvalidRequest: as :func:`pictures`.
+        InvalidRequest: as :func:`pictures`; or alpha that may or may not be meant; or a mask that
+            is 0 and 1 where 255 is white.
     """
-    return _read(name, value, 1, height, width, channels=1)
+    result = _read(name, value, 1, height, width, channels=1)
+    if 0 < result.max() <= 1 / 255:
+        raise InvalidRequest(
+            f"{name} is black but for values of at most 1 in 255, so nothing would be repainted; "
+            "if 1 stands for white, give booleans or floats"
+        )
+    return result
+
+
+def rgb(name: str, image: Image.Image) -> Image.Image:
+    """A PIL image of any mode upright and as RGB: alpha on white, deeper modes scaled.
+
+    Raises:
+        InvalidRequest: it is damaged, or of values whose range nobody can tell.
+    """
+    return _flat(name, image, channels=3)
+
+
+def open_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Open an image file; its pixels are not read yet. Only regular files are: anything else may
+    never end.
+
+    Raises:
+        InvalidRequest: there is no such file, or it is no image that Pillow reads.
+    """
+    file = user_path(path)
+    if file.exists() and not file.is_file():
+        raise InvalidRequest(f"cannot read {path}: it is not a file")
+    with readable(str(path)):
+        image = Image.open(file)
+        if image.format == "EPS":  # a program, which Pillow has Ghostscript run
+            raise InvalidRequest(f"cannot read {path}: PostScript is not read")
+    return image
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Whatever Pillow raises on damaged files as a sentence: it has no exception of its own for
+    that, and hands on those of many decoders."""
+    try:
+        yield
+    except InvalidRequest:
+        raise
+    except Exception as error:
+        system = error.strerror if isinstance(error, OSError) else None
+        reason = system or f"it is no picture, or damaged, or too large ({_said(error)})"
+        raise InvalidRequest(f"cannot read {name}: {reason}") from error
 
 
 def clip_pixels(
@@ -63,12 +137,15 @@ def clip_pixels(
     mean: Sequence[float] = CLIP_MEAN,
     std: Sequence[float] = CLIP_STD,
 ) -> Tensor:
-    """Pictures as CLIP's vision models read them: the shorter side resized to ``size`` (bicubic),
+    """Images as CLIP's vision models read them: the shorter side resized to ``size`` (bicubic),
     the middle cut out, normalised by channel. As transformers' ``CLIPImageProcessor`` with
     Pillow, to the rounding of the last operation.
 
     Returns:
         float32 ``[B, 3, size, size]``.
+
+    Raises:
+        InvalidRequest: see :func:`rgb`; or an image is empty, or a mere line.
     """
     return torch.stack([_clip_pixels(image, size, mean, std) for image in images])
 
@@ -76,8 +153,13 @@ def clip_pixels(
 def _clip_pixels(
     image: Image.Image, size: int, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
-    image = image.convert("RGB")
+    image = rgb("an image", image)
     shorter, longer = sorted(image.size)
+    if not 0 < longer <= _MOST_LONGER * shorter:
+        raise InvalidRequest(
+            f"an image of {image.width}x{image.height} pixels is too narrow to be looked at: its "
+            f"sides may differ by a factor of {_MOST_LONGER} at most"
+        )
     other = int(size * longer / shorter)
     portrait = image.width <= image.height
     image = image.resize(
@@ -85,7 +167,7 @@ def _clip_pixels(
     )
     left, top = (image.width - size) // 2, (image.height - size) // 2
     image = image.crop((left, top, left + size, top + size))
-    pixels = _from_array(np.asarray(image))
+    pixels = _planes(np.asarray(image))
     return (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
 
@@ -93,15 +175,20 @@ def _read(
     name: str, value: object, scale: int, height: int | None, width: int | None, channels: int
 ) -> Tensor:
     """float32 ``[B, channels, H, W]`` in [0, 1], a copy."""
-    each = list(_each(name, value))
+    each = [_one(name, item, channels) for item in _each(name, value)]
     if not each:
-        raise InvalidRequest(f"{name} is an empty list; give at least one picture")
+        raise InvalidRequest(f"{name} is an empty list; give at least one image")
     rows, columns = _size(each[0])
     height = rows // scale * scale if height is None else height
     width = columns // scale * scale if width is None else width
     if min(height, width) < scale:
         raise InvalidRequest(f"{name} is too small: {columns}x{rows}, at least {scale}x{scale}")
-    return torch.stack([_one(name, item, height, width, channels) for item in each])
+    if max(height, width) > MOST_SIDE:
+        raise InvalidRequest(
+            f"{name} is too large: {columns}x{rows}, and no side may be longer than {MOST_SIDE}; "
+            "give height and width, to which it is resized"
+        )
+    return torch.stack([_sized(name, item, height, width, channels) for item in each])
 
 
 def _each(name: str, value: object) -> Sequence[object]:
@@ -112,62 +199,135 @@ def _each(name: str, value: object) -> Sequence[object]:
     return [value]
 
 
-def _size(item: object) -> tuple[int, int]:
-    """Rows and columns, (0, 0) for what is no picture."""
+def _one(name: str, item: object, channels: int) -> Image.Image | Tensor:
+    """An image as RGB or grey, or float32 planes ``[C, H, W]`` without alpha."""
     if isinstance(item, Image.Image):
-        upright = ImageOps.exif_transpose(item)
-        return upright.height, upright.width
-    if isinstance(item, np.ndarray) and item.ndim >= 2:
-        return item.shape[0], item.shape[1]
-    if isinstance(item, Tensor) and item.ndim >= 2:
-        return item.shape[-2], item.shape[-1]
-    return 1 << 30, 1 << 30  # refused by its type, not by its size
-
-
-def _one(name: str, item: object, height: int, width: int, channels: int) -> Tensor:
-    if isinstance(item, Image.Image):
-        upright = ImageOps.exif_transpose(item).convert("RGB" if channels == 3 else "L")
-        if upright.size != (width, height):
-            upright = upright.resize((width, height), resample=Image.Resampling.LANCZOS)
-        return _from_array(np.asarray(upright))
+        return _flat(name, item, channels)
     if isinstance(item, np.ndarray):
-        tensor = _from_array(item, name)
+        planes = _planes(item, name)
     elif isinstance(item, Tensor):
-        tensor = item.detach()
-        tensor = tensor[None] if tensor.ndim == 2 else tensor
-        tensor = _unit(name, tensor.cpu())
+        planes = _unit(name, item.detach()[None] if item.ndim == 2 else item.detach())
     else:
         raise InvalidRequest(
             f"{name} must be a PIL image, an array or a tensor, or a list of them, "
             f"not {type(item).__name__}"
         )
-    wanted = (channels, height, width)
-    if tuple(tensor.shape) != wanted:
+    if planes.numel() and not (planes.min() >= 0 and planes.max() <= 1):  # nor NaN
+        raise InvalidRequest(
+            f"{name} must hold floats from 0 to 1, or uint8 from 0 to 255, or uint16"
+        )
+    has_alpha = planes.ndim == 3 and planes.shape[0] == 4
+    return _without_alpha(name, planes, channels) if has_alpha else planes
+
+
+def _size(item: Image.Image | Tensor) -> tuple[int, int]:
+    """Rows and columns; large ones for what is no image, which is refused by its shape."""
+    if isinstance(item, Image.Image):
+        return item.height, item.width
+    return (item.shape[-2], item.shape[-1]) if item.ndim >= 2 else (MOST_SIDE, MOST_SIDE)
+
+
+def _sized(name: str, item: Image.Image | Tensor, height: int, width: int, channels: int) -> Tensor:
+    """float32 ``[channels, height, width]``: images are resized, planes must have that size."""
+    if isinstance(item, Image.Image):
+        if item.size != (width, height):
+            item = item.resize((width, height), resample=Image.Resampling.LANCZOS)
+        return _planes(np.asarray(item))
+    if tuple(item.shape) != (channels, height, width):
         forms = (
             f"[{height}, {width}, 3] as an array, [3, {height}, {width}] as a tensor"
             if channels == 3
             else f"[{height}, {width}] as an array, [1, {height}, {width}] as a tensor"
         )
         raise InvalidRequest(
-            f"{name} must be of shape {forms}, not {list(item.shape)}; a PIL image of any size is "
-            "resized"
+            f"{name} must be of shape {forms}, and this one has {list(item.shape)} (channels "
+            "first); a PIL image of any size is resized"
         )
-    if not bool(torch.isfinite(tensor).all()) or tensor.min() < 0 or tensor.max() > 1:
-        raise InvalidRequest(f"{name} must hold floats from 0 to 1, or uint8 from 0 to 255")
-    return tensor
+    return item
 
 
-def _from_array(array: NDArray[np.generic], name: str = "") -> Tensor:
-    planes = array[..., None] if array.ndim == 2 else array
-    tensor = torch.from_numpy(np.ascontiguousarray(planes).copy())
-    return _unit(name, tensor.permute(2, 0, 1) if tensor.ndim == 3 else tensor)
+def _flat(name: str, image: Image.Image, channels: int) -> Image.Image:
+    """Upright, without alpha, RGB or grey (L)."""
+    with readable(name):
+        image = _straight(name, ImageOps.exif_transpose(image))
+        if image.mode == "RGBA":
+            planes = _without_alpha(name, _planes(np.asarray(image)), channels)
+            array = planes.mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+            image = Image.fromarray(array if channels == 3 else array[..., 0])
+        return image if channels == 3 else image.convert("L")
 
 
-def _unit(name: str, tensor: Tensor) -> Tensor:
-    if tensor.dtype == torch.uint8:
-        return tensor.to(torch.float32).div_(255)
-    if tensor.dtype == torch.bool:
-        return tensor.to(torch.float32)
-    if not tensor.is_floating_point():
-        raise InvalidRequest(f"{name} must hold floats from 0 to 1, or uint8 from 0 to 255")
-    return tensor.to(torch.float32, copy=True)
+def _straight(name: str, image: Image.Image) -> Image.Image:
+    """RGB, or RGBA where there is transparency of any form."""
+    if image.mode in _DEEP:
+        image = _in_8_bits(name, image)
+    elif image.mode == "La":  # multiplied by alpha
+        image = image.convert("LA")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    hidden: Any = image.info.get("transparency")
+    if image.mode == "RGB" and max(hidden) > 255:
+        # Pillow keeps 8 bits of a PNG's 16, but not of the colour that its header calls hidden.
+        image = image.copy()
+        image.info["transparency"] = tuple(value >> 8 for value in hidden)
+    return image.convert("RGBA")
+
+
+def _in_8_bits(name: str, image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.float64)
+    ranges = _RANGES.get(image.mode, (65535,))
+    low, high = (values.min(), values.max()) if values.size else (0, 0)
+    white = next((white for white in ranges if high <= white), None)
+    # Just above 1 it may be an overshoot of 1, or nearly black.
+    if not low >= 0 or white is None or (image.mode == "F" and 1 < high < 2):
+        *others, last = map(str, ranges)
+        raise InvalidRequest(
+            f"{name} is of Pillow's mode {image.mode}, which does not say what white is, and holds "
+            f"values from {low:g} to {high:g}: make them 0 to {', '.join(others)} or {last}"
+        )
+    grey = Image.fromarray((values * (255 / white)).round().astype(np.uint8))
+    hidden = image.info.get("transparency")
+    if hidden is not None:
+        grey.putalpha(Image.fromarray(np.where(values == hidden, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _without_alpha(name: str, planes: Tensor, channels: int) -> Tensor:
+    """``[4, H, W]`` as ``[3, H, W]`` on white, or as the mask ``[1, H, W]`` that they mean."""
+    colours, alpha = planes[:3], planes[3:]
+    if channels == 3:
+        return colours * alpha + (1 - alpha)
+    if bool((alpha == 1).all()):
+        return (colours * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0, keepdim=True)
+    drawn = colours[:, alpha[0] > 0]
+    if alpha.min() == alpha.max() or (drawn.amax(1) - drawn.amin(1)).max() > _SAME_COLOUR:
+        raise InvalidRequest(
+            f"{name} has colours and alpha, and either could be the mask; give it without alpha, "
+            "white where the image is to be repainted"
+        )
+    return alpha
+
+
+def _planes(array: NDArray[np.generic], name: str = "") -> Tensor:
+    planes = _unit(name, array[..., None] if array.ndim == 2 else array)
+    return planes.permute(2, 0, 1) if planes.ndim == 3 else planes
+
+
+def _unit(name: str, values: Tensor | NDArray[np.generic]) -> Tensor:
+    """float32 on the host, white 1: a copy."""
+    kind = values.dtype.name if isinstance(values, np.ndarray) else str(values.dtype)[6:]
+    if kind not in _FULL and "float" not in kind:
+        raise InvalidRequest(
+            f"{name} must hold floats from 0 to 1, or uint8 from 0 to 255, or uint16, not {kind}"
+        )
+    if isinstance(values, np.ndarray):
+        tensor = torch.from_numpy(np.array(values, dtype=np.float32, order="C"))
+    else:
+        tensor = values.to("cpu", torch.float32, copy=True)
+    return tensor.div_(_FULL.get(kind, 1))
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture that Pillow knows"
+    return " ".join(str(error).split())[:200] or type(error).__name__

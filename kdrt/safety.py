@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kdrt.errors import NonFiniteError
 from kdrt.image_input import clip_pixels
+from kdrt.image_input import pictures as read_images
 from kdrt.images import to_images
 from kdrt.recent import Recent
 from kdrt_engines import Binding, Engine
@@ -104,10 +105,5 @@ def looked_at(
 
 
 def _pixels(picture: Image.Image, like: Tensor) -> Tensor:
-    import numpy as np
-
-    size = (like.shape[2], like.shape[1])
-    if picture.size != size:
-        picture = picture.resize(size, resample=Image.Resampling.LANCZOS)
-    array = torch.from_numpy(np.array(picture.convert("RGB")))
-    return (array.permute(2, 0, 1).to(like) / 127.5).sub_(1)
+    height, width = like.shape[1:]
+    return read_images("the image of image_filter", picture, 1, height, width)[0].to(like)

@@ -12,11 +12,11 @@ from torch import Generator
 from kdrt.checks import options_of, whole
 from kdrt.errors import InvalidRequest
 from kdrt.sampling import AdaptivePlan, ForeignPlan, Plan, check_noise, find_noise
+from kdrt.sampling.noise import SEEDS, counted
 
 if TYPE_CHECKING:
     from kdrt.request import Request
 
-_SEED_LIMIT = 2**63
 _RANDOM_SEED_LIMIT = 2**32
 """Drawn seeds are those that web UIs accept too."""
 
@@ -34,8 +34,7 @@ def seeds_of(
     if request.generator is not None:
         seeds = _drawn_seeds(request.generator, images)
     elif request.seed is None:
-        first = secrets.randbelow(_RANDOM_SEED_LIMIT - images)
-        seeds = tuple(range(first, first + images))
+        seeds = counted(secrets.randbelow(_RANDOM_SEED_LIMIT - images), images)
     else:
         seeds = _seeds("seed", request.seed, images)
     noise_seeds = None
@@ -69,12 +68,8 @@ def _seeds(name: str, seed: object, images: int) -> tuple[int, ...]:
                 f"{len(seed)} {name}s for {images} images: give one for each, or a single number"
             )
         return tuple(_seed(name, each) for each in seed)
-    first = _seed(name, seed)
-    return tuple(range(first, first + images))
+    return counted(_seed(name, seed), images)
 
 
 def _seed(name: str, value: object) -> int:
-    seed = whole(name, value, 0)
-    if seed >= _SEED_LIMIT:
-        raise InvalidRequest(f"{name} must be below 2**63, not {seed}")
-    return seed
+    return whole(name, value, 0, SEEDS - 1)

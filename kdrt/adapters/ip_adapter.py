@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import TypeAlias
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from kdrt.bundle import ImageEncoderFacts, IpAdapterFacts, Manifest
+from kdrt.bundle import IpAdapterFacts, Manifest
+from kdrt.checks import finite, shown
 from kdrt.errors import InvalidRequest
+from kdrt.image_input import clip_pixels
 from kdrt.variants import ComponentLoader
 from kdrt_engines import Engine
 
@@ -76,7 +75,7 @@ class ImagePrompts:
                 "ip_adapter_image_embeds, or export it with --image-encoder"
             )
         settings = facts.image_encoder
-        pixels = torch.stack([preprocess(picture, settings) for picture in pictures])
+        pixels = clip_pixels(pictures, settings.size, settings.mean, settings.std)
         return self._run("image_encoder", "pixels", pixels, "image_embeds")
 
     def _run(self, component: str, source: str, value: Tensor, target: str) -> Tensor:
@@ -98,24 +97,11 @@ class ImagePrompts:
         return self._manifest.ip_adapter
 
 
-def preprocess(picture: Image.Image, facts: ImageEncoderFacts) -> Tensor:
-    """A picture as CLIP sees it: its shorter side brought to ``facts.size`` (bicubic), the middle
-    cut out, colours normalised. Float32 ``[3, S, S]``."""
-    picture = picture.convert("RGB")
-    shorter = min(picture.size)
-    width, height = (int(facts.size * side / shorter) for side in picture.size)
-    resized = picture.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - facts.size) // 2, (height - facts.size) // 2
-    square = resized.crop((left, top, left + facts.size, top + facts.size))
-    pixels = torch.from_numpy(np.array(square, dtype=np.float32) / 255)
-    return ((pixels - torch.tensor(facts.mean)) / torch.tensor(facts.std)).permute(2, 0, 1)
-
-
 def image_scale(value: object) -> float:
     """``value`` as the strength of an image prompt: any finite number, 0 exactly off."""
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    if not math.isfinite(number):
-        raise InvalidRequest(f"ip_adapter_scale must be a finite number, not {value!r}")
+    number = finite(value)
+    if number is None:
+        raise InvalidRequest(f"ip_adapter_scale must be a finite number, not {shown(value)}")
     return number
 
 

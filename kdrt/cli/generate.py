@@ -543,20 +543,14 @@ def _output_paths(output: Path, count: int, besides: tuple[str, ...] = ()) -> li
 
 
 def _opened(path: Path | None) -> Any:
-    """The picture in a file; a PIL image."""
-    from PIL import Image
-
-    from kdrt.errors import InvalidRequest
+    """The image in a file; a PIL image, with its pixels."""
+    from kdrt.image_input import open_image, readable
 
     if path is None:
         return None
-    try:
-        with Image.open(path.expanduser()) as image:
-            image.load()
-            return image
-    except OSError as error:
-        reason = error.strerror or "it is no picture, or damaged"
-        raise InvalidRequest(f"cannot read {path}: {reason}") from error
+    with open_image(path) as image, readable(str(path)):
+        image.load()
+        return image
 
 
 _WORDS = {"inf": float("inf"), "true": True, "false": False}

@@ -15,8 +15,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from kdrt.checks import shown
 from kdrt.errors import InvalidRequest
-from kdrt.sampling.noise import BrownianNoise, NoiseSource, SeededNoise, correlate, torchsde
+from kdrt.sampling.noise import (
+    SEEDS,
+    BrownianNoise,
+    NoiseSource,
+    SeededNoise,
+    correlate,
+    counted,
+    torchsde,
+)
 from kdrt.sampling.philox import PhiloxGenerator
 from kdrt.sampling.plan import NoiseSlot, Plan
 
@@ -96,7 +105,8 @@ def a1111(
         shape: ``(C, H, W)``.
         plan: SDE samplers get a Brownian tree from the seeds instead.
         noise_seeds: none: the delta is this mode's form of it.
-        eta_noise_seed_delta: ENSD: the generators of the steps start from seed + delta.
+        eta_noise_seed_delta: ENSD: the generators of the steps start from seed + delta, modulo
+            2⁶⁴.
         source: ``cpu``, or ``nv`` for the numbers of an NVIDIA GPU (`PhiloxGenerator`).
     """
     make = PhiloxGenerator if source == "nv" else _CpuGenerator
@@ -105,15 +115,15 @@ def a1111(
     if _has_tree_by_default(plan):
         return _Joined(latents, lambda: _tree(seeds, latents, plan))
     if eta_noise_seed_delta:
-        generators = [make(seed + eta_noise_seed_delta) for seed in seeds]
+        generators = [make((seed + eta_noise_seed_delta) % SEEDS) for seed in seeds]
     return _Joined(latents, lambda: _StepByStep(generators, shape, plan))
 
 
 def comfyui(
     seeds: Sequence[int], shape: Sequence[int], plan: Plan, noise_seeds: Sequence[int] | None
 ) -> RunNoise:
-    """One CPU generator for the initial latents of the whole batch, and one, a seed further, for
-    the noise on the way; SDE samplers get one Brownian tree over the batch.
+    """One CPU generator for the initial latents of the whole batch, and one, a seed further (0
+    after the last), for the noise on the way; SDE samplers get one Brownian tree over the batch.
 
     (On a GPU, ComfyUI draws the noise on the way there, and churn comes from torch's global
     generator: such pictures cannot be had again here.)
@@ -123,7 +133,9 @@ def comfyui(
     noise_seed = seeds[0] if noise_seeds is None else noise_seeds[0]
     if _has_tree_by_default(plan):
         return _Joined(latents, lambda: _tree(noise_seed, latents, plan))
-    return _Joined(latents, lambda: _StepByStep([_CpuGenerator(noise_seed + 1)], batch, plan))
+    return _Joined(
+        latents, lambda: _StepByStep([_CpuGenerator((noise_seed + 1) % SEEDS)], batch, plan)
+    )
 
 
 def _has_tree_by_default(plan: Plan) -> bool:
@@ -185,12 +197,12 @@ def check_noise(
             raise InvalidRequest(f"the noise {info.name} has no option {name!r}: it {known}")
         allowed, is_valid = _RULES[name]
         if not is_valid(value):
-            raise InvalidRequest(f"{name} must be {allowed}, not {value!r}")
+            raise InvalidRequest(f"{name} must be {allowed}, not {shown(value)}")
     if noise_seeds is not None and not info.has_noise_seed:
         raise InvalidRequest(
             f"the noise {info.name} has no noise_seed; give its option eta_noise_seed_delta"
         )
-    if info.one_seed and list(seeds) != list(range(seeds[0], seeds[0] + len(seeds))):
+    if info.one_seed and tuple(seeds) != counted(seeds[0], len(seeds)):
         raise InvalidRequest(
             f"the noise {info.name} has one seed for the whole batch: give a single number"
         )
@@ -268,8 +280,8 @@ def _tree(seeds: int | Sequence[int], latents: Tensor, plan: Plan) -> NoiseSourc
 _Rule = tuple[str, Callable[[Any], bool]]
 _RULES: Mapping[str, _Rule] = {
     "eta_noise_seed_delta": (
-        "a whole number of at least 0",
-        lambda v: type(v) is int and v >= 0,
+        "a whole number from 0 to 2**64 - 1",
+        lambda v: type(v) is int and 0 <= v < SEEDS,
     ),
     "source": ("cpu or nv", lambda v: v in ("cpu", "nv")),
 }

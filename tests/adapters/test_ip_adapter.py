@@ -19,10 +19,10 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 
 import kdrt
 from kdrt import cli
-from kdrt.adapters.ip_adapter import preprocess
 from kdrt.bundle import ImageEncoderFacts
 from kdrt.compat.ip_adapter import IpAdapterMixin
 from kdrt.errors import InvalidRequest
+from kdrt.image_input import clip_pixels
 from kdrt_export.errors import SourceError, UnsupportedModel
 from kdrt_export.ip_adapter import IpAdapter
 from kdrt_export.stage import export
@@ -190,8 +190,8 @@ def test_the_methods_of_diffusers(prompted: Prompted, model: TinyModel) -> None:
 def test_pictures_are_prepared_as_clip_does(size: tuple[int, int], mode: str) -> None:
     source = picture(*size).convert(mode)
     expected = CLIPImageProcessor(size=SIDE, crop_size=SIDE)(source, return_tensors="pt")
-    found = preprocess(source, ImageEncoderFacts(size=SIDE, mean=MEAN, std=STD))
-    torch.testing.assert_close(found[None], expected.pixel_values, rtol=1e-5, atol=1e-5)
+    found = clip_pixels([source], SIDE, MEAN, STD)
+    torch.testing.assert_close(found, expected.pixel_values, rtol=1e-5, atol=1e-5)
 
 
 def test_wrong_requests(prompted: Prompted, model: TinyModel) -> None:

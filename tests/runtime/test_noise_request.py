@@ -156,3 +156,38 @@ def test_zero_terminal_snr_needs_velocity() -> None:
                 rescale_betas_zero_snr=True,
             )
         )
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler_ancestral", "dpmpp_2m_sde"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        {},
+        {"noise": "brownian"},
+        {"noise": "comfyui"},
+        {"noise": "a1111", "noise_options": {"eta_noise_seed_delta": 2**64 - 1}},
+        {"noise": "a1111", "noise_options": {"source": "nv", "eta_noise_seed_delta": 31337}},
+    ],
+    ids=["per_image", "brownian", "comfyui", "a1111", "nv"],
+)
+def test_seeds_up_to_the_last(sd: TinyModel, mode: dict[str, Any], sampler: str) -> None:
+    """ComfyUI draws seeds from 0 to 2⁶⁴ - 1; after the last one counting goes on at 0."""
+    pytest.importorskip("torchsde")
+    if mode.get("noise_options", {}).get("source") == "nv" and "sde" in sampler:
+        pytest.skip("trees are not emulated with the source nv")
+    last = make(sd, seed=2**64 - 1, sampler=sampler, **mode)
+    assert last.seeds == [2**64 - 1, 0]
+    assert "Seed: 18446744073709551615," in str(last.parameters[0])
+    other = make(sd, seed=2**63, sampler=sampler, **mode)
+    assert other.seeds == [2**63, 2**63 + 1]
+    assert not torch.allclose(last.images, other.images, atol=1e-2)
+    if mode.get("noise") != "comfyui":
+        again = make(sd, seed=[0, 2**64 - 1], sampler=sampler, **mode)
+        assert torch.equal(again.images[0], make(sd, seed=0, sampler=sampler, **mode).images[0])
+
+
+def test_noise_seeds_up_to_the_last(sd: TinyModel) -> None:
+    for noise in ("per_image", "comfyui"):
+        result = make(sd, noise=noise, noise_seed=2**64 - 1)
+        assert "Noise seed: 18446744073709551615" in str(result.parameters[0])
+        assert "Noise seed: 0" in str(result.parameters[1])

@@ -207,7 +207,7 @@ def test_every_mode_with_and_without_slots(mode: str, sampler: str) -> None:
         ("a1111", "euler", {"options": {"source": "gpu"}}, "source must be cpu or nv, not 'gpu'"),
         (
             *("a1111", "euler", {"options": {"eta_noise_seed_delta": -1}}),
-            "eta_noise_seed_delta must be a whole number of at least 0, not -1",
+            r"eta_noise_seed_delta must be a whole number from 0 to 2\*\*64 - 1, not -1",
         ),
         ("a1111", "euler", {"noise_seeds": [1, 2]}, "give its option eta_noise_seed_delta"),
         ("a1111", "dpmpp_sde", {"options": {"source": "nv"}}, "is not emulated with the source nv"),
