@@ -100,6 +100,23 @@ def rgb(name: str, image: Image.Image) -> Image.Image:
     return _flat(name, image, channels=3)
 
 
+def pil_image(name: str, value: object) -> Image.Image:
+    """An array ``[H, W, 3]`` or a tensor ``[3, H, W]``, or a grey one, as a PIL image.
+
+    Raises:
+        InvalidRequest: it is something else.
+    """
+    planes = _one(name, value, channels=3)
+    if isinstance(planes, Image.Image):
+        return planes
+    if planes.ndim != 3 or planes.shape[0] not in (1, 3) or not planes.numel():
+        raise InvalidRequest(
+            f"{name} must be of shape [H, W, 3] as an array, [3, H, W] as a tensor, and this one "
+            f"has {list(planes.shape)} (channels first)"
+        )
+    return _pil(planes)
+
+
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
     """Open an image file; its pixels are not read yet. Only regular files are: anything else may
     never end.
@@ -252,9 +269,14 @@ def _flat(name: str, image: Image.Image, channels: int) -> Image.Image:
         image = _straight(name, ImageOps.exif_transpose(image))
         if image.mode == "RGBA":
             planes = _without_alpha(name, _planes(np.asarray(image)), channels)
-            array = planes.mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-            image = Image.fromarray(array if channels == 3 else array[..., 0])
+            image = _pil(planes)
         return image if channels == 3 else image.convert("L")
+
+
+def _pil(planes: Tensor) -> Image.Image:
+    """``[3, H, W]`` or ``[1, H, W]`` in [0, 1]."""
+    array = planes.mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return Image.fromarray(array if len(planes) == 3 else array[..., 0])
 
 
 def _straight(name: str, image: Image.Image) -> Image.Image:

@@ -13,30 +13,30 @@ def info(
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """
-    Print the generation parameters that a picture carries.
+    Print the generation parameters that an image carries, and which program wrote them.
+
+    Read are those of kdrt, of the AUTOMATIC1111 web UI and of programs with its format, and those
+    of ComfyUI, InvokeAI, NovelAI and Fooocus.
 
     [bold]Examples[/bold]
 
       [cyan]kdrt info circle.png[/cyan]
       [cyan]kdrt info circle.png --json[/cyan]
     """
-    from PIL import UnidentifiedImageError
+    import re
 
-    import kdrt
     from kdrt.cli.console import print_json, print_rows
-    from kdrt.errors import InvalidRequest
-    from kdrt.parameters import parse_parameters
+    from kdrt.metadata import check_metadata
 
-    try:
-        text = kdrt.read_parameters(file)
-    except UnidentifiedImageError as error:
-        raise InvalidRequest(f"{file} is not a picture") from error
-    except OSError as error:
-        raise InvalidRequest(f"cannot read {file}: {error.strerror or error}") from error
-    if text is None:
-        raise InvalidRequest(f"{file} carries no generation parameters")
-    parameters = parse_parameters(text)
+    found = check_metadata(file)
+    parameters = {"Program": found.program} | dict(found.settings)
     if json:
         print_json(parameters)
-    else:
-        print_rows(str(file), list(parameters.items()))
+        return
+    # A file from a stranger must not steer the terminal.
+    plain = [
+        re.sub(r"[^\n\t -~\xa0-\U0010ffff]", "\ufffd", text)
+        for pair in parameters.items()
+        for text in pair
+    ]
+    print_rows(str(file), list(zip(plain[::2], plain[1::2], strict=True)))
