@@ -144,8 +144,7 @@ def readable(name: str) -> Iterator[None]:
         raise
     except Exception as error:
         system = error.strerror if isinstance(error, OSError) else None
-        reason = system or f"it is no picture, or damaged, or too large ({_said(error)})"
-        raise InvalidRequest(f"cannot read {name}: {reason}") from error
+        raise InvalidRequest(f"cannot read {name}: {system or _reason(error)}") from error
 
 
 def clip_pixels(
@@ -349,7 +348,8 @@ def _unit(name: str, values: Tensor | NDArray[np.generic]) -> Tensor:
     return tensor.div_(_FULL.get(kind, 1))
 
 
-def _said(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "not a picture that Pillow knows"
-    return " ".join(str(error).split())[:200] or type(error).__name__
+        return "it is no picture, or damaged (not a picture that Pillow knows)"
+    said = " ".join(str(error).split())[:200] or type(error).__name__
+    return f"it is no picture, or damaged, or too large ({said}); an editor may save it anew"

@@ -117,13 +117,11 @@ def decoded_comment(comment: bytes, *, big_endian: bool = True) -> str:
 
 
 def _utf_16(content: bytes, big_endian: bool) -> str:
-    """Which UTF-16 it is. Settings are mostly ASCII, of which one byte in two is zero."""
+    """Which UTF-16 it is: the one with more of ASCII, as settings are mostly that."""
     if content[:2] in _BYTE_ORDER_MARKS:
         return _BYTE_ORDER_MARKS[content[:2]]
-    first, second = content[::2].count(0), content[1::2].count(0)
-    if first == second:
-        return "utf-16-be" if big_endian else "utf-16-le"
-    return "utf-16-be" if first > second else "utf-16-le"
+    encodings = ("utf-16-be", "utf-16-le") if big_endian else ("utf-16-le", "utf-16-be")
+    return max(encodings, key=lambda e: len(content.decode(e, "ignore").encode("ascii", "ignore")))
 
 
 def _texts(info: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from sd_parsers import ParserManager
 from tiny_model import TinyModel, tiny_model
 
 import kdrt
+from kdrt.images import MetadataWarning
 from kdrt.parameters import Parameters, parse_parameters
 
 PARAMETERS = Parameters(
@@ -187,6 +190,75 @@ def test_a_read_only_folder(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
     with pytest.raises(kdrt.OutputError, match="Permission denied"):
         kdrt.save_image(picture(), tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+@pytest.mark.parametrize(
+    "prompt", ["\ud83d and \udcff", "zero \0 character", "", "  \n", "é", "日"]
+)
+def test_no_text_loses_a_finished_image(tmp_path: Path, suffix: str, prompt: str) -> None:
+    parameters = replace(PARAMETERS, prompt=prompt, model="\udcff")
+    text = kdrt.read_parameters(kdrt.save_image(picture(), tmp_path / f"a{suffix}", parameters))
+    assert text == str(parameters).encode(errors="replace").decode()
+    assert parse_parameters(text)["Seed"] == "123456789012"
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "日", "😀"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_a_long_prompt_loses_its_end_in_a_jpeg_only(
+    tmp_path: Path, suffix: str, letter: str
+) -> None:
+    parameters = replace(PARAMETERS, prompt=letter * 100_000)
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".jpg":
+        with pytest.warns(MetadataWarning, match="a JPEG holds 32500 characters of parameters"):
+            kdrt.save_image(picture(), path, parameters)
+        found = parse_parameters(str(kdrt.read_parameters(path)))
+        assert found["Prompt"] == letter * (len(found["Prompt"]) - 1) + "…"
+        assert 14_000 < len(found["Prompt"]) < 33_000
+        assert found["Seed"] == "123456789012"
+    else:
+        kdrt.save_image(picture(), path, parameters)
+        assert kdrt.read_parameters(path) == str(parameters)
+
+
+def test_settings_that_no_jpeg_holds_are_cut(tmp_path: Path) -> None:
+    parameters = replace(PARAMETERS, extras=(("Sigmas", "1 " * 40_000),))
+    with pytest.warns(MetadataWarning):
+        path = kdrt.save_image(picture(), tmp_path / "a.jpg", parameters)
+    assert "Seed: 123456789012" in str(kdrt.read_parameters(path))
+
+
+def test_integers_are_images_too(tmp_path: Path) -> None:
+    array = np.asarray(picture())
+    forms = [array, array.astype(np.uint16) * 257, torch.from_numpy(array.copy()).permute(2, 0, 1)]
+    for form in forms:
+        with Image.open(kdrt.save_image(form, tmp_path / "a.png")) as saved:
+            assert np.array_equal(np.asarray(saved), array)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [np.full((8, 8, 3), 1.5), np.full((8, 8, 3), np.nan), np.zeros((8, 8, 5)), np.zeros(8), "x"],
+    ids=["too large", "NaN", "five channels", "a row", "a string"],
+)
+def test_what_is_no_image_is_refused(tmp_path: Path, image: Any) -> None:
+    with pytest.raises(kdrt.InvalidRequest, match=r"^image must"):
+        kdrt.save_image(image, tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_jpeg_gets_alpha_on_white(tmp_path: Path) -> None:
+    hidden = Image.new("RGBA", (8, 8), (255, 0, 255, 0))
+    with Image.open(kdrt.save_image(hidden, tmp_path / "a.jpg")) as saved:
+        assert saved.getpixel((4, 4)) == (255, 255, 255)
+    for suffix in (".png", ".webp"):
+        with Image.open(kdrt.save_image(hidden, tmp_path / f"a{suffix}")) as saved:
+            assert saved.mode == "RGBA"
+    deep = Image.fromarray(np.full((8, 8), 32768, np.uint16))
+    for suffix in (".jpg", ".webp"):
+        with Image.open(kdrt.save_image(deep, tmp_path / f"a{suffix}")) as saved:
+            assert abs(saved.convert("L").getpixel((4, 4)) - 128) <= 2
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,7 @@ def exif(path: Path, comment: bytes | str, *, beside: bool = False) -> Path:
             'Civitai resources: [{"id":1,"w":[0.5, 1]},{"id":2}], Civitai metadata: {}',
             {"Civitai resources": '[{"id":1,"w":[0.5, 1]},{"id":2}]', "Civitai metadata": "{}"},
         ),
-        ('ADetailer: "a \\"red\\" hat,\\nwarm", B: 1', {"ADetailer": 'a "red" hat,\nwarm', "B": "1"}),
+        ('AD: "a \\"red\\" hat,\\nwarm", B: 1', {"AD": 'a "red" hat,\nwarm', "B": "1"}),
         ("TI: {not json, B: 1", {"TI": "{not json", "B": "1"}),
         ('TI: "open, B: 1', {"TI": '"open', "B": "1"}),
         ('TI: "a" b, C: 1', {"TI": '"a" b', "C": "1"}),
