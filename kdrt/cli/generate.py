@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -403,8 +404,8 @@ def generate(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", kdrt.TruncationWarning)  # told below, in our words
         result = pipe(
-            prompts,
-            negative,
+            [_as_text(prompt) for prompt in prompts],
+            None if negative is None else _as_text(negative),
             prompt_weighting=weighting,
             height=height,
             width=width,
@@ -448,6 +449,16 @@ def generate(
         else:
             result.save(path, index)
         typer.echo(path)
+
+
+def _as_text(argument: str) -> str:
+    """A prompt as it was typed, in UTF-8. Where Python takes the terminal for an ASCII one, all
+    else arrives as lone surrogates that stand for its bytes."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(argument).decode(errors="surrogateescape")
+    return argument
 
 
 def _loaded(

@@ -127,6 +127,17 @@ def test_several_pictures_are_numbered_and_seeded_one_by_one(
     assert [k["Seed"] for k in known] == ["5", "6", "7", "8"]
 
 
+def test_prompts_of_an_ascii_terminal(cli, demo: str, tmp_path: Path) -> None:
+    """Python hands over what is no ASCII as lone surrogates."""
+    typed = os.fsencode("café").decode("ascii", errors="surrogateescape")
+    for name, prompt in (("a.png", "café"), ("b.png", typed)):
+        arguments = ("--negative", prompt, "--steps", "1", "--seed", "1", "-o", tmp_path / name)
+        assert cli("generate", demo, prompt, *map(str, arguments)).code == 0
+    images = [Image.open(tmp_path / name) for name in ("a.png", "b.png")]
+    assert images[0].info == images[1].info
+    assert "café" in images[0].info["parameters"]
+
+
 def test_truncation_is_told_once(cli, demo: str, tmp_path: Path) -> None:
     prompt = "a red circle and " * 60 + "a purple heart"
     outcome = cli("generate", demo, prompt, "-o", tmp_path / "a.png", *FAST)
