@@ -75,10 +75,12 @@ def check_refittable(
 
 
 def changeable_weights(bundle: Bundle, component: str) -> tuple[str, ...]:
-    """The weights that a LoRA can change, by the names of their initialisers."""
+    """The weights that a LoRA can change, by the names of their initialisers; without norms and
+    biases, which few LoRAs touch, and which TensorRT fuses with what stands around them."""
     onnx = bundle.file(bundle.manifest.components[component].onnx)
     shapes = {name: weight.shape for name, weight in stored_weights(onnx).items()}
-    return tuple(sorted({slot.weight for slot in slots(shapes).values()}))
+    wanted = {slot.weight for slot in slots(shapes).values()}
+    return tuple(sorted(name for name in wanted if len(shapes[name]) > 1))
 
 
 def prove_plan(bundle: Bundle, key: EngineKey, plan: Path) -> RefitProof:

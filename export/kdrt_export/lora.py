@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from kdrt.adapters.lora import some
 from kdrt.adapters.lora_file import LoraFile, read_lora
 from kdrt.adapters.lora_merge import merged, place
 from kdrt.adapters.lora_names import slots
@@ -33,16 +34,24 @@ class LorasToBake:
 
     Args:
         loras: files and their scales.
+        strict: refuse a LoRA if any part of it has no effect.
         allow_pickle: accept pickled files.
 
     Raises:
         InvalidRequest: a file is no LoRA.
     """
 
-    def __init__(self, loras: Sequence[tuple[Path, float]], *, allow_pickle: bool = False) -> None:
+    def __init__(
+        self,
+        loras: Sequence[tuple[Path, float]],
+        *,
+        strict: bool = False,
+        allow_pickle: bool = False,
+    ) -> None:
         self._loras = [
             _Baked(read_lora(path, allow_pickle=allow_pickle), scale) for path, scale in loras
         ]
+        self._strict = strict
         self._seen: set[str] = set()
 
     @torch.no_grad()
@@ -68,7 +77,8 @@ class LorasToBake:
         """What the manifest says of them, after every network was merged.
 
         Raises:
-            SourceError: a LoRA has nothing in common with the model.
+            SourceError: a LoRA has nothing in common with the model, or with ``strict`` any part
+                that has no effect.
         """
         for lora in self._loras:
             strange = [
@@ -82,12 +92,26 @@ class LorasToBake:
                     f"no layer of {lora.file.path.name} exists in this model: it is made for "
                     "another kind of model"
                 )
+            name = lora.file.path.name
             if strange:
-                report.note(
-                    f"{len(strange)} of {len(lora.file)} layers of {lora.file.path.name} do not "
-                    f"exist in this model, such as {strange[0]}"
+                self._without_effect(
+                    f"{len(strange)} of {len(lora.file)} layers of {name} do not exist in this "
+                    f"model, or are there twice, and have no effect: {some(strange)}",
+                    report,
+                )
+            if lora.file.embeddings:
+                words = some(tuple(lora.file.embeddings))
+                self._without_effect(
+                    f"{name} brings words for prompts, which cannot be baked in: {words}; load it "
+                    "at run time to use them",
+                    report,
                 )
         return tuple(
             BakedLora(file=lora.file.path.name, scale=lora.scale, sha256=lora.file.sha256)
             for lora in self._loras
         )
+
+    def _without_effect(self, what: str, report: Report) -> None:
+        if self._strict:
+            raise SourceError(f"{what} (refused as strict_loras is set)")
+        report.note(what)

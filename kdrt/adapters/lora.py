@@ -13,12 +13,11 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from pathlib import Path
 
 from torch import Tensor
 
-from kdrt.adapters.lora_file import LoraFile, read_lora
-from kdrt.adapters.lora_merge import merged, place
+from kdrt.adapters.lora_file import LoraFile
+from kdrt.adapters.lora_merge import LayerScale, merged, place
 from kdrt.adapters.lora_names import slots
 from kdrt.bundle import Bundle
 from kdrt.engine_files import handle
@@ -34,8 +33,9 @@ _COPIES = {SHALLOW_UNET: "unet"}
 """Components with copies of a network's weights: what a LoRA changes there, it changes here."""
 
 
-Scale = float | Mapping[str, float]
-"""How strong a LoRA is: a number, or one by network, with 1 for those that are not named."""
+Scale = float | Mapping[str, LayerScale]
+"""How strong a LoRA is: a number, or one by network, with 1 for those that are not named. In place
+of a network's number stands also one by block: see :data:`kdrt.adapters.lora_merge.LayerScale`."""
 
 
 class AdapterWarning(UserWarning):
@@ -50,7 +50,8 @@ class Lora:
         name: what it is called in this pipeline.
         scale: how strong it is; 0 is off.
         file: what was read.
-        unmatched: its layers that this model does not have, by network and path.
+        unmatched: its layers that have no effect, since this model does not have them or the file
+            has them twice, by network and path.
     """
 
     name: str
@@ -58,7 +59,7 @@ class Lora:
     file: LoraFile
     unmatched: tuple[str, ...]
 
-    def scale_of(self, network: str) -> float:
+    def scale_of(self, network: str) -> LayerScale:
         """How strong it is in one network; 0 where it has no layers."""
         if network not in self.file.layers:
             return 0.0
@@ -69,10 +70,9 @@ class Lora:
         return any(self.scale_of(network) for network in NETWORKS)
 
     def told(self) -> str:
-        """The scale as text: ``0.8``, or ``unet=0.8 text_encoder=0``."""
-        if isinstance(self.scale, Mapping):
-            return " ".join(f"{network}={value:g}" for network, value in self.scale.items())
-        return f"{self.scale:g}"
+        """The scale as text: ``0.8``, ``unet=0.8 text_encoder=0``, or with blocks
+        ``unet=(mid_block=0.5)``."""
+        return _told(self.scale)
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,8 @@ class LoraSwap:
     networks: tuple[str, ...]
     weights: int
 
+
+_Recipe = tuple[tuple[str, LayerScale], ...]
 
 Changed = tuple[dict[str, Engine], LoraSwap]
 """The engines to use from now on in place of others, by network, and a report."""
@@ -108,7 +110,7 @@ class LoraStack:
             name: name for name in (*NETWORKS, *_COPIES) if name in bundle.manifest.components
         }
         self._networks: dict[str, _Network] = {}
-        self._applied: dict[str, tuple[tuple[str, float], ...]] = {}
+        self._applied: dict[str, _Recipe] = {}
 
     @property
     def loras(self) -> dict[str, Lora]:
@@ -118,42 +120,50 @@ class LoraStack:
     def load(
         self,
         engines: Mapping[str, Engine],
-        source: Path | LoraFile,
+        file: LoraFile,
         name: str | None = None,
         scale: Scale = 1.0,
         *,
-        allow_pickle: bool = False,
+        strict: bool = False,
     ) -> Changed:
-        """Read a LoRA and add it to those at work.
+        """Add a LoRA to those at work.
 
         Raises:
-            InvalidRequest: it is no LoRA, or for another model, or the name is taken.
+            InvalidRequest: it is for another model, or the name is taken; with ``strict`` also if
+                any of its layers has no effect.
             EngineError: the weights of an engine are fixed.
 
         Warns:
-            AdapterWarning: some of its layers do not exist in this model.
+            AdapterWarning: some of its layers have no effect.
         """
         started = time.perf_counter()
         self._check_base()
-        file = source
-        if not isinstance(file, LoraFile):
-            file = read_lora(file, allow_pickle=allow_pickle)
-        name = file.path.stem if name is None else name
+        name = self._free_name(file) if name is None else name
         if name in self._loras:
             raise InvalidRequest(
                 f"a LoRA called '{name}' is loaded already; give this one another name, or unload "
                 "that one first"
             )
-        lora = self._matched(file, name, _scale(name, scale))
+        lora = self._matched(file, name, self._scale(name, scale))
+        without_effect = (
+            f"{len(lora.unmatched)} of {len(lora.file)} layers of {file.path.name} do not exist in "
+            f"this model, or are there twice, and have no effect: {some(lora.unmatched)}"
+        )
+        if lora.unmatched and strict:
+            raise InvalidRequest(f"{without_effect}; leave out strict to do without them")
         changed = self._apply(engines, {**self._loras, name: lora}, started)
         if lora.unmatched:
-            warnings.warn(
-                f"{len(lora.unmatched)} of {len(lora.file)} layers of {file.path.name} do not "
-                f"exist in this model and have no effect: {_some(lora.unmatched)}",
-                AdapterWarning,
-                stacklevel=3,
-            )
+            warnings.warn(without_effect, AdapterWarning, stacklevel=3)
         return changed
+
+    def _free_name(self, file: LoraFile) -> str:
+        """The file's name without its suffix, with as many of its folders before it as tell it
+        from other files that are loaded: ``style``, or ``b/style``."""
+        path = file.path.resolve()
+        *folders, name = path.with_suffix("").parts
+        while folders and name in self._loras and self._loras[name].file.path.resolve() != path:
+            name = f"{folders.pop()}/{name}"
+        return name
 
     def set(self, engines: Mapping[str, Engine], scales: Mapping[str, Scale]) -> Changed:
         """Use exactly these LoRAs, at these scales; the others stay loaded, at 0.
@@ -165,7 +175,7 @@ class LoraStack:
         started = time.perf_counter()
         self._check_loaded(scales)
         loras = {
-            name: Lora(name, _scale(name, scales.get(name, 0.0)), lora.file, lora.unmatched)
+            name: Lora(name, self._scale(name, scales.get(name, 0.0)), lora.file, lora.unmatched)
             for name, lora in self._loras.items()
         }
         return self._apply(engines, loras, started)
@@ -218,7 +228,7 @@ class LoraStack:
             model = self._bundle.manifest
             raise InvalidRequest(
                 f"no layer of {file.path.name} exists in '{model.name}' (family {model.family}): "
-                f"it is made for another kind of model; it has {_some(unmatched)}"
+                f"it is made for another kind of model; it has {some(unmatched)}"
             )
         return Lora(name, scale, file, tuple(unmatched))
 
@@ -286,6 +296,41 @@ class LoraStack:
         ]
         return merged(active, self._network(network).read, " or ".join(loras))
 
+    def modules(self, network: str) -> frozenset[str]:
+        """The modules of a network that a LoRA can change, by their paths with dots."""
+        if network not in self._components:
+            return frozenset()
+        return frozenset(slot.module for slot in self._network(network).slots.values())
+
+    def _scale(self, name: str, value: object) -> Scale:
+        if not isinstance(value, Mapping):
+            return _number(name, value)
+        unknown = [network for network in value if network not in NETWORKS]
+        if unknown:
+            raise InvalidRequest(
+                f"the scale of LoRA '{name}' names {unknown[0]!r}; the networks are "
+                f"{', '.join(NETWORKS)}"
+            )
+        return {
+            network: self._blocks(name, network, scale)
+            if isinstance(scale, Mapping)
+            else _number(name, scale)
+            for network, scale in value.items()
+        }
+
+    def _blocks(self, name: str, network: str, scales: Mapping[object, object]) -> LayerScale:
+        """Scales by block, of blocks that there are. Where the network is absent all will do."""
+        modules = self.modules(network)
+        for block in scales if modules else ():
+            if not isinstance(block, str) or not any(
+                f"{module}.".startswith(f"{block}.".lstrip(".")) for module in modules
+            ):
+                raise InvalidRequest(
+                    f"the scale of LoRA '{name}' names {block!r}, which the {network} does not "
+                    "have; name modules or blocks of them, such as 'mid_block'"
+                )
+        return {"": 1.0} | {str(block): _number(name, scale) for block, scale in scales.items()}
+
     def _network(self, network: str) -> _Network:
         if network not in self._networks:
             self._networks[network] = _Network(self._bundle, self._components[network])
@@ -325,7 +370,7 @@ class _Network:
         return self._weights[name].read()
 
 
-def _recipe(network: str, loras: Mapping[str, Lora]) -> tuple[tuple[str, float], ...]:
+def _recipe(network: str, loras: Mapping[str, Lora]) -> _Recipe:
     """What the weights of a network are made of: equal recipes, equal weights."""
     source = _COPIES.get(network, network)
     return tuple(
@@ -333,18 +378,6 @@ def _recipe(network: str, loras: Mapping[str, Lora]) -> tuple[tuple[str, float],
         for lora in loras.values()
         if lora.scale_of(source)
     )
-
-
-def _scale(name: str, value: object) -> Scale:
-    if isinstance(value, Mapping):
-        unknown = [network for network in value if network not in NETWORKS]
-        if unknown:
-            raise InvalidRequest(
-                f"the scale of LoRA '{name}' names {unknown[0]!r}; the networks are "
-                f"{', '.join(NETWORKS)}"
-            )
-        return {network: _number(name, number) for network, number in value.items()}
-    return _number(name, value)
 
 
 def _number(name: str, value: object) -> float:
@@ -358,5 +391,16 @@ def _export_options(loras: Mapping[str, Lora]) -> str:
     return " ".join(f"--lora {lora.file.path}:{lora.told()}" for lora in loras.values())
 
 
-def _some(names: Sequence[str]) -> str:
+def _told(scale: Scale | LayerScale) -> str:
+    if not isinstance(scale, Mapping):
+        return f"{scale:g}"
+    parts = {
+        name: f"({_told(inner)})" if isinstance(inner, Mapping) else _told(inner)
+        for name, inner in scale.items()
+    }
+    return " ".join(f"{name}={text}" for name, text in parts.items())
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of many names, for a message."""
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

@@ -8,61 +8,97 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from kdrt.adapters.lora_file import LoraLayer
+from kdrt.adapters.lora_layer import Layer
 from kdrt.adapters.lora_names import Slot, canonical
 from kdrt.errors import InvalidRequest
+
+LayerScale = float | Mapping[str, float]
+"""How strong a LoRA is in one network: a number, or one by the path of a module or of a block of
+them (``down_blocks.1``). The longest path that fits counts, ``""`` fits all, and the rest has 1."""
 
 
 @dataclass(frozen=True)
 class Placed:
-    """The layers of one LoRA that a network has, each at its place; and the names of the rest."""
+    """The layers of one LoRA that a network has, each at its place; and the names of the rest, and
+    of those that others of the same place replace."""
 
-    layers: tuple[tuple[Slot, LoraLayer], ...]
+    layers: tuple[tuple[Slot, Layer], ...]
     unmatched: tuple[str, ...]
 
 
-def place(layers: Mapping[str, LoraLayer], slots: Mapping[str, Slot]) -> Placed:
-    """Find the layers of a LoRA in a network."""
+def place(layers: Mapping[str, Layer], slots: Mapping[str, Slot]) -> Placed:
+    """Find the layers of a LoRA in a network. Of two spellings of one place the later counts."""
     places = {module: slots.get(canonical(module)) for module in layers}
+    last = {slot: module for module, slot in places.items() if slot is not None}
     return Placed(
-        tuple((slot, layers[module]) for module, slot in places.items() if slot is not None),
-        tuple(module for module, slot in places.items() if slot is None),
+        tuple((slot, layers[module]) for slot, module in last.items()),
+        tuple(m for m, slot in places.items() if slot is None or last[slot] != m),
     )
 
 
+def scale_at(scale: LayerScale, module: str) -> float:
+    """How strong a LoRA is in one module, by its path with dots."""
+    if not isinstance(scale, Mapping):
+        return scale
+    parts = module.split(".")
+    paths = (".".join(parts[:length]) for length in range(len(parts), -1, -1))
+    return next((scale[path] for path in paths if path in scale), 1.0)
+
+
 def merged(
-    loras: Sequence[tuple[Placed, float]], read: Callable[[str], Tensor], name: str = "the LoRA"
+    loras: Sequence[tuple[Placed, LayerScale]],
+    read: Callable[[str], Tensor],
+    name: str = "the LoRA",
 ) -> dict[str, Tensor]:
     """The weights that LoRAs change, by name.
 
     Args:
-        loras: each with its scale, any finite number. Those at 0 change nothing.
+        loras: each with its scale. Layers at 0 change nothing.
         read: gives the base weight of a name. It is not changed.
         name: of the LoRA, for messages.
 
     Raises:
-        InvalidRequest: a layer has another size than the network's.
+        InvalidRequest: a layer has another size than the network's, or a weight leaves the range
+            of its dtype.
     """
     sums: dict[str, Tensor] = {}
     dtypes = {}
     for placed, scale in loras:
-        for slot, layer in placed.layers if scale else ():
+        for slot, layer in placed.layers:
+            strength = scale_at(scale, slot.module)
+            if not strength:
+                continue
             if slot.weight not in sums:
                 base = read(slot.weight)
                 dtypes[slot.weight] = base.dtype
                 sums[slot.weight] = base.float().clone()
             rows = sums[slot.weight][slot.first : slot.last]
-            delta = layer.delta()
-            if delta.numel() != rows.numel() or len(delta) != len(rows):
+            # By its shape, before it is computed: two small matrices can make an immense one.
+            size = torch.Size(layer.shape)
+            if size.numel() != rows.numel() or size[:1] != rows.shape[:1]:
                 raise InvalidRequest(
                     f"{name} is made for another model: at {slot.weight} it has "
-                    f"{_size(delta)}, the model {_size(rows)}"
+                    f"{_told(size)}, the model {_told(rows.shape)}"
                 )
-            rows.add_(delta.reshape(rows.shape).to(rows.device), alpha=scale)
-    return {weight: total.to(dtypes[weight]) for weight, total in sums.items()}
+            rows += (layer.delta() * strength).reshape(rows.shape).to(rows.device)
+    return {
+        weight: _rounded(total, dtypes[weight], f"{name} at {weight}")
+        for weight, total in sums.items()
+    }
 
 
-def _size(tensor: Tensor) -> str:
-    return " x ".join(map(str, tensor.shape))
+def _rounded(total: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    least, most = (float(bound) for bound in total.aminmax())
+    limit = torch.finfo(dtype).max
+    if not -limit <= least <= most <= limit:  # nor with NaN
+        raise InvalidRequest(
+            f"{name} makes numbers beyond {str(dtype).removeprefix('torch.')}: use a smaller scale"
+        )
+    return total.to(dtype)
+
+
+def _told(shape: torch.Size) -> str:
+    return " x ".join(map(str, shape))

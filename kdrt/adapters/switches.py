@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections import ChainMap
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from kdrt.adapters import textual_inversion
 from kdrt.adapters.lora import NETWORKS, Changed, Lora, LoraStack, LoraSwap, Scale
-from kdrt.adapters.lora_file import LoraFile
+from kdrt.adapters.lora_file import LoraFile, read_lora
 from kdrt.bundle import Bundle
 from kdrt.calls import Calls
 from kdrt.errors import InvalidRequest
@@ -45,29 +44,43 @@ class AdapterSwitches(ABC):
         name: str | None = None,
         scale: Scale = 1.0,
         *,
+        strict: bool = False,
         allow_pickle: bool = False,
     ) -> LoraSwap:
-        """Add a LoRA to the weights of the running engines.
+        """Add a LoRA to the weights of the running engines, and the textual inversions it brings
+        to the prompts.
 
         Args:
-            path: a file in kohya's, diffusers' or peft's format, or one that was read before.
-            name: for :meth:`set_loras`; None is the file's name without its suffix.
+            path: a file in kohya's, diffusers', peft's or ComfyUI's format, or one that was read
+                before.
+            name: for :meth:`set_loras`; None is the file's name without its suffix, with the
+                folders before it that tell it from other files: ``style``, then ``b/style``.
             scale: how strong it is; below 0 and above 1 too. A mapping gives ``unet``,
-                ``text_encoder`` and ``text_encoder_2`` each their own.
-            allow_pickle: read ``.pt`` and ``.bin`` files; only tensors are loaded.
+                ``text_encoder`` and ``text_encoder_2`` each their own, and in place of a number
+                one by block: ``{"unet": {"mid_block": 0.5, "down_blocks.1": 0}}``.
+            strict: refuse it if any of its layers has no effect.
+            allow_pickle: read PyTorch's files too; only tensors are loaded.
 
         Raises:
             InvalidRequest: it is no LoRA, or for another model, or the name is taken.
             EngineError: the weights of this engine are fixed; the message says what to export.
 
         Warns:
-            AdapterWarning: some of its layers do not exist in this model.
+            AdapterWarning: some of its layers have no effect, and ``strict`` is off.
         """
-        source = path if isinstance(path, LoraFile) else Path(path)
-        with self._calls.one(), self._nothing_stale():
-            return self._swap(
-                self._loras.load(self.engines, source, name, scale, allow_pickle=allow_pickle)
+        file = path if isinstance(path, LoraFile) else read_lora(path, allow_pickle=allow_pickle)
+        with self._calls.one():
+            words = textual_inversion.load(
+                self._prompts, list(file.embeddings.values()), list(file.embeddings)
             )
+            try:
+                with self._nothing_stale():
+                    return self._swap(
+                        self._loras.load(self.engines, file, name, scale, strict=strict)
+                    )
+            except BaseException:
+                self._forget_words(words)
+                raise
 
     def set_loras(self, scales: Mapping[str, Scale]) -> LoraSwap:
         """Use exactly these of the loaded LoRAs, at these scales; the others stay loaded, off.
@@ -84,8 +97,23 @@ class AdapterSwitches(ABC):
         Raises:
             InvalidRequest: a name is not loaded.
         """
-        with self._calls.one(), self._nothing_stale():
-            return self._swap(self._loras.unload(self.engines, names or tuple(self.loras)))
+        with self._calls.one():
+            names = names or tuple(self.loras)
+            words = [
+                word
+                for name in names
+                if name in self.loras
+                for word in self.loras[name].file.embeddings
+            ]
+            with self._nothing_stale():
+                swap = self._swap(self._loras.unload(self.engines, names))
+            self._forget_words(words)
+            return swap
+
+    def _forget_words(self, words: Iterable[str]) -> None:
+        """Those that LoRAs brought and that were not forgotten since."""
+        if known := [word for word in words if word in self.textual_inversions()]:
+            self.unload_textual_inversion(known)
 
     def use_variant(self, name: str | None, parts: Sequence[str] | None = None) -> None:
         """Compute another way from now on; LoRAs stay as they are.

@@ -26,7 +26,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kdrt.adapters.lora_file import LoraLayer, parse_lora, read_lora
+from kdrt.adapters.lora_file import parse_lora, read_lora
+from kdrt.adapters.lora_layer import LoraLayer
 from kdrt.adapters.lora_merge import merged, place
 from kdrt.adapters.lora_names import slots
 from kdrt.errors import InvalidRequest
@@ -238,7 +239,6 @@ PAIR = {"unet.x.lora_A.weight": DOWN, "unet.x.lora_B.weight": UP}
         ({"lora_unet_x.dora_scale": DOWN}, "no plain LoRA but DoRA"),
         ({"lora_unet_x.hada_w1_a": DOWN}, "no plain LoRA but LoHa"),
         ({"lora_unet_x.lokr_w1": DOWN}, "no plain LoRA but LoKr"),
-        ({"lora_unet_x.diff": DOWN}, "full differences"),
         ({"model.weight": DOWN}, "belong to no LoRA kdrt knows, such as 'model.weight'"),
         ({"unet.x.lora_A.weight": DOWN}, "x has only half of a LoRA"),
         ({}, "holds no LoRA kdrt knows"),

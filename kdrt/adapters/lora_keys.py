@@ -1,0 +1,89 @@
+"""The names of a LoRA's tensors: which network, which module of it, and which part.
+
+kohya joins a path with the underscores that names are full of, so it cannot be taken apart again.
+Therefore all spellings are brought to that form, and :mod:`kdrt.adapters.lora_names` compares it
+with the names a network really has.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from kdrt.adapters.lora_names import BIAS
+
+Part = Literal["down", "up", "mid", "alpha", "difference"]
+
+BUNDLED = "bundle_emb."
+"""How the names of a textual inversion inside of a LoRA file begin (OneTrainer, the web UI)."""
+
+_CLIP = {"clip_l": "text_encoder", "clip_h": "text_encoder", "clip_g": "text_encoder_2"}
+"""ComfyUI's names; ``clip_h`` is Stable Diffusion 2's."""
+_PREFIXES = {
+    "lora_unet_": "unet",
+    "lora_te_": "text_encoder",
+    "lora_te1_": "text_encoder",
+    "lora_te2_": "text_encoder_2",
+    "lycoris_": "unet",
+    "unet.": "unet",
+    "text_encoder.": "text_encoder",
+    "text_encoder_2.": "text_encoder_2",
+    **{
+        f"{outer}{clip}.{inner}": network
+        for clip, network in _CLIP.items()
+        for outer in ("text_encoders.", "")
+        for inner in ("transformer.", "")
+    },
+    "diffusion_model.": "unet",
+    "base_model.model.text_model.": "text_encoder",
+    "base_model.model.": "unet",
+    "": "unet",
+}
+"""Which network a key is about, by the first that fits; the last is for the files of
+``unet.save_attn_procs``."""
+
+_PAIR = re.compile(
+    r"(?P<module>.+?)"
+    r"(?:\.lora_|_lora\.|\.lora\.|\.lora_linear_layer\.)"
+    r"(?P<part>down|up|mid|A|B)(?:\.(?!weight)\w+)?\.weight"
+)
+_ALPHA = re.compile(r"(?P<module>.+?)(?:_lora|\.lora|\.lora_linear_layer)?\.alpha")
+_PARTS: dict[str, Part] = {"down": "down", "A": "down", "up": "up", "B": "up", "mid": "mid"}
+_DIFFERENCES = {".diff": "", ".w_norm": "", ".diff_b": BIAS, ".b_norm": BIAS}
+"""What ComfyUI and LyCORIS add as it is, to a weight or a bias."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """What one tensor of a LoRA is: a part of what is added to ``module`` of ``network``; with
+    :data:`kdrt.adapters.lora_names.BIAS` at its end, to the bias of it."""
+
+    network: str
+    module: str
+    part: Part
+
+
+def key_of(name: str) -> Key | None:
+    """What a tensor of this name is; None if it belongs to no LoRA kdrt knows."""
+    if (pair := _PAIR.fullmatch(name)) is not None:
+        return Key(*_place(pair["module"]), _PARTS[pair["part"]])
+    if (alpha := _ALPHA.fullmatch(name)) is not None:
+        return Key(*_place(alpha["module"]), "alpha")
+    for ending, kind in _DIFFERENCES.items():
+        if name.endswith(ending):
+            network, module = _place(name.removesuffix(ending))
+            return Key(network, module + kind, "difference")
+    return None
+
+
+def is_ldm(name: str) -> bool:
+    """Whether a key has LDM's names for the blocks of a UNet."""
+    return any(mark in name for mark in ("input_blocks", "middle_block", "output_blocks"))
+
+
+def _place(module: str) -> tuple[str, str]:
+    """The network and the underscored path of a module."""
+    prefix = next(prefix for prefix in _PREFIXES if module.startswith(prefix))
+    path = module.removeprefix(prefix).removeprefix("base_model.model.")
+    return _PREFIXES[prefix], path.replace(".processor", "").replace(".", "_")
