@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 from kdrt.adapters.lora import NETWORKS, LoraSwap, Scale
 from kdrt.adapters.lora_file import LoraFile, lora_from_tensors, read_lora
+from kdrt.adapters.lora_merge import LayerScale
+from kdrt.compat.lora_blocks import block_scales
 from kdrt.errors import InvalidRequest, KdrtError
 from kdrt.outputs import new_file
 from kdrt.pipeline import Pipeline
@@ -40,7 +42,7 @@ class _Adapters:
 
     scales: dict[str, Scale] = field(default_factory=dict)
     active: list[str] = field(default_factory=list)
-    fused: dict[str, dict[str, float]] = field(default_factory=dict)
+    fused: dict[str, dict[str, LayerScale]] = field(default_factory=dict)
     enabled: bool = True
 
 
@@ -111,11 +113,12 @@ class LoraMixin:
         | None = None,
     ) -> None:
         """Make these adapters the active ones, at these weights (1 where None). A dictionary gives
-        ``unet``, ``text_encoder`` and ``text_encoder_2`` each their own weight; weights of single
-        blocks are not known here.
+        ``unet``, ``text_encoder`` and ``text_encoder_2`` each their own weight, and the UNet also
+        one by block; see :func:`kdrt.compat.lora_blocks.block_scales`.
 
         Raises:
-            InvalidRequest: an adapter is not loaded, or the numbers of names and weights differ.
+            InvalidRequest: an adapter or a block does not exist, or the numbers of names and
+                weights differ.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         if not isinstance(adapter_weights, Sequence):
@@ -127,12 +130,9 @@ class LoraMixin:
             )
         state = self._lora_state
         self._check_present(names)
-        for weight in adapter_weights:
-            for network in weight if isinstance(weight, Mapping) else ():
-                _check_network(network)
+        scales = [self._scale_of(weight) for weight in adapter_weights]
         before = dict(state.scales), state.active
-        for name, weight in zip(names, adapter_weights, strict=True):
-            state.scales[name] = 1.0 if weight is None else weight
+        state.scales |= dict(zip(names, scales, strict=True))
         state.active = names
         try:
             self._apply_loras()
@@ -185,7 +185,7 @@ class LoraMixin:
         before = {name: dict(scales) for name, scales in state.fused.items()}
         for name in names:
             fused = state.fused.setdefault(name, {})
-            fused |= {c: lora_scale * _scale_in(state.scales[name], c) for c in components}
+            fused |= {c: _times(lora_scale, _scale_in(state.scales[name], c)) for c in components}
         try:
             self._apply_loras()
         except InvalidRequest:
@@ -312,7 +312,7 @@ class LoraMixin:
             return
         present = self._wanted_scales()
         scaled = {
-            name: {n: v * (1.0 if n == "unet" else lora_scale) for n, v in scales.items()}
+            name: {n: v if n == "unet" else _times(lora_scale, v) for n, v in scales.items()}
             for name, scales in present.items()
         }
         self.pipeline.set_loras(scaled)
@@ -324,7 +324,20 @@ class LoraMixin:
     def _apply_loras(self) -> LoraSwap:
         return self.pipeline.set_loras(self._wanted_scales())
 
-    def _wanted_scales(self) -> dict[str, dict[str, float]]:
+    def _scale_of(self, weight: Any) -> Scale:
+        """A weight of ``set_adapters`` as a scale; numbers are checked where they are used."""
+        if weight is None:
+            return 1.0
+        if not isinstance(weight, Mapping):
+            return cast(float, weight)
+        for network in weight:
+            _check_network(network)
+        scales = {network: 1.0 if given is None else given for network, given in weight.items()}
+        if isinstance(blocks := scales.get("unet"), Mapping):
+            scales["unet"] = block_scales(blocks, self.pipeline._loras.modules("unet"))
+        return scales
+
+    def _wanted_scales(self) -> dict[str, dict[str, LayerScale]]:
         """Of every LoRA in every network: fused scales first, then those of the active ones."""
         state = self._lora_state
         if not state.enabled:
@@ -356,8 +369,14 @@ def _check_network(name: object) -> None:
         raise InvalidRequest(f"{name!r} has no LoRA; networks with one are {', '.join(NETWORKS)}")
 
 
-def _scale_in(scale: Scale, network: str) -> float:
+def _scale_in(scale: Scale, network: str) -> LayerScale:
     return scale.get(network, 1.0) if isinstance(scale, Mapping) else scale
+
+
+def _times(factor: float, scale: LayerScale) -> LayerScale:
+    if isinstance(scale, Mapping):
+        return {path: factor * number for path, number in scale.items()}
+    return factor * scale
 
 
 def _tensors(weights: Weights) -> dict[str, Tensor]:

@@ -74,6 +74,29 @@ def test_the_same_calls_lead_to_the_same_pictures(sd: TinyModel, folder: Path) -
     assert ours.get_list_adapters() == theirs.get_list_adapters() == {}
 
 
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {"unet": {"down": 0.25, "mid": -1.0, "up": {"block_1": 0.5, "block_2": [2.0, 0.0]}}},
+        {"unet": {"mid": 0.0}, "text_encoder": 0.5},
+        {"unet": {"down": {"block_1": 0.0}, "up": [0.5]}, "text_encoder": None},
+    ],
+)
+def test_weights_of_blocks_are_those_of_diffusers(
+    sd: TinyModel, folder: Path, weights: dict[str, Any]
+) -> None:
+    ours, theirs = pipes = Compatible(sd.bundle), sd.diffusers()
+    each(pipes, "load_lora_weights", str(folder), weight_name="a.safetensors", adapter_name="a")
+    each(pipes, "set_adapters", "a", weights)
+    assert same(ours, theirs)
+    ours.fuse_lora(lora_scale=0.5)
+    halves = by_kdrt(ours.pipeline)
+    ours.unfuse_lora()
+    each(pipes, "set_adapters", "a", 0.5)
+    assert not torch.equal(by_kdrt(ours.pipeline), halves)
+    assert same(ours, theirs)
+
+
 @pytest.mark.parametrize("components", [["unet", "text_encoder"], ["unet"]])
 def test_fused_adapters_stay_when_unloaded(
     sd: TinyModel, folder: Path, components: list[str]
@@ -192,7 +215,11 @@ def test_wrong_calls_are_refused_and_change_nothing(
     refusals: list[tuple[Callable[[], object], str]] = [
         (lambda: ours.set_adapters("z"), "not in the list of present adapters"),
         (lambda: ours.set_adapters(["a"], [1, 2]), "not equal to the length of the weights"),
-        (lambda: ours.set_adapters("a", {"unet": {"down": 1}}), "must be a finite number"),
+        (lambda: ours.set_adapters("a", {"unet": {"down": "1"}}), "must be a finite number"),
+        (lambda: ours.set_adapters("a", {"unet": {"left": 1}}), "scale for layer left. It either"),
+        (lambda: ours.set_adapters("a", {"unet": {"up": {"block_0": 1}}}), "layer up.block_0"),
+        (lambda: ours.set_adapters("a", {"unet": {"up": [1, 2, 3]}}), "Expected 2 scales for up"),
+        (lambda: ours.set_adapters("a", {"text_encoder": {"x": 1}}), "text_encoder does not have"),
         (lambda: ours.set_adapters("a", {"vae": 1}), "'vae' has no LoRA; networks with one"),
         (lambda: ours.delete_adapters("z"), "not in the list of present adapters"),
         (lambda: ours.load_lora_weights(folder / "b.safetensors", "a"), "already in use"),
