@@ -150,7 +150,9 @@ class LoraStack:
             f"this model, or are there twice, and have no effect: {some(lora.unmatched)}"
         )
         if lora.unmatched and strict:
-            raise InvalidRequest(f"{without_effect}; leave out strict to do without them")
+            raise InvalidRequest(
+                f"{without_effect}; leave out strict (--strict-lora) to go on without"
+            )
         changed = self._apply(engines, {**self._loras, name: lora}, started)
         if lora.unmatched:
             warnings.warn(without_effect, AdapterWarning, stacklevel=3)

@@ -286,6 +286,14 @@ def generate(
             help="Add a LoRA to the weights, as [cyan]style.safetensors:0.8[/]; may be repeated.",
         ),
     ] = None,
+    strict_lora: Annotated[
+        bool,
+        typer.Option(
+            "--strict-lora",
+            rich_help_panel=_SAMPLING,
+            help="Refuse a LoRA if any of its layers has no effect on this model.",
+        ),
+    ] = False,
     ip_adapter_image: Annotated[
         Path | None,
         typer.Option(
@@ -400,7 +408,7 @@ def generate(
     import kdrt
 
     pipe = _loaded(bundle, engine, threads, graph, fallback, low_vram)
-    _load_loras(pipe, lora or [])
+    _load_loras(pipe, lora or [], strict=strict_lora)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", kdrt.TruncationWarning)  # told below, in our words
         result = pipe(
@@ -502,7 +510,7 @@ def _loaded(
     return pipe
 
 
-def _load_loras(pipe: kdrt.Pipeline, options: list[str]) -> None:
+def _load_loras(pipe: kdrt.Pipeline, options: list[str], *, strict: bool) -> None:
     import warnings
 
     from kdrt.adapters.lora_file import lora_option
@@ -513,8 +521,8 @@ def _load_loras(pipe: kdrt.Pipeline, options: list[str]) -> None:
     with warnings.catch_warnings(record=True) as remarks:
         warnings.simplefilter("always")
         for path, scale in map(lora_option, options):
-            pipe.load_lora(path, scale=0)
-            scales[path.stem] = scale
+            pipe.load_lora(path, scale=0, strict=strict)
+            scales[list(pipe.loras)[-1]] = scale
         swap = pipe.set_loras(scales)
     for remark in remarks:
         _warn(str(remark.message))

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from lora_files import kohya, networks, random_lora
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny_bundles import TinyModel
 
 import kdrt
@@ -49,6 +50,32 @@ def test_loras_of_a_picture(
     hashes = ", ".join(f"{path.stem}: {sha256(path)[:12]}" for path in files)
     assert (settings["Lora hashes"], settings["Lora weights"]) == (hashes, "style: 0.8, other: 1")
     assert "Lora" not in str(kdrt.read_parameters(plain))
+
+
+def test_loras_of_one_name_are_told_apart_by_their_folders(
+    sd: TinyModel, files: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "b").mkdir()
+    second = files[1].rename(tmp_path / "b" / "style.SAFETENSORS")
+    options = ["--lora", f"{files[0]}:0.8", "--lora", f"{second}:0.5"]
+    assert generate(sd, tmp_path / "both.png", *options) == 0
+    assert "LoRA style at 0.8, b/style at 0.5: " in capfd.readouterr().err
+    settings = parse_parameters(str(kdrt.read_parameters(tmp_path / "both.png")))
+    assert settings["Lora weights"] == "style: 0.8, b/style: 0.5"
+
+
+def test_a_strict_lora_has_to_fit_wholly(
+    sd: TinyModel, files: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tensors = load_file(files[0])
+    tensors |= {f"lora_te2_x.lora_{part}.weight": torch.ones(1, 1) for part in ("down", "up")}
+    save_file(tensors, tmp_path / "more.safetensors")
+    options = ["--lora", tmp_path / "more.safetensors"]
+    assert generate(sd, tmp_path / "out.png", *options) == 0
+    assert "have no effect: text_encoder_2.x" in capfd.readouterr().err
+    assert generate(sd, tmp_path / "strict.png", *options, "--strict-lora") == 2
+    assert "text_encoder_2.x; leave out strict (--strict-lora)" in capfd.readouterr().err
+    assert not (tmp_path / "strict.png").exists()
 
 
 @pytest.mark.parametrize(
