@@ -113,5 +113,5 @@ class LorasToBake:
 
     def _without_effect(self, what: str, report: Report) -> None:
         if self._strict:
-            raise SourceError(f"{what} (refused as strict_loras is set)")
+            raise SourceError(f"{what}; leave out strict_loras (--strict-lora) to go on without")
         report.note(what)

@@ -66,6 +66,7 @@ def export(
     seed: int = 0,
     fuse_qkv: bool = True,
     loras: Sequence[tuple[Path, float]] = (),
+    strict_loras: bool = False,
     safety_checker: bool | None = None,
     variants: Sequence[str] = (),
     weights: str = "float",
@@ -92,6 +93,7 @@ def export(
         random_weights: the architecture alone, with weights drawn from ``seed``.
         fuse_qkv: concatenate attention projections.
         loras: files to merge into the weights, with their scales.
+        strict_loras: refuse a LoRA if any part of it has no effect.
         safety_checker: export the model's safety checker; None does so if it has one.
         variants: what to keep besides: ``unfused-qkv``, or ``fused-qkv`` without ``fuse_qkv``;
             ``deepcache``, a shallow UNet beside the whole one.
@@ -122,7 +124,7 @@ def export(
     if output or name:
         check_new_bundle(output or _named(name or ""))  # before anything is downloaded
     check_home()
-    baked_loras = LorasToBake(loras, allow_pickle=allow_pickle)
+    baked_loras = LorasToBake(loras, strict=strict_loras, allow_pickle=allow_pickle)
     report.start(f"open {source}")
     opened = open_source(
         source,

@@ -156,6 +156,10 @@ def export(
             help="Merge a LoRA into the weights; may be given more than once.",
         ),
     ] = None,
+    strict_lora: Annotated[
+        bool,
+        typer.Option("--strict-lora", help="Refuse a LoRA if any part of it has no effect."),
+    ] = False,
     safety_checker: Annotated[
         bool | None,
         typer.Option(
@@ -262,6 +266,7 @@ def export(
                 ip_adapter=ip_adapter,
                 image_encoder=image_encoder,
                 loras=[lora_option(text) for text in lora or ()],
+                strict_loras=strict_lora,
                 safety_checker=safety_checker,
                 allow_pickle=allow_pickle,
                 revision=revision,

@@ -10,6 +10,7 @@ import torch
 from lora_files import ATTENTION, CONVOLUTIONS, TEXT, kohya, networks, random_lora
 from safetensors.torch import save_file
 from tiny_bundles import TinyModel, by_diffusers, by_kdrt
+from torch import nn
 
 import kdrt
 from kdrt import cli
@@ -17,6 +18,8 @@ from kdrt.adapters.lora_file import lora_option
 from kdrt.bundle import Bundle, sha256
 from kdrt.errors import InvalidRequest
 from kdrt_export.errors import SourceError
+from kdrt_export.lora import LorasToBake
+from kdrt_export.report import Silent
 from kdrt_export.stage import export
 from kdrt_export.verify import relative_error
 
@@ -64,6 +67,43 @@ def test_a_lora_with_little_or_nothing_in_common(
     assert not (tmp_path / "bundle").exists()
     with pytest.raises(InvalidRequest, match="there is no LoRA file"):
         export(folder, tmp_path / "bundle", loras=[(tmp_path / "no.safetensors", 1.0)])
+
+
+def test_what_of_a_lora_has_no_effect_is_noted_or_with_strict_refused(tmp_path: Path) -> None:
+    down, up = torch.ones(1, 4), torch.ones(4, 1)
+    pairs = {"mid_block_x": (down, up), "elsewhere": (down, up)}
+    tensors = {
+        f"lora_unet_{module}.lora_{part}.weight": tensor.clone()
+        for module, pair in pairs.items()
+        for part, tensor in zip(("down", "up"), pair, strict=True)
+    }
+    tensors["bundle_emb.sparkle.clip_l"] = torch.ones(2, 8)
+    path = tmp_path / "some.safetensors"
+    save_file(tensors, path)
+    for strict in (False, True):
+        network = torch.nn.ModuleDict({"mid_block": torch.nn.ModuleDict({"x": nn.Linear(4, 4)})})
+        before = network["mid_block"]["x"].weight.detach().clone()
+        loras = LorasToBake([(path, 0.5)], strict=strict)
+        loras.merge("unet", network)
+        assert torch.equal(network["mid_block"]["x"].weight, before + 0.5)
+        report = Notes()
+        if strict:
+            with pytest.raises(SourceError, match=r"1 of 2 layers of some.* effect: unet\.elsewh"):
+                loras.baked(report)
+        else:
+            loras.baked(report)
+            assert [note.partition(", ")[0].partition(" of ")[0] for note in report.notes] == [
+                "1",
+                "some.safetensors brings words for prompts",
+            ]
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 @pytest.mark.parametrize(
