@@ -21,7 +21,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -170,24 +170,65 @@ class Component(_Strict):
         )
 
 
+_Sigma = Annotated[float, Field(ge=1e-6, le=1e6)]
+_Beta = Annotated[float, Field(gt=0, lt=1)]
+
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
+
+
+class EdmFacts(_Strict):
+    """The EDM formulation (Karras et al. 2022) of a model trained on a continuous range of σ.
+
+    Attributes:
+        sigma_min, sigma_max: the range.
+        sigma_data: standard deviation of the latents that the model was trained on.
+        sigma_schedule: the model's own spacing of noise levels.
+        rho: its exponent, for ``karras``.
+    """
+
+    sigma_min: _Sigma
+    sigma_max: _Sigma
+    sigma_data: _Sigma
+    sigma_schedule: Literal["karras", "exponential"]
+    rho: Annotated[float, Field(ge=0.01, le=100)] = 7.0
+
+    @model_validator(mode="after")
+    def _check_range(self) -> Self:
+        if not self.sigma_min < self.sigma_max:
+            raise ValueError("sigma_min must be below sigma_max")
+        return self
+
+
 class SchedulerFacts(_Strict):
     """The resolved noise schedule of the checkpoint. ``explicit`` names the keys its scheduler
     file really held; the rest are the defaults of diffusers' LMSDiscreteScheduler, as the removed
-    pipelines applied them."""
+    pipelines applied them. With ``edm`` the betas are of no meaning."""
 
-    beta_start: float
-    beta_end: float
-    beta_schedule: str
-    trained_betas: tuple[float, ...] | None = None
-    num_train_timesteps: int
-    prediction_type: Literal["epsilon", "v_prediction"]
+    beta_start: _Beta
+    beta_end: _Beta
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+    trained_betas: tuple[_Beta, ...] | None = None
+    num_train_timesteps: int = Field(ge=2, le=100_000)
+    prediction_type: PredictionType
     timestep_spacing: Literal["linspace", "leading", "trailing"]
-    steps_offset: int
+    steps_offset: int = Field(ge=-100_000, le=100_000)
     use_karras_sigmas: bool = False
     use_exponential_sigmas: bool = False
     use_beta_sigmas: bool = False
     rescale_betas_zero_snr: bool = False
-    explicit: tuple[str, ...] = ()
+    edm: EdmFacts | None = None
+    explicit: Annotated[
+        tuple[Annotated[str, Field(max_length=200)], ...], Field(max_length=200)
+    ] = ()
+
+    @model_validator(mode="after")
+    def _check_betas(self) -> Self:
+        if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
+            raise ValueError(
+                f"trained_betas has {len(self.trained_betas)} numbers for "
+                f"{self.num_train_timesteps} num_train_timesteps"
+            )
+        return self
 
 
 class TextEncoderFacts(_Strict):

@@ -1,29 +1,33 @@
 """The denoiser: ``(x, σ) → denoised``, the one thing a sampler knows of the network.
 
-A network is trained at variance-preserving scale and predicts ε or v; samplers work at
-variance-exploding scale, ``x = x₀ + σ·ε``. With ``c = 1/√(σ² + 1)`` the network sees ``c·x``, and
+A network is trained at variance-preserving scale; samplers work at variance-exploding scale,
+``x = x₀ + σ·ε``. With the standard deviation d of the data and ``c = 1/√(σ² + d²)`` the network
+sees ``c·x``, and the denoised images are ``skip·x + out·prediction`` (Karras et al. 2022,
+equation 7), with numbers that depend on σ alone:
 
-    ε:  denoised = x − σ·ε                  v:  denoised = c²·x − c·σ·v
+                                     skip       out
+    noise (ε, d = 1)                 1          −σ         k-diffusion: DiscreteEpsDDPMDenoiser
+    velocity (v)                     c²·d²      −c·d·σ     k-diffusion: DiscreteVDDPMDenoiser
+    ε in the EDM formulation         c²·d²      c·d·σ      k-diffusion: layers.Denoiser
+    the denoised images themselves   0          1
 
-Both are ``skip·x + out·prediction`` with numbers that depend on σ alone.
+d is 1 but in the EDM formulation.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from kdrt.bound_unet import GUIDANCE_INPUT, BoundUNet, Number, host_number
+from kdrt.bundle import PredictionType
 from kdrt.prompt import Conditioning
 from kdrt.sampling import NoiseSchedule
 from kdrt.shortcuts import Course, Evaluation, Shortcuts
 from kdrt_engines import Engine, EngineSpec
-
-PredictionType = Literal["epsilon", "v_prediction"]
 
 FREEU_OFF = (1.0, 1.0, 1.0, 1.0)
 """(b1, b2, s1, s2) at which FreeU is exactly the identity."""
@@ -49,6 +53,7 @@ class Denoiser:
         unet: the engine.
         noise_schedule: gives the timestep of a σ.
         prediction_type: what the UNet predicts.
+        sigma_data: d of a model in the EDM formulation; None is any other model.
         images: B, the number of pictures denoised together.
         height: latent rows.
         width: latent columns.
@@ -70,6 +75,7 @@ class Denoiser:
         noise_schedule: NoiseSchedule,
         prediction_type: PredictionType,
         *,
+        sigma_data: float | None = None,
         images: int,
         height: int,
         width: int,
@@ -91,7 +97,9 @@ class Denoiser:
         self._networks = {_PLAIN: bind(_PLAIN)}
         """One for each kind of evaluation that was ever needed."""
         self._noise_schedule = noise_schedule
-        self._predicts_v = prediction_type == "v_prediction"
+        self._prediction_type = prediction_type
+        self._sigma_data = sigma_data
+        self._skips_whole = prediction_type == "epsilon" and sigma_data is None
         self._shortcuts = Shortcuts()
         self._course = Course(self._shortcuts)
         self._guidance_scale = 1.0
@@ -204,8 +212,17 @@ class Denoiser:
 
     def numbers(self, sigma: float) -> tuple[float, float, float, float]:
         """(c, timestep, skip, out) of a noise level; see the module's docstring."""
-        scale = 1 / math.sqrt(sigma * sigma + 1)
-        skip, out = (scale * scale, -sigma * scale) if self._predicts_v else (1.0, -sigma)
+        data = 1.0 if self._sigma_data is None else self._sigma_data
+        scale = 1 / math.sqrt(sigma * sigma + data * data)
+        if self._skips_whole:
+            skip, out = 1.0, -sigma
+        elif self._prediction_type == "sample":
+            skip, out = 0.0, 1.0
+        else:
+            kept = scale * data
+            skip, out = kept * kept, sigma * kept
+            if self._prediction_type == "v_prediction":
+                out = -out
         return scale, self._noise_schedule.timestep(sigma), skip, out
 
     def evaluations(self, sigmas: Iterable[float]) -> tuple[Evaluation, ...]:
@@ -243,8 +260,8 @@ class Denoiser:
     def _affine(
         self, x: Tensor, skip: Number, prediction: Tensor, out: Number, *, into: Tensor
     ) -> Tensor:
-        """``skip·x + out·prediction``; predicting ε, skip is 1 and costs no kernel."""
-        if self._predicts_v:
+        """``skip·x + out·prediction``; where skip is always 1 it costs no kernel."""
+        if not self._skips_whole:
             factor = skip if isinstance(skip, Tensor) else self._skip.fill_(skip)
             x = torch.mul(x, factor, out=into)
         if isinstance(out, Tensor):

@@ -196,11 +196,14 @@ class Denoising:
     def _denoiser(
         self, *, images: int, height: int, width: int, tokens: int, doubled: bool
     ) -> _Sized:
+        facts = self._manifest.scheduler
+
         def make() -> _Sized:
             denoiser = Denoiser(
                 self._unet,
                 self._noise_schedule,
-                self._manifest.scheduler.prediction_type,
+                facts.prediction_type,
+                sigma_data=facts.edm.sigma_data if facts.edm else None,
                 images=images,
                 height=height,
                 width=width,

@@ -10,19 +10,27 @@ from kdrt.bundle import Manifest, SchedulerFacts
 from kdrt.checks import options_of, whole
 from kdrt.errors import InvalidRequest
 from kdrt.sampling import NoiseSchedule, find_schedule, partial_grid, sigmas_for
-from kdrt.sampling.schedules import check_options
+from kdrt.sampling.schedules import ContinuousSchedule, check_options
 
 if TYPE_CHECKING:
     from kdrt.request import Request
 
 
+_ROUNDING = 1e-6
+"""Timesteps may be float32 numbers: by how much of their range they may leave it."""
+
+
 def training_table(facts: SchedulerFacts) -> NoiseSchedule:
-    """The noise levels that a model was trained on.
+    """The noise levels that a model was trained on; of a continuous range a table.
 
     Raises:
         InvalidRequest: the facts make no table, or one that ends in noise alone for a model that
             predicts noise.
     """
+    if facts.edm is not None:
+        return ContinuousSchedule.from_range(
+            facts.edm.sigma_min, facts.edm.sigma_max, facts.num_train_timesteps
+        )
     if facts.rescale_betas_zero_snr and facts.prediction_type == "epsilon":
         raise InvalidRequest(
             "this bundle has rescale_betas_zero_snr, so its first timestep is noise alone, and a "
@@ -99,6 +107,10 @@ def _whole_grid(request: Request, manifest: Manifest, noise_schedule: NoiseSched
         "steps_offset": facts.steps_offset,
     }
     info = find_schedule(request.schedule)
+    if info.name == "scheduler" and facts.edm is not None:
+        info = find_schedule(facts.edm.sigma_schedule)
+        if "rho" in info.options:
+            defaults["rho"] = facts.edm.rho
     if "model" in info.options:
         defaults["model"] = manifest.family
     options = schedule_options(request)
@@ -118,11 +130,13 @@ def schedule_options(request: Request) -> Mapping[str, Any]:
 def _sigmas_of(timesteps: object, noise_schedule: NoiseSchedule) -> list[float]:
     """The σ of training timesteps, fractional ones too, and the 0 that a run ends with."""
     numbers = _descending("timesteps", timesteps)
-    last = len(noise_schedule.sigmas) - 1
-    if not numbers or not all(0 <= number <= last for number in numbers):
+    levels = noise_schedule.sigma_max, noise_schedule.sigma_min
+    first, last = map(noise_schedule.timestep, levels)
+    slack = _ROUNDING * (first - last)
+    if not numbers or not all(last - slack <= number <= first + slack for number in numbers):
         raise InvalidRequest(
-            f"timesteps must be from {last} down to 0, at least one of them; the final sigma of 0 "
-            "is added"
+            f"timesteps must be from {first:g} down to {last:g}, at least one of them; the final "
+            "sigma of 0 is added"
         )
     return [*map(noise_schedule.sigma, numbers), 0.0]
 

@@ -237,7 +237,7 @@ class ForeignModel:
         if percent <= 0:
             return _BEFORE_ALL
         last = len(self._table.sigmas) - 1
-        return 0.0 if percent >= 1 else self._table.sigma((1 - percent) * last)
+        return 0.0 if percent >= 1 else self._table.level((1 - percent) * last)
 
     @property
     def _table(self) -> NoiseSchedule:

@@ -19,7 +19,7 @@ from kdrt.bundle import Bundle
 from kdrt.errors import OutputError
 from kdrt.sampling import NoiseSchedule, sigmas_for
 from kdrt_export import stage
-from kdrt_export.errors import ExportError, UnsupportedModel, VerificationError
+from kdrt_export.errors import ExportError, VerificationError
 from kdrt_export.report import Silent
 from kdrt_export.scheduler import scheduler_facts
 from kdrt_export.sources import open_source
@@ -155,11 +155,6 @@ def test_scheduler_facts_follow_what_the_file_says() -> None:
             steps_offset=facts.steps_offset,
         )
         assert sigmas == pytest.approx(expected, abs=2e-4)
-
-
-def test_scheduler_settings_it_cannot_follow() -> None:
-    with pytest.raises(UnsupportedModel, match="predicts 'sample'"):
-        scheduler_facts({"prediction_type": "sample"}, Silent())
 
 
 def test_zero_terminal_snr_is_recorded() -> None:

@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
+from unittest.mock import MagicMock, patch
 
 from kdrt.errors import InvalidRequest
 from kdrt.sampling.k_diffusion import k_diffusion_module
@@ -15,6 +18,7 @@ from kdrt.sampling.k_diffusion import k_diffusion_module
 _SHA256 = {
     "sampling": "4c5c2d92ddc2a07f",
     "external": "422e6f3e35cac7d5",
+    "layers": "090058b33bb74522",
 }
 
 
@@ -22,14 +26,21 @@ class OracleUnavailable(Exception):
     """k-diffusion or something it imports is not installed, or is another version."""
 
 
-def load(module: Literal["sampling", "external"] = "sampling") -> ModuleType:
-    """k-diffusion's ``sampling`` or ``external`` module.
+def load(module: Literal["sampling", "external", "layers"] = "sampling") -> ModuleType:
+    """k-diffusion's ``sampling``, ``external`` or ``layers`` module.
 
     Raises:
         OracleUnavailable: see there; the message says which.
     """
     try:
-        loaded = k_diffusion_module(module, "the oracle")
+        loaded = k_diffusion_module("sampling", "the oracle")
+        if module == "external":
+            loaded = k_diffusion_module(module, "the oracle")
+        elif module == "layers":
+            # Its Denoiser uses neither of what the module imports for its losses and networks.
+            unused = ("dctorch", "einops")
+            with patch.dict(sys.modules, {name: MagicMock() for name in unused}):
+                loaded = importlib.import_module(loaded.__name__.replace("sampling", module))
     except InvalidRequest as error:
         raise OracleUnavailable(str(error)) from error
     assert loaded.__file__ is not None

@@ -14,7 +14,10 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
+    SchedulerMixin,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -35,12 +38,13 @@ from kdrt.bundle import (
     Component,
     LatentFacts,
     Manifest,
-    SchedulerFacts,
     TensorInfo,
     TextEncoderFacts,
 )
 from kdrt.pipeline import Pipeline
 from kdrt_engines.torch_eager import TorchEngine
+from kdrt_export.report import Silent
+from kdrt_export.scheduler import scheduler_facts
 
 # The second prompt is too long on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -85,22 +89,62 @@ def test_sd(tmp_path: Path, prediction_type: str, guidance_scale: float) -> None
     compare(tmp_path, "sd", prediction_type, guidance_scale=guidance_scale)
 
 
+EDM: dict[str, SchedulerMixin] = {
+    "Playground v2.5": EDMEulerScheduler(),
+    "Playground v2.5, exponential": EDMEulerScheduler(sigma_schedule="exponential"),
+    "CosXL": EDMEulerScheduler(
+        sigma_max=120.0,
+        sigma_data=1.0,
+        prediction_type="v_prediction",
+        sigma_schedule="exponential",
+    ),
+    "EDM velocity": EDMEulerScheduler(prediction_type="v_prediction", rho=5.0),
+    "continuous velocity": EulerDiscreteScheduler(
+        timestep_type="continuous",
+        prediction_type="v_prediction",
+        sigma_min=0.002,
+        sigma_max=120.0,
+        use_karras_sigmas=True,
+        timestep_spacing="trailing",
+        steps_offset=1,
+    ),
+    "second order": EDMDPMSolverMultistepScheduler(),
+    "second order, velocity": EDMDPMSolverMultistepScheduler(prediction_type="v_prediction"),
+}
+
+
+@pytest.mark.parametrize("name", EDM)
+def test_the_edm_formulation(tmp_path: Path, name: str) -> None:
+    """The model's own grid, and every step on it."""
+    sampler = "euler" if "order" not in name else "dpmpp_2m"
+    compare(tmp_path, "sdxl", scheduler=EDM[name], sampler=sampler, own_grid=True, off=1e-5)
+
+
+@pytest.mark.parametrize("prediction_type", ["sample", "epsilon"])
+def test_sd_with_guidance_rescale(tmp_path: Path, prediction_type: str) -> None:
+    """Of a model that predicts the denoised latents, it is those that diffusers rescales."""
+    compare(tmp_path, "sd", prediction_type, guidance_rescale=0.7)
+
+
 def compare(
     folder: Path,
     family: Family,
-    prediction_type: str,
+    prediction_type: str = "epsilon",
     *,
+    scheduler: Any = None,
+    sampler: str = "euler",
+    own_grid: bool = False,
+    off: float = 1e-4,
     prompts: list[str] = POSITIVE,
     negative: str | None = NEGATIVE,
     guidance_scale: float = 5.0,
     **arguments: Any,
 ) -> None:
     torch.manual_seed(0)
-    theirs = diffusers_pipeline(family, prediction_type)
+    theirs = diffusers_pipeline(family, prediction_type, scheduler)
     ours = kdrt_pipeline(folder, family, theirs)
     latents = torch.randn(len(prompts), 4, HEIGHT // SCALE, WIDTH // SCALE)
     common = {
-        "latents": latents,
         "height": HEIGHT,
         "width": WIDTH,
         "guidance_scale": guidance_scale,
@@ -109,16 +153,37 @@ def compare(
     }
     # diffusers wants as many negative prompts as prompts.
     their_negative = None if negative is None else [negative] * len(prompts)
+    # diffusers begins EDM models at √(σ² + 1), k-diffusion and kdrt at σ.
+    theirs.scheduler.set_timesteps(STEPS)
+    begin = theirs.scheduler.sigmas[0] / theirs.scheduler.init_noise_sigma
     expected = theirs(
-        prompts, negative_prompt=their_negative, num_inference_steps=STEPS, **common
+        prompts,
+        negative_prompt=their_negative,
+        num_inference_steps=STEPS,
+        latents=latents * begin,
+        **common,
     ).images
     sigmas = theirs.scheduler.sigmas.tolist()
-    result = ours(prompts, negative, sigmas=sigmas, sampler="euler", **common)
-    torch.testing.assert_close(result.images, expected, rtol=1e-4, atol=1e-4)
+    grid = {"schedule": "scheduler", "steps": STEPS} if own_grid else {"sigmas": sigmas}
+    result = ours(prompts, negative, latents=latents, sampler=sampler, **grid, **common)
+    torch.testing.assert_close(result.images, expected, rtol=off, atol=off)
     assert expected.std() > 0.1
 
 
-def diffusers_pipeline(family: Family, prediction_type: str) -> Any:
+def euler(prediction_type: str) -> EulerDiscreteScheduler:
+    return EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type=prediction_type,
+        timestep_spacing="trailing",
+        steps_offset=1,  # of no effect here, but diffusers warns of any other value
+    )
+
+
+def diffusers_pipeline(
+    family: Family, prediction_type: str, scheduler: SchedulerMixin | None = None
+) -> Any:
     context = sum(WIDTHS) if family == "sdxl" else WIDTHS[0]
     added = {
         "addition_embed_type": "text_time",
@@ -145,14 +210,7 @@ def diffusers_pipeline(family: Family, prediction_type: str) -> Any:
             down_block_types=("DownEncoderBlock2D",) * 2,
             up_block_types=("UpDecoderBlock2D",) * 2,
         ),
-        "scheduler": EulerDiscreteScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            prediction_type=prediction_type,
-            timestep_spacing="trailing",
-            steps_offset=1,  # of no effect here, but diffusers warns of any other value
-        ),
+        "scheduler": scheduler or euler(prediction_type),
         "tokenizer": transformers_tokenizer(EOS),
     }
     if family == "sd":
@@ -206,15 +264,7 @@ def kdrt_pipeline(folder: Path, family: Family, theirs: Any) -> Pipeline:
         source="tests",
         precision="fp32",
         components={},
-        scheduler=SchedulerFacts(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            num_train_timesteps=1000,
-            prediction_type=theirs.scheduler.config.prediction_type,
-            timestep_spacing="trailing",
-            steps_offset=0,
-        ),
+        scheduler=scheduler_facts(json.loads(theirs.scheduler.to_json_string()), Silent()),
         text_encoders=tuple(facts),
         latents=LatentFacts(channels=4, scale=SCALE, default_height=HEIGHT, default_width=WIDTH),
         zeros_for_empty_negative=family == "sdxl",

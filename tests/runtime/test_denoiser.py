@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import math
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from diffusers import (
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+)
 from tiny_model import CHANNELS, GUIDANCE_WIDTH, POOLED, WIDTHS, Recorder, tiny_unet, unet_spec
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from oracles import kdiffusion
+
 from kdrt.bound_unet import guidance_embedding
-from kdrt.denoiser import Denoiser, PredictionType, is_doubled
+from kdrt.bundle import PredictionType
+from kdrt.denoiser import Denoiser, is_doubled
 from kdrt.prompt import Conditioning
 from kdrt.sampling import NoiseSchedule
+from kdrt.sampling.schedules import ContinuousSchedule
 from kdrt_engines.torch_eager import TorchEngine
 
 IMAGES, HEIGHT, WIDTH, TOKENS = 2, 4, 6, 5
@@ -26,8 +39,24 @@ def conditioning(seed: int) -> Conditioning:
     return Conditioning(hidden, torch.randn(IMAGES, POOLED, generator=generator))
 
 
+EDM = ContinuousSchedule.from_range(0.002, 80.0)
+Model = tuple[PredictionType, float | None]
+"""What a network predicts, and sigma_data where it is of the EDM formulation."""
+MODELS: list[Model] = [
+    ("epsilon", None),
+    ("v_prediction", None),
+    ("sample", None),
+    ("epsilon", 0.5),
+    ("v_prediction", 1.0),
+    ("v_prediction", 0.5),
+    ("sample", 0.5),
+]
+of_every_model = pytest.mark.parametrize("model", MODELS)
+
+
 def denoiser(
     prediction_type: PredictionType = "epsilon",
+    sigma_data: float | None = None,
     *,
     doubled: bool = True,
     distilled: bool = False,
@@ -37,8 +66,9 @@ def denoiser(
     unet = Recorder(tiny_unet, [tensor.name for tensor in spec.inputs])
     bound = Denoiser(
         TorchEngine(unet, spec),
-        SCHEDULE,
+        SCHEDULE if sigma_data is None else EDM,
         prediction_type,
+        sigma_data=sigma_data,
         images=IMAGES,
         height=HEIGHT,
         width=WIDTH,
@@ -58,33 +88,124 @@ def time_ids(count: int) -> Tensor:
 
 
 def reference(
-    x: Tensor, sigma: float, told: Conditioning, ids: Tensor, prediction_type: str
+    x: Tensor,
+    sigma: float,
+    told: Conditioning,
+    ids: Tensor,
+    prediction_type: PredictionType,
+    sigma_data: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The network's output and the denoised picture, in float64 and without any cleverness."""
     x = x.double()
     assert told.text_embeds is not None
+    timestep = SCHEDULE.timestep(sigma) if sigma_data is None else 0.25 * math.log(sigma)
     output = tiny_unet(
-        x / (sigma**2 + 1) ** 0.5,
-        torch.full((len(x),), SCHEDULE.timestep(sigma), dtype=torch.float32),
+        x / (sigma**2 + (sigma_data or 1) ** 2) ** 0.5,
+        torch.full((len(x),), timestep, dtype=torch.float32),
         encoder_hidden_states=told.encoder_hidden_states,
         text_embeds=told.text_embeds,
         time_ids=ids,
     )
+    return output, denoised_of(x, sigma, output, prediction_type, sigma_data)
+
+
+def denoised_of(
+    x: Tensor,
+    sigma: float,
+    output: Tensor,
+    prediction_type: PredictionType,
+    sigma_data: float | None,
+) -> Tensor:
+    """What a network's output says, by the schedulers of diffusers."""
+    if prediction_type == "sample":
+        return output
+    if sigma_data is not None:
+        edm = EDMEulerScheduler(sigma_data=sigma_data, prediction_type=prediction_type)
+        return edm.precondition_outputs(x, output, sigma)
     if prediction_type == "epsilon":
-        return output, x - sigma * output
-    return output, x / (sigma**2 + 1) - output * sigma / (sigma**2 + 1) ** 0.5
+        return x - sigma * output
+    return x / (sigma**2 + 1) - output * sigma / (sigma**2 + 1) ** 0.5
+
+
+@of_every_model
+@pytest.mark.parametrize("sigma", [70.0, *SIGMAS])
+def test_a_network_is_asked_and_understood_as_diffusers_schedulers_do(
+    model: Model, sigma: float
+) -> None:
+    """Against a step of the original: at the last one, to sigma 0, it is the denoised picture."""
+    prediction_type, sigma_data = model
+    scheduler: Any
+    if sigma_data is None:
+        scheduler = EulerDiscreteScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            prediction_type=prediction_type,
+        )
+        sigma = min(sigma, SCHEDULE.sigma_max)
+    else:
+        kind = EDMDPMSolverMultistepScheduler if sigma > 1 else EDMEulerScheduler
+        scheduler = kind(sigma_data=sigma_data, prediction_type=prediction_type)
+    bound, unet = denoiser(*model, doubled=False)
+    bound.prepare(conditioning(1), None, guidance_scale=1.0, time_ids=time_ids(IMAGES))
+    x = latents() * sigma
+    result = bound(x, sigma)
+
+    (call,) = unet.calls
+    output = tiny_unet(**call)
+    if sigma_data is None:
+        scheduler.sigmas = torch.tensor([sigma, 0.0])
+        scheduler.timesteps = torch.tensor([call["timestep"][0]])
+        seen = scheduler.scale_model_input(x, scheduler.timesteps[0])
+        expected = scheduler.step(output, scheduler.timesteps[0], x).prev_sample
+    else:
+        seen = scheduler.precondition_inputs(x, sigma)
+        timestep = scheduler.precondition_noise(sigma)
+        torch.testing.assert_close(call["timestep"], timestep.expand(IMAGES))
+        expected = denoised_of(x, sigma, output, *model)
+    torch.testing.assert_close(call["sample"], seen)
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5 * (1 + sigma))
+
+
+@pytest.mark.parametrize("sigma_data", [0.5, 1.0, 1.7])
+@pytest.mark.parametrize("sigma", [70.0, *SIGMAS])
+def test_the_edm_formulation_is_k_diffusions(sigma_data: float, sigma: float) -> None:
+    try:
+        original = kdiffusion.load("layers").Denoiser, kdiffusion.load("external").VDenoiser
+    except kdiffusion.OracleUnavailable as error:
+        pytest.skip(str(error))
+    told, ids = conditioning(1), time_ids(IMAGES)
+    x = latents() * sigma
+
+    def network(scaled: Tensor, _: Tensor) -> Tensor:
+        # k-diffusion's networks take the logarithm themselves: 0.25·ln σ is their c_noise.
+        return tiny_unet(
+            scaled,
+            torch.full((IMAGES,), sigma).log() / 4,
+            encoder_hidden_states=told.encoder_hidden_states,
+            text_embeds=told.text_embeds,
+            time_ids=ids,
+        )
+
+    noise, velocity = original[0](network, sigma_data=sigma_data), original[1](network)
+    velocity.sigma_data = sigma_data
+    for prediction_type, theirs in (("epsilon", noise), ("v_prediction", velocity)):
+        bound, _ = denoiser(prediction_type, sigma_data, doubled=False)  # type: ignore[arg-type]
+        bound.prepare(told, None, guidance_scale=1.0, time_ids=ids)
+        expected = theirs(x, torch.full((IMAGES,), sigma))
+        torch.testing.assert_close(bound(x, sigma), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("sigma", SIGMAS)
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_guides_the_denoised_pictures(prediction_type: PredictionType, sigma: float) -> None:
-    bound, _ = denoiser(prediction_type)
+@of_every_model
+def test_guides_the_denoised_pictures(model: Model, sigma: float) -> None:
+    bound, _ = denoiser(*model)
     positive, negative, ids = conditioning(1), conditioning(2), time_ids(2 * IMAGES)
     bound.prepare(positive, negative, guidance_scale=7.5, time_ids=ids)
     x = latents() * sigma
 
-    _, unconditional = reference(x, sigma, negative, ids[:IMAGES], prediction_type)
-    _, conditional = reference(x, sigma, positive, ids[IMAGES:], prediction_type)
+    _, unconditional = reference(x, sigma, negative, ids[:IMAGES], *model)
+    _, conditional = reference(x, sigma, positive, ids[IMAGES:], *model)
     expected = unconditional + 7.5 * (conditional - unconditional)
 
     torch.testing.assert_close(bound(x, sigma).double(), expected, rtol=1e-5, atol=1e-5 * sigma)
@@ -102,12 +223,12 @@ def test_unconditional_half_comes_first() -> None:
     assert torch.equal(unet.calls[0]["sample"][:IMAGES], unet.calls[0]["sample"][IMAGES:])
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_without_guidance_there_is_one_half(prediction_type: PredictionType) -> None:
-    bound, unet = denoiser(prediction_type, doubled=False)
+@of_every_model
+def test_without_guidance_there_is_one_half(model: Model) -> None:
+    bound, unet = denoiser(*model, doubled=False)
     positive, ids = conditioning(1), time_ids(IMAGES)
     bound.prepare(positive, None, guidance_scale=1.0, time_ids=ids)
-    _, expected = reference(latents(), 1.0, positive, ids, prediction_type)
+    _, expected = reference(latents(), 1.0, positive, ids, *model)
     torch.testing.assert_close(bound(latents(), 1.0).double(), expected, rtol=1e-5, atol=1e-5)
     assert len(unet.calls[0]["sample"]) == IMAGES
 
@@ -125,24 +246,20 @@ def test_timesteps_are_fractional_and_float32() -> None:
     torch.testing.assert_close(seen, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_guidance_rescale_agrees_with_diffusers(prediction_type: PredictionType) -> None:
+@of_every_model
+def test_guidance_rescale_agrees_with_diffusers(model: Model) -> None:
     from diffusers.guiders.guider_utils import rescale_noise_cfg
 
     sigma, x = 2.0, latents() * 2
-    bound, _ = denoiser(prediction_type)
+    bound, _ = denoiser(*model)
     positive, negative, ids = conditioning(1), conditioning(2), time_ids(2 * IMAGES)
     bound.prepare(positive, negative, guidance_scale=9.0, guidance_rescale=0.7, time_ids=ids)
 
-    unconditional, _ = reference(x, sigma, negative, ids[:IMAGES], prediction_type)
-    conditional, _ = reference(x, sigma, positive, ids[IMAGES:], prediction_type)
+    unconditional, _ = reference(x, sigma, negative, ids[:IMAGES], *model)
+    conditional, _ = reference(x, sigma, positive, ids[IMAGES:], *model)
     guided = unconditional + 9.0 * (conditional - unconditional)
     rescaled = rescale_noise_cfg(guided, conditional, guidance_rescale=0.7)
-    if prediction_type == "epsilon":
-        expected = x - sigma * rescaled
-    else:
-        expected = x / (sigma**2 + 1) - rescaled * sigma / (sigma**2 + 1) ** 0.5
-
+    expected = denoised_of(x, sigma, rescaled, *model)
     torch.testing.assert_close(bound(x, sigma).double(), expected.double(), rtol=1e-5, atol=1e-4)
 
 
@@ -203,9 +320,9 @@ def test_guidance_embedding_agrees_with_the_formula(size: int) -> None:
     assert guidance_embedding(8.5, size).tolist() == pytest.approx(expected, abs=2e-3)
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_hands_out_the_unconditional_result(prediction_type: PredictionType) -> None:
-    bound, _ = denoiser(prediction_type)
+@of_every_model
+def test_hands_out_the_unconditional_result(model: Model) -> None:
+    bound, _ = denoiser(*model)
     positive, negative, ids = conditioning(1), conditioning(2), time_ids(2 * IMAGES)
     with pytest.raises(RuntimeError, match="not prepared to keep its unconditional results"):
         _ = bound.unconditional
@@ -213,7 +330,7 @@ def test_hands_out_the_unconditional_result(prediction_type: PredictionType) -> 
     for scale in (7.5, 1.0):
         bound.prepare(positive, negative, guidance_scale=scale, time_ids=ids, unconditional=True)
         denoised = bound(latents(), 1.5).clone()
-        _, expected = reference(latents(), 1.5, negative, ids[:IMAGES], prediction_type)
+        _, expected = reference(latents(), 1.5, negative, ids[:IMAGES], *model)
         torch.testing.assert_close(bound.unconditional.double(), expected, rtol=1e-5, atol=1e-5)
         bound.prepare(positive, negative, guidance_scale=scale, time_ids=ids)
         assert torch.equal(bound(latents(), 1.5), denoised)
@@ -234,20 +351,21 @@ class Halves(torch.nn.Module):
         return mixed.tanh().to(self.dtype)
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@of_every_model
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize(
     ("doubled", "rescale", "unconditional"),
     [(True, 0.0, False), (True, 0.7, False), (True, 0.7, True), (False, 0.0, False)],
 )
 def test_numbers_on_the_device_give_the_same(
-    prediction_type: PredictionType, dtype: str, doubled: bool, rescale: float, unconditional: bool
+    model: Model, dtype: str, doubled: bool, rescale: float, unconditional: bool
 ) -> None:
     spec = unet_spec(dtype)
     bound = Denoiser(
         TorchEngine(Halves(torch.float16 if dtype == "float16" else torch.float32), spec),
-        SCHEDULE,
-        prediction_type,
+        SCHEDULE if model[1] is None else EDM,
+        model[0],
+        sigma_data=model[1],
         images=IMAGES,
         height=HEIGHT,
         width=WIDTH,

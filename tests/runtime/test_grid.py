@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
-from tiny_model import TinyModel
+from diffusers import EDMEulerScheduler
+from tiny_model import TinyModel, tiny_model
 
+from kdrt.bundle import EdmFacts
 from kdrt.errors import InvalidRequest
 from kdrt.grid import grid_of
 from kdrt.request import Request
@@ -74,3 +77,62 @@ def test_text_to_image_has_no_strength(sd: TinyModel) -> None:
     pipe = sd.pipeline
     with pytest.raises(InvalidRequest, match="strength says how much of an image to redo"):
         resolve(request, pipe.bundle.manifest, pipe._unet.spec, pipe._noise_schedule)
+
+
+def continuous(folder: Path, sigma_schedule: Literal["karras", "exponential"]) -> TinyModel:
+    edm = EdmFacts(
+        sigma_min=0.004, sigma_max=90.0, sigma_data=0.5, sigma_schedule=sigma_schedule, rho=5.0
+    )
+    return tiny_model(folder, "sd", edm=edm)
+
+
+@pytest.mark.parametrize("sigma_schedule", ["karras", "exponential"])
+def test_a_continuous_model_walks_its_own_grid(
+    tmp_path: Path, sigma_schedule: Literal["karras", "exponential"]
+) -> None:
+    model = continuous(tmp_path, sigma_schedule)
+    theirs = EDMEulerScheduler(0.004, 90.0, 0.5, sigma_schedule, rho=5.0)
+    theirs.set_timesteps(7)
+    pipe = model.pipeline
+
+    def grid(**arguments: Any) -> list[float]:
+        request = Request(prompt="a", steps=7, **arguments)
+        return grid_of(request, pipe.bundle.manifest, pipe._noise_schedule)
+
+    own = grid(schedule="scheduler")
+    assert own == pytest.approx(theirs.sigmas.tolist(), rel=1e-5)
+    # Its timesteps are what the network is told of these levels, and mean them.
+    assert grid(timesteps=theirs.timesteps.tolist()) == pytest.approx(own, rel=1e-5)
+    pipe("a", steps=7, schedule="scheduler", sampler="euler", seed=0)
+    assert called_at(model) == pytest.approx(theirs.timesteps.tolist(), abs=1e-6)
+    # Any other schedule runs over the same range, on a table where it needs one.
+    for schedule in ("karras", "exponential", "normal", "simple", "trailing", "linspace"):
+        levels = grid(schedule=schedule)
+        assert levels[0] == pytest.approx(90.0)
+        assert levels[-2] >= 0.004 * (1 - 1e-9)
+    assert grid(schedule="normal")[:-1] == pytest.approx(grid(schedule="exponential")[:-1])
+    assert grid(schedule="ddim_uniform")[-1] == 0
+
+
+def test_two_continuous_models_hand_over_in_the_middle(tmp_path: Path) -> None:
+    model = continuous(tmp_path, "karras")
+
+    def make(**arguments: Any) -> Any:
+        return model.pipeline("a", seed=3, sampler="euler", output_type="latent", **arguments)
+
+    base = make(steps=5, schedule="scheduler", denoising_end=0.5)
+    refined = make(steps=5, schedule="scheduler", denoising_start=0.5, latents=base.images)
+    # Half of the way is half of the way in the logarithm.
+    cut = float(model.pipeline._noise_schedule.sigmas[500])
+    assert cut == pytest.approx((0.004 * 90.0) ** 0.5, rel=0.01)
+    request = Request(prompt="a", steps=5, schedule="scheduler")
+    grid = grid_of(request, model.manifest, model.pipeline._noise_schedule)
+    whole = make(sigmas=sorted({*grid, cut}, reverse=True))
+    torch.testing.assert_close(refined.images, whole.images, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [[999, 1], [1.2, 0], [0, -2.0], []])
+def test_timesteps_of_a_continuous_model_have_its_range(tmp_path: Path, wrong: list[float]) -> None:
+    pipe = continuous(tmp_path, "karras").pipeline
+    with pytest.raises(InvalidRequest, match=r"timesteps must be from 1\.12495 down to -1\.38037"):
+        pipe("a", timesteps=wrong)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    EDMEulerScheduler,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionXLImg2ImgPipeline,
@@ -54,10 +55,12 @@ REFINER_IDS = TensorSpec("time_ids", "float32", ("B", 5))
 class Pair:
     """A pipeline of diffusers and ours, on the same networks."""
 
-    def __init__(self, folder: Path, kind: Any, in_channels: int = 4) -> None:
+    def __init__(
+        self, folder: Path, kind: Any, in_channels: int = 4, scheduler: Any = None
+    ) -> None:
         self.in_channels = in_channels
         torch.manual_seed(0)
-        base = diffusers_pipeline("sd", "epsilon")
+        base = diffusers_pipeline("sd", "epsilon", scheduler)
         parts = base.components
         if in_channels != 4:
             config = {k: v for k, v in parts["unet"].config.items() if k[0] != "_"}
@@ -216,6 +219,14 @@ def test_inpainting_with_an_ordinary_unet_is_diffusers(
 def test_inpainting_with_an_inpainting_unet_is_diffusers(tmp_path: Path, strength: float) -> None:
     pair = Pair(tmp_path, StableDiffusionInpaintPipeline, in_channels=9)
     pair.compare(picture(), mask(), strength, "pt")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", [StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline])
+def test_edm_models_begin_with_a_picture_as_in_diffusers(tmp_path: Path, kind: Any) -> None:
+    pair = Pair(tmp_path, kind, scheduler=EDMEulerScheduler())
+    masked = mask() if kind is StableDiffusionInpaintPipeline else None
+    pair.compare(picture(), masked, 0.8, "pt")
 
 
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "dpm_adaptive"])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from kdrt.errors import InvalidRequest
 from kdrt.sampling import SCHEDULES, NoiseSchedule, sigmas_for
+from kdrt.sampling.schedules import ContinuousSchedule
 
 SD = NoiseSchedule.from_betas(0.00085, 0.012, "scaled_linear")
 
@@ -67,6 +68,25 @@ def test_timestep_and_sigma_are_clamped() -> None:
     assert SD.timestep(1e6) == SD.timestep(SD.sigma_max) == 999.0
     assert SD.sigma(-5.0) == pytest.approx(SD.sigma_min, rel=1e-15)
     assert SD.sigma(2000.0) == pytest.approx(SD.sigma_max, rel=1e-15)
+
+
+@given(sigma=st.floats(1e-4, 1e4))
+def test_a_continuous_timestep_is_a_quarter_of_the_logarithm(sigma: float) -> None:
+    """Inside of the range and outside; there is no table to clamp to."""
+    schedule = ContinuousSchedule.from_range(0.002, 80.0)
+    assert schedule.timestep(sigma) == pytest.approx(0.25 * np.log(sigma), rel=1e-12, abs=1e-15)
+    assert schedule.sigma(schedule.timestep(sigma)) == pytest.approx(sigma, rel=1e-12)
+
+
+def test_the_table_of_a_continuous_range_is_even_in_the_logarithm() -> None:
+    schedule = ContinuousSchedule.from_range(0.002, 80.0, 501)
+    assert (len(schedule.sigmas), schedule.sigma_min, schedule.sigma_max) == (501, 0.002, 80.0)
+    np.testing.assert_allclose(np.diff(schedule.log_sigmas), np.log(40_000) / 500, rtol=1e-9)
+    assert schedule.level(250) == pytest.approx(0.4)
+    assert schedule.timestep(0.0) == schedule.timestep(0.002)
+    for low, high in ((0.0, 1.0), (2.0, 2.0), (3.0, 2.0), (1.0, float("inf")), (float("nan"), 1.0)):
+        with pytest.raises(InvalidRequest, match="sigma_min must be above 0 and below sigma_max"):
+            ContinuousSchedule.from_range(low, high)
 
 
 def test_timestep_equals_k_diffusion(kd_external: ModuleType) -> None:

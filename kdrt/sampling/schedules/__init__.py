@@ -24,10 +24,15 @@ from kdrt.errors import InvalidRequest
 from kdrt.sampling.schedules import continuous, discrete, published
 from kdrt.sampling.schedules.discrete import TIMESTEP_SPACINGS
 from kdrt.sampling.schedules.partial import partial_grid
-from kdrt.sampling.schedules.training import Float64Array, NoiseSchedule
+from kdrt.sampling.schedules.training import (
+    ContinuousSchedule,
+    Float64Array,
+    NoiseSchedule,
+)
 
 __all__ = [
     "SCHEDULES",
+    "ContinuousSchedule",
     "NoiseSchedule",
     "ScheduleInfo",
     "find_schedule",

@@ -125,7 +125,7 @@ def _at_most_one_each(name: str, steps: int, table: NoiseSchedule) -> int:
 
 
 def _at(timesteps: Float64Array, table: NoiseSchedule) -> Float64Array:
-    return np.array([*map(table.sigma, timesteps.tolist()), 0.0])
+    return np.array([*map(table.level, timesteps.tolist()), 0.0])
 
 
 def _interpolated(timesteps: Float64Array, table: NoiseSchedule) -> Float64Array:

@@ -6,6 +6,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +62,7 @@ class NoiseSchedule:
         trained_betas: Sequence[float] | None = None,
         *,
         rescale_zero_snr: bool = False,
-    ) -> NoiseSchedule:
+    ) -> Self:
         """Build the table from a diffusers scheduler configuration.
 
         Args:
@@ -125,11 +126,44 @@ class NoiseSchedule:
 
     def sigma(self, timestep: float) -> float:
         """The σ of a fractional ``timestep``, clamped to [0, N - 1]: inverse of `timestep`."""
+        return self.level(timestep)
+
+    def level(self, index: float) -> float:
+        """The σ between two entries of the table, linear in ln σ, clamped to [0, N - 1]."""
         table = self._log_table
-        clamped = min(max(timestep, 0.0), len(table) - 1.0)
+        clamped = min(max(index, 0.0), len(table) - 1.0)
         low = min(int(clamped), len(table) - 2)
         fraction = clamped - low
         return math.exp((1.0 - fraction) * table[low] + fraction * table[low + 1])
+
+
+class ContinuousSchedule(NoiseSchedule):
+    """Training on a range of σ instead of a list: the network is told ``ln(σ) / 4`` (c_noise of
+    Karras et al. 2022, table 1). `sigmas` is a table of that range for schedules that need one."""
+
+    @classmethod
+    def from_range(cls, sigma_min: float, sigma_max: float, count: int = 1000) -> Self:
+        """``count`` levels from σmin to σmax, even in ln σ (ComfyUI's ModelSamplingContinuousEDM).
+
+        Raises:
+            InvalidRequest: the range is not positive, finite and ascending.
+        """
+        if not 0 < sigma_min < sigma_max < math.inf:
+            raise InvalidRequest(
+                f"sigma_min must be above 0 and below sigma_max, not {sigma_min:g} and "
+                f"{sigma_max:g}"
+            )
+        levels = np.exp(np.linspace(math.log(sigma_min), math.log(sigma_max), count))
+        levels[[0, -1]] = sigma_min, sigma_max
+        return cls(levels)
+
+    def timestep(self, sigma: float) -> float:
+        """``ln(σ) / 4``, also outside of the range; 0, which has no logarithm, counts as σmin."""
+        return math.log(sigma if sigma > 0 else self.sigma_min) / 4
+
+    def sigma(self, timestep: float) -> float:
+        """``exp(4·timestep)``: inverse of `timestep`."""
+        return math.exp(4 * timestep)
 
 
 def _zero_snr_sigmas(betas: Float64Array) -> Float64Array:
