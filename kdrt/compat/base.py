@@ -70,6 +70,13 @@ class KDiffusionPipeline:
                 f"'{manifest.name}' is a model of the family {manifest.family}: use "
                 f"{other[manifest.family]}"
             )
+        facts = manifest.scheduler
+        if facts.edm is not None or facts.prediction_type == "sample":
+            trained = "in the EDM formulation" if facts.edm else "to predict the image itself"
+            raise InvalidRequest(
+                f"'{manifest.name}' was trained {trained}, and the removed pipelines knew models "
+                "of discrete timesteps that predict noise or velocity alone: use kdrt.load"
+            )
         self.pipeline = pipeline
         self.exact = exact
         self.vae_scale_factor = manifest.latents.scale

@@ -12,6 +12,7 @@ from checkpoints import save_checkpoint
 from eager import torch_engines
 from torch import nn
 
+from kdrt.bundle import EdmFacts
 from kdrt.compat import StableDiffusionKDiffusionPipeline, StableDiffusionXLKDiffusionPipeline
 from kdrt.compat.grid import karras_grid
 from kdrt.errors import InvalidRequest
@@ -320,3 +321,20 @@ def test_distilled_models_are_told_the_guidance(
     assert not torch.equal(*results)
     native = make(pipe, guidance_scale=8.0)
     torch.testing.assert_close(native, results[1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        (
+            {"edm": EdmFacts(sigma_min=0.1, sigma_max=9, sigma_data=1, sigma_schedule="karras")},
+            "was trained in the EDM formulation",
+        ),
+        ({"prediction_type": "sample"}, "was trained to predict the image itself"),
+    ],
+)
+def test_models_that_the_pipelines_never_knew_are_refused(
+    tiny: Any, facts: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=f"{words}, .* use kdrt.load"):
+        tiny.pipe(**facts)
