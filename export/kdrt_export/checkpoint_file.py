@@ -9,7 +9,8 @@ diffusers reads instead.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,31 @@ from kdrt_export.families import SD15, SD20, SD21, SDXL, SDXL_REFINER, Architect
 _UNET = "model.diffusion_model."
 _FIRST_CONVOLUTION = f"{_UNET}input_blocks.0.0.weight"
 _CROSS_ATTENTION = f"{_UNET}input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"
+_EDM_VELOCITY = "edm_vpred"
+_RANGE = ("sigma_min", "sigma_max")
+_LATENT_STATISTICS = ("edm_mean", "edm_std")
+_MARKERS = (*_LATENT_STATISTICS, *(f"{_EDM_VELOCITY}.{key}" for key in _RANGE))
+"""Tensors of a few numbers that say how a model was trained: the conventions of ComfyUI."""
+
+_PLAYGROUND: dict[str, Any] = {
+    "_class_name": "EDMDPMSolverMultistepScheduler",
+    "prediction_type": "epsilon",
+    "sigma_min": 0.002,
+    "sigma_max": 80.0,
+    "sigma_data": 0.5,
+}
+"""The scheduler of Playground v2.5."""
+
+_COSXL: dict[str, Any] = {
+    "_class_name": "EDMEulerScheduler",
+    "prediction_type": "v_prediction",
+    "sigma_min": 0.002,
+    "sigma_max": 120.0,
+    "sigma_data": 1.0,
+    "sigma_schedule": "exponential",
+}
+"""The scheduler of CosXL, as diffusers documents it."""
+
 _SD20_STEPS = 875_000
 """``global_step`` of Stable Diffusion 2 base, the one place where a file says that it predicts
 noise; community files have none."""
@@ -31,11 +57,13 @@ noise; community files have none."""
 
 @dataclass(frozen=True)
 class Header:
-    """Names and shapes of a checkpoint's tensors, and what its author wrote besides."""
+    """Names and shapes of a checkpoint's tensors, and what its author wrote besides; ``markers``
+    are the values of the few tensors that tell of its training."""
 
     shapes: Mapping[str, tuple[int, ...]]
     metadata: Mapping[str, str] = field(default_factory=dict)
     global_step: int | None = None
+    markers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def has(self, prefix: str) -> bool:
         return any(name.startswith(prefix) for name in self.shapes)
@@ -70,12 +98,23 @@ def read_header(path: Path) -> Header:
 
             with safe_open(str(path), framework="pt") as file:
                 shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-                return Header(shapes, file.metadata() or {})
+                markers = _values(shapes, file.get_tensor)
+                return Header(shapes, file.metadata() or {}, markers=markers)
         content = torch.load(path, map_location="meta", weights_only=True)
         state = content.get("state_dict", content)
         shapes = {n: tuple(t.shape) for n, t in state.items() if isinstance(t, torch.Tensor)}
         step = content.get("global_step")
-        return Header(shapes, global_step=step if isinstance(step, int) else None)
+
+        def read(name: str) -> torch.Tensor:
+            whole = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            tensor: torch.Tensor = whole.get("state_dict", whole)[name]
+            return tensor
+
+        return Header(
+            shapes,
+            global_step=step if isinstance(step, int) else None,
+            markers=_values(shapes, read),
+        )
     except Exception as error:  # a damaged file raises one of many types
         raise SourceError(f"{path.name} is damaged or holds more than weights") from error
 
@@ -86,21 +125,20 @@ def detect(header: Header, name: str) -> CheckpointKind:
     Raises:
         UnsupportedModel: it is no Stable Diffusion 1, 2 or XL model.
     """
+    return _as_trained(_of_architecture(header, name), header, name)
+
+
+def _of_architecture(header: Header, name: str) -> CheckpointKind:
     if not header.has(_UNET):
         raise UnsupportedModel(
             f"{name} holds no Stable Diffusion UNet (a LoRA or a VAE alone?); give a full "
             "checkpoint"
         )
-    for marker in ("edm_mean", "edm_vpred.sigma_max"):
-        if marker in header.shapes:
-            raise UnsupportedModel(
-                f"{name} was trained in the EDM formulation ('{marker}'); kdrt exports epsilon and "
-                "v_prediction models"
-            )
     if _FIRST_CONVOLUTION not in header.shapes:
         raise UnsupportedModel(f"{name} has another architecture than Stable Diffusion 1, 2 and XL")
     if header.has("conditioner.embedders.1."):
-        return _with_channels(_sdxl(header), header, name)
+        kind = CheckpointKind("SDXL", SDXL, "StableDiffusionXLPipeline")
+        return _with_channels(kind, header, name)
     if header.has("conditioner.embedders.0.model."):
         return CheckpointKind("SDXL refiner", SDXL_REFINER, "StableDiffusionXLImg2ImgPipeline")
     if header.has("conditioner.embedders.0."):
@@ -109,8 +147,7 @@ def detect(header: Header, name: str) -> CheckpointKind:
     if width == 1024:
         return _with_channels(_sd2(header), header, name)
     if width == 768:
-        label, prediction = "Stable Diffusion 1", _stated_prediction(header) or "epsilon"
-        kind = CheckpointKind(label, _predicting(SD15, prediction), "StableDiffusionPipeline")
+        kind = CheckpointKind("Stable Diffusion 1", SD15, "StableDiffusionPipeline")
         return _with_channels(kind, header, name)
     raise UnsupportedModel(
         f"{name} has cross-attention of width {width}; Stable Diffusion 1 has 768, 2 has 1024"
@@ -125,11 +162,14 @@ def write_config(kind: CheckpointKind, folder: Path) -> None:
         "_class_name": kind.pipeline,
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
-        "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+        "scheduler": [
+            "diffusers",
+            architecture.scheduler.get("_class_name", "EulerDiscreteScheduler"),
+        ],
     }
     _write(folder / "unet" / "config.json", _named("UNet2DConditionModel", architecture.unet))
     _write(folder / "vae" / "config.json", _named("AutoencoderKL", architecture.vae))
-    scheduler = _named("EulerDiscreteScheduler", architecture.scheduler)
+    scheduler = _named(index["scheduler"][1], architecture.scheduler)
     _write(folder / "scheduler" / "scheduler_config.json", scheduler)
     places = ("_2",) if architecture.is_refiner else ("", "_2")
     for place, config in zip(places, architecture.text_encoders, strict=False):
@@ -144,17 +184,6 @@ def write_config(kind: CheckpointKind, folder: Path) -> None:
     if not xl:
         index |= {"safety_checker": [None, None], "feature_extractor": [None, None]}
     _write(folder / "model_index.json", index)
-
-
-def _sdxl(header: Header) -> CheckpointKind:
-    prediction = _stated_prediction(header)
-    if prediction is None:
-        prediction = "v_prediction" if "v_pred" in header.shapes else "epsilon"
-    architecture = _predicting(SDXL, prediction)
-    if "ztsnr" in header.shapes:
-        zero_snr = {"rescale_betas_zero_snr": True}
-        architecture = replace(architecture, scheduler=architecture.scheduler | zero_snr)
-    return CheckpointKind("SDXL", architecture, "StableDiffusionXLPipeline")
 
 
 def _sd2(header: Header) -> CheckpointKind:
@@ -175,9 +204,50 @@ def _sd2(header: Header) -> CheckpointKind:
 
 
 def _stated_prediction(header: Header) -> str | None:
-    """What the file's author wrote, by the convention of modelspec."""
+    """What the file says: its author in words, by the convention of modelspec, or ``v_pred``."""
     stated = header.metadata.get("modelspec.prediction_type", "").lower()
-    return {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}.get(stated)
+    known = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
+    return known.get(stated) or ("v_prediction" if "v_pred" in header.shapes else None)
+
+
+def _as_trained(kind: CheckpointKind, header: Header, name: str) -> CheckpointKind:
+    """The same with what the file says of its training, of whatever family it is."""
+    architecture = kind.architecture
+    if any(marker in header.shapes for marker in _LATENT_STATISTICS):
+        scheduler, vae = _PLAYGROUND, architecture.vae | _latent_statistics(kind, header, name)
+    elif header.has(_EDM_VELOCITY):
+        stated = {key: header.markers.get(f"{_EDM_VELOCITY}.{key}") for key in _RANGE}
+        scheduler = _COSXL | {key: values[0] for key, values in stated.items() if values}
+        vae = architecture.vae
+    else:
+        scheduler = dict(architecture.scheduler)
+        if prediction := _stated_prediction(header):
+            scheduler["prediction_type"] = prediction
+        if "ztsnr" in header.shapes:
+            scheduler["rescale_betas_zero_snr"] = True
+        return replace(kind, architecture=replace(architecture, scheduler=scheduler))
+    return replace(
+        kind,
+        label=f"{kind.label} EDM",
+        architecture=replace(architecture, scheduler=scheduler, vae=vae),
+        remark="",
+    )
+
+
+def _latent_statistics(kind: CheckpointKind, header: Header, name: str) -> dict[str, Any]:
+    """What Playground v2.5 scales its latents by."""
+    mean, std = (header.markers.get(marker, ()) for marker in _LATENT_STATISTICS)
+    channels = kind.architecture.vae["latent_channels"]
+    if (
+        not len(mean) == len(std) == channels
+        or not all(map(math.isfinite, mean))
+        or not all(0 < value < math.inf for value in std)
+    ):
+        raise UnsupportedModel(
+            f"{name} was trained in the EDM formulation, but its edm_mean and edm_std are not "
+            f"{channels} finite numbers each, the latter above 0; is it damaged?"
+        )
+    return {"latents_mean": mean, "latents_std": std, "scaling_factor": 0.5}
 
 
 def _with_channels(kind: CheckpointKind, header: Header, name: str) -> CheckpointKind:
@@ -203,9 +273,12 @@ def _channels(header: Header) -> int:
     return header.shapes[_FIRST_CONVOLUTION][1]
 
 
-def _predicting(architecture: Architecture, prediction: str) -> Architecture:
-    scheduler = {**architecture.scheduler, "prediction_type": prediction}
-    return replace(architecture, scheduler=scheduler)
+def _values(
+    shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], torch.Tensor]
+) -> dict[str, tuple[float, ...]]:
+    """The numbers of the :data:`_MARKERS` there are; what is no marker's size is left out."""
+    small = [name for name in _MARKERS if 0 < math.prod(shapes.get(name, (0,))) <= 64]
+    return {name: tuple(read(name).double().flatten().tolist()) for name in small}
 
 
 def _named(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from kdrt_export.checkpoint_file import CheckpointKind, Header, detect, read_hea
 from kdrt_export.clip_vocabulary import clip_tokenizer
 from kdrt_export.errors import SourceError, UnsupportedModel
 from kdrt_export.families import SD15, SD20, SD21, SDXL, SDXL_REFINER, Architecture
+from kdrt_export.report import Silent
+from kdrt_export.scheduler import scheduler_facts
 from kdrt_export.sources import open_source
 
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
@@ -90,6 +92,33 @@ def sparse_checkpoint(
         ),
         (SDXL, "sdxl", (), 4, {}, ("SDXL", SDXL, "epsilon")),
         (SDXL, "sdxl", ("v_pred", "ztsnr"), 4, {}, ("SDXL", SDXL, "v_prediction")),
+        (SD15, "sd1", ("v_pred",), 4, {}, ("Stable Diffusion 1", SD15, "v_prediction")),
+        (
+            SD15,
+            "sd1",
+            ("v_pred", "ztsnr"),
+            9,
+            {},
+            ("Stable Diffusion 1 inpainting", SD15, "v_prediction"),
+        ),
+        (SD21, "sd2", ("v_pred", "ztsnr"), 4, {}, ("Stable Diffusion 2", SD21, "v_prediction")),
+        (SD21, "sd2", ("v_pred",), 9, {}, ("Stable Diffusion 2 inpainting", SD21, "v_prediction")),
+        (
+            SDXL_REFINER,
+            "refiner",
+            ("v_pred", "ztsnr"),
+            4,
+            {},
+            ("SDXL refiner", SDXL_REFINER, "v_prediction"),
+        ),
+        (
+            SDXL,
+            "sdxl",
+            ("v_pred",),
+            4,
+            {"modelspec.prediction_type": "epsilon"},
+            ("SDXL", SDXL, "epsilon"),
+        ),
         (
             SDXL,
             "sdxl",
@@ -120,7 +149,7 @@ def test_real_architectures_are_told_apart(
     assert kind.architecture.text_encoders == family.text_encoders
     assert kind.architecture.scheduler["prediction_type"] == prediction
     assert kind.architecture.scheduler.get("rescale_betas_zero_snr", False) == ("ztsnr" in markers)
-    assert bool(kind.remark) == (label == "Stable Diffusion 2" and not meta)
+    assert bool(kind.remark) == (label == "Stable Diffusion 2" and not meta and not markers)
     assert "Inpaint" in kind.pipeline if channels == 9 else "Inpaint" not in kind.pipeline
 
 
@@ -177,7 +206,7 @@ def test_the_vocabulary_is_clips() -> None:
     [
         ({"lora_unet_x": (1,)}, "no Stable Diffusion UNet"),
         ({"model.diffusion_model.joint_blocks.0": (1,)}, "another architecture"),
-        ({"model.diffusion_model.x": (1,), "edm_mean": (1,)}, r"EDM formulation \('edm_mean'\)"),
+        ({"model.diffusion_model.x": (1,), "edm_mean": (1,)}, "another architecture"),
     ],
 )
 def test_what_is_none_of_them(shapes: dict[str, tuple[int, ...]], words: str) -> None:
@@ -192,6 +221,86 @@ def test_other_widths_and_channels_are_named() -> None:
         detect(Header({FIRST: (320, 8, 3, 3), CROSS: (320, 768)}), "x")
     step = Header({FIRST: (320, 4, 3, 3), CROSS: (320, 1024)}, global_step=875_000)
     assert detect(step, "x").architecture == SD20
+
+
+MEAN, STD = (-1.6574, 1.886, -1.383, 2.5155), (8.4927, 5.9022, 6.5498, 5.2299)
+PLAYGROUND = {"edm_mean": MEAN, "edm_std": STD}
+
+
+@pytest.mark.parametrize(
+    ("markers", "prediction", "expected"),
+    [
+        (PLAYGROUND, "epsilon", (0.002, 80.0, 0.5)),
+        ({"edm_vpred.sigma_max": (120.0,)}, "v_prediction", (0.002, 120.0, 1.0)),
+        (
+            {"edm_vpred.sigma_max": (99.0,), "edm_vpred.sigma_min": (0.01,)},
+            "v_prediction",
+            (0.01, 99.0, 1.0),
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    ("first", "label"),
+    [
+        ({CROSS: (320, 1024)}, "Stable Diffusion 2 EDM"),
+        (dict.fromkeys(ENCODERS["sdxl"], (1,)), "SDXL EDM"),
+    ],
+)
+def test_markers_of_the_edm_formulation(
+    markers: dict[str, tuple[float, ...]],
+    prediction: str,
+    expected: tuple[float, ...],
+    first: dict[str, tuple[int, ...]],
+    label: str,
+) -> None:
+    shapes = {FIRST: (320, 4, 3, 3), **first} | {n: (1, len(v), 1, 1) for n, v in markers.items()}
+    kind = detect(Header(shapes, markers=markers), "x")
+    facts = scheduler_facts(kind.architecture.scheduler, Silent())
+    assert facts.edm is not None
+    assert (facts.edm.sigma_min, facts.edm.sigma_max, facts.edm.sigma_data) == expected
+    assert (kind.label, kind.remark, facts.prediction_type) == (label, "", prediction)
+    vae = kind.architecture.vae
+    if "edm_mean" in markers:
+        assert (vae["latents_mean"], vae["latents_std"], vae["scaling_factor"]) == (MEAN, STD, 0.5)
+    else:
+        assert vae == (SDXL if "XL" in label else SD21).vae
+
+
+@pytest.mark.parametrize(
+    "markers",
+    [
+        {"edm_mean": MEAN},
+        {"edm_std": STD},
+        {"edm_mean": MEAN[:3], "edm_std": STD},
+        {"edm_mean": MEAN, "edm_std": (0.0, 1.0, 1.0, 1.0)},
+        {"edm_mean": (float("nan"), *MEAN[1:]), "edm_std": STD},
+        {"edm_mean": MEAN, "edm_std": (float("inf"), *STD[1:])},
+    ],
+)
+def test_statistics_that_are_damaged_are_refused(markers: dict[str, tuple[float, ...]]) -> None:
+    shapes = {FIRST: (320, 4, 3, 3), CROSS: (320, 768)} | dict.fromkeys(markers, (4,))
+    with pytest.raises(UnsupportedModel, match="edm_mean and edm_std are not 4 finite numbers"):
+        detect(Header(shapes, markers=markers), "x")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_markers_are_read_with_their_values(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"mine{suffix}"
+    state = {FIRST: torch.zeros(8, 4, 3, 3, dtype=torch.float16), "v_pred": torch.zeros(0)}
+    state |= {name: torch.tensor(v).view(1, 4, 1, 1) for name, v in PLAYGROUND.items()}
+    state["edm_vpred.sigma_max"] = torch.tensor(120.0)
+    state["edm_vpred.sigma_min"] = torch.zeros(65)  # too large to be what it is called
+    if suffix == ".ckpt":
+        torch.save({"state_dict": state, "global_step": 7}, path)
+    else:
+        save_file(state, path)
+    header = read_header(path)
+    assert header.shapes == {name: tuple(tensor.shape) for name, tensor in state.items()}
+    assert header.markers == {
+        "edm_mean": pytest.approx(MEAN),
+        "edm_std": pytest.approx(STD),
+        "edm_vpred.sigma_max": (120.0,),
+    }
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
