@@ -97,7 +97,7 @@ def _outermost(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     attentions = getattr(last, "attentions", None) or []
     skipped = [
         *unet.down_blocks,
-        unet.mid_block,
+        *([] if unet.mid_block is None else [unet.mid_block]),
         *unet.up_blocks[:-1],
         *last.resnets[:-1],
         *attentions[:-1],

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from tiny import text_encoder, unet, vae
@@ -12,11 +15,24 @@ from kdrt_export.components import (
     ExportUNet,
     ExportVaeDecoder,
     ExportVaeEncoder,
+    vae_tile,
 )
 from kdrt_export.errors import UnsupportedModel
 from kdrt_export.shallow_unet import ExportShallowUNet
 from kdrt_export.verify import make_cases, relative_error
 
+PRUNED: dict[str, dict[str, Any]] = {
+    # Segmind's SSD-1B and Vega: a middle block without attention, transformers of their own depths.
+    "of SSD-1B": {
+        "mid_block_type": "UNetMidBlock2D",
+        "layers_per_block": 2,
+        "transformer_layers_per_block": [1, [1, 2], [2, 1]],
+        "reverse_transformer_layers_per_block": [[1, 1, 2], [2, 1, 1], 1],
+    },
+    # KOALA-700M, BK-SDM-tiny: no middle block.
+    "of KOALA": {"mid_block_type": None},
+    "of uneven depth": {"layers_per_block": [1, 3, 2]},
+}
 COMPONENTS = {
     **{
         f"unet {kind}": lambda kind=kind: ExportUNet(unet(kind))
@@ -40,6 +56,15 @@ COMPONENTS = {
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         )
     ),
+    **{
+        f"{what} {name}": lambda kind=kind, changes=changes: kind(unet("sdxl", **changes))
+        for what, kind in (("unet", ExportUNet), ("shallow unet", ExportShallowUNet))
+        for name, changes in PRUNED.items()
+    },
+    "unet with its prompt's width for each block": lambda: ExportUNet(
+        unet("sd", cross_attention_dim=(24, 24, 24))
+    ),
+    "unet that upcasts attention": lambda: ExportUNet(unet("sd", upcast_attention=True)),
     "unet without fused qkv": lambda: ExportUNet(unet("sdxl"), fuse_qkv=False),
     "text encoder": lambda: ExportTextEncoder(text_encoder(), normalize=True),
     "text encoder 2": lambda: ExportTextEncoder(text_encoder(projection=True), normalize=False),
@@ -106,8 +131,66 @@ def test_the_timestep_may_be_fractional() -> None:
             {"down_block_types": ("AttnDownBlock2D", "DownBlock2D", "DownBlock2D")},
             "AttnDownBlock2D",
         ),
+        ({"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}, "UNetMidBlock2DSimpleCrossAttn"),
+        ({"dual_cross_attention": True}, "dual_cross_attention"),
+        (
+            {"cross_attention_dim": (24, 24, 12)},
+            r"cross_attention_dim=\(24, 24, 12\) .* one width, and this one has 12 and 24",
+        ),
+        (
+            {
+                "mid_block_type": None,
+                "down_block_types": ("DownBlock2D",) * 3,
+                "up_block_types": ("UpBlock2D",) * 3,
+            },
+            "has no cross-attention",
+        ),
+        ({"layers_per_block": 0}, "layers_per_block=0 .* a layer at least"),
     ],
 )
 def test_a_unet_it_does_not_know_is_refused(changes: dict[str, object], words: str) -> None:
     with pytest.raises(UnsupportedModel, match=words):
         ExportUNet(unet("sd", **changes))
+
+
+@pytest.mark.parametrize("size", [0, -8, 2.5, "64", "x", [64], [64, 0], [1, 2, 3], True, {}])
+def test_a_size_that_is_none_is_refused(size: object) -> None:
+    with pytest.raises(UnsupportedModel, match="sample_size must be a whole number"):
+        ExportUNet(unet("sd", sample_size=size))
+    with pytest.raises(UnsupportedModel, match="sample_size must be a whole number"):
+        vae_tile(SimpleNamespace(config=SimpleNamespace(sample_size=size)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        *(
+            ({"scaling_factor": factor}, "scaling_factor must be a number above 0")
+            for factor in (0, -1.0, "0.2", None, float("nan"), [0.2])
+        ),
+        ({"shift_factor": 0.1}, "shift_factor=0.1 belongs to another family"),
+        *(
+            ({"latents_mean": mean, "latents_std": std}, "must be 4 numbers each")
+            for mean, std in (
+                ([0.0] * 3, [1.0] * 4),
+                ([0.0] * 4, [1.0] * 3 + [0.0]),
+                ([0.0] * 3 + [float("nan")], [1.0] * 4),
+                ("none", [1.0] * 4),
+                (0.0, 1.0),
+            )
+        ),
+    ],
+)
+def test_a_vae_that_scales_its_latents_by_nonsense_is_refused(
+    changes: dict[str, object], words: str
+) -> None:
+    for half in (ExportVaeDecoder, ExportVaeEncoder):
+        with pytest.raises(UnsupportedModel, match=words):
+            half(vae(**changes))
+
+
+def test_nothing_is_lost_where_a_shallow_unet_replaces_layers() -> None:
+    """A UNet without a middle block: a copy of it has nothing where that would be, too."""
+    shallow = ExportShallowUNet(unet("sd", mid_block_type=None))
+    assert shallow.unet.mid_block is None
+    assert shallow.unet.encoder_hid_proj is None

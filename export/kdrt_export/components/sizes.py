@@ -1,11 +1,43 @@
-"""Sizes in diffusers' configurations."""
+"""Numbers in diffusers' configurations, which people write by hand."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+from kdrt_export.errors import UnsupportedModel
+
+_LARGEST = 16_384
 
 
-def sides(size: int | Sequence[int]) -> tuple[int, int]:
-    """Height and width, where a configuration may give one number for both."""
-    height, width = size if isinstance(size, Sequence) else (size, size)
-    return int(height), int(width)
+def sides(size: object) -> tuple[int, int]:
+    """Height and width, where a configuration may give one number for both.
+
+    Raises:
+        UnsupportedModel: it is something else.
+    """
+    is_pair = isinstance(size, Sequence) and not isinstance(size, str)
+    both: list[Any] = list(size) if is_pair else [size, size]  # type: ignore[call-overload]
+    if len(both) != 2 or not all(type(side) is int and 1 <= side <= _LARGEST for side in both):
+        raise UnsupportedModel(
+            f"sample_size must be a whole number from 1 to {_LARGEST}, or two of them, in the "
+            f"model's config.json, not {size!r}"
+        )
+    height, width = both
+    return height, width
+
+
+def positive(name: str, value: object) -> float:
+    """A number above 0.
+
+    Raises:
+        UnsupportedModel: it is something else.
+    """
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not 0 < number < math.inf:
+        raise UnsupportedModel(
+            f"{name} must be a number above 0 in the model's config.json, not {value!r}"
+        )
+    return number

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from kdrt.shortcuts import DEEP_FEATURE
@@ -71,6 +72,7 @@ class ExportUNet(ExportComponent):
         self.deep_feature = deep_feature
         _refuse_unsupported(unet)
         self.unet = unet
+        self.context_width = _context_width(unet)
         self.usual_height = latent_size(unet)[0]
         smallest = 2 ** (len(unet.config.block_out_channels) - 1)
         self.multiples = MappingProxyType({"h": smallest, "w": smallest})
@@ -98,8 +100,15 @@ class ExportUNet(ExportComponent):
                 (out[0] if isinstance(out, tuple) else out).clone()
             )
         )
+        hooks = [hook]
+        if self.unet.mid_block is None:
+            # diffusers' FreeU scales the backbone in place, which without a middle block is the
+            # newest skip too; FreeU is defined on the two apart.
+            last = self.unet.down_blocks[-1]
+            hooks.append(last.register_forward_hook(lambda _m, _i, out: (out[0].clone(), *out[1:])))
         result = call_unet(self.unet, named, **added)
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
         self.unet.disable_freeu()
         return (*result, *deep) if self.deep_feature else result
 
@@ -114,7 +123,7 @@ class ExportUNet(ExportComponent):
         inputs = [
             TensorSpec("sample", dtype, ("B", channels, "h", "w")),
             TensorSpec("timestep", "float32", ("B",)),
-            TensorSpec("encoder_hidden_states", dtype, ("B", "L", config.cross_attention_dim)),
+            TensorSpec("encoder_hidden_states", dtype, ("B", "L", self.context_width)),
         ]
         if self.has_added:
             ids = self.time_ids * config.addition_time_embed_dim
@@ -124,7 +133,7 @@ class ExportUNet(ExportComponent):
         if self.cond_dim is not None:
             inputs.append(TensorSpec("timestep_cond", dtype, ("B", self.cond_dim)))
         if self.ip_tokens is not None:
-            tokens = ("B", self.ip_tokens, config.cross_attention_dim)
+            tokens = ("B", self.ip_tokens, self.context_width)
             inputs.append(TensorSpec("ip_hidden_states", dtype, tokens))
             inputs.append(TensorSpec("ip_scale", "float32", (1,)))
         inputs.append(TensorSpec("freeu", "float32", (4,)))
@@ -168,12 +177,11 @@ class ExportUNet(ExportComponent):
         hidden = unet.conv_in(sample)
         skips = [hidden]
         for block in unet.down_blocks:
-            if getattr(block, "has_cross_attention", False):
-                hidden, produced = block(hidden, embedding, encoder_hidden_states=context)
-            else:
-                hidden, produced = block(hidden, embedding)
+            hidden, produced = block(hidden, embedding, **_context_of(block, context))
             skips.extend(produced)
-        hidden = unet.mid_block(hidden, embedding, encoder_hidden_states=context)
+        if unet.mid_block is not None:  # pruned models have none, or one without attention
+            middle = unet.mid_block
+            hidden = middle(hidden, embedding, **_context_of(middle, context))
         told = (embedding, context, extra["freeu"])
         *blocks, last = unet.up_blocks
         for block in blocks:
@@ -207,9 +215,40 @@ def _before_last_layer(unet: Any) -> nn.Module:
     return layer
 
 
+def _context_of(block: nn.Module, context: Any) -> dict[str, Any]:
+    """The argument of a block that attends to the prompt."""
+    if getattr(block, "has_cross_attention", False):
+        return {"encoder_hidden_states": context}
+    return {}
+
+
+def _context_width(unet: UNet2DConditionModel) -> int:
+    """The width of the encoder hidden states, which a configuration may give block by block.
+
+    Raises:
+        UnsupportedModel: the blocks have different ones, or none attends to the prompt.
+    """
+    widths = {
+        module.to_k.in_features
+        for module in unet.modules()
+        if isinstance(module, Attention) and module.is_cross_attention
+    }
+    if len(widths) != 1:
+        found = " and ".join(map(str, sorted(widths))) or "no cross-attention"
+        raise UnsupportedModel(
+            f"a UNet with cross_attention_dim={unet.config.cross_attention_dim!r} cannot be "
+            f"exported: every block must take the prompt at one width, and this one has {found}"
+        )
+    return int(widths.pop())
+
+
 def latent_size(unet: UNet2DConditionModel) -> tuple[int, int]:
-    """Height and width of the latents a UNet was made for."""
-    return sides(unet.config.sample_size or 64)
+    """Height and width of the latents a UNet was made for.
+
+    Raises:
+        UnsupportedModel: its configuration gives no sizes.
+    """
+    return sides(64 if unet.config.sample_size is None else unet.config.sample_size)
 
 
 def _refuse_unsupported(unet: UNet2DConditionModel) -> None:
@@ -221,7 +260,8 @@ def _refuse_unsupported(unet: UNet2DConditionModel) -> None:
         "encoder_hid_dim_type": (None,),
         "center_input_sample": (False,),
         "time_embedding_type": ("positional",),
-        "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+        "mid_block_type": ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None),
+        "dual_cross_attention": (False,),
         "attention_type": ("default",),
     }
     for key, values in allowed.items():
@@ -231,3 +271,8 @@ def _refuse_unsupported(unet: UNet2DConditionModel) -> None:
     unknown = sorted({*config.down_block_types, *config.up_block_types} - blocks)
     if unknown:
         raise UnsupportedModel(f"a UNet with {', '.join(unknown)} cannot be exported yet")
+    if min(len(block.resnets) for block in unet.up_blocks) < 2:
+        raise UnsupportedModel(
+            f"a UNet with layers_per_block={config.layers_per_block!r} cannot be exported: every "
+            "block needs a layer at least"
+        )

@@ -10,7 +10,8 @@ from torch import nn
 
 from kdrt_engines.spec import Dim, EngineSpec, TensorSpec
 from kdrt_export.components.base import ExportComponent
-from kdrt_export.components.sizes import sides
+from kdrt_export.components.sizes import positive, sides
+from kdrt_export.errors import UnsupportedModel
 from kdrt_export.rewrites.fused_qkv import rewrite_attention
 
 
@@ -39,7 +40,7 @@ class ExportVaeDecoder(ExportDecoder):
         self.fuse_qkv = fuse_qkv
         self.decoder, self.post_quant_conv = vae.decoder, vae.post_quant_conv
         config = vae.config
-        self.scaling_factor: float = config.scaling_factor
+        self.scaling_factor = _scaling_factor(vae)
         self.statistics = _latent_statistics(vae)
         self.usual_height = vae_tile(vae)
         self.latent_shape = ("B", config.latent_channels, "h", "w")
@@ -68,7 +69,7 @@ class ExportVaeEncoder(ExportComponent):
         super().__init__()
         self.fuse_qkv = fuse_qkv
         self.encoder, self.quant_conv = vae.encoder, vae.quant_conv
-        self.scaling_factor: float = vae.config.scaling_factor
+        self.scaling_factor = _scaling_factor(vae)
         self.statistics = _latent_statistics(vae)
         self.usual_height = vae_tile(vae) * vae_scale(vae)
         self.moments_shape = ("B", 2 * vae.config.latent_channels, "h", "w")
@@ -102,15 +103,43 @@ class ExportVaeEncoder(ExportComponent):
         return torch.cat([mean, logvar], dim=1)
 
 
+def _scaling_factor(vae: AutoencoderKL) -> float:
+    """What the latents are multiplied by.
+
+    Raises:
+        UnsupportedModel: it is no such number, or the latents are shifted too, as no pipeline of
+            Stable Diffusion does it.
+    """
+    if vae.config.get("shift_factor"):
+        raise UnsupportedModel(
+            f"a VAE with shift_factor={vae.config.shift_factor!r} belongs to another family of "
+            "models; kdrt exports those of Stable Diffusion 1, 2 and XL"
+        )
+    return positive("scaling_factor", vae.config.scaling_factor)
+
+
 def _latent_statistics(vae: AutoencoderKL) -> nn.ParameterList | None:
-    """Mean and standard deviation of each latent channel, ``[1,C,1,1]``, where a VAE has them."""
+    """Mean and standard deviation of each latent channel, ``[1,C,1,1]``, where a VAE has them.
+
+    Raises:
+        UnsupportedModel: they are not a number for each channel.
+    """
     config = vae.config
-    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is None or std is None:
         return None
-    shape = (1, config.latent_channels, 1, 1)
+    try:
+        rows = [torch.tensor(values, dtype=torch.float32).flatten() for values in (mean, std)]
+    except (TypeError, ValueError, RuntimeError):
+        rows = []
+    sizes = [len(row) for row in rows]
+    if sizes != [config.latent_channels] * 2 or not (rows[0].isfinite() & (rows[1] > 0)).all():
+        raise UnsupportedModel(
+            f"latents_mean and latents_std must be {config.latent_channels} numbers each in the "
+            f"VAE's config.json, the latter above 0, not {mean!r} and {std!r}"
+        )
     return nn.ParameterList(
-        nn.Parameter(torch.tensor(v).view(shape), requires_grad=False) for v in (mean, std)
+        nn.Parameter(row.view(1, -1, 1, 1), requires_grad=False) for row in rows
     )
 
 
