@@ -136,7 +136,7 @@ def export(
     prediction_type: Annotated[
         str | None,
         typer.Option(
-            metavar="epsilon|v_prediction",
+            metavar="epsilon|v_prediction|sample",
             show_default="as detected",
             help="What the model predicts, where the source does not say it or is wrong.",
         ),

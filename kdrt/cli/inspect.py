@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from kdrt.bundle import Bundle
+    from kdrt.bundle import Bundle, SchedulerFacts
 
 
 def inspect(
@@ -86,14 +86,7 @@ def inspect(
         "noise schedule",
         [
             ("predicts", scheduler.prediction_type),
-            (
-                "betas",
-                f"{len(scheduler.trained_betas)} trained values"
-                if scheduler.trained_betas
-                else f"{scheduler.beta_schedule}, {scheduler.beta_start} to {scheduler.beta_end}",
-            ),
-            ("timesteps", str(scheduler.num_train_timesteps)),
-            ("spacing", f"{scheduler.timestep_spacing}, offset {scheduler.steps_offset}"),
+            *_noise_levels(scheduler),
         ],
     )
     typer.echo()
@@ -110,6 +103,23 @@ def inspect(
     )
     _print_engines(opened)
     _print_memory(opened)
+
+
+def _noise_levels(facts: SchedulerFacts) -> list[tuple[str, str]]:
+    if edm := facts.edm:
+        return [
+            ("sigma", f"{edm.sigma_min:g} to {edm.sigma_max:g}, continuous (EDM)"),
+            ("sigma of the data", f"{edm.sigma_data:g}"),
+            ("spacing", edm.sigma_schedule),
+        ]
+    betas = f"{facts.beta_schedule}, {facts.beta_start} to {facts.beta_end}"
+    if facts.trained_betas:
+        betas = f"{len(facts.trained_betas)} trained values"
+    return [
+        ("betas", betas),
+        ("timesteps", str(facts.num_train_timesteps)),
+        ("spacing", f"{facts.timestep_spacing}, offset {facts.steps_offset}"),
+    ]
 
 
 def _print_memory(bundle: Bundle) -> None:
