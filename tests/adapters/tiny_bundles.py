@@ -46,11 +46,10 @@ def by_diffusers(pipe: Any, **options: Any) -> Tensor:
         PROMPT,
         negative_prompt=NEGATIVE,
         num_inference_steps=STEPS,
-        latents=latents(),
         height=HEIGHT,
         width=WIDTH,
         output_type="latent",
-        **options,
+        **{"latents": latents(), **options},
     ).images
 
 
