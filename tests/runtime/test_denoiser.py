@@ -26,6 +26,8 @@ from kdrt.denoiser import Denoiser, is_doubled
 from kdrt.prompt import Conditioning
 from kdrt.sampling import NoiseSchedule
 from kdrt.sampling.schedules import ContinuousSchedule
+from kdrt_engines import EngineSpec
+from kdrt_engines.spec import TensorSpec
 from kdrt_engines.torch_eager import TorchEngine
 
 IMAGES, HEIGHT, WIDTH, TOKENS = 2, 4, 6, 5
@@ -261,6 +263,37 @@ def test_guidance_rescale_agrees_with_diffusers(model: Model) -> None:
     rescaled = rescale_noise_cfg(guided, conditional, guidance_rescale=0.7)
     expected = denoised_of(x, sigma, rescaled, *model)
     torch.testing.assert_close(bound(x, sigma).double(), expected.double(), rtol=1e-5, atol=1e-4)
+
+
+def test_an_inpainting_network_sees_its_channels_in_both_halves_and_unscaled() -> None:
+    spec = unet_spec()
+    nine = TensorSpec("sample", "float32", ("B", 2 * CHANNELS + 1, "h", "w"))
+    spec = EngineSpec((nine, *spec.inputs[1:]), spec.outputs)
+    unet = Recorder(
+        lambda sample, **told: tiny_unet(sample[:, :CHANNELS], **told),
+        [tensor.name for tensor in spec.inputs],
+    )
+    bound = Denoiser(
+        TorchEngine(unet, spec),
+        SCHEDULE,
+        "epsilon",
+        images=IMAGES,
+        height=HEIGHT,
+        width=WIDTH,
+        tokens=TOKENS,
+        doubled=True,
+    )
+    assert bound.extra_channels == CHANNELS + 1
+    assert denoiser()[0].extra_channels == 0
+    channels = torch.randn(IMAGES, CHANNELS + 1, HEIGHT, WIDTH)
+    bound.prepare(conditioning(1), conditioning(2), guidance_scale=5.0)
+    bound.write_extra_channels(channels)
+    x = latents()
+    for sigma in SIGMAS:
+        bound(x, sigma)
+        sample = unet.calls[-1]["sample"]
+        torch.testing.assert_close(sample[:, :CHANNELS], torch.cat([x, x]) / (sigma**2 + 1) ** 0.5)
+        assert torch.equal(sample[:, CHANNELS:], torch.cat([channels, channels]))
 
 
 def test_half_precision_networks_are_guided_in_float32() -> None:

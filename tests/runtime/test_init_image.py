@@ -33,7 +33,7 @@ from torch import Tensor
 
 from kdrt.bundle import Bundle
 from kdrt.errors import BundleError, InvalidRequest
-from kdrt.init_image import KnownRegion
+from kdrt.init_image import InitImage, KnownRegion, Told, begin
 from kdrt.pipeline import Pipeline
 from kdrt.sampling import SAMPLERS, NoiseSchedule, SeededNoise, plan, run, sigmas_for
 from kdrt_engines import EngineSpec
@@ -219,6 +219,42 @@ def test_inpainting_with_an_ordinary_unet_is_diffusers(
 def test_inpainting_with_an_inpainting_unet_is_diffusers(tmp_path: Path, strength: float) -> None:
     pair = Pair(tmp_path, StableDiffusionInpaintPipeline, in_channels=9)
     pair.compare(picture(), mask(), strength, "pt")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_inpainting_unets_channels_are_diffusers(tmp_path: Path) -> None:
+    """Mask, then latents of the picture with grey where the mask is one half or more."""
+    pair = Pair(tmp_path, StableDiffusionInpaintPipeline, in_channels=9)
+    theirs, image = pair.theirs, picture() * 2 - 1
+    cells = torch.tensor([0.0, 0.49, 0.5, 0.51, 1.0]).repeat(2 * 16 * 24 // 5 + 1)
+    soft = cells[: 2 * 16 * 24].reshape(2, 1, HEIGHT // SCALE, WIDTH // SCALE)
+    soft = soft.repeat_interleave(SCALE, 2).repeat_interleave(SCALE, 3)
+    condition = theirs.mask_processor.preprocess(soft, height=HEIGHT, width=WIDTH)
+    expected = theirs.prepare_mask_latents(
+        condition, image * (condition < 0.5), 2, HEIGHT, WIDTH, image.dtype, "cpu", None, False
+    )
+    told: list[Told] = []
+    states = {}
+    noise = torch.randn(2, CHANNELS, HEIGHT // SCALE, WIDTH // SCALE)
+    for anew in (False, True):
+        init = InitImage(
+            pixels=image,
+            latents=None,
+            mask=soft,
+            anew=anew,
+            keep_unmasked=False,
+            height=HEIGHT,
+            width=WIDTH,
+        )
+        states[anew], last = begin(init, noise, pair.ours.vae.encode, scale=SCALE, inpaints=True)
+        told.append(last)
+    for each in told:
+        assert each.known is None
+        assert each.mask is None
+        torch.testing.assert_close(each.channels, torch.cat(expected, dim=1), rtol=1e-4, atol=1e-5)
+    # The picture is in the noise that is begun with, unless all of it is made anew.
+    assert torch.equal(states[True], noise)
+    torch.testing.assert_close(states[False], pair.ours.vae.encode(image) + noise)
 
 
 @pytest.mark.filterwarnings("ignore")
