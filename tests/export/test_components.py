@@ -145,6 +145,14 @@ def test_the_timestep_may_be_fractional() -> None:
             },
             "has no cross-attention",
         ),
+        (
+            {
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": 8,
+                "projection_class_embeddings_input_dim": 48,
+            },
+            "has no room for a prompt beside 6 numbers",
+        ),
         ({"layers_per_block": 0}, "layers_per_block=0 .* a layer at least"),
     ],
 )

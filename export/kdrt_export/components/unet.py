@@ -128,6 +128,13 @@ class ExportUNet(ExportComponent):
         if self.has_added:
             ids = self.time_ids * config.addition_time_embed_dim
             pooled = config.projection_class_embeddings_input_dim - ids
+            if pooled < 1:
+                raise UnsupportedModel(
+                    f"a UNet with projection_class_embeddings_input_dim={pooled + ids} and "
+                    f"addition_time_embed_dim={config.addition_time_embed_dim} has no room for a "
+                    f"prompt beside {self.time_ids} numbers of size conditioning; is it for "
+                    "another family?"
+                )
             inputs.append(TensorSpec("text_embeds", dtype, ("B", pooled)))
             inputs.append(TensorSpec("time_ids", "float32", ("B", self.time_ids)))
         if self.cond_dim is not None:
