@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import random
 from itertools import accumulate
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from kdrt.bench import runners
+from kdrt.bench.errors import PeerUnavailable
 from kdrt.bench.jobs import Generation, Server
+from kdrt.bench.peers.diffusers_pipeline import DiffusersPipeline
 from kdrt.bench.runners import serve
+from kdrt.bench.stages import StageClock
+from kdrt_export.report import Silent
+from kdrt_export.scheduler import scheduler_facts
 
 
 class Clock:
@@ -54,3 +61,12 @@ def test_what_comes_after_the_limit_is_not_served(clock: Clock) -> None:
     latencies = serve(lambda: clock.sleep(0.1), workload)
     assert len(latencies) == sum(arrival <= 30 for arrival in arrivals(workload))
     assert serve(lambda: clock.sleep(100), workload.model_copy(update={"limit": 0.0})) == []
+
+
+def test_a_peer_that_cannot_sample_a_continuous_model_says_so() -> None:
+    """diffusers' EDM schedulers take no noise levels; on others' the picture would be wrong."""
+    scheduler = scheduler_facts({"_class_name": "EDMEulerScheduler"}, Silent())
+    bundle: Any = SimpleNamespace(manifest=SimpleNamespace(scheduler=scheduler))
+    job: Any = SimpleNamespace(model=None, threads=1)
+    with pytest.raises(PeerUnavailable, match="leave 'diffusers' out of --vs"):
+        DiffusersPipeline(job, bundle, {}).generator(Generation(), StageClock())
