@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import re
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_model import TinyModel
+from tiny_model import TinyModel, tiny_model
 from torch import Tensor
 
 import kdrt
+from kdrt.bundle import EdmFacts
 from kdrt.sampling import SAMPLERS, k_diffusion
 
 NATIVE = (
@@ -231,6 +234,26 @@ def test_the_model_has_what_extensions_look_for(sdxl: TinyModel) -> None:
     assert (seen["low"], seen["high"]) == pytest.approx((0.02917, 14.6146), rel=1e-3)
     assert seen["t"] == pytest.approx(500, abs=1e-2)
     assert seen["low"] < seen["half"] < seen["high"]
+
+
+def test_extensions_see_the_range_of_a_continuous_model(tmp_path: Path) -> None:
+    """As ComfyUI's ModelSamplingContinuousEDM shows it."""
+    edm = EdmFacts(sigma_min=0.01, sigma_max=100.0, sigma_data=1.0, sigma_schedule="karras")
+    seen: dict[str, float] = {}
+
+    def curious(model: Any, x: Tensor, sigmas: Tensor) -> Tensor:
+        sampling = model.model_sampling
+        seen["low"], seen["high"] = float(model.sigma_min), float(model.sigma_max)
+        seen["t"] = float(sampling.timestep(torch.tensor([20.0])))
+        seen["sigma"] = float(sampling.sigma(torch.tensor([seen["t"]])))
+        seen["part"] = sampling.percent_to_sigma(0.25)
+        return model(x, sigmas[:1])
+
+    pipe = tiny_model(tmp_path, "sd", edm=edm).pipeline
+    pipe("a", steps=2, seed=0, sampler=curious)
+    assert (seen["low"], seen["high"]) == pytest.approx((0.01, 100.0))
+    assert (seen["t"], seen["sigma"]) == pytest.approx((math.log(20) / 4, 20.0), rel=1e-5)
+    assert seen["part"] == pytest.approx(10.0)
 
 
 @needs_k_diffusion
