@@ -61,6 +61,7 @@ class TextEncoder:
         self.learned = LearnedTokens(first_id=self.tokenizer.size, width=facts.hidden_size)
         self._engine = engine
         self._embedding = _token_embedding(bundle, facts)
+        self.tokenizer.check(self._embedding)
         self._binding: Binding | None = None
         self.times_invalidated = 0
         self._remembered: Recent[tuple[str, int, Weighting], Encoded] = Recent(REMEMBERED_PROMPTS)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tokenizers import AddedToken, Tokenizer
+from torch import Tensor
 
 from kdrt.bundle import Bundle, TextEncoderFacts
 from kdrt.errors import BundleError
@@ -90,6 +91,14 @@ class PromptTokenizer:
         self.size: int = self._tokenizer.get_vocab_size()
         self._comma = self._tokenizer.token_to_id(",</w>")
 
+    def check(self, table: Tensor) -> None:
+        """Raises BundleError: the tokenizer does not fit the token embeddings ``table [V, D]``."""
+        fault = vocabulary_fault(self._tokenizer, self._facts, table)
+        if fault is not None:
+            raise BundleError(
+                f"{self._path} does not fit {self._facts.component}: {fault}; export it again"
+            )
+
     def __call__(self, prompt: str) -> Tokens:
         """The whole prompt as plain text, cut where it is too long."""
         room = self._facts.max_length - 2
@@ -159,7 +168,13 @@ class PromptTokenizer:
         return tokenizer
 
     def _pieces(self, text: str) -> list[_Piece]:
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        try:
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        except Exception as error:  # tokenizers raises bare Exceptions
+            raise BundleError(
+                f"{self._path} is a tokenizer that cannot read {text[:40]!r} ({error}); export it "
+                "again"
+            ) from error
         pieces = []
         for index, (id_, (start, _)) in enumerate(zip(encoding.ids, encoding.offsets, strict=True)):
             ids = self._learned.get(id_, (id_,))
@@ -214,6 +229,34 @@ class PromptTokenizer:
             pooled_index(counted, facts.pooled_token),
             truncation,
         )
+
+
+def vocabulary_fault(tokenizer: Tokenizer, facts: TextEncoderFacts, table: Tensor) -> str | None:
+    """Why a tokenizer does not fit a text encoder; None if it does.
+
+    Args:
+        tokenizer: without learned tokens.
+        facts: the encoder's.
+        table: its token embeddings ``[V, D]``; V may be more than the tokenizer has.
+    """
+    if table.ndim != 2 or table.shape[1] != facts.hidden_size:
+        return (
+            f"token embeddings of shape {list(table.shape)}, where hidden_size is "
+            f"{facts.hidden_size}"
+        )
+    rows, vocabulary = len(table), tokenizer.get_vocab(with_added_tokens=True)
+    highest = max(vocabulary.values(), default=-1)
+    if highest >= rows:
+        word = next(token for token, id_ in vocabulary.items() if id_ == highest)
+        return f"its token {word!r} has the id {highest}, and there are {rows} token embeddings"
+    if highest >= len(vocabulary):
+        return f"it has ids up to {highest} for only {len(vocabulary)} tokens"
+    for name in ("bos", "eos", "pad"):
+        if not 0 <= getattr(facts, name) <= highest:
+            return f"{name} is {getattr(facts, name)}, and its ids end at {highest}"
+    if facts.max_length < 3:
+        return f"it reads {facts.max_length} tokens, and start and end of a prompt are two"
+    return None
 
 
 def _single(token: str, ids: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]]:
