@@ -7,21 +7,29 @@ components of their own; tokens and strength are inputs of the variant.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.embeddings import ImageProjection
-from safetensors import safe_open
 from torch import nn
-from transformers import CLIPVisionModelWithProjection
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from kdrt.bundle import ImageEncoderFacts, IpAdapterFacts, sha256
 from kdrt_engines.spec import EngineSpec, TensorSpec
 from kdrt_export.components import ExportComponent
 from kdrt_export.errors import SourceError, UnsupportedModel
+from kdrt_export.sources.hub import HubPlace, fetch_file
+from kdrt_export.sources.reading import read_json, refused
+from kdrt_export.sources.weights import (
+    Weights,
+    check_pickle,
+    choose_weights,
+    read_folder,
+    read_tensors,
+)
 from kdrt_export.vision import VisionTransformer
 
 VARIANT = "ip-adapter"
@@ -43,9 +51,12 @@ class IpAdapter:
         UnsupportedModel: an IP-Adapter of another kind (Plus, Full, FaceID).
     """
 
-    def __init__(self, source: str, image_encoder: Path | None = None) -> None:
-        path = _find(source)
+    def __init__(
+        self, source: str, image_encoder: Path | None = None, *, allow_pickle: bool = False
+    ) -> None:
+        path = _find(source, allow_pickle)
         self.path = path
+        self._allow_pickle = allow_pickle
         self._tensors = _read(path)
         if "proj.weight" not in self._tensors["image_proj"]:
             raise UnsupportedModel(
@@ -59,13 +70,22 @@ class IpAdapter:
 
     def attach(self, unet: UNet2DConditionModel) -> ExportProjection:
         """Give ``unet`` the adapter's attention, in place, and return the projection."""
-        try:
-            unet._load_ip_adapter_weights([self._tensors], low_cpu_mem_usage=False)
-        except (RuntimeError, KeyError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+        attentions = [name for name in unet.attn_processors if ".attn2." in name]
+        expected = {
+            f"{2 * place + 1}.to_{each}_ip.weight"
+            for place in range(len(attentions))
+            for each in "kv"
+        }
+        given = self._tensors["ip_adapter"].keys()
+        doubtful = sorted(expected ^ given)
+        fits = f"{self.path.name} does not fit this model; is it for another family?"
+        if doubtful:
             raise SourceError(
-                f"{self.path.name} does not fit this model; is it for another family? ({reason})"
-            ) from error
+                f"{fits} (the model has {len(attentions)} cross-attentions, the file keys and "
+                f"values of {len(given) / 2:g}; {doubtful[0]} is in one of them alone)"
+            )
+        with refused(fits):
+            unet._load_ip_adapter_weights([self._tensors], low_cpu_mem_usage=False)
         (projection,) = unet.encoder_hid_proj.image_projection_layers
         unet.encoder_hid_proj = nn.Identity()  # what comes in has been projected
         unet.eval().requires_grad_(False)
@@ -75,15 +95,12 @@ class IpAdapter:
         """The image encoder, float32."""
         if self._encoder_folder is None:
             return None
-        try:
-            model = CLIPVisionModelWithProjection.from_pretrained(
-                str(self._encoder_folder), dtype=torch.float32, local_files_only=True
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise SourceError(
-                f"cannot load an image encoder from {self._encoder_folder}"
-            ) from error
-        return model.eval().requires_grad_(False)
+        folder = self._encoder_folder
+        raw = read_json(folder / "config.json", f"{folder} holds no image encoder")
+        with refused(f"{folder / 'config.json'} describes no CLIP vision model"):
+            config = CLIPVisionConfig.from_dict(raw.get("vision_config") or raw)
+        state = read_folder(folder, allow_pickle=self._allow_pickle)
+        return Weights(CLIPVisionModelWithProjection, config, state, str(folder)).network()
 
     def facts(self, projection: ExportProjection, encoder: Any | None) -> IpAdapterFacts:
         return IpAdapterFacts(
@@ -99,13 +116,14 @@ class IpAdapter:
         for folder in ("", "../feature_extractor"):
             file = Path(self._encoder_folder or "") / folder / "preprocessor_config.json"
             if file.is_file():
-                settings = json.loads(file.read_text(encoding="utf-8"))
+                settings = read_json(file, "the image encoder cannot be read")
                 break
-        return ImageEncoderFacts(
-            size=encoder.config.image_size,
-            mean=tuple(settings.get("image_mean", _MEAN)),
-            std=tuple(settings.get("image_std", _STD)),
-        )
+        with refused("the image encoder's preprocessor_config.json says no mean and deviation"):
+            return ImageEncoderFacts(
+                size=encoder.config.image_size,
+                mean=tuple(settings.get("image_mean", _MEAN)),
+                std=tuple(settings.get("image_std", _STD)),
+            )
 
 
 class ExportProjection(ExportComponent):
@@ -162,41 +180,39 @@ class ExportImageEncoder(ExportComponent):
         return self.projection(self.vision.pooled(self.vision(pixels)))
 
 
-def _find(source: str) -> Path:
+def _find(source: str, allow_pickle: bool) -> Path:
     path = Path(source).expanduser()
-    if path.is_file():
-        return path
-    repo, colon, file = source.partition(":")
-    if not colon or repo.count("/") != 1:
-        raise SourceError(
-            f"there is no IP-Adapter file {source}; give a .safetensors file, or "
-            "owner/name:path/of/file.safetensors for one on the hub"
-        )
-    from huggingface_hub import snapshot_download
+    if not path.is_file():
+        place = HubPlace.parse(source)
+        if place is None or place.file is None:
+            raise SourceError(
+                f"there is no IP-Adapter file {source}; give a .safetensors file, or "
+                "owner/name:path/of/file.safetensors for one on the hub"
+            )
+        check_pickle(Path(place.file), allow_pickle)
+        folder = Path(place.file).parent / "image_encoder"
+        path = fetch_file(place, lambda names: _encoder_files(names, folder, allow_pickle))
+    check_pickle(path, allow_pickle)
+    return path
 
-    folder = Path(file).parent.as_posix()
-    beside = f"{folder}/image_encoder/*" if folder != "." else "image_encoder/*"
-    try:
-        found = Path(snapshot_download(repo, allow_patterns=[file, beside])) / file
-    except Exception as error:  # of the hub's many kinds
-        raise SourceError(f"the hub gives no IP-Adapter '{source}': {error}") from error
-    if not found.is_file():
-        raise SourceError(f"'{repo}' has no file {file}")
-    return found
+
+def _encoder_files(names: Collection[str], folder: Path, allow_pickle: bool) -> list[str]:
+    """What is used of the image encoder beside an adapter, where there is one."""
+    prefix = f"{folder.as_posix()}/"
+    inside = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+    if "config.json" not in inside:
+        return []
+    weights = choose_weights(inside, folder.as_posix(), allow_pickle=allow_pickle)
+    texts = [n for n in ("config.json", "preprocessor_config.json") if n in inside]
+    return [f"{prefix}{name}" for name in (*texts, *weights)]
 
 
 def _read(path: Path) -> dict[str, dict[str, torch.Tensor]]:
     parts: dict[str, dict[str, torch.Tensor]] = {"image_proj": {}, "ip_adapter": {}}
-    if path.suffix != ".safetensors":
-        raise SourceError(f"{path.name} is a pickle, which can run code: get a .safetensors file")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118
-                part, _, name = key.partition(".")
-                if part in parts:
-                    parts[part][name] = file.get_tensor(key).float()
-    except Exception as error:  # safetensors has an exception of its own for each kind of damage
-        raise SourceError(f"{path.name} is damaged") from error
+    for key, tensor in read_tensors(path).items():
+        part, _, name = key.partition(".")
+        if part in parts:
+            parts[part][name] = tensor.float()
     if not all(parts.values()):
         raise SourceError(f"{path.name} is no IP-Adapter")
     return parts

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny
-from safetensors.torch import load_file
 
 from kdrt_export.components import ExportDecoder
-from kdrt_export.errors import SourceError, UnsupportedModel
+from kdrt_export.errors import UnsupportedModel
+from kdrt_export.sources.part import PartPlace
+from kdrt_export.sources.weights import compare, read_tensors
 
-_DOWNLOAD = ["config.json", "*.safetensors"]
+_DECODER = PartPlace("preview decoder", "vae", "madebyollin/taesd or madebyollin/taesdxl")
 _FIRST = "layers.0.weight"
 
 
@@ -54,55 +54,27 @@ class ExportPreviewDecoder(ExportDecoder):
         return image
 
 
-def load_preview_decoder(
-    source: str, download: Callable[[str, list[str]], Path]
-) -> AutoencoderTiny:
+def load_preview_decoder(source: str, *, allow_pickle: bool = False) -> AutoencoderTiny:
     """Load a tiny autoencoder for its decoder.
 
     Args:
-        source: a diffusers folder of an ``AutoencoderTiny``, a hub id, or a ``.safetensors`` file:
-            one of diffusers, or the ``taesd_decoder`` of the original project.
-        download: fetches files of a hub id, by patterns.
+        source: a diffusers folder of an ``AutoencoderTiny``, a hub id, or a file, on disk or as
+            ``owner/name:path``: one of diffusers, or the ``taesd_decoder`` of the original project.
+        allow_pickle: accept pickled weights.
 
     Raises:
         SourceError: it means nothing, or cannot be read.
     """
-    path = Path(source).expanduser()
-    if path.is_file():
-        autoencoder = _from_file(path)
-    elif path.is_dir():
-        autoencoder = _from_folder(path)
-    elif source.count("/") == 1 and not path.suffix:
-        autoencoder = _from_folder(download(source, _DOWNLOAD))
-    else:
-        raise SourceError(
-            f"'{source}' is no preview decoder: give a diffusers folder, a .safetensors file or a "
-            "hub id (owner/name), such as madebyollin/taesd or madebyollin/taesdxl"
-        )
-    return autoencoder.eval().requires_grad_(False)
-
-
-def _from_folder(folder: Path) -> AutoencoderTiny:
-    if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
-        raise SourceError(f"{folder} holds no AutoencoderTiny: config.json and .safetensors")
-    try:
-        return AutoencoderTiny.from_pretrained(
-            str(folder), local_files_only=True, use_safetensors=True, torch_dtype=torch.float32
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise SourceError(f"cannot load an AutoencoderTiny from {folder}: {reason[0]}") from error
+    path = _DECODER.find(source, allow_pickle=allow_pickle)
+    if path.is_dir():
+        return _DECODER.from_folder(AutoencoderTiny, path, allow_pickle=allow_pickle).network()
+    return _from_file(path)
 
 
 def _from_file(path: Path) -> AutoencoderTiny:
     """Files hold weights alone: all published ones have the default architecture, or that with
     more latent channels."""
-    if path.suffix != ".safetensors":
-        raise SourceError(f"{path.name}: preview decoders are read from .safetensors files only")
-    try:
-        weights = load_file(path)
-    except Exception as error:  # safetensors raises a type of its own, and OSError
-        raise SourceError(f"cannot read {path}: {error}") from error
+    weights = read_tensors(path)
     if any(name.startswith("decoder.") for name in weights):
         weights = {
             name.removeprefix("decoder."): weight
@@ -111,16 +83,17 @@ def _from_file(path: Path) -> AutoencoderTiny:
         }
     else:
         weights = {_renamed(name): weight for name, weight in weights.items()}
-    channels = weights[_FIRST].shape[1] if _FIRST in weights else 4
+    first = weights.get(_FIRST)
+    channels = first.shape[1] if first is not None and first.ndim == 4 else 4
     autoencoder = AutoencoderTiny(latent_channels=channels)
-    try:
-        autoencoder.decoder.load_state_dict(weights)
-    except RuntimeError as error:
-        raise SourceError(
-            f"{path.name} holds no decoder of TAESD's architecture; export one of another "
-            "architecture from its diffusers folder"
-        ) from error
-    return autoencoder.float()
+    compare(
+        autoencoder.decoder.state_dict(),
+        weights,
+        f"{path.name} holds no decoder of TAESD's architecture",
+        "one of another architecture is exported from its diffusers folder",
+    )
+    autoencoder.decoder.load_state_dict(weights)
+    return autoencoder.float().eval().requires_grad_(False)
 
 
 def _renamed(name: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, cast
 
@@ -37,9 +38,13 @@ from kdrt_export.ip_adapter import IpAdapter
 from kdrt_export.lora import LorasToBake
 from kdrt_export.preview_decoder import load_preview_decoder
 from kdrt_export.programs import program_from_component
-from kdrt_export.replacement_vae import replacement_vae, vae_name
+from kdrt_export.replacement_unet import replacement_unet
+from kdrt_export.replacement_vae import replacement_vae
 from kdrt_export.report import Report, Silent
-from kdrt_export.sources import download_files, open_source
+from kdrt_export.sources import open_source
+from kdrt_export.sources.part import short_name
+from kdrt_export.sources.reading import refused
+from kdrt_export.sources.weights import is_checkpoint
 from kdrt_export.trace import OnnxFiles, onnx_from_component
 from kdrt_export.verify import make_cases, sizes, verify_files
 from kdrt_export.walk import Part, Walk
@@ -49,7 +54,7 @@ TARGETS = ("onnxruntime", "torch")
 _INT8 = ("unet", "text_encoder")
 """What begins so can have its weights as bytes. The VAE cannot: it is small, and whatever it gets
 wrong is in the pixels at once."""
-_TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxruntime")
+_TOOLS = ("torch", "diffusers", "transformers", "onnx")
 
 
 def export(
@@ -58,6 +63,7 @@ def export(
     *,
     name: str | None = None,
     precision: str = "auto",
+    unet: str | None = None,
     vae: str | None = None,
     vae_precision: str = "auto",
     preview_decoder: str | None = None,
@@ -86,6 +92,9 @@ def export(
         name: the bundle's name; by default the source's.
         precision: ``fp32``, ``fp16``, ``bf16``, or ``auto``: fp16 where a CUDA device is, else
             fp32, since a CPU gains nothing from the half precisions.
+        unet: another UNet; see :func:`kdrt_export.replacement_unet.replacement_unet`.
+        vae: another VAE; see :func:`kdrt_export.replacement_vae.replacement_vae`.
+        vae_precision: of the VAE; see :func:`kdrt_export.replacement_vae.vae_dtype`.
         preview_decoder: a tiny autoencoder that makes the previews; see
             :func:`kdrt_export.preview_decoder.load_preview_decoder`.
         targets: ``onnxruntime`` adds float32 networks as they are optimised for this CPU, which
@@ -120,7 +129,11 @@ def export(
     if precision == "auto":
         precision = "fp16" if torch.cuda.is_available() else "fp32"
     report = report or Silent()
-    adapter = None if ip_adapter is None else IpAdapter(ip_adapter, image_encoder)
+    adapter = (
+        None
+        if ip_adapter is None
+        else IpAdapter(ip_adapter, image_encoder, allow_pickle=allow_pickle)
+    )
     if output or name:
         check_new_bundle(output or _named(name or ""))  # before anything is downloaded
     check_home()
@@ -133,7 +146,20 @@ def export(
         config=config,
         random_weights=random_weights,
         seed=seed,
+        without=_unused(unet, vae, safety_checker),
     )
+    if unet is not None:
+        opened.replacements["unet"] = replacement_unet(
+            unet, opened.config("unet"), allow_pickle=allow_pickle
+        )
+        opened.origin = f"{opened.origin} with the UNet {short_name(unet)}"
+        file = Path(short_name(unet).rpartition(":")[2])
+        opened.name = f"{opened.name}-{file.stem if is_checkpoint(file.name) else file.name}"
+    if vae is not None:
+        opened.replacements["vae"] = replacement_vae(
+            vae, opened.config("vae"), allow_pickle=allow_pickle
+        )
+    opened.check(safety_checker=safety_checker is not False)
     name = name or opened.name
     if prediction_type is not None:
         opened.scheduler = {**opened.scheduler, "prediction_type": prediction_type}
@@ -150,11 +176,6 @@ def export(
             fuse_qkv=fuse_qkv,
             loras=baked_loras,
             report=report,
-            load_vae=opened.vae
-            if vae is None
-            else lambda: replacement_vae(
-                vae, opened.vae, download_files, allow_pickle=allow_pickle
-            ),
             vae_dtype=PRECISIONS.get(vae_precision),
             safety_checker=safety_checker,
             fusings=[variant for variant in variants if variant != DEEP_CACHE],
@@ -162,7 +183,7 @@ def export(
             ip_adapter=adapter,
             tiny=None
             if preview_decoder is None
-            else load_preview_decoder(preview_decoder, download_files),
+            else load_preview_decoder(preview_decoder, allow_pickle=allow_pickle),
         )
         components = {
             part.name: _export_part(part, partial, targets, report, weights == "int8")
@@ -187,7 +208,7 @@ def export(
                     fused_qkv=fuse_qkv,
                     freeu=True,
                     loras=walk.baked_loras,
-                    vae=vae_name(vae) if vae else None,
+                    vae=short_name(vae) if vae else None,
                     preview_decoder=preview_decoder,
                     weights=cast(Literal["float", "int8"], weights),
                 ),
@@ -217,8 +238,10 @@ def _export_part(
     int8 = int8 and part.name.startswith(_INT8)
     own_precision = next(name for name, dtype in PRECISIONS.items() if dtype == part.dtype)
     report.start(f"{part.name}: eager reference")
-    cases = make_cases(component, part.verified)
-    neutral_cases = make_cases(component, part.verified, neutral=True) if component.neutral else []
+    with refused(f"{part.name} cannot be run as its configuration describes it"):
+        cases = make_cases(component, part.verified)
+        neutral = bool(component.neutral)
+        neutral_cases = make_cases(component, part.verified, neutral=True) if neutral else []
     report.done()
 
     report.start(f"{part.name}: trace")
@@ -311,9 +334,20 @@ def check_variants(variants: Sequence[str], fuse_qkv: bool) -> None:
             )
 
 
+def _unused(unet: str | None, vae: str | None, safety_checker: bool | None) -> Collection[str]:
+    """The parts of a source whose weights are not read."""
+    parts = {"unet": unet is not None, "vae": vae is not None}
+    parts["safety_checker"] = safety_checker is False
+    return [name for name, unused in parts.items() if unused]
+
+
 def _info(tensor: TensorSpec) -> TensorInfo:
     return TensorInfo(name=tensor.name, dtype=cast(Dtype, tensor.dtype), shape=tensor.shape)
 
 
 def _tool_versions() -> dict[str, str]:
-    return {"kdrt": kdrt_version} | {tool: version(tool) for tool in _TOOLS}
+    versions = {"kdrt": kdrt_version} | {tool: version(tool) for tool in _TOOLS}
+    for distribution in ("onnxruntime", "onnxruntime-gpu"):  # of the same module
+        with suppress(PackageNotFoundError):
+            versions |= {"onnxruntime": version(distribution)}
+    return versions

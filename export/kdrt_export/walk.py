@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers import AutoencoderTiny
 
 from kdrt.bundle import (
     BakedLora,
@@ -19,6 +19,7 @@ from kdrt.bundle import (
     TextEncoderFacts,
 )
 from kdrt.shortcuts import SHALLOW_UNET
+from kdrt_engines.spec import Dim
 from kdrt_export.components import (
     ExportComponent,
     ExportTextEncoder,
@@ -29,7 +30,7 @@ from kdrt_export.components import (
     vae_scale,
     vae_tile,
 )
-from kdrt_export.errors import ExportError, UnsupportedModel
+from kdrt_export.errors import ExportError, SourceError, UnsupportedModel
 from kdrt_export.ip_adapter import VARIANT as IP_ADAPTER
 from kdrt_export.ip_adapter import ExportImageEncoder, IpAdapter
 from kdrt_export.lora import LorasToBake
@@ -40,6 +41,7 @@ from kdrt_export.report import Report
 from kdrt_export.scheduler import scheduler_facts
 from kdrt_export.shallow_unet import ExportShallowUNet
 from kdrt_export.sources import Source
+from kdrt_export.sources.reading import refused
 from kdrt_export.tokenizers import write_text_files
 from kdrt_export.vision import ExportSafetyChecker
 
@@ -71,7 +73,6 @@ class Walk:
         fuse_qkv: concatenate attention projections.
         loras: to be merged into the weights.
         report: told of every stage.
-        load_vae: the VAE, the source's own or another.
         vae_dtype: of the VAE, where it shall differ.
         safety_checker: export the source's; None does so if it has one.
         fusings: variants of how attention is projected.
@@ -90,7 +91,6 @@ class Walk:
     fuse_qkv: bool
     loras: LorasToBake
     report: Report
-    load_vae: Callable[[], AutoencoderKL]
     vae_dtype: torch.dtype | None = None
     safety_checker: bool | None = None
     fusings: Sequence[str] = ()
@@ -105,8 +105,12 @@ class Walk:
     ip_facts: IpAdapterFacts | None = field(init=False, default=None)
     variants: dict[str, dict[str, str]] = field(init=False)
 
+    _pooled: Dim = field(init=False)
+    """Width of the last text encoder's pooled embedding."""
+
     def __post_init__(self) -> None:
-        self.scheduler = scheduler_facts(self.source.scheduler, self.report)
+        with refused(f"the scheduler of '{self.source.name}' cannot be read"):
+            self.scheduler = scheduler_facts(self.source.scheduler, self.report)
         self.variants = {variant: {} for variant in self.fusings}
 
     def parts(self) -> Iterator[Part]:
@@ -122,7 +126,7 @@ class Walk:
         if self.safety_checker is not False:
             yield from self._safety_checker()
         self.report.start("vae: load")
-        vae = self.load_vae()
+        vae = self.source.vae()
         dtype = vae_dtype(vae, self.dtype, self.vae_dtype, self.report)
         preview = preview_factors(vae)
         self.report.done()
@@ -138,7 +142,7 @@ class Walk:
         if self.tiny is not None:
             tiny = ExportPreviewDecoder(self.tiny, channels=channels, scale=scale)
             yield Part("preview_decoder", tiny, _VAE_TRACED, _VAE_VERIFIED, self.dtype)
-        yield from self._unet(scale, tile, preview)
+        yield from self._unet(scale, tile, preview, channels)
 
     def _text_encoder(self, index: int) -> Part:
         name = f"text_encoder{f'_{index + 1}' if index else ''}"
@@ -150,6 +154,7 @@ class Walk:
         )
         self.encoders.append(facts)
         component = ExportTextEncoder(model, normalize=facts.normalized, fuse_qkv=self.fuse_qkv)
+        self._pooled = component.spec.outputs[1].shape[-1]
         self.report.done()
         return Part(
             name,
@@ -170,7 +175,7 @@ class Walk:
                 "give kdrt an image_filter of your own"
             )
 
-    def _unet(self, scale: int, tile: int, preview: Factors) -> Iterator[Part]:
+    def _unet(self, scale: int, tile: int, preview: Factors, latents: int) -> Iterator[Part]:
         self.report.start("unet: load")
         unet = self.source.unet()
         self.loras.merge("unet", unet)
@@ -191,6 +196,11 @@ class Walk:
                 f"kdrt exports text-to-image models ({channels}) and inpainting models "
                 f"({2 * channels + 1})"
             )
+        if channels != latents:
+            raise SourceError(
+                f"this UNet makes latents of {channels} channels, and the VAE decodes those of "
+                f"{latents}; they are of different models"
+            )
         self.report.done()
         length = self.encoders[0].max_length
         verified = [
@@ -199,6 +209,7 @@ class Walk:
         ]
         traced = {"B": 2, "h": 12, "w": 10, "L": 7}
         time_ids = 5 if self.source.is_refiner else 6
+        self._check_texts(ExportUNet(unet, time_ids=time_ids))
         if self.ip_adapter is not None:
             network = copy.deepcopy(unet)
             yield from self._image_prompt(self.ip_adapter, network)
@@ -217,6 +228,20 @@ class Walk:
                 network, fuse_qkv=fuse, time_ids=time_ids, deep_feature=self.deep_cache
             )
             yield Part(self._named("unet", variant), component, traced, verified, self.dtype)
+
+    def _check_texts(self, unet: ExportUNet) -> None:
+        """Raises SourceError: a UNet reads what other text encoders give."""
+        read = {tensor.name: tensor.shape[-1] for tensor in unet.spec.inputs}
+        given = {
+            "encoder_hidden_states": sum(encoder.hidden_size for encoder in self.encoders),
+            "text_embeds": self._pooled,
+        }
+        for name, width in given.items():
+            if read.get(name, width) != width:
+                raise SourceError(
+                    f"this UNet takes {name} of width {read[name]}, and the text encoders give "
+                    f"{width}; they are of different models"
+                )
 
     def _image_prompt(self, adapter: IpAdapter, unet: Any) -> Iterator[Part]:
         """What comes before the UNet, which gets its attention to images here."""

@@ -32,8 +32,9 @@ def export(
             metavar="SOURCE",
             show_default=False,
             help="[cyan]demo[/]; a well-known model ([cyan]sd15[/], [cyan]sd21[/], "
-            "[cyan]sdxl[/], [cyan]sdxl-turbo[/]); a Hugging Face id; a diffusers folder; "
-            "or a [cyan].safetensors[/] or [cyan].ckpt[/] checkpoint.",
+            "[cyan]sdxl[/], [cyan]sdxl-turbo[/]); a Hugging Face id, with [cyan]@revision[/] or "
+            "[cyan]:file[/] behind it if need be; a diffusers folder; or a "
+            "[cyan].safetensors[/] or [cyan].ckpt[/] checkpoint.",
         ),
     ],
     output: Annotated[
@@ -66,13 +67,22 @@ def export(
             "bundle smaller and its pictures slightly others, at the same speed.",
         ),
     ] = "float",
+    unet: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            show_default="the model's",
+            help="Another UNet, such as those of Lightning, Hyper-SD and DMD2: a file, a diffusers "
+            "folder, a Hugging Face id, or [cyan]owner/name:file[/] on the hub.",
+        ),
+    ] = None,
     vae: Annotated[
         str | None,
         typer.Option(
             metavar="SOURCE",
             show_default="the model's",
-            help="Another VAE: a diffusers folder, a file, or a Hugging Face id such as "
-            "[cyan]madebyollin/sdxl-vae-fp16-fix[/].",
+            help="Another VAE: a diffusers folder, a file, a Hugging Face id such as "
+            "[cyan]madebyollin/sdxl-vae-fp16-fix[/], or [cyan]owner/name:file[/] on the hub.",
         ),
     ] = None,
     vae_precision: Annotated[
@@ -197,8 +207,8 @@ def export(
         bool,
         typer.Option(
             "--allow-pickle",
-            help="Read [cyan].ckpt[/] files, which are pickles, with PyTorch's restricted "
-            "unpickler.",
+            help="Read [cyan].ckpt[/] and [cyan].bin[/] files, which are pickles, with PyTorch's "
+            "restricted unpickler.",
         ),
     ] = False,
     random_weights: Annotated[
@@ -224,6 +234,7 @@ def export(
       [cyan]kdrt export ./my-model.safetensors --name mine[/cyan]
       [cyan]kdrt export ./my-diffusers-folder -o ./my-bundle[/cyan]
       [cyan]kdrt export sd15 --lora ./style.safetensors:0.8 --name sd15-style[/cyan]
+      [cyan]kdrt export sdxl --unet ./sdxl_lightning_4step_unet.safetensors[/cyan]
       [cyan]kdrt export sd15 --random-weights[/cyan]
       [cyan]kdrt export sdxl --target tensorrt-rtx --gpu sm89 --profile portrait[/cyan]
     """
@@ -255,6 +266,7 @@ def export(
                 name=name,
                 precision=precision,
                 weights=weights,
+                unet=unet,
                 vae=vae,
                 vae_precision=vae_precision,
                 preview_decoder=preview_decoder,

@@ -105,6 +105,7 @@ def test_a_hub_id_is_exported_once_for_each_commit(
 
     def snapshot(repo: str, **options: Any) -> str:
         asked.append(options | {"repo": repo})
+        shutil.copytree(sd.checkpoint, tmp_path / commit, dirs_exist_ok=True)
         return str(tmp_path / commit)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)

@@ -316,7 +316,7 @@ def test_a_file_is_read_offline(
         text_encoders=(networks[2].config.to_dict(),),
     )
     kind = CheckpointKind("Tiny", tiny, "StableDiffusionPipeline", "a remark")
-    monkeypatch.setattr("kdrt_export.sources.detect", lambda header, name: kind)
+    monkeypatch.setattr("kdrt_export.sources.single_file.detect", lambda header, name: kind)
     path = tmp_path / f"mine{suffix}"
     if suffix == ".ckpt":
         torch.save({"state_dict": checkpoint(*networks), "global_step": 7}, path)
@@ -407,7 +407,9 @@ def test_sdxl_and_its_refiner_are_read_offline(
         vae={k: v for k, v in autoencoder.config.items() if k[0] != "_"},
         text_encoders=tuple(each.config.to_dict() for each in encoders),
     )
-    monkeypatch.setattr("kdrt_export.sources.detect", lambda *_: replace(kind, architecture=tiny))
+    monkeypatch.setattr(
+        "kdrt_export.sources.single_file.detect", lambda *_: replace(kind, architecture=tiny)
+    )
     source = open_source(str(path))
     assert source.encoder_indices == ((1,) if refiner else (0, 1))
     assert source.zeros_for_empty_negative
@@ -437,7 +439,7 @@ def test_what_it_is_is_told_and_can_be_overruled(
             told.append(text)
 
     path = sparse_checkpoint(tmp_path / "sd2.safetensors", SD21, "sd2")
-    monkeypatch.setattr("kdrt_export.sources._convert", lambda *_: None)
+    monkeypatch.setattr("kdrt_export.sources.SingleFileSource.check", lambda *_, **__: None)
     for asked, expected in ((None, "v_prediction"), ("epsilon", "epsilon")):
         with pytest.raises(KeyboardInterrupt):
             stage.export(str(path), tmp_path / "out", prediction_type=asked, report=Telling())
@@ -448,6 +450,6 @@ def test_a_file_of_another_size_names_the_way_out(tmp_path: Path) -> None:
     path = tmp_path / "odd.safetensors"
     state = checkpoint(unet("sd"), vae(), text_encoder())
     save_file({**state, CROSS: torch.zeros(16, 768)}, path)
-    with pytest.raises(SourceError, match=r"cannot read odd\.safetensors.*--config"):
-        open_source(str(path))
+    with pytest.raises(SourceError, match=r"odd\.safetensors holds no whole CLIP.*--config"):
+        open_source(str(path)).check()
     assert checkpoint_file.detect(read_header(path), path.name).label == "Stable Diffusion 1"

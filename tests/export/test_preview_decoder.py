@@ -18,10 +18,6 @@ from kdrt_export.errors import SourceError, UnsupportedModel
 from kdrt_export.preview_decoder import ExportPreviewDecoder, load_preview_decoder
 
 
-def no_download(repo: str, patterns: list[str]) -> Path:
-    raise AssertionError(f"{repo} was asked for")
-
-
 def tiny(**changes: object) -> AutoencoderTiny:
     """As small as they get; two pixels for a latent, as the tiny model's VAE has."""
     config: dict[str, object] = {
@@ -69,39 +65,27 @@ def test_every_form_of_a_source(layout: str, channels: int, tmp_path: Path) -> N
         save_file(saved.state_dict(), path)
     else:
         save_file(original_names(saved), path)
-    loaded = load_preview_decoder(str(path), no_download)
+    loaded = load_preview_decoder(str(path))
     latents = torch.randn(1, channels, 3, 4)
     assert torch.equal(loaded.decode(latents).sample, saved.decode(latents).sample)
-
-
-def test_a_hub_id_is_downloaded(tmp_path: Path) -> None:
-    tiny().save_pretrained(tmp_path)
-    asked: list[str] = []
-
-    def download(repo: str, patterns: list[str]) -> Path:
-        asked.append(repo)
-        return tmp_path
-
-    load_preview_decoder("someone/taesd", download)
-    assert asked == ["someone/taesd"]
 
 
 def test_what_is_none(tmp_path: Path) -> None:
     for source in ("nonsense", "a/b/c", "missing.safetensors"):
         with pytest.raises(SourceError, match="is no preview decoder: give a diffusers folder"):
-            load_preview_decoder(source, no_download)
-    with pytest.raises(SourceError, match="holds no AutoencoderTiny"):
-        load_preview_decoder(str(tmp_path), no_download)
+            load_preview_decoder(source)
+    with pytest.raises(SourceError, match="holds no preview decoder: it has neither"):
+        load_preview_decoder(str(tmp_path))
     other = tmp_path / "other.safetensors"
     save_file({"lora.weight": torch.zeros(2)}, other)
     with pytest.raises(SourceError, match="holds no decoder of TAESD's architecture"):
-        load_preview_decoder(str(other), no_download)
+        load_preview_decoder(str(other))
     other.write_bytes(b"nothing")
-    with pytest.raises(SourceError, match="cannot read"):
-        load_preview_decoder(str(other), no_download)
+    with pytest.raises(SourceError, match="is damaged"):
+        load_preview_decoder(str(other))
     (tmp_path / "taesd.pth").write_bytes(b"")
-    with pytest.raises(SourceError, match=r"\.safetensors files only"):
-        load_preview_decoder(str(tmp_path / "taesd.pth"), no_download)
+    with pytest.raises(SourceError, match=r"is a pickle.*--allow-pickle"):
+        load_preview_decoder(str(tmp_path / "taesd.pth"))
 
 
 def test_a_bundle_with_one_previews_with_it(sd_folder: Path, tmp_path: Path) -> None:  # noqa: F811

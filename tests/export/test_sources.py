@@ -73,26 +73,6 @@ def test_short_names_mean_hub_ids(name: str, hub_names: str) -> None:
     assert hub_names in KNOWN_MODELS[name].repo
 
 
-def test_a_hub_id_in_the_cache(
-    sd_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    cached = tmp_path / commit
-    shutil.copytree(sd_folder, cached)
-    asked: dict[str, object] = {}
-
-    def snapshot(repo: str, **options: object) -> str:
-        asked.update(options, repo=repo)
-        return str(cached)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
-    source = open_source("someone/something", revision="v2")
-    assert asked["repo"] == "someone/something"
-    assert asked["revision"] == "v2"
-    assert "*/*.safetensors" in asked["allow_patterns"]
-    assert (source.origin, source.revision) == ("someone/something", commit)
-
-
 def test_a_folder_that_is_no_pipeline(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"no diffusers folder: model_index\.json is missing"):
         open_source(str(tmp_path))
@@ -113,18 +93,10 @@ def test_a_folder_with_a_part_missing(sd_folder: Path, tmp_path: Path) -> None:
     source = open_source(str(folder))
     with pytest.raises(SourceError, match="it has no folder 'vae'"):
         source.vae()
-    with pytest.raises(SourceError, match="cannot load unet"):
+    with pytest.raises(SourceError, match=r"diffusion_pytorch_model\.safetensors is damaged"):
         source.unet()
-    with pytest.raises(SourceError, match=r"no \.safetensors weights.*--allow-pickle"):
+    with pytest.raises(SourceError, match=r"text_encoder has no \.safetensors weights"):
         source.text_encoder(0)
-
-
-def test_fp16_weights_alone_are_found(sd_folder: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    shutil.copytree(sd_folder, folder)
-    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
-    assert open_source(str(folder)).unet().dtype == torch.float32
 
 
 def test_pickles_need_permission(tmp_path: Path) -> None:

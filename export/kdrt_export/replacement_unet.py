@@ -1,0 +1,49 @@
+"""Another UNet in place of a model's own (``--unet``): distilled ones are shared without the rest,
+such as SDXL Lightning (Lin et al. 2024, arXiv:2402.13929) and Hyper-SD (Ren et al. 2024,
+arXiv:2404.13686)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffusers import UNet2DConditionModel
+
+from kdrt_export.sources.layouts import unet_tensors
+from kdrt_export.sources.part import PartPlace
+from kdrt_export.sources.weights import Weights
+
+_UNET = PartPlace("UNet", "unet", "ByteDance/SDXL-Lightning:sdxl_lightning_4step_unet.safetensors")
+_HINT = "it is incomplete, or not for this base model"
+
+
+def replacement_unet(
+    source: str, own: Mapping[str, Any], *, allow_pickle: bool = False
+) -> Weights[UNet2DConditionModel]:
+    """Find a UNet by itself.
+
+    Args:
+        source: a folder of a ``UNet2DConditionModel`` or of a pipeline with one, a checkpoint file
+            of either layout, a hub id, or ``owner/name:path`` for a file on the hub.
+        own: the configuration of the model's own UNet, which a checkpoint file is read as: such
+            files hold weights alone.
+        allow_pickle: accept pickled weights.
+
+    Raises:
+        SourceError: it means nothing, cannot be read, or is of another architecture.
+    """
+    path = _UNET.find(source, allow_pickle=allow_pickle)
+    if path.is_dir():
+        return _UNET.from_folder(UNet2DConditionModel, path, allow_pickle=allow_pickle)
+    tensors = unet_tensors(path, own)
+    return Weights(UNet2DConditionModel, {**own, **_told(tensors)}, tensors, path.name, _HINT)
+
+
+def _told(tensors: Mapping[str, Any]) -> dict[str, int]:
+    """What the tensors say of a UNet that is inpainting's or takes its guidance scale, where its
+    base model's is not or does not."""
+    told = {"in_channels": tensors["conv_in.weight"].shape[1]}
+    guidance = tensors.get("time_embedding.cond_proj.weight")
+    if guidance is not None:
+        told["time_cond_proj_dim"] = guidance.shape[1]
+    return told

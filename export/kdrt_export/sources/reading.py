@@ -1,0 +1,82 @@
+"""Files that others wrote: whatever is wrong with one becomes a single sentence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from kdrt.errors import KdrtError
+from kdrt_export.errors import SourceError
+
+
+@contextmanager
+def refused(what: str, hint: str = "") -> Iterator[None]:
+    """Turn whatever a library raises over what it reads into a :class:`SourceError`.
+
+    Args:
+        what: what cannot be done, as the sentence begins.
+        hint: what to do about it.
+    """
+    try:
+        yield
+    except KdrtError:
+        raise
+    except Exception as error:  # each library has types of its own, and bare Exceptions too
+        advice = f"; {hint}" if hint else ""
+        raise SourceError(f"{what}: {reason(error)}{advice}") from error
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an exception's message, or its type's name."""
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def read_json(path: Path, otherwise: str) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: the file, in UTF-8.
+        otherwise: how the sentence of a :class:`SourceError` begins.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise SourceError(f"{otherwise}: {path.name} is missing") from error
+    except OSError as error:
+        raise SourceError(f"{otherwise}: {path.name} cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{otherwise}: {path.name} is not JSON{_pointer(path)}") from error
+    if not isinstance(content, dict):
+        raise SourceError(
+            f"{otherwise}: {path.name} holds a {type(content).__name__}, not an object with keys"
+        )
+    return content
+
+
+def _pointer(path: Path) -> str:
+    return f" but {POINTER}" if is_pointer(path) else ""
+
+
+POINTER = (
+    "a pointer of Git LFS, in place of the file itself; fetch it with `git lfs pull`, or download "
+    "the model again"
+)
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether a file is what Git LFS leaves in place of a large file it has not fetched."""
+    with path.open("rb") as file:
+        return file.read(40).startswith(b"version https://git-lfs.github.com/")
