@@ -70,9 +70,11 @@ class AdapterSwitches(ABC):
         """
         file = path if isinstance(path, LoraFile) else read_lora(path, allow_pickle=allow_pickle)
         with self._calls.one():
-            words = textual_inversion.load(
-                self._prompts, list(file.embeddings.values()), list(file.embeddings)
-            )
+            words: tuple[str, ...] = ()
+            if file.embeddings:
+                words = textual_inversion.load(
+                    self._prompts, list(file.embeddings.values()), list(file.embeddings)
+                )
             try:
                 with self._nothing_stale():
                     return self._swap(

@@ -3,9 +3,7 @@
 Token embeddings are inputs of the text encoders, not weights in them: learning a token needs no
 new engine, and forgetting it restores every output bit by bit.
 
-Read are diffusers' files (``{token: vectors}``), the web UI's (``string_to_param`` in ``.pt``,
-``emb_params`` in ``.safetensors``), SDXL's with ``clip_l`` and ``clip_g``, and the same as state
-dicts.
+What a file holds is read by :mod:`kdrt.adapters.embedding_file`.
 """
 
 from __future__ import annotations
@@ -13,13 +11,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
+from kdrt.adapters.embedding_file import Word, read_words, words_of
+from kdrt.checks import texts
 from kdrt.errors import InvalidRequest
 from kdrt.prompt.encoder import PromptEncoder, TextEncoder
 
@@ -28,22 +26,20 @@ Source = str | os.PathLike[str] | Mapping[str, object] | Tensor
 SAFE_NAME, PICKLE_NAME = "learned_embeds.safetensors", "learned_embeds.bin"
 """What diffusers calls the file of a folder or a hub repository."""
 
-_SDXL = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 _MADE_FOR = {
     768: "Stable Diffusion 1, or SDXL's first text encoder",
     1024: "Stable Diffusion 2",
     1280: "SDXL's second text encoder",
 }
-_SUFFIXES = (".safetensors", ".pt", ".bin", ".ckpt", ".pth")
+_SUFFIXES = (".safetensors", ".pt", ".bin", ".ckpt", ".pth", ".png", ".webp")
 
 
 @dataclass(frozen=True)
-class _Found:
-    """One token of a file: ``vectors [n, D]`` for ``component``; None is told by D."""
+class _Placed:
+    """A word with the encoders that learn it."""
 
-    token: str
-    component: str | None
-    vectors: Tensor
+    names: tuple[str, ...]
+    vectors: tuple[tuple[TextEncoder, Tensor], ...]
 
 
 def load(
@@ -62,36 +58,37 @@ def load(
     Args:
         prompts: the text encoders.
         source: a file, a folder, a hub id ``owner/name``, a state dict or a tensor ``[n, D]``.
-        token: what to write in prompts, one a source, in place of the file's own word for it. A
-            list for a single tensor names each of its rows.
+        token: what to write in prompts, one a source. None takes the word the file was written
+            for; a file of one word answers to that and to the file's own name, unless these are
+            words already. A list for a single source names each of its rows.
         component: the text encoder they are for; None tells it by the file or the width.
         weight_name: the file in a folder or hub repository.
-        allow_pickle: also open ``.pt`` and ``.bin`` files, with torch's restricted unpickler.
+        allow_pickle: also open PyTorch's files, with its restricted unpickler.
         pool_at_learned: see :attr:`kdrt.prompt.learned.LearnedTokens.pools`.
         hub_options: further arguments of ``huggingface_hub.hf_hub_download``.
 
     Returns:
-        The tokens that were learned.
+        The tokens that were learned, each by its first name.
 
     Raises:
         InvalidRequest: a source cannot be found or read, is not a textual inversion, has vectors
             of the wrong width, or its token is already taken.
     """
-    found = [
-        each
-        for one, name in _paired(source, token)
-        for each in _read(one, name, component, weight_name, allow_pickle, hub_options or {})
+    words = [
+        word
+        for one, names in _paired(source, token)
+        for word in _named(_words(one, weight_name, allow_pickle, hub_options or {}), names)
     ]
-    placed = [(_encoder_for(prompts, each), each) for each in found]
+    placed = [_placed(prompts, word, component) for word in words]
     taken: set[tuple[str, str]] = set()
-    for encoder, each in placed:
-        _check_token(encoder, each, taken)
-    for encoder, each in placed:
-        encoder.learned.add(each.token, each.vectors)
-        encoder.learned.pools = pool_at_learned
-    for encoder in {id(encoder): encoder for encoder, _ in placed}.values():
+    chosen = [_chosen(each, taken) for each in placed]
+    for (name, *aliases), each in zip(chosen, placed, strict=True):
+        for encoder, vectors in each.vectors:
+            encoder.learned.add(name, vectors, aliases)
+            encoder.learned.pools = pool_at_learned
+    for encoder in {id(e): e for each in placed for e, _ in each.vectors}.values():
         encoder.relearn()
-    return tuple(dict.fromkeys(each.token for each in found))
+    return tuple(dict.fromkeys(names[0] for names in chosen))
 
 
 def unload(
@@ -108,7 +105,9 @@ def unload(
     """
     encoders = [e for e in prompts.encoders if component in (None, e.facts.component)]
     loaded = {known for encoder in encoders for known in encoder.learned.tokens}
-    tokens = loaded if token is None else {token} if isinstance(token, str) else set(token)
+    aliases = {name: t for encoder in encoders for name, t in encoder.learned.aliases.items()}
+    asked = loaded if token is None else {token} if isinstance(token, str) else set(token)
+    tokens = {aliases.get(name, name) for name in asked}
     if not tokens <= loaded:
         missing = ", ".join(sorted(tokens - loaded))
         raise InvalidRequest(
@@ -120,20 +119,20 @@ def unload(
             encoder.relearn()
 
 
-def _paired(
-    source: Source | Sequence[Source], token: str | Sequence[str] | None
-) -> Iterator[tuple[Source, str | None]]:
+_Tokens = str | Sequence[str] | None
+
+
+def _paired(source: Source | Sequence[Source], token: _Tokens) -> Iterator[tuple[Source, _Tokens]]:
+    if token is not None:
+        texts("token", token)
     if isinstance(source, (str, os.PathLike, Mapping, Tensor)):
-        if token is None or isinstance(token, str):
-            yield source, token
-            return
-        if not isinstance(source, Tensor) or len(source) != len(token):
-            raise InvalidRequest(
-                f"there are {len(token)} tokens for one source; give one, or a tensor with as "
-                "many rows"
-            )
-        yield from zip(source.unbind(), token, strict=True)
+        yield source, token
         return
+    if not isinstance(source, Sequence):
+        raise InvalidRequest(
+            "a textual inversion is a file, a folder, a hub id, a state dict or a tensor, not a "
+            f"{type(source).__name__}"
+        )
     if token is None:
         yield from ((one, None) for one in source)
         return
@@ -142,92 +141,107 @@ def _paired(
     yield from zip(source, token, strict=True)
 
 
-def _read(
-    source: Source,
-    token: str | None,
-    component: str | None,
-    weight_name: str | None,
-    allow_pickle: bool,
-    hub_options: Mapping[str, object],
-) -> Iterator[_Found]:
-    label, stem = "the textual inversion", None
-    state: object = source
-    if isinstance(source, (str, os.PathLike)):
-        path = _locate(source, weight_name, allow_pickle, hub_options)
-        label = str(path)
-        # The names of a folder's or repository's only file say nothing.
-        stem = None if path.name in (SAFE_NAME, PICKLE_NAME) else path.stem
-        state = _state_of(path, allow_pickle)
-    for word, part, vectors in _tokens_of(state, label):
-        name = token or word or stem
-        if not name:
-            raise InvalidRequest(f"{label} does not name its token; give token=")
-        yield _Found(name, component or part, _vectors(vectors, f"'{name}' in {label}"))
+def _words(
+    source: Source, weight_name: str | None, allow_pickle: bool, hub_options: Mapping[str, object]
+) -> list[Word]:
+    if not isinstance(source, (str, os.PathLike)):
+        return words_of(source, "the textual inversion", None)
+    path = _locate(source, weight_name, allow_pickle, hub_options)
+    # The names of a folder's or repository's only file say nothing.
+    stem = None if path.name in (SAFE_NAME, PICKLE_NAME) else path.stem
+    return read_words(path, stem, allow_pickle=allow_pickle)
 
 
-def _tokens_of(state: object, label: str) -> list[tuple[str | None, str | None, object]]:
-    """Token, component and vectors of everything in a file; None is what the file leaves open."""
-    if isinstance(state, Tensor):
-        return [(None, None, state)]
-    if not isinstance(state, Mapping) or not state:
-        raise InvalidRequest(f"{label} is not a textual inversion")
-    if "string_to_param" in state:
-        params = state["string_to_param"]
-        if not isinstance(params, Mapping | torch.nn.ParameterDict) or len(params) != 1:
-            raise InvalidRequest(f"{label} must have exactly one entry in string_to_param")
-        name = state.get("name")
-        return [(name if isinstance(name, str) else None, None, next(iter(params.values())))]
-    if state.keys() <= _SDXL.keys():
-        return [(None, _SDXL[key], vectors) for key, vectors in state.items()]
-    if state.keys() == {"emb_params"}:
-        return [(None, None, state["emb_params"])]
-    if not all(isinstance(vectors, Tensor) and vectors.ndim <= 2 for vectors in state.values()):
-        keys = ", ".join(map(str, list(state)[:4]))
-        raise InvalidRequest(f"{label} is not a textual inversion: it holds {keys}")
-    return [(str(word), None, vectors) for word, vectors in state.items()]
-
-
-def _vectors(value: object, label: str) -> Tensor:
-    """``value`` as ``[n, D]``."""
-    if not isinstance(value, Tensor) or not value.is_floating_point() or value.numel() == 0:
-        raise InvalidRequest(f"{label} has no vectors")
-    vectors = value.detach()
-    vectors = vectors[None] if vectors.ndim == 1 else vectors
-    if vectors.ndim != 2 or not bool(vectors.isfinite().all()):
+def _named(words: list[Word], tokens: _Tokens) -> Iterator[Word]:
+    """The words under the names they are to have."""
+    if tokens is None:
+        yield from words
+    elif len(words) != 1:
+        names = ", ".join(word.names[0] for word in words[:3])
         raise InvalidRequest(
-            f"{label} must be finite vectors [n, D], not a tensor of shape {list(vectors.shape)}"
+            f"there are {len(words)} words in one source ({names}, …), each with its own name: "
+            "leave out token="
         )
-    return vectors
+    elif isinstance(tokens, str):
+        yield replace(words[0], names=(tokens,))
+    elif any(len(vectors) != len(tokens) for _, vectors in words[0].vectors):
+        raise InvalidRequest(
+            f"there are {len(tokens)} tokens for one source; give one, or as many as it has vectors"
+        )
+    else:
+        for row, token in enumerate(tokens):
+            rows = tuple((part, each[row : row + 1]) for part, each in words[0].vectors)
+            yield Word((token,), rows)
 
 
-def _encoder_for(prompts: PromptEncoder, found: _Found) -> TextEncoder:
-    width = found.vectors.shape[1]
-    candidates = [e for e in prompts.encoders if found.component in (None, e.facts.component)]
+def _placed(prompts: PromptEncoder, word: Word, component: str | None) -> _Placed:
+    wanted = [
+        (component or part, vectors)
+        for part, vectors in word.vectors
+        if component is None or part in (None, component)
+    ]
+    if not wanted:
+        raise InvalidRequest(f"{_called(word)} has no vectors for {component}")
+    return _Placed(
+        word.names, tuple((_encoder_for(prompts, part, v, _called(word)), v) for part, v in wanted)
+    )
+
+
+def _called(word: Word) -> str:
+    return f"'{word.names[0]}'" if word.names else "the textual inversion"
+
+
+def _encoder_for(
+    prompts: PromptEncoder, component: str | None, vectors: Tensor, name: str
+) -> TextEncoder:
+    width = vectors.shape[1]
+    candidates = [e for e in prompts.encoders if component in (None, e.facts.component)]
     for encoder in candidates:
         if encoder.facts.hidden_size == width:
             return encoder
     made_for = f" (those of {_MADE_FOR[width]})" if width in _MADE_FOR else ""
     takes = " and ".join(f"{e.facts.hidden_size} in {e.facts.component}" for e in candidates)
     raise InvalidRequest(
-        f"'{found.token}' has vectors of {width} numbers{made_for}, and this model takes "
-        f"{takes or f'none in {found.component}, which it lacks'}; load one that was made for it"
+        f"{name} has vectors of {width} numbers{made_for}, and this model takes "
+        f"{takes or f'none in {component}, which it lacks'}; load one that was made for it"
     )
 
 
-def _check_token(encoder: TextEncoder, found: _Found, taken: set[tuple[str, str]]) -> None:
-    """Refuse a token that is a word already; ``taken`` are those of the same call."""
-    token, component = found.token, encoder.facts.component
-    if not token.strip():
-        raise InvalidRequest("a token is blank; give token= something to write in prompts")
-    for name in (token, *(f"{token}_{i}" for i in range(1, len(found.vectors)))):
-        normalized = encoder.tokenizer.normalized(name)
-        if name in encoder.learned.tokens:
-            raise InvalidRequest(f"'{name}' is already loaded; unload it first, or give token=")
-        if (component, normalized) in taken or encoder.tokenizer.knows(name):
+def _chosen(word: _Placed, taken: set[tuple[str, str]]) -> tuple[str, ...]:
+    """The names a word gets: its first that is free, and others that are no words already.
+
+    Args:
+        word: with all its names.
+        taken: components and normalized names of the words of the same call; is added to.
+    """
+    if not word.names:
+        raise InvalidRequest("the textual inversion does not name its token; give token=")
+    for name in word.names:
+        _check_text(name)
+    encoders = [encoder for encoder, _ in word.vectors]
+    new = [n for n in word.names if not any(e.tokenizer.is_word(n) for e in encoders)]
+    first = (new or word.names)[0]
+    for encoder in encoders:
+        tokenizer, component = encoder.tokenizer, encoder.facts.component
+        normalized = tokenizer.normalized(first)
+        if first in encoder.learned.tokens:
+            raise InvalidRequest(f"'{first}' is already loaded; unload it first, or give token=")
+        known = {tokenizer.normalized(token) for token in encoder.learned.tokens}
+        if normalized in known or (component, normalized) in taken or tokenizer.knows(first):
             raise InvalidRequest(
-                f"'{name}' is already in the vocabulary of {component}; give another token="
+                f"'{first}' is already in the vocabulary of {component}; give another token="
             )
         taken.add((component, normalized))
+    return (first, *(name for name in new if name != first))
+
+
+def _check_text(token: str) -> None:
+    if not token.strip():
+        raise InvalidRequest("a token is blank; give token= something to write in prompts")
+    try:
+        token.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"{token!r} cannot be written in a prompt; give token=") from error
 
 
 def _locate(
@@ -236,17 +250,21 @@ def _locate(
     allow_pickle: bool,
     hub_options: Mapping[str, object],
 ) -> Path:
-    path = Path(source).expanduser()
-    if path.is_file():
-        return path
+    try:
+        path = Path(source).expanduser()
+        is_folder, exists = path.is_dir(), path.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # of odd paths: too long, ~nobody
+        raise InvalidRequest(f"cannot read {str(source)!r}: {error}") from error
     names = [weight_name] if weight_name else [SAFE_NAME, *([PICKLE_NAME] if allow_pickle else [])]
-    if path.is_dir():
+    if is_folder:
         for name in names:
-            if (path / name).is_file():
+            if (path / name).exists():
                 return path / name
         raise InvalidRequest(f"{path} has no {' or '.join(names)}; name its file")
+    if exists:
+        return path
     repository = str(source)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository) or path.suffix in _SUFFIXES:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository) or path.suffix.lower() in _SUFFIXES:
         raise InvalidRequest(f"there is no file or folder {path}")
     return _download(repository, names, hub_options)
 
@@ -271,24 +289,3 @@ def _download(repository: str, names: Sequence[str], options: Mapping[str, objec
         f"{repository} has no {' or '.join(names)}; give weight_name=, and allow_pickle=True if it "
         "is not a .safetensors file"
     )
-
-
-def _state_of(path: Path, allow_pickle: bool) -> object:
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except Exception as error:  # safetensors has an exception of its own for each damage
-            raise InvalidRequest(f"{path} is not a .safetensors file ({error})") from error
-    if not allow_pickle:
-        raise InvalidRequest(
-            f"{path} is a pickle, which can run code when it is opened; if you trust it, give "
-            "allow_pickle=True (even then torch's restricted unpickler reads it)"
-        )
-    try:
-        # The first implementation of textual inversion saved this class.
-        with torch.serialization.safe_globals([torch.nn.ParameterDict]):
-            state: object = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and pickle raise anything on a damaged file
-        reason = str(error).partition("\n")[0]
-        raise InvalidRequest(f"{path} cannot be read safely ({reason})") from error
-    return state

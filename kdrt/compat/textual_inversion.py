@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, overload
 
 from kdrt.errors import InvalidRequest
+from kdrt.prompt.learned import stands_alone
 
 if TYPE_CHECKING:
     from kdrt.adapters.textual_inversion import Source
@@ -131,8 +132,13 @@ class TextualInversionMixin:
         return _written_out(prompt, tokens)
 
     def _tokens(self, component: str | None) -> dict[str, int]:
-        """Loaded tokens and how many vectors each has."""
-        return self.pipeline.textual_inversions(component)
+        """Loaded tokens by all of their names, and how many vectors each has."""
+        return {
+            name: len(ids)
+            for encoder in self.pipeline._prompts.encoders
+            if component in (None, encoder.facts.component)
+            for name, ids in encoder.learned.names.items()
+        }
 
     def _text_encoder(self, index: int) -> tuple[Engine, PromptTokenizer]:
         facts = self.pipeline.bundle.manifest.text_encoders
@@ -160,8 +166,10 @@ class TextualInversionMixin:
 
 def _written_out(prompt: str, tokens: dict[str, int]) -> str:
     parts = {token: [f"{token}_{i}" for i in range(1, count)] for token, count in tokens.items()}
+    # What is a token itself is no part of another.
+    parts = {t: rest for t, rest in parts.items() if not tokens.keys() & set(rest)}
     # The longest first, as the tokenizer finds them; token_1 itself stays what it is.
-    names = sorted([*parts, *(p for rest in parts.values() for p in rest)], key=len, reverse=True)
+    names = {*tokens, *(part for rest in parts.values() for part in rest)}
     if not names:
         return prompt
 
@@ -170,4 +178,11 @@ def _written_out(prompt: str, tokens: dict[str, int]) -> str:
         done = rest and prompt[match.end() :].lstrip().startswith(rest[0])
         return match[0] if done else " ".join([match[0], *rest])
 
-    return re.sub("|".join(map(re.escape, names)), replacement, prompt)
+    pattern = "|".join(map(_found_as, sorted(names, key=len, reverse=True)))
+    return re.sub(pattern, replacement, prompt)
+
+
+def _found_as(token: str) -> str:
+    """A pattern of where the tokenizer finds a token."""
+    name = re.escape(token)
+    return rf"(?<!\w){name}(?!\w)" if stands_alone(token) else name

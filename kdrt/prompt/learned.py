@@ -6,7 +6,7 @@ forget them restores the encoder exactly.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ class LearnedTokens:
         of the prompt."""
         self._first_id = first_id
         self._vectors: dict[str, Tensor] = {}
+        self._aliases: dict[str, tuple[str, ...]] = {}
         self._rows = torch.empty(0, width)
 
     @property
@@ -35,12 +36,31 @@ class LearnedTokens:
         ids = iter(range(self._first_id, self._first_id + len(self._rows)))
         return {t: tuple(next(ids) for _ in vectors) for t, vectors in self._vectors.items()}
 
-    def add(self, token: str, vectors: Tensor) -> None:
-        """Learn ``vectors [n, D]`` as ``token``."""
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """Other names, and the tokens they stand for: those that are no tokens themselves. Of two
+        tokens with one the first has it."""
+        found: dict[str, str] = {}
+        for token, names in self._aliases.items():
+            for name in names:
+                if name not in self._vectors:
+                    found.setdefault(name, token)
+        return found
+
+    @property
+    def names(self) -> Mapping[str, tuple[int, ...]]:
+        """The ids of each token, by its name and by its others."""
+        tokens = self.tokens
+        return {**tokens, **{name: tokens[token] for name, token in self.aliases.items()}}
+
+    def add(self, token: str, vectors: Tensor, aliases: Iterable[str] = ()) -> None:
+        """Learn ``vectors [n, D]`` as ``token``, and by other names where those are free."""
+        self._aliases[token] = tuple(aliases)
         self._replace({**self._vectors, token: vectors.detach().to("cpu").clone()})
 
     def remove(self, tokens: Sequence[str]) -> None:
         """Forget those of ``tokens`` that are known."""
+        self._aliases = {t: names for t, names in self._aliases.items() if t not in tokens}
         self._replace({t: v for t, v in self._vectors.items() if t not in tokens})
 
     def rows(self, ids: Sequence[int], table: Tensor) -> Tensor:
@@ -60,3 +80,10 @@ class LearnedTokens:
     def _replace(self, vectors: dict[str, Tensor]) -> None:
         self._vectors = vectors
         self._rows = torch.cat([self._rows[:0], *vectors.values()])
+
+
+def stands_alone(token: str) -> bool:
+    """Whether a token is found only where no letter, digit or underscore touches it: one that
+    begins or ends with such, as ``cat`` and not ``<cat>``. Else it would be found inside of
+    words."""
+    return any(edge.isalnum() or edge == "_" for edge in (token[:1], token[-1:]))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kdrt.bundle import Bundle, TextEncoderFacts
 from kdrt.errors import BundleError
+from kdrt.prompt.learned import stands_alone
 from kdrt.prompt.weighting import Section, parse
 
 
@@ -57,8 +58,8 @@ class Vocabulary(Protocol):
     """Learned tokens: ids beyond those of the tokenizer, one for each vector."""
 
     @property
-    def tokens(self) -> Mapping[str, tuple[int, ...]]:
-        """The ids of each token."""
+    def names(self) -> Mapping[str, tuple[int, ...]]:
+        """The ids of each token; of names that differ in case only the first counts."""
 
     @property
     def pools(self) -> bool:
@@ -125,18 +126,26 @@ class PromptTokenizer:
         """Know these learned tokens, and no others.
 
         As in diffusers, ``token`` stands for all of its vectors, and ``token_1``, ``token_2``, …
-        for a single one.
+        for a single one, where no token has that name.
         """
-        wanted = {
-            name: part
-            for token, ids in vocabulary.tokens.items()
-            for name, part in [(token, ids), *_single(token, ids)]
-        }
+        names = list(vocabulary.names.items())
+        singles = [part for name, ids in names for part in _single(name, ids)]
+        wanted: dict[str, tuple[int, ...]] = {}
+        taken: set[str] = set()
+        for name, ids in names + singles:
+            normalized = self.normalized(name)
+            if normalized not in taken:
+                taken.add(normalized)
+                wanted[name] = ids
         if not self._added <= wanted.keys():
             self._tokenizer = self._read()  # tokenizers cannot remove a token
             self._added = set()
-        # As transformers adds a token: it matches inside of words, and in any case.
-        new = [AddedToken(name, normalized=True) for name in wanted if name not in self._added]
+        # Normalized: in any case. transformers adds them so that they match inside of words too.
+        new = [
+            AddedToken(name, normalized=True, single_word=stands_alone(name))
+            for name in wanted
+            if name not in self._added
+        ]
         self._tokenizer.add_tokens(new)
         self._added = set(wanted)
         self._learned = {
@@ -147,9 +156,15 @@ class PromptTokenizer:
         self._pools_at_learned = vocabulary.pools
 
     def knows(self, token: str) -> bool:
-        """Whether ``token``, in this or in lower case, is in the vocabulary, learned ones too."""
-        known = self._tokenizer.get_vocab(with_added_tokens=True)
-        return token in known or self.normalized(token) in known
+        """Whether ``token``, in this or in lower case, is in the vocabulary without what was
+        learned."""
+        ids = map(self._tokenizer.token_to_id, (token, self.normalized(token)))
+        return any(id_ is not None and id_ < self.size for id_ in ids)
+
+    def is_word(self, text: str) -> bool:
+        """Whether the tokenizer reads ``text`` as one word that it knows, not a learned one."""
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return len(ids) == 1 and ids[0] < self.size
 
     def normalized(self, text: str) -> str:
         """``text`` as the tokenizer compares it."""
