@@ -14,13 +14,16 @@ from lora_files import (
     ATTENTION,
     CONVOLUTIONS,
     TEXT,
+    Layers,
     kohya,
     kohya_with_ldm_names,
+    ldm_name,
     networks,
     old_diffusers,
     peft,
     pipeline,
     random_lora,
+    with_text_model,
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
@@ -32,6 +35,35 @@ from kdrt.adapters.lora_merge import merged, place
 from kdrt.adapters.lora_names import slots
 from kdrt.errors import InvalidRequest
 from kdrt_export.families import KNOWN_MODELS
+
+
+def comfyui(layers: Layers) -> dict[str, Tensor]:
+    """As its node for saving LoRAs writes them."""
+    prefixes = {
+        "unet": "diffusion_model",
+        "text_encoder": "text_encoders.clip_l.transformer",
+        "text_encoder_2": "text_encoders.clip_g.transformer",
+    }
+    state = {}
+    for (component, path), (down, up, alpha) in layers.items():
+        module = ldm_name(path) if component == "unet" else with_text_model(path)
+        key = f"{prefixes[component]}.{module}"
+        state |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}
+        state[f"{key}.alpha"] = torch.tensor(alpha)
+    return state
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_comfyui_names_are_those_of_kohya(family: str) -> None:
+    pipe = pipeline(family)
+    layers = random_lora(networks(pipe), (*ATTENTION, *CONVOLUTIONS, *TEXT, "text_projection"))
+    expected = our_weights(pipe, kohya(layers))
+    ours = our_weights(pipe, comfyui(layers))
+    assert sum(map(len, ours.values())) == len(layers)
+    for component, weights in expected.items():
+        assert ours[component].keys() == weights.keys()
+        assert all(torch.equal(ours[component][name], weights[name]) for name in weights)
+
 
 SPELLINGS = {
     "kohya": (kohya, (*ATTENTION, *CONVOLUTIONS, *TEXT)),
@@ -89,6 +121,60 @@ def test_the_weights_are_those_of_diffusers(spelling: str, family: str, tmp_path
     for component, weights in theirs.items():
         for name, weight in weights.items():
             torch.testing.assert_close(ours[component][name], weight, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["ComfyUI", "LyCORIS"])
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_norms_and_biases_are_places_too(kind: str, family: str) -> None:
+    """In every network one of each sort, by LDM's names for the UNet where ComfyUI has them."""
+    pipe = pipeline(family)
+    sorts = {
+        "unet": {
+            "mid_block.resnets.0.norm1": "middle_block.0.in_layers.0",
+            "mid_block.resnets.0.norm2": "middle_block.0.out_layers.0",
+            "mid_block.resnets.0.conv2": "middle_block.0.out_layers.3",
+            "mid_block.attentions.0.norm": "middle_block.1.norm",
+            "mid_block.attentions.0.transformer_blocks.0.norm3": (
+                "middle_block.1.transformer_blocks.0.norm3"
+            ),
+            "conv_norm_out": "out.0",
+            "conv_out": "out.2",
+        },
+        "text_encoder": {
+            "encoder.layers.0.layer_norm1": "encoder.layers.0.layer_norm1",
+            "encoder.layers.0.self_attn.q_proj": "encoder.layers.0.self_attn.q_proj",
+            "final_layer_norm": "final_layer_norm",
+            "embeddings.position_embedding": "embeddings.position_embedding",
+        },
+    }
+    if family == "sdxl":
+        sorts["text_encoder_2"] = sorts["text_encoder"]
+    prefixes = {
+        "unet": ("diffusion_model.", "lora_unet_"),
+        "text_encoder": ("text_encoders.clip_l.transformer.text_model.", "lora_te1_text_model_"),
+        "text_encoder_2": ("text_encoders.clip_g.transformer.text_model.", "lora_te2_text_model_"),
+    }
+    state, expected = {}, {}
+    generator = torch.Generator().manual_seed(0)
+    for component, modules in sorts.items():
+        comfy, lycoris = prefixes[component]
+        parameters = dict(networks(pipe)[component].named_parameters())
+        for module, ldm in modules.items():
+            for last, endings in (
+                ("weight", (".diff", ".w_norm")),
+                ("bias", (".diff_b", ".b_norm")),
+            ):
+                name = next((n for n in parameters if n.endswith(f"{module}.{last}")), None)
+                if name is None:
+                    continue  # an embedding has no bias
+                delta = torch.randn(parameters[name].shape, generator=generator)
+                path = comfy + ldm if kind == "ComfyUI" else lycoris + module.replace(".", "_")
+                state[path + endings[kind == "LyCORIS"]] = delta
+                expected[component, name] = parameters[name] + delta
+    ours = our_weights(pipe, state)
+    assert {(c, n) for c, weights in ours.items() for n in weights} == expected.keys()
+    for (component, name), weight in expected.items():
+        torch.testing.assert_close(ours[component][name], weight)
 
 
 def test_the_alphas_diffusers_saves_as_metadata(tmp_path: Path) -> None:
