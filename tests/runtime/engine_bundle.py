@@ -7,9 +7,11 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 from tiny_model import tiny_model
 
 from kdrt.bundle import Bundle, Manifest, write_manifest
+from kdrt_engines.spec import ELEMENT_TYPES
 from kdrt_engines.tensorrt.build import Follow
 from kdrt_engines.tensorrt.job import BuildJob, Built
 
@@ -26,10 +28,21 @@ def engine_bundle(folder: Path, **changes: object) -> Bundle:
     }
     for name in components:
         (folder / "onnx" / name).mkdir(parents=True, exist_ok=True)
-        (folder / "onnx" / name / "model.onnx").write_text(f"graph of {name}")
+        (folder / "onnx" / name / "model.onnx").write_bytes(empty_graph(name, manifest))
         (folder / "onnx" / name / "weights.bin").write_bytes(name.encode() * 10)
     update = {"components": components, "precision": "fp16", **changes}
     return Bundle(folder, write_manifest(folder, manifest.model_copy(update=update)))
+
+
+def empty_graph(name: str, manifest: Manifest) -> bytes:
+    """A model that has the inputs and outputs of a component, and computes nothing."""
+    component = manifest.components[name]
+    values = [
+        [onnx.helper.make_tensor_value_info(t.name, ELEMENT_TYPES[t.dtype], t.shape) for t in side]
+        for side in (component.inputs, component.outputs)
+    ]
+    graph = onnx.helper.make_graph([], name, *values)
+    return bytes(onnx.helper.make_model(graph).SerializeToString())
 
 
 def exported_anew(bundle: Bundle, component: str) -> Bundle:
