@@ -387,18 +387,14 @@ class Bundle:
 
 def bundle_path(name_or_path: str | os.PathLike[str]) -> Path:
     """The folder a name or path means: an existing folder, else the bundle of that name in
-    :func:`home`.
-
-    Raises:
-        BundleError: it is neither a path nor a name.
-    """
-    try:
-        path = Path(name_or_path).expanduser()
-        if path.is_dir():
-            return path
-        return home() / "bundles" / folder_name(os.fspath(name_or_path))
-    except (OSError, RuntimeError, ValueError) as error:  # no such user, a null byte, a long name
-        raise BundleError(f"there is no bundle {os.fspath(name_or_path)!r}: {error}") from error
+    :func:`home`. What can be neither comes back as it is."""
+    path = Path(name_or_path)
+    # No such user, a null byte, a name too long or of another encoding: there is no such folder.
+    with contextlib.suppress(OSError, RuntimeError, ValueError):
+        path = path.expanduser()
+        if not path.is_dir():
+            return home() / "bundles" / folder_name(os.fspath(name_or_path))
+    return path
 
 
 def folder_name(name: str) -> str:
@@ -417,7 +413,8 @@ def folder_name(name: str) -> str:
     ):
         raise InvalidRequest(
             f"a bundle cannot be called {name[:_NAME_BYTES]!r}: a name is letters, digits and "
-            f"marks, at most {_NAME_BYTES} bytes, and begins with none of '-', '.' and '~'"
+            f"marks, at most {_NAME_BYTES} bytes, and begins with none of '-', '.' and '~'; choose "
+            "one with --name"
         )
     return folder
 
@@ -429,13 +426,24 @@ def open_bundle(name_or_path: str | os.PathLike[str]) -> Bundle:
         BundleError: see :meth:`Bundle.open`.
     """
     path = bundle_path(name_or_path)
-    if not path.is_dir():
+    if not _is_folder(path):
         known = ", ".join(bundle_names()) or "none yet"
         raise BundleError(
-            f"there is no bundle '{name_or_path}' (bundles in {home() / 'bundles'}: {known}); "
-            f"make it with `kdrt export {name_or_path}`"
+            f"there is no bundle '{_shown(name_or_path)}' (bundles in {home() / 'bundles'}: "
+            f"{known}); make it with `kdrt export {_shown(name_or_path)}`"
         )
     return Bundle.open(path)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def _shown(name_or_path: str | os.PathLike[str]) -> object:
+    return _printable(os.fspath(name_or_path)[:_NAME_BYTES])
 
 
 def bundle_names() -> list[str]:

@@ -13,7 +13,6 @@ code: only what this user built, or trusts, is loaded (see :mod:`kdrt.home`).
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import mmap
 import re
@@ -26,7 +25,7 @@ from pydantic import BaseModel, ConfigDict
 
 from kdrt.bundle import Bundle, Manifest, bundle_path
 from kdrt.engine_profiles import profile_for
-from kdrt.errors import BundleError, EngineRejected, InvalidRequest, ShapeError
+from kdrt.errors import EngineRejected, ShapeError
 from kdrt.home import home, is_trusted, trust
 from kdrt.outputs import other_files
 from kdrt_engines.errors import Reason
@@ -342,10 +341,7 @@ def build_command(
 def handle(bundle: Bundle) -> str:
     """What to call the bundle on a command line: its name if that finds it, else its folder."""
     name = bundle.manifest.name
-    with contextlib.suppress(BundleError, InvalidRequest):  # a stranger's bundle has any name
-        if bundle_path(name) == bundle.path:
-            return name
-    return str(bundle.path)
+    return name if bundle_path(name) == bundle.path else str(bundle.path)
 
 
 def _rebuild(
