@@ -256,8 +256,17 @@ class PromptEncoder:
 
 
 def _token_embedding(bundle: Bundle, facts: TextEncoderFacts) -> Tensor:
+    """The table of a text encoder, floating point ``[V, D]``."""
     path = bundle.file(facts.token_embedding)
     try:
-        return load_file(path)["weight"]
+        table = load_file(path)["weight"]
     except Exception as error:  # safetensors has an exception of its own for each kind of damage
         raise BundleError(f"{path} has no token embeddings ({error}); export it again") from error
+    if not table.is_floating_point() or table.ndim != 2 or table.shape[1] != facts.hidden_size:
+        raise BundleError(
+            f"{path} is no table of token embeddings of width {facts.hidden_size}: it is "
+            f"{[*table.shape]} in {str(table.dtype).removeprefix('torch.')}; export it again"
+        )
+    if not table.isfinite().all():
+        raise BundleError(f"{path} holds numbers that are not finite; export it again")
+    return table

@@ -331,7 +331,7 @@ def text_component(width: int, pooled: int) -> Component:
         return TensorInfo(name=name, dtype=dtype, shape=shape)
 
     return Component(
-        onnx="",
+        onnx="model.onnx",
         inputs=(
             info("inputs_embeds", "float32", "B", "L", width),
             info("eos_index", "int64", "B"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_model import (
     BOS,
     EOS,
@@ -129,7 +131,6 @@ def test_clip_skip_beyond_the_encoder_is_refused(sd: TinyModel) -> None:
 
 
 def test_embeddings_come_from_the_table(sd: TinyModel) -> None:
-    from safetensors.torch import load_file
 
     encoder(sd).encode([["a red circle"]])
     table = load_file(sd.pipeline.bundle.file(sd.manifest.text_encoders[0].token_embedding))
@@ -189,6 +190,25 @@ def test_damaged_files_are_bundle_errors(sd: TinyModel) -> None:
         encoder(sd)
     (sd.pipeline.bundle.file(facts.tokenizer) / "tokenizer.json").write_text("{}")
     with pytest.raises(BundleError, match="not a tokenizer"):
+        encoder(sd)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda table: table[:5], "there are 5 token embeddings"),
+        (lambda table: table[:, :-1].contiguous(), "no table of token embeddings of width"),
+        (lambda table: table[0], "no table of token embeddings"),
+        (lambda table: table.to(torch.int32), "in int32"),
+        (lambda table: table * torch.inf, "not finite"),
+    ],
+)
+def test_tables_that_do_not_fit_are_bundle_errors(
+    sd: TinyModel, change: Callable[[torch.Tensor], torch.Tensor], words: str
+) -> None:
+    path = sd.pipeline.bundle.file(sd.manifest.text_encoders[0].token_embedding)
+    save_file({"weight": change(load_file(path)["weight"])}, path)
+    with pytest.raises(BundleError, match=words):
         encoder(sd)
 
 
