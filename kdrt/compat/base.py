@@ -1,32 +1,33 @@
-"""What both drop-in classes are made of."""
+"""What both drop-in classes are made of: construction, sampling, and what a call shares."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from kdrt.bundle import Bundle
 from kdrt.checks import amount, whole
 from kdrt.compat.conditions import Conditions
 from kdrt.compat.exact import ExactDenoiser, exact_sampler, run_exact
-from kdrt.compat.grid import TrainingTable, default_grid, karras_grid
+from kdrt.compat.grid import TrainingTable, default_schedule, karras_grid
+from kdrt.compat.image_processor import VaeImageProcessor
+from kdrt.compat.loading import LoadingMixin
+from kdrt.compat.moving import asked_for
 from kdrt.compat.native import NativeSampler
 from kdrt.compat.noise import Generators, initial_noise, noise_seeds
-from kdrt.compat.progress import progress_bar
-from kdrt.compat.sources import Wanted, find_bundle
-from kdrt.compat.views import SchedulerView, UNetView
+from kdrt.compat.parts import PartsMixin
+from kdrt.compat.progress import ProgressBar
+from kdrt.compat.switches import MemorySwitches
+from kdrt.compat.views import SchedulerView
 from kdrt.denoiser import FREEU_OFF, is_doubled
-from kdrt.engine_store import torch_program
 from kdrt.errors import InvalidRequest
-from kdrt.images import Images, OutputType, to_images
 from kdrt.latents import check_latents
 from kdrt.pipeline import Pipeline, load
 from kdrt.prompt import Truncation, TruncationWarning
@@ -35,31 +36,39 @@ from kdrt.streams import on_own_stream
 from kdrt_engines.spec import DTYPES
 
 Callback = Callable[[int, float, Tensor], object]
-Source = str | os.PathLike[str]
 
 DEFAULT_SAMPLER = "dpmpp_2m"
 """The originals had none, and failed where none was set."""
 
-_HUB = ("cache_dir", "force_download", "local_files_only", "token")
-_WITHOUT_EFFECT = ("device_map", "low_cpu_mem_usage", "resume_download", "variant")
-_OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder", "requires_safety_checker")
 
-
-class KDiffusionPipeline:
+class KDiffusionPipeline(PartsMixin, LoadingMixin, MemorySwitches):
     """A :class:`kdrt.Pipeline` that is called like one of the removed pipelines.
 
     Attributes:
         pipeline: what does the work; its ``engines`` are looked up anew at every call.
         exact: whether k-diffusion's own functions sample, unless a call says otherwise.
         vae_scale_factor: pixels for one latent.
-        scheduler: the noise schedule; see :class:`kdrt.compat.views.SchedulerView`.
+        scheduler: the noise schedule; see :class:`kdrt.compat.views.SchedulerView`. Another one,
+            as diffusers' EulerDiscreteScheduler, may be assigned: its sigmas are the default grid.
+        image_processor: turns the VAE's pixels into images.
     """
 
     family: ClassVar[Literal["sd", "sdxl"]]
 
     def __init__(
-        self, pipeline: Pipeline, *, engine: str | None = None, exact: bool = False
+        self,
+        pipeline: Pipeline | None = None,
+        *,
+        engine: str | None = None,
+        exact: bool = False,
+        **components: Any,
     ) -> None:
+        if not isinstance(pipeline, Pipeline) or components:
+            raise InvalidRequest(
+                f"{type(self).__name__} is made by from_pretrained(model), or of a kdrt.Pipeline, "
+                "and not of components, which are part of an export; to share the networks of "
+                "another pipeline use from_pipe(pipe)"
+            )
         manifest = pipeline.bundle.manifest
         if manifest.family != self.family:
             other = {
@@ -80,6 +89,9 @@ class KDiffusionPipeline:
         self.pipeline = pipeline
         self.exact = exact
         self.vae_scale_factor = manifest.latents.scale
+        self.image_processor = VaeImageProcessor(
+            self.vae_scale_factor, vae_latent_channels=manifest.latents.channels
+        )
         self._engine = engine
         self._exact_table = TrainingTable.from_facts(manifest.scheduler)
         self._native_table = TrainingTable.from_facts(manifest.scheduler, zero_snr=True)
@@ -91,104 +103,6 @@ class KDiffusionPipeline:
         self._guidance_scale = manifest.default_guidance_scale
         self._clip_skip: int | None = None
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: Source,
-        *,
-        engine: str | None = None,
-        exact: bool = False,
-        torch_dtype: torch.dtype | None = None,
-        threads: int | None = None,
-        revision: str | None = None,
-        use_safetensors: bool | None = None,
-        **options: Any,
-    ) -> Self:
-        """Open a model, exporting it into ``$KDRT_HOME`` on first use.
-
-        Args:
-            pretrained_model_name_or_path: a bundle's folder or name, a diffusers folder, or a hub
-                id. What was exported before is used again; a folder whose content has changed
-                is exported anew.
-            engine: which engine runs it; None takes the best here, and PyTorch for ``exact``.
-            exact: sample with k-diffusion's own functions. With the ``torch`` engine in float32
-                latents are then those of the original pipeline, bit by bit.
-            torch_dtype: of the networks; None is float32, or whatever a bundle has.
-            threads: CPU threads.
-            revision: branch, tag or commit of a hub id.
-            use_safetensors: False accepts pickled weights.
-            options: ``cache_dir``, ``force_download``, ``local_files_only`` and ``token`` go to
-                the hub; ``variant``, ``device_map`` and ``low_cpu_mem_usage`` have no effect
-                here; optional components may be None.
-
-        Raises:
-            InvalidRequest: an option is unknown, or the model is of the other family.
-            BundleError: the bundle is damaged, or the source means nothing.
-            ExportError: the source cannot be exported.
-            EngineUnavailable: the engine is not on this machine, or not in the bundle.
-        """
-        options = _known_options(options)
-        wanted = Wanted(
-            dtype=torch_dtype,
-            engine="torch" if exact and engine is None else engine,
-            revision=revision,
-            allow_pickle=use_safetensors is False,
-            hub=tuple((name, options[name]) for name in _HUB if name in options),
-        )
-        return cls._open(pretrained_model_name_or_path, wanted, engine, exact, threads, options)
-
-    @classmethod
-    def from_single_file(
-        cls,
-        pretrained_model_link_or_path: Source,
-        *,
-        engine: str | None = None,
-        exact: bool = False,
-        torch_dtype: torch.dtype | None = None,
-        threads: int | None = None,
-        config: Source | None = None,
-        use_safetensors: bool | None = None,
-        **options: Any,
-    ) -> Self:
-        """Open a checkpoint file; the rest as for :meth:`from_pretrained`.
-
-        Args:
-            pretrained_model_link_or_path: ``.safetensors``, or ``.ckpt`` where
-                ``use_safetensors=False`` allows pickled weights.
-            config: a diffusers folder that says what the file is, for use offline.
-        """
-        path = Path(pretrained_model_link_or_path).expanduser()
-        if not path.is_file():
-            raise InvalidRequest(
-                f"there is no file {path}; from_single_file reads a checkpoint on this machine"
-            )
-        _known_options(options)
-        wanted = Wanted(
-            dtype=torch_dtype,
-            engine="torch" if exact and engine is None else engine,
-            allow_pickle=use_safetensors is False,
-            config=None if config is None else Path(config).expanduser(),
-        )
-        return cls._open(path, wanted, engine, exact, threads, options)
-
-    @classmethod
-    def _open(
-        cls,
-        source: Source,
-        wanted: Wanted,
-        engine: str | None,
-        exact: bool,
-        threads: int | None,
-        options: dict[str, Any],
-    ) -> Self:
-        bundle = find_bundle(source, wanted)
-        if exact and engine is None and _has_torch(bundle):
-            engine = "torch"
-        pipeline = load(bundle, engine=engine, threads=threads)
-        if "safety_checker" in options:  # None, as anything else is refused
-            pipeline.safety_checker = None
-        return cls(pipeline, engine=engine, exact=exact)
-
     def to(self, *arguments: Any, **options: Any) -> Self:
         """Move to a device, if not there already, by loading the engines for it.
 
@@ -197,31 +111,30 @@ class KDiffusionPipeline:
             InvalidRequest: another dtype than the bundle's was asked for: that is fixed at export;
                 or adapters are loaded, which do not move.
         """
-        for value in (*arguments, *options.values()):
-            if isinstance(value, torch.dtype):
-                if value != self.dtype:
-                    raise InvalidRequest(
-                        f"this model was exported in {self.dtype}, and an engine's dtype is fixed:"
-                        f" load it with from_pretrained(…, torch_dtype={value})"
-                    )
-            elif isinstance(value, (str, torch.device)) and value != "cpu:0":
-                self._move(torch.device(value))
+        device, dtype = asked_for(arguments, options)
+        if dtype not in (None, self.dtype):
+            raise InvalidRequest(
+                f"this model was exported in {self.dtype}, and an engine's dtype is fixed: load it "
+                f"with from_pretrained(…, torch_dtype={dtype})"
+            )
+        if device is not None:
+            self._move(device)
         return self
 
-    def _move(self, device: torch.device) -> None:
-        if device.type == self.device.type:
+    def _move(self, device: str) -> None:
+        if device == self.device.type:
             return
         engine = self._engine
         if engine in (None, "onnxruntime", "onnxruntime-cuda"):
-            engine = "onnxruntime" if device.type == "cpu" else "onnxruntime-cuda"
+            engine = "onnxruntime" if device == "cpu" else "onnxruntime-cuda"
         before = self.pipeline
         if before.loras or before.textual_inversions() or before.variants_in_use:
             raise InvalidRequest(
-                f"adapters and variants stay where they were loaded: call to({str(device)!r}) "
+                f"adapters and variants stay where they were loaded: call to({device!r}) "
                 "before loading them"
             )
         moved = load(before.bundle, engine=engine)
-        if moved.engines["unet"].device.type != device.type:
+        if moved.engines["unet"].device.type != device:
             raise InvalidRequest(f"the {engine} engine of this model does not run on {device}")
         moved.vae.slicing, moved.vae.tiling = before.vae.slicing, before.vae.tiling
         if before.safety_checker is None:
@@ -241,11 +154,6 @@ class KDiffusionPipeline:
     def dtype(self) -> torch.dtype:
         """Of the UNet's weights."""
         return self.unet.dtype
-
-    @property
-    def unet(self) -> UNetView:
-        """The UNet's configuration and dtype."""
-        return UNetView(self.pipeline.engines["unet"], self.pipeline.bundle.manifest)
 
     @property
     def default_sample_size(self) -> Any:
@@ -272,11 +180,6 @@ class KDiffusionPipeline:
         """The sampler's name, without ``sample_``."""
         return self._sampler
 
-    @property
-    def components(self) -> dict[str, Any]:
-        """The parts by name: engines, and views of the UNet and the scheduler."""
-        return {**self.pipeline.engines, "unet": self.unet, "scheduler": self.scheduler}
-
     def set_scheduler(self, scheduler_type: str) -> None:
         """Choose the sampler, by k-diffusion's name with or without ``sample_``.
 
@@ -295,6 +198,21 @@ class KDiffusionPipeline:
     def set_progress_bar_config(self, **options: Any) -> None:
         """Configure the progress bar: ``disable``, ``desc`` and ``leave`` of tqdm's options."""
         self._progress = options
+
+    def progress_bar(
+        self, iterable: Iterable[Any] | None = None, total: int | None = None
+    ) -> ProgressBar[Any]:
+        """A progress bar as it is configured, for an iterable or for ``total`` steps.
+
+        Raises:
+            InvalidRequest: neither is given.
+        """
+        return ProgressBar(iterable, total, self._progress)
+
+    @staticmethod
+    def numpy_to_pil(images: np.ndarray[Any, np.dtype[np.float32]]) -> list[Image.Image]:
+        """PIL images of arrays ``[B, H, W, C]`` in [0, 1]."""
+        return VaeImageProcessor.numpy_to_pil(images)
 
     def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
         """Turn FreeU on, from the next call; 0 is a value like any other.
@@ -343,15 +261,11 @@ class KDiffusionPipeline:
             raise InvalidRequest(f"Unexpected latents shape, got {found}, expected {list(shape)}")
         return latents.to(device=device, dtype=dtype)
 
-    def enable_model_cpu_offload(self, *_: Any, **__: Any) -> None:
-        """No effect: engines stay where they run."""
-
-    enable_sequential_cpu_offload = enable_model_cpu_offload
-    maybe_free_model_hooks = enable_model_cpu_offload
-    enable_attention_slicing = enable_model_cpu_offload
-    disable_attention_slicing = enable_model_cpu_offload
-    enable_xformers_memory_efficient_attention = enable_model_cpu_offload
-    disable_xformers_memory_efficient_attention = enable_model_cpu_offload
+    def _share(self, other: Any) -> None:
+        """The adapters' and FreeU's state, which diffusers keeps in the networks."""
+        self._freeu = other._freeu
+        self.ip_adapter_scale = other.ip_adapter_scale
+        self.__dict__["_lora_state"] = other._lora_state
 
     def _text_scaled(self, lora_scale: float | None) -> AbstractContextManager[object]:
         """The text encoders with their adapters at ``lora_scale``; without adapters, as they
@@ -418,7 +332,7 @@ class KDiffusionPipeline:
         engine = self.pipeline.engines["unet"]
         table = self._exact_table if exact else self._native_table
         facts = self.pipeline.bundle.manifest.scheduler
-        grid = karras_grid(table, steps) if use_karras_sigmas else default_grid(facts, table, steps)
+        grid = self._grid(table, steps, karras=use_karras_sigmas)
         sigmas = grid.to(device=engine.device, dtype=state)
         if noise_sampler_seed is not None:
             noise_seeds(noise_sampler_seed, None, images)  # raises where they are wrong
@@ -435,13 +349,13 @@ class KDiffusionPipeline:
         )
         x = drawn.to(state) * sigmas[0]
 
-        with progress_bar(len(sigmas) - 1, self._progress) as advance:
+        with self.progress_bar(total=len(sigmas) - 1) as bar:
 
             def on_step(index: int, sigma: float, state: Tensor) -> None:
                 if callback is not None and index % (callback_steps or 1) == 0:
                     timestep = table.timestep(torch.tensor([sigma]))
                     callback(index, float(timestep), state.clone())
-                advance()
+                bar.update()
 
             def seeds() -> int | list[int]:
                 return noise_seeds(noise_sampler_seed, generator, images)
@@ -457,13 +371,25 @@ class KDiffusionPipeline:
         check_latents(result)
         return result.clone()
 
+    def _grid(self, table: TrainingTable, steps: int, *, karras: bool) -> Tensor:
+        """The σ of a run, which the scheduler shows from now on: float32 ``[steps + 1]``."""
+        scheduler = self.scheduler
+        if not isinstance(scheduler, SchedulerView) and not karras:
+            return _grid_of(scheduler, steps)
+        if karras:
+            grid = karras_grid(table, steps)
+            timesteps = table.timestep(grid[:-1])
+        else:
+            facts = self.pipeline.bundle.manifest.scheduler
+            grid, timesteps = default_schedule(facts, table, steps)
+        if isinstance(scheduler, SchedulerView):
+            scheduler.show(grid, timesteps.to(self.device))
+        return grid
+
     @on_own_stream
     def _pixels(self, latents: Tensor) -> Tensor:
         """Decode to float32 ``[B, 3, H, W]`` in about [-1, 1]."""
         return self.pipeline.vae.decoder(latents.float())
-
-    def _images(self, pixels: Tensor, output_type: str) -> Images:
-        return to_images(pixels, _output_type(output_type))
 
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
         facts = self.pipeline.bundle.manifest.latents
@@ -497,26 +423,13 @@ def repeat(embeds: Tensor, times: int) -> Tensor:
     return embeds.repeat_interleave(times, dim=0)
 
 
-def _output_type(value: str) -> OutputType:
-    if value not in get_args(OutputType):
+def _grid_of(scheduler: Any, steps: int) -> Tensor:
+    """The σ of a scheduler that was assigned, as the originals asked for them."""
+    try:
+        scheduler.set_timesteps(steps)
+        sigmas = torch.as_tensor(scheduler.sigmas)
+    except Exception as error:  # it is not ours, and raises what it likes
         raise InvalidRequest(
-            f"unknown output_type {value!r}; known: {', '.join(get_args(OutputType))}"
-        )
-    return value  # type: ignore[return-value]
-
-
-def _has_torch(bundle: Bundle) -> bool:
-    return torch_program(bundle, "unet").is_file()
-
-
-def _known_options(options: dict[str, Any]) -> dict[str, Any]:
-    for name, value in options.items():
-        if name in (*_HUB, *_WITHOUT_EFFECT, "requires_safety_checker"):
-            continue
-        if name in _OPTIONAL and value is None:
-            continue
-        raise InvalidRequest(
-            f"{name} cannot be given here: components are part of an export. Save the pipeline you "
-            "want with diffusers' save_pretrained, and open that folder"
-        )
-    return options
+            f"{type(scheduler).__name__} cannot make a grid of {steps} steps: {error}"
+        ) from error
+    return sigmas.detach().float().cpu()

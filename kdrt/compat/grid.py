@@ -63,7 +63,15 @@ class TrainingTable:
 
 
 def default_grid(facts: SchedulerFacts, table: TrainingTable, steps: int) -> Tensor:
-    """The checkpoint's own grid: float32 ``[steps + 1]``, descending, last 0.
+    """The σ of :func:`default_schedule`."""
+    return default_schedule(facts, table, steps)[0]
+
+
+def default_schedule(
+    facts: SchedulerFacts, table: TrainingTable, steps: int
+) -> tuple[Tensor, Tensor]:
+    """The checkpoint's own grid: σ as float32 ``[steps + 1]``, descending, last 0; and the
+    timesteps of all but the last, float32 ``[steps]``.
 
     Keys that the checkpoint's scheduler file does not hold are LMSDiscreteScheduler's defaults,
     not those of the scheduler it names: the same weights saved again may walk another grid.
@@ -91,6 +99,13 @@ def default_grid(facts: SchedulerFacts, table: TrainingTable, steps: int) -> Ten
         grid = np.exp(np.linspace(math.log(high), math.log(low), steps))
     elif facts.use_beta_sigmas:
         grid = low + _beta_quantiles(steps) * (high - low)
+    else:
+        return _closed(grid), torch.from_numpy(timesteps.copy())
+    sigmas = _closed(grid)
+    return sigmas, table.timestep(sigmas[:-1])
+
+
+def _closed(grid: NDArray[Any]) -> Tensor:
     return torch.from_numpy(np.concatenate([grid, [0.0]]).astype(np.float32))
 
 

@@ -245,7 +245,7 @@ class StableDiffusionKDiffusionPipeline(
 
     def decode_latents(self, latents: Tensor) -> NDArray[np.float32]:
         """Pictures ``[B, H, W, 3]`` in [0, 1] of final latents."""
-        return np.asarray(self._images(self._pixels(latents), "np"))
+        return np.asarray(self.image_processor.postprocess(self._pixels(latents), "np"))
 
     def _encode_prompt(self, *arguments: Any, **options: Any) -> Tensor:
         """The old form of :meth:`encode_prompt`: negative and positive embeddings in one."""
@@ -283,10 +283,9 @@ class StableDiffusionKDiffusionPipeline(
         if output_type == "latent":
             return latents, None
         pixels, flagged = self.run_safety_checker(self._pixels(latents), self.device, self.dtype)
-        # Flagged pictures are black as they are; the others go from [-1, 1] to [0, 1].
-        for index in (i for i, is_flagged in enumerate(flagged or []) if is_flagged):
-            pixels[index] = pixels[index] * 2 - 1
-        return self._images(pixels, output_type), flagged
+        # Flagged images are black as they are.
+        plain = None if flagged is None else [not each for each in flagged]
+        return self.image_processor.postprocess(pixels, output_type, plain), flagged
 
 
 def check_prompt(name: str, prompt: object, embeds: Tensor | None) -> None:

@@ -179,7 +179,7 @@ class StableDiffusionXLKDiffusionPipeline(
         )
         images: Images = result
         if output_type != "latent":
-            images = self._images(self._pixels(result), output_type)
+            images = self.image_processor.postprocess(self._pixels(result), output_type)
         return StableDiffusionXLPipelineOutput(images) if return_dict else (images,)
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ import hashlib
 import importlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,16 @@ from typing import Any
 import torch
 
 from kdrt._version import __version__
-from kdrt.bundle import MANIFEST, Bundle, Precision, bundle_path, home, open_bundle, sha256
+from kdrt.bundle import (
+    MANIFEST,
+    Bundle,
+    Precision,
+    SchedulerFacts,
+    bundle_path,
+    home,
+    open_bundle,
+    sha256,
+)
 from kdrt.errors import BundleError, InvalidRequest, OutputError
 from kdrt.outputs import new_file
 
@@ -38,29 +47,49 @@ class Wanted:
 
     Attributes:
         dtype: of the networks; None is float32, as diffusers has it.
+        vae_dtype: of the VAE, where it shall differ.
         engine: what will run them. For ``torch`` the export is without fused projections, with
             which the networks equal the originals bit by bit.
         revision: branch, tag or commit of a hub id.
         allow_pickle: accept pickled weights.
         config: a diffusers folder that describes a checkpoint file.
+        prediction_type: ``epsilon`` or ``v_prediction``, where the source is wrong about it.
         hub: options of the download.
     """
 
     dtype: torch.dtype | None = None
+    vae_dtype: torch.dtype | None = None
     engine: str | None = None
     revision: str | None = None
     allow_pickle: bool = False
     config: Path | None = None
+    prediction_type: str | None = None
     hub: tuple[tuple[str, Any], ...] = ()
 
     @property
     def precision(self) -> Precision:
         """Of the export. Raises InvalidRequest for a dtype that no network has."""
-        dtype = torch.float32 if self.dtype is None else self.dtype
-        if dtype not in _PRECISIONS:
-            known = ", ".join(str(each) for each in _PRECISIONS)
-            raise InvalidRequest(f"torch_dtype must be one of {known}, not {dtype}")
-        return _PRECISIONS[dtype]
+        return _precision(self.dtype or torch.float32)
+
+    @property
+    def vae_precision(self) -> Precision | None:
+        """Of the VAE in it; None is what suits the VAE. Raises InvalidRequest likewise."""
+        return None if self.vae_dtype is None else _precision(self.vae_dtype)
+
+    def settings(self) -> list[str]:
+        """What decides what an export of the same source holds."""
+        settings = [self.precision, str(self.engine == "torch"), __version__]
+        if self.config is not None:
+            settings.append(_content(self.config))
+        settings += [f"vae {self.vae_precision}"] if self.vae_dtype else []
+        return settings + ([self.prediction_type] if self.prediction_type else [])
+
+
+def _precision(dtype: torch.dtype) -> Precision:
+    if dtype not in _PRECISIONS:
+        known = ", ".join(str(each) for each in _PRECISIONS)
+        raise InvalidRequest(f"torch_dtype must be one of {known}, not {dtype}")
+    return _PRECISIONS[dtype]
 
 
 def find_bundle(source: str | os.PathLike[str], wanted: Wanted) -> Bundle:
@@ -78,6 +107,13 @@ def find_bundle(source: str | os.PathLike[str], wanted: Wanted) -> Bundle:
     folder = bundle_path(source)
     if (folder / MANIFEST).is_file():
         bundle = open_bundle(folder)
+        predicts = bundle.manifest.scheduler.prediction_type
+        if wanted.prediction_type not in (None, predicts):
+            raise InvalidRequest(
+                f"prediction_type={wanted.prediction_type!r}, but the bundle '{source}' was "
+                f"exported as {predicts}; leave prediction_type out, or export the model again "
+                f"with --prediction-type {wanted.prediction_type}"
+            )
         if wanted.dtype is not None and wanted.precision != bundle.manifest.precision:
             raise InvalidRequest(
                 f"torch_dtype={wanted.dtype}, but the bundle '{source}' is "
@@ -94,16 +130,46 @@ def find_bundle(source: str | os.PathLike[str], wanted: Wanted) -> Bundle:
     else:
         name = str(source)
         origin, revision, content = _from_hub(name, wanted)
-    settings = [content, wanted.precision, str(wanted.engine == "torch"), __version__]
-    if wanted.config is not None:
-        settings.append(_content(wanted.config))
-    key = hashlib.sha256("\n".join(settings).encode()).hexdigest()[:16]
+    key = hashlib.sha256("\n".join([content, *wanted.settings()]).encode()).hexdigest()[:16]
     target = home() / "bundles" / f"{name.replace('/', '--')}-{key}"
     # What is damaged here was derived, and can be derived again.
     with contextlib.suppress(BundleError):
         return Bundle.open(target)
     _export(origin, target, name, revision, wanted)
     return Bundle.open(target)
+
+
+def downloaded_file(repo: str, file: str, revision: str, options: dict[str, Any]) -> Path:
+    """A file of a hub repository, on this machine.
+
+    Raises:
+        BundleError: the exporter is not installed.
+        ExportError: it cannot be downloaded.
+    """
+    folder: Path = _exporter("sources").download_files(repo, [file], revision, **options)
+    return folder / file
+
+
+def facts_of(scheduler: object) -> SchedulerFacts:
+    """What a scheduler object of diffusers says of the model's training and its grid, as the
+    removed pipelines took it: values that it had by default only do not count.
+
+    Raises:
+        InvalidRequest: it is no scheduler.
+        BundleError: the exporter is not installed.
+        ExportError: it is of a kind that kdrt does not run.
+    """
+    config = getattr(scheduler, "config", None)
+    if not isinstance(config, Mapping):
+        raise InvalidRequest(
+            f"scheduler must be a scheduler object of diffusers, not {type(scheduler).__name__}"
+        )
+    default = config.get("_use_default_values", ())
+    explicit = {name: value for name, value in config.items() if name not in default}
+    explicit.setdefault("_class_name", type(scheduler).__name__)
+    report = _exporter("report").Silent()
+    facts: SchedulerFacts = _exporter("scheduler").scheduler_facts(explicit, report)
+    return facts
 
 
 def _export(origin: str, target: Path, name: str, revision: str | None, wanted: Wanted) -> None:
@@ -117,11 +183,13 @@ def _export(origin: str, target: Path, name: str, revision: str | None, wanted: 
             target,
             name=name,
             precision=wanted.precision,
+            vae_precision=wanted.vae_precision or "auto",
             targets=("onnxruntime", "torch") if is_torch else ("onnxruntime",),
             fuse_qkv=not is_torch,
             allow_pickle=wanted.allow_pickle,
             revision=revision,
             config=wanted.config,
+            prediction_type=wanted.prediction_type,
             report=report,
         )
 

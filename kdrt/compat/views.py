@@ -3,40 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, NoReturn, Self
 
 import torch
 from torch import Tensor
 
 from kdrt.bound_unet import GUIDANCE_INPUT
-from kdrt.bundle import Manifest, SchedulerFacts
-from kdrt.compat.grid import TrainingTable, default_grid
+from kdrt.bundle import SchedulerFacts
+from kdrt.checks import whole
+from kdrt.compat.config import Config
+from kdrt.compat.grid import TrainingTable, default_schedule
+from kdrt.compat.moving import asked_for
+from kdrt.errors import InvalidRequest
+from kdrt.pipeline import Pipeline
 from kdrt_engines import Engine
 from kdrt_engines.spec import DTYPES
-
-
-class Config(Mapping[str, Any]):
-    """A configuration, read by key or by attribute."""
-
-    def __init__(self, **values: Any) -> None:
-        self._values = values
-
-    def __getitem__(self, key: str) -> Any:
-        return self._values[key]
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name not in self._values:
-            raise AttributeError(f"this configuration has no {name!r}; it has {[*self._values]}")
-        return self._values[name]
-
-    def __iter__(self) -> Any:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __repr__(self) -> str:
-        return f"Config({self._values})"
 
 
 class SchedulerView:
@@ -45,12 +27,22 @@ class SchedulerView:
     Attributes:
         config: its resolved configuration.
         alphas_cumprod: float32 ``[N]``.
-        sigmas: the grid of the last :meth:`set_timesteps`, or that of all N timesteps.
+        sigmas: the grid of the last run or :meth:`set_timesteps`, at first that of all N
+            timesteps; float32 ``[steps + 1]``, descending, last 0.
         timesteps: its timesteps, without the final 0.
+        num_inference_steps: how many steps that are.
     """
 
+    order = 1
+
     def __init__(self, facts: SchedulerFacts, table: TrainingTable) -> None:
-        self.config = Config(**facts.model_dump(exclude={"explicit"}))
+        known = facts.model_dump(exclude={"explicit"})
+        self.config = Config(
+            known,
+            _class_name="LMSDiscreteScheduler",
+            # Those that another scheduler's ``from_config`` shall not take over.
+            _use_default_values=[name for name in known if name not in facts.explicit],
+        )
         self.alphas_cumprod = table.alphas_cumprod
         self._facts, self._table = facts, table
         self.set_timesteps(facts.num_train_timesteps)
@@ -58,27 +50,126 @@ class SchedulerView:
     def set_timesteps(
         self, num_inference_steps: int, device: str | torch.device | None = None
     ) -> None:
-        """Make the grid of so many steps."""
-        self.num_inference_steps = num_inference_steps
-        self.sigmas: Tensor = default_grid(self._facts, self._table, num_inference_steps)
-        self.timesteps: Tensor = self._table.timestep(self.sigmas[:-1]).to(device)
+        """Make the grid of so many steps.
+
+        Raises:
+            InvalidRequest: it is no number of steps.
+        """
+        steps = whole("num_inference_steps", num_inference_steps, 1)
+        sigmas, timesteps = default_schedule(self._facts, self._table, steps)
+        self.show(sigmas, timesteps.to(device))
+
+    def show(self, sigmas: Tensor, timesteps: Tensor) -> None:
+        """Show the grid of a run, sigmas ``[steps + 1]`` and timesteps ``[steps]``."""
+        self.num_inference_steps = len(sigmas) - 1
+        self.sigmas, self.timesteps = sigmas, timesteps
 
     @property
-    def init_noise_sigma(self) -> float:
-        """The highest σ of the grid, by which unit noise is scaled."""
-        return float(self.sigmas.max())
+    def init_noise_sigma(self) -> Tensor:
+        """What diffusers' own loops multiply unit noise by: the highest σ, and with ``leading``
+        spacing √(σ² + 1). The removed pipelines, and these, multiply by ``sigmas[0]``."""
+        highest = self.sigmas.max()
+        if self.config.timestep_spacing in ("linspace", "trailing"):
+            return highest
+        return (highest**2 + 1) ** 0.5
+
+    def __len__(self) -> int:
+        return len(self.alphas_cumprod)
 
 
-class UNetView:
-    """The UNet's configuration and dtype.
+class NetworkView:
+    """What can be asked of a network that runs as an engine.
 
     Attributes:
-        config: the values that a generation depends on.
+        config: its configuration.
         dtype: of its weights.
+        device: where it runs.
     """
 
-    def __init__(self, engine: Engine, manifest: Manifest) -> None:
-        spec = engine.spec
+    name: ClassVar[str]
+    config: Config
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.dtype = DTYPES[engine.spec.inputs[0].dtype]
+        self.device = engine.device
+
+    def to(self, *arguments: Any, **options: Any) -> Self:
+        """Itself, where that is what is asked for; a memory format has no effect.
+
+        Raises:
+            InvalidRequest: it runs in another dtype or elsewhere.
+        """
+        device, dtype = asked_for(arguments, options)
+        if dtype not in (None, self.dtype) or device not in (None, self.device.type):
+            raise InvalidRequest(
+                f"the {self.name} runs as an engine in {self.dtype} on {self.device}: its dtype is "
+                "fixed at export, and the whole pipeline moves with pipe.to(device)"
+            )
+        return self
+
+    def eval(self) -> Self:
+        """Itself: engines know nothing else."""
+        return self
+
+    def requires_grad_(self, requires_grad: bool = False) -> Self:
+        """Itself, without gradients.
+
+        Raises:
+            InvalidRequest: gradients are asked for, which engines do not have.
+        """
+        if requires_grad:
+            raise InvalidRequest("engines are for inference: they have no gradients")
+        return self
+
+    def _no_effect(self, *_: Any, **__: Any) -> None:
+        """No effect: engines have their own attention and memory."""
+
+    enable_attention_slicing = disable_attention_slicing = set_attention_slice = _no_effect
+    enable_xformers_memory_efficient_attention = _no_effect
+    disable_xformers_memory_efficient_attention = _no_effect
+    set_use_memory_efficient_attention_xformers = _no_effect
+    enable_forward_chunking = disable_forward_chunking = _no_effect
+    set_default_attn_processor = enable_gradient_checkpointing = _no_effect
+
+    def set_attn_processor(self, processor: object) -> None:
+        """No effect for processors that only compute attention in another way.
+
+        Raises:
+            InvalidRequest: the processor may compute something else.
+        """
+        each = processor.values() if isinstance(processor, Mapping) else [processor]
+        for name in (type(one).__name__ for one in each):
+            if name not in _PLAIN_PROCESSORS:
+                raise InvalidRequest(
+                    f"attention is part of the exported {self.name}, and {name} cannot replace it"
+                )
+
+    def save_pretrained(self, *_: Any, **__: Any) -> NoReturn:
+        """Raises InvalidRequest: engines do not give a network back."""
+        raise InvalidRequest(
+            f"the {self.name} is an engine, and cannot be saved by itself: copy the model it was "
+            "exported from, or save the whole bundle with pipe.save_pretrained(folder)"
+        )
+
+
+_PLAIN_PROCESSORS = {
+    "AttnProcessor",
+    "AttnProcessor2_0",
+    "FusedAttnProcessor2_0",
+    "SlicedAttnProcessor",
+    "XFormersAttnProcessor",
+}
+
+
+class UNetView(NetworkView):
+    """The UNet's configuration, dtype and switches."""
+
+    name = "unet"
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        super().__init__(pipeline.engines["unet"])
+        spec, manifest = self.engine.spec, pipeline.bundle.manifest
         facts = manifest.latents
 
         def width(name: str) -> int | None:
@@ -86,7 +177,10 @@ class UNetView:
 
         pooled = width("text_embeds")
         sides = facts.default_height // facts.scale, facts.default_width // facts.scale
+        self.pooled_width = pooled
         self.config = Config(
+            _class_name="UNet2DConditionModel",
+            _name_or_path=manifest.source,
             in_channels=int(spec.input("sample").shape[1]),
             out_channels=int(spec.outputs[0].shape[1]),
             sample_size=sides[0] if sides[0] == sides[1] else sides,
@@ -94,5 +188,139 @@ class UNetView:
             time_cond_proj_dim=width(GUIDANCE_INPUT),
             addition_embed_type=None if pooled is None else "text_time",
         )
-        self.pooled_width = pooled
-        self.dtype = DTYPES[spec.input("sample").dtype]
+
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        """Raises InvalidRequest: the UNet runs inside of a call of the pipeline only."""
+        raise InvalidRequest(
+            "the UNet is an engine, and runs inside of a pipeline's call only; for steps of your "
+            "own use pipe.pipeline.steps(…), or a sampler of your own in pipe.pipeline(…, "
+            "sampler=function)"
+        )
+
+
+@dataclass(frozen=True)
+class DecoderOutput:
+    """Pixels ``[B, 3, H, W]`` in about [-1, 1]; also reachable as ``out[0]``."""
+
+    sample: Tensor
+
+    def __getitem__(self, index: int) -> Tensor:
+        return (self.sample,)[index]
+
+
+@dataclass(frozen=True)
+class LatentDistribution:
+    """What an encoder makes of images. Only its mean is exported."""
+
+    mean: Tensor
+
+    def mode(self) -> Tensor:
+        """The mean."""
+        return self.mean
+
+    def sample(self, generator: object = None) -> Tensor:
+        """The mean: exported encoders do without its noise, which is far below what can be
+        seen."""
+        return self.mean
+
+
+@dataclass(frozen=True)
+class EncoderOutput:
+    """``latent_dist``; also reachable as ``out[0]``."""
+
+    latent_dist: LatentDistribution
+
+    def __getitem__(self, index: int) -> LatentDistribution:
+        return (self.latent_dist,)[index]
+
+
+class VaeView(NetworkView):
+    """The VAE's configuration, dtype and switches, and its two halves.
+
+    The scaling factor is part of the exported networks. Latents are those of the sampler here,
+    and the configuration's ``scaling_factor`` is 1: ``vae.decode(latents /
+    vae.config.scaling_factor)`` is as right as it was.
+    """
+
+    name = "vae"
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        super().__init__(pipeline.engines["vae_decoder"])
+        self._pipeline = pipeline
+        manifest = pipeline.bundle.manifest
+        facts = manifest.latents
+        tile = pipeline.vae.tiling_of().size
+        self.config = Config(
+            _class_name="AutoencoderKL",
+            _name_or_path=manifest.baked.vae or manifest.source,
+            in_channels=3,
+            out_channels=3,
+            latent_channels=facts.channels,
+            sample_size=tile * facts.scale,
+            scaling_factor=1.0,
+            shift_factor=None,
+            force_upcast=False,
+        )
+
+    @property
+    def use_slicing(self) -> bool:
+        """Whether images of a batch pass one by one: kdrt's default."""
+        return self._pipeline.vae.slicing
+
+    @property
+    def use_tiling(self) -> bool:
+        """Whether images larger than a tile pass in tiles."""
+        return self._pipeline.vae.tiling is not None
+
+    def enable_slicing(self) -> None:
+        """Decode images of a batch one by one."""
+        self._pipeline.enable_vae_slicing()
+
+    def disable_slicing(self) -> None:
+        """Decode the whole batch at once."""
+        self._pipeline.disable_vae_slicing()
+
+    def enable_tiling(self, use_tiling: bool = True) -> None:
+        """Decode images larger than the VAE was trained at in tiles of that size."""
+        if use_tiling:
+            self._pipeline.enable_vae_tiling()
+        else:
+            self._pipeline.disable_vae_tiling()
+
+    def disable_tiling(self) -> None:
+        """Decode whole images, wherever the engine can."""
+        self._pipeline.disable_vae_tiling()
+
+    def decode(
+        self, z: Tensor, return_dict: bool = True, generator: object = None
+    ) -> DecoderOutput | tuple[Tensor]:
+        """Pixels of latents ``[B, C, h, w]`` divided by the configuration's scaling factor.
+
+        Raises:
+            InvalidRequest: these are no latents of this model.
+            ShapeError: the engine was not made for this size.
+        """
+        channels = self.config.latent_channels
+        if not isinstance(z, Tensor) or z.ndim != 4 or z.shape[1] != channels:
+            found = list(z.shape) if isinstance(z, Tensor) else type(z).__name__
+            raise InvalidRequest(f"latents must be a tensor [B, {channels}, h, w], not {found}")
+        pixels = self._pipeline.stream.calling(self._pipeline.vae.decoder)(z.float())
+        return DecoderOutput(pixels) if return_dict else (pixels,)
+
+    def encode(
+        self, x: Tensor, return_dict: bool = True
+    ) -> EncoderOutput | tuple[LatentDistribution]:
+        """Latents of pixels ``[B, 3, H, W]`` in [-1, 1]; their ``latent_dist.mean`` times the
+        configuration's scaling factor is what a sampler works on.
+
+        Raises:
+            InvalidRequest: these are no pixels.
+            BundleError: the bundle has no encoder.
+            ShapeError: the sides are no multiples of the VAE's scale.
+        """
+        if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != 3:
+            found = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise InvalidRequest(f"pixels must be a tensor [B, 3, H, W], not {found}")
+        latents = self._pipeline.stream.calling(self._pipeline.vae.encode)(x.float())
+        distribution = LatentDistribution(latents)
+        return EncoderOutput(distribution) if return_dict else (distribution,)

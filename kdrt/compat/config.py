@@ -1,0 +1,29 @@
+"""Configurations as diffusers' objects show them."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from kdrt.errors import InvalidRequest
+
+
+class Config(dict[str, Any]):
+    """A configuration, read by key or by attribute as diffusers' ``FrozenDict``.
+
+    Raises:
+        InvalidRequest: something is written to it, which could not have an effect.
+        AttributeError: there is no such value.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name not in self:
+            raise AttributeError(f"this configuration has no {name!r}; it has {[*self]}")
+        return self[name]
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise InvalidRequest(
+            "a configuration only tells how the model was exported; export it again to change it"
+        )
+
+    __setattr__ = __delattr__ = __setitem__ = __delitem__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse

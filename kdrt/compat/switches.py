@@ -1,0 +1,25 @@
+"""diffusers' switches for memory and attention, which engines do not have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class MemorySwitches:
+    """Accepted without effect: engines stay where they run, with attention of their own. What
+    saves memory here is ``kdrt.load(…, low_vram=True)``, and :class:`kdrt.compat.vae.VaeMixin`."""
+
+    def enable_model_cpu_offload(self, *_: Any, **__: Any) -> None:
+        """No effect."""
+
+    enable_sequential_cpu_offload = enable_model_cpu_offload
+    enable_group_offload = enable_model_cpu_offload
+    maybe_free_model_hooks = enable_model_cpu_offload
+    remove_all_hooks = enable_model_cpu_offload
+    reset_device_map = enable_model_cpu_offload
+    enable_attention_slicing = enable_model_cpu_offload
+    disable_attention_slicing = enable_model_cpu_offload
+    set_attention_slice = enable_model_cpu_offload
+    enable_xformers_memory_efficient_attention = enable_model_cpu_offload
+    disable_xformers_memory_efficient_attention = enable_model_cpu_offload
+    set_use_memory_efficient_attention_xformers = enable_model_cpu_offload
