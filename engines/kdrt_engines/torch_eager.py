@@ -39,7 +39,7 @@ def load_program(path: Path, device: torch.device | str = "cpu") -> torch.nn.Mod
     # of 1 in the deepest block. The operations are right for those too.
     guards = "check_guards" in inspect.signature(program.module).parameters  # since torch 2.9
     module: torch.nn.Module = program.module(**({"check_guards": False} if guards else {}))
-    module.validate_inputs = False
+    module.validate_inputs = False  # type: ignore[assignment]
     places = json.loads(extra[PLACES] or "{}")
     for name, parameter in module.named_parameters():
         if parameter.device.type == "cpu":
