@@ -271,6 +271,29 @@ def test_refused_options(name: str, options: dict[str, Any], message: str) -> No
 
 
 @pytest.mark.parametrize(
+    ("name", "option", "least"),
+    [
+        *[("heun", option, 0) for option in ("s_churn", "s_tmin", "s_tmax", "s_noise")],
+        *[("euler_a", "eta", 0), ("dpmpp_sde", "r", 1e-9)],
+    ],
+)
+def test_options_begin_at_their_least_value(name: str, option: str, least: float) -> None:
+    plan(name, SIGMAS, **{option: least})
+    with pytest.raises(InvalidRequest, match=f"{option} of"):
+        plan(name, SIGMAS, **{option: -1e-9})
+
+
+@pytest.mark.parametrize("name", ["ipndm", "deis"])
+def test_a_last_step_to_zero_takes_the_denoised(name: str) -> None:
+    """Extrapolating ε over the last step would leave noise of the steps before in the image."""
+    planned = plan(name, SIGMAS)
+    last = planned.stages[-1]
+    assert SIGMAS[-1] == 0
+    assert planned.residual  # the terms are x - D
+    assert (last.base, last.denoised) == (1.0, (-1.0,))
+
+
+@pytest.mark.parametrize(
     ("sigmas", "message"),
     [
         ([], "a grid needs at least two sigmas, one step; got 0"),
