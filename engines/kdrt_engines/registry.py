@@ -7,12 +7,12 @@ chosen, only asked for.) Nothing is imported that is not installed, and nothing 
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 from dataclasses import dataclass
 
 import torch
 
+from kdrt_engines.installed import installed_version
 from kdrt_engines.tensorrt.flavour import FLAVOURS
 
 PREFERENCE = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime")
@@ -43,19 +43,10 @@ def choose(statuses: tuple[EngineStatus, ...] | None = None) -> EngineStatus | N
     return next((status for status in statuses or find_engines() if status.usable), None)
 
 
-def _version(*distributions: str) -> str | None:
-    for name in distributions:
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None
-
-
 def _tensorrt(name: str, module: str) -> EngineStatus:
     if importlib.util.find_spec(module) is None:
         return EngineStatus(name, False, None, f"not installed (pip install 'kdrt[{name}]')")
-    version = _version(module, module.replace("_", "-"))
+    version = installed_version(module, module.replace("_", "-"))
     if torch.cuda.is_available():
         return EngineStatus(name, True, version, "CUDA device found; runs what `kdrt build` built")
     if FLAVOURS[name].builds_anywhere:
@@ -68,15 +59,15 @@ def _tensorrt(name: str, module: str) -> EngineStatus:
 def _onnxruntime_cuda() -> EngineStatus:
     name = "onnxruntime-cuda"
     if not torch.cuda.is_available():
-        return EngineStatus(name, False, _version("onnxruntime-gpu"), "no CUDA device")
-    version = _version("onnxruntime-gpu")
+        return EngineStatus(name, False, installed_version("onnxruntime-gpu"), "no CUDA device")
+    version = installed_version("onnxruntime-gpu")
     if version is None:
         return EngineStatus(name, False, None, "not installed (pip install 'kdrt[gpu]')")
     return EngineStatus(name, True, version, "CUDA device found")
 
 
 def _onnxruntime_cpu() -> EngineStatus:
-    version = _version("onnxruntime", "onnxruntime-gpu")
+    version = installed_version("onnxruntime")
     if version is None:
         return EngineStatus("onnxruntime", False, None, "not installed (pip install onnxruntime)")
     return EngineStatus("onnxruntime", True, version, "runs on any CPU")

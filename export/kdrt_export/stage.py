@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, cast
 
@@ -31,6 +29,7 @@ from kdrt.engine_store import trust_program
 from kdrt.home import check_home
 from kdrt.ort_graphs import keep_optimized
 from kdrt.shortcuts import DEEP_CACHE
+from kdrt_engines.installed import installed_version
 from kdrt_engines.spec import TensorSpec
 from kdrt_export.components import ExportComponent
 from kdrt_export.errors import ExportError
@@ -54,7 +53,7 @@ TARGETS = ("onnxruntime", "torch")
 _INT8 = ("unet", "text_encoder")
 """What begins so can have its weights as bytes. The VAE cannot: it is small, and whatever it gets
 wrong is in the pixels at once."""
-_TOOLS = ("torch", "diffusers", "transformers", "onnx")
+_TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxruntime")
 
 
 def export(
@@ -346,8 +345,6 @@ def _info(tensor: TensorSpec) -> TensorInfo:
 
 
 def _tool_versions() -> dict[str, str]:
-    versions = {"kdrt": kdrt_version} | {tool: version(tool) for tool in _TOOLS}
-    for distribution in ("onnxruntime", "onnxruntime-gpu"):  # of the same module
-        with suppress(PackageNotFoundError):
-            versions |= {"onnxruntime": version(distribution)}
-    return versions
+    return {"kdrt": kdrt_version} | {
+        tool: found for tool in _TOOLS if (found := installed_version(tool))
+    }

@@ -7,7 +7,6 @@ import os
 import subprocess
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
@@ -15,6 +14,7 @@ import torch
 
 from kdrt.bench.jobs import Strict
 from kdrt.doctor import Gpu, examine
+from kdrt_engines.installed import installed_version
 
 _FEATURES = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16")
 _PACKAGES = (
@@ -77,7 +77,7 @@ def describe(peak: Peak) -> Machine:
         python=seen.python,
         gpus=tuple(_gpu(gpu) for gpu in seen.gpus),
         driver=_text(Path("/sys/module/nvidia/version")),
-        versions={name: found for name in _PACKAGES if (found := _version(name))},
+        versions={name: found for name in _PACKAGES if (found := installed_version(name))},
         commit=commit,
         modified=modified,
         peak=peak,
@@ -183,10 +183,3 @@ def _text(path: Path) -> str | None:
     with contextlib.suppress(OSError):
         return path.read_text(encoding="utf-8").strip()
     return None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

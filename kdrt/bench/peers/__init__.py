@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from kdrt.bench.errors import PeerUnavailable
+from kdrt_engines.installed import installed_version
 
 if TYPE_CHECKING:
     from kdrt.bench.peers.base import Peer
@@ -139,10 +139,4 @@ def load_peer(name: str) -> type[Peer]:
 
 def versions_of(packages: tuple[str, ...]) -> dict[str, str]:
     """Versions of distributions; those that are not installed are left out."""
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {name: found for name in packages if (found := installed_version(name))}
