@@ -93,7 +93,7 @@ def read_header(path: Path) -> Header:
         SourceError: the file is damaged, or holds more than weights.
     """
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             from safetensors import safe_open
 
             with safe_open(str(path), framework="pt") as file:
