@@ -24,6 +24,8 @@ from kdrt_export.sources.weights import read_tensors
 
 UNET = "model.diffusion_model."
 _VAES = ("first_stage_model.", "vae.")
+_TRAINING = ("loss.", "model_ema.")
+"""What files of a VAE keep of its training."""
 _ENCODERS = {
     0: (
         "cond_stage_model.transformer.",
@@ -72,7 +74,7 @@ def vae_tensors(path: Path, config: Mapping[str, Any]) -> dict[str, torch.Tensor
     Raises:
         SourceError: the file is damaged, or holds no VAE.
     """
-    state = _part(path, _VAES)
+    state = {n: t for n, t in _part(path, _VAES).items() if not n.startswith(_TRAINING)}
     if any(name.startswith(("decoder.mid.", "encoder.mid.")) for name in state):
         with refused(f"{path.name} holds no VAE of this model"):
             return _converted(
