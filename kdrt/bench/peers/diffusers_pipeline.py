@@ -40,7 +40,7 @@ class DiffusersPipeline(Peer):
         if self.bundle.manifest.scheduler.edm is not None:
             raise PeerUnavailable(
                 "diffusers' EDM schedulers cannot be given kdrt's noise levels, so this model has "
-                "no picture to compare; leave 'diffusers' out of --vs"
+                "no image to compare; leave 'diffusers' out of --vs"
             )
         if self._theirs is None:
             self._theirs = _pipeline(self, clock)
