@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
 
 from pydantic import ValidationError
@@ -62,7 +63,7 @@ def scheduler_facts(config: dict[str, Any], report: Report) -> SchedulerFacts:
             use_karras_sigmas=bool(config.get("use_karras_sigmas")),
             use_exponential_sigmas=bool(config.get("use_exponential_sigmas")),
             use_beta_sigmas=bool(config.get("use_beta_sigmas")),
-            rescale_betas_zero_snr=zero_snr,
+            rescale_betas_zero_snr=zero_snr and kind not in _EDM,
             explicit=tuple(sorted(key for key in config if not key.startswith("_"))),
         )
         if kind in _EDM:
@@ -142,4 +143,4 @@ def _said(error: ValidationError) -> str:
     first = error.errors()[0]
     key = ".".join(map(str, first["loc"]))
     reason = first["msg"].removeprefix("Value error, ")
-    return f"{key} is {first['input']!r}: {reason}" if key else reason
+    return f"{key} is {reprlib.repr(first['input'])}: {reason}" if key else reason
