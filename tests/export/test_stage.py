@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from test_sources import sd_folder  # noqa: F401
 
 import kdrt
 from kdrt.bundle import Bundle
-from kdrt.errors import OutputError
+from kdrt.errors import InvalidRequest, OutputError
 from kdrt.sampling import NoiseSchedule, sigmas_for
 from kdrt_export import stage
 from kdrt_export.errors import ExportError, VerificationError
@@ -209,6 +210,35 @@ def test_something_else_is_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is not a bundle; choose another place with -o"):
         stage.export("demo", tmp_path / "photos")
     assert (tmp_path / "photos" / "one.txt").read_text() == "keep me"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"name": ".."}, "a bundle cannot be called '..'"),
+        ({"name": "a/../b"}, "a bundle cannot be called"),
+        ({"name": "x\n"}, "choose one with --name"),
+        ({"output": Path("/proc/kdrt/bundle")}, "cannot write /proc/kdrt/bundle"),
+        ({"output": Path("/dev/null")}, "it is a file, not a folder"),
+        ({"output": Path("/proc")}, "choose another place with -o"),
+    ],
+)
+@pytest.mark.usefixtures("home")
+def test_where_a_bundle_cannot_be_is_said_before_the_work(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], words: str
+) -> None:
+    monkeypatch.setattr(stage, "open_source", lambda *_, **__: pytest.fail("the work has begun"))
+    with pytest.raises((InvalidRequest, OutputError), match=words):
+        stage.export("demo", **options)
+
+
+def test_a_home_that_cannot_be_written_is_said_before_the_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(stage, "open_source", lambda *_, **__: pytest.fail("the work has begun"))
+    monkeypatch.setenv("KDRT_HOME", "/proc/kdrt")
+    with pytest.raises(OutputError, match="set KDRT_HOME to a folder of your own"):
+        stage.export("demo", tmp_path / "bundle")
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -139,6 +140,21 @@ def test_a_damaged_program_is_an_engine_error(sdxl: TinyModel) -> None:
     trust(*engine_store._description(sdxl.pipeline.bundle, "unet"))
     with pytest.raises(EngineError, match="cannot load"):
         load_engines(sdxl.pipeline.bundle, "torch")
+
+
+def test_a_program_of_somebody_else_is_not_loaded(sdxl: TinyModel, home: Path) -> None:
+    bundle = sdxl.pipeline.bundle
+    path = torch_program(bundle, "unet")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"a program")
+    trust(*engine_store._description(bundle, "unet"))
+    path.write_bytes(b"A program")
+    with pytest.raises(EngineUnavailable, match=f"run `kdrt trust {bundle.path}` if you trust"):
+        load_engines(bundle, "torch")
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(EngineUnavailable, match="is missing"):
+        load_engines(bundle, "torch")
 
 
 def test_torch_runs_an_exported_program(sdxl: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,10 @@ from kdrt import ort_graphs
 from kdrt.build_lock import only_builder
 from kdrt.bundle import Bundle
 from kdrt.cli import run
-from kdrt.ort_graphs import keep_optimized, optimized
+from kdrt.errors import OutputError
+from kdrt.ort_graphs import FOLDER, keep_optimized, optimized
 from kdrt.outputs import UNFINISHED
+from kdrt.trust import trust_bundle
 from kdrt_export.report import Silent
 
 FILES = ("model.onnx", "weights.bin", "invariants.onnx", "invariants.bin")
@@ -178,3 +180,68 @@ def test_the_command(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None
     assert "--gpu, --here, --profile and --refittable are for TensorRT" in capsys.readouterr().err
     assert run(["build", folder, "--engine", "onnxruntime", "--component", "nothing"]) == 2
     assert "has no component 'nothing'" in capsys.readouterr().err
+
+
+def test_what_somebody_else_made_is_not_used_until_it_is_trusted(
+    bundle: Bundle, home: Path
+) -> None:
+    assert optimized(bundle, "unet") is None
+    assert kdrt.load(bundle)("a star", steps=1).images
+    assert len(trust_bundle(bundle)) == len(bundle.manifest.components)
+    assert optimized(bundle, "unet") is not None
+    for folder in (bundle.path / FOLDER).glob("unet-*"):
+        text_encoder = next((bundle.path / FOLDER).glob("text_encoder-*"))
+        (folder / "model.onnx").unlink()
+        os.link(text_encoder / "model.onnx", folder / "model.onnx")
+    assert optimized(bundle, "unet") is None, "trusted, but elsewhere"
+
+
+def test_what_is_behind_a_link_is_left_alone(bundle: Bundle, tmp_path: Path) -> None:
+    photos = tmp_path / "photos" / "summer-0123456789abcdef"
+    photos.mkdir(parents=True)
+    (photos / "model.onnx").write_text("mine")
+    shutil.rmtree(bundle.path / FOLDER)
+    (bundle.path / FOLDER).symlink_to(photos.parent)
+    with pytest.raises(OutputError, match="is a link or behind one"):
+        keep_optimized(bundle, ["text_encoder"], Silent(), force=True)
+    assert list(photos.iterdir()) == [photos / "model.onnx"]
+    assert list(photos.parent.iterdir()) == [photos]
+
+
+def test_only_what_a_build_made_is_cleared_away(bundle: Bundle, tmp_path: Path) -> None:
+    mine = [bundle.path / FOLDER / name for name in ("a-note", "my-0123456789abcdef", "x")]
+    for folder in mine:
+        folder.mkdir()
+        (folder / "notes.txt").write_text("mine")
+    old = bundle.path / FOLDER / "unet-0123456789abcdef"
+    old.mkdir()
+    (old / "model.onnx").touch()
+    link = bundle.path / FOLDER / "unet-0123456789abcde0"
+    link.symlink_to(tmp_path)
+    keep_optimized(bundle, ["text_encoder"], Silent())
+    assert all((folder / "notes.txt").exists() for folder in mine)
+    assert link.is_symlink()
+    assert not old.exists()
+
+
+def test_a_link_in_the_place_of_a_graph_is_not_written_through(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    made = optimized(bundle, "text_encoder")
+    assert made is not None
+    made.folder.rename(tmp_path / "elsewhere")
+    made.folder.symlink_to(tmp_path / "elsewhere")
+    before = {p: p.read_bytes() for p in (tmp_path / "elsewhere").iterdir()}
+    with pytest.raises(OutputError, match="is a link or behind one"):
+        keep_optimized(bundle, ["text_encoder"], Silent(), force=True)
+    assert {p: p.read_bytes() for p in (tmp_path / "elsewhere").iterdir()} == before
+
+
+def test_a_home_that_cannot_be_written_is_said_before_the_work(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading and generating need none; what is built could not be told from a stranger's."""
+    monkeypatch.setenv("KDRT_HOME", "/proc/kdrt")
+    assert kdrt.load(Bundle.open(bundle.path))("a star", steps=1).images
+    with pytest.raises(OutputError, match="set KDRT_HOME to a folder of your own"):
+        keep_optimized(bundle, ["text_encoder"], Silent(), force=True)
