@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -540,6 +539,7 @@ def _output_paths(output: Path, count: int, besides: tuple[str, ...] = ()) -> li
     of work that cannot be saved. ``besides`` pictures, files of these suffixes are meant too."""
     from kdrt.errors import OutputError
     from kdrt.images import SUFFIXES
+    from kdrt.outputs import check_file
 
     allowed = (*SUFFIXES, *besides)
     if output.suffix.lower() not in allowed:
@@ -549,15 +549,9 @@ def _output_paths(output: Path, count: int, besides: tuple[str, ...] = ()) -> li
         paths = [output]
     else:
         paths = [output.with_stem(f"{output.stem}-{i + 1}") for i in range(count)]
-    folder = next(parent for parent in output.absolute().parents if parent.exists())
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OutputError(f"cannot write to {folder}: {error.strerror}") from error
     for path in paths:
-        if path.is_dir():
-            raise OutputError(f"cannot write {path}: it is a folder")
+        if path is paths[0] or os.path.lexists(path):
+            check_file(path)
     return paths
 
 

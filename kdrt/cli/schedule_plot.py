@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kdrt.checks import whole
 from kdrt.errors import InvalidRequest, OutputError
+from kdrt.outputs import new_file
 from kdrt.sampling import SCHEDULES, NoiseSchedule, sigmas_for
 
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -50,9 +51,6 @@ def plot_schedules(path: Path, steps: int) -> Path:
         panel.set_axis_off()
     figure.supxlabel("step", fontsize=9)
     figure.supylabel("noise level (sigma)", fontsize=9)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+    with new_file(path) as partial:
+        figure.savefig(partial, format=path.suffix[1:].lower(), dpi=150)
     return path

@@ -281,6 +281,11 @@ def test_an_unwritable_place_is_refused_before_the_bundle_is_opened(
     assert str(tmp_path / "file") in refusal
     (tmp_path / "a.png").mkdir()
     assert "folder" in cli("generate", "nothing", PROMPT, "-o", tmp_path / "a.png").refusal()
+    os.mkfifo(tmp_path / "d-2.png")
+    (tmp_path / "b.png").symlink_to("/dev/null")
+    for option in ("--count=2 -o d.png", "-o b.png", "-o c.png --preview b.png"):
+        words = [str(tmp_path / w) if w.endswith("png") else w for w in option.split()]
+        assert "device or a pipe" in cli("generate", "nothing", PROMPT, *words).refusal()
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
