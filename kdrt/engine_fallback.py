@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import torch
 
-from kdrt.errors import ShapeError
-from kdrt_engines import Binding, Engine
+from kdrt.errors import EngineError, ShapeError
+from kdrt_engines import Binding, Engine, FixedWeights
 
 
 class FallbackWarning(UserWarning):
@@ -28,10 +29,16 @@ class FallbackEngine(Engine):
         component: its name in the manifest.
         fallback: the other's name.
         load: loads the other, when it is first needed.
+        weights: those that ``engine`` was given in place of its file's.
     """
 
     def __init__(
-        self, engine: Engine, component: str, fallback: str, load: Callable[[], Engine]
+        self,
+        engine: Engine,
+        component: str,
+        fallback: str,
+        load: Callable[[], Engine],
+        weights: Mapping[str, torch.Tensor] = MappingProxyType({}),
     ) -> None:
         self.spec, self.device = engine.spec, engine.device
         self.stream, self.capturable = engine.stream, engine.capturable
@@ -39,6 +46,7 @@ class FallbackEngine(Engine):
         self._engine, self._load = engine, load
         self._component, self._fallback = component, fallback
         self._other: Engine | None = None
+        self._weights = weights
 
     def bind(self, **dims: int) -> Binding:
         """As either.
@@ -46,19 +54,19 @@ class FallbackEngine(Engine):
         Raises:
             ShapeError: neither takes these sizes, or the other runs on another device, where the
                 pipeline is not.
+            EngineError: the other cannot take the weights that this has been given.
         """
         try:
             return self._engine.bind(**dims)
         except ShapeError as error:
-            if self._other is None:
-                self._other = self._load()
-            if self._other.device.type != self.device.type:
+            other = self._loaded()
+            if other.device.type != self.device.type:
                 raise ShapeError(
-                    f"{error}; the fallback {self._fallback} runs on {self._other.device.type}, "
+                    f"{error}; the fallback {self._fallback} runs on {other.device.type}, "
                     f"and this pipeline on {self.device.type}"
                 ) from error
             warn_of_fallback(self._component, self._fallback, error)
-            return self._other.bind(**dims)
+            return other.bind(**dims)
 
     def allows(self, **dims: int) -> bool:
         return self._engine.allows(**dims)
@@ -70,5 +78,28 @@ class FallbackEngine(Engine):
         for engine in filter(None, (self._engine, self._other)):
             engine.forget()
 
-    def with_weights(self, weights: Mapping[str, torch.Tensor]) -> Engine:
-        return self._engine.with_weights(weights)
+    def with_weights(self, weights: Mapping[str, torch.Tensor]) -> FallbackEngine:
+        """As the built engine's own. The other has the same weights, now or when it is loaded."""
+        engine = self._engine.with_weights(weights)
+        if engine is not self._engine:
+            return FallbackEngine(engine, self._component, self._fallback, self._load, weights)
+        self._weights = weights
+        other, self._other = self._other, None  # if it refuses, it is loaded anew
+        if other is not None:
+            self._other = self._with_own_weights(other)
+        return self
+
+    def _loaded(self) -> Engine:
+        if self._other is None:
+            other = self._load()
+            self._other = self._with_own_weights(other) if self._weights else other
+        return self._other
+
+    def _with_own_weights(self, other: Engine) -> Engine:
+        try:
+            return other.with_weights(self._weights)
+        except FixedWeights as error:
+            raise EngineError(
+                f"the fallback {self._fallback} of {self._component} cannot take the LoRAs at "
+                f"work, being {error}: unload them, or choose another fallback"
+            ) from error
