@@ -350,13 +350,20 @@ class Manifest(_Strict):
 
 
 class Bundle:
-    """An opened bundle: a folder and its validated manifest."""
+    """An opened bundle: a folder, wherever the process may go, and its validated manifest."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path = path
+        self.path = path.absolute()
         self.manifest = manifest
+        self._opened: tuple[int, ...] | None = None
 
     def file(self, relative: str) -> Path:
+        """A file of the bundle.
+
+        Raises:
+            BundleError: see :meth:`check_unchanged`.
+        """
+        self.check_unchanged()
         return self.path / relative
 
     def place(self, relative: str) -> Path:
@@ -373,6 +380,15 @@ class Bundle:
             )
         return place
 
+    def check_unchanged(self) -> None:
+        """Raises BundleError: the folder is not what was opened, so that what is read from it now
+        does not belong to what was read then."""
+        if self._opened is not None and self._opened != _identity(self.path):
+            raise BundleError(
+                f"{self.path} has changed since it was opened: it was exported again, moved or "
+                "deleted; load it again"
+            )
+
     @classmethod
     def open(cls, path: Path) -> Bundle:
         """Read and validate a bundle.
@@ -380,9 +396,21 @@ class Bundle:
         Raises:
             BundleError: there is none, it is damaged, or its schema is unknown.
         """
+        opened = _identity(path)
         manifest = _read_manifest(path)
         _check(path, manifest)
-        return cls(path, manifest)
+        bundle = cls(path, manifest)
+        bundle._opened = opened
+        return bundle
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """What tells one export from the next; None where there is none."""
+    try:
+        stat = (path / MANIFEST).stat()
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def bundle_path(name_or_path: str | os.PathLike[str]) -> Path:
@@ -392,8 +420,9 @@ def bundle_path(name_or_path: str | os.PathLike[str]) -> Path:
     # No such user, a null byte, a name too long or of another encoding: there is no such folder.
     with contextlib.suppress(OSError, RuntimeError, ValueError):
         path = path.expanduser()
-        if not path.is_dir():
-            return home() / "bundles" / folder_name(os.fspath(name_or_path))
+        if path.is_dir():
+            return path.absolute()
+        return home().absolute() / "bundles" / folder_name(os.fspath(name_or_path))
     return path
 
 

@@ -341,6 +341,7 @@ def _onnxruntime_loader(engine: str, threads: int | None, own_graphs: bool) -> L
             # What runs once a picture is not worth a graph of its own.
             graphs=own_graphs and on_cuda and name == "unet",
             cache=_kernels(bundle, name) if engine == "onnxruntime-tensorrt" else None,
+            check=bundle.check_unchanged,
         )
 
     return load

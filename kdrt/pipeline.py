@@ -97,7 +97,9 @@ def load(
         turns=turns,
         own_graphs=graph not in ("off", None),
     )
-    return Pipeline(bundle, engines, engines.another, graph=graph, turns=turns)
+    pipeline = Pipeline(bundle, engines, engines.another, graph=graph, turns=turns)
+    bundle.check_unchanged()  # while it was read
+    return pipeline
 
 
 class Pipeline(AdapterSwitches, VaeSwitches):

@@ -21,7 +21,7 @@ import onnxruntime as ort
 import torch
 
 from kdrt_engines.base import Binding, Engine
-from kdrt_engines.errors import EngineError, ShapeError
+from kdrt_engines.errors import KdrtError, ShapeError, is_out_of_memory
 from kdrt_engines.onnx_weights import stored_weights
 from kdrt_engines.ort_sessions import (
     CPU,
@@ -79,10 +79,13 @@ class OrtEngine(Engine):
         invariants: CPU only: what computes further inputs of the graphs from some of the spec's,
             those that rarely change.
         usual_batch: the batch most bindings will have: what it needs is loaded at once.
+        check: called before a file is read, which happens later too; raises if the files are no
+            longer those that the rest was read from.
 
     Raises:
         EngineUnavailable: ONNX Runtime has not got this provider, or does not use it.
         EngineError: the file cannot be loaded.
+        NotEnoughMemory: it does not fit.
     """
 
     capturable = False
@@ -104,8 +107,10 @@ class OrtEngine(Engine):
         reduced: ReducedGraph | None = None,
         invariants: OrtGraph | None = None,
         usual_batch: int = 1,
+        check: Callable[[], object] = lambda: None,
     ) -> None:
         check_provider(provider)
+        self._check = check
         self.spec = spec
         self.device = torch.device(device)
         self.threads = threads or cores()
@@ -137,6 +142,7 @@ class OrtEngine(Engine):
         return self._sessions[key]
 
     def _make_session(self, graph: OrtGraph, threads: int | None = None) -> ort.InferenceSession:
+        self._check()
         return make_session(
             graph,
             self._providers,
@@ -206,6 +212,7 @@ class OrtEngine(Engine):
             reduced=self.reduced,
             invariants=self._graph_of_invariants,
             usual_batch=self._usual_batch,
+            check=self._check,
         )
 
     def bind(self, **dims: int) -> OrtBinding:
@@ -250,9 +257,11 @@ class OrtBinding(Binding):
             # Loaded when the reduced graph will not do for the first time: most never come here.
             self._whole = self._whole or self._run_of(whole=True)
             self._whole()
-        except EngineError:
+        except (KdrtError, MemoryError):
             raise
         except Exception as error:  # ONNX Runtime raises bare RuntimeErrors of many kinds
+            if is_out_of_memory(error):
+                raise
             raise ShapeError(f"ONNX Runtime rejected these sizes: {error}") from error
 
     def _run_of(self, *, whole: bool) -> Callable[[], None]:

@@ -10,7 +10,12 @@ from pathlib import Path
 import onnxruntime as ort
 import torch
 
-from kdrt_engines.errors import EngineError, EngineUnavailable
+from kdrt_engines.errors import (
+    EngineError,
+    EngineUnavailable,
+    NotEnoughMemory,
+    is_out_of_memory,
+)
 from kdrt_engines.processors import cores
 from kdrt_engines.spec import EngineSpec
 
@@ -91,6 +96,7 @@ def make_session(
 
     Raises:
         EngineError: the file cannot be loaded.
+        NotEnoughMemory: it does not fit.
         EngineUnavailable: ONNX Runtime does not use the provider.
     """
     options = session_options(threads, lean=lean, plan_memory=plan_memory)
@@ -106,7 +112,8 @@ def make_session(
     try:
         session = ort.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # ONNX Runtime raises bare RuntimeErrors of many kinds
-        raise EngineError(f"ONNX Runtime cannot load {path}: {error}") from error
+        kind = NotEnoughMemory if is_out_of_memory(error) else EngineError
+        raise kind(f"ONNX Runtime cannot load {path}: {error}") from error
     provider = providers[0][0]
     if session.get_providers()[0] != provider:
         raise EngineUnavailable(

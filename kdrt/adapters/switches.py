@@ -143,6 +143,7 @@ class AdapterSwitches(ABC):
     def _nothing_stale(self) -> Iterator[None]:
         """A change that is refused may have been made and undone in the engines. Their weights are
         then what they were, but of what was captured before TensorRT promises nothing."""
+        self.bundle.check_unchanged()  # the base weights are read from it again
         try:
             yield
         except InvalidRequest:
