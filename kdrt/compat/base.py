@@ -29,10 +29,12 @@ from kdrt.compat.views import SchedulerView
 from kdrt.denoiser import FREEU_OFF, is_doubled
 from kdrt.errors import InvalidRequest
 from kdrt.latents import check_latents
+from kdrt.memory import check_request_fits
 from kdrt.pipeline import Pipeline, load
 from kdrt.prompt import Truncation, TruncationWarning
 from kdrt.sampling import SAMPLERS
 from kdrt.streams import on_own_stream
+from kdrt.torch_modes import neutral_modes
 from kdrt_engines.spec import DTYPES
 
 Callback = Callable[[int, float, Tensor], object]
@@ -55,6 +57,7 @@ class KDiffusionPipeline(PartsMixin, LoadingMixin, MemorySwitches):
 
     family: ClassVar[Literal["sd", "sdxl"]]
 
+    @neutral_modes()
     def __init__(
         self,
         pipeline: Pipeline | None = None,
@@ -336,6 +339,8 @@ class KDiffusionPipeline(PartsMixin, LoadingMixin, MemorySwitches):
         sigmas = grid.to(device=engine.device, dtype=state)
         if noise_sampler_seed is not None:
             noise_seeds(noise_sampler_seed, None, images)  # raises where they are wrong
+        latent_facts = self.pipeline.bundle.manifest.latents
+        check_request_fits(latent_facts, images, height, width, device=engine.device)
         channels = int(engine.spec.input("sample").shape[1])
         drawn = self.prepare_latents(
             images,
@@ -348,6 +353,8 @@ class KDiffusionPipeline(PartsMixin, LoadingMixin, MemorySwitches):
             latents,
         )
         x = drawn.to(state) * sigmas[0]
+        if callback is not None:
+            callback = self.pipeline._calls.users(callback)
 
         with self.progress_bar(total=len(sigmas) - 1) as bar:
 

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from kdrt.adapters.ip_adapter import VARIANT, Pictures, image_scale
+from kdrt.calls import one_call
 from kdrt.errors import InvalidRequest
 from kdrt.pipeline import Pipeline
 
@@ -64,6 +65,7 @@ class IpAdapterMixin:
         single = scale[0] if isinstance(scale, Sequence) and len(scale) == 1 else scale
         self.ip_adapter_scale = image_scale(single)
 
+    @one_call
     def unload_ip_adapter(self) -> None:
         """Go back to the plain UNet."""
         if self.pipeline.bundle.manifest.ip_adapter is not None:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from kdrt.adapters.lora import NETWORKS, LoraSwap, Scale
 from kdrt.adapters.lora_file import LoraFile, lora_from_tensors, read_lora
 from kdrt.adapters.lora_merge import LayerScale
+from kdrt.calls import one_call
 from kdrt.compat.lora_blocks import block_scales
 from kdrt.errors import InvalidRequest, KdrtError
 from kdrt.outputs import new_file
@@ -55,6 +56,7 @@ class LoraMixin:
     def _lora_state(self) -> _Adapters:
         return _Adapters()
 
+    @one_call
     def load_lora_weights(
         self,
         pretrained_model_name_or_path_or_dict: Source,
@@ -104,6 +106,7 @@ class LoraMixin:
             self._apply_loras()
             raise
 
+    @one_call
     def set_adapters(
         self,
         adapter_names: list[str] | str,
@@ -155,6 +158,7 @@ class LoraMixin:
         }
         return {network: names for network, names in found.items() if names}
 
+    @one_call
     def fuse_lora(
         self,
         components: Sequence[str] = _COMPONENTS,
@@ -192,6 +196,7 @@ class LoraMixin:
             state.fused = before
             raise
 
+    @one_call
     def unfuse_lora(self, components: Sequence[str] = _COMPONENTS, **_: Any) -> None:
         """Undo :meth:`fuse_lora`: adapters still loaded have their own weights again, those that
         were unloaded since are gone."""
@@ -211,12 +216,14 @@ class LoraMixin:
     def fused_loras(self) -> set[str]:
         return set(self._lora_state.fused)
 
+    @one_call
     def unload_lora_weights(self) -> None:
         """Remove all adapters; what was fused stays. Without that the weights are the base
         model's, bit for bit."""
         self.delete_adapters(list(self._lora_state.scales))
         self._lora_state.enabled = True
 
+    @one_call
     def delete_adapters(self, adapter_names: list[str] | str) -> None:
         """Remove adapters; what was fused stays.
 
@@ -232,11 +239,13 @@ class LoraMixin:
         self._forget(names)
         self._apply_loras()
 
+    @one_call
     def disable_lora(self) -> None:
         """Do without all adapters until :meth:`enable_lora`."""
         self._lora_state.enabled = False
         self._apply_loras()
 
+    @one_call
     def enable_lora(self) -> None:
         """Undo :meth:`disable_lora`."""
         self._lora_state.enabled = True

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdrt.adapters.ip_adapter import Pictures
+from kdrt.calls import one_call
 from kdrt.checks import texts, whole
 from kdrt.compat.base import KDiffusionPipeline, check_exclusive, check_size, repeat
 from kdrt.compat.conditions import Conditions
@@ -41,6 +42,7 @@ class StableDiffusionKDiffusionPipeline(
 
     family: ClassVar[Literal["sd", "sdxl"]] = "sd"
 
+    @one_call
     @torch.no_grad()
     def __call__(
         self,
@@ -163,6 +165,7 @@ class StableDiffusionKDiffusionPipeline(
             return images, flagged
         return StableDiffusionPipelineOutput(images, flagged)
 
+    @one_call
     @torch.no_grad()
     def encode_prompt(
         self,
@@ -229,6 +232,7 @@ class StableDiffusionKDiffusionPipeline(
     def safety_checker(self, checker: SafetyChecker | None) -> None:
         self.pipeline.safety_checker = checker
 
+    @one_call
     def run_safety_checker(
         self, image: Tensor, device: torch.device | str, dtype: torch.dtype
     ) -> tuple[Tensor, list[bool] | None]:
@@ -243,6 +247,7 @@ class StableDiffusionKDiffusionPipeline(
         safe[torch.tensor(flagged)] = 0
         return safe, flagged
 
+    @one_call
     def decode_latents(self, latents: Tensor) -> NDArray[np.float32]:
         """Pictures ``[B, H, W, 3]`` in [0, 1] of final latents."""
         return np.asarray(self.image_processor.postprocess(self._pixels(latents), "np"))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kdrt.adapters.ip_adapter import Pictures
+from kdrt.calls import one_call
 from kdrt.checks import texts, whole
 from kdrt.compat.base import KDiffusionPipeline, check_exclusive, check_size, repeat
 from kdrt.compat.conditions import Conditions
@@ -43,6 +44,7 @@ class StableDiffusionXLKDiffusionPipeline(
 
     family: ClassVar[Literal["sd", "sdxl"]] = "sdxl"
 
+    @one_call
     @torch.no_grad()
     def __call__(
         self,
@@ -182,6 +184,7 @@ class StableDiffusionXLKDiffusionPipeline(
             images = self.image_processor.postprocess(self._pixels(result), output_type)
         return StableDiffusionXLPipelineOutput(images) if return_dict else (images,)
 
+    @one_call
     @torch.no_grad()
     def encode_prompt(
         self,

@@ -22,6 +22,7 @@ from torch import Tensor
 
 import kdrt
 from kdrt import Pipeline
+from kdrt.compat import StableDiffusionXLKDiffusionPipeline
 
 PROMPTS = ("a red circle", "2 yellow stars", "a green square on a blue background")
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8))
@@ -310,3 +311,38 @@ def test_a_forked_process_is_told_to_spawn(sdxl: TinyModel, name: str) -> None:
         with pytest.raises(kdrt.EngineError, match=r"forked from it.*by spawn"):
             CALLS[name](sdxl.pipeline)
     assert sdxl.pipeline("a", steps=1, seed=3).seeds == [3]
+
+
+def test_the_compat_classes_take_turns_too(sdxl: TinyModel) -> None:
+    compat = StableDiffusionXLKDiffusionPipeline(sdxl.pipeline)
+    options = {"num_inference_steps": 2, "output_type": "np", "height": 64, "width": 64}
+
+    def called(number: int) -> Job:
+        def job(_: Pipeline) -> np.ndarray:
+            generator = torch.Generator().manual_seed(number)
+            prompt, scale = PROMPTS[number % 3], float(number % 4)
+            return compat(prompt, generator=generator, guidance_scale=scale, **options).images
+
+        return job
+
+    def embedded(number: int) -> Job:
+        return lambda _: compat.encode_prompt(PROMPTS[number % 3], clip_skip=number % 2)[0]
+
+    jobs = [(called, embedded, _job)[n % 3](n) for n in range(48)]
+    expected = [job(sdxl.pipeline) for job in jobs]
+    pairs = zip(expected, _in_threads(sdxl.pipeline, jobs, 8), strict=True)
+    assert [number for number, pair in enumerate(pairs) if not _equal(*pair)] == []
+
+
+def test_a_callback_of_the_compat_classes_cannot_begin_a_call(sdxl: TinyModel) -> None:
+    compat = StableDiffusionXLKDiffusionPipeline(sdxl.pipeline)
+    refused = []
+
+    def meddle(*_: object) -> None:
+        for call in (lambda: compat("b"), lambda: compat.encode_prompt("b"), compat.disable_lora):
+            with pytest.raises(kdrt.InvalidRequest, match=REFUSED):
+                call()
+            refused.append(call)
+
+    compat("a", num_inference_steps=2, callback=meddle, height=64, width=64)
+    assert len(refused) == 2 * 3
