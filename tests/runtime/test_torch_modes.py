@@ -41,7 +41,6 @@ MODES: dict[str, Mode] = {
     "grad": lambda: torch.set_grad_enabled(True),
     "no grad": torch.no_grad,
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
-    "deterministic": deterministic,
 }
 
 
