@@ -49,6 +49,8 @@ _CARD = "sd-ti-embedding"
 
 MAX_VECTORS = 1024
 """Of one word. A text encoder reads 75 at once."""
+MAX_WORDS = 1000
+"""Of one file."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,8 @@ def words_of(state: object, label: str, stem: str | None, *, is_card: bool = Fal
         return [w for name, each in bundled.items() for w in words_of(each, label, name)]
     if any(tensor.ndim > 2 for tensor in tensors.values()):
         raise _no_inversion(state, label)
+    if len(tensors) > MAX_WORDS:
+        raise InvalidRequest(f"{label} has {len(tensors)} words; at most {MAX_WORDS} are read")
     if len(tensors) == 1:
         ((word, tensor),) = tensors.items()
         return [_word(label, (word, stem), [(None, tensor)])]

@@ -11,6 +11,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Real
 
@@ -139,6 +140,8 @@ class LoraStack:
         started = time.perf_counter()
         self._check_base()
         name = self._free_name(file) if name is None else name
+        if not isinstance(name, str):
+            raise InvalidRequest(f"the name of a LoRA must be a string, not {name!r}")
         if name in self._loras:
             raise InvalidRequest(
                 f"a LoRA called '{name}' is loaded already; give this one another name, or unload "
@@ -175,6 +178,8 @@ class LoraStack:
             EngineError: the weights of an engine are fixed.
         """
         started = time.perf_counter()
+        if not isinstance(scales, Mapping):
+            raise InvalidRequest(f"give LoRAs' scales by their names, not {scales!r}")
         self._check_loaded(scales)
         loras = {
             name: Lora(name, self._scale(name, scales.get(name, 0.0)), lora.file, lora.unmatched)
@@ -349,7 +354,7 @@ class LoraStack:
 
     def _check_loaded(self, names: Mapping[str, object] | Sequence[str]) -> None:
         for name in names:
-            if name not in self._loras:
+            if not isinstance(name, str) or name not in self._loras:
                 raise InvalidRequest(
                     f"no LoRA called '{name}' is loaded; loaded: {', '.join(self._loras) or 'none'}"
                 )
@@ -383,7 +388,10 @@ def _recipe(network: str, loras: Mapping[str, Lora]) -> _Recipe:
 
 
 def _number(name: str, value: object) -> float:
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    number = math.nan
+    if isinstance(value, Real) and not isinstance(value, bool):
+        with suppress(OverflowError):  # a whole number beyond every float
+            number = float(value)
     if not math.isfinite(number):
         raise InvalidRequest(f"the scale of LoRA '{name}' must be a finite number, not {value!r}")
     return number

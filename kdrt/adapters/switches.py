@@ -100,16 +100,11 @@ class AdapterSwitches(ABC):
             InvalidRequest: a name is not loaded.
         """
         with self._calls.one():
-            names = names or tuple(self.loras)
-            words = [
-                word
-                for name in names
-                if name in self.loras
-                for word in self.loras[name].file.embeddings
-            ]
+            before = self.loras
             with self._nothing_stale():
-                swap = self._swap(self._loras.unload(self.engines, names))
-            self._forget_words(words)
+                swap = self._swap(self._loras.unload(self.engines, names or tuple(before)))
+            gone = before.keys() - self.loras.keys()
+            self._forget_words(word for name in gone for word in before[name].file.embeddings)
             return swap
 
     def _forget_words(self, words: Iterable[str]) -> None:

@@ -26,6 +26,9 @@ Source = str | os.PathLike[str] | Mapping[str, object] | Tensor
 SAFE_NAME, PICKLE_NAME = "learned_embeds.safetensors", "learned_embeds.bin"
 """What diffusers calls the file of a folder or a hub repository."""
 
+MAX_TOKEN = 200
+"""Characters of a token."""
+
 _MADE_FOR = {
     768: "Stable Diffusion 1, or SDXL's first text encoder",
     1024: "Stable Diffusion 2",
@@ -106,7 +109,7 @@ def unload(
     encoders = [e for e in prompts.encoders if component in (None, e.facts.component)]
     loaded = {known for encoder in encoders for known in encoder.learned.tokens}
     aliases = {name: t for encoder in encoders for name, t in encoder.learned.aliases.items()}
-    asked = loaded if token is None else {token} if isinstance(token, str) else set(token)
+    asked = loaded if token is None else set(texts("token", token))
     tokens = {aliases.get(name, name) for name in asked}
     if not tokens <= loaded:
         missing = ", ".join(sorted(tokens - loaded))
@@ -238,6 +241,10 @@ def _chosen(word: _Placed, taken: set[tuple[str, str]]) -> tuple[str, ...]:
 def _check_text(token: str) -> None:
     if not token.strip():
         raise InvalidRequest("a token is blank; give token= something to write in prompts")
+    if len(token) > MAX_TOKEN:
+        raise InvalidRequest(
+            f"'{token[:40]}…' is a token of {len(token)} characters; at most {MAX_TOKEN} are taken"
+        )
     try:
         token.encode()
     except UnicodeEncodeError as error:
@@ -255,6 +262,8 @@ def _locate(
         is_folder, exists = path.is_dir(), path.exists()
     except (OSError, ValueError, RuntimeError) as error:  # of odd paths: too long, ~nobody
         raise InvalidRequest(f"cannot read {str(source)!r}: {error}") from error
+    if weight_name is not None and not isinstance(weight_name, str):
+        raise InvalidRequest(f"weight_name must be the name of a file, not {weight_name!r}")
     names = [weight_name] if weight_name else [SAFE_NAME, *([PICKLE_NAME] if allow_pickle else [])]
     if is_folder:
         for name in names:

@@ -238,6 +238,25 @@ class TestNames:
         stack.load(engines, lora_from_tensors(pair()), strict=True)
 
 
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda pipe, lora: pipe.load_lora(lora, 5), "must be a string, not 5"),
+        (lambda pipe, lora: pipe.load_lora(lora, ["x"]), "must be a string"),
+        (lambda pipe, lora: pipe.load_lora(lora, "x", 10**400), "must be a finite number"),
+        (lambda pipe, lora: pipe.load_lora(lora, "x", {1: 2}), "names 1; the networks are"),
+        (lambda pipe, lora: pipe.set_loras(None), "give LoRAs' scales by their names, not None"),
+        (lambda pipe, lora: pipe.set_loras(["x"]), "give LoRAs' scales by their names"),
+        (lambda pipe, lora: pipe.unload_loras(["x"]), "no LoRA called"),
+    ],
+)
+def test_arguments_of_other_types(sd: TinyModel, call: Any, words: str) -> None:
+    pipe = kdrt.load(sd.bundle, engine="onnxruntime")
+    with pytest.raises(InvalidRequest, match=words):
+        call(pipe, lora_from_tensors(pair()))
+    assert pipe.loras == {}
+
+
 class TestBlocks:
     @pytest.fixture
     def lora(self) -> LoraFile:

@@ -230,6 +230,8 @@ def test_where_an_old_encoder_pools(sd: TinyModel, pools: bool) -> None:
         ({"\ud800": FIRST}, None, "cannot be written in a prompt"),
         (FIRST, 5, "token must be a string or a list of strings, not 5"),
         (FIRST, [None, "x", "y"], "token must be a string or a list of strings"),
+        ({"y" * 201: FIRST}, None, "is a token of 201 characters; at most 200"),
+        ({f"y{n}z": FIRST[0] for n in range(1001)}, None, "has 1001 words"),
         (5, None, "not a int"),
         ([5], None, "is not a textual inversion"),
         ([FIRST, FIRST], ["x"], "there are 2 sources; give as many tokens"),
