@@ -7,13 +7,10 @@ without LoRAs the engines are the bundle's, bit for bit.
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from numbers import Real
 
 from torch import Tensor
 
@@ -21,6 +18,7 @@ from kdrt.adapters.lora_file import LoraFile
 from kdrt.adapters.lora_merge import LayerScale, merged, place
 from kdrt.adapters.lora_names import slots
 from kdrt.bundle import Bundle
+from kdrt.checks import finite
 from kdrt.engine_files import handle
 from kdrt.errors import EngineError, InvalidRequest
 from kdrt.shortcuts import SHALLOW_UNET
@@ -388,11 +386,8 @@ def _recipe(network: str, loras: Mapping[str, Lora]) -> _Recipe:
 
 
 def _number(name: str, value: object) -> float:
-    number = math.nan
-    if isinstance(value, Real) and not isinstance(value, bool):
-        with suppress(OverflowError):  # a whole number beyond every float
-            number = float(value)
-    if not math.isfinite(number):
+    number = finite(value)
+    if number is None:
         raise InvalidRequest(f"the scale of LoRA '{name}' must be a finite number, not {value!r}")
     return number
 

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from kdrt.errors import InvalidRequest
+from kdrt.paths import user_path
 
 MAX_TENSORS = 100_000
 MAX_NAME = 1000
@@ -54,13 +55,13 @@ def existing(path: str | os.PathLike[str], what: str = "file") -> Path:
     Raises:
         InvalidRequest: it is missing, a folder, a device or a pipe, empty, or too large.
     """
+    file = user_path(path)
     try:
-        file = Path(path).expanduser()
         status = file.stat()
     except FileNotFoundError:
         raise InvalidRequest(f"there is no {what} {path}") from None
-    except (OSError, ValueError, RuntimeError, TypeError) as error:  # of odd paths: \0, ~nobody
-        raise InvalidRequest(f"cannot read {str(path)!r}: {_reason(error)}") from error
+    except OSError as error:
+        raise InvalidRequest(f"cannot read {path}: {error.strerror}") from error
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device, pipe or socket"
         raise InvalidRequest(f"{file} is {kind}; give a file")
@@ -68,6 +69,14 @@ def existing(path: str | os.PathLike[str], what: str = "file") -> Path:
         what = "empty: download it again" if not status.st_size else "larger than any adapter"
         raise InvalidRequest(f"{file} is {what}")
     return file
+
+
+def is_there(path: Path) -> bool:
+    """Whether a path leads anywhere. Raises InvalidRequest: the system does not say."""
+    try:
+        return path.exists()
+    except OSError as error:  # a folder that may not be entered, a path of 5000 characters
+        raise InvalidRequest(f"cannot read {path}: {error.strerror}") from error
 
 
 def kind_of(path: Path) -> Kind:
@@ -80,7 +89,7 @@ def kind_of(path: Path) -> Kind:
         with path.open("rb") as file:
             start = file.read(512)
     except OSError as error:
-        raise InvalidRequest(f"cannot read {path}: {_reason(error)}") from error
+        raise InvalidRequest(f"cannot read {path}: {error.strerror}") from error
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size - 8:
         return "safetensors"
     if start.startswith(_PICKLES):
@@ -182,7 +191,3 @@ def checked(tensor: object, name: str) -> Tensor:
     if not bool(tensor.detach().float().isfinite().all()):
         raise InvalidRequest(f"{name} has numbers that are not finite, NaN or infinity")
     return tensor.detach()
-
-
-def _reason(error: Exception) -> object:
-    return getattr(error, "strerror", None) or error

@@ -17,8 +17,11 @@ from pathlib import Path
 from torch import Tensor
 
 from kdrt.adapters.embedding_file import Word, read_words, words_of
+from kdrt.adapters.tensor_file import is_there
 from kdrt.checks import texts
 from kdrt.errors import InvalidRequest
+from kdrt.hub import hub_failure
+from kdrt.paths import user_path
 from kdrt.prompt.encoder import PromptEncoder, TextEncoder
 
 Source = str | os.PathLike[str] | Mapping[str, object] | Tensor
@@ -34,6 +37,7 @@ _MADE_FOR = {
     1024: "Stable Diffusion 2",
     1280: "SDXL's second text encoder",
 }
+_HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^:@]+))?")
 _SUFFIXES = (".safetensors", ".pt", ".bin", ".ckpt", ".pth", ".png", ".webp")
 
 
@@ -257,31 +261,28 @@ def _locate(
     allow_pickle: bool,
     hub_options: Mapping[str, object],
 ) -> Path:
-    try:
-        path = Path(source).expanduser()
-        is_folder, exists = path.is_dir(), path.exists()
-    except (OSError, ValueError, RuntimeError) as error:  # of odd paths: too long, ~nobody
-        raise InvalidRequest(f"cannot read {str(source)!r}: {error}") from error
+    path = user_path(source)
     if weight_name is not None and not isinstance(weight_name, str):
         raise InvalidRequest(f"weight_name must be the name of a file, not {weight_name!r}")
     names = [weight_name] if weight_name else [SAFE_NAME, *([PICKLE_NAME] if allow_pickle else [])]
-    if is_folder:
+    if is_there(path) and not path.is_dir():
+        return path
+    if is_there(path):
         for name in names:
-            if (path / name).exists():
+            if is_there(path / name):
                 return path / name
         raise InvalidRequest(f"{path} has no {' or '.join(names)}; name its file")
-    if exists:
-        return path
-    repository = str(source)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository) or path.suffix.lower() in _SUFFIXES:
+    place = _HUB.fullmatch(str(source))
+    if place is None or path.suffix.lower() in _SUFFIXES:
         raise InvalidRequest(f"there is no file or folder {path}")
-    return _download(repository, names, hub_options)
+    revision = {"revision": place["revision"]} if place["revision"] else {}
+    return _download(place["repo"], names, {**revision, **hub_options})
 
 
 def _download(repository: str, names: Sequence[str], options: Mapping[str, object]) -> Path:
     try:
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     except ImportError as error:
         raise InvalidRequest(
             f"there is no file or folder {repository}; to look for it on the Hugging Face hub, "
@@ -290,10 +291,16 @@ def _download(repository: str, names: Sequence[str], options: Mapping[str, objec
     for name in names:
         try:
             return Path(hf_hub_download(repo_id=repository, filename=name, **options))
-        except EntryNotFoundError:
-            continue
         except Exception as error:  # the network, the hub and the disk, each in its own way
-            raise InvalidRequest(f"cannot get {name} of {repository}: {error}") from error
+            lacks_it = isinstance(error, EntryNotFoundError)
+            if lacks_it and not isinstance(
+                error, LocalEntryNotFoundError
+            ):  # which is of no network
+                continue
+            revision = options.get("revision")
+            raise InvalidRequest(
+                hub_failure(error, repository, str(revision) if revision else None)
+            ) from error
     raise InvalidRequest(
         f"{repository} has no {' or '.join(names)}; give weight_name=, and allow_pickle=True if it "
         "is not a .safetensors file"

@@ -25,10 +25,13 @@ from torch import Tensor, nn
 from kdrt.adapters.lora import NETWORKS, LoraSwap, Scale
 from kdrt.adapters.lora_file import LoraFile, lora_from_tensors, read_lora
 from kdrt.adapters.lora_merge import LayerScale
+from kdrt.adapters.tensor_file import is_there
 from kdrt.calls import one_call
 from kdrt.compat.lora_blocks import block_scales
 from kdrt.errors import InvalidRequest, KdrtError
+from kdrt.hub import hub_failure
 from kdrt.outputs import new_file
+from kdrt.paths import user_path
 from kdrt.pipeline import Pipeline
 
 WEIGHT_NAME = "pytorch_lora_weights.safetensors"
@@ -406,8 +409,8 @@ def _open(source: Source, options: dict[str, Any]) -> LoraFile:
             f"load_lora_weights does not take {unknown[0]!r}; it takes {', '.join(known)}"
         )
     allow_pickle = options.get("use_safetensors") is False
-    path = Path(source).expanduser()
-    if not path.exists():
+    path = user_path(source)
+    if not is_there(path):
         path = _download(str(source), options)
     if path.is_dir():
         path = _in_folder(path / (options.get("subfolder") or ""), options.get("weight_name"))
@@ -419,7 +422,7 @@ def _in_folder(folder: Path, name: str | None) -> Path:
         return folder / name
     if (folder / WEIGHT_NAME).is_file():
         return folder / WEIGHT_NAME
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(f for f in folder.glob("*") if f.suffix.lower() == ".safetensors")
     if len(files) == 1:
         return files[0]
     found = ", ".join(file.name for file in files) or "no .safetensors file"
@@ -428,8 +431,11 @@ def _in_folder(folder: Path, name: str | None) -> Path:
 
 def _download(repo: str, options: dict[str, Any]) -> Path:
     name = options.get("weight_name")
-    if repo.count("/") != 1 or repo.endswith(".safetensors"):
+    repo, _, revision = repo.partition("@")
+    if repo.count("/") != 1 or repo.lower().endswith(".safetensors"):
         raise InvalidRequest(f"there is no LoRA file or folder {repo}")
+    if revision:
+        options = {"revision": revision, **options}
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
@@ -447,4 +453,4 @@ def _download(repo: str, options: dict[str, Any]) -> Path:
     try:
         return Path(snapshot_download(repo, allow_patterns=[pattern], **kept))
     except Exception as error:  # of the hub's many kinds
-        raise InvalidRequest(f"the hub gives no LoRA '{repo}': {error}") from error
+        raise InvalidRequest(hub_failure(error, repo, options.get("revision"))) from error

@@ -200,7 +200,7 @@ def test_a_lora_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"cannot write .*file.*: File exists"):
         LoraMixin.save_lora_weights(tmp_path / "file", unet_lora_layers=layers)
     (tmp_path / "taken.safetensors").mkdir()
-    with pytest.raises(OutputError, match=r"cannot write .*taken.*directory"):
+    with pytest.raises(OutputError, match=r"cannot write .*taken.*it is a folder"):
         LoraMixin.save_lora_weights(
             tmp_path, unet_lora_layers=layers, weight_name="taken.safetensors"
         )

@@ -147,10 +147,11 @@ def test_what_is_no_file_of_a_lora_changes_nothing(sd: TinyModel, tmp_path: Path
         (tmp_path / "pipe.safetensors", "a device, pipe or socket"),
         (tmp_path / "folder.safetensors", "is a folder"),
         ("/dev/zero", "a device, pipe or socket"),
-        ("~nobody-at-all/x", "cannot read"),
-        ("a\0b", "cannot read"),
-        ("x" * 5000, "cannot read"),
-        (5, "cannot read '5'"),
+        ("~nobody-at-all/x", "no home folder for ~nobody-at-all"),
+        ("a\0b", "zero character"),
+        ("x" * 5000, "a name of over 255 bytes"),
+        ("x/" * 5000, "cannot read x/x/.*: File name too long"),
+        (5, "a path must be a string, not 5"),
     ]
     pipe = kdrt.load(sd.bundle, engine="onnxruntime")
     engines = dict(pipe.engines)

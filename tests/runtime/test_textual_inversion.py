@@ -300,13 +300,15 @@ def test_unknown_tokens_cannot_be_unloaded(sd: TinyModel) -> None:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
     """A hub with one repository, ``some/cat``, that has a ``.bin`` file only; and its requests."""
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     asked: list[dict[str, object]] = []
     path = saved(tmp_path / "hub", "diffusers .bin")
 
     def download(repo_id: str, filename: str, **options: object) -> str:
         asked.append({"repo_id": repo_id, "filename": filename, **options})
+        if repo_id == "some/away":
+            raise LocalEntryNotFoundError("cannot reach the hub")
         if repo_id != "some/cat":
             raise ValueError("no such repository")
         if filename != path.name:
@@ -318,9 +320,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, objec
 
 
 def test_a_hub_id_is_downloaded(sd: TinyModel, hub: list[dict[str, object]]) -> None:
-    sd.pipeline.load_textual_inversion(
-        "some/cat", allow_pickle=True, hub_options={"revision": "main"}
-    )
+    sd.pipeline.load_textual_inversion("some/cat@main", allow_pickle=True)
     assert [each["filename"] for each in hub] == [
         "learned_embeds.safetensors",
         "learned_embeds.bin",
@@ -337,7 +337,9 @@ def test_what_the_hub_lacks(sd: TinyModel, hub: list[dict[str, object]]) -> None
     with pytest.raises(kdrt.InvalidRequest, match=r"some/cat has no learned_embeds\.safetensors;"):
         sd.pipeline.load_textual_inversion("some/cat")
     assert len(hub) == 1
-    with pytest.raises(kdrt.InvalidRequest, match="other/cat: no such repository"):
+    with pytest.raises(kdrt.InvalidRequest, match="hub cannot be reached"):
+        sd.pipeline.load_textual_inversion("some/away")
+    with pytest.raises(kdrt.InvalidRequest, match="hub gives no 'other/cat': no such repository"):
         sd.pipeline.load_textual_inversion("other/cat")
 
 
