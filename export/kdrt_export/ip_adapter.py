@@ -78,11 +78,11 @@ class IpAdapter:
         }
         given = self._tensors["ip_adapter"].keys()
         doubtful = sorted(expected ^ given)
-        fits = f"{self.path.name} does not fit this model; is it for another family?"
+        fits = f"{self.path.name} does not fit this model (is it for another family?)"
         if doubtful:
             raise SourceError(
-                f"{fits} (the model has {len(attentions)} cross-attentions, the file keys and "
-                f"values of {len(given) / 2:g}; {doubtful[0]} is in one of them alone)"
+                f"{fits}: the model has {len(attentions)} cross-attentions, the file keys and "
+                f"values of {len(given) / 2:g}; {doubtful[0]} is in one of them alone"
             )
         with refused(fits):
             unet._load_ip_adapter_weights([self._tensors], low_cpu_mem_usage=False)

@@ -30,6 +30,7 @@ from transformers import (
 from kdrt_export import stage
 from kdrt_export.errors import SourceError, UnsupportedModel
 from kdrt_export.ip_adapter import IpAdapter
+from kdrt_export.replacement_vae import replacement_vae
 from kdrt_export.sources import open_source
 from kdrt_export.sources.weights import Weights, choose_weights
 
@@ -208,6 +209,16 @@ def test_another_kind_of_text_encoder_is_named(sd_folder: Path, tmp_path: Path) 
             open_source(str(folder)).make(part)
 
 
+def test_a_network_of_another_class_is_named(sd_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    shutil.copytree(sd_folder, folder := tmp_path / "model")
+    file = folder / "vae" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"_class_name": "VQModel"}))
+    with pytest.raises(UnsupportedModel, match=r"vae is a VQModel, by its config\.json"):
+        open_source(str(folder)).vae()
+    with pytest.raises(UnsupportedModel, match="is a VQModel"):
+        replacement_vae(str(folder), {}).check()
+
+
 def checker(folder: Path) -> tuple[StableDiffusionSafetyChecker, Path]:
     """A safety checker, and its file in ``folder``."""
     text = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
@@ -273,6 +284,37 @@ def test_an_image_encoder_is_whole(tmp_path: Path) -> None:
     save_file(without("visual_projection.weight")(load_file(file)), file)
     with pytest.raises(SourceError, match=r"lacks visual_projection\.weight"):
         IpAdapter(str(tmp_path / "ip.safetensors")).encoder()
+
+
+def adapter_state(model: Any) -> State:
+    """An IP-Adapter of four tokens for the cross-attentions of a UNet."""
+    state = {"proj.weight": torch.randn(4 * 24, 6), "proj.bias": torch.zeros(4 * 24)}
+    state |= {"norm.weight": torch.ones(24), "norm.bias": torch.zeros(24)}
+    state = {f"image_proj.{name}": tensor for name, tensor in state.items()}
+    names = [name for name in model.attn_processors if ".attn2." in name]
+    for place, name in enumerate(names):
+        width = model.get_submodule(name.removesuffix(".processor")).to_k.weight.shape
+        for each in "kv":
+            state[f"ip_adapter.{2 * place + 1}.to_{each}_ip.weight"] = torch.randn(width)
+    return state
+
+
+def test_an_adapter_has_a_key_and_a_value_for_every_attention(tmp_path: Path) -> None:
+    file = tmp_path / "ip.safetensors"
+    state = adapter_state(unet("sd"))
+    save_file(state, file)
+    assert IpAdapter(str(file)).attach(unet("sd")).tokens == 4
+    cut = state.copy()
+    del cut["ip_adapter.3.to_v_ip.weight"]
+    for changed, words in (
+        (cut, r"7 cross-attentions.*6\.5; 3\.to_v_ip\.weight is in one of them alone"),
+        (state | {"ip_adapter.15.to_k_ip.weight": torch.ones(1)}, r"15\.to_k_ip\.weight is in one"),
+        (state | {"ip_adapter.1.to_k_ip.weight": torch.ones(3, 3)}, "size mismatch"),
+        (without("norm.bias")(state), "Missing key"),
+    ):
+        save_file(changed, file)
+        with pytest.raises(SourceError, match=f"does not fit this model .*{words}"):
+            IpAdapter(str(file)).attach(unet("sd"))
 
 
 @pytest.mark.parametrize("prefix", ["", "text_model.", "text_model.text_model."])
@@ -415,6 +457,7 @@ CONFIGS: dict[str, list[tuple[str, Any]]] = {
         ("hidden_act", "nonsense"),
         ("vocab_size", 10**12),
         ("max_position_embeddings", []),
+        ("text_config", {"hidden_size": "x"}),
     ],
     "unet": [
         ("block_out_channels", "16"),

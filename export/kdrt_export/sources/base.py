@@ -143,7 +143,8 @@ def text_config(raw: Mapping[str, Any], where: str) -> CLIPTextConfig:
         SourceError: it is damaged.
         UnsupportedModel: it is of another kind than CLIP.
     """
-    raw = raw.get("text_config") or raw
+    half = raw.get("text_config")
+    raw = half if isinstance(half, Mapping) and half else raw
     kind = raw.get("model_type", "clip_text_model")
     if kind not in ("clip", "clip_text_model"):
         raise UnsupportedModel(f"{where} is of a model of type '{kind}'; kdrt exports CLIP's")

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from kdrt_export.errors import SourceError, UnsupportedModel
+from kdrt_export.errors import SourceError
 from kdrt_export.sources.hub import Choose, HubPlace, fetch, fetch_file
 from kdrt_export.sources.reading import read_json
 from kdrt_export.sources.weights import (
@@ -72,7 +72,6 @@ class PartPlace:
 
         Raises:
             SourceError: it is not there, or damaged.
-            UnsupportedModel: it is of another class.
         """
         folder = path if (path / "config.json").is_file() else path / self.folder
         if not (folder / "config.json").is_file():
@@ -81,9 +80,6 @@ class PartPlace:
                 f"'{self.folder}' with one"
             )
         config = read_json(folder / "config.json", f"{folder} holds no {self.what}")
-        named = config.get("_class_name", kind.__name__)
-        if named != kind.__name__:
-            raise UnsupportedModel(f"{folder} holds a {named}; kdrt exports {kind.__name__} here")
         tensors = read_folder(folder, allow_pickle=allow_pickle)
         return Weights(kind, config, tensors, str(folder))
 

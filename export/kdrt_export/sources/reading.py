@@ -32,7 +32,7 @@ def refused(what: str, hint: str = "") -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an exception's message, or its type's name."""
+    """An exception's message in one line, or its type's name."""
     if isinstance(error, KeyError):
         return f"{error} is missing"
     if isinstance(error, RecursionError):
@@ -40,8 +40,11 @@ def reason(error: BaseException) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    # transformers says what is wrong after a heading.
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:300]
 
 
 def read_json(path: Path, otherwise: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from kdrt_export.errors import SourceError
+from kdrt_export.errors import SourceError, UnsupportedModel
 from kdrt_export.sources.reading import POINTER, is_pointer, refused
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -198,7 +198,13 @@ def build(
 
     Raises:
         SourceError: the configuration describes no network of this class.
+        UnsupportedModel: it is of another class.
     """
+    named = config.get("_class_name") if isinstance(config, Mapping) else None
+    if named not in (None, kind.__name__):
+        raise UnsupportedModel(
+            f"{where} is a {named}, by its config.json; kdrt exports {kind.__name__} here"
+        )
     settings = config if isinstance(config, Mapping) else config.to_dict()
     for setting in _COUNTS:
         if any(number > most for number in _numbers(settings.get(setting))):
@@ -207,7 +213,10 @@ def build(
                 f"tensors ({most}); config.json is of another model, or damaged"
             )
     with (
-        refused(f"{where} has a configuration that describes no {kind.__name__}"),
+        refused(
+            f"{where} has a configuration that describes no {kind.__name__}",
+            "config.json is of another model, or damaged",
+        ),
         torch.device("meta"),
     ):
         if isinstance(config, Mapping):
