@@ -59,7 +59,9 @@ def _refusal(error: BaseException, repo: str, revision: str | None) -> str | Non
             f"there is no folder '{repo}', and the hub has no model of that name, or a private "
             "one; check the name, or log in with `hf auth login`"
         )
-    if isinstance(error, errors.RemoteEntryNotFoundError):
+    if isinstance(error, errors.EntryNotFoundError) and not isinstance(
+        error, errors.LocalEntryNotFoundError
+    ):
         return f"'{repo}' lacks a file that was asked for; its page lists what it has"
     if not isinstance(error, errors.HfHubHTTPError):
         return None

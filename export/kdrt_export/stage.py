@@ -128,14 +128,14 @@ def export(
     if precision == "auto":
         precision = "fp16" if torch.cuda.is_available() else "fp32"
     report = report or Silent()
+    if output or name:
+        check_new_bundle(output or _named(name or ""))  # before anything is downloaded
+    check_home()
     adapter = (
         None
         if ip_adapter is None
         else IpAdapter(ip_adapter, image_encoder, allow_pickle=allow_pickle)
     )
-    if output or name:
-        check_new_bundle(output or _named(name or ""))  # before anything is downloaded
-    check_home()
     baked_loras = LorasToBake(loras, strict=strict_loras, allow_pickle=allow_pickle)
     report.start(f"open {source}")
     opened = open_source(
