@@ -128,8 +128,8 @@ def find_bundle(source: str | os.PathLike[str], wanted: Wanted) -> Bundle:
             name = path.resolve().name
         revision = None
     else:
-        name = str(source)
-        origin, revision, content = _from_hub(name, wanted)
+        name = str(source).partition("@")[0]
+        origin, revision, content = _from_hub(str(source), wanted)
     key = hashlib.sha256("\n".join([content, *wanted.settings()]).encode()).hexdigest()[:16]
     target = home() / "bundles" / f"{name.replace('/', '--')}-{key}"
     # What is damaged here was derived, and can be derived again.
@@ -200,16 +200,20 @@ def _from_hub(repo: str, wanted: Wanted) -> tuple[str, str | None, str]:
     if repo == "demo":
         return repo, None, _content(sources.demo_folder())
     known = sources.KNOWN_MODELS.get(repo)
-    if known is None and repo.count("/") != 1:
+    name = repo.partition("@")[0]
+    if known is None and name.count("/") != 1:
         raise BundleError(
             f"'{repo}' is no bundle, no folder and no hub id (owner/name); bundles are in "
             f"{home() / 'bundles'}"
         )
     folder: Path = sources.download(
-        known.repo if known else repo, wanted.revision, **dict(wanted.hub)
+        known.repo if known else repo,
+        wanted.revision,
+        allow_pickle=wanted.allow_pickle,
+        **dict(wanted.hub),
     )
     # The exporter would look for it in the hub's own cache.
-    return (str(folder) if wanted.hub else repo), folder.name, f"{repo}@{folder.name}"
+    return (str(folder) if wanted.hub else name), folder.name, f"{name}@{folder.name}"
 
 
 def _exporter(module: str) -> Any:

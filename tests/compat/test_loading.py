@@ -117,6 +117,9 @@ def test_a_hub_id_is_exported_once_for_each_commit(
     commit = "fedcba9876543210"
     again = StableDiffusionKDiffusionPipeline.from_pretrained("someone/model")
     assert exports[1:] == ["someone/model"]
+    StableDiffusionKDiffusionPipeline.from_pretrained("someone/model@v3")
+    assert exports[2:] == []  # of the same commit
+    assert asked[-1]["revision"] == "v3"
     assert again.pipeline.bundle.path != pipe.pipeline.bundle.path
 
 
