@@ -288,6 +288,7 @@ def _download(repository: str, names: Sequence[str], options: Mapping[str, objec
             f"there is no file or folder {repository}; to look for it on the Hugging Face hub, "
             "`pip install huggingface-hub`"
         ) from error
+    failure: Exception | None = None
     for name in names:
         try:
             return Path(hf_hub_download(repo_id=repository, filename=name, **options))

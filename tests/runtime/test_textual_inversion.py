@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 from pathlib import Path
@@ -341,6 +342,23 @@ def test_what_the_hub_lacks(sd: TinyModel, hub: list[dict[str, object]]) -> None
         sd.pipeline.load_textual_inversion("some/away")
     with pytest.raises(kdrt.InvalidRequest, match="hub gives no 'other/cat': no such repository"):
         sd.pipeline.load_textual_inversion("other/cat")
+
+
+def test_what_the_hub_cannot_do_is_said(sd: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is not in the cache is no file that the repository lacks."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    for error, words in (
+        (LocalEntryNotFoundError("not cached"), "the hub cannot be reached; connect"),
+        (OSError(errno.ENOSPC, "No space left on device"), "is too full for 'some/cat'"),
+    ):
+
+        def download(error: Exception = error, **_: object) -> str:
+            raise error
+
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+        with pytest.raises(kdrt.InvalidRequest, match=words):
+            sd.pipeline.load_textual_inversion("some/cat")
 
 
 def test_without_the_hub_library(sd: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
