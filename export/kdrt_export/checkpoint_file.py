@@ -1,14 +1,12 @@
 """What a single-file checkpoint is, told from the names and shapes of its tensors alone.
 
-diffusers converts the weights but asks the hub what the model is. The few facts that are missing in
-a file — architecture, scheduler, vocabulary — are the same for all models of a family, so they are
-kept here (:mod:`kdrt_export.families`), and :func:`write_config` writes them as the folder that
-diffusers reads instead.
+diffusers asks the hub what a model is. The few facts that are missing in a file (architecture,
+scheduler, vocabulary) are the same for all models of a family, so they are kept here
+(:mod:`kdrt_export.families`).
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CLIPTextConfig
 
-from kdrt_export.clip_vocabulary import tokenizer_for
 from kdrt_export.errors import SourceError, UnsupportedModel
 from kdrt_export.families import SD15, SD20, SD21, SDXL, SDXL_REFINER, Architecture
 
@@ -76,13 +72,11 @@ class CheckpointKind:
     Attributes:
         label: for people: ``"SDXL inpainting"``.
         architecture: of its networks, with its scheduler.
-        pipeline: the diffusers class that loads it.
         remark: what could not be told for certain, and how to say it; empty otherwise.
     """
 
     label: str
     architecture: Architecture
-    pipeline: str
     remark: str = ""
 
 
@@ -132,66 +126,45 @@ def _of_architecture(header: Header, name: str) -> CheckpointKind:
     if not header.has(_UNET):
         raise UnsupportedModel(
             f"{name} holds no Stable Diffusion UNet (a LoRA or a VAE alone?); give a full "
-            "checkpoint"
+            "checkpoint, or its base model with --lora, --vae or --unet and this file"
         )
     if _FIRST_CONVOLUTION not in header.shapes:
         raise UnsupportedModel(f"{name} has another architecture than Stable Diffusion 1, 2 and XL")
     if header.has("conditioner.embedders.1."):
-        kind = CheckpointKind("SDXL", SDXL, "StableDiffusionXLPipeline")
+        kind = CheckpointKind("SDXL", SDXL)
         return _with_channels(kind, header, name)
-    if header.has("conditioner.embedders.0.model."):
-        return CheckpointKind("SDXL refiner", SDXL_REFINER, "StableDiffusionXLImg2ImgPipeline")
-    if header.has("conditioner.embedders.0."):
-        raise UnsupportedModel(f"{name} is an SDXL model without its second text encoder")
+    if _CROSS_ATTENTION not in header.shapes:  # there are none so early in SDXL
+        if header.has("conditioner.embedders.0.model."):
+            return CheckpointKind("SDXL refiner", SDXL_REFINER)
+        if header.has("conditioner.embedders.0."):
+            raise UnsupportedModel(f"{name} is an SDXL model without its second text encoder")
+        if header.has(f"{_UNET}label_emb."):
+            raise UnsupportedModel(
+                f"{name} holds no text encoder; if it is SDXL's UNet alone, export it on its base "
+                f"model: kdrt export sdxl --unet {name}"
+            )
     width = header.shapes.get(_CROSS_ATTENTION, (0, 0))[-1]
     if width == 1024:
         return _with_channels(_sd2(header), header, name)
     if width == 768:
-        kind = CheckpointKind("Stable Diffusion 1", SD15, "StableDiffusionPipeline")
+        kind = CheckpointKind("Stable Diffusion 1", SD15)
         return _with_channels(kind, header, name)
     raise UnsupportedModel(
         f"{name} has cross-attention of width {width}; Stable Diffusion 1 has 768, 2 has 1024"
     )
 
 
-def write_config(kind: CheckpointKind, folder: Path) -> None:
-    """Write what diffusers reads besides the weights: a pipeline's folder without them."""
-    architecture = kind.architecture
-    xl = architecture.family == "sdxl"
-    index: dict[str, Any] = {
-        "_class_name": kind.pipeline,
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-        "scheduler": [
-            "diffusers",
-            architecture.scheduler.get("_class_name", "EulerDiscreteScheduler"),
-        ],
-    }
-    _write(folder / "unet" / "config.json", _named("UNet2DConditionModel", architecture.unet))
-    _write(folder / "vae" / "config.json", _named("AutoencoderKL", architecture.vae))
-    scheduler = _named(index["scheduler"][1], architecture.scheduler)
-    _write(folder / "scheduler" / "scheduler_config.json", scheduler)
-    places = ("_2",) if architecture.is_refiner else ("", "_2")
-    for place, config in zip(places, architecture.text_encoders, strict=False):
-        model = "CLIPTextModelWithProjection" if place else "CLIPTextModel"
-        index[f"text_encoder{place}"] = ["transformers", model]
-        index[f"tokenizer{place}"] = ["transformers", "CLIPTokenizer"]
-        CLIPTextConfig(**config).save_pretrained(folder / f"text_encoder{place}")
-        tokenizer_for(config).save_pretrained(folder / f"tokenizer{place}")
-    if architecture.is_refiner:
-        index |= {"text_encoder": [None, None], "tokenizer": [None, None]}
-        index["requires_aesthetics_score"] = True
-    if not xl:
-        index |= {"safety_checker": [None, None], "feature_extractor": [None, None]}
-    _write(folder / "model_index.json", index)
-
-
 def _sd2(header: Header) -> CheckpointKind:
     prediction = _stated_prediction(header)
     remark = ""
     if prediction is None:
-        # Inpainting was only ever made from the base model.
-        noise = header.global_step == _SD20_STEPS or _channels(header) == 9
+        # Inpainting was only ever made from the base model; SD Turbo predicts noise, and is the one
+        # with its text encoder in SDXL's place.
+        noise = (
+            header.global_step == _SD20_STEPS
+            or _channels(header) == 9
+            or header.has("conditioner.")
+        )
         prediction = "epsilon" if noise else "v_prediction"
         if not noise:
             remark = (
@@ -200,7 +173,7 @@ def _sd2(header: Header) -> CheckpointKind:
                 "--prediction-type epsilon"
             )
     architecture = SD20 if prediction == "epsilon" else SD21
-    return CheckpointKind("Stable Diffusion 2", architecture, "StableDiffusionPipeline", remark)
+    return CheckpointKind("Stable Diffusion 2", architecture, remark)
 
 
 def _stated_prediction(header: Header) -> str | None:
@@ -265,7 +238,6 @@ def _with_channels(kind: CheckpointKind, header: Header, name: str) -> Checkpoin
         kind,
         label=f"{kind.label} inpainting",
         architecture=replace(kind.architecture, unet=unet),
-        pipeline=kind.pipeline.replace("Pipeline", "InpaintPipeline"),
     )
 
 
@@ -279,12 +251,3 @@ def _values(
     """The numbers of the :data:`_MARKERS` there are; what is no marker's size is left out."""
     small = [name for name in _MARKERS if 0 < math.prod(shapes.get(name, (0,))) <= 64]
     return {name: tuple(read(name).double().flatten().tolist()) for name in small}
-
-
-def _named(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    return {"_class_name": kind, **config}
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content), encoding="utf-8")

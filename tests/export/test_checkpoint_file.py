@@ -18,13 +18,15 @@ from tiny import randomized, text_encoder, unet, vae
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from kdrt_export import checkpoint_file, stage
-from kdrt_export.checkpoint_file import CheckpointKind, Header, detect, read_header, write_config
+from kdrt_export.checkpoint_file import CheckpointKind, Header, detect, read_header
 from kdrt_export.clip_vocabulary import clip_tokenizer
 from kdrt_export.errors import SourceError, UnsupportedModel
 from kdrt_export.families import SD15, SD20, SD21, SDXL, SDXL_REFINER, Architecture
 from kdrt_export.report import Silent
 from kdrt_export.scheduler import scheduler_facts
 from kdrt_export.sources import open_source
+from kdrt_export.sources.base import text_config, text_model
+from kdrt_export.sources.weights import build
 
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 CROSS = "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"
@@ -35,6 +37,7 @@ ENCODERS = {
         "conditioner.embedders.0.transformer.text_model.embeddings.position_embedding.weight",
         "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias",
     ),
+    "none": (),
     "refiner": ("conditioner.embedders.0.model.transformer.resblocks.9.mlp.c_proj.bias",),
 }
 
@@ -129,6 +132,7 @@ def sparse_checkpoint(
         ),
         (SDXL, "sdxl", (), 9, {}, ("SDXL inpainting", SDXL, "epsilon")),
         (SDXL_REFINER, "refiner", (), 4, {}, ("SDXL refiner", SDXL_REFINER, "epsilon")),
+        (SD20, "refiner", (), 4, {}, ("Stable Diffusion 2", SD20, "epsilon")),  # SD Turbo
     ],
 )
 def test_real_architectures_are_told_apart(
@@ -149,8 +153,8 @@ def test_real_architectures_are_told_apart(
     assert kind.architecture.text_encoders == family.text_encoders
     assert kind.architecture.scheduler["prediction_type"] == prediction
     assert kind.architecture.scheduler.get("rescale_betas_zero_snr", False) == ("ztsnr" in markers)
-    assert bool(kind.remark) == (label == "Stable Diffusion 2" and not meta and not markers)
-    assert "Inpaint" in kind.pipeline if channels == 9 else "Inpaint" not in kind.pipeline
+    untold = label == "Stable Diffusion 2" and encoder == "sd2" and not meta and not markers
+    assert bool(kind.remark) == untold
 
 
 @pytest.mark.parametrize(
@@ -163,26 +167,20 @@ def test_real_architectures_are_told_apart(
         (SDXL_REFINER, 2259.5, [694.7]),
     ],
 )
-def test_the_folder_describes_the_published_networks(
-    tmp_path: Path, architecture: Architecture, millions: float, encoders: list[float]
+def test_architectures_are_the_published_networks(
+    architecture: Architecture, millions: float, encoders: list[float]
 ) -> None:
-    """Read back as diffusers and transformers read it; sizes as published."""
-    write_config(CheckpointKind("x", architecture, "StableDiffusionXLPipeline"), tmp_path)
+    """As they are built to be compared with a file's tensors; sizes as published."""
 
-    def size(network: torch.nn.Module) -> float:
+    def size(kind: type[torch.nn.Module], config: Any) -> float:
+        network = build(kind, config, "it", most=1000)
         return sum(p.numel() for p in network.parameters()) / 1e6
 
-    with torch.device("meta"):
-        assert size(
-            UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(tmp_path / "unet"))
-        ) == pytest.approx(millions, abs=0.1)
-        autoencoder = AutoencoderKL.from_config(AutoencoderKL.load_config(tmp_path / "vae"))
-        assert size(autoencoder) == pytest.approx(83.7, abs=0.1)
-        places = ["_2"] if architecture.is_refiner else ["", "_2"][: len(encoders)]
-        for place, expected in zip(places, encoders, strict=True):
-            kind = CLIPTextModelWithProjection if place else CLIPTextModel
-            config = CLIPTextConfig.from_pretrained(tmp_path / f"text_encoder{place}")
-            assert size(kind(config)) == pytest.approx(expected, abs=0.1)
+    assert size(UNet2DConditionModel, architecture.unet) == pytest.approx(millions, abs=0.1)
+    assert size(AutoencoderKL, architecture.vae) == pytest.approx(83.7, abs=0.1)
+    places = [1] if architecture.is_refiner else [0, 1][: len(encoders)]
+    for place, raw, expected in zip(places, architecture.text_encoders, encoders, strict=True):
+        assert size(text_model(place), text_config(raw, "it")) == pytest.approx(expected, abs=0.1)
 
 
 def test_the_vocabulary_is_clips() -> None:
@@ -212,6 +210,12 @@ def test_the_vocabulary_is_clips() -> None:
 def test_what_is_none_of_them(shapes: dict[str, tuple[int, ...]], words: str) -> None:
     with pytest.raises(UnsupportedModel, match=words):
         detect(Header(shapes), "x.safetensors")
+
+
+def test_a_unet_alone_is_for_its_base_model(tmp_path: Path) -> None:
+    path = sparse_checkpoint(tmp_path / "unet.safetensors", SDXL, "none")
+    with pytest.raises(UnsupportedModel, match=r"kdrt export sdxl --unet unet\.safetensors"):
+        open_source(str(path))
 
 
 def test_other_widths_and_channels_are_named() -> None:
@@ -315,7 +319,7 @@ def test_a_file_is_read_offline(
         vae={k: v for k, v in networks[1].config.items() if k[0] != "_"},
         text_encoders=(networks[2].config.to_dict(),),
     )
-    kind = CheckpointKind("Tiny", tiny, "StableDiffusionPipeline", "a remark")
+    kind = CheckpointKind("Tiny", tiny, "a remark")
     monkeypatch.setattr("kdrt_export.sources.single_file.detect", lambda header, name: kind)
     path = tmp_path / f"mine{suffix}"
     if suffix == ".ckpt":

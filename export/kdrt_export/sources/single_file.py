@@ -17,6 +17,7 @@ from kdrt_export.families import Architecture
 from kdrt_export.sources.base import FileSource, text_config, text_model
 from kdrt_export.sources.folder import FolderSource
 from kdrt_export.sources.layouts import text_encoder_tensors, unet_tensors, vae_tensors
+from kdrt_export.sources.reading import refused
 from kdrt_export.sources.weights import Weights, check_pickle, is_checkpoint
 
 _HINT = (
@@ -51,7 +52,8 @@ class SingleFileSource(FileSource):
             self._described = FolderSource(config, name=path.stem, origin=path.name)
             self.architecture = self._described.architecture()
         else:
-            kind = detect(read_header(path), path.name)
+            with refused(f"{path.name} is no model of Stable Diffusion"):
+                kind = detect(read_header(path), path.name)
             self.kind, self.remark = kind.label, kind.remark
             self.architecture = kind.architecture
         self.family = self.architecture.family
