@@ -19,8 +19,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -33,13 +33,12 @@ from pydantic import (
     model_validator,
 )
 
-from kdrt._version import __version__
-from kdrt.errors import BundleError, EngineError, InvalidRequest, OutputError
-from kdrt.home import Digests, home
+from kdrt.bundle_checks import check_bundle, damaged, printable
+from kdrt.errors import BundleError, InvalidRequest, OutputError
+from kdrt.home import home
 from kdrt.outputs import check_folder, new_folder, other_files
-from kdrt_engines.onnx_weights import GraphFacts, graph_facts
 from kdrt_engines.regular_files import read_regular
-from kdrt_engines.spec import ELEMENT_TYPES, EngineSpec, TensorSpec
+from kdrt_engines.spec import EngineSpec, TensorSpec
 
 __all__ = [
     "MANIFEST",
@@ -75,13 +74,6 @@ _DERIVED = re.compile(
 """What kdrt writes below ``engines/``, or did once."""
 
 
-def _printable(text: object) -> object:
-    """A terminal obeys control characters; what a bundle says of itself may hold none."""
-    if not isinstance(text, str):
-        return text
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
 def _inside(path: str) -> str:
     parts = path.split("/")
     if {"", ".", ".."} & {*parts} or re.search(r"[\\:]", path) or not path.isprintable():
@@ -89,7 +81,7 @@ def _inside(path: str) -> str:
     return path
 
 
-Text = Annotated[str, BeforeValidator(_printable), Field(max_length=4096)]
+Text = Annotated[str, BeforeValidator(printable), Field(max_length=4096)]
 Inside = Annotated[str, Field(max_length=1024), AfterValidator(_inside)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ComponentName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
@@ -398,7 +390,7 @@ class Bundle:
         """
         opened = _identity(path)
         manifest = _read_manifest(path)
-        _check(path, manifest)
+        check_bundle(path, manifest)
         bundle = cls(path, manifest)
         bundle._opened = opened
         return bundle
@@ -472,7 +464,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def _shown(name_or_path: str | os.PathLike[str]) -> object:
-    return _printable(os.fspath(name_or_path)[:_NAME_BYTES])
+    return printable(os.fspath(name_or_path)[:_NAME_BYTES])
 
 
 def bundle_names() -> list[str]:
@@ -554,11 +546,11 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(content.decode(), object_pairs_hook=_unique, parse_constant=_no_number)
     except RecursionError:
-        raise _damaged(file, "it is nested too deeply") from None
+        raise damaged(file, "it is nested too deeply") from None
     except ValueError as error:
-        raise _damaged(file, str(error)) from error
+        raise damaged(file, str(error)) from error
     if not isinstance(found, dict):
-        raise _damaged(file, "it holds no JSON object")
+        raise damaged(file, "it holds no JSON object")
     return found
 
 
@@ -571,10 +563,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(text: str) -> None:
     raise ValueError(f"{text} is no number of JSON")
-
-
-def _damaged(file: Path, reason: str) -> BundleError:
-    return BundleError(f"{file} is damaged ({_printable(reason[:200])}); export the model again")
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -592,101 +580,4 @@ def _read_manifest(path: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
-        raise _damaged(file, f"{place}: {first['msg']}") from error
-
-
-def _check(path: Path, manifest: Manifest) -> None:
-    """Whether a bundle is what its manifest says, for all that is used of it."""
-    missing = sorted({*_used(manifest)} - manifest.files.keys())
-    if missing:
-        raise _damaged(path / MANIFEST, f"{missing[0]} is not among its files")
-    digests, root = Digests(path), path.resolve()
-    try:
-        for relative, digest in manifest.files.items():
-            if os.path.realpath(root / relative) != str(root / relative):
-                raise BundleError(
-                    f"{path} must not be used: {relative} is a link, and a bundle holds its files "
-                    "itself; copy it with the files that its links point to"
-                )
-            if digests.of(relative) != digest:
-                raise BundleError(
-                    f"{path} is damaged: {relative} is not what was exported; export it again"
-                )
-    except FileNotFoundError as error:
-        raise BundleError(
-            f"{path} is incomplete: {relative} is missing; export it again"
-        ) from error
-    except OSError as error:
-        raise BundleError(
-            f"{path} is damaged: {relative} cannot be read ({error.strerror}); export it again"
-        ) from error
-    # What follows depends on the manifest and on files that have not changed since.
-    described = f"{__version__} {manifest.model_dump_json()}"
-    if digests.changed or not digests.was_good(described):
-        for name, component in manifest.components.items():
-            _check_graphs(path, manifest, name, component)
-        digests.save(described)
-
-
-def _used(manifest: Manifest) -> Iterator[str]:
-    """The files that a bundle names."""
-    for component in manifest.components.values():
-        yield component.onnx
-        graphs = component.onnxruntime
-        if graphs is not None:
-            every = (graphs.fused, graphs.cpu, graphs.plain, graphs.invariants)
-            yield from (graph for graph in every if graph is not None)
-    for facts in manifest.text_encoders:
-        yield f"{facts.tokenizer}/tokenizer.json"
-        yield facts.token_embedding
-
-
-def _check_graphs(path: Path, manifest: Manifest, name: str, component: Component) -> None:
-    """Whether the graphs of a component have its inputs and outputs, and weights of the bundle."""
-    inputs = {t.name: ELEMENT_TYPES[t.dtype] for t in component.inputs}
-    outputs = {t.name: ELEMENT_TYPES[t.dtype] for t in component.outputs}
-    graphs = component.onnxruntime
-    given: Mapping[str, int] = {}
-    if graphs is not None and graphs.invariants is not None:
-        given = _graph(path, manifest, graphs.invariants, inputs).outputs
-    found = {component.onnx: inputs}
-    if graphs is not None:
-        both = {**inputs, **given}
-        found |= {graph: both for graph in (graphs.plain, graphs.cpu) if graph is not None}
-        found[graphs.fused] = inputs if graphs.cpu or graphs.plain else both
-    for relative, taken in found.items():
-        made = _graph(path, manifest, relative, taken).outputs
-        if made != outputs:
-            raise BundleError(
-                f"{path} is damaged: {relative} has the outputs {_listed(made)}, and {name} those "
-                f"of the manifest, {_listed(outputs)}; export it again"
-            )
-
-
-def _graph(path: Path, manifest: Manifest, relative: str, inputs: Mapping[str, int]) -> GraphFacts:
-    """The facts of a graph, whose inputs must be among these."""
-    try:
-        facts = graph_facts(path / relative)
-    except EngineError as error:
-        raise BundleError(f"{error}; export it again") from error
-    if not facts.inputs.items() <= inputs.items():
-        raise BundleError(
-            f"{path} is damaged: {relative} has the inputs {_listed(facts.inputs)}, and may have "
-            f"{_listed(inputs)}; export it again"
-        )
-    for location, size in facts.files.items():
-        file = (PurePosixPath(relative).parent / location).as_posix()
-        if file not in manifest.files:
-            raise BundleError(
-                f"{path} must not be used: {relative} keeps weights in '{_printable(location)}', "
-                "which is not among the files of the manifest"
-            )
-        if (path / file).stat().st_size < size:
-            raise BundleError(
-                f"{path} is damaged: {file} is too short for {relative}; export it again"
-            )
-    return facts
-
-
-def _listed(tensors: Mapping[str, int]) -> str:
-    return str(_printable(", ".join([*tensors][:8]))) or "none"
+        raise damaged(file, f"{place}: {first['msg']}") from error

@@ -141,6 +141,42 @@ def test_every_number_and_type_has_bounds(
     assert place in refusal(bundle)
 
 
+@pytest.mark.parametrize(
+    ("component", "tensor", "shape"),
+    [
+        ("unet", "sample", ["B", 4, "w", "h"]),
+        ("unet", "sample", []),
+        ("unet", "timestep", ["B", 1]),
+        ("unet", "encoder_hidden_states", ["B", "L", 64]),
+        ("unet", "text_embeds", ["B", 65]),
+        ("unet", "time_ids", ["B", 1]),
+        ("unet", "freeu", [5]),
+        ("unet", "noise_pred", ["B", 8, "h", "w"]),
+        ("text_encoder", "inputs_embeds", ["B", 64]),
+        ("text_encoder", "hidden_states", ["B", 3, "L", 64]),
+        ("vae_decoder", "image", ["B", 3, "8*h", "8*w"]),
+        ("vae_encoder", "moments", ["B", 4, "h", "w"]),
+    ],
+)
+def test_networks_have_to_fit_each_other(
+    bundle: Path, component: str, tensor: str, shape: list[Any]
+) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        network = manifest["components"][component]
+        (found,) = (t for t in network["inputs"] + network["outputs"] if t["name"] == tensor)
+        found["shape"] = shape
+
+    edit(bundle, change)
+    said = refusal(bundle)
+    assert f"'{tensor}' of {component} is float32" in said or "text_embeds" in said
+    assert "does not fit the rest of the model" in said
+
+
+def test_networks_need_their_inputs(bundle: Path) -> None:
+    edit(bundle, lambda m: m["components"]["unet"]["inputs"].pop(2))
+    assert "unet has no 'encoder_hidden_states'" in refusal(bundle)
+
+
 def test_what_a_bundle_says_of_itself_does_not_reach_the_terminal(
     bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

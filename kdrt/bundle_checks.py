@@ -1,0 +1,222 @@
+"""Whether a bundle is what its manifest says, before anything of it is used."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from kdrt._version import __version__
+from kdrt.errors import BundleError, EngineError
+from kdrt.home import Digests
+from kdrt.shortcuts import DEEP_FEATURE, SHALLOW_UNET
+from kdrt_engines.onnx_weights import GraphFacts, graph_facts
+from kdrt_engines.spec import ELEMENT_TYPES
+
+if TYPE_CHECKING:
+    from kdrt.bundle import Component, Manifest, TensorInfo
+
+Shape = tuple[int | str | range, ...]
+"""What the shape of a tensor must be."""
+
+ANY = range(1, 2**31)
+
+
+def printable(text: object) -> object:
+    """Text without what a terminal would obey: a bundle may say anything of itself."""
+    if not isinstance(text, str):
+        return text
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def damaged(file: Path, reason: str) -> BundleError:
+    return BundleError(f"{file} is damaged ({printable(reason[:200])}); export the model again")
+
+
+def check_bundle(path: Path, manifest: Manifest) -> None:
+    """Check every file that a manifest names, and every network that it describes.
+
+    Raises:
+        BundleError: something is not as the manifest says, or must not be used.
+    """
+    missing = sorted({*_used(manifest)} - manifest.files.keys())
+    if missing:
+        raise damaged(path / "manifest.json", f"{missing[0]} is not among its files")
+    _check_shapes(path, manifest)
+    digests, root = Digests(path), path.resolve()
+    try:
+        for relative, digest in manifest.files.items():
+            if os.path.realpath(root / relative) != str(root / relative):
+                raise BundleError(
+                    f"{path} must not be used: {relative} is a link, and a bundle holds its files "
+                    "itself; copy it with the files that its links point to"
+                )
+            if digests.of(relative) != digest:
+                raise BundleError(
+                    f"{path} is damaged: {relative} is not what was exported; export it again"
+                )
+    except FileNotFoundError as error:
+        raise BundleError(
+            f"{path} is incomplete: {relative} is missing; export it again"
+        ) from error
+    except OSError as error:
+        raise BundleError(
+            f"{path} is damaged: {relative} cannot be read ({error.strerror}); export it again"
+        ) from error
+    # What follows depends on the manifest and on files that have not changed since.
+    described = f"{__version__} {manifest.model_dump_json()}"
+    if digests.changed or not digests.was_good(described):
+        for name, component in manifest.components.items():
+            _check_graphs(path, manifest, name, component)
+        digests.save(described)
+
+
+def _used(manifest: Manifest) -> Iterator[str]:
+    """The files that a bundle names."""
+    for component in manifest.components.values():
+        yield component.onnx
+        graphs = component.onnxruntime
+        if graphs is not None:
+            every = (graphs.fused, graphs.cpu, graphs.plain, graphs.invariants)
+            yield from (graph for graph in every if graph is not None)
+    for facts in manifest.text_encoders:
+        yield f"{facts.tokenizer}/tokenizer.json"
+        yield facts.token_embedding
+
+
+def _check_shapes(path: Path, manifest: Manifest) -> None:
+    """Whether the networks can be fed by each other and by the runtime."""
+    expected = _expected(manifest)
+    for parts in manifest.variants.values():
+        expected |= {component: expected.get(part, {}) for part, component in parts.items()}
+    for name, tensors in expected.items():
+        if name not in manifest.components:
+            continue
+        component = manifest.components[name]
+        found = {tensor.name: tensor for tensor in (*component.inputs, *component.outputs)}
+        for tensor, shape in tensors.items():
+            required = tensor not in _OPTIONAL
+            if tensor in found and not _fits(found[tensor], shape):
+                raise damaged(
+                    path / "manifest.json",
+                    f"'{tensor}' of {name} is {found[tensor].dtype} {[*found[tensor].shape]}, "
+                    f"which does not fit the rest of the model",
+                )
+            if required and tensor not in found:
+                raise damaged(path / "manifest.json", f"{name} has no '{tensor}'")
+
+
+_OPTIONAL = {"text_embeds", "time_ids", "timestep_cond", "freeu", "ip_scale", "ip_hidden_states"}
+_OPTIONAL |= {DEEP_FEATURE}
+
+
+def _expected(manifest: Manifest) -> dict[str, dict[str, Shape]]:
+    """The tensors of the networks that kdrt knows, with the shapes that follow from the facts."""
+    channels, scale = manifest.latents.channels, manifest.latents.scale
+    latents: Shape = ("B", channels, "h", "w")
+    image: Shape = ("B", 3, f"{scale}*h", f"{scale}*w")
+    deep: Shape = ("B", ANY, "h", "w")
+    shallow: dict[str, Shape] = {
+        "sample": ("B", ANY, "h", "w"),
+        "timestep": ("B",),
+        "noise_pred": latents,
+        "text_embeds": ("B", _pooled_width(manifest)),
+        "time_ids": ("B", range(5, 7)),
+        "timestep_cond": ("B", ANY),
+        "freeu": (4,),
+        DEEP_FEATURE: deep,
+    }
+    width = sum(facts.hidden_size for facts in manifest.text_encoders)
+    whole: dict[str, Shape] = {
+        **shallow,
+        "encoder_hidden_states": ("B", "L", width),
+        "ip_scale": (1,),
+        "ip_hidden_states": ("B", ANY, ANY),
+    }
+    expected: dict[str, dict[str, Shape]] = {
+        "unet": whole,
+        SHALLOW_UNET: shallow,
+        "vae_decoder": {"latents": latents, "image": image},
+        "vae_encoder": {"image": image, "moments": ("B", 2 * channels, "h", "w")},
+        "preview_decoder": {"latents": latents, "image": image},
+    }
+    for facts in manifest.text_encoders:
+        expected[facts.component] = {
+            "inputs_embeds": ("B", "L", facts.hidden_size),
+            "eos_index": ("B",),
+            "hidden_states": ("B", facts.layers + 1, "L", facts.hidden_size),
+            "pooled": ("B", ANY),
+        }
+    return expected
+
+
+def _pooled_width(manifest: Manifest) -> int | str | range:
+    """That of the last text encoder, which is the one an SDXL takes."""
+    component = manifest.components.get(manifest.text_encoders[-1].component)
+    outputs = () if component is None else component.outputs
+    return next((t.shape[-1] for t in outputs if t.name == "pooled" and t.shape), ANY)
+
+
+def _fits(tensor: TensorInfo, shape: Shape) -> bool:
+    if (tensor.dtype == "int64") != (tensor.name == "eos_index") or tensor.dtype == "int32":
+        return False
+    return len(tensor.shape) == len(shape) and all(
+        size in wanted if isinstance(wanted, range) else _plain(size) == _plain(wanted)
+        for size, wanted in zip(tensor.shape, shape, strict=True)
+    )
+
+
+def _plain(size: int | str) -> int | str:
+    return size.removeprefix("1*") if isinstance(size, str) else size
+
+
+def _check_graphs(path: Path, manifest: Manifest, name: str, component: Component) -> None:
+    """Whether the graphs of a component have its inputs and outputs, and weights of the bundle."""
+    inputs = {t.name: ELEMENT_TYPES[t.dtype] for t in component.inputs}
+    outputs = {t.name: ELEMENT_TYPES[t.dtype] for t in component.outputs}
+    graphs = component.onnxruntime
+    given: Mapping[str, int] = {}
+    if graphs is not None and graphs.invariants is not None:
+        given = _graph(path, manifest, graphs.invariants, inputs).outputs
+    found = {component.onnx: inputs}
+    if graphs is not None:
+        both = {**inputs, **given}
+        found |= {graph: both for graph in (graphs.plain, graphs.cpu) if graph is not None}
+        found[graphs.fused] = inputs if graphs.cpu or graphs.plain else both
+    for relative, taken in found.items():
+        made = _graph(path, manifest, relative, taken).outputs
+        if made != outputs:
+            raise BundleError(
+                f"{path} is damaged: {relative} has the outputs {_listed(made)}, and {name} those "
+                f"of the manifest, {_listed(outputs)}; export it again"
+            )
+
+
+def _graph(path: Path, manifest: Manifest, relative: str, inputs: Mapping[str, int]) -> GraphFacts:
+    """The facts of a graph, whose inputs must be among these."""
+    try:
+        facts = graph_facts(path / relative)
+    except EngineError as error:
+        raise BundleError(f"{error}; export it again") from error
+    if not facts.inputs.items() <= inputs.items():
+        raise BundleError(
+            f"{path} is damaged: {relative} has the inputs {_listed(facts.inputs)}, and may have "
+            f"{_listed(inputs)}; export it again"
+        )
+    for location, size in facts.files.items():
+        file = (PurePosixPath(relative).parent / location).as_posix()
+        if file not in manifest.files:
+            raise BundleError(
+                f"{path} must not be used: {relative} keeps weights in '{printable(location)}', "
+                "which is not among the files of the manifest"
+            )
+        if (path / file).stat().st_size < size:
+            raise BundleError(
+                f"{path} is damaged: {file} is too short for {relative}; export it again"
+            )
+    return facts
+
+
+def _listed(tensors: Mapping[str, int]) -> str:
+    return str(printable(", ".join([*tensors][:8]))) or "none"
