@@ -365,7 +365,7 @@ class Bundle:
             OutputError: a link leads elsewhere.
         """
         place = self.path / relative
-        if place.resolve() != self.path.resolve() / relative:
+        if os.path.realpath(place) != str(self.path.resolve() / relative):
             raise OutputError(
                 f"{place} is a link or behind one; kdrt writes what it makes of a bundle only into "
                 "the bundle itself: delete the link"

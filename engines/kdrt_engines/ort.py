@@ -317,8 +317,19 @@ class _Invariants:
 
 
 def _results(session: ort.InferenceSession) -> tuple[TensorSpec, ...]:
-    """What a session makes, in float32."""
-    return tuple(TensorSpec(v.name, "float32", tuple(v.shape)) for v in session.get_outputs())
+    """What a session makes, in float32.
+
+    Raises:
+        EngineError: it makes something else, or does not say what size that has.
+    """
+    values = session.get_outputs()
+    for value in values:
+        if value.type != "tensor(float)" or not all(isinstance(d, int | str) for d in value.shape):
+            raise EngineError(
+                f"the network's '{value.name}' is {value.type} {value.shape}, where float32 of "
+                "known sizes is needed; export the model again"
+            )
+    return tuple(TensorSpec(v.name, "float32", tuple(v.shape)) for v in values)
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
