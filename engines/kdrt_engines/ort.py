@@ -21,7 +21,7 @@ import onnxruntime as ort
 import torch
 
 from kdrt_engines.base import Binding, Engine
-from kdrt_engines.errors import KdrtError, ShapeError, is_out_of_memory
+from kdrt_engines.errors import EngineError, KdrtError, ShapeError, is_out_of_memory
 from kdrt_engines.onnx_weights import stored_weights
 from kdrt_engines.ort_sessions import (
     CPU,
