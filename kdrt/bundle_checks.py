@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -12,6 +14,7 @@ from kdrt.errors import BundleError, EngineError
 from kdrt.home import Digests
 from kdrt.shortcuts import DEEP_FEATURE, SHALLOW_UNET
 from kdrt_engines.onnx_weights import GraphFacts, graph_facts
+from kdrt_engines.regular_files import read_regular
 from kdrt_engines.spec import ELEMENT_TYPES
 
 if TYPE_CHECKING:
@@ -69,6 +72,8 @@ def check_bundle(path: Path, manifest: Manifest) -> None:
     if digests.changed or not digests.was_good(described):
         for name, component in manifest.components.items():
             _check_graphs(path, manifest, name, component)
+        for facts in manifest.text_encoders:
+            _check_tokenizer(path / facts.tokenizer / "tokenizer.json")
         digests.save(described)
 
 
@@ -216,6 +221,46 @@ def _graph(path: Path, manifest: Manifest, relative: str, inputs: Mapping[str, i
                 f"{path} is damaged: {file} is too short for {relative}; export it again"
             )
     return facts
+
+
+_TOKENIZER_BYTES = 64 * 2**20
+_REPLACEMENTS, _REPLACEMENT_LENGTH = 4, 8
+_SLOW_PATTERN = re.compile(r"\)[*+{]|\\[1-9kg]")
+_REPEATED = re.compile(r"[*+]|,\}")
+_REPEATS = 3
+
+
+def _check_tokenizer(file: Path) -> None:
+    """Whether a tokenizer takes time and memory in proportion to a prompt, as CLIP's does: neither
+    has a pattern that backtracks without end, nor replaces text by ever more text."""
+    try:
+        content = json.loads(read_regular(file, _TOKENIZER_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(file, "it is no JSON that a tokenizer could have") from error
+    replaced = 0
+    waiting = [content]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting += [each for each in value if isinstance(each, dict | list)]
+        if not isinstance(value, dict):
+            continue
+        waiting += [each for each in value.values() if isinstance(each, dict | list)]
+        replaced += value.get("type") == "Replace"
+        longer = value.get("type") in ("Replace", "Prepend") and max(
+            len(str(value.get(key, ""))) for key in ("content", "prepend")
+        )
+        if replaced > _REPLACEMENTS or longer > _REPLACEMENT_LENGTH:
+            raise damaged(file, "it replaces text by more than a tokenizer needs")
+        if "Regex" in value and _is_slow(str(value["Regex"])):
+            raise damaged(file, f"its pattern {value['Regex']!r} may never end")
+
+
+def _is_slow(pattern: str) -> bool:
+    """Whether matching may take more than a small power of the length of the text."""
+    return bool(_SLOW_PATTERN.search(pattern)) or any(
+        len(_REPEATED.findall(part)) > _REPEATS for part in pattern.split("|")
+    )
 
 
 def _listed(tensors: Mapping[str, int]) -> str:

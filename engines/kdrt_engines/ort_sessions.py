@@ -17,15 +17,10 @@ from kdrt_engines.errors import (
     is_out_of_memory,
 )
 from kdrt_engines.processors import cores
-from kdrt_engines.spec import EngineSpec
+from kdrt_engines.spec import DTYPES, EngineSpec
+from kdrt_engines.spec import ELEMENT_TYPES as _NUMBERS
 
-ELEMENT_TYPES = {
-    torch.float32: 1,
-    torch.int32: 6,
-    torch.int64: 7,
-    torch.float16: 10,
-    torch.bfloat16: 16,
-}
+ELEMENT_TYPES = {DTYPES[name]: number for name, number in _NUMBERS.items()}
 """onnx.TensorProto.DataType: unlike numpy's dtypes it has bfloat16."""
 
 CPU = "CPUExecutionProvider"

@@ -400,6 +400,48 @@ def test_any_bytes_are_a_graph_or_a_sentence(
             read(tmp_path / "model.onnx")
 
 
+# -- the tokenizers ----------------------------------------------------------------------------
+
+TOKENIZER = "tokenizer/tokenizer.json"
+
+
+def test_tokenizers_as_they_are_trained_are_read(bundle: Path) -> None:
+    gpt2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+    tokenizer = json.loads((bundle / TOKENIZER).read_text())
+    tokenizer["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = gpt2
+    replace(bundle, TOKENIZER, json.dumps(tokenizer).encode())
+    Bundle.open(bundle)
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+$", "(a|a)*b", r"(a*)\1", "a*a*a*a*b", "(a{1,}){2,}"])
+def test_patterns_that_may_never_end_are_refused(bundle: Path, pattern: str) -> None:
+    tokenizer = json.loads((bundle / TOKENIZER).read_text())
+    tokenizer["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = pattern
+    replace(bundle, TOKENIZER, json.dumps(tokenizer).encode())
+    assert "may never end" in refusal(bundle)
+
+
+@pytest.mark.parametrize(
+    "normalizers",
+    [
+        [{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}] * 40,
+        [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10**6}],
+        [{"type": "Prepend", "prepend": "a" * 10**6}],
+    ],
+)
+def test_text_does_not_become_ever_more(bundle: Path, normalizers: list[Any]) -> None:
+    tokenizer = json.loads((bundle / TOKENIZER).read_text())
+    tokenizer["normalizer"] = {"type": "Sequence", "normalizers": normalizers}
+    replace(bundle, TOKENIZER, json.dumps(tokenizer).encode())
+    assert "more than a tokenizer needs" in refusal(bundle)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"\xff"])
+def test_what_is_no_tokenizer(bundle: Path, content: bytes) -> None:
+    replace(bundle, TOKENIZER, content)
+    assert "no JSON that a tokenizer could have" in refusal(bundle)
+
+
 # -- names, and what a new bundle may replace --------------------------------------------------
 
 
