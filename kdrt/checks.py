@@ -16,10 +16,13 @@ MOST = 2**31 - 1
 MOST_SIDE = 16_383
 """Of an image, in pixels: WebP's limit, the lowest of the formats that are written."""
 
+MOST_IMAGES = 10_000
+"""Of one prompt."""
+
 MOST_STEPS = 10_000
 """Of a run, as in ComfyUI."""
 
-MOST_TEXT = 100_000
+MOST_TEXT = 50_000
 """Characters of a prompt. The longest that web UIs are given hold a few thousand."""
 
 _SHOWN = 80

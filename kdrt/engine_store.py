@@ -13,6 +13,7 @@ import torch
 import torch.export.passes
 
 from kdrt.bundle import Bundle, Component, Manifest
+from kdrt.checks import whole
 from kdrt.engine_fallback import FallbackEngine, warn_of_fallback
 from kdrt.engine_files import engine_folders, handle, network_hash, open_engine, profile_of
 from kdrt.engine_refit import refit_gate
@@ -43,6 +44,8 @@ ENGINES = (
     "torch",
 )
 """Every name ``engine=`` takes."""
+
+_MOST_THREADS = 1024
 
 _PROVIDERS = {
     "onnxruntime": "CPUExecutionProvider",
@@ -86,8 +89,8 @@ def load_engines(
     Warns:
         FallbackWarning: a component runs on the fallback, and why.
     """
-    if threads is not None and (type(threads) is not int or threads < 1):
-        raise InvalidRequest(f"threads must be a whole number of at least 1, not {threads!r}")
+    if threads is not None:
+        threads = whole("threads", threads, 1, _MOST_THREADS)
     if fallback is not None and turns is not None:
         raise InvalidRequest(
             "low_vram needs to know where a component runs before it is loaded, so it cannot have "

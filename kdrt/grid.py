@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any
 
 from kdrt.bundle import Manifest, SchedulerFacts
-from kdrt.checks import options_of, whole
+from kdrt.checks import MOST_STEPS, options_of, whole
 from kdrt.errors import InvalidRequest
 from kdrt.sampling import NoiseSchedule, find_schedule, partial_grid, sigmas_for
 from kdrt.sampling.schedules import ContinuousSchedule, check_options
@@ -115,7 +115,7 @@ def _whole_grid(request: Request, manifest: Manifest, noise_schedule: NoiseSched
         defaults["model"] = manifest.family
     options = schedule_options(request)
     check_options(info, options)
-    steps = whole("steps", request.steps, 1)
+    steps = whole("steps", request.steps, 1, MOST_STEPS)
     levels: list[float] = sigmas_for(
         info.name, steps, noise_schedule, **{**defaults, **options}
     ).tolist()
@@ -143,9 +143,12 @@ def _sigmas_of(timesteps: object, noise_schedule: NoiseSchedule) -> list[float]:
 
 def _descending(name: str, values: object) -> list[float]:
     try:
-        numbers = [float(value) for value in values]  # type: ignore[attr-defined]
-    except (TypeError, ValueError) as error:
+        # One more than there may be: some sequences never end.
+        numbers = [float(value) for value in islice(values, MOST_STEPS + 2)]  # type: ignore[call-overload]
+    except (TypeError, ValueError, OverflowError) as error:
         raise InvalidRequest(f"{name} must be a sequence of numbers") from error
+    if len(numbers) > MOST_STEPS + 1:
+        raise InvalidRequest(f"{name} are too many: a run has at most {MOST_STEPS} steps")
     if any(not high > low for high, low in pairwise(numbers)):
         raise InvalidRequest(f"{name} must descend strictly")
     return numbers

@@ -5,10 +5,9 @@ of the request.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
-from numbers import Real
+from itertools import chain
 from typing import cast, get_args
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 from kdrt.adapters.ip_adapter import image_scale
 from kdrt.bound_unet import GUIDANCE_INPUT
 from kdrt.bundle import Manifest
-from kdrt.checks import amount, options_of, texts, whole
+from kdrt.checks import MOST_IMAGES, MOST_SIDE, amount, finite, options_of, shown, texts, whole
 from kdrt.denoiser import FREEU_OFF, is_doubled
 from kdrt.errors import InvalidRequest
 from kdrt.freeu import FreeU, preset
@@ -27,6 +26,7 @@ from kdrt.init_image import read_init_image, with_defaults
 from kdrt.memory import check_request_fits
 from kdrt.prompt import Conditioning, Weighting, WeightingMode, hidden_layer
 from kdrt.prompt.given import given_conditioning
+from kdrt.prompt.weighting import check_weights
 from kdrt.request import Job, Request, latent_shape
 from kdrt.sampling import ForeignPlan, NoiseSchedule, Plan, foreign_plan, is_foreign, plan
 from kdrt.seeds import seeds_of
@@ -35,6 +35,10 @@ from kdrt.size_conditioning import AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE, Ti
 from kdrt_engines import EngineSpec
 
 _CPU = torch.device("cpu")
+_MOST_GUIDANCE = 10_000
+_MOST_SCORE = 1000
+_MOST_FREEU = 1000
+"""Far beyond what is of any use, and well within the range of float32."""
 
 
 def resolve(
@@ -62,7 +66,8 @@ def resolve(
     prompts = _prompts(request, manifest, positive)
     negative = _negative(request, unet, positive, len(prompts[0]))
     negatives = None if negative else _negatives(request, manifest, len(prompts[0]))
-    per_prompt = whole("images_per_prompt", request.images_per_prompt, 1)
+    weighting = _weighting(request, [*prompts, *(negatives or ())])
+    per_prompt = whole("images_per_prompt", request.images_per_prompt, 1, MOST_IMAGES)
     height, width = _size(request, manifest)
     images = len(prompts[0]) * per_prompt
     check_fits = partial(
@@ -102,7 +107,7 @@ def resolve(
             f"{planned.sampler} needs results without guidance, and '{manifest.name}' is distilled "
             "to give guided ones only; take a sampler without CFG++"
         )
-    guidance_scale = amount("guidance_scale", guidance_scale)
+    guidance_scale = amount("guidance_scale", guidance_scale, _MOST_GUIDANCE)
     shortcuts = _shortcuts(request, manifest, unet, planned, guidance_scale)
     seeds, noise_seeds = seeds_of(request, images, planned)
     has_ids = unet.has_input("time_ids")
@@ -113,7 +118,7 @@ def resolve(
         negatives=None if negatives is None else _each(negatives, per_prompt),
         positive=positive and positive.repeated(per_prompt),
         negative=negative and negative.repeated(per_prompt),
-        weighting=_weighting(request),
+        weighting=weighting,
         height=height,
         width=width,
         seeds=seeds,
@@ -154,8 +159,6 @@ def _prompts(
     if request.prompt is None:
         raise InvalidRequest("there is no prompt; give a prompt or prompt_embeds")
     prompts = texts("prompt", request.prompt)
-    if not all(prompt.strip() for prompt in prompts):
-        raise InvalidRequest("a prompt is empty; say what the picture shall show")
     others = prompts
     if request.prompt_2 is not None:
         others = texts("prompt_2", request.prompt_2, len(prompts))
@@ -208,13 +211,17 @@ def _negative(
     return negative
 
 
-def _weighting(request: Request) -> Weighting:
+def _weighting(request: Request, columns: list[tuple[str, ...]]) -> Weighting:
     modes = get_args(WeightingMode)
     if request.prompt_weighting not in modes:
         raise InvalidRequest(
             f"unknown prompt_weighting {request.prompt_weighting!r}; known: {', '.join(modes)}"
         )
-    return Weighting(request.prompt_weighting, whole("comma_backtrack", request.comma_backtrack, 0))
+    backtrack = whole("comma_backtrack", request.comma_backtrack, 0)
+    if request.prompt_weighting != "none":
+        for prompt in dict.fromkeys(chain.from_iterable(columns)):
+            check_weights("a prompt", prompt)
+    return Weighting(request.prompt_weighting, backtrack)
 
 
 def _by_encoder(
@@ -239,7 +246,7 @@ def _size(request: Request, manifest: Manifest) -> tuple[int, int]:
 def _side(name: str, value: int | None, default: int, scale: int) -> int:
     if value is None:
         return default
-    side = whole(name, value, scale)
+    side = whole(name, value, scale, MOST_SIDE)
     if side % scale:
         below = side // scale * scale
         raise InvalidRequest(
@@ -257,7 +264,7 @@ def _check_latents(latents: object, shape: tuple[int, ...]) -> None:
         raise InvalidRequest(f"{wanted}, not {type(latents).__name__}")
     if tuple(latents.shape) != shape or not latents.is_floating_point():
         raise InvalidRequest(f"{wanted}, not {latents.dtype} {list(latents.shape)}")
-    if not bool(latents.isfinite().all()):
+    if not bool(latents.float().isfinite().all()):
         raise InvalidRequest("latents must be finite")
 
 
@@ -337,8 +344,8 @@ def _time_ids(
         return request.sizes.refiner_time_ids(
             height,
             width,
-            amount("aesthetic_score", positive),
-            amount("negative_aesthetic_score", negative),
+            amount("aesthetic_score", positive, _MOST_SCORE),
+            amount("negative_aesthetic_score", negative, _MOST_SCORE),
         )
     if scores != (None, None):
         raise InvalidRequest("only SDXL's refiner takes aesthetic scores, and this is not one")
@@ -352,11 +359,12 @@ def _freeu(value: FreeU | str | None, unet: EngineSpec) -> FreeU:
         raise InvalidRequest("this bundle has no FreeU in its UNet; export the model again")
     if isinstance(value, str):
         return preset(value)
-    if not isinstance(value, Sequence) or len(value) != 4 or not all(map(_is_finite, value)):
-        raise InvalidRequest(f"freeu must be four finite numbers (b1, b2, s1, s2), not {value!r}")
-    b1, b2, s1, s2 = map(float, value)
+    numbers = [finite(number) for number in value] if isinstance(value, Sequence) else []
+    factors = [n for n in numbers if n is not None and abs(n) <= _MOST_FREEU]
+    if len(factors) != 4 or len(numbers) != 4:
+        raise InvalidRequest(
+            f"freeu must be four finite numbers (b1, b2, s1, s2) of at most {_MOST_FREEU}, not "
+            f"{shown(value)}"
+        )
+    b1, b2, s1, s2 = factors
     return b1, b2, s1, s2
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, Real) and math.isfinite(value)

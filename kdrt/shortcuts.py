@@ -10,13 +10,11 @@ Both are decided on the host, evaluation by evaluation, before anything is enque
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import NamedTuple
 
-from kdrt.checks import whole
+from kdrt.checks import finite, shown, whole
 from kdrt.errors import InvalidRequest
 
 SHALLOW_UNET = "unet_shallow"
@@ -109,11 +107,11 @@ def interval(name: str, value: object) -> Interval:
         InvalidRequest: it is something else.
     """
     numbers = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
-    low, high = map(_finite, numbers) if len(numbers) == 2 else (math.nan, math.nan)
-    if not low < high:
+    low, high = map(finite, numbers) if len(numbers) == 2 else (None, None)
+    if low is None or high is None or not low < high:
         raise InvalidRequest(
             f"{name} must be two finite noise levels, the lower one first, as in (0.3, 5.4), not "
-            f"{value!r}"
+            f"{shown(value)}"
         )
     return low, high
 
@@ -128,8 +126,3 @@ def every(name: str, value: object) -> int:
     if number == 1:
         raise InvalidRequest(f"{name}=1 would make every evaluation full; leave it out, or take 2")
     return number
-
-
-def _finite(value: object) -> float:
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    return number if math.isfinite(number) else math.nan

@@ -288,15 +288,13 @@ def _download(repository: str, names: Sequence[str], options: Mapping[str, objec
             f"there is no file or folder {repository}; to look for it on the Hugging Face hub, "
             "`pip install huggingface-hub`"
         ) from error
-    failure: Exception | None = None
     for name in names:
         try:
             return Path(hf_hub_download(repo_id=repository, filename=name, **options))
         except Exception as error:  # the network, the hub and the disk, each in its own way
-            lacks_it = isinstance(error, EntryNotFoundError)
-            if lacks_it and not isinstance(
-                error, LocalEntryNotFoundError
-            ):  # which is of no network
+            # LocalEntryNotFoundError is one too, of a hub that cannot be reached.
+            is_offline = isinstance(error, LocalEntryNotFoundError)
+            if isinstance(error, EntryNotFoundError) and not is_offline:
                 continue
             revision = options.get("revision")
             raise InvalidRequest(

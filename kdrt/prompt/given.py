@@ -76,6 +76,6 @@ def _checked(name: str, value: object, shape: Sequence[int | str]) -> Tensor:
     )
     if not fits or not value.is_floating_point():
         raise InvalidRequest(f"{wanted}, not {value.dtype} {list(value.shape)}")
-    if not bool(value.isfinite().all()):
+    if not bool(value.float().isfinite().all()):
         raise InvalidRequest(f"{name} must be finite")
     return value.detach()

@@ -10,9 +10,12 @@ from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
 
 from kdrt.bundle import Bundle, TextEncoderFacts
-from kdrt.errors import BundleError
+from kdrt.errors import BundleError, InvalidRequest
 from kdrt.prompt.learned import stands_alone
 from kdrt.prompt.weighting import Section, parse
+
+MOST_CHUNKS = 128
+"""Of a prompt: with 75 tokens each, far more than the longest that web UIs are given."""
 
 
 class TruncationWarning(UserWarning):
@@ -111,12 +114,21 @@ class PromptTokenizer:
         return self._framed(ids, [1.0] * len(ids), truncation)
 
     def chunks(self, prompt: str, comma_backtrack: int) -> tuple[Tokens, ...]:
-        """The prompt with emphasis, in as many chunks as it needs; see :mod:`.weighting`."""
+        """The prompt with emphasis, in as many chunks as it needs; see :mod:`.weighting`.
+
+        Raises:
+            InvalidRequest: they are more than any UNet could attend to.
+        """
         split = [
             chunk for section in parse(prompt) for chunk in self._split(section, comma_backtrack)
         ]
         if len(split) > 1 and not split[-1]:
             split.pop()  # a BREAK at the end starts nothing
+        if len(split) > MOST_CHUNKS:
+            raise InvalidRequest(
+                f"a prompt is read in {len(split)} chunks, by its length and its BREAKs, and at "
+                f"most {MOST_CHUNKS} are allowed; shorten it"
+            )
         return tuple(
             self._framed([id_ for id_, _ in chunk], [weight for _, weight in chunk])
             for chunk in split

@@ -13,12 +13,16 @@ text in square brackets.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from kdrt.checks import shown
+from kdrt.errors import InvalidRequest
 
 WeightingMode = Literal["none", "a1111", "a1111_no_norm"]
 
@@ -28,17 +32,20 @@ STEP = 1.1
 COMMA_BACKTRACK = 20
 """The web UI's default; see :class:`Weighting`."""
 
+MOST_WEIGHT = 100.0
+"""Beyond, what the text encoders give would leave the range of float16."""
+
 _LEXEME = re.compile(
     r"""
       \\(?P<escaped>[()\[\]\\]?)                              # a lone backslash is dropped
     | (?P<open>[(\[])
-    | :\s*(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+))\s*\)
+    | :\s*+(?P<weight>[+-]?(?:\d++(?:\.\d*+)?+|\.\d++))\s*+\)
     | (?P<close>[)\]])
-    | (?P<text>[^\\()\[\]:]+|:)
+    | (?P<text>[^\\()\[\]:]++|:)
     """,
     re.VERBOSE,
 )
-_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+_BREAK = re.compile(r"\bBREAK\b")
 _SPECIAL = re.compile(r"([\\()\[\]])")
 
 
@@ -70,44 +77,73 @@ Section = tuple[Fragment, ...]
 """What stands between two BREAKs: neighbours differ in weight, and none is empty."""
 
 
-def parse(prompt: str) -> tuple[Section, ...]:
-    """Read a prompt with emphasis. It has one section more than BREAKs, and never fails."""
-    # A BREAK is a None in the list.
-    found: list[Fragment | None] = []
-    opened: dict[str, list[int]] = {"(": [], "[": []}
+_Span = tuple[int, int, float]
+"""The first fragment in a pair of brackets, the one behind the last, and the factor."""
 
-    def multiply(start: int, factor: float) -> None:
-        found[start:] = [f and Fragment(f.text, f.weight * factor) for f in found[start:]]
+
+def parse(prompt: str) -> tuple[Section, ...]:
+    """Read a prompt with emphasis, in one pass. It has one section more than BREAKs, and never
+    fails."""
+    # A BREAK is a None in the list.
+    found: list[str | None] = []
+    opened: dict[str, list[int]] = {"(": [], "[": []}
+    spans: dict[str, list[_Span]] = {"(": [], "[": []}
+
+    def close(bracket: str, factor: float) -> None:
+        spans[bracket].append((opened[bracket].pop(), len(found), factor))
 
     for match in _LEXEME.finditer(prompt):
         kind, value = match.lastgroup, match[match.lastgroup or 0]
         if kind == "open":
             opened[value].append(len(found))
         elif kind == "weight" and opened["("]:
-            multiply(opened["("].pop(), float(value))
+            close("(", float(value))
         elif kind == "close" and opened["(" if value == ")" else "["]:
-            if value == ")":
-                multiply(opened["("].pop(), STEP)
-            else:
-                multiply(opened["["].pop(), 1 / STEP)
+            close("(", STEP) if value == ")" else close("[", 1 / STEP)
         elif kind == "escaped":
-            found.append(Fragment(value))
+            found.append(value)
         else:
-            for index, text in enumerate(_BREAK.split(match[0])):
-                found += [None, Fragment(text)] if index else [Fragment(text)]
-    for start in opened["("]:
-        multiply(start, STEP)
-    for start in opened["["]:
-        multiply(start, 1 / STEP)
-    return _sections(found)
+            found += _broken(match[0])
+    for bracket, factor in (("(", STEP), ("[", 1 / STEP)):
+        while opened[bracket]:
+            close(bracket, factor)
+    round_, square = (_weights(spans[bracket], len(found)) for bracket in "([")
+    return _sections(
+        [text and Fragment(text, r * s) for text, r, s in zip(found, round_, square, strict=True)]
+    )
 
 
-def _sections(found: list[Fragment | None]) -> tuple[Section, ...]:
+def _broken(text: str) -> Iterator[str | None]:
+    """``text`` between its BREAKs, without the spaces around them."""
+    first, *others = _BREAK.split(text)
+    for other in others:
+        yield first.rstrip()
+        yield None
+        first = other.lstrip()
+    yield first
+
+
+def _weights(spans: list[_Span], count: int) -> Iterator[float]:
+    """For each of ``count`` fragments the product of the factors of the brackets around it. Those
+    of one kind nest, so that the innermost is the first to end."""
+    spans = sorted(spans, key=lambda span: (-span[0], span[1]))
+    around = [(count, 1.0)]
+    for index in range(count):
+        while around[-1][0] <= index:
+            around.pop()
+        while spans and spans[-1][0] <= index:
+            _, end, factor = spans.pop()
+            if end > index:
+                around.append((end, around[-1][1] * factor))
+        yield around[-1][1]
+
+
+def _sections(found: list[Fragment | str | None]) -> tuple[Section, ...]:
     sections: list[list[Fragment]] = [[]]
     for fragment in found:
         if fragment is None:
             sections.append([])
-        elif fragment.text:
+        elif isinstance(fragment, Fragment):  # the others are empty
             sections[-1].append(fragment)
     return tuple(
         tuple(
@@ -116,6 +152,21 @@ def _sections(found: list[Fragment | None]) -> tuple[Section, ...]:
         )
         for section in sections
     )
+
+
+def check_weights(name: str, prompt: str) -> None:
+    """Refuse weights that no text encoder's results could be multiplied by.
+
+    Raises:
+        InvalidRequest: a weight is beyond `MOST_WEIGHT`; the message names it and what it weighs.
+    """
+    for fragment in chain.from_iterable(parse(prompt)):
+        if not abs(fragment.weight) <= MOST_WEIGHT:
+            raise InvalidRequest(
+                f"{name} gives {shown(fragment.text)} the weight {fragment.weight:g}, and weights "
+                f"must be from -{MOST_WEIGHT:g} to {MOST_WEIGHT:g}; brackets within brackets "
+                "multiply theirs"
+            )
 
 
 def escape(text: str) -> str:

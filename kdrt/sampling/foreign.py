@@ -70,7 +70,7 @@ def is_foreign(sampler: object) -> bool:
     return callable(sampler) or (isinstance(sampler, str) and sampler.startswith(PREFIX))
 
 
-def foreign_plan(sampler: str | Sampler, sigmas: Sequence[float], **options: Any) -> ForeignPlan:
+def foreign_plan(sampler: str | Sampler, sigmas: Sequence[float], /, **options: Any) -> ForeignPlan:
     """Prepare a run of a foreign sampler.
 
     Args:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -9,13 +11,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_model import TinyModel, tiny_model
 
+from kdrt.bundle import Manifest
 from kdrt.errors import InvalidRequest
+from kdrt.grid import training_table
+from kdrt.parameters import parse_parameters
+from kdrt.request import Request
+from kdrt.resolve import resolve
+from kdrt.sampling import SAMPLERS, SCHEDULES
+from kdrt_engines import EngineSpec
+
+HUGE = 10**5000
+"""More digits than Python prints."""
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"prompt": ""}, "prompt is empty"),
-    ({"prompt": ["a", "  "]}, "prompt is empty"),
     ({"prompt": []}, "prompt is an empty list"),
     ({"prompt": 3}, "prompt must be a string or a list of strings, not 3"),
     ({"prompt": ["a", None]}, "prompt must be a string or a list"),
@@ -59,6 +71,56 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"clip_skip": -1}, "clip_skip must be a whole number of at least 0"),
     ({"clip_skip": 9}, "clip_skip must be from 0 to 2"),
     ({"freeu": (1, 2, 3)}, "freeu must be four finite numbers"),
+    ({"prompt": "a" * 50_001}, "prompt is 50001 characters long; at most 50000 are allowed"),
+    ({"prompt": "\ud83d"}, r"prompt holds half a character \('\\ud83d' at position 0\)"),
+    ({"prompt": ["a", "b\udcff"]}, "prompt holds half a character .* at position 1"),
+    ({"negative_prompt": "\udcff"}, "negative_prompt holds half a character"),
+    ({"prompt_2": "\udcff"}, "prompt_2 holds half a character"),
+    ({"negative_prompt_2": "\udcff"}, "negative_prompt_2 holds half a character"),
+    (
+        {"prompt": "a (red:1e) (hat:250)", "prompt_weighting": "a1111"},
+        "a prompt gives 'hat' the weight 250, and weights must be from -100 to 100",
+    ),
+    ({"negative_prompt": "(a:-101)", "prompt_weighting": "a1111_no_norm"}, "the weight -101"),
+    ({"prompt": f"(a:1{'0' * 400})", "prompt_weighting": "a1111"}, "'a' the weight inf"),
+    ({"prompt": f"((a:0):1{'0' * 400})", "prompt_weighting": "a1111"}, "'a' the weight nan"),
+    ({"prompt": "(" * 5000 + "a", "prompt_weighting": "a1111"}, r"'a' the weight 9\.19"),
+    ({"prompt": "a BREAK " * 200, "prompt_weighting": "a1111"}, "is read in 200 chunks"),
+    ({"height": 16_384}, "height must be at most 16383, not 16384"),
+    ({"width": HUGE}, "width must be at most 16383, not int of 16610 bits"),
+    ({"steps": 10_001}, "steps must be at most 10000, not 10001"),
+    ({"steps": np.uint64(2**64 - 1)}, "steps must be at most 10000"),
+    ({"steps": np.bool_(True)}, "steps must be a whole number"),
+    ({"sigmas": itertools.count(-1e9, 1)}, "sigmas are too many: a run has at most 10000 steps"),
+    ({"sigmas": [HUGE, 1]}, "sigmas must be a sequence of numbers"),
+    ({"timesteps": [HUGE, 1]}, "timesteps must be a sequence of numbers"),
+    ({"sigmas": [1e9, 1, 0]}, r"sigmas must be from 1e-08 to 1e\+08, or 0"),
+    ({"sigmas": [1, 1e-9, 0]}, r"sigmas must be from 1e-08 to 1e\+08, or 0"),
+    ({"sigmas": [math.nan, 0]}, "sigmas must"),
+    ({"sigmas": [math.inf, 0]}, "sigmas must be finite"),
+    ({"images_per_prompt": 10**23}, "images_per_prompt must be at most 10000, not 10000000000000"),
+    ({"guidance_scale": 10_001}, "guidance_scale must be at most 10000, not 10001"),
+    ({"guidance_scale": HUGE}, "guidance_scale must be a finite number"),
+    ({"guidance_scale": True}, "guidance_scale must be a finite number"),
+    ({"guidance_rescale": -HUGE}, "guidance_rescale must be a finite number"),
+    ({"guidance_interval": (0, HUGE)}, "guidance_interval must be two finite noise levels"),
+    ({"deep_cache": HUGE}, "deep_cache must be at most 2147483647"),
+    ({"clip_skip": HUGE}, "clip_skip must be at most 2147483647"),
+    ({"comma_backtrack": HUGE}, "comma_backtrack must be at most 2147483647"),
+    ({"denoising_end": HUGE}, "denoising_end must be between 0 and 1"),
+    ({"denoising_end": math.nan}, "denoising_end must be between 0 and 1, not nan"),
+    ({"freeu": (1, 2, 3, HUGE)}, "freeu must be four finite numbers"),
+    ({"freeu": (1, 2, 3, 1e9)}, "freeu must be four finite numbers .* of at most 1000"),
+    ({"ip_adapter_scale": HUGE}, "ip_adapter_scale must be a finite number, not int of 16610 bits"),
+    ({"original_size": (64, HUGE)}, "original_size must be at most 2147483647"),
+    ({"sampler_options": {"sampler": 1}}, "dpmpp_2m has no option 'sampler'"),
+    ({"schedule_options": {"steps": 1}}, "the karras schedule has no option 'steps'"),
+    ({"schedule_options": {"rho": HUGE}}, "rho must be a finite number above 0"),
+    ({"schedule_options": {"rho": 1e-300}}, "does not descend with these options"),
+    ({"sampler": "euler", "sampler_options": {"s_churn": HUGE}}, "s_churn of euler must be a fin"),
+    ({"sampler": "seeds_2", "sampler_options": {"r": 5e-324}}, "seeds_2 has no finite steps"),
+    ({"sampler": "a " * 100_000}, "unknown sampler 'a a a a a"),
+    ({"schedule": "a" * 1000}, "unknown schedule 'a+…; known"),
     ({"freeu": "sd9"}, "no preset 'sd9'; it has sd14"),
     ({"freeu": (1, 2, 3, math.nan)}, "freeu must be four finite numbers"),
     ({"original_size": 64}, "original_size must be two whole numbers"),
@@ -119,3 +181,96 @@ def test_numbers_of_numpy_are_numbers(sd: TinyModel) -> None:
     )
     assert result.seeds == [3]
     assert result.parameters[0].guidance_scale == 4.0
+    loose = sd.pipeline(
+        "a",
+        sampler="euler_ancestral",
+        sampler_options={"eta": np.float32(0.5)},
+        schedule_options={"rho": np.int64(5)},
+        steps=2,
+        seed=1,
+    )
+    exact = sd.pipeline(
+        "a",
+        sampler="euler_ancestral",
+        sampler_options={"eta": 0.5},
+        schedule_options={"rho": 5},
+        steps=2,
+        seed=1,
+    )
+    assert np.array_equal(loose.images[0], exact.images[0])
+
+
+@pytest.mark.parametrize("weighting", ["none", "a1111"])
+@pytest.mark.parametrize("prompt", ["", "  \n"])
+def test_empty_prompts_are_prompts(sdxl: TinyModel, prompt: str, weighting: str) -> None:
+    """Image to image and unconditional images live on them."""
+    result = sdxl.pipeline(
+        [prompt, "a"], "", prompt_weighting=weighting, steps=2, seed=1, output_type="np"
+    )
+    alone = sdxl.pipeline(prompt, "", prompt_weighting=weighting, steps=2, seed=1, output_type="np")
+    assert np.array_equal(result.images[0], alone.images[0])
+    assert not np.allclose(result.images[0], result.images[1], atol=1e-3)
+    found = parse_parameters(str(alone.parameters[0]))
+    assert found["Prompt"] == ""
+    assert "Negative prompt" not in found
+    assert found["Seed"] == "1"
+    empty, _ = sdxl.pipeline.encode_prompt(prompt)
+    assert torch.equal(
+        empty.encoder_hidden_states, sdxl.pipeline.encode_prompt("")[0].encoder_hidden_states
+    )
+
+
+numbers = st.one_of(
+    st.none() | st.booleans() | st.text(max_size=3) | st.binary(max_size=2),
+    st.integers() | st.floats() | st.fractions() | st.decimals() | st.complex_numbers(),
+    st.sampled_from([HUGE, -HUGE, 2**63, 2**64, np.float32(2), np.int8(-1), np.bool_(True)]),
+    st.lists(st.integers() | st.floats(), max_size=4) | st.just(itertools.repeat(1)),
+)
+NUMERIC = [
+    *("comma_backtrack", "height", "width", "steps", "sigmas", "timesteps", "strength"),
+    *("denoising_start", "denoising_end", "guidance_scale", "guidance_rescale", "deep_cache"),
+    *("guidance_interval", "images_per_prompt", "seed", "noise_seed", "clip_skip", "freeu"),
+    *("ip_adapter_scale", "aesthetic_score", "negative_aesthetic_score", "latents", "prompt"),
+]
+
+
+@given(st.dictionaries(st.sampled_from(NUMERIC), numbers, min_size=1, max_size=3))
+def test_any_number_is_taken_or_refused(
+    fixed: tuple[Manifest, EngineSpec], arguments: dict[str, Any]
+) -> None:
+    manifest, spec = fixed
+    table = training_table(manifest.scheduler)
+    with contextlib.suppress(InvalidRequest):
+        resolve(Request(**{"prompt": "a"} | arguments), manifest, spec, table)
+
+
+@given(
+    st.sampled_from(sorted(SAMPLERS)),
+    st.sampled_from(sorted(SCHEDULES)),
+    numbers | st.sampled_from(["heun", "phi_2", "bh2"]),
+    st.data(),
+)
+def test_any_option_is_taken_or_refused(
+    fixed: tuple[Manifest, EngineSpec], sampler: str, schedule: str, value: object, data: Any
+) -> None:
+    manifest, spec = fixed
+    options = [*SAMPLERS[sampler].options, "sigmas"]
+    others = [*SCHEDULES[schedule].options, "steps"]
+    request = Request(
+        prompt="a",
+        steps=4,
+        sampler=sampler,
+        sampler_options={data.draw(st.sampled_from(options)): value},
+        schedule=schedule,
+        schedule_options=data.draw(
+            st.just({}) | st.dictionaries(st.sampled_from(others), numbers, max_size=2)
+        ),
+    )
+    with contextlib.suppress(InvalidRequest):
+        resolve(request, manifest, spec, training_table(manifest.scheduler))
+
+
+@pytest.fixture(scope="module")
+def fixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, EngineSpec]:
+    model = tiny_model(tmp_path_factory.mktemp("sdxl"), "sdxl")
+    return model.manifest, model.pipeline.engines["unet"].spec

@@ -18,6 +18,9 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
+from kdrt.checks import shown
 from kdrt.errors import InvalidRequest
 from kdrt.sampling.plan import Plan
 from kdrt.sampling.samplers import (
@@ -38,6 +41,13 @@ from kdrt.sampling.samplers.options import check_options, options_of
 from kdrt.sampling.schedules import SCHEDULES
 
 __all__ = ["SAMPLERS", "SamplerInfo", "find_sampler", "label_of", "plan", "split_label"]
+
+
+_MOST_SIGMA = 1e8
+_FLOAT32 = 3.4e38
+
+_MOST_LABEL = 100
+"""Characters of a name: what is longer names no sampler, and is not taken apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +292,7 @@ def label_of(name: str, options: Mapping[str, Any]) -> str:
     return info.label
 
 
-def plan(sampler: str, sigmas: Sequence[float], **options: Any) -> Plan:
+def plan(sampler: str, sigmas: Sequence[float], /, **options: Any) -> Plan:
     """Plan a run of ``sampler`` down ``sigmas``.
 
     Args:
@@ -291,12 +301,20 @@ def plan(sampler: str, sigmas: Sequence[float], **options: Any) -> Plan:
         options: the sampler's own, see `SamplerInfo.options`; k-diffusion's names and defaults.
 
     Raises:
-        InvalidRequest: an unknown sampler or option, an option out of range, or an unusable grid.
+        InvalidRequest: an unknown sampler or option, an option out of range, or an unusable grid;
+            or both are such that a coefficient leaves the range of floats.
     """
     info, preset = _resolve(sampler)
     grid = _checked_grid(sigmas)
-    check_options(info.name, info.planner, options)
-    return _planned(info.planner, grid, tuple(sorted({**preset, **options}.items())))
+    given = {k: v.item() if isinstance(v, np.generic) else v for k, v in options.items()}
+    check_options(info.name, info.planner, given)
+    try:
+        return _planned(info.planner, grid, tuple(sorted({**preset, **given}.items())))
+    except (ArithmeticError, ValueError) as error:
+        raise InvalidRequest(
+            f"{info.name} has no finite steps on this grid with these options; take options nearer "
+            "to the defaults, or a grid of fewer orders of magnitude"
+        ) from error
 
 
 @lru_cache(maxsize=64)
@@ -304,7 +322,17 @@ def _planned(
     planner: Callable[..., Plan], grid: tuple[float, ...], options: tuple[tuple[str, Any], ...]
 ) -> Plan:
     """A plan, made once: who makes pictures makes many with the same settings."""
-    return planner(grid, **dict(options))
+    planned = planner(grid, **dict(options))
+    # Latents are float32. A coefficient beyond would be known only when the run has ended. (An
+    # adaptive plan has none.)
+    numbers = [planned.initial_noise] if isinstance(planned, Plan) else []
+    for stage in getattr(planned, "stages", ()):
+        for update in filter(None, (stage, stage.correction)):
+            numbers += [update.base, *update.denoised, update.noise]
+        numbers += [stage.sigma, *stage.unconditional]
+    if not all(abs(number) < _FLOAT32 for number in numbers):
+        raise OverflowError
+    return planned
 
 
 def _checked_grid(sigmas: Sequence[float]) -> tuple[float, ...]:
@@ -313,6 +341,10 @@ def _checked_grid(sigmas: Sequence[float]) -> tuple[float, ...]:
         raise InvalidRequest(f"a grid needs at least two sigmas, one step; got {len(grid)}")
     if not all(math.isfinite(sigma) and sigma >= 0 for sigma in grid):
         raise InvalidRequest("sigmas must be finite and not negative")
+    if any(sigma > _MOST_SIGMA or 0 < sigma < 1 / _MOST_SIGMA for sigma in (grid[0], *grid[-2:])):
+        raise InvalidRequest(
+            f"sigmas must be from {1 / _MOST_SIGMA:g} to {_MOST_SIGMA:g}, or 0: latents are float32"
+        )
     for index in range(1, len(grid)):
         if grid[index] >= grid[index - 1]:
             raise InvalidRequest(
@@ -341,7 +373,8 @@ _BY_KEY: dict[str, tuple[SamplerInfo, Mapping[str, Any]]] = {
 
 def _resolve(name: str) -> tuple[SamplerInfo, Mapping[str, Any]]:
     """A sampler and the options that its name implies."""
-    found = _BY_KEY.get(_key(name)) if isinstance(name, str) else None
+    known = isinstance(name, str) and len(name) <= _MOST_LABEL
+    found = _BY_KEY.get(_key(name)) if known else None
     if found is None:
         split = _split(name) if isinstance(name, str) else None
         if split is not None:
@@ -350,12 +383,14 @@ def _resolve(name: str) -> tuple[SamplerInfo, Mapping[str, Any]]:
                 f"{name!r} names a sampler and a schedule; give them apart, as {info.name!r} and "
                 f"{schedule!r}"
             )
-        raise InvalidRequest(f"unknown sampler {name!r}; known: {', '.join(SAMPLERS)}")
+        raise InvalidRequest(f"unknown sampler {shown(name)}; known: {', '.join(SAMPLERS)}")
     return found
 
 
 def _split(label: str) -> tuple[tuple[SamplerInfo, Mapping[str, Any]], str] | None:
     """A sampler with what its name implies, and the schedule whose name follows it."""
+    if len(label) > _MOST_LABEL:
+        return None
     schedules = {_key(schedule): schedule for schedule in SCHEDULES}
     words = re.split(r"[\s_]+", label.strip())
     for count in range(1, len(words)):

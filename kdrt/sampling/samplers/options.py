@@ -9,6 +9,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from kdrt.checks import finite, shown
 from kdrt.errors import InvalidRequest
 
 
@@ -34,7 +35,7 @@ def check_options(sampler: str, planner: Callable[..., Any], options: Mapping[st
             raise InvalidRequest(f"{sampler} has no option {name!r}: it {known}")
         allowed, is_valid = accepted[name]
         if not is_valid(value):
-            raise InvalidRequest(f"{name} of {sampler} must be {allowed}, not {value!r}")
+            raise InvalidRequest(f"{name} of {sampler} must be {allowed}, not {shown(value)}")
 
 
 _Rule = tuple[str, Callable[[Any], bool]]
@@ -57,12 +58,9 @@ def _choice(annotation: object) -> _Rule | None:
     )
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _is_amount(value: object) -> bool:
-    return _is_number(value) and 0 <= value < math.inf  # type: ignore[operator]
+    number = finite(value)
+    return number is not None and number >= 0
 
 
 _AMOUNT: _Rule = ("a finite number of at least 0", _is_amount)
@@ -72,13 +70,13 @@ _RULES: Mapping[str, _Rule] = {
     "s_noise": _AMOUNT,
     "s_churn": _AMOUNT,
     "s_tmin": _AMOUNT,
-    "s_tmax": ("a number of at least 0 (or infinity)", lambda v: _is_number(v) and v >= 0),
-    "r": ("above 0 and at most 1", lambda v: _is_number(v) and 0 < v <= 1),
+    "s_tmax": ("a number of at least 0 (or infinity)", lambda v: _is_amount(v) or v == math.inf),
+    "r": ("above 0 and at most 1", lambda v: _is_amount(v) and 0 < v <= 1),
     "rtol": _POSITIVE,
     "atol": _POSITIVE,
     "h_init": _POSITIVE,
     "pcoeff": _AMOUNT,
     "icoeff": _AMOUNT,
     "dcoeff": _AMOUNT,
-    "accept_safety": ("above 0 and below 1", lambda v: _is_number(v) and 0 < v < 1),
+    "accept_safety": ("above 0 and below 1", lambda v: _is_amount(v) and 0 < v < 1),
 }

@@ -11,7 +11,6 @@ once per request, and never needs a device.
 from __future__ import annotations
 
 import inspect
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from kdrt.checks import MOST_STEPS, finite, shown, whole
 from kdrt.errors import InvalidRequest
 from kdrt.sampling.schedules import continuous, discrete, published
 from kdrt.sampling.schedules.discrete import TIMESTEP_SPACINGS
@@ -193,7 +193,7 @@ def find_schedule(name: str) -> ScheduleInfo:
             raise InvalidRequest(
                 f"the schedule {name!r} is not the same everywhere; choose {one} or {other}"
             )
-    raise InvalidRequest(f"unknown schedule {name!r}; known: {', '.join(SCHEDULES)}")
+    raise InvalidRequest(f"unknown schedule {shown(name)}; known: {', '.join(SCHEDULES)}")
 
 
 def sigmas_for(
@@ -227,17 +227,22 @@ def sigmas_for(
             of range, or options that make a grid which does not descend.
     """
     info = find_schedule(schedule)
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise InvalidRequest(f"steps must be a whole number of at least 1, not {steps!r}")
+    steps = whole("steps", steps, 1, MOST_STEPS)
+    options = {k: v.item() if isinstance(v, np.generic) else v for k, v in options.items()}
     facts = {"timestep_spacing": timestep_spacing, "steps_offset": steps_offset}
     check_options(info, options)
     for name, value in {**facts, **options, "discard_penultimate": discard_penultimate}.items():
         allowed, is_valid = _RULES[name]
         if not is_valid(value):
-            raise InvalidRequest(f"{name} must be {allowed}, not {value!r}")
+            raise InvalidRequest(f"{name} must be {allowed}, not {shown(value)}")
     accepted = info.options
     options |= {name: value for name, value in facts.items() if name in accepted}
-    sigmas = info.grid(steps + 1 if discard_penultimate else steps, noise_schedule, **options)
+    try:
+        with np.errstate(all="ignore"):  # what is not finite is refused below
+            count = steps + 1 if discard_penultimate else steps
+            sigmas = info.grid(count, noise_schedule, **options)
+    except ArithmeticError:
+        sigmas = np.array([np.nan])
     if discard_penultimate:
         sigmas = np.delete(sigmas, -2)
     if not (np.isfinite(sigmas).all() and (np.diff(sigmas) < 0).all() and sigmas[-1] >= 0):
@@ -272,7 +277,7 @@ def _key(name: str) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return finite(value) is not None
 
 
 _Rule = tuple[str, Callable[[Any], bool]]
@@ -293,8 +298,8 @@ _RULES: Mapping[str, _Rule] = {
     "mu": ("a finite number", _is_number),
     "threshold_noise": _FRACTION,
     "linear_steps": (
-        "a whole number of at least 1",
-        lambda v: v is None or (type(v) is int and v >= 1),
+        f"a whole number from 1 to {MOST_STEPS}",
+        lambda v: v is None or (type(v) is int and 1 <= v <= MOST_STEPS),
     ),
     "model": (" or ".join(published.MODELS), lambda v: v in published.MODELS),
     "end_rule": (" or ".join(published.END_RULES), lambda v: v in published.END_RULES),
@@ -302,7 +307,7 @@ _RULES: Mapping[str, _Rule] = {
         f"one of {', '.join(TIMESTEP_SPACINGS)}",
         lambda v: v in TIMESTEP_SPACINGS,
     ),
-    "steps_offset": ("a whole number", lambda v: type(v) is int),
+    "steps_offset": ("a whole number below a million", lambda v: type(v) is int and abs(v) < 10**6),
     "exact_diffusers": _SWITCH,
     "final_zero": _SWITCH,
     "discard_penultimate": _SWITCH,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
+from kdrt.checks import finite, shown
 from kdrt.errors import InvalidRequest
 from kdrt.sampling.schedules.training import Float64Array, NoiseSchedule
 
@@ -81,14 +81,15 @@ def partial_grid(
 
 
 def _last_steps(grid: Float64Array, strength: float) -> Float64Array:
-    if not _is_number(strength) or not 0 < strength <= 1:
-        raise InvalidRequest(f"strength must be above 0 and at most 1, not {strength!r}")
+    number = finite(strength)
+    if number is None or not 0 < number <= 1:
+        raise InvalidRequest(f"strength must be above 0 and at most 1, not {shown(strength)}")
     steps = len(grid) - 1
-    kept = min(int(steps * strength), steps)
+    kept = min(int(steps * number), steps)
     if kept == 0:
         raise InvalidRequest(
             f"strength {strength} of {steps} steps leaves none; ask for at least "
-            f"{math.ceil(1 / strength)} steps, or for more strength"
+            f"{-(-1 // number):.0f} steps, or for more strength"
         )
     return grid[steps - kept :]
 
@@ -97,14 +98,11 @@ def _cut(name: str, fraction: float | None, noise_schedule: NoiseSchedule) -> fl
     """The σ at which a fraction of the training timesteps is done."""
     if fraction is None:
         return None
-    if not _is_number(fraction) or not 0 < fraction < 1:
+    number = finite(fraction)
+    if number is None or not 0 < number < 1:
         raise InvalidRequest(
-            f"{name} must be between 0 and 1, not {fraction!r}; leave it out for a whole run"
+            f"{name} must be between 0 and 1, not {shown(fraction)}; leave it out for a whole run"
         )
     count = len(noise_schedule.sigmas)
-    timestep = round(count - fraction * count)
+    timestep = round(count - number * count)
     return float(noise_schedule.sigmas[min(timestep, count - 1)])
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float, np.floating)) and not isinstance(value, bool)
