@@ -20,6 +20,7 @@ from typing import Any
 from kdrt._version import __version__
 from kdrt.adapters.lora import Lora
 from kdrt.bundle import Manifest
+from kdrt.checks import shown
 from kdrt.denoiser import FREEU_OFF
 from kdrt.grid import is_custom
 from kdrt.prompt.weighting import COMMA_BACKTRACK, has_emphasis
@@ -293,5 +294,7 @@ def _sampler_label(job: Job) -> str:
 def _flat(value: Value) -> str:
     """A value as it can stand between commas. Second prompts are sentences: like the web UI we
     quote those, for readers that understand quotes."""
-    text = format(value, ".10g") if isinstance(value, float) else str(value)
+    text = format(value, ".10g") if isinstance(value, float) else value
+    # Options of foreign samplers may be anything.
+    text = text if isinstance(text, str) else shown(text)
     return json.dumps(text, ensure_ascii=False) if re.search(r'[,:\n"]', text) else text

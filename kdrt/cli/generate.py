@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -388,9 +389,11 @@ def generate(
     import sys
     import warnings
 
+    from kdrt.checks import MOST_IMAGES, whole
     from kdrt.cli.latents_file import SUFFIX, read_latents, save_latents
     from kdrt.cli.preview_file import preview_file
 
+    whole("count", count, 1, MOST_IMAGES)
     sampler_options = _options("--sampler-option", sampler_option, "eta=0.5")
     schedule_options = _options("--schedule-option", schedule_option, "rho=5")
     noise_options = _options("--noise-option", noise_option, "source=nv")
@@ -399,7 +402,7 @@ def generate(
     freeu_numbers = _freeu(freeu)
     interval = _interval(guidance_interval)
     to_latents = output.suffix.lower() == SUFFIX
-    paths = _output_paths(output, 1 if to_latents else len(prompts) * max(count, 1), (SUFFIX,))
+    paths = _output_paths(output, 1 if to_latents else len(prompts) * count, (SUFFIX,))
     given_latents = None if latents is None else read_latents(latents)
     watch = None if preview is None else preview_file(_output_paths(preview, 1)[0])
     picture, mask_picture, image_prompt = map(_opened, (image, mask, ip_adapter_image))
@@ -454,7 +457,11 @@ def generate(
         if to_latents:
             save_latents(result, path)
         else:
-            result.save(path, index)
+            with warnings.catch_warnings(record=True) as remarks:
+                warnings.simplefilter("always")
+                result.save(path, index)
+            for remark in remarks:
+                _warn(str(remark.message))
         typer.echo(path)
 
 
@@ -540,15 +547,16 @@ def _output_paths(output: Path, count: int, besides: tuple[str, ...] = ()) -> li
     from kdrt.errors import OutputError
     from kdrt.images import SUFFIXES
     from kdrt.outputs import check_file
+    from kdrt.paths import user_path
 
     allowed = (*SUFFIXES, *besides)
     if output.suffix.lower() not in allowed:
         raise OutputError(f"cannot save '{output}': the name must end in {', '.join(allowed)}")
-    output = output.expanduser()
+    output = user_path(output)
     if count == 1:
         paths = [output]
     else:
-        paths = [output.with_stem(f"{output.stem}-{i + 1}") for i in range(count)]
+        paths = [user_path(output.with_stem(f"{output.stem}-{i + 1}")) for i in range(count)]
     for path in paths:
         if path is paths[0] or os.path.lexists(path):
             check_file(path)
@@ -557,21 +565,23 @@ def _output_paths(output: Path, count: int, besides: tuple[str, ...] = ()) -> li
 
 def _opened(path: Path | None) -> Any:
     """The image in a file; a PIL image, with its pixels."""
+    import warnings
+
     from kdrt.image_input import open_image, readable
 
     if path is None:
         return None
-    with open_image(path) as image, readable(str(path)):
-        image.load()
-        return image
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of damage that it works around
+        with open_image(path) as image, readable(str(path)):
+            image.load()
+            return image
 
 
-_WORDS = {"inf": float("inf"), "true": True, "false": False}
+_WORDS = {"true": True, "false": False, "none": None}
 
 
 def _options(flag: str, pairs: list[str] | None, example: str) -> dict[str, Any]:
-    import ast
-
     from kdrt.errors import InvalidRequest
 
     options: dict[str, Any] = {}
@@ -579,11 +589,18 @@ def _options(flag: str, pairs: list[str] | None, example: str) -> dict[str, Any]
         name, equals, value = pair.partition("=")
         if not (name and equals and value):
             raise InvalidRequest(f"{flag} takes NAME=VALUE, as in {example}, not '{pair}'")
-        try:
-            options[name] = _WORDS[value] if value in _WORDS else ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            options[name] = value  # a word, as in solver_type=heun
+        options[name] = _value(value)
     return options
+
+
+def _value(text: str) -> Any:
+    """A switch, a number, or a word as in solver_type=heun."""
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def _numbers(flag: str, text: str | None, example: str) -> list[float] | None:

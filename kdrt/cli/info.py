@@ -24,11 +24,14 @@ def info(
       [cyan]kdrt info circle.png --json[/cyan]
     """
     import re
+    import warnings
 
     from kdrt.cli.console import print_json, print_rows
     from kdrt.metadata import check_metadata
 
-    found = check_metadata(file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of damage that it works around
+        found = check_metadata(file)
     parameters = {"Program": found.program} | dict(found.settings)
     if json:
         print_json(parameters)

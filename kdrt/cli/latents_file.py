@@ -9,6 +9,7 @@ from torch import Tensor
 from kdrt.errors import InvalidRequest
 from kdrt.generation import Result
 from kdrt.outputs import new_file
+from kdrt.paths import user_path
 
 SUFFIX = ".safetensors"
 _NAME = "latents"
@@ -37,7 +38,7 @@ def read_latents(path: Path) -> Tensor:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = path.expanduser()
+    path = user_path(path)
     if not path.is_file():
         raise InvalidRequest(f"there is no file {path}")
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from kdrt.checks import MOST_SIDE
 from kdrt.images import save_image
 from kdrt.previews import PreviewStep
 
@@ -27,6 +28,7 @@ def preview_file(path: Path) -> Callable[[PreviewStep], None]:
 
 def _side_by_side(pictures: list[Image.Image]) -> Image.Image:
     width, height = pictures[0].size
+    pictures = pictures[: max(MOST_SIDE // width, 1)]  # a file holds no more
     row = Image.new("RGB", (width * len(pictures), height))
     for index, picture in enumerate(pictures):
         row.paste(picture, (index * width, 0))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kdrt.checks import whole
+from kdrt.checks import MOST_STEPS, whole
 from kdrt.errors import InvalidRequest, OutputError
 from kdrt.outputs import new_file
+from kdrt.paths import user_path
 from kdrt.sampling import SCHEDULES, NoiseSchedule, sigmas_for
 
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -24,7 +25,8 @@ def plot_schedules(path: Path, steps: int) -> Path:
         InvalidRequest: matplotlib is not installed, or there cannot be so many steps.
         OutputError: the file cannot be written.
     """
-    steps = whole("steps", steps, 2)
+    steps = whole("steps", steps, 2, MOST_STEPS)
+    path = user_path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise OutputError(f"cannot draw '{path}': the name must end in {', '.join(SUFFIXES)}")
     try:

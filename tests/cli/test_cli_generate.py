@@ -203,7 +203,22 @@ def test_a_wrong_option_says_what_is_allowed(
 
 @pytest.mark.parametrize("prompt", ["", "  "])
 def test_an_empty_prompt(cli, demo: str, tmp_path: Path, prompt: str) -> None:
-    assert "empty" in cli("generate", demo, prompt, "-o", tmp_path / "a.png").refusal()
+    outcome = cli("generate", demo, prompt, "-o", tmp_path / "a.png", *FAST, "--seed", 2**64 - 1)
+    assert outcome.code == 0, outcome.err
+    known = json.loads(cli("info", tmp_path / "a.png", "--json").out)
+    assert known["Prompt"] == ""
+    assert known["Seed"] == str(2**64 - 1)
+    assert known["Program"].startswith("kdrt ")
+
+
+def test_a_long_prompt_in_a_jpeg(cli, demo: str, tmp_path: Path) -> None:
+    prompt = "a red circle, " * 3000
+    outcome = cli("generate", demo, prompt, "-o", tmp_path / "a.jpg", *FAST, "--seed", "7")
+    assert outcome.code == 0, outcome.err
+    assert "warning: a JPEG holds 32500 characters of parameters" in outcome.err
+    known = json.loads(cli("info", tmp_path / "a.jpg", "--json").out)
+    assert known["Seed"] == "7"
+    assert known["Prompt"].startswith(prompt[:30_000])
 
 
 @pytest.mark.parametrize("command", [["inspect"], ["generate"]])
