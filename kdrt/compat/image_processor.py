@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kdrt.compat.config import Config
 from kdrt.errors import InvalidRequest
+from kdrt.image_input import rgb
 from kdrt.images import Images, OutputType
 
 Array = NDArray[np.float32]
@@ -92,8 +93,8 @@ class VaeImageProcessor:
         """Pixels ``[B, C, H, W]`` in [-1, 1] of images, for a VAE to read.
 
         Args:
-            image: one PIL image, array ``[H, W, C]`` or ``[B, H, W, C]``, or tensor ``[C, H, W]``
-                or ``[B, C, H, W]``, in [0, 1]; or a list of them.
+            image: one PIL image of any mode, array ``[H, W, C]`` or ``[B, H, W, C]``, or tensor
+                ``[C, H, W]`` or ``[B, C, H, W]``, in [0, 1]; or a list of them.
             height: rows to resize to; None is the image's own, cut down to a multiple of the scale.
             width: likewise.
             resize_mode: ``"default"`` only.
@@ -128,6 +129,7 @@ class VaeImageProcessor:
         crops_coords: tuple[int, int, int, int] | None,
     ) -> Tensor:
         if kind is Image.Image:
+            images = [one if one.mode in ("L", "RGB") else rgb("image", one) for one in images]
             if crops_coords is not None:
                 images = [one.crop(crops_coords) for one in images]
             rows, columns = self.get_default_height_width(images[0], height, width)
@@ -204,13 +206,13 @@ class VaeImageProcessor:
 
     @staticmethod
     def convert_to_rgb(image: Image.Image) -> Image.Image:
-        """A PIL image as RGB."""
-        return image.convert("RGB")
+        """A PIL image as RGB, on white where it has alpha."""
+        return rgb("image", image)
 
     @staticmethod
     def convert_to_grayscale(image: Image.Image) -> Image.Image:
-        """A PIL image as grey."""
-        return image.convert("L")
+        """A PIL image as grey, on white where it has alpha."""
+        return rgb("image", image).convert("L")
 
 
 def output_type_of(value: object) -> OutputType:
