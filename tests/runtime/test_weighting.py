@@ -12,8 +12,16 @@ from hypothesis import strategies as st
 from tiny_model import MAX_LENGTH, TinyModel, tiny_model
 
 import kdrt
+from kdrt.errors import InvalidRequest
 from kdrt.prompt import PromptEncoder, PromptTokenizer, Weighting
-from kdrt.prompt.weighting import Fragment, emphasize, escape, has_emphasis, parse
+from kdrt.prompt.weighting import (
+    Fragment,
+    check_weights,
+    emphasize,
+    escape,
+    has_emphasis,
+    parse,
+)
 
 ROOM = MAX_LENGTH - 2
 UP, DOWN = 1.1, 1 / 1.1
@@ -141,7 +149,81 @@ def test_what_a_web_ui_would_read_differently(prompt: str) -> None:
     assert not has_emphasis("a: b, c) d]")
 
 
+def product_of_brackets(prompt: str) -> list[tuple[str, float]]:
+    """The same by its definition: every bracket multiplies all that stands in it, when it ends."""
+    found: list[tuple[str, float]] = []
+    opened: dict[str, list[int]] = {"(": [], "[": []}
+    for character in [*prompt, *")" * len(prompt), *"]" * len(prompt)]:
+        bracket = {")": "(", "]": "["}.get(character)
+        if character in opened:
+            opened[character].append(len(found))
+        elif bracket is None:
+            found.append((character, 1.0))
+        elif opened[bracket]:
+            start = opened[bracket].pop()
+            factor = UP if bracket == "(" else DOWN
+            found[start:] = [(text, weight * factor) for text, weight in found[start:]]
+    return found
+
+
+@given(st.text(st.sampled_from("()[]ab"), max_size=30))
+def test_brackets_multiply_what_stands_in_them(prompt: str) -> None:
+    """Also where round and square ones cross."""
+    bare = escape_closing(prompt)
+    expected = product_of_brackets(bare)
+    found = [
+        (text, fragment.weight)
+        for (section,) in [parse(bare)]
+        for fragment in section
+        for text in fragment.text
+    ]
+    assert [text for text, _ in found] == [text for text, _ in expected]
+    assert [weight for _, weight in found] == pytest.approx([weight for _, weight in expected])
+
+
+def escape_closing(prompt: str) -> str:
+    """Without the brackets that close nothing, which are text."""
+    kept, opened = "", {"(": 0, "[": 0}
+    for character in prompt:
+        bracket = {")": "(", "]": "["}.get(character)
+        if bracket and not opened[bracket]:
+            continue
+        opened[bracket or character] = opened.get(bracket or character, 0) + (-1 if bracket else 1)
+        kept += character
+    return kept
+
+
+PARTS = [
+    *("(", ")", "[", "]", "\\", ":", " ", "\n", "1", ".", "a", "(a", "(a)", "([a)", ": 1", ":1."),
+    *(": ", " BREAK", "BREAK", "(a:1.1", "(a:1.1)", ":1:", "a "),
+]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_long_prompts_are_read_at_once(part: str) -> None:
+    """A step more than linear would take minutes here."""
+    for start in ("", "(a:"):
+        prompt = start + part * (50_000 // len(part))
+        assert (
+            sum(len(fragment.text) for section in parse(prompt) for fragment in section) <= 50_003
+        )
+
+
+def test_weights_have_a_range() -> None:
+    check_weights("a prompt", "(a:100) (b:-100) (((c)))")
+    with pytest.raises(InvalidRequest, match=r"a prompt gives 'deep' the weight 117.39"):
+        check_weights("a prompt", "(" * 50 + "deep" + ")" * 50 + " a")
+    with pytest.raises(InvalidRequest, match=r"gives 'a' the weight -100.001, and weights must be"):
+        check_weights("a prompt", "(a:-100.001)")
+
+
 # chunks
+
+
+def test_chunks_have_a_limit(tokenizer: PromptTokenizer) -> None:
+    assert len(tokenizer.chunks("a BREAK " * 128, 20)) == 128
+    with pytest.raises(InvalidRequest, match=r"is read in 129 chunks.*at most 128 are allowed"):
+        tokenizer.chunks("a BREAK " * 129, 20)
 
 
 @pytest.fixture(scope="module")
