@@ -111,7 +111,8 @@ class Denoising:
         if isinstance(job.plan, AdaptivePlan):
             return self._sample_adaptively(job.plan, job, positive, negative, latents, noise)
         latents, told = self._begin(job.init_image, latents)
-        sized = self._prepared(job, positive, negative)
+        image_tokens = self._image_tokens(job, doubled=negative is not None)
+        sized = self._prepared(job, positive, negative, image_tokens)
         denoise = told.tell(sized.denoiser)
         if isinstance(job.plan, ForeignPlan):
             return run_foreign(
@@ -141,11 +142,12 @@ class Denoising:
         """Picture by picture: the step size of one must not depend on its neighbours."""
         latents, told = self._begin(job.init_image, latents)
         assert isinstance(noise, SeededNoise)  # the request refuses every other kind
+        image_tokens = self._image_tokens(job, doubled=negative is not None)
         return run_adaptive(
             plan,
             latents,
             lambda image: told.tell(
-                self._prepared(job, positive, negative, only=image).denoiser, image
+                self._prepared(job, positive, negative, image_tokens, only=image).denoiser, image
             ),
             noise.another,
         )
@@ -155,11 +157,11 @@ class Denoising:
         job: Job,
         positive: Conditioning,
         negative: Conditioning | None,
+        image_tokens: Tensor | None,
         only: int | None = None,
     ) -> _Sized:
         """The denoiser of a job, for all of its pictures or ``only`` one."""
         doubled = negative is not None
-        image_tokens = self._image_tokens(job, doubled=doubled)
         if only is not None:
             positive = positive.one(only)
             negative = None if negative is None else negative.one(only)

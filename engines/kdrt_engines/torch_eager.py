@@ -6,6 +6,7 @@ import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,8 +39,9 @@ def load_program(path: Path, device: torch.device | str = "cpu") -> torch.nn.Mod
     # torch.export guards against every size that it took for special while tracing, such as a side
     # of 1 in the deepest block. The operations are right for those too.
     guards = "check_guards" in inspect.signature(program.module).parameters  # since torch 2.9
-    module: torch.nn.Module = program.module(**({"check_guards": False} if guards else {}))
-    module.validate_inputs = False  # type: ignore[assignment]
+    exported: Any = program.module(**({"check_guards": False} if guards else {}))
+    exported.validate_inputs = False
+    module: torch.nn.Module = exported
     places = json.loads(extra[PLACES] or "{}")
     for name, parameter in module.named_parameters():
         if parameter.device.type == "cpu":

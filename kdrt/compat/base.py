@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kdrt.checks import amount, whole
+from kdrt.checks import MOST_SIDE, MOST_STEPS, amount, whole
 from kdrt.compat.conditions import Conditions
 from kdrt.compat.exact import ExactDenoiser, exact_sampler, run_exact
 from kdrt.compat.grid import TrainingTable, default_schedule, karras_grid
 from kdrt.compat.image_processor import VaeImageProcessor
 from kdrt.compat.loading import LoadingMixin
-from kdrt.compat.moving import asked_for
+from kdrt.compat.moving import as_device, asked_for
 from kdrt.compat.native import NativeSampler
 from kdrt.compat.noise import Generators, initial_noise, noise_seeds
 from kdrt.compat.parts import PartsMixin
@@ -31,7 +31,8 @@ from kdrt.errors import InvalidRequest
 from kdrt.latents import check_latents
 from kdrt.memory import check_request_fits
 from kdrt.pipeline import Pipeline, load
-from kdrt.prompt import Truncation, TruncationWarning
+from kdrt.prompt import Conditioning, Truncation, TruncationWarning
+from kdrt.prompt.given import checked_embeddings
 from kdrt.sampling import SAMPLERS
 from kdrt.streams import on_own_stream
 from kdrt.torch_modes import neutral_modes
@@ -43,7 +44,7 @@ DEFAULT_SAMPLER = "dpmpp_2m"
 """The originals had none, and failed where none was set."""
 
 
-class KDiffusionPipeline(PartsMixin, LoadingMixin, MemorySwitches):
+class KDiffusionPipeline(LoadingMixin, PartsMixin, MemorySwitches):
     """A :class:`kdrt.Pipeline` that is called like one of the removed pipelines.
 
     Attributes:
@@ -255,14 +256,20 @@ class KDiffusionPipeline(PartsMixin, LoadingMixin, MemorySwitches):
         Raises:
             InvalidRequest: latents of another shape, or another number of generators.
         """
-        scale = self.vae_scale_factor
-        shape = (batch_size, num_channels_latents, int(height) // scale, int(width) // scale)
+        if not isinstance(dtype, torch.dtype):
+            raise InvalidRequest(f"dtype must be a torch.dtype, not {dtype!r}")
+        place, scale = as_device(device), self.vae_scale_factor
+        sides = (whole("height", height, 1) // scale, whole("width", width, 1) // scale)
+        channels = whole("num_channels_latents", num_channels_latents, 1)
+        shape = (whole("batch_size", batch_size, 1), channels, *sides)
         if latents is None:
-            return initial_noise(shape, generator, dtype, torch.device(device))
+            return initial_noise(shape, generator, dtype, place)
         if not isinstance(latents, Tensor) or tuple(latents.shape) != shape:
             found = list(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
             raise InvalidRequest(f"Unexpected latents shape, got {found}, expected {list(shape)}")
-        return latents.to(device=device, dtype=dtype)
+        if latents.is_complex() or not bool(latents.isfinite().all()):
+            raise InvalidRequest("latents must be finite numbers")
+        return latents.to(device=place, dtype=dtype)
 
     def _share(self, other: Any) -> None:
         """The adapters' and FreeU's state, which diffusers keeps in the networks."""
@@ -275,22 +282,41 @@ class KDiffusionPipeline(PartsMixin, LoadingMixin, MemorySwitches):
         are."""
         return contextlib.nullcontext()
 
+    def _check_embeds(self, name: str, embeds: object, pooled_name: str, pooled: object) -> None:
+        """Raise InvalidRequest if embeddings are given that the UNet cannot take."""
+        spec = self.pipeline.engines["unet"].spec
+        if embeds is not None:
+            width = spec.input("encoder_hidden_states").shape[-1]
+            checked_embeddings(name, embeds, ("B", "L", width))
+        if pooled is not None:
+            rows: int | str = len(embeds) if isinstance(embeds, Tensor) else "B"
+            width = spec.input("text_embeds").shape[-1]
+            checked_embeddings(pooled_name, pooled, (rows, width))
+
     def _text_dtype(self, component: str) -> torch.dtype:
         return DTYPES[self.pipeline.engines[component].spec.outputs[0].dtype]
 
     @torch.no_grad()
     @on_own_stream
     def _encode(
-        self, columns: Sequence[Sequence[str]], clip_skip: int | None, *, together: bool
+        self,
+        columns: Sequence[Sequence[str]],
+        clip_skip: int | None,
+        *,
+        together: bool,
+        length: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Hidden states and pooled embeddings of B prompts for every encoder, warning of those
-        that are too long. ``together`` runs them as one batch, which the last bits depend on."""
+        that are too long. ``together`` runs them as one batch, which the last bits depend on.
+        ``length`` is that of embeddings which they are used with."""
         skip = 0 if clip_skip is None else whole("clip_skip", clip_skip, 0)
         truncations: Sequence[Truncation]
-        if together:
-            encoders = self.pipeline._prompts.encoders
+        encoders = self.pipeline._prompts.encoders
+        most = min(encoder.facts.max_length for encoder in encoders)
+        is_short = length is not None and length < most
+        if together or is_short:
             parts = [
-                encoder.encode_together(texts, skip)
+                encoder.encode_together(texts, skip, length if is_short else None)
                 for encoder, texts in zip(encoders, columns, strict=True)
             ]
             hidden = torch.cat([part[0] for part in parts], dim=-1)
@@ -299,6 +325,9 @@ class KDiffusionPipeline(PartsMixin, LoadingMixin, MemorySwitches):
         else:
             conditioning, truncations = self.pipeline._prompts.encode(columns, skip)
             hidden, pooled = conditioning.encoder_hidden_states, conditioning.text_embeds
+        if length is not None and length > most:
+            padded = self.pipeline._prompts.pad(Conditioning(hidden, pooled), length, skip)
+            hidden = padded.encoder_hidden_states
         for truncation in dict.fromkeys(truncations):
             warnings.warn(str(truncation), TruncationWarning, stacklevel=3)
         return hidden.to(self.device), None if pooled is None else pooled.to(self.device)
@@ -327,7 +356,7 @@ class KDiffusionPipeline(PartsMixin, LoadingMixin, MemorySwitches):
             )
         if exact:
             exact_sampler(self._sampler)  # raises before anything is computed
-        steps = whole("num_inference_steps", steps, 1)
+        steps = whole("num_inference_steps", steps, 1, MOST_STEPS)
         images = len(conditions.hidden) // conditions.halves
         dtype = conditions.hidden.dtype
         in_text_dtype = exact if compat_dtype is None else compat_dtype
@@ -410,12 +439,20 @@ class KDiffusionPipeline(PartsMixin, LoadingMixin, MemorySwitches):
 
 def check_size(height: int, width: int) -> None:
     """Raise InvalidRequest unless both sides are multiples of 8."""
-    whole("height", height, 8)
-    whole("width", width, 8)
+    whole("height", height, 8, MOST_SIDE)
+    whole("width", width, 8, MOST_SIDE)
     if height % 8 or width % 8:
         raise InvalidRequest(
             f"`height` and `width` have to be divisible by 8 but are {height} and {width}."
         )
+
+
+def check_callback(callback: object, callback_steps: object) -> None:
+    """Raise InvalidRequest unless this can be called, every so many steps."""
+    if callback_steps is not None:
+        whole("callback_steps", callback_steps, 1)
+    if callback is not None and not callable(callback):
+        raise InvalidRequest(f"callback must be a function, not {type(callback).__name__}")
 
 
 def check_exclusive(given: dict[str, object]) -> None:

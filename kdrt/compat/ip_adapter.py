@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kdrt.adapters.ip_adapter import VARIANT, Pictures, image_scale
 from kdrt.calls import one_call
+from kdrt.compat.again import export_again
 from kdrt.errors import InvalidRequest
 from kdrt.pipeline import Pipeline
 
@@ -27,6 +28,7 @@ class IpAdapterMixin:
     """
 
     pipeline: Pipeline
+    exported_from: str | None = None
     ip_adapter_scale: float = 1.0
 
     def load_ip_adapter(
@@ -51,8 +53,8 @@ class IpAdapterMixin:
             separator = "/" if Path(source).is_dir() else ":"
             wanted = f"{source}{separator}{inside}" if inside else source
             raise InvalidRequest(
-                f"'{manifest.name}' has {'no IP-Adapter' if facts is None else facts.file}; export "
-                f"it with `kdrt export {manifest.source} --ip-adapter {wanted}`"
+                f"'{manifest.name}' has {'no IP-Adapter' if facts is None else facts.file}: "
+                + export_again(self.pipeline.bundle, self.exported_from, "--ip-adapter", wanted)
             )
         self.pipeline.use_variant(VARIANT, ["unet"])
 

@@ -14,7 +14,7 @@ import torch
 from kdrt.bundle import MANIFEST, Bundle
 from kdrt.compat.arguments import check_arguments, dtypes, hub_options, inside, path_like
 from kdrt.compat.moving import device_type
-from kdrt.compat.sources import Wanted, downloaded_file, facts_of, find_bundle
+from kdrt.compat.sources import Wanted, bundle_folder, downloaded_file, facts_of, find_bundle
 from kdrt.engine_store import torch_program
 from kdrt.errors import InvalidRequest
 from kdrt.outputs import new_folder
@@ -33,7 +33,9 @@ class LoadingMixin:
 
     pipeline: Pipeline
     exact: bool
+    exported_from: str | None
     _engine: str | None
+    _name_or_path: str | None = None
 
     @classmethod
     def from_pretrained(
@@ -84,8 +86,8 @@ class LoadingMixin:
             prediction_type=options.get("prediction_type"),
             hub=hub_options(options),
         )
-        bundle = find_bundle(inside(source, options.get("subfolder")), wanted)
-        return cls._open(bundle, engine, exact, threads, options)
+        place = inside(source, options.get("subfolder"))
+        return cls._open(place, wanted, engine, exact, threads, options)
 
     @classmethod
     def from_single_file(
@@ -138,17 +140,20 @@ class LoadingMixin:
             config=folder,
             prediction_type=options.get("prediction_type"),
         )
-        return cls._open(find_bundle(path, wanted), engine, exact, threads, options)
+        return cls._open(path, wanted, engine, exact, threads, options)
 
     @classmethod
     def _open(
         cls,
-        bundle: Bundle,
+        source: Source,
+        wanted: Wanted,
         engine: str | None,
         exact: bool,
         threads: int | None,
         options: Mapping[str, Any],
     ) -> Self:
+        bundle = find_bundle(source, wanted)
+        is_export = bundle_folder(source) is None
         facts: dict[str, Any] = {}
         if options.get("scheduler") is not None:
             facts["scheduler"] = facts_of(options["scheduler"])
@@ -164,7 +169,16 @@ class LoadingMixin:
         pipeline = load(bundle, engine=engine, threads=threads)
         if "safety_checker" in options or options.get("load_safety_checker") is False:
             pipeline.safety_checker = None
-        return cls(pipeline, engine=engine, exact=exact)  # type: ignore[call-arg]
+        made = cls(pipeline, engine=engine, exact=exact)  # type: ignore[call-arg]
+        made._name_or_path = os.fspath(source)
+        if is_export:
+            made.exported_from = os.fspath(source)
+        return made
+
+    @property
+    def name_or_path(self) -> str:
+        """What the model was opened from."""
+        return self._name_or_path or self.pipeline.bundle.manifest.source
 
     @classmethod
     def from_pipe(cls, pipeline: object, **options: Any) -> Self:

@@ -48,10 +48,19 @@ def device_type(value: str | int | torch.device) -> str:
     Raises:
         InvalidRequest: there are no engines for it.
     """
+    return as_device(value).type
+
+
+def as_device(value: object) -> torch.device:
+    """``value`` as a device that kdrt has tensors on.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
     try:
-        kind = torch.device(value).type
-    except RuntimeError:
-        kind = None
-    if kind not in ("cpu", "cuda"):
+        device = torch.device(value)  # type: ignore[call-overload]
+    except (RuntimeError, TypeError):
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
         raise InvalidRequest(f"kdrt runs on 'cpu' and 'cuda', not on {str(value)!r}")
-    return kind
+    return torch.device(device)

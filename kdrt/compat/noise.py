@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from numbers import Integral
 
 import torch
 from torch import Tensor
 
+from kdrt.checks import whole
 from kdrt.errors import InvalidRequest
 from kdrt.sampling import BrownianNoise, NoiseSlot, Plan
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 Seeds = int | list[int]
 
+MOST_SEED = 2**64 - 1
 _LIMIT = 2**63 - 1
 
 
@@ -115,15 +116,11 @@ def _draw(generator: torch.Generator, count: int) -> list[int]:
 
 
 def _given(seed: int | Sequence[int], images: int) -> Seeds:
-    if isinstance(seed, Integral) and not isinstance(seed, bool):
-        return int(seed)
-    if not isinstance(seed, Sequence) or not all(isinstance(each, Integral) for each in seed):
-        raise InvalidRequest(
-            f"noise_sampler_seed must be a whole number or a list of them, not {seed!r}"
-        )
+    if not isinstance(seed, Sequence) or isinstance(seed, str):
+        return whole("noise_sampler_seed", seed, 0, MOST_SEED)
     if len(seed) != images:
         raise InvalidRequest(
             f"{len(seed)} noise_sampler_seeds for {images} images: give one for each, or a single "
             "number for the whole batch"
         )
-    return [int(each) for each in seed]
+    return [whole("noise_sampler_seed", each, 0, MOST_SEED) for each in seed]

@@ -42,6 +42,11 @@ class PartsMixin:
     pipeline: Pipeline
     scheduler: Any
 
+    @property
+    def name_or_path(self) -> str:
+        """What the model was opened from."""
+        raise NotImplementedError
+
     watermark: None = None
     feature_extractor: None = None
     image_encoder: None = None
@@ -77,11 +82,6 @@ class PartsMixin:
         return Config(
             _class_name=type(self).__name__, _name_or_path=self.name_or_path, **parts, **flags
         )
-
-    @property
-    def name_or_path(self) -> str:
-        """What the model was exported from."""
-        return self.pipeline.bundle.manifest.source
 
     @cached_property
     def k_diffusion_model(self) -> TrainingTable:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from kdrt.compat.again import export_again
+from kdrt.errors import InvalidRequest
 from kdrt.pipeline import Pipeline
 
 _PARTS = {"unet": ("unet",), "vae": ("vae_decoder", "vae_encoder")}
 
 
 class FusedProjectionsMixin:
-    """For a class with a ``pipeline``."""
+    """For a class with a ``pipeline``.
+
+    Attributes:
+        exported_from: what the bundle was exported from when the model was opened; None where it
+            was a bundle before.
+    """
 
     pipeline: Pipeline
+    exported_from: str | None = None
 
     def fuse_qkv_projections(self, unet: bool = True, vae: bool = True) -> None:
         """Compute query, key and value with one matrix; most bundles do from the start.
@@ -32,5 +40,15 @@ class FusedProjectionsMixin:
         parts = (*(_PARTS["unet"] if unet else ()), *(_PARTS["vae"] if vae else ()))
         if fused == self.pipeline.bundle.manifest.baked.fused_qkv:
             self.pipeline.use_variant(None, parts)
-        else:
-            self.pipeline.use_variant("fused-qkv" if fused else "unfused-qkv", parts)
+            return
+        variant = "fused-qkv" if fused else "unfused-qkv"
+        if parts and variant not in self.pipeline.bundle.manifest.variants:
+            bundle = self.pipeline.bundle
+            options = ["--variant", variant]
+            if fused:
+                options.insert(0, "--no-fuse-qkv")
+            raise InvalidRequest(
+                f"'{bundle.manifest.name}' has no variant '{variant}': "
+                + export_again(bundle, self.exported_from, *options)
+            )
+        self.pipeline.use_variant(variant, parts)

@@ -13,10 +13,18 @@ from torch import Tensor
 from kdrt.adapters.ip_adapter import Pictures
 from kdrt.calls import one_call
 from kdrt.checks import texts, whole
-from kdrt.compat.base import KDiffusionPipeline, check_exclusive, check_size, repeat
+from kdrt.compat.base import (
+    KDiffusionPipeline,
+    check_callback,
+    check_exclusive,
+    check_size,
+    repeat,
+)
 from kdrt.compat.conditions import Conditions
+from kdrt.compat.image_processor import output_type_of
 from kdrt.compat.ip_adapter import IpAdapterMixin
 from kdrt.compat.lora import LoraMixin
+from kdrt.compat.moving import as_device
 from kdrt.compat.noise import Generators
 from kdrt.compat.outputs import StableDiffusionPipelineOutput
 from kdrt.compat.qkv import FusedProjectionsMixin
@@ -121,6 +129,8 @@ class StableDiffusionKDiffusionPipeline(
             prompt_embeds,
             negative_prompt_embeds,
         )
+        check_callback(callback, callback_steps)
+        output_type_of(output_type)
         self._clip_skip = clip_skip
         doubled = self._guide(guidance_scale)
         positive, negative = self._encode_pair(
@@ -196,7 +206,7 @@ class StableDiffusionKDiffusionPipeline(
                 clip_skip,
                 together=self.exact,
             )
-        place = self.device if device is None else device
+        place = self.device if device is None else as_device(device)
         return positive.to(place), None if negative is None else negative.to(place)
 
     def check_inputs(
@@ -212,8 +222,7 @@ class StableDiffusionKDiffusionPipeline(
     ) -> None:
         """Raise InvalidRequest, a ValueError, if these arguments are wrong or contradict."""
         check_size(height, width)
-        if callback_steps is not None:
-            whole("callback_steps", callback_steps, 1)
+        check_callback(None, callback_steps)
         if callback_on_step_end_tensor_inputs:
             raise InvalidRequest("these pipelines have no callback_on_step_end")
         check_exclusive({"prompt": prompt, "prompt_embeds": prompt_embeds})
@@ -221,6 +230,8 @@ class StableDiffusionKDiffusionPipeline(
             {"negative_prompt": negative_prompt, "negative_prompt_embeds": negative_prompt_embeds}
         )
         check_prompt("prompt", prompt, prompt_embeds)
+        self._check_embeds("prompt_embeds", prompt_embeds, "", None)
+        self._check_embeds("negative_prompt_embeds", negative_prompt_embeds, "", None)
         check_shapes(prompt_embeds, negative_prompt_embeds)
 
     @property
@@ -242,6 +253,7 @@ class StableDiffusionKDiffusionPipeline(
         checker = self.pipeline.safety_checker
         if checker is None:
             return image, None
+        self.vae.check_pixels(image)
         flagged = checker(list(to_images(image, "pil")))
         safe = image.clone()
         safe[torch.tensor(flagged)] = 0
@@ -249,7 +261,8 @@ class StableDiffusionKDiffusionPipeline(
 
     @one_call
     def decode_latents(self, latents: Tensor) -> NDArray[np.float32]:
-        """Pictures ``[B, H, W, 3]`` in [0, 1] of final latents."""
+        """Images ``[B, H, W, 3]`` in [0, 1] of final latents."""
+        self.vae.check_latents(latents)
         return np.asarray(self.image_processor.postprocess(self._pixels(latents), "np"))
 
     def _encode_prompt(self, *arguments: Any, **options: Any) -> Tensor:
@@ -279,7 +292,9 @@ class StableDiffusionKDiffusionPipeline(
             return repeat(positive, times), None
         if negative_prompt_embeds is None:
             negatives = texts("negative_prompt", negative_prompt or "", len(positive))
-            negative_prompt_embeds, _ = self._encode([negatives], None, together=together)
+            negative_prompt_embeds, _ = self._encode(
+                [negatives], None, together=together, length=positive.shape[1]
+            )
         negative = negative_prompt_embeds.to(device=self.device, dtype=dtype)
         check_shapes(positive, negative)
         return repeat(positive, times), repeat(negative, times)

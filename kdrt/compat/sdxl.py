@@ -11,10 +11,18 @@ from torch import Tensor
 from kdrt.adapters.ip_adapter import Pictures
 from kdrt.calls import one_call
 from kdrt.checks import texts, whole
-from kdrt.compat.base import KDiffusionPipeline, check_exclusive, check_size, repeat
+from kdrt.compat.base import (
+    KDiffusionPipeline,
+    check_callback,
+    check_exclusive,
+    check_size,
+    repeat,
+)
 from kdrt.compat.conditions import Conditions
+from kdrt.compat.image_processor import output_type_of
 from kdrt.compat.ip_adapter import IpAdapterMixin
 from kdrt.compat.lora import LoraMixin
+from kdrt.compat.moving import as_device
 from kdrt.compat.noise import Generators
 from kdrt.compat.outputs import StableDiffusionXLPipelineOutput
 from kdrt.compat.qkv import FusedProjectionsMixin
@@ -119,8 +127,8 @@ class StableDiffusionXLKDiffusionPipeline(
             pooled_prompt_embeds,
             negative_pooled_prompt_embeds,
         )
-        if callback_steps is not None:
-            whole("callback_steps", callback_steps, 1)
+        check_callback(callback, callback_steps)
+        output_type_of(output_type)
         self._clip_skip = clip_skip
         doubled = self._guide(guidance_scale)
         positive, negative, pooled, negative_pooled = self._encode_pair(
@@ -224,7 +232,7 @@ class StableDiffusionXLKDiffusionPipeline(
                 clip_skip,
                 together=self.exact,
             )
-        place = self.device if device is None else device
+        place = self.device if device is None else as_device(device)
         positive, negative, pooled, negative_pooled = embeddings
         return (
             positive.to(place),
@@ -260,7 +268,6 @@ class StableDiffusionXLKDiffusionPipeline(
             raise InvalidRequest(
                 f"`prompt_2` has to be of type `str` or `list` but is {type(prompt_2)}"
             )
-        check_shapes(prompt_embeds, negative_prompt_embeds)
         for name, embeds, its_pooled in (
             ("prompt_embeds", prompt_embeds, pooled_prompt_embeds),
             ("negative_prompt_embeds", negative_prompt_embeds, negative_pooled_prompt_embeds),
@@ -269,6 +276,8 @@ class StableDiffusionXLKDiffusionPipeline(
                 raise InvalidRequest(
                     f"with `{name}`, give `{name.replace('prompt', 'pooled_prompt')}`"
                 )
+            self._check_embeds(name, embeds, name.replace("prompt", "pooled_prompt"), its_pooled)
+        check_shapes(prompt_embeds, negative_prompt_embeds)
 
     def _get_add_time_ids(
         self,
@@ -283,7 +292,10 @@ class StableDiffusionXLKDiffusionPipeline(
         Raises:
             InvalidRequest: the UNet was trained with another number of them.
         """
-        ids = [*original_size, *crops_coords_top_left, *target_size]
+        try:
+            ids = [*original_size, *crops_coords_top_left, *target_size]
+        except TypeError as error:
+            raise InvalidRequest("sizes and crops must be two whole numbers each") from error
         pooled = self.unet.pooled_width
         if len(ids) != _TIME_IDS or text_encoder_projection_dim not in (None, pooled):
             raise InvalidRequest(
@@ -318,6 +330,10 @@ class StableDiffusionXLKDiffusionPipeline(
             pooled = encoded if pooled is None else pooled
         if pooled is None:
             raise InvalidRequest("with `prompt_embeds`, give `pooled_prompt_embeds`")
+        if len(pooled) != len(prompt_embeds):
+            raise InvalidRequest(
+                f"{len(pooled)} rows in pooled_prompt_embeds for {len(prompt_embeds)} prompts"
+            )
         positive, pooled = prompt_embeds.to(device, dtype), pooled.to(device, dtype)
         if not doubled:
             return repeat(positive, times), None, repeat(pooled, times), None
@@ -354,4 +370,4 @@ class StableDiffusionXLKDiffusionPipeline(
         count = len(positive)
         negatives = texts("negative_prompt", negative_prompt or "", count)
         others = texts("negative_prompt_2", negative_prompt_2 or list(negatives), count)
-        return self._encode([negatives, others], None, together=together)
+        return self._encode([negatives, others], None, together=together, length=positive.shape[1])

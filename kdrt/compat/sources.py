@@ -104,8 +104,8 @@ def find_bundle(source: str | os.PathLike[str], wanted: Wanted) -> Bundle:
         BundleError: it is a damaged bundle.
         ExportError: it cannot be exported, or is nothing of the above.
     """
-    folder = bundle_path(source)
-    if (folder / MANIFEST).is_file():
+    folder = bundle_folder(source)
+    if folder is not None:
         bundle = open_bundle(folder)
         predicts = bundle.manifest.scheduler.prediction_type
         if wanted.prediction_type not in (None, predicts):
@@ -170,6 +170,15 @@ def facts_of(scheduler: object) -> SchedulerFacts:
     report = _exporter("report").Silent()
     facts: SchedulerFacts = _exporter("scheduler").scheduler_facts(explicit, report)
     return facts
+
+
+def bundle_folder(source: str | os.PathLike[str]) -> Path | None:
+    """The folder of the bundle that ``source`` means; None if it means none."""
+    try:
+        folder = bundle_path(source)
+    except BundleError:  # no name of a bundle: a path, or a hub id
+        return None
+    return folder if (folder / MANIFEST).is_file() else None
 
 
 def _export(origin: str, target: Path, name: str, revision: str | None, wanted: Wanted) -> None:

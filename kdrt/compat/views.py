@@ -17,6 +17,7 @@ from kdrt.compat.grid import TrainingTable, default_schedule
 from kdrt.compat.moving import asked_for
 from kdrt.errors import InvalidRequest
 from kdrt.pipeline import Pipeline
+from kdrt.streams import on_own_stream
 from kdrt_engines import Engine
 from kdrt_engines.spec import DTYPES
 
@@ -246,7 +247,7 @@ class VaeView(NetworkView):
 
     def __init__(self, pipeline: Pipeline) -> None:
         super().__init__(pipeline.engines["vae_decoder"])
-        self._pipeline = pipeline
+        self.pipeline = pipeline
         manifest = pipeline.bundle.manifest
         facts = manifest.latents
         tile = pipeline.vae.tiling_of().size
@@ -265,32 +266,41 @@ class VaeView(NetworkView):
     @property
     def use_slicing(self) -> bool:
         """Whether images of a batch pass one by one: kdrt's default."""
-        return self._pipeline.vae.slicing
+        return self.pipeline.vae.slicing
 
     @property
     def use_tiling(self) -> bool:
         """Whether images larger than a tile pass in tiles."""
-        return self._pipeline.vae.tiling is not None
+        return self.pipeline.vae.tiling is not None
 
     def enable_slicing(self) -> None:
         """Decode images of a batch one by one."""
-        self._pipeline.enable_vae_slicing()
+        self.pipeline.enable_vae_slicing()
 
     def disable_slicing(self) -> None:
         """Decode the whole batch at once."""
-        self._pipeline.disable_vae_slicing()
+        self.pipeline.disable_vae_slicing()
 
     def enable_tiling(self, use_tiling: bool = True) -> None:
         """Decode images larger than the VAE was trained at in tiles of that size."""
         if use_tiling:
-            self._pipeline.enable_vae_tiling()
+            self.pipeline.enable_vae_tiling()
         else:
-            self._pipeline.disable_vae_tiling()
+            self.pipeline.disable_vae_tiling()
 
     def disable_tiling(self) -> None:
         """Decode whole images, wherever the engine can."""
-        self._pipeline.disable_vae_tiling()
+        self.pipeline.disable_vae_tiling()
 
+    def check_latents(self, latents: object) -> None:
+        """Raise InvalidRequest unless these are latents ``[B, C, h, w]``."""
+        _check_images("latents", latents, self.config.latent_channels)
+
+    def check_pixels(self, pixels: object) -> None:
+        """Raise InvalidRequest unless these are pixels ``[B, 3, H, W]``."""
+        _check_images("pixels", pixels, self.config.in_channels)
+
+    @on_own_stream
     def decode(
         self, z: Tensor, return_dict: bool = True, generator: object = None
     ) -> DecoderOutput | tuple[Tensor]:
@@ -300,13 +310,11 @@ class VaeView(NetworkView):
             InvalidRequest: these are no latents of this model.
             ShapeError: the engine was not made for this size.
         """
-        channels = self.config.latent_channels
-        if not isinstance(z, Tensor) or z.ndim != 4 or z.shape[1] != channels:
-            found = list(z.shape) if isinstance(z, Tensor) else type(z).__name__
-            raise InvalidRequest(f"latents must be a tensor [B, {channels}, h, w], not {found}")
-        pixels = self._pipeline.stream.calling(self._pipeline.vae.decoder)(z.float())
+        self.check_latents(z)
+        pixels = self.pipeline.vae.decoder(z.float())
         return DecoderOutput(pixels) if return_dict else (pixels,)
 
+    @on_own_stream
     def encode(
         self, x: Tensor, return_dict: bool = True
     ) -> EncoderOutput | tuple[LatentDistribution]:
@@ -318,9 +326,18 @@ class VaeView(NetworkView):
             BundleError: the bundle has no encoder.
             ShapeError: the sides are no multiples of the VAE's scale.
         """
-        if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != 3:
-            found = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise InvalidRequest(f"pixels must be a tensor [B, 3, H, W], not {found}")
-        latents = self._pipeline.stream.calling(self._pipeline.vae.encode)(x.float())
-        distribution = LatentDistribution(latents)
+        self.check_pixels(x)
+        distribution = LatentDistribution(self.pipeline.vae.encode(x.float()))
         return EncoderOutput(distribution) if return_dict else (distribution,)
+
+
+def _check_images(name: str, value: object, channels: int) -> None:
+    if (
+        not isinstance(value, Tensor)
+        or value.ndim != 4
+        or value.shape[1] != channels
+        or 0 in value.shape
+        or value.is_complex()
+    ):
+        found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise InvalidRequest(f"{name} must be a tensor [B, {channels}, height, width], not {found}")

@@ -73,12 +73,17 @@ class TextEncoder:
         return self._remembered.get(key, lambda: self._encode(prompt, layer, weighting))
 
     def encode_together(
-        self, prompts: Sequence[str], clip_skip: int = 0
+        self, prompts: Sequence[str], clip_skip: int = 0, length: int | None = None
     ) -> tuple[Tensor, Tensor, list[Truncation]]:
         """Encode B prompts as plain text in one run of the engine, and remember nothing.
 
         The last bits of a prompt's embeddings depend on its company then, as they did in the
         removed pipelines.
+
+        Args:
+            prompts: B texts.
+            clip_skip: how many hidden states before the usual one to take.
+            length: L, if the encoder is to read fewer tokens than it can.
 
         Returns:
             ``hidden [B, L, D]``, ``pooled [B, P]``, and what did not fit.
@@ -87,8 +92,9 @@ class TextEncoder:
             InvalidRequest: see :func:`hidden_layer`.
         """
         layer = hidden_layer(self.facts, clip_skip)
-        tokens = [self.tokenizer(prompt) for prompt in prompts]
-        binding = self._engine.bind(B=len(tokens), L=self.facts.max_length)
+        length = length or self.facts.max_length
+        tokens = [self.tokenizer(prompt).cut(length, self.facts.eos) for prompt in prompts]
+        binding = self._engine.bind(B=len(tokens), L=length)
         rows = [self.learned.rows(each.ids, self._embedding) for each in tokens]
         binding.inputs["inputs_embeds"].copy_(torch.stack(rows))
         binding.inputs["eos_index"].copy_(torch.tensor([each.eos_index for each in tokens]))

@@ -47,7 +47,7 @@ def given_conditioning(
         pooled = hidden.text_embeds
         hidden = hidden.encoder_hidden_states
     width = unet.input("encoder_hidden_states").shape[-1]
-    checked = _checked(name, hidden, ("B", "L", width))
+    checked = checked_embeddings(name, hidden, ("B", "L", width))
     batch = len(checked)
     if count is not None and batch not in (1, count):
         raise InvalidRequest(
@@ -62,11 +62,16 @@ def given_conditioning(
         raise InvalidRequest(f"SDXL models need {pooled_name} together with {name}")
     else:
         shape = (batch, unet.input("text_embeds").shape[-1])
-        conditioning = Conditioning(checked, _checked(pooled_name, pooled, shape))
+        conditioning = Conditioning(checked, checked_embeddings(pooled_name, pooled, shape))
     return conditioning.repeated(count) if count is not None and batch == 1 else conditioning
 
 
-def _checked(name: str, value: object, shape: Sequence[int | str]) -> Tensor:
+def checked_embeddings(name: str, value: object, shape: Sequence[int | str]) -> Tensor:
+    """``value``, detached, after a look at its shape and numbers; a letter stands for any size.
+
+    Raises:
+        InvalidRequest: it is no finite floating-point tensor of that shape.
+    """
     wanted = f"{name} must be a floating-point tensor of shape [{', '.join(map(str, shape))}]"
     if not isinstance(value, Tensor):
         raise InvalidRequest(f"{wanted}, not {type(value).__name__}")

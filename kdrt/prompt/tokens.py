@@ -56,6 +56,13 @@ class Tokens:
     eos_index: int
     truncation: Truncation | None = None
 
+    def cut(self, length: int, eos: int) -> Tokens:
+        """The first ``length`` of them, the last of which is ``eos`` where that would be lost."""
+        ids, last = self.ids[:length], length - 1
+        if eos not in ids:
+            ids = (*ids[:last], eos)
+        return Tokens(ids, self.weights[:length], min(self.eos_index, last), self.truncation)
+
 
 class Vocabulary(Protocol):
     """Learned tokens: ids beyond those of the tokenizer, one for each vector."""

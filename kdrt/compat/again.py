@@ -1,0 +1,28 @@
+"""How to get what a bundle lacks: exported bundles stay as they are."""
+
+from __future__ import annotations
+
+import shlex
+
+from kdrt.bundle import Bundle
+from kdrt.engine_store import torch_program
+
+
+def export_again(bundle: Bundle, source: str | None, *options: str) -> str:
+    """The sentence that says how to export the model with ``options`` besides, and to open that.
+
+    Args:
+        bundle: the one that lacks something.
+        source: what it was exported from; None is what its manifest says.
+        options: of ``kdrt export``.
+    """
+    manifest = bundle.manifest
+    name = f"{manifest.name}-2".replace("/", "--")
+    command = ["kdrt", "export", source or manifest.source, "--name", name]
+    command += ["--precision", manifest.precision]
+    if torch_program(bundle, "unet").is_file():
+        command += ["--target", "onnxruntime", "--target", "torch"]
+    return (
+        f"export the model with `{shlex.join((*command, *options))}`, and open that bundle with "
+        f"from_pretrained({name!r})"
+    )
