@@ -96,12 +96,7 @@ class Calls:
         return run
 
     def _begin(self) -> _Call:
-        if os.getpid() != self._process:
-            raise EngineError(
-                f"this pipeline was loaded in process {self._process}, whose threads this one, "
-                "forked from it, does not have: load it in each worker, or start workers by spawn "
-                "(multiprocessing.get_context('spawn'); gunicorn without --preload)"
-            )
+        _check_process(self._process)
         call = self._call
         if call is not None and call.is_of_this_thread():
             call.check_inside()
@@ -136,6 +131,16 @@ class Calls:
         self._free.release()
 
 
+def _check_process(process: int) -> None:
+    """Raises EngineError: this is another one, which has none of the engines' threads."""
+    if os.getpid() != process:
+        raise EngineError(
+            f"this pipeline was loaded in process {process}, whose threads this one, forked from "
+            "it, does not have: load it in each worker, or start workers by spawn "
+            "(multiprocessing.get_context('spawn'); gunicorn without --preload)"
+        )
+
+
 class _Call:
     """One call.
 
@@ -147,6 +152,7 @@ class _Call:
     def __init__(self, let_go: Callable[[], object]) -> None:
         self.holds = 1
         self.owner = current_thread()
+        self._process = os.getpid()
         self._helpers: set[Thread] = set()
         self._let_go = let_go
         self._working = threading.RLock()
@@ -169,6 +175,7 @@ class _Call:
     @contextmanager
     def inside(self) -> Iterator[None]:
         """Within: code of kdrt's, one thread at a time, in PyTorch's own modes."""
+        _check_process(self._process)
         me = current_thread()
         if me in self._helpers:  # whoever waits for it is inside
             self.check_inside()
