@@ -21,7 +21,13 @@ import onnxruntime as ort
 import torch
 
 from kdrt_engines.base import Binding, Engine
-from kdrt_engines.errors import EngineError, KdrtError, ShapeError, is_out_of_memory
+from kdrt_engines.errors import (
+    EngineError,
+    KdrtError,
+    NotEnoughMemory,
+    ShapeError,
+    is_out_of_memory,
+)
 from kdrt_engines.onnx_weights import stored_weights
 from kdrt_engines.ort_sessions import (
     CPU,
@@ -257,11 +263,14 @@ class OrtBinding(Binding):
             # Loaded when the reduced graph will not do for the first time: most never come here.
             self._whole = self._whole or self._run_of(whole=True)
             self._whole()
-        except (KdrtError, MemoryError):
+        except KdrtError:
             raise
         except Exception as error:  # ONNX Runtime raises bare RuntimeErrors of many kinds
             if is_out_of_memory(error):
-                raise
+                raise NotEnoughMemory(
+                    f"ONNX Runtime ran out of memory ({error}): make fewer or smaller images at a "
+                    "time"
+                ) from error
             raise ShapeError(f"ONNX Runtime rejected these sizes: {error}") from error
 
     def _run_of(self, *, whole: bool) -> Callable[[], None]:
