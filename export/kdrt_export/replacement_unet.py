@@ -42,8 +42,12 @@ def replacement_unet(
 def _told(tensors: Mapping[str, Any]) -> dict[str, int]:
     """What the tensors say of a UNet that is inpainting's or takes its guidance scale, where its
     base model's is not or does not."""
-    told = {"in_channels": tensors["conv_in.weight"].shape[1]}
-    guidance = tensors.get("time_embedding.cond_proj.weight")
-    if guidance is not None:
-        told["time_cond_proj_dim"] = guidance.shape[1]
-    return told
+    places = {
+        "in_channels": "conv_in.weight",
+        "time_cond_proj_dim": "time_embedding.cond_proj.weight",
+    }
+    return {
+        setting: tensors[name].shape[1]
+        for setting, name in places.items()
+        if name in tensors and tensors[name].ndim > 1
+    }

@@ -15,7 +15,9 @@ from tiny import randomized, text_encoder, unet, vae
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from kdrt_export import stage
-from kdrt_export.errors import SourceError
+from kdrt_export.errors import ExportError, SourceError
+from kdrt_export.replacement_unet import replacement_unet
+from kdrt_export.replacement_vae import replacement_vae
 from kdrt_export.report import Silent
 from kdrt_export.sources import open_source
 from kdrt_export.sources.layouts import text_encoder_tensors, vae_tensors
@@ -144,6 +146,48 @@ def test_pickles_of_before_the_zip_format(
     torch.save({"state_dict": whole}, path, _use_new_zipfile_serialization=False)
     source = open_source(str(path), config=sd_folder, allow_pickle=True)
     assert equal(source.unet(), unet("sd"))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "a pointer of Git LFS"),
+        (b"", "is damaged"),
+        (b"<html>404</html>", "is damaged"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_damaged_files_are_one_sentence(
+    suffix: str, content: bytes, words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match=words):
+        open_source(str(path), allow_pickle=True)
+    for replace in (replacement_unet, replacement_vae):
+        with pytest.raises(SourceError, match=words):
+            replace(str(path), {}, allow_pickle=True)
+
+
+@pytest.mark.parametrize("name", ["input_blocks.0.0.weight", "input_blocks.1.1.norm.weight"])
+@pytest.mark.parametrize("shape", [(), (3,), (0, 0), (1, 2, 3, 4, 5)])
+def test_tensors_of_any_shape_are_one_sentence(
+    whole: State,
+    name: str,
+    shape: tuple[int, ...],
+    sd_folder: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    save_file(
+        {**whole, f"model.diffusion_model.{name}": torch.zeros(shape)}, tmp_path / "m.safetensors"
+    )
+    for ask in (
+        lambda: open_source(str(tmp_path / "m.safetensors")).check(),
+        lambda: open_source(str(tmp_path / "m.safetensors"), config=sd_folder).check(),
+        lambda: replacement_unet(str(tmp_path / "m.safetensors"), unet("sd").config).check(),
+    ):
+        with pytest.raises(ExportError):
+            ask()
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"state_dict": 3}, torch.zeros(2)])

@@ -61,7 +61,8 @@ def read_json(path: Path, otherwise: str) -> dict[str, Any]:
     except OSError as error:
         raise SourceError(f"{otherwise}: {path.name} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
-        raise SourceError(f"{otherwise}: {path.name} is not JSON{_pointer(path)}") from error
+        check_fetched(path)
+        raise SourceError(f"{otherwise}: {path.name} is not JSON") from error
     if not isinstance(content, dict):
         raise SourceError(
             f"{otherwise}: {path.name} holds a {type(content).__name__}, not an object with keys"
@@ -69,17 +70,12 @@ def read_json(path: Path, otherwise: str) -> dict[str, Any]:
     return content
 
 
-def _pointer(path: Path) -> str:
-    return f" but {POINTER}" if is_pointer(path) else ""
-
-
-POINTER = (
-    "a pointer of Git LFS, in place of the file itself; fetch it with `git lfs pull`, or download "
-    "the model again"
-)
-
-
-def is_pointer(path: Path) -> bool:
-    """Whether a file is what Git LFS leaves in place of a large file it has not fetched."""
-    with path.open("rb") as file:
-        return file.read(40).startswith(b"version https://git-lfs.github.com/")
+def check_fetched(path: Path) -> None:
+    """Raises SourceError: a file cannot be read, or is what Git LFS leaves in place of a large file
+    that it has not fetched."""
+    with refused(f"{path} cannot be read"), path.open("rb") as file:
+        if file.read(40).startswith(b"version https://git-lfs.github.com/"):
+            raise SourceError(
+                f"{path} is a pointer of Git LFS, in place of the file itself; fetch it with "
+                "`git lfs pull`, or download the model again"
+            )

@@ -17,7 +17,7 @@ from kdrt_export.families import Architecture
 from kdrt_export.sources.base import FileSource, text_config, text_model
 from kdrt_export.sources.folder import FolderSource
 from kdrt_export.sources.layouts import text_encoder_tensors, unet_tensors, vae_tensors
-from kdrt_export.sources.reading import refused
+from kdrt_export.sources.reading import check_fetched, refused
 from kdrt_export.sources.weights import Weights, check_pickle, is_checkpoint
 
 _HINT = (
@@ -44,6 +44,7 @@ class SingleFileSource(FileSource):
         if not is_checkpoint(path.name):
             raise SourceError(f"{path.name} is no checkpoint; .safetensors or .ckpt is needed")
         check_pickle(path, allow_pickle)
+        check_fetched(path)
         self.path = path
         self.name, self.origin = path.stem, path.name
         self._described: FolderSource | None = None

@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import CLIPTokenizer
 
 from kdrt_export.errors import SourceError
-from kdrt_export.sources.reading import POINTER, is_pointer, refused
+from kdrt_export.sources.reading import check_fetched, refused
 
 _BASE = 1000
 """More than the tokens of CLIP's vocabulary that no merge makes: bytes, the same at the end of a
@@ -30,8 +30,8 @@ def read_tokenizer(folder: Path) -> CLIPTokenizer:
         )
     with refused(f"cannot load a CLIP tokenizer from {folder}", "download it again"):
         for name in ("tokenizer.json", "vocab.json", "merges.txt"):
-            if (folder / name).is_file() and is_pointer(folder / name):
-                raise SourceError(f"{folder / name} is {POINTER}")
+            if (folder / name).is_file():
+                check_fetched(folder / name)
         tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
         model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
         if len(model["vocab"]) - len(model["merges"]) > _BASE:

@@ -21,7 +21,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from kdrt_export.errors import SourceError, UnsupportedModel
-from kdrt_export.sources.reading import POINTER, is_pointer, refused
+from kdrt_export.sources.reading import check_fetched, refused
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -155,9 +155,7 @@ def read_tensors(
     Raises:
         SourceError: it is damaged, or holds more than tensors.
     """
-    with refused(f"{path} cannot be read"):
-        if is_pointer(path):
-            raise SourceError(f"{path} is {POINTER}")
+    check_fetched(path)
     whole = f"{path} is damaged or holds more than weights"
     with refused(whole, "download it again"):
         if not is_pickle(path):
