@@ -171,6 +171,8 @@ def read_init_image(
         if needs_mask:
             raise InvalidRequest("an inpainting model needs the picture itself, not its latents")
         latents = _per_image("image", request.image.to(torch.float32), images)
+        if not bool(latents.isfinite().all()):
+            raise InvalidRequest("image holds latents that are not finite")
         height, width = (side * facts.scale for side in latents.shape[2:])
         if (request.height or height, request.width or width) != (height, width):
             raise InvalidRequest(f"these latents are of a {width}x{height} picture; leave out size")

@@ -459,6 +459,7 @@ GOOD = Image.new("RGB", (48, 64))
         ({"image": GOOD, "strength": 0.01}, "leaves none"),
         ({"image": GOOD, "height": 33}, "height must be a multiple of 8"),
         ({"image": GOOD, "denoising_start": 0.5}, "begin with a picture by strength"),
+        ({"image": torch.full((1, 4, 8, 6), float("nan"))}, "latents that are not finite"),
         ({"image": "cat.png"}, "image must be a PIL image, an array or a tensor, .* not str"),
         ({"image": []}, "image is an empty list"),
         ({"image": Image.new("RGB", (5, 64))}, "image is too small: 5x64, at least 8x8"),
