@@ -27,6 +27,7 @@ from kdrt.adapters.lora_file import LoraFile, lora_from_tensors, read_lora
 from kdrt.adapters.lora_merge import LayerScale
 from kdrt.adapters.tensor_file import is_there
 from kdrt.calls import one_call
+from kdrt.checks import finite, texts
 from kdrt.compat.lora_blocks import block_scales
 from kdrt.errors import InvalidRequest, KdrtError
 from kdrt.hub import hub_failure
@@ -126,8 +127,8 @@ class LoraMixin:
             InvalidRequest: an adapter or a block does not exist, or the numbers of names and
                 weights differ.
         """
-        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        if not isinstance(adapter_weights, Sequence):
+        names = list(texts("adapter_names", adapter_names)) if adapter_names else []
+        if isinstance(adapter_weights, str) or not isinstance(adapter_weights, Sequence):
             adapter_weights = [adapter_weights] * len(names)
         if len(names) != len(adapter_weights):
             raise InvalidRequest(
@@ -183,9 +184,13 @@ class LoraMixin:
             InvalidRequest: no adapter is active, one is not loaded, or a component is unknown.
         """
         state = self._lora_state
-        names = list(state.active if adapter_names is None else adapter_names)
+        names = state.active
+        if adapter_names is not None:
+            names = list(texts("adapter_names", adapter_names))
         self._check_present(names)
-        for component in components:
+        if finite(lora_scale) is None:
+            raise InvalidRequest(f"lora_scale must be a finite number, not {lora_scale!r}")
+        for component in texts("components", components):
             _check_network(component)
         if not names:
             raise InvalidRequest("there is no active LoRA to fuse; load one first")
@@ -233,7 +238,7 @@ class LoraMixin:
         Raises:
             InvalidRequest: one is not loaded.
         """
-        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        names = list(texts("adapter_names", adapter_names)) if adapter_names else []
         self._check_present(names)
         state = self._lora_state
         for name in names:
@@ -408,6 +413,9 @@ def _open(source: Source, options: dict[str, Any]) -> LoraFile:
         raise InvalidRequest(
             f"load_lora_weights does not take {unknown[0]!r}; it takes {', '.join(known)}"
         )
+    for name in ("weight_name", "subfolder", "revision"):
+        if not isinstance(options.get(name), str | None):
+            raise InvalidRequest(f"{name} must be a string, not {options[name]!r}")
     allow_pickle = options.get("use_safetensors") is False
     path = user_path(source)
     if not is_there(path):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, overload
 
+from kdrt.checks import texts
 from kdrt.errors import InvalidRequest
 from kdrt.prompt.learned import stands_alone
 
@@ -112,7 +113,7 @@ class TextualInversionMixin:
         """
         component = self._component(tokenizer, text_encoder)
         if tokens is not None:
-            asked = [tokens] if isinstance(tokens, str) else list(tokens)
+            asked = list(texts("tokens", tokens))
             known = [t for t in asked if t in self._tokens(component)]
             tokens = known or asked
         self.pipeline.unload_textual_inversion(tokens, component=component)
@@ -127,8 +128,8 @@ class TextualInversionMixin:
         """Write out tokens of several vectors: ``token`` becomes ``token token_1 …``. Prompts do
         not need it here, and are not changed by it."""
         tokens = self._tokens(self._component(tokenizer, None))
-        if isinstance(prompt, list):
-            return [_written_out(text, tokens) for text in prompt]
+        if not isinstance(prompt, str):
+            return [_written_out(text, tokens) for text in texts("prompt", prompt)]
         return _written_out(prompt, tokens)
 
     def _tokens(self, component: str | None) -> dict[str, int]:

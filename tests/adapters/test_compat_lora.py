@@ -228,6 +228,12 @@ def test_wrong_calls_are_refused_and_change_nothing(
         (lambda: ours.load_lora_weights(folder / "b.safetensors", adaptor="b"), "take 'adaptor'"),
         (lambda: ours.fuse_lora(["vae"]), "'vae' has no LoRA"),
         (lambda: ours.fuse_lora(lora_scale=float("inf")), "must be a finite number"),
+        (lambda: ours.fuse_lora(lora_scale="x"), "lora_scale must be a finite number"),  # type: ignore[arg-type]
+        (lambda: ours.fuse_lora(5), "components must be a string or a list"),  # type: ignore[arg-type]
+        (lambda: ours.set_adapters(5), "adapter_names must be a string or a list"),  # type: ignore[arg-type]
+        (lambda: ours.set_adapters("a", "1"), "must be a finite number, not '1'"),  # type: ignore[arg-type]
+        (lambda: ours.delete_adapters([5]), "adapter_names must be a string or a list"),  # type: ignore[list-item]
+        (lambda: ours.load_lora_weights(folder, weight_name=5), "weight_name must be a string"),
         (lambda: ours.save_lora_weights(tmp_path), "at least one of the LoRA layers"),
     ]
     for call, words in refusals:
