@@ -25,6 +25,9 @@ Shape = tuple[int | str | range, ...]
 
 ANY = range(1, 2**31)
 
+_MOST_BYTES = 2**37
+"""Of a whole bundle: ten times the largest, which is SDXL in float32 with a variant of its UNet."""
+
 
 def printable(text: object) -> object:
     """Text without what a terminal would obey: a bundle may say anything of itself."""
@@ -47,13 +50,20 @@ def check_bundle(path: Path, manifest: Manifest) -> None:
     if missing:
         raise damaged(path / "manifest.json", f"{missing[0]} is not among its files")
     _check_shapes(path, manifest)
-    digests, root = Digests(path), path.resolve()
+    digests, root, size = Digests(path), path.resolve(), 0
     try:
         for relative, digest in manifest.files.items():
             if os.path.realpath(root / relative) != str(root / relative):
                 raise BundleError(
                     f"{path} must not be used: {relative} is a link, and a bundle holds its files "
                     "itself; copy it with the files that its links point to"
+                )
+            # A file with holes can seem so large that reading it takes for ever.
+            size += (root / relative).stat().st_size
+            if size > _MOST_BYTES:
+                raise BundleError(
+                    f"{path} must not be used: it seems to hold more than {_MOST_BYTES / 1e9:.0f} "
+                    "GB, and no model that kdrt exports does"
                 )
             if digests.of(relative) != digest:
                 raise BundleError(

@@ -302,6 +302,14 @@ def test_a_bundle_brings_no_record_of_what_was_checked(bundle: Path, home: Path)
     assert len(list((home / "checked").iterdir())) == 1
 
 
+def test_a_file_that_never_ends_is_not_read(bundle: Path) -> None:
+    weights = bundle / "onnx" / "unet" / "weights.bin"
+    weights.unlink()
+    with weights.open("wb") as file:
+        file.truncate(2**42)
+    assert "seems to hold more than 137 GB" in refusal(bundle)
+
+
 # -- the graphs --------------------------------------------------------------------------------
 
 UNET = "onnx/unet/model.onnx"
