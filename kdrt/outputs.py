@@ -91,6 +91,7 @@ def new_folder(target: Path, foreign: Callable[[Path], str | None] | None = None
     try:
         yield partial
         partial.chmod(0o755)
+        check_folder(target, foreign)  # hours may have gone by
         _put_in_place(partial, place)
     except Exception as error:
         system = _system_error(error)
@@ -98,7 +99,8 @@ def new_folder(target: Path, foreign: Callable[[Path], str | None] | None = None
             raise OutputError(f"cannot write {target}: the disk is full") from error
         raise
     finally:
-        shutil.rmtree(working, ignore_errors=True)
+        with suppress(OSError):
+            _discard(working)
 
 
 def check_file(target: Path) -> Path:
@@ -170,14 +172,18 @@ def clear_leftovers(folder: Path) -> None:
     """Remove what processes that are no more left unfinished in a folder. What one of them was
     about to replace is put back. What another machine left stays: its processes cannot be seen."""
     with suppress(OSError):
-        left = [path for path in folder.iterdir() if _is_left(path)]
-        for path in left:
-            for old in (path / "old").glob("*"):
-                if not os.path.lexists(folder / old.name):
-                    old.rename(folder / old.name)
-                    _logger.warning("put back %s, which a killed process moved away", old.name)
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-            _logger.warning("removed %s, left by a killed process", path)
+        for left in [path for path in folder.iterdir() if _is_left(path)]:
+            _discard(left)
+            _logger.warning("removed %s, left by a killed process", left)
+
+
+def _discard(working: Path) -> None:
+    """Remove what was being written, and put back what it has moved away but not replaced."""
+    for old in (working / "old").glob("*"):
+        if not os.path.lexists(working.parent / old.name):
+            old.rename(working.parent / old.name)
+            _logger.warning("put back %s", working.parent / old.name)
+    shutil.rmtree(working) if working.is_dir() else working.unlink()
 
 
 @cache
@@ -269,17 +275,12 @@ def _put_in_place(partial: Path, target: Path) -> None:
 
 
 def _exchange(partial: Path, target: Path) -> None:
+    """If the second rename does not come to pass, :func:`_discard` takes back the first."""
     old = partial.with_name("old") / target.name
-    replaces = target.exists()
-    if replaces:
+    if target.exists():
         old.parent.mkdir()
         target.rename(old)
-    try:
-        partial.rename(target)
-    except OSError:
-        if replaces:
-            old.rename(target)
-        raise
+    partial.rename(target)
 
 
 def _sync(path: Path) -> None:

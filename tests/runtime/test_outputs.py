@@ -175,7 +175,7 @@ def test_what_a_killed_process_moved_away_comes_back(
     outputs.clear_leftovers(tmp_path)
     assert text(tmp_path / "target") == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
-    assert "put back target" in caplog.text
+    assert f"put back {tmp_path / 'target'}" in caplog.text
 
 
 def test_a_file_that_a_killed_process_left_is_removed(
@@ -227,6 +227,17 @@ def test_folders_that_hold_anything_are_not_replaced_unless_that_is_known(tmp_pa
     with new_folder(tmp_path / "target", known) as partial:
         fill(partial, "new")
     assert text(tmp_path / "target") == "new"
+
+
+def test_what_came_during_the_work_is_not_replaced_either(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OutputError, match="target holds inner/file, which kdrt did not write"),
+        new_folder(tmp_path / "target") as partial,
+    ):
+        fill(partial, "new")
+        fill(tmp_path / "target", "mine")
+    assert text(tmp_path / "target") == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
 @pytest.mark.parametrize(
