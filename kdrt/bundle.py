@@ -3,6 +3,7 @@
     manifest.json     what the bundle is, described by :class:`Manifest`
     onnx/             one folder a component: ``weights.bin``, and the graphs that read it:
                       ``model.onnx`` for everybody, ``onnxruntime*.onnx`` for ONNX Runtime
+    configs/          the configurations of the model's networks
     tokenizer*/       ``tokenizer.json`` and ``token_embedding.safetensors`` of a text encoder
     engines/          everything derived for one machine; may be deleted at any time
 
@@ -403,6 +404,12 @@ def _identity(path: Path) -> tuple[int, ...] | None:
     except OSError:
         return None
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def config_file(network: str) -> str:
+    """Where a bundle keeps the configuration of a network of the model, for those who ask for it:
+    nothing that is computed depends on it."""
+    return f"configs/{network}.json"
 
 
 def bundle_path(name_or_path: str | os.PathLike[str]) -> Path:

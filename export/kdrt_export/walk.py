@@ -30,6 +30,7 @@ from kdrt_export.components import (
     vae_scale,
     vae_tile,
 )
+from kdrt_export.configs import write_config
 from kdrt_export.errors import ExportError, SourceError, UnsupportedModel
 from kdrt_export.ip_adapter import VARIANT as IP_ADAPTER
 from kdrt_export.ip_adapter import ExportImageEncoder, IpAdapter
@@ -127,6 +128,7 @@ class Walk:
             yield from self._safety_checker()
         self.report.start("vae: load")
         vae = self.source.vae()
+        write_config(self.folder, "vae", vae)
         dtype = vae_dtype(vae, self.dtype, self.vae_dtype, self.report)
         preview = preview_factors(vae)
         self.report.done()
@@ -148,6 +150,7 @@ class Walk:
         name = f"text_encoder{f'_{index + 1}' if index else ''}"
         self.report.start(f"{name}: load")
         model = self.source.text_encoder(index)
+        write_config(self.folder, name, model)
         self.loras.merge(name, model)
         facts = write_text_files(
             self.folder, index, self.source.tokenizer(index), model, self.source.family, self.dtype
@@ -178,6 +181,7 @@ class Walk:
     def _unet(self, scale: int, tile: int, preview: Factors, latents: int) -> Iterator[Part]:
         self.report.start("unet: load")
         unet = self.source.unet()
+        write_config(self.folder, "unet", unet)
         self.loras.merge("unet", unet)
         self.baked_loras = self.loras.baked(self.report)
         channels = unet.config.out_channels

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, NoReturn
 
+from kdrt.bundle import Bundle, config_file
 from kdrt.errors import InvalidRequest
+
+
+def recorded(bundle: Bundle, network: str) -> dict[str, Any]:
+    """The configuration of a network as it was exported; empty where the bundle has none."""
+    name = config_file(network)
+    if name not in bundle.manifest.files:
+        return {}
+    try:
+        values = json.loads(bundle.file(name).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 class Config(dict[str, Any]):

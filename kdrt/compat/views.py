@@ -11,8 +11,9 @@ from torch import Tensor
 
 from kdrt.bound_unet import GUIDANCE_INPUT
 from kdrt.bundle import SchedulerFacts
-from kdrt.checks import whole
-from kdrt.compat.config import Config
+from kdrt.calls import one_call
+from kdrt.checks import finite, whole
+from kdrt.compat.config import Config, recorded
 from kdrt.compat.grid import TrainingTable, default_schedule
 from kdrt.compat.moving import asked_for
 from kdrt.errors import InvalidRequest
@@ -180,8 +181,8 @@ class UNetView(NetworkView):
         sides = facts.default_height // facts.scale, facts.default_width // facts.scale
         self.pooled_width = pooled
         self.config = Config(
-            _class_name="UNet2DConditionModel",
-            _name_or_path=manifest.source,
+            recorded(pipeline.bundle, self.name)
+            | {"_class_name": "UNet2DConditionModel", "_name_or_path": manifest.source},
             in_channels=int(spec.input("sample").shape[1]),
             out_channels=int(spec.outputs[0].shape[1]),
             sample_size=sides[0] if sides[0] == sides[1] else sides,
@@ -238,9 +239,8 @@ class EncoderOutput:
 class VaeView(NetworkView):
     """The VAE's configuration, dtype and switches, and its two halves.
 
-    The scaling factor is part of the exported networks. Latents are those of the sampler here,
-    and the configuration's ``scaling_factor`` is 1: ``vae.decode(latents /
-    vae.config.scaling_factor)`` is as right as it was.
+    The exported halves scale latents themselves. As the original's do not, :meth:`decode` and
+    :meth:`encode` take that back: ``vae.decode(latents / vae.config.scaling_factor)``.
     """
 
     name = "vae"
@@ -250,17 +250,14 @@ class VaeView(NetworkView):
         self.pipeline = pipeline
         manifest = pipeline.bundle.manifest
         facts = manifest.latents
-        tile = pipeline.vae.tiling_of().size
+        source = manifest.baked.vae or manifest.source
         self.config = Config(
-            _class_name="AutoencoderKL",
-            _name_or_path=manifest.baked.vae or manifest.source,
+            {"sample_size": pipeline.vae.tiling_of().size * facts.scale}
+            | recorded(pipeline.bundle, self.name)
+            | {"_class_name": "AutoencoderKL", "_name_or_path": source},
             in_channels=3,
             out_channels=3,
             latent_channels=facts.channels,
-            sample_size=tile * facts.scale,
-            scaling_factor=1.0,
-            shift_factor=None,
-            force_upcast=False,
         )
 
     @property
@@ -300,6 +297,20 @@ class VaeView(NetworkView):
         """Raise InvalidRequest unless these are pixels ``[B, 3, H, W]``."""
         _check_images("pixels", pixels, self.config.in_channels)
 
+    def _scaling(self) -> tuple[float, Tensor, Tensor]:
+        """What the exported halves do to latents: z = latents · std / factor + mean."""
+        factor = finite(self.config.get("scaling_factor"))
+        if not factor:
+            raise InvalidRequest(
+                "this bundle does not know its VAE's scaling factor, as kdrt kept none when it was "
+                "exported; export the model again, or decode with pipe(…) alone"
+            )
+        mean, std = self.config.get("latents_mean"), self.config.get("latents_std")
+        if mean is None or std is None:
+            mean, std = [0.0], [1.0]
+        return factor, _for_channels(mean), _for_channels(std)
+
+    @one_call
     @on_own_stream
     def decode(
         self, z: Tensor, return_dict: bool = True, generator: object = None
@@ -311,9 +322,11 @@ class VaeView(NetworkView):
             ShapeError: the engine was not made for this size.
         """
         self.check_latents(z)
-        pixels = self.pipeline.vae.decoder(z.float())
+        factor, mean, std = self._scaling()
+        pixels = self.pipeline.vae.decoder((z.float() - mean.to(z)) * factor / std.to(z))
         return DecoderOutput(pixels) if return_dict else (pixels,)
 
+    @one_call
     @on_own_stream
     def encode(
         self, x: Tensor, return_dict: bool = True
@@ -327,8 +340,19 @@ class VaeView(NetworkView):
             ShapeError: the sides are no multiples of the VAE's scale.
         """
         self.check_pixels(x)
-        distribution = LatentDistribution(self.pipeline.vae.encode(x.float()))
+        factor, mean, std = self._scaling()
+        latents = self.pipeline.vae.encode(x.float())
+        distribution = LatentDistribution(latents * std.to(latents) / factor + mean.to(latents))
         return EncoderOutput(distribution) if return_dict else (distribution,)
+
+
+def _for_channels(values: Any) -> Tensor:
+    try:
+        return torch.tensor(values, dtype=torch.float32).reshape(1, -1, 1, 1)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidRequest(
+            f"the statistics of this bundle's VAE are no numbers ({error}); export the model again"
+        ) from error
 
 
 def _check_images(name: str, value: object, channels: int) -> None:

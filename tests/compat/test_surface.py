@@ -11,16 +11,19 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import SCHEDULER
-from conftest import CLASSES
-from diffusers import EulerDiscreteScheduler, LMSDiscreteScheduler, PNDMScheduler
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, LMSDiscreteScheduler, PNDMScheduler
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
+from kdrt.compat import StableDiffusionKDiffusionPipeline, StableDiffusionXLKDiffusionPipeline
 from kdrt.compat.arguments import ARGUMENTS
 from kdrt.compat.sources import Wanted
 from kdrt.errors import InvalidRequest, KdrtError
-from kdrt.latents import Decoder
 
+CLASSES: dict[str, Any] = {
+    "sd": StableDiffusionKDiffusionPipeline,
+    "sdxl": StableDiffusionXLKDiffusionPipeline,
+}
 SIZE = {"height": 24, "width": 16, "num_inference_steps": 2, "output_type": "latent"}
 
 
@@ -194,6 +197,10 @@ def test_components_and_config(tiny: Any) -> None:
     assert config.get("nothing") is None
     assert not hasattr(pipe.unet.config, "nothing")
     assert dict(pipe.unet.config)["in_channels"] == pipe.unet.config.in_channels == 4
+    written = json.loads((tiny.checkpoint / "unet" / "config.json").read_text())
+    assert {k: v for k, v in pipe.unet.config.items() if k in written and k[0] != "_"} == {
+        k: v for k, v in written.items() if k[0] != "_"
+    }
     with pytest.raises(InvalidRequest, match="export it again"):
         pipe.unet.config.sample_size = 96
     with pytest.raises(InvalidRequest, match="from_pipe"):
@@ -271,18 +278,24 @@ def test_the_vae_by_itself(tiny: Any) -> None:
     pipe = CLASSES[tiny.family].from_pretrained(tiny.bundle.path)
     vae = pipe.vae
     assert vae.use_slicing
+    written = json.loads((tiny.checkpoint / "vae" / "config.json").read_text())
+    assert vae.config.scaling_factor == written["scaling_factor"] != 1
     vae.enable_tiling()
     assert pipe.vae.use_tiling
     vae.disable_tiling()
     vae.disable_slicing()
     assert [pipe.vae.use_slicing, pipe.vae.use_tiling] == [False, False]
-    latents = torch.randn(2, 4, 6, 8, generator=seeded())
-    expected = Decoder(pipe.pipeline.engines["vae_decoder"])(latents)
-    pixels = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+    theirs = AutoencoderKL.from_pretrained(tiny.checkpoint / "vae")
+    z = torch.randn(2, 4, 6, 8, generator=seeded())
+    with torch.no_grad():
+        expected = theirs.decode(z).sample
+        mean = theirs.encode(expected).latent_dist.mean
+    pixels = vae.decode(z, return_dict=False)[0]
     torch.testing.assert_close(pixels, expected, rtol=1e-4, atol=1e-5)
-    assert torch.equal(vae.decode(latents).sample, pixels)
-    encoded = vae.encode(pixels.clamp(-1, 1)).latent_dist
-    assert encoded.sample().shape == encoded.mode().shape == latents.shape
+    assert torch.equal(vae.decode(z).sample, pixels)
+    encoded = vae.encode(expected).latent_dist
+    assert encoded.sample() is encoded.mode()
+    torch.testing.assert_close(encoded.mode(), mean, rtol=1e-4, atol=1e-4)
     assert (vae.dtype, vae.device.type) == (torch.float32, "cpu")
     for wrong in ("x", torch.zeros(1, 5, 4, 4), torch.zeros(4, 4, 4)):
         with pytest.raises(InvalidRequest, match="latents must be"):
