@@ -230,12 +230,13 @@ def test_folders_that_hold_anything_are_not_replaced_unless_that_is_known(tmp_pa
 
 
 def test_what_came_during_the_work_is_not_replaced_either(tmp_path: Path) -> None:
-    with (
-        pytest.raises(OutputError, match="target holds inner/file, which kdrt did not write"),
-        new_folder(tmp_path / "target") as partial,
-    ):
-        fill(partial, "new")
-        fill(tmp_path / "target", "mine")
+    def work() -> None:
+        with new_folder(tmp_path / "target") as partial:
+            fill(partial, "new")
+            fill(tmp_path / "target", "mine")
+
+    with pytest.raises(OutputError, match="target holds inner/file, which kdrt did not write"):
+        work()
     assert text(tmp_path / "target") == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
