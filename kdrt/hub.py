@@ -36,8 +36,8 @@ def hub_failure(error: BaseException, repo: str, revision: str | None = None) ->
         )
     if any(_is_connection(each) for each in chain):
         return (
-            f"'{repo}' is not in the local hub cache and the hub cannot be reached; connect to "
-            "the network, or give a local file or folder"
+            f"there is no folder '{repo}', and a model of that name is not in the local hub cache "
+            "and the hub cannot be reached; connect to the network, or check the name"
         )
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return f"the hub gives no '{repo}': {lines[0]}"
