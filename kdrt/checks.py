@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+
 from kdrt.errors import InvalidRequest
 
 MOST = 2**31 - 1
@@ -49,6 +51,19 @@ def finite(value: object) -> float | None:
     except OverflowError:
         return None
     return number if math.isfinite(number) else None
+
+
+def plain(value: Any) -> Any:
+    """``value``, if it is a number, as Python's own int, float or bool: what NumPy and fractions
+    have takes other paths through arithmetic."""
+    if isinstance(value, np.bool_):
+        return bool(value)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    try:
+        return int(value) if isinstance(value, Integral) else float(value)
+    except OverflowError:
+        return value
 
 
 def amount(name: str, value: object, most: float = math.inf) -> float:

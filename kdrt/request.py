@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from kdrt.adapters.ip_adapter import Pictures
 from kdrt.bundle import Manifest
-from kdrt.checks import options_of
+from kdrt.checks import options_of, plain
 from kdrt.freeu import FreeU
 from kdrt.images import OutputType
 from kdrt.init_image import InitImage
@@ -126,7 +126,8 @@ class Job:
 def noise_of(job: Job, shape: tuple[int, int, int]) -> RunNoise:
     """All noise of a job, for latents of ``shape`` ``(C, h, w)``, on the host."""
     info = find_noise(job.request.noise)
-    options = options_of("noise_options", job.request.noise_options)
+    given = options_of("noise_options", job.request.noise_options)
+    options = {name: plain(value) for name, value in given.items()}
     return info.make(job.seeds, shape, job.plan, job.noise_seeds, **options)
 
 

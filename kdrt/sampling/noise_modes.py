@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from kdrt.checks import shown
+from kdrt.checks import plain, shown
 from kdrt.errors import InvalidRequest
 from kdrt.sampling.noise import (
     SEEDS,
@@ -196,7 +196,7 @@ def check_noise(
             known = f"accepts {', '.join(info.options)}" if info.options else "has no options"
             raise InvalidRequest(f"the noise {info.name} has no option {name!r}: it {known}")
         allowed, is_valid = _RULES[name]
-        if not is_valid(value):
+        if not is_valid(plain(value)):
             raise InvalidRequest(f"{name} must be {allowed}, not {shown(value)}")
     if noise_seeds is not None and not info.has_noise_seed:
         raise InvalidRequest(

@@ -186,6 +186,12 @@ def test_seeds_up_to_the_last(sd: TinyModel, mode: dict[str, Any], sampler: str)
         assert torch.equal(again.images[0], make(sd, seed=0, sampler=sampler, **mode).images[0])
 
 
+def test_numpys_numbers_are_options(sd: TinyModel) -> None:
+    delta = {"eta_noise_seed_delta": np.uint64(2**64 - 1)}
+    exact = make(sd, noise="a1111", noise_options={"eta_noise_seed_delta": 2**64 - 1})
+    assert torch.equal(make(sd, noise="a1111", noise_options=delta).images, exact.images)
+
+
 def test_noise_seeds_up_to_the_last(sd: TinyModel) -> None:
     for noise in ("per_image", "comfyui"):
         result = make(sd, noise=noise, noise_seed=2**64 - 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,7 @@ def test_numbers_of_numpy_are_numbers(sd: TinyModel) -> None:
         "a",
         sampler="euler_ancestral",
         sampler_options={"eta": np.float32(0.5)},
-        schedule_options={"rho": np.int64(5)},
+        schedule_options={"rho": Fraction(5), "discard_penultimate": np.bool_(False)},
         steps=2,
         seed=1,
     )

@@ -18,9 +18,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-
-from kdrt.checks import shown
+from kdrt.checks import plain, shown
 from kdrt.errors import InvalidRequest
 from kdrt.sampling.plan import Plan
 from kdrt.sampling.samplers import (
@@ -306,7 +304,7 @@ def plan(sampler: str, sigmas: Sequence[float], /, **options: Any) -> Plan:
     """
     info, preset = _resolve(sampler)
     grid = _checked_grid(sigmas)
-    given = {k: v.item() if isinstance(v, np.generic) else v for k, v in options.items()}
+    given = {name: plain(value) for name, value in options.items()}
     check_options(info.name, info.planner, given)
     try:
         return _planned(info.planner, grid, tuple(sorted({**preset, **given}.items())))

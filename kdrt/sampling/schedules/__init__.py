@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from kdrt.checks import MOST_STEPS, finite, shown, whole
+from kdrt.checks import MOST_STEPS, finite, plain, shown, whole
 from kdrt.errors import InvalidRequest
 from kdrt.sampling.schedules import continuous, discrete, published
 from kdrt.sampling.schedules.discrete import TIMESTEP_SPACINGS
@@ -228,7 +228,7 @@ def sigmas_for(
     """
     info = find_schedule(schedule)
     steps = whole("steps", steps, 1, MOST_STEPS)
-    options = {k: v.item() if isinstance(v, np.generic) else v for k, v in options.items()}
+    options = {name: plain(value) for name, value in options.items()}
     facts = {"timestep_spacing": timestep_spacing, "steps_offset": steps_offset}
     check_options(info, options)
     for name, value in {**facts, **options, "discard_penultimate": discard_penultimate}.items():
