@@ -229,6 +229,7 @@ def sigmas_for(
     info = find_schedule(schedule)
     steps = whole("steps", steps, 1, MOST_STEPS)
     options = {name: plain(value) for name, value in options.items()}
+    steps_offset, discard_penultimate = plain(steps_offset), plain(discard_penultimate)
     facts = {"timestep_spacing": timestep_spacing, "steps_offset": steps_offset}
     check_options(info, options)
     for name, value in {**facts, **options, "discard_penultimate": discard_penultimate}.items():
