@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import base64
 import json
-import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,6 +50,8 @@ MAX_VECTORS = 1024
 """Of one word. A text encoder reads 75 at once."""
 MAX_WORDS = 1000
 """Of one file."""
+MAX_PIXELS = 1 << 24
+"""Of a card: all are decoded where its text is after them."""
 
 
 @dataclass(frozen=True)
@@ -199,10 +200,10 @@ def _card(path: Path) -> dict[str, object]:
     from PIL import Image
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                text = getattr(image, "text", {}).get(_CARD)
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"it has {image.width} x {image.height} pixels")
+            text = getattr(image, "text", {}).get(_CARD)
     except Exception as error:  # Pillow has many of its own for damaged files
         raise InvalidRequest(f"{path} is an image that cannot be read: {error}") from error
     if text is None:

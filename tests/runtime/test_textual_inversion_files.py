@@ -181,11 +181,14 @@ class TestRefused:
         os.mkfifo(tmp_path / "pipe.pt")
         image = io.BytesIO()
         Image.new("RGB", (8, 8)).save(image, "WEBP", lossless=True)
+        large = io.BytesIO()
+        Image.new("1", (5000, 5000)).save(large, "PNG")
         contents = {
             "empty.pt": (b"", "is empty"),
             "pointer.safetensors": (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
             "page.pt": (b"<!DOCTYPE html><title>log in</title>", "is a web page"),
             "old.webp": (image.getvalue(), "image without an embedding in its text"),
+            "large.png": (large.getvalue(), "it has 5000 x 5000 pixels"),
             "cut.png": (card(web_ui("x9"))[:60], "an image"),
             "wrong.png": (card({"string_to_param": {"*": FIRST[0, 0]}}), "finite vectors [n, D]"),
             "list.png": (card([1]), "the embedding in its text is damaged"),
