@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from kdrt.checks import MOST_SIDE, MOST_STEPS, amount, whole
+from kdrt.compat.absent import AbsentMethods
 from kdrt.compat.conditions import Conditions
 from kdrt.compat.exact import ExactDenoiser, exact_sampler, run_exact
 from kdrt.compat.grid import TrainingTable, default_schedule, karras_grid
@@ -44,7 +45,7 @@ DEFAULT_SAMPLER = "dpmpp_2m"
 """The originals had none, and failed where none was set."""
 
 
-class KDiffusionPipeline(LoadingMixin, PartsMixin, MemorySwitches):
+class KDiffusionPipeline(LoadingMixin, PartsMixin, MemorySwitches, AbsentMethods):
     """A :class:`kdrt.Pipeline` that is called like one of the removed pipelines.
 
     Attributes:

@@ -131,6 +131,8 @@ def find_bundle(source: str | os.PathLike[str], wanted: Wanted) -> Bundle:
         name = str(source).partition("@")[0]
         origin, revision, content = _from_hub(str(source), wanted)
     key = hashlib.sha256("\n".join([content, *wanted.settings()]).encode()).hexdigest()[:16]
+    # A bundle's name cannot begin like a hidden file or an option, as that of a folder can.
+    name = name.lstrip("-.~") or "model"
     target = home() / "bundles" / f"{name.replace('/', '--')}-{key}"
     # What is damaged here was derived, and can be derived again.
     with contextlib.suppress(BundleError):

@@ -9,6 +9,8 @@ class MemorySwitches:
     """Accepted without effect: engines stay where they run, with attention of their own. What
     saves memory here is ``kdrt.load(…, low_vram=True)``, and :class:`kdrt.compat.vae.VaeMixin`."""
 
+    hf_device_map: None = None
+
     def enable_model_cpu_offload(self, *_: Any, **__: Any) -> None:
         """No effect."""
 
@@ -22,4 +24,6 @@ class MemorySwitches:
     set_attention_slice = enable_model_cpu_offload
     enable_xformers_memory_efficient_attention = enable_model_cpu_offload
     disable_xformers_memory_efficient_attention = enable_model_cpu_offload
+    enable_lora_hotswap = enable_model_cpu_offload
+    set_lora_device = enable_model_cpu_offload
     set_use_memory_efficient_attention_xformers = enable_model_cpu_offload

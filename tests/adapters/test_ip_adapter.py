@@ -134,6 +134,23 @@ def test_embeddings_in_place_of_pictures(prompted: Prompted) -> None:
     assert relative_error(result, expected) < 1e-5
 
 
+def test_an_adaptive_sampler_encodes_pictures_once(prompted: Prompted) -> None:
+    ours = kdrt.load(prompted.model.bundle, engine="onnxruntime")
+    options = {"steps": 2, "seed": 1, "height": 32, "width": 32, "output_type": "latent"}
+    ours("a", ip_adapter_image=picture(), **options)
+    encoder, seen = ours._image_prompts._engines["image_encoder"], []
+    bind = encoder.bind
+
+    def recording(**dims: int) -> Any:
+        seen.append(dims["B"])
+        return bind(**dims)
+
+    encoder.bind = recording  # type: ignore[method-assign]
+    pictures = [picture(seed=1), picture(seed=2)]
+    ours(["a", "b"], sampler="dpm_adaptive", ip_adapter_image=pictures, **options)
+    assert seen == [2]
+
+
 def test_a_picture_for_each_prompt(prompted: Prompted) -> None:
     ours = kdrt.load(prompted.model.bundle, engine="onnxruntime")
     options = {"steps": 2, "height": 32, "width": 32, "output_type": "latent"}

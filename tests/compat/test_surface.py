@@ -49,7 +49,14 @@ METHODS = """enable_attention_slicing disable_attention_slicing set_attention_sl
     enable_xformers_memory_efficient_attention disable_xformers_memory_efficient_attention
     set_use_memory_efficient_attention_xformers enable_vae_slicing disable_vae_slicing
     enable_vae_tiling disable_vae_tiling upcast_vae fuse_qkv_projections set_progress_bar_config
-    unload_lora_weights unload_ip_adapter disable_lora enable_lora"""
+    enable_lora_hotswap set_lora_device unload_lora_weights unload_ip_adapter disable_lora
+    enable_lora"""
+
+
+ABSENT = """register_modules register_to_config register_for_auto_class from_config load_config
+    get_config_dict extract_init_dict save_config to_json_string to_json_file download push_to_hub
+    lora_state_dict load_lora_into_unet load_lora_into_text_encoder pack_weights
+    write_lora_layers"""
 
 
 def defaults(method: Any) -> set[str]:
@@ -167,6 +174,10 @@ def test_switches_and_methods(tiny: Any) -> None:
                 wrong()
     with pytest.raises(InvalidRequest, match=r"pipe\.pipeline\.steps"):
         pipe.unet(torch.zeros(1))
+    for name in ABSENT.split():
+        for owner in (pipe, type(pipe)):
+            with pytest.raises(InvalidRequest):
+                getattr(owner, name)("anything", option=1)
 
 
 @pytest.mark.parametrize(
