@@ -18,7 +18,7 @@ from threading import Thread, current_thread
 from typing import Any, ParamSpec, TypeVar, cast
 
 from kdrt.errors import EngineError, InvalidRequest
-from kdrt.memory import naming_memory_failures
+from kdrt.memory import name_memory_failure
 from kdrt.torch_modes import neutral_modes
 
 Value = TypeVar("Value")
@@ -183,18 +183,20 @@ class _Call:
             if self._inside == me:
                 yield
                 return
-            with naming_memory_failures(self._let_go), ExitStack() as modes:
-                modes.enter_context(neutral_modes())
-                self._inside, self._modes = me, modes
-                try:
-                    yield
-                finally:
-                    self._inside = None
+            self._inside, self._modes = me, neutral_modes()
+            try:
+                yield
+            except Exception as error:
+                name_memory_failure(error, self._let_go)
+                raise
+            finally:
+                self._inside = None
+                self._modes.close()
 
     @contextmanager
     def outside(self) -> Iterator[None]:
         """Within: code of the user's, in the caller's modes."""
-        me, modes = current_thread(), self._modes
+        me = current_thread()
         if self._inside != me:
             self._helpers.add(me)
             try:
@@ -203,12 +205,11 @@ class _Call:
                 self._helpers.discard(me)
             return
         self._inside = None
-        modes.close()
+        self._modes.close()
         try:
             yield
         finally:
-            modes.enter_context(neutral_modes())
-            self._inside, self._modes = me, modes
+            self._inside, self._modes = me, neutral_modes()
 
 
 Method = TypeVar("Method", bound=Callable[..., Any])

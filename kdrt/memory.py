@@ -9,8 +9,7 @@ noise and the decoded images are known. What fails all the same is named in one 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import torch
 from kdrt.bundle import Bundle, LatentFacts
 from kdrt.engine_files import EngineRecord, check_record, engine_folders, read_record
 from kdrt.engine_store import chosen_engine, device_of, needed_components, torch_program
-from kdrt.errors import EngineRejected, InvalidRequest, KdrtError, NotEnoughMemory
+from kdrt.errors import EngineRejected, InvalidRequest, NotEnoughMemory
 from kdrt.graphs import GraphLevel
 from kdrt.turns import stage_of
 from kdrt_engines.errors import is_out_of_memory
@@ -199,24 +198,20 @@ def check_request_fits(
         )
 
 
-@contextmanager
-def naming_memory_failures(let_go: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Within, an allocation that fails is a NotEnoughMemory, after ``let_go`` has freed what can be
-    made again. Whatever the failed work had made is free by then too."""
-    try:
-        yield
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        traceback.clear_frames(error.__traceback__)
-        let_go()
-        if isinstance(error, KdrtError):
-            raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise NotEnoughMemory(
-            f"memory ran out ({reason}): make fewer or smaller images at a time, call "
-            "enable_vae_tiling(), load with low_vram=True, or end other programs"
-        ) from error
+def name_memory_failure(error: Exception, let_go: Callable[[], object] = lambda: None) -> None:
+    """Raises NotEnoughMemory: that is what ``error`` means. ``let_go`` has freed what can be made
+    again by then, and what the failed work had made is free too."""
+    if not is_out_of_memory(error):
+        return
+    traceback.clear_frames(error.__traceback__)
+    let_go()
+    if isinstance(error, NotEnoughMemory):
+        raise error
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    raise NotEnoughMemory(
+        f"memory ran out ({reason}): make fewer or smaller images at a time, call "
+        "enable_vae_tiling(), load with low_vram=True, or end other programs"
+    ) from error
 
 
 def _part(bundle: Bundle, engine: str, component: str) -> Part:

@@ -28,7 +28,7 @@ from kdrt.graphs import GraphLevel, graph_level
 from kdrt.grid import training_table
 from kdrt.images import Images, OutputType, to_images
 from kdrt.latents import check_latents
-from kdrt.memory import naming_memory_failures
+from kdrt.memory import name_memory_failure
 from kdrt.parameters import Parameters, parameters_of
 from kdrt.previews import Previewer, PreviewStep
 from kdrt.prompt import (
@@ -47,15 +47,14 @@ from kdrt.sampling import ForeignPlan
 from kdrt.shortcuts import SHALLOW_UNET
 from kdrt.size_conditioning import Size, SizeConditioning
 from kdrt.streams import OwnStream
-from kdrt.torch_modes import neutral_modes
+from kdrt.torch_modes import in_neutral_modes
 from kdrt.turns import Turns
 from kdrt.vae import Vae, VaeSwitches
 from kdrt.variants import ComponentLoader, Variants
 from kdrt_engines import Engine
 
 
-@naming_memory_failures()
-@neutral_modes()
+@in_neutral_modes
 def load(
     name_or_path: str | os.PathLike[str] | Bundle,
     *,
@@ -87,19 +86,23 @@ def load(
     Warns:
         FallbackWarning: a component runs on the other engine, and why.
     """
-    bundle = name_or_path if isinstance(name_or_path, Bundle) else open_bundle(name_or_path)
-    turns = Turns() if low_vram else None
-    engines = load_engines(
-        bundle,
-        engine,
-        threads=threads,
-        fallback=fallback,
-        turns=turns,
-        own_graphs=graph not in ("off", None),
-    )
-    pipeline = Pipeline(bundle, engines, engines.another, graph=graph, turns=turns)
-    bundle.check_unchanged()  # while it was read
-    return pipeline
+    try:
+        bundle = name_or_path if isinstance(name_or_path, Bundle) else open_bundle(name_or_path)
+        turns = Turns() if low_vram else None
+        engines = load_engines(
+            bundle,
+            engine,
+            threads=threads,
+            fallback=fallback,
+            turns=turns,
+            own_graphs=graph not in ("off", None),
+        )
+        pipeline = Pipeline(bundle, engines, engines.another, graph=graph, turns=turns)
+        bundle.check_unchanged()  # while it was read
+        return pipeline
+    except Exception as error:
+        name_memory_failure(error)
+        raise
 
 
 class Pipeline(AdapterSwitches, VaeSwitches):
@@ -125,7 +128,7 @@ class Pipeline(AdapterSwitches, VaeSwitches):
         InvalidRequest: that graph level is not possible on this device.
     """
 
-    @neutral_modes()
+    @in_neutral_modes
     def __init__(
         self,
         bundle: Bundle,

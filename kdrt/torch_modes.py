@@ -8,33 +8,51 @@ an ordinary process this costs a look.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+Value = TypeVar("Value")
+Arguments = ParamSpec("Arguments")
+
 _DTYPE, _DEVICE = torch.float32, torch.device("cpu")
 _AUTOCAST = ("cpu", "cuda")
 
 
-@contextmanager
-def neutral_modes() -> Iterator[None]:
-    """Within: float32 on the CPU where nothing else is said, no autocast, no inference mode;
-    gradients as the caller has them, which whoever computes turns off by itself."""
+def neutral_modes() -> ExitStack:
+    """Enter them: float32 on the CPU where nothing else is said, no autocast, no inference mode.
+    Gradients stay as the caller has them: whoever computes turns them off by itself.
+
+    Returns:
+        What puts back the modes that there were when it is closed, or left as a context.
+    """
+    modes = ExitStack()
     probe = torch.empty(0)
-    with ExitStack() as modes:
-        if probe.is_inference():
-            modes.enter_context(torch.inference_mode(False))
-        if (probe.dtype, probe.device) != (_DTYPE, _DEVICE):
-            modes.enter_context(_Defaults())
-        for device in _AUTOCAST:
-            if torch.is_autocast_enabled(device):
-                modes.enter_context(torch.autocast(device, enabled=False))
-        yield
+    if probe.is_inference():
+        modes.enter_context(torch.inference_mode(False))
+    if probe.dtype is not _DTYPE or probe.device != _DEVICE:
+        modes.enter_context(_Defaults())
+    for device in _AUTOCAST:
+        if torch.is_autocast_enabled(device):
+            modes.enter_context(torch.autocast(device, enabled=False))
+    return modes
+
+
+def in_neutral_modes(function: Callable[Arguments, Value]) -> Callable[Arguments, Value]:
+    """``function``, run in them."""
+
+    @wraps(function)
+    def run(*arguments: Arguments.args, **options: Arguments.kwargs) -> Value:
+        with neutral_modes():
+            return function(*arguments, **options)
+
+    return run
 
 
 _Function = Callable[..., Any]

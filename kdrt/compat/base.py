@@ -36,7 +36,7 @@ from kdrt.prompt import Conditioning, Truncation, TruncationWarning
 from kdrt.prompt.given import checked_embeddings
 from kdrt.sampling import SAMPLERS
 from kdrt.streams import on_own_stream
-from kdrt.torch_modes import neutral_modes
+from kdrt.torch_modes import in_neutral_modes
 from kdrt_engines.spec import DTYPES
 
 Callback = Callable[[int, float, Tensor], object]
@@ -59,7 +59,7 @@ class KDiffusionPipeline(LoadingMixin, PartsMixin, MemorySwitches, AbsentMethods
 
     family: ClassVar[Literal["sd", "sdxl"]]
 
-    @neutral_modes()
+    @in_neutral_modes
     def __init__(
         self,
         pipeline: Pipeline | None = None,
