@@ -56,9 +56,7 @@ def unet_tensors(path: Path, config: Mapping[str, Any]) -> dict[str, torch.Tenso
     if "input_blocks.0.0.weight" in state:
         original = {f"{UNET}{name}": tensor for name, tensor in state.items()}
         with refused(f"{path.name} holds no UNet of this model"):
-            return _converted(
-                original, path, lambda given: convert_ldm_unet_checkpoint(given, dict(config))
-            )
+            return _converted(original, config, convert_ldm_unet_checkpoint)
     if "conv_in.weight" not in state:
         raise SourceError(f"{path.name} holds no UNet of Stable Diffusion")
     return state
@@ -77,9 +75,7 @@ def vae_tensors(path: Path, config: Mapping[str, Any]) -> dict[str, torch.Tensor
     state = {n: t for n, t in _part(path, _VAES).items() if not n.startswith(_TRAINING)}
     if any(name.startswith(("decoder.mid.", "encoder.mid.")) for name in state):
         with refused(f"{path.name} holds no VAE of this model"):
-            return _converted(
-                state, path, lambda given: convert_ldm_vae_checkpoint(given, dict(config))
-            )
+            return _converted(state, config, convert_ldm_vae_checkpoint)
     if "decoder.conv_in.weight" not in state:
         raise SourceError(
             f"{path.name} holds no VAE; give one with --vae, such as "
@@ -134,14 +130,14 @@ def _part(path: Path, prefixes: Collection[str]) -> dict[str, torch.Tensor]:
 
 def _converted(
     original: dict[str, torch.Tensor],
-    path: Path,
-    convert: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor | None]],
+    config: Mapping[str, Any],
+    convert: Callable[..., dict[str, torch.Tensor | None]],
 ) -> dict[str, torch.Tensor]:
     """What ``convert`` makes, and by their own names the tensors it leaves out.
 
     It makes views, which lie where the tensor lay.
     """
-    made = {name: t for name, t in convert(original).items() if t is not None}
+    made = {name: t for name, t in convert(original, dict(config)).items() if t is not None}
     used = {tensor.data_ptr() for tensor in made.values()}
     left = {name: t for name, t in original.items() if t.data_ptr() not in used and t.numel()}
     return {**made, **left}
