@@ -39,7 +39,7 @@ _DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 _RANGES = {"I": (255, 65535, 2**31 - 1), "F": (1, 255, 65535)}
 """What white may be in modes that do not say it."""
 
-_SAME_COLOUR = 8 / 255
+_SAME_COLOUR = 8
 """How far the colours of a mask of one colour may lie apart: lossy files blur them."""
 
 _MOST_LONGER = 100
@@ -233,7 +233,9 @@ def _one(name: str, item: object, channels: int) -> Image.Image | Tensor:
             f"{name} must hold floats from 0 to 1, or uint8 from 0 to 255, or uint16"
         )
     has_alpha = planes.ndim == 3 and planes.shape[0] == 4
-    return _without_alpha(name, planes, channels) if has_alpha else planes
+    return (
+        _planes(np.asarray(_without_alpha(name, _pil(planes), channels))) if has_alpha else planes
+    )
 
 
 def _size(item: Image.Image | Tensor) -> tuple[int, int]:
@@ -267,15 +269,14 @@ def _flat(name: str, image: Image.Image, channels: int) -> Image.Image:
     with readable(name):
         image = _straight(name, ImageOps.exif_transpose(image))
         if image.mode == "RGBA":
-            planes = _without_alpha(name, _planes(np.asarray(image)), channels)
-            image = _pil(planes)
+            return _without_alpha(name, image, channels)
         return image if channels == 3 else image.convert("L")
 
 
 def _pil(planes: Tensor) -> Image.Image:
-    """``[3, H, W]`` or ``[1, H, W]`` in [0, 1]."""
+    """``[C, H, W]`` in [0, 1] as grey, RGB or RGBA."""
     array = planes.mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    return Image.fromarray(array if len(planes) == 3 else array[..., 0])
+    return Image.fromarray(array[..., 0] if len(planes) == 1 else array)
 
 
 def _straight(name: str, image: Image.Image) -> Image.Image:
@@ -313,15 +314,18 @@ def _in_8_bits(name: str, image: Image.Image) -> Image.Image:
     return grey
 
 
-def _without_alpha(name: str, planes: Tensor, channels: int) -> Tensor:
-    """``[4, H, W]`` as ``[3, H, W]`` on white, or as the mask ``[1, H, W]`` that they mean."""
-    colours, alpha = planes[:3], planes[3:]
+def _without_alpha(name: str, image: Image.Image, channels: int) -> Image.Image:
+    """RGBA as RGB on white, or as the mask (L) that it means."""
     if channels == 3:
-        return colours * alpha + (1 - alpha)
-    if bool((alpha == 1).all()):
-        return (colours * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0, keepdim=True)
-    drawn = colours[:, alpha[0] > 0]
-    if alpha.min() == alpha.max() or (drawn.amax(1) - drawn.amin(1)).max() > _SAME_COLOUR:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    colours, alpha = image.convert("RGB"), image.getchannel("A")
+    if alpha.getextrema() == (255, 255):
+        return colours.convert("L")
+    counts = np.array(colours.histogram(alpha)).reshape(3, 256)  # of what alpha leaves to be seen
+    drawn = [np.flatnonzero(band) for band in counts]
+    varies = alpha.getextrema()[0] != alpha.getextrema()[1]
+    if not varies or max(values[-1] - values[0] for values in drawn) > _SAME_COLOUR:
         raise InvalidRequest(
             f"{name} has colours and alpha, and either could be the mask; give it without alpha, "
             "white where the image is to be repainted"
