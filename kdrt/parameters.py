@@ -106,7 +106,7 @@ def parse_parameters(text: str) -> dict[str, str]:
     values = json_object(text)
     if values is not None:
         return {key: told(value) for key, value in values.items()}
-    lines = text.strip().split("\n")
+    lines = text.strip().replace("\r\n", "\n").split("\n")
     end, settings = _settings_line(lines)
     starts = (i for i in range(end) if lines[i].startswith(_NEGATIVE.strip()))
     split = next(starts, end)

@@ -79,6 +79,11 @@ def test_templates_stand_below_the_settings() -> None:
     assert found["Negative Template"] == "{dull|dark}"
 
 
+def test_lines_of_windows() -> None:
+    text = f"a\nb\nNegative prompt: c\n{SETTINGS}"
+    assert parse_parameters(text.replace("\n", "\r\n")) == parse_parameters(text)
+
+
 @pytest.mark.parametrize("prompt", ["{red|blue} hat", "[1, 2]", '{"a"', "{}x"])
 def test_what_only_begins_like_json_is_a_prompt(prompt: str) -> None:
     assert parse_parameters(f"{prompt}\n{SETTINGS}")["Prompt"] == prompt

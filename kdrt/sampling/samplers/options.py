@@ -74,7 +74,8 @@ _RULES: Mapping[str, _Rule] = {
     "r": ("above 0 and at most 1", lambda v: _is_amount(v) and 0 < v <= 1),
     "rtol": _POSITIVE,
     "atol": _POSITIVE,
-    "h_init": _POSITIVE,
+    # From less, hundreds of tries would go by before the controller has let it grow.
+    "h_init": ("a finite number of at least 1e-06", lambda v: _is_amount(v) and v >= 1e-6),
     "pcoeff": _AMOUNT,
     "icoeff": _AMOUNT,
     "dcoeff": _AMOUNT,
