@@ -4,7 +4,7 @@ sentence what is allowed."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -81,6 +81,13 @@ def pair(name: str, value: object) -> tuple[int, int]:
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
         raise InvalidRequest(f"{name} must be two whole numbers, not {shown(value)}")
     return whole(name, value[0], 0), whole(name, value[1], 0)
+
+
+def word(name: str, value: object, known: Iterable[str]) -> None:
+    """Refuse a ``value`` that is none of the words ``known``."""
+    words = tuple(known)
+    if not isinstance(value, str) or value not in words:
+        raise InvalidRequest(f"unknown {name} {shown(value)}; known: {', '.join(words)}")
 
 
 def options_of(name: str, value: object) -> Mapping[str, Any]:

@@ -16,7 +16,17 @@ from torch import Tensor
 from kdrt.adapters.ip_adapter import image_scale
 from kdrt.bound_unet import GUIDANCE_INPUT
 from kdrt.bundle import Manifest
-from kdrt.checks import MOST_IMAGES, MOST_SIDE, amount, finite, options_of, shown, texts, whole
+from kdrt.checks import (
+    MOST_IMAGES,
+    MOST_SIDE,
+    amount,
+    finite,
+    options_of,
+    shown,
+    texts,
+    whole,
+    word,
+)
 from kdrt.denoiser import FREEU_OFF, is_doubled
 from kdrt.errors import InvalidRequest
 from kdrt.freeu import FreeU, preset
@@ -67,6 +77,7 @@ def resolve(
     negative = _negative(request, unet, positive, len(prompts[0]))
     negatives = None if negative else _negatives(request, manifest, len(prompts[0]))
     weighting = _weighting(request, [*prompts, *(negatives or ())])
+    word("output_type", request.output_type, get_args(OutputType))
     per_prompt = whole("images_per_prompt", request.images_per_prompt, 1, MOST_IMAGES)
     height, width = _size(request, manifest)
     images = len(prompts[0]) * per_prompt
@@ -88,13 +99,9 @@ def resolve(
         raise InvalidRequest(
             f"guidance_rescale must be from 0 to 1, not {request.guidance_rescale}"
         )
-    if request.output_type not in get_args(OutputType):
-        raise InvalidRequest(
-            f"unknown output_type {request.output_type!r}; known: {', '.join(get_args(OutputType))}"
-        )
     if request.image_filter is not None and not callable(request.image_filter):
         raise InvalidRequest(
-            f"image_filter must be a function of a PIL image, not {request.image_filter!r}"
+            f"image_filter must be a function of a PIL image, not {shown(request.image_filter)}"
         )
     guidance_scale = request.guidance_scale
     if guidance_scale is None:
@@ -212,11 +219,7 @@ def _negative(
 
 
 def _weighting(request: Request, columns: list[tuple[str, ...]]) -> Weighting:
-    modes = get_args(WeightingMode)
-    if request.prompt_weighting not in modes:
-        raise InvalidRequest(
-            f"unknown prompt_weighting {request.prompt_weighting!r}; known: {', '.join(modes)}"
-        )
+    word("prompt_weighting", request.prompt_weighting, get_args(WeightingMode))
     backtrack = whole("comma_backtrack", request.comma_backtrack, 0)
     if request.prompt_weighting != "none":
         for prompt in dict.fromkeys(chain.from_iterable(columns)):
@@ -347,7 +350,7 @@ def _time_ids(
             amount("aesthetic_score", positive, _MOST_SCORE),
             amount("negative_aesthetic_score", negative, _MOST_SCORE),
         )
-    if scores != (None, None):
+    if any(score is not None for score in scores):
         raise InvalidRequest("only SDXL's refiner takes aesthetic scores, and this is not one")
     return request.sizes.time_ids(height, width)
 

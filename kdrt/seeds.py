@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Generator
 
-from kdrt.checks import options_of, whole
+from kdrt.checks import options_of, shown, whole
 from kdrt.errors import InvalidRequest
 from kdrt.sampling import AdaptivePlan, ForeignPlan, Plan, check_noise, find_noise
 from kdrt.sampling.noise import SEEDS, counted
@@ -54,7 +54,7 @@ def seeds_of(
 
 def _drawn_seeds(generator: object, images: int) -> tuple[int, ...]:
     if not isinstance(generator, Generator):
-        raise InvalidRequest(f"generator must be a torch.Generator, not {generator!r}")
+        raise InvalidRequest(f"generator must be a torch.Generator, not {shown(generator)}")
     drawn = torch.randint(
         _RANDOM_SEED_LIMIT, (images,), generator=generator, device=generator.device
     )

@@ -31,7 +31,12 @@ class SizeConditioning:
 
     def given(self) -> list[str]:
         """The names of the values that are not the default."""
-        return [f.name for f in fields(self) if _as_tuple(getattr(self, f.name)) != f.default]
+        given = ((f, getattr(self, f.name)) for f in fields(self))
+        return [
+            field.name
+            for field, value in given
+            if value is not None and pair(field.name, value) != field.default
+        ]
 
     def time_ids(self, height: int, width: int) -> tuple[TimeIds, TimeIds]:
         """``(*original_size, *crops_coords_top_left, *target_size)`` for the positive and for
@@ -42,7 +47,7 @@ class SizeConditioning:
         """
         own = (height, width)
         original = self._size("original_size", own)
-        crop = self._size("crops_coords_top_left", own)
+        crop = self._size("crops_coords_top_left", (0, 0))
         target = self._size("target_size", own)
         positive = (*original, *crop, *target)
         if not any(name.startswith("negative") for name in self.given()):
@@ -68,8 +73,3 @@ class SizeConditioning:
     def _size(self, name: str, default: Size) -> Size:
         value = getattr(self, name)
         return default if value is None else pair(name, value)
-
-
-def _as_tuple(value: object) -> object:
-    """Lists, as JSON has them, are as good as tuples."""
-    return tuple(value) if isinstance(value, list) else value

@@ -86,7 +86,10 @@ def foreign_plan(sampler: str | Sampler, sigmas: Sequence[float], /, **options: 
     """
     function = k_diffusion_sampler(sampler) if isinstance(sampler, str) else sampler
     name = getattr(function, "__name__", type(function).__name__)
-    parameters = inspect.signature(function).parameters
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError) as error:  # of a function that is not Python's
+        raise InvalidRequest(f"{name} is no sampler: nobody can tell what it takes") from error
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for option in options:
         if option in _OURS or not (takes_all or option in parameters):

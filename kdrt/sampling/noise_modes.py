@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from kdrt.checks import plain, shown
+from kdrt.checks import plain, shown, word
 from kdrt.errors import InvalidRequest
 from kdrt.sampling.noise import (
     SEEDS,
@@ -172,8 +172,7 @@ def find_noise(name: str) -> NoiseInfo:
     Raises:
         InvalidRequest: there is no such mode.
     """
-    if not isinstance(name, str) or name not in NOISES:
-        raise InvalidRequest(f"unknown noise {name!r}; known: {', '.join(NOISES)}")
+    word("noise", name, NOISES)
     return NOISES[name]
 
 

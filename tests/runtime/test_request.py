@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+from dataclasses import fields
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,19 @@ from hypothesis import strategies as st
 from tiny_model import TinyModel, tiny_model
 
 from kdrt.bundle import Manifest
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequest, KdrtError
 from kdrt.grid import training_table
 from kdrt.parameters import parse_parameters
 from kdrt.request import Request
 from kdrt.resolve import resolve
 from kdrt.sampling import SAMPLERS, SCHEDULES
+from kdrt.size_conditioning import SizeConditioning
 from kdrt_engines import EngineSpec
 
 HUGE = 10**5000
 """More digits than Python prints."""
+
+SIZES = [field.name for field in fields(SizeConditioning)]
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"prompt": []}, "prompt is an empty list"),
@@ -269,6 +273,70 @@ def test_any_option_is_taken_or_refused(
     )
     with contextlib.suppress(InvalidRequest):
         resolve(request, manifest, spec, training_table(manifest.scheduler))
+
+
+class Unprintable:
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+
+ODD = [
+    *(
+        None,
+        0,
+        -1,
+        True,
+        1.5,
+        math.nan,
+        1j,
+        HUGE,
+        "",
+        "x",
+        "x" * 10**6,
+        "\ud800",
+        b"x",
+        Fraction(1),
+    ),
+    *(
+        [],
+        [1],
+        [1, 2],
+        (1, 2, 3, 4),
+        [None],
+        [[1]],
+        ["a", "b"],
+        {},
+        {"a": 1},
+        {1: 2},
+        {1},
+        range(3),
+    ),
+    *(np.array(1), np.array([1, 2]), np.array(["a", "b"]), np.zeros((4, 4)), np.array([])),
+    *(
+        torch.tensor(1),
+        torch.ones(2),
+        torch.ones(1, 4, 8, 6),
+        torch.ones(3, 64, 48),
+        [torch.ones(2)],
+    ),
+    *(object(), Unprintable(), int, print, itertools.repeat(0.5)),
+]
+
+
+@pytest.mark.parametrize("name", [*(f.name for f in fields(Request) if f.name != "sizes"), *SIZES])
+def test_any_value_of_any_argument(fixed: tuple[Manifest, EngineSpec], name: str) -> None:
+    manifest, spec = fixed
+    table = training_table(manifest.scheduler)
+    for value in ODD:
+        given = {"sizes": SizeConditioning(**{name: value})} if name in SIZES else {name: value}
+        with contextlib.suppress(KdrtError):
+            resolve(Request(**{"prompt": "a"} | given), manifest, spec, table)
+
+
+def test_no_crop_is_none(sdxl: TinyModel) -> None:
+    for crop in ((0, 0), [0, 0], None):
+        sdxl.pipeline("a", steps=1, crops_coords_top_left=crop)
+        assert sdxl.unet.calls[-1]["time_ids"].tolist() == [[64, 48, 0, 0, 64, 48]] * 2
 
 
 @pytest.fixture(scope="module")
