@@ -334,7 +334,10 @@ def _planned(
 
 
 def _checked_grid(sigmas: Sequence[float]) -> tuple[float, ...]:
-    grid = tuple(float(sigma) for sigma in sigmas)
+    try:
+        grid = tuple(float(sigma) for sigma in sigmas)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidRequest("sigmas must be a sequence of numbers") from error
     if len(grid) < 2:
         raise InvalidRequest(f"a grid needs at least two sigmas, one step; got {len(grid)}")
     if not all(math.isfinite(sigma) and sigma >= 0 for sigma in grid):
