@@ -37,6 +37,7 @@ _PREFIXES = {
     },
     "diffusion_model.": "unet",
     "base_model.model.text_model.": "text_encoder",
+    "text_model.": "text_encoder",
     "base_model.model.": "unet",
     "": "unet",
 }

@@ -119,7 +119,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(str(path), framework="pt") as file:
             names = list(file.keys())
             check_sizes({name: file.get_slice(name).get_shape() for name in names}, path.name)
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+            # Copies: what safetensors gives is mapped, and changes when the file is written over.
+            return {name: file.get_tensor(name).clone() for name in names}, file.metadata() or {}
     except InvalidRequest:
         raise
     except Exception as error:  # safetensors has an exception of its own for each damage

@@ -127,6 +127,26 @@ def test_every_float_is_read(dtype: torch.dtype) -> None:
     assert torch.equal(layer.delta(), torch.full((32, 32), 4.0))
 
 
+def test_a_file_that_is_written_over_is_what_was_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file(pair(), path)
+    (layer,) = read_lora(path).layers["unet"].values()
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert torch.equal(layer.delta(), torch.full((32, 32), 2.0))
+
+
+@pytest.mark.parametrize(
+    "key", ["base_model.model.text_model.x", "text_model.x", "clip_l.x", "text_encoders.clip_h.x"]
+)
+def test_whose_text_encoder_is_meant(key: str) -> None:
+    tensors = {f"{key}.lora_A.weight": DOWN, f"{key}.lora_B.weight": UP}
+    assert parse_lora(tensors).keys() == {"text_encoder"}
+    assert parse_lora({k.replace("clip_l", "clip_g"): t for k, t in tensors.items()}).keys() == {
+        "text_encoder_2" if "clip_l" in key else "text_encoder"
+    }
+
+
 def test_what_is_no_file_of_a_lora_changes_nothing(sd: TinyModel, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.safetensors")
     (tmp_path / "folder.safetensors").mkdir()
