@@ -144,7 +144,7 @@ def check_folder(target: Path, foreign: Callable[[Path], str | None] | None = No
             stranger = (foreign or other_files)(place)
             if stranger is not None:
                 raise OutputError(
-                    f"{target} {stranger}; choose another place with -o, or delete it yourself"
+                    f"{target} {stranger}; choose another place with -o, or empty this one yourself"
                 )
         elif place.exists():
             raise OutputError(f"cannot write {target}: it is a file, not a folder")

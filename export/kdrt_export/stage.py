@@ -128,8 +128,8 @@ def export(
     if precision == "auto":
         precision = "fp16" if torch.cuda.is_available() else "fp32"
     report = report or Silent()
-    if output or name:
-        check_new_bundle(output or _named(name or ""))  # before anything is downloaded
+    if output is not None or name is not None:  # before anything is downloaded
+        check_new_bundle(output or _named(name or ""))
     check_home()
     adapter = (
         None
@@ -159,7 +159,7 @@ def export(
             vae, opened.config("vae"), allow_pickle=allow_pickle
         )
     opened.check(safety_checker=safety_checker is not False)
-    name = name or opened.name
+    name = opened.name if name is None else name
     if prediction_type is not None:
         opened.scheduler = {**opened.scheduler, "prediction_type": prediction_type}
     predicts = opened.scheduler.get("prediction_type", "epsilon")

@@ -246,12 +246,14 @@ def export(
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
     from kdrt.adapters.lora_file import lora_option
-    from kdrt.bundle import open_bundle
+    from kdrt.bundle import folder_name, open_bundle
     from kdrt.cli import build
     from kdrt.cli.console import duration, size
     from kdrt.cli.report import TerminalReport
     from kdrt.errors import ExportError
 
+    if name is not None:
+        folder_name(name)  # also where -o says where it goes
     builds = _builds(str(output or name or source), target or [], gpu or [], here, profile)
     if builds and precision == "auto":
         precision = "fp16"

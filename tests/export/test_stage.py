@@ -215,6 +215,7 @@ def test_something_else_is_never_overwritten(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"name": ""}, "a bundle cannot be called ''"),
         ({"name": ".."}, "a bundle cannot be called '..'"),
         ({"name": "a/../b"}, "a bundle cannot be called"),
         ({"name": "x\n"}, "choose one with --name"),
