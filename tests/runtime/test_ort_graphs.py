@@ -245,3 +245,16 @@ def test_a_home_that_cannot_be_written_is_said_before_the_work(
     assert kdrt.load(Bundle.open(bundle.path))("a star", steps=1).images
     with pytest.raises(OutputError, match="set KDRT_HOME to a folder of your own"):
         keep_optimized(bundle, ["text_encoder"], Silent(), force=True)
+
+
+def test_the_command_that_trusts(
+    bundle: Bundle, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["trust", str(bundle.path)]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) == len(bundle.manifest.components)
+    assert optimized(bundle, "unet") is not None
+    shutil.rmtree(bundle.path / "engines")
+    assert run(["trust", str(bundle.path)]) == 0
+    assert "nothing to do" in capsys.readouterr().err
+    assert run(["trust", "nothing"]) == 2
