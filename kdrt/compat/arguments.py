@@ -238,11 +238,11 @@ def inside(source: str | os.PathLike[str], subfolder: object) -> str | os.PathLi
 
 
 def path_like(name: str, value: object) -> str | os.PathLike[str]:
-    """``value`` as the name of a model or a path.
+    """``value`` as a name or a path.
 
     Raises:
         InvalidRequest: it is neither.
     """
     if isinstance(value, (str, os.PathLike)) and os.fspath(value):
         return value
-    raise InvalidRequest(f"{name} must be the name or the path of a model, not {value!r}")
+    raise InvalidRequest(f"{name} must be a name or a path, not {value!r}")

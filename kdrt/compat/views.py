@@ -12,7 +12,7 @@ from torch import Tensor
 from kdrt.bound_unet import GUIDANCE_INPUT
 from kdrt.bundle import SchedulerFacts
 from kdrt.calls import one_call
-from kdrt.checks import finite, whole
+from kdrt.checks import MOST_STEPS, finite, whole
 from kdrt.compat.config import Config, recorded
 from kdrt.compat.grid import TrainingTable, default_schedule
 from kdrt.compat.moving import asked_for
@@ -57,7 +57,8 @@ class SchedulerView:
         Raises:
             InvalidRequest: it is no number of steps.
         """
-        steps = whole("num_inference_steps", num_inference_steps, 1)
+        most = max(MOST_STEPS, self._facts.num_train_timesteps)
+        steps = whole("num_inference_steps", num_inference_steps, 1, most)
         sigmas, timesteps = default_schedule(self._facts, self._table, steps)
         self.show(sigmas, timesteps.to(device))
 
