@@ -22,6 +22,7 @@ from torch import Tensor
 
 import kdrt
 from kdrt import Pipeline
+from kdrt.adapters.lora_file import lora_from_tensors
 from kdrt.compat import StableDiffusionXLKDiffusionPipeline
 
 PROMPTS = ("a red circle", "2 yellow stars", "a green square on a blue background")
@@ -244,13 +245,16 @@ def test_two_threads_do_not_take_one_step(sdxl: TinyModel) -> None:
     ]
 
 
+LORA = lora_from_tensors(
+    {"unet.to_q.lora_A.weight": torch.ones(1, 2), "unet.to_q.lora_B.weight": torch.ones(2, 1)}
+)
 CALLS: dict[str, Callable[[Pipeline], object]] = {
     "call": lambda pipe: pipe("b", steps=1),
     "steps": lambda pipe: pipe.steps("b", steps=1),
     "encode": lambda pipe: pipe.encode_prompt("b"),
     "set_loras": lambda pipe: pipe.set_loras({}),
     "unload_loras": lambda pipe: pipe.unload_loras(),
-    "load_lora": lambda pipe: pipe.load_lora("no such file"),
+    "load_lora": lambda pipe: pipe.load_lora(LORA),
     "variant": lambda pipe: pipe.use_variant(None),
     "learn": lambda pipe: pipe.load_textual_inversion(torch.ones(1, WIDTHS[0]), "word"),
     "forget": lambda pipe: pipe.unload_textual_inversion(),

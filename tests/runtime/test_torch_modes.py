@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from tiny_model import TinyModel
 from torch import Tensor
 
@@ -94,28 +95,39 @@ def test_a_mode_changes_no_image(sdxl: TinyModel, name: str) -> None:
     assert all(map(np.array_equal, images(pipe), expected))
 
 
-def _real_image(bundle: Path, mode: Mode = nullcontext) -> np.ndarray:
+def _real_image(bundle: Path, lora: Path, mode: Mode = nullcontext) -> np.ndarray:
     arguments: dict[str, Any] = {"steps": 1, "seed": 1, "height": 64, "width": 64}
     arguments |= {"image": IMAGE, "strength": 1, "output_type": "np"}
     learned = torch.full((1, 64), 0.1)
     with mode():
         pipe = kdrt.load(bundle, engine="onnxruntime", threads=1)
         pipe.load_textual_inversion(learned, "<word>")
+        pipe.load_lora(lora, scale=0.7)
         images = pipe("a red <word> circle", **arguments).images
     assert isinstance(images, np.ndarray)
     return images
 
 
 @pytest.fixture(scope="module")
-def real_image(demo_bundle: Path) -> np.ndarray:
-    return _real_image(demo_bundle)
+def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("lora") / "lora.safetensors"
+    layer = "unet.up_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v"
+    down, up = torch.full((2, 128), 0.02), torch.full((128, 2), 0.02)
+    tensors = {"lora_A.weight": down, "lora_B.weight": up, "alpha": torch.tensor(1.7)}
+    save_file({f"{layer}.{name}": tensor for name, tensor in tensors.items()}, file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def real_image(demo_bundle: Path, lora: Path) -> np.ndarray:
+    return _real_image(demo_bundle, lora)
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "device", "inference", "autocast"])
 def test_a_real_bundle_is_loaded_and_used_in_a_mode(
-    demo_bundle: Path, real_image: np.ndarray, name: str
+    demo_bundle: Path, lora: Path, real_image: np.ndarray, name: str
 ) -> None:
-    assert np.array_equal(_real_image(demo_bundle, MODES[name]), real_image)
+    assert np.array_equal(_real_image(demo_bundle, lora, MODES[name]), real_image)
 
 
 def test_only_what_has_no_dtype_or_device_of_its_own_is_told() -> None:
