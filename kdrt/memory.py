@@ -8,6 +8,7 @@ noise and the decoded images are known. What fails all the same is named in one 
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -26,6 +27,11 @@ from kdrt_engines.errors import is_out_of_memory
 from kdrt_engines.graphs import GRAPH_MEMORY
 from kdrt_engines.tensorrt.flavour import FLAVOURS
 
+_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+"""Where Linux says what a container may have: control groups of version 2, and of version 1."""
 _FLOAT = 4
 _WORTH_ASKING = 1 << 28
 """Bytes. Whoever needs less is let through, as asking takes longer than the answer is worth."""
@@ -154,11 +160,26 @@ def free_memory(device: torch.device) -> int | None:
     """Bytes that are free, those that PyTorch keeps for itself included; None where there is no
     such device."""
     if device.type != "cuda":
-        return int(psutil.virtual_memory().available)
+        available = int(psutil.virtual_memory().available)
+        limit = _container_limit()
+        # Others in the container may have some of it too, so it is the most that can be left.
+        return available if limit is None else min(available, limit - _resident())
     if not torch.cuda.is_available():
         return None
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0]) + kept
+
+
+def _container_limit() -> int | None:
+    """Bytes that all processes of this container may have; None where none is set."""
+    for file in _LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max" in it
+            return int(file.read_text())
+    return None
+
+
+def _resident() -> int:
+    return int(psutil.Process().memory_info().rss)
 
 
 def request_memory(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from engine_bundle import VERSION, Builder, Listener, engine_bundle
 
-from kdrt import engine_builds
+from kdrt import engine_builds, memory
 from kdrt.engine_builds import build_engines
 from kdrt.memory import MemoryPlan, Part, plan_memory
 from kdrt_engines.tensorrt.flavour import TENSORRT_RTX, Flavour
@@ -76,3 +78,18 @@ def test_built_engines_say_what_they_need(tmp_path: Path, monkeypatch: pytest.Mo
     assert plan.graphs > 0
     assert plan.free is None, "there is no such device here"
     assert plan_memory(bundle, "tensorrt-rtx", graph="off").graphs == 0
+
+
+@pytest.mark.parametrize(
+    ("texts", "left"), [(["5000"], 4000), (["max"], 9000), ([], 9000), (["max", "20000"], 9000)]
+)
+def test_a_container_may_have_less_than_its_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str], left: int
+) -> None:
+    files = tuple(tmp_path / name for name in ("v2", "v1"))
+    for file, text in zip(files, texts, strict=False):
+        file.write_text(f"{text}\n")
+    monkeypatch.setattr(memory, "_LIMITS", files)
+    monkeypatch.setattr(memory, "_resident", lambda: 1000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=9000))
+    assert memory.free_memory(torch.device("cpu")) == left
