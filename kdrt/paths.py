@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from kdrt.checks import shown
 from kdrt.errors import InvalidRequest
 
 _NAME_MAX = 255
@@ -21,7 +22,7 @@ def user_path(value: str | os.PathLike[str]) -> Path:
         path = Path(value).expanduser()
         encoded = os.fsencode(path)
     except TypeError as error:
-        raise InvalidRequest(f"a path must be a string, not {value!r}") from error
+        raise InvalidRequest(f"a path must be a string, not {shown(value)}") from error
     except RuntimeError as error:
         user = Path(value).parts[0]
         raise InvalidRequest(f"'{value}': there is no home folder for {user}") from error
