@@ -18,6 +18,8 @@ from kdrt.adapters.lora_file import LoraFile, read_lora
 from kdrt.adapters.lora_merge import merged, place
 from kdrt.adapters.lora_names import slots
 from kdrt.bundle import BakedLora
+from kdrt.checks import finite
+from kdrt.errors import InvalidRequest
 from kdrt_export.errors import SourceError
 from kdrt_export.report import Report
 
@@ -38,7 +40,7 @@ class LorasToBake:
         allow_pickle: accept pickled files.
 
     Raises:
-        InvalidRequest: a file is no LoRA.
+        InvalidRequest: a file is no LoRA, or its scale no finite number.
     """
 
     def __init__(
@@ -48,6 +50,11 @@ class LorasToBake:
         strict: bool = False,
         allow_pickle: bool = False,
     ) -> None:
+        for path, scale in loras:
+            if finite(scale) is None:
+                raise InvalidRequest(
+                    f"the scale of LoRA {path} must be a finite number, not {scale!r}"
+                )
         self._loras = [
             _Baked(read_lora(path, allow_pickle=allow_pickle), scale) for path, scale in loras
         ]

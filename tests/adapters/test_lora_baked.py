@@ -98,6 +98,11 @@ def test_what_of_a_lora_has_no_effect_is_noted_or_with_strict_refused(tmp_path: 
             ]
 
 
+def test_a_scale_is_checked_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match=r"scale of LoRA none\.x must be a finite number"):
+        LorasToBake([(Path("none.x"), float("nan"))])
+
+
 class Notes(Silent):
     def __init__(self) -> None:
         self.notes: list[str] = []
