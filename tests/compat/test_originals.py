@@ -70,3 +70,33 @@ def test_latents_and_pictures(tiny: Any, exported: Any, wheel: Path) -> None:
         for pipe in (theirs, exported)
     ]
     torch.testing.assert_close(pictures[1], pictures[0], rtol=0, atol=1e-5)
+
+
+def test_parts_and_short_embeddings(tiny: Any, exported: Any, wheel: Path) -> None:
+    theirs = original.load(wheel, tiny.family, tiny.checkpoint)
+    assert set(exported.components) == set(theirs.components)
+    assert set(theirs.config) - set(exported.config) <= {"_diffusers_version"}
+    assert set(theirs.unet.config) - set(exported.unet.config) <= {"_diffusers_version"}
+    assert exported.vae.config.scaling_factor == theirs.vae.config.scaling_factor
+    arguments = (RED, "cpu", 1, True) if tiny.family == "sd" else (RED,)
+    embeds = theirs.encode_prompt(*arguments)
+    for length in (2, 9, 16):
+        options: dict[str, Any] = {"prompt_embeds": embeds[0][:, :length]}
+        if tiny.family == "sdxl":
+            options["pooled_prompt_embeds"] = embeds[2]
+        results = []
+        for pipe in (theirs, exported):
+            pipe.set_scheduler("sample_dpmpp_2m")
+            latents = pipe(
+                negative_prompt="a large green square and 2 yellow stars",
+                height=24,
+                width=16,
+                num_inference_steps=2,
+                generator=torch.Generator().manual_seed(3),
+                output_type="latent",
+                **options,
+            ).images
+            results.append(latents)
+        assert torch.equal(*results), length
+    for name in ("sigmas", "timesteps", "init_noise_sigma"):
+        assert torch.equal(getattr(exported.scheduler, name), getattr(theirs.scheduler, name))
