@@ -472,3 +472,18 @@ def test_wrong_embeddings_are_one_sentence(tiny: Any) -> None:
                 pipe(prompt_embeds=torch.zeros(1, 16, 64), pooled_prompt_embeds=wrong, **SIZE)
             with pytest.raises(InvalidRequest, match="pooled_prompt_embeds"):
                 pipe("a", pooled_prompt_embeds=wrong, **SIZE)
+
+
+@pytest.mark.parametrize(
+    "path", [5, None, "", b"abc", "~nouser/x", "a\0b", "x" * 5000, "a/" * 3000, "/nowhere/x", True]
+)
+def test_paths_that_are_none(sd: Any, path: Any) -> None:
+    pipe = sd.pipe()
+    for use in (type(pipe).from_pretrained, type(pipe).from_single_file):
+        with pytest.raises(KdrtError):
+            use(path)
+    if path != "/nowhere/x":
+        with pytest.raises(KdrtError):
+            pipe.save_pretrained(path)
+    with pytest.raises(InvalidRequest, match="revision must be"):
+        type(pipe).from_pretrained(sd.bundle.path, revision=5)
