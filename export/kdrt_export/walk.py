@@ -185,15 +185,6 @@ class Walk:
         self.loras.merge("unet", unet)
         self.baked_loras = self.loras.baked(self.report)
         channels = unet.config.out_channels
-        height, width = latent_size(unet)
-        self.latents = LatentFacts(
-            channels=channels,
-            scale=scale,
-            default_height=height * scale,
-            default_width=width * scale,
-            vae_tile=tile,
-            preview=preview,
-        )
         if unet.config.in_channels not in (channels, 2 * channels + 1):
             raise UnsupportedModel(
                 f"this UNet takes {unet.config.in_channels} channels for latents of {channels}; "
@@ -204,6 +195,16 @@ class Walk:
             raise SourceError(
                 f"this UNet makes latents of {channels} channels, and the VAE decodes those of "
                 f"{latents}; they are of different models"
+            )
+        height, width = latent_size(unet)
+        with refused(f"the sizes of '{self.source.name}' cannot be used"):
+            self.latents = LatentFacts(
+                channels=channels,
+                scale=scale,
+                default_height=height * scale,
+                default_width=width * scale,
+                vae_tile=tile,
+                preview=preview,
             )
         self.report.done()
         length = self.encoders[0].max_length
