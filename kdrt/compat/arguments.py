@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from kdrt.adapters.tensor_file import is_there
 from kdrt.errors import InvalidRequest
+from kdrt.paths import user_path
 
 Use = Literal["honoured", "inert"]
 
@@ -225,7 +226,7 @@ def inside(source: str | os.PathLike[str], subfolder: object) -> str | os.PathLi
         return source
     if not isinstance(subfolder, str):
         raise InvalidRequest(f"subfolder must be the name of a folder, not {subfolder!r}")
-    folder = Path(source).expanduser()
+    folder = user_path(source)
     if not folder.is_dir():
         raise InvalidRequest(
             f"subfolder={subfolder!r} needs a folder on this machine, and '{source}' is none: "
@@ -241,8 +242,9 @@ def path_like(name: str, value: object) -> str | os.PathLike[str]:
     """``value`` as a name or a path.
 
     Raises:
-        InvalidRequest: it is neither.
+        InvalidRequest: it is neither, or no file system can hold it.
     """
     if isinstance(value, (str, os.PathLike)) and os.fspath(value):
+        is_there(user_path(value))
         return value
     raise InvalidRequest(f"{name} must be a name or a path, not {value!r}")

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -18,6 +17,7 @@ from kdrt.compat.sources import Wanted, bundle_folder, downloaded_file, facts_of
 from kdrt.engine_store import torch_program
 from kdrt.errors import InvalidRequest
 from kdrt.outputs import new_folder
+from kdrt.paths import user_path
 from kdrt.pipeline import Pipeline, load
 
 Source = str | os.PathLike[str]
@@ -76,6 +76,8 @@ class LoadingMixin:
         """
         check_arguments("from_pretrained", options)
         source = path_like("pretrained_model_name_or_path", pretrained_model_name_or_path)
+        if not isinstance(revision, str | None):
+            raise InvalidRequest(f"revision must be a string, not {revision!r}")
         dtype, vae_dtype = dtypes(torch_dtype)
         wanted = Wanted(
             dtype=dtype,
@@ -119,13 +121,13 @@ class LoadingMixin:
         if link is not None:
             path = downloaded_file(link["repo"], link["file"], link["revision"], dict(hub))
         else:
-            path = Path(source).expanduser()
+            path = user_path(source)
         if not path.is_file():
             raise InvalidRequest(
                 f"there is no file {path}; from_single_file reads a checkpoint on this machine, or "
                 "https://huggingface.co/OWNER/NAME/blob/REVISION/FILE"
             )
-        folder = None if config is None else Path(path_like("config", config)).expanduser()
+        folder = None if config is None else user_path(path_like("config", config))
         if folder is not None and not folder.is_dir():
             raise InvalidRequest(
                 f"config must be a diffusers folder on this machine, and {folder} is none; its "
@@ -242,7 +244,7 @@ class LoadingMixin:
             raise InvalidRequest(
                 "push_to_hub cannot be done here; upload the folder with `hf upload`"
             )
-        target = Path(path_like("save_directory", save_directory)).expanduser()
+        target = user_path(path_like("save_directory", save_directory))
         if target.is_symlink() or target.is_file() or (target.is_dir() and any(target.iterdir())):
             raise InvalidRequest(f"{target} exists already; give a new folder, or an empty one")
         bundle = self.pipeline.bundle

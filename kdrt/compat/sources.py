@@ -32,6 +32,7 @@ from kdrt.bundle import (
 )
 from kdrt.errors import BundleError, InvalidRequest, OutputError
 from kdrt.outputs import new_file
+from kdrt.paths import user_path
 
 _PRECISIONS: dict[torch.dtype, Precision] = {
     torch.float32: "fp32",
@@ -121,7 +122,7 @@ def find_bundle(source: str | os.PathLike[str], wanted: Wanted) -> Bundle:
                 f"with --precision {wanted.precision}"
             )
         return bundle
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.exists():
         origin, name, content = str(path), path.stem, _content(path)
         if path.is_dir():
