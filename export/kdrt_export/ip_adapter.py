@@ -18,6 +18,7 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from kdrt.bundle import ImageEncoderFacts, IpAdapterFacts, sha256
+from kdrt.paths import user_path
 from kdrt_engines.spec import EngineSpec, TensorSpec
 from kdrt_export.components import ExportComponent
 from kdrt_export.errors import SourceError, UnsupportedModel
@@ -181,7 +182,7 @@ class ExportImageEncoder(ExportComponent):
 
 
 def _find(source: str, allow_pickle: bool) -> Path:
-    path = Path(source).expanduser()
+    path = user_path(source)
     if not path.is_file():
         place = HubPlace.parse(source)
         if place is None or place.file is None:

@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from kdrt.paths import user_path
 from kdrt_export.errors import SourceError
 from kdrt_export.families import KNOWN_MODELS
 from kdrt_export.sources.base import Source, TextModel
@@ -63,7 +64,7 @@ def open_source(
     """
     if source == "demo" and not random_weights:
         return FolderSource(demo_folder(), name="demo", origin="demo")
-    path = _path(source)
+    path = user_path(source)
     if random_weights:
         return _random_source(source, path, seed)
     if source and path.is_dir():
@@ -151,13 +152,6 @@ def _repository(repo: str, revision: str | None) -> HubPlace:
     if place is None or place.file is not None:
         raise SourceError(f"'{repo}' is no hub id: those have the form owner/name")
     return place
-
-
-def _path(source: str) -> Path:
-    try:
-        return Path(source).expanduser()
-    except RuntimeError as error:  # of a user there is not
-        raise SourceError(f"'{source}' is in the home of an unknown user") from error
 
 
 def _random_source(source: str, path: Path, seed: int) -> Source:

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from torch import nn
 
+from kdrt.paths import user_path
 from kdrt_export.errors import SourceError
 from kdrt_export.sources.hub import Choose, HubPlace, fetch, fetch_file
 from kdrt_export.sources.reading import read_json
@@ -43,10 +44,7 @@ class PartPlace:
         Raises:
             SourceError: it names nothing, a pickle without permission, or cannot be downloaded.
         """
-        try:
-            path = Path(source).expanduser()
-        except RuntimeError as error:
-            raise SourceError(f"'{source}' is in the home of an unknown user") from error
+        path = user_path(source)
         if path.is_dir() and source:
             return path
         if not path.is_file():
@@ -101,5 +99,5 @@ class PartPlace:
 
 def short_name(source: str) -> str:
     """What a bundle says of a network's source: a hub id as it is, of a path the last part."""
-    path = Path(source).expanduser()
+    path = user_path(source)
     return path.resolve().name if path.exists() else source
