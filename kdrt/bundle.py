@@ -37,7 +37,7 @@ from pydantic import (
 from kdrt.bundle_checks import check_bundle, damaged, printable
 from kdrt.errors import BundleError, InvalidRequest, OutputError
 from kdrt.home import home
-from kdrt.outputs import check_folder, new_folder, other_files
+from kdrt.outputs import check_folder, clear_leftovers, new_folder, other_files
 from kdrt_engines.regular_files import read_regular
 from kdrt_engines.spec import EngineSpec, TensorSpec
 
@@ -454,6 +454,7 @@ def open_bundle(name_or_path: str | os.PathLike[str]) -> Bundle:
         BundleError: see :meth:`Bundle.open`.
     """
     path = bundle_path(name_or_path)
+    clear_leftovers(path.parent)  # a killed export may have moved the bundle away
     if not _is_folder(path):
         known = ", ".join(bundle_names()) or "none yet"
         raise BundleError(

@@ -171,7 +171,7 @@ def other_files(folder: Path, known: Callable[[str], bool] = lambda _: False) ->
 def clear_leftovers(folder: Path) -> None:
     """Remove what processes that are no more left unfinished in a folder. What one of them was
     about to replace is put back. What another machine left stays: its processes cannot be seen."""
-    with suppress(OSError):
+    with suppress(OSError, ValueError):  # a path that no file system can hold
         for left in [path for path in folder.iterdir() if _is_left(path)]:
             _discard(left)
             _logger.warning("removed %s, left by a killed process", left)

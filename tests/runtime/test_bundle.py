@@ -7,16 +7,20 @@ import contextlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import onnx
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kdrt.bundle import Bundle, bundle_path, folder_name, new_bundle, sha256
+from kdrt import outputs
+from kdrt.bundle import Bundle, bundle_path, folder_name, new_bundle, open_bundle, sha256
 from kdrt.cli import run
 from kdrt.errors import BundleError, InvalidRequest, KdrtError, OutputError
 
@@ -468,11 +472,9 @@ def test_no_names(name: str) -> None:
         folder_name(name)
 
 
-@pytest.mark.parametrize("name", [*NO_NAMES, "~nouser/x", "x" * 5000])
+@pytest.mark.parametrize("name", [*NO_NAMES, "~nouser/x", "x" * 5000, "a\0/b", f"{'x' * 300}/b"])
 @pytest.mark.usefixtures("home")
 def test_opening_by_a_name_that_is_none(name: str) -> None:
-    from kdrt.bundle import open_bundle
-
     with pytest.raises(KdrtError):
         open_bundle(name)
 
@@ -530,3 +532,14 @@ def test_bundles_that_no_longer_open_can_be_exported_again(
     with new_bundle(bundle) as partial:
         (partial / "manifest.json").write_text("{}")
     assert held(bundle) == {"manifest.json": b"{}"}
+
+
+def test_a_bundle_that_a_killed_export_moved_away_is_opened(bundle: Path, home: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    started = int(psutil.Process(process.pid).create_time())
+    process.communicate()
+    left = f"{outputs.UNFINISHED}{outputs._host()}-{process.pid}-{started}-{'0' * 8}"
+    (home / "bundles" / left / "old").mkdir(parents=True)
+    bundle.rename(home / "bundles" / left / "old" / "mine")
+    assert open_bundle("mine").path == home / "bundles" / "mine"
+    assert [path.name for path in (home / "bundles").iterdir()] == ["mine"]
