@@ -198,7 +198,9 @@ def test_the_methods_of_diffusers(prompted: Prompted, model: TinyModel) -> None:
         ours.set_ip_adapter_scale([0.1, 0.2])
     with pytest.raises(InvalidRequest, match=r"--ip-adapter some/hub:models/other\.safetensors"):
         ours.load_ip_adapter("some/hub", subfolder="models", weight_name="other.safetensors")
-    with pytest.raises(InvalidRequest, match="has no IP-Adapter: export the model with `kdrt export"):
+    with pytest.raises(
+        InvalidRequest, match="has no IP-Adapter: export the model with `kdrt export"
+    ):
         Compatible(model.bundle).load_ip_adapter(prompted.adapter)
 
 
