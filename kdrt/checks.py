@@ -76,6 +76,19 @@ def amount(name: str, value: object, most: float = math.inf) -> float:
     return number
 
 
+def flag(name: str, value: object) -> bool:
+    """``value`` as a bool; 0 and 1 count."""
+    if isinstance(value, (bool, np.bool_)) or (isinstance(value, Integral) and value in (0, 1)):
+        return bool(value)
+    raise InvalidRequest(f"{name} must be True or False, not {shown(value)}")
+
+
+def function(name: str, value: object) -> None:
+    """Refuse a ``value`` that cannot be called."""
+    if not callable(value):
+        raise InvalidRequest(f"{name} must be a function, not {shown(value)}")
+
+
 def pair(name: str, value: object) -> tuple[int, int]:
     """``value`` as two whole numbers of at least 0."""
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
@@ -133,9 +146,9 @@ def text(name: str, value: str) -> str:
 
 
 def shown(value: object) -> str:
-    """``value`` for a message: its ``repr``, cut short."""
+    """``value`` for a message: its ``repr`` in one line, cut short."""
     try:
-        said = repr(value)
+        said = " ".join(repr(value).split())
     except Exception:  # Python prints no integer of more than 4300 digits, in a list neither
         bits = f" of {value.bit_length()} bits" if isinstance(value, int) else ""
         said = f"{type(value).__name__}{bits}"

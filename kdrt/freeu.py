@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from kdrt.checks import shown
 from kdrt.errors import InvalidRequest
 
 FreeU = tuple[float, float, float, float]
@@ -32,7 +33,7 @@ def preset(name: str) -> FreeU:
     """
     if name not in FREEU_PRESETS:
         raise InvalidRequest(
-            f"FreeU has no preset {name!r}; it has {', '.join(FREEU_PRESETS)}, or give four "
+            f"FreeU has no preset {shown(name)}; it has {', '.join(FREEU_PRESETS)}, or give four "
             "numbers: b1, b2, s1, s2"
         )
     found = FREEU_PRESETS[name]

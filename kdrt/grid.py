@@ -145,7 +145,7 @@ def _descending(name: str, values: object) -> list[float]:
     try:
         # One more than there may be: some sequences never end.
         numbers = [float(value) for value in islice(values, MOST_STEPS + 2)]  # type: ignore[call-overload]
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise InvalidRequest(f"{name} must be a sequence of numbers") from error
     if len(numbers) > MOST_STEPS + 1:
         raise InvalidRequest(f"{name} are too many: a run has at most {MOST_STEPS} steps")

@@ -28,9 +28,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdrt.bundle import Manifest
+from kdrt.checks import finite
 from kdrt.denoiser import Denoiser
 from kdrt.errors import InvalidRequest
 from kdrt.image_input import masks, pictures
+from kdrt.prompt.given import checked_embeddings
 from kdrt.sampling.executor import Denoise
 from kdrt.shortcuts import Evaluation
 from kdrt_engines import EngineSpec
@@ -170,9 +172,8 @@ def read_init_image(
     if _is_latents(request.image, facts.channels):
         if needs_mask:
             raise InvalidRequest("an inpainting model needs the picture itself, not its latents")
-        latents = _per_image("image", request.image.to(torch.float32), images)
-        if not bool(latents.isfinite().all()):
-            raise InvalidRequest("image holds latents that are not finite")
+        given = checked_embeddings("image", request.image, ("B", facts.channels, "h", "w"))
+        latents = _per_image("image", given.to(torch.float32), images)
         height, width = (side * facts.scale for side in latents.shape[2:])
         if (request.height or height, request.width or width) != (height, width):
             raise InvalidRequest(f"these latents are of a {width}x{height} picture; leave out size")
@@ -189,7 +190,7 @@ def read_init_image(
         pixels=pixels,
         latents=latents,
         mask=mask,
-        anew=request.strength == 1,
+        anew=finite(request.strength) == 1,
         keep_unmasked=request.keep_unmasked,
         height=height,
         width=width,
@@ -291,7 +292,9 @@ def _inpainting_channels(image: InitImage, mask: Tensor, encode: Encode) -> Tens
 
 
 def _is_latents(value: object, channels: int) -> bool:
-    return isinstance(value, Tensor) and value.ndim == 4 and value.shape[1] == channels != 3
+    if not isinstance(value, Tensor) or value.ndim != 4 or not value.is_floating_point():
+        return False
+    return value.shape[1] == channels != 3
 
 
 def _per_image(name: str, values: Tensor, images: int) -> Tensor:

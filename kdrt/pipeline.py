@@ -19,6 +19,7 @@ from kdrt.adapters.lora import LoraStack
 from kdrt.adapters.switches import AdapterSwitches
 from kdrt.bundle import Bundle, open_bundle
 from kdrt.calls import Calls
+from kdrt.checks import flag, function
 from kdrt.denoiser import is_doubled
 from kdrt.denoising import Denoising
 from kdrt.engine_store import load_engines
@@ -391,7 +392,9 @@ class Pipeline(AdapterSwitches, VaeSwitches):
             output_type=output_type,
             image_filter=image_filter,
         )
+        progress = flag("progress", progress)
         if callback is not None:
+            function("callback", callback)
             callback = self._calls.users(callback)
         with self._calls.one():
             generation = self._generation(request, watched=progress or callback is not None)

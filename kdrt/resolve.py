@@ -5,13 +5,14 @@ of the request.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
-from typing import cast, get_args
+from numbers import Real
+from typing import Any, cast, get_args
 
 import torch
-from torch import Tensor
 
 from kdrt.adapters.ip_adapter import image_scale
 from kdrt.bound_unet import GUIDANCE_INPUT
@@ -21,7 +22,10 @@ from kdrt.checks import (
     MOST_SIDE,
     amount,
     finite,
+    flag,
+    function,
     options_of,
+    plain,
     shown,
     texts,
     whole,
@@ -35,7 +39,7 @@ from kdrt.images import OutputType
 from kdrt.init_image import read_init_image, with_defaults
 from kdrt.memory import check_request_fits
 from kdrt.prompt import Conditioning, Weighting, WeightingMode, hidden_layer
-from kdrt.prompt.given import given_conditioning
+from kdrt.prompt.given import checked_embeddings, given_conditioning
 from kdrt.prompt.weighting import check_weights
 from kdrt.request import Job, Request, latent_shape
 from kdrt.sampling import ForeignPlan, NoiseSchedule, Plan, foreign_plan, is_foreign, plan
@@ -71,6 +75,7 @@ def resolve(
         InvalidRequest: any argument is wrong, or there is not enough memory for what they ask
             together; the message says what is allowed.
     """
+    request = _with_plain_numbers(request)
     _check_family(request, manifest)
     positive = _positive(request, unet)
     prompts = _prompts(request, manifest, positive)
@@ -93,16 +98,14 @@ def resolve(
     init_image = read_init_image(request, manifest, unet, images)
     if init_image is not None:
         height, width = init_image.height, init_image.width
-    _check_latents(request.latents, (images, *latent_shape(manifest, height, width)))
+    if request.latents is not None:
+        shape = (images, *latent_shape(manifest, height, width))
+        checked_embeddings("latents", request.latents, shape)
     check_start(request)
-    if not 0 <= amount("guidance_rescale", request.guidance_rescale) <= 1:
-        raise InvalidRequest(
-            f"guidance_rescale must be from 0 to 1, not {request.guidance_rescale}"
-        )
-    if request.image_filter is not None and not callable(request.image_filter):
-        raise InvalidRequest(
-            f"image_filter must be a function of a PIL image, not {shown(request.image_filter)}"
-        )
+    flag("keep_unmasked", request.keep_unmasked)
+    amount("guidance_rescale", request.guidance_rescale, 1)
+    if request.image_filter is not None:
+        function("image_filter", request.image_filter)
     guidance_scale = request.guidance_scale
     if guidance_scale is None:
         guidance_scale = manifest.default_guidance_scale
@@ -139,6 +142,18 @@ def resolve(
         time_ids=positive_ids if has_ids else None,
         negative_time_ids=negative_ids if has_ids else None,
     )
+
+
+def _with_plain_numbers(request: Request) -> Request:
+    """The same request with Python's own numbers, as they are computed with and written into the
+    image's parameters."""
+    found: dict[str, Any] = {}
+    for name, value in vars(request).items():
+        if isinstance(value, Mapping):
+            found[name] = {key: plain(each) for key, each in value.items()}
+        elif isinstance(value, Real):
+            found[name] = plain(value)
+    return replace(request, **found)
 
 
 def _check_family(request: Request, manifest: Manifest) -> None:
@@ -259,18 +274,6 @@ def _side(name: str, value: int | None, default: int, scale: int) -> int:
     return side
 
 
-def _check_latents(latents: object, shape: tuple[int, ...]) -> None:
-    if latents is None:
-        return
-    wanted = f"latents must be a floating-point tensor of shape {list(shape)} for this request"
-    if not isinstance(latents, Tensor):
-        raise InvalidRequest(f"{wanted}, not {type(latents).__name__}")
-    if tuple(latents.shape) != shape or not latents.is_floating_point():
-        raise InvalidRequest(f"{wanted}, not {latents.dtype} {list(latents.shape)}")
-    if not bool(latents.float().isfinite().all()):
-        raise InvalidRequest("latents must be finite")
-
-
 def _plan(
     request: Request, manifest: Manifest, noise_schedule: NoiseSchedule
 ) -> Plan | ForeignPlan:
@@ -362,9 +365,9 @@ def _freeu(value: FreeU | str | None, unet: EngineSpec) -> FreeU:
         raise InvalidRequest("this bundle has no FreeU in its UNet; export the model again")
     if isinstance(value, str):
         return preset(value)
-    numbers = [finite(number) for number in value] if isinstance(value, Sequence) else []
-    factors = [n for n in numbers if n is not None and abs(n) <= _MOST_FREEU]
-    if len(factors) != 4 or len(numbers) != 4:
+    numbers = value if isinstance(value, Sequence) and len(value) == 4 else ()
+    factors = [n for n in map(finite, numbers) if n is not None and abs(n) <= _MOST_FREEU]
+    if len(factors) != 4:
         raise InvalidRequest(
             f"freeu must be four finite numbers (b1, b2, s1, s2) of at most {_MOST_FREEU}, not "
             f"{shown(value)}"

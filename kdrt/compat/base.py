@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kdrt.checks import MOST_SIDE, MOST_STEPS, amount, whole
+from kdrt.checks import MOST_SIDE, MOST_STEPS, amount, function, whole
 from kdrt.compat.absent import AbsentMethods
 from kdrt.compat.conditions import Conditions
 from kdrt.compat.exact import ExactDenoiser, exact_sampler, run_exact
@@ -452,8 +452,8 @@ def check_callback(callback: object, callback_steps: object) -> None:
     """Raise InvalidRequest unless this can be called, every so many steps."""
     if callback_steps is not None:
         whole("callback_steps", callback_steps, 1)
-    if callback is not None and not callable(callback):
-        raise InvalidRequest(f"callback must be a function, not {type(callback).__name__}")
+    if callback is not None:
+        function("callback", callback)
 
 
 def check_exclusive(given: dict[str, object]) -> None:

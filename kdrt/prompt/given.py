@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from kdrt.errors import InvalidRequest
@@ -81,6 +82,8 @@ def checked_embeddings(name: str, value: object, shape: Sequence[int | str]) -> 
     )
     if not fits or not value.is_floating_point():
         raise InvalidRequest(f"{wanted}, not {value.dtype} {list(value.shape)}")
+    if value.is_meta or value.layout is not torch.strided:
+        raise InvalidRequest(f"{name} must be an ordinary tensor, neither sparse nor on meta")
     if not bool(value.float().isfinite().all()):
         raise InvalidRequest(f"{name} must be finite")
     return value.detach()

@@ -405,6 +405,16 @@ def test_pictures_of_a_batch(sdxl: TinyModel) -> None:
         pipe(["a", "b", "c"], image=images)
 
 
+def test_four_channels_of_whole_numbers_are_colours_and_alpha(sd: TinyModel) -> None:
+    hidden = torch.zeros(1, 4, 64, 48, dtype=torch.uint8)
+    pipe = with_encoder(sd)
+    found, expected = (
+        pipe("a", image=image, steps=2, seed=1, output_type="np").images
+        for image in (hidden, Image.new("RGB", (48, 64), "white"))
+    )
+    assert np.array_equal(found, expected)
+
+
 def test_latents_are_a_picture_too(sdxl: TinyModel) -> None:
     pipe = sdxl.pipeline  # it has no encoder, and needs none
     first = pipe("a", steps=4, seed=0, output_type="latent").images
@@ -459,7 +469,7 @@ GOOD = Image.new("RGB", (48, 64))
         ({"image": GOOD, "strength": 0.01}, "leaves none"),
         ({"image": GOOD, "height": 33}, "height must be a multiple of 8"),
         ({"image": GOOD, "denoising_start": 0.5}, "begin with a picture by strength"),
-        ({"image": torch.full((1, 4, 8, 6), float("nan"))}, "latents that are not finite"),
+        ({"image": torch.full((1, 4, 8, 6), float("nan"))}, "image must be finite"),
         ({"image": "cat.png"}, "image must be a PIL image, an array or a tensor, .* not str"),
         ({"image": []}, "image is an empty list"),
         ({"image": Image.new("RGB", (5, 64))}, "image is too small: 5x64, at least 8x8"),

@@ -58,7 +58,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"guidance_scale": -1.0}, "guidance_scale must be a finite number of at least 0, not -1.0"),
     ({"guidance_scale": math.inf}, "guidance_scale must be a finite number"),
     ({"guidance_scale": "5"}, "guidance_scale must be a finite number"),
-    ({"guidance_rescale": 1.5}, "guidance_rescale must be from 0 to 1, not 1.5"),
+    ({"guidance_rescale": 1.5}, "guidance_rescale must be at most 1, not 1.5"),
     ({"guidance_rescale": math.nan}, "guidance_rescale must be a finite number"),
     ({"images_per_prompt": 0}, "images_per_prompt must be a whole number of at least 1"),
     ({"seed": -1}, "seed must be a whole number of at least 0, not -1"),
@@ -127,9 +127,17 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"sampler": "a " * 100_000}, "unknown sampler 'a a a a a"),
     ({"schedule": "a" * 1000}, "unknown schedule 'a+…; known"),
     ({"freeu": "sd9"}, "no preset 'sd9'; it has sd14"),
+    ({"freeu": range(10**12)}, "freeu must be four finite numbers"),
     ({"freeu": (1, 2, 3, math.nan)}, "freeu must be four finite numbers"),
     ({"original_size": 64}, "original_size must be two whole numbers"),
     ({"negative_target_size": (64, -1)}, "negative_target_size must be a whole number"),
+    ({"callback": "print"}, "callback must be a function, not 'print'"),
+    ({"progress": "no"}, "progress must be True or False, not 'no'"),
+    ({"keep_unmasked": np.ones(2)}, "keep_unmasked must be True or False"),
+    ({"latents": torch.zeros(1, 4, 8, 6).to_sparse()}, "latents must be an ordinary tensor"),
+    ({"image": torch.zeros(1, 4, 8, 6, device="meta")}, "image must be an ordinary tensor"),
+    ({"image": torch.zeros(3, 64, 48).to_sparse()}, "image must be an ordinary tensor"),
+    ({"sigmas": torch.zeros(2, device="meta")}, "sigmas must be a sequence of numbers"),
     ({"output_type": "jpg"}, "unknown output_type 'jpg'; known: pil, np, pt, latent"),
 ]
 
@@ -186,11 +194,13 @@ def test_numbers_of_numpy_are_numbers(sd: TinyModel) -> None:
     )
     assert result.seeds == [3]
     assert result.parameters[0].guidance_scale == 4.0
+    assert parse_parameters(str(result.parameters[0]))["Steps"] == "1"
     loose = sd.pipeline(
         "a",
         sampler="euler_ancestral",
         sampler_options={"eta": np.float32(0.5)},
         schedule_options={"rho": Fraction(5), "discard_penultimate": np.bool_(False)},
+        guidance_rescale=Fraction(1, 2),
         steps=2,
         seed=1,
     )
@@ -198,10 +208,12 @@ def test_numbers_of_numpy_are_numbers(sd: TinyModel) -> None:
         "a",
         sampler="euler_ancestral",
         sampler_options={"eta": 0.5},
-        schedule_options={"rho": 5},
+        schedule_options={"rho": 5, "discard_penultimate": False},
+        guidance_rescale=0.5,
         steps=2,
         seed=1,
     )
+    assert str(loose.parameters[0]) == str(exact.parameters[0])
     assert np.array_equal(loose.images[0], exact.images[0])
 
 
