@@ -67,13 +67,12 @@ def read_metadata(path: str | os.PathLike[str]) -> Metadata | None:
     """
     texts = read_texts(path)
     text = texts.get(PARAMETERS, "").strip()
-    if text and json_object(text) is None:
-        settings = parse_parameters(text)
+    settings = parse_parameters(text) if text else {}
+    if settings and json_object(text) is None:
         return Metadata(_program(settings), settings)
-    foreign = _foreign(texts)
-    if foreign is None and text:
-        return Metadata("unknown", parse_parameters(text))
-    return foreign
+    inner = {key: told(value) for key, value in (json_object(text) or {}).items()}
+    foreign = _foreign(texts) or _foreign(inner)
+    return Metadata("unknown", settings) if settings and not foreign else foreign
 
 
 def read_texts(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -84,7 +83,10 @@ def read_texts(path: str | os.PathLike[str]) -> dict[str, str]:
     """
     with open_image(path) as image, readable(str(path)):
         texts = dict(_texts(image.info))
-        if image.format == "PNG" and not texts.keys() & set(_KEYS):
+        # A comment in plain words is an editor's.
+        if image.format == "PNG" and not any(
+            key in texts and (key != "Comment" or json_object(texts[key])) for key in _KEYS
+        ):
             # Behind the pixels, which Pillow must read first.
             texts |= _texts(image.text)  # type: ignore[attr-defined]
         texts = dict(_exif_texts(image)) | texts

@@ -50,6 +50,8 @@ _EMPHASIS = {"none": "None", "a1111_no_norm": "No norm"}
 _TEMPLATES = ("Template", "Negative Template")
 """What the web UI's extension for dynamic prompts writes below the settings."""
 
+_JSON = re.compile(r'[\ufeff\s\[]*+\{\s*+"[^"]*+"\s*+:')
+"""How JSON with keys begins, and no prompt."""
 _SPACE = re.compile(r"\s*")
 _WRONG_JSON = 10
 """How many values may look like JSON and be none. Each is read to its end, so that without a limit
@@ -101,13 +103,20 @@ def parse_parameters(text: str) -> dict[str, str]:
     ``"Prompt"`` and ``"Negative prompt"``. Keys that are not there are not in the result.
 
     Values may be quoted, or JSON as the web UI's extensions write it. A text that is JSON as a
-    whole is another program's: its keys are given as they are.
+    whole is another program's: its keys are given as they are, but for a prompt that is no text.
+    Of other JSON, or what is left of some, nothing is given.
     """
     values = json_object(text)
     if values is not None:
-        return {key: told(value) for key, value in values.items()}
+        return {
+            key: told(value)
+            for key, value in values.items()
+            if isinstance(value, str) or key.lower() != "prompt"
+        }
     lines = text.strip().replace("\r\n", "\n").split("\n")
     end, settings = _settings_line(lines)
+    if not settings and _JSON.match(text):
+        return {}
     starts = (i for i in range(end) if lines[i].startswith(_NEGATIVE.strip()))
     split = next(starts, end)
     result = {"Prompt": "\n".join(lines[:split])}
@@ -119,7 +128,8 @@ def parse_parameters(text: str) -> dict[str, str]:
 
 def json_object(text: str) -> dict[str, Any] | None:
     """The object that ``text`` is in JSON; None if it is anything else."""
-    if not text.lstrip().startswith("{"):
+    text = text.lstrip("\ufeff \t\r\n")
+    if not text.startswith("{"):
         return None
     try:
         value = json.loads(text)

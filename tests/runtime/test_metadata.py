@@ -96,6 +96,27 @@ def test_json_is_no_prompt() -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    ['[{"prompt": "a"}]', '{"prompt": "a", "se', '\ufeff{"prompt": {"3": {"inputs": {}}}}', '{"":'],
+)
+def test_other_json_and_what_is_left_of_some_is_no_prompt(text: str, tmp_path: Path) -> None:
+    assert parse_parameters(text) == {}
+    assert parse_parameters(f"{text}\n{SETTINGS}")["Prompt"] == text
+    with pytest.raises(InvalidRequest, match="carries metadata under parameters, of a program"):
+        check_metadata(png(tmp_path / "a.png", {"parameters": text}))
+
+
+def test_a_comment_of_an_editor_hides_nothing(tmp_path: Path) -> None:
+    whole = png(tmp_path / "a.png", {"parameters": TEXT}).read_bytes()
+    path = png(tmp_path / "b.png", {"Comment": "Created with GIMP"})
+    start = whole.index(b"iTXt") - 4
+    chunk = whole[start : start + 12 + int.from_bytes(whole[start : start + 4], "big")]
+    edited = path.read_bytes()
+    path.write_bytes(edited[:-12] + chunk + edited[-12:])
+    assert check_metadata(path).settings["Negative prompt"] == "blurry"
+
+
+@pytest.mark.parametrize(
     "part",
     [
         *(" ", ",", ":", '"', "\\", "{", "[", "a", "1", "\n", "a:", "a:{,", 'a:"b,', 'a:["b,'),
