@@ -51,6 +51,11 @@ _SD20_STEPS = 875_000
 noise; community files have none."""
 
 
+def is_marker(name: str) -> bool:
+    """Whether a tensor says how a model was trained, and is none of a network's."""
+    return name in ("v_pred", "ztsnr", *_LATENT_STATISTICS) or name.startswith(f"{_EDM_VELOCITY}.")
+
+
 @dataclass(frozen=True)
 class Header:
     """Names and shapes of a checkpoint's tensors, and what its author wrote besides; ``markers``
@@ -119,7 +124,11 @@ def detect(header: Header, name: str) -> CheckpointKind:
     Raises:
         UnsupportedModel: it is no Stable Diffusion 1, 2 or XL model.
     """
-    return _as_trained(_of_architecture(header, name), header, name)
+    kind = _of_architecture(header, name)
+    trained = as_trained(kind.architecture, header, name)
+    if not trained.scheduler.get("_class_name", "").startswith("EDM"):
+        return replace(kind, architecture=trained)
+    return replace(kind, label=f"{kind.label} EDM", architecture=trained, remark="")
 
 
 def _of_architecture(header: Header, name: str) -> CheckpointKind:
@@ -183,34 +192,31 @@ def _stated_prediction(header: Header) -> str | None:
     return known.get(stated) or ("v_prediction" if "v_pred" in header.shapes else None)
 
 
-def _as_trained(kind: CheckpointKind, header: Header, name: str) -> CheckpointKind:
-    """The same with what the file says of its training, of whatever family it is."""
-    architecture = kind.architecture
+def as_trained(architecture: Architecture, header: Header, name: str) -> Architecture:
+    """The same with what a file says of its training, of whatever family it is.
+
+    Raises:
+        UnsupportedModel: that is damaged, or of no use here.
+    """
     if any(marker in header.shapes for marker in _LATENT_STATISTICS):
-        scheduler, vae = _PLAYGROUND, architecture.vae | _latent_statistics(kind, header, name)
-    elif header.has(_EDM_VELOCITY):
+        vae = {**architecture.vae, **_latent_statistics(architecture, header, name)}
+        return replace(architecture, scheduler=_PLAYGROUND, vae=vae)
+    if header.has(_EDM_VELOCITY):
         stated = {key: header.markers.get(f"{_EDM_VELOCITY}.{key}") for key in _RANGE}
-        scheduler = _COSXL | {key: values[0] for key, values in stated.items() if values}
-        vae = architecture.vae
-    else:
-        scheduler = dict(architecture.scheduler)
-        if prediction := _stated_prediction(header):
-            scheduler["prediction_type"] = prediction
-        if "ztsnr" in header.shapes:
-            scheduler["rescale_betas_zero_snr"] = True
-        return replace(kind, architecture=replace(architecture, scheduler=scheduler))
-    return replace(
-        kind,
-        label=f"{kind.label} EDM",
-        architecture=replace(architecture, scheduler=scheduler, vae=vae),
-        remark="",
-    )
+        given = {key: values[0] for key, values in stated.items() if values}
+        return replace(architecture, scheduler=_COSXL | given)
+    scheduler = dict(architecture.scheduler)
+    if prediction := _stated_prediction(header):
+        scheduler["prediction_type"] = prediction
+    if "ztsnr" in header.shapes:
+        scheduler["rescale_betas_zero_snr"] = True
+    return replace(architecture, scheduler=scheduler)
 
 
-def _latent_statistics(kind: CheckpointKind, header: Header, name: str) -> dict[str, Any]:
+def _latent_statistics(architecture: Architecture, header: Header, name: str) -> dict[str, Any]:
     """What Playground v2.5 scales its latents by."""
     mean, std = (header.markers.get(marker, ()) for marker in _LATENT_STATISTICS)
-    channels = kind.architecture.vae["latent_channels"]
+    channels = architecture.vae.get("latent_channels", 4)
     if (
         not len(mean) == len(std) == channels
         or not all(map(math.isfinite, mean))

@@ -26,6 +26,11 @@ class Architecture:
     is_refiner: bool = False
     scheduler: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def zeros_for_empty_negative(self) -> bool:
+        """Whether an empty negative prompt is zeros: SDXL was trained so, its refiner was not."""
+        return self.family == "sdxl" and not self.is_refiner
+
 
 @dataclass(frozen=True)
 class KnownModel:

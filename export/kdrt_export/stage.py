@@ -37,7 +37,7 @@ from kdrt_export.ip_adapter import IpAdapter
 from kdrt_export.lora import LorasToBake
 from kdrt_export.preview_decoder import load_preview_decoder
 from kdrt_export.programs import program_from_component
-from kdrt_export.replacement_unet import replacement_unet
+from kdrt_export.replacement_unet import replace_unet
 from kdrt_export.replacement_vae import replacement_vae
 from kdrt_export.report import Report, Silent
 from kdrt_export.sources import open_source
@@ -148,9 +148,7 @@ def export(
         without=_unused(unet, vae, safety_checker),
     )
     if unet is not None:
-        opened.replacements["unet"] = replacement_unet(
-            unet, opened.config("unet"), allow_pickle=allow_pickle
-        )
+        replace_unet(opened, unet, allow_pickle=allow_pickle)
         opened.origin = f"{opened.origin} with the UNet {short_name(unet)}"
         file = Path(short_name(unet).rpartition(":")[2])
         opened.name = f"{opened.name}-{file.stem if is_checkpoint(file.name) else file.name}"

@@ -155,6 +155,15 @@ def test_parts_of_their_own(hub: Hub, tmp_path: Path) -> None:  # noqa: F811
     own = unet("sd").config
     file = replacement_unet("someone/parts@main:other/lightning.safetensors", own).network()
     assert torch.equal(file.conv_in.weight, unet("sd").conv_in.weight)
+    (folder / "config.json").unlink()
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text("{}")
+    hub.repositories["someone/pipeline"] = folder
+    hub.downloaded.clear()
+    replacement_unet("someone/pipeline", own)
+    assert {name.rpartition("/")[2] for name in hub.downloaded} == {
+        *("config.json", "diffusion_pytorch_model.safetensors", "scheduler_config.json")
+    }
     hub.repositories["someone/files"] = folder / "other"
     hint = r"holds no preview decoder.*say owner/name:lightning\.safetensors"
     with pytest.raises(SourceError, match=hint):

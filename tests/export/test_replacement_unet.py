@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from checkpoint import checkpoint
 from safetensors.torch import save_file
+from test_checkpoint_file import PLAYGROUND
 from test_sources import sd_folder  # noqa: F401
 from tiny import randomized, text_encoder, unet, vae
 
@@ -16,8 +18,9 @@ from kdrt.bundle import Bundle
 from kdrt.engine_store import load_engines
 from kdrt.errors import InvalidRequest
 from kdrt_export import stage
-from kdrt_export.errors import SourceError
-from kdrt_export.replacement_unet import replacement_unet
+from kdrt_export.errors import SourceError, UnsupportedModel
+from kdrt_export.replacement_unet import replace_unet, replacement_unet
+from kdrt_export.sources import open_source
 from kdrt_export.verify import relative_error
 
 PREFIX = "model.diffusion_model."
@@ -92,6 +95,71 @@ def test_what_does_not_fit(tmp_path: Path) -> None:
             replacement_unet(what, own)
     with pytest.raises(InvalidRequest, match="no home folder for ~nobody-at-all"):
         replacement_unet("~nobody-at-all/x", own)
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "prefixed", "alone"])
+@pytest.mark.parametrize(
+    ("markers", "metadata", "expected"),
+    [
+        ({}, {}, {}),
+        ({"v_pred": ()}, {}, {"prediction_type": "v_prediction"}),
+        ({}, {"modelspec.prediction_type": "v"}, {"prediction_type": "v_prediction"}),
+        (
+            {"v_pred": (), "ztsnr": ()},
+            {},
+            {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
+        ),
+        (
+            {"edm_vpred.sigma_max": (99.0,)},
+            {},
+            {"_class_name": "EDMEulerScheduler", "sigma_max": 99.0, "sigma_data": 1.0},
+        ),
+        (PLAYGROUND, {}, None),
+    ],
+)
+def test_what_a_unets_file_says_of_its_training_counts(
+    markers: dict[str, tuple[float, ...]],
+    metadata: dict[str, str],
+    expected: dict[str, Any] | None,
+    layout: str,
+    sd_folder: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    prefix = {"diffusers": "", "prefixed": "unet.", "alone": ""}[layout]
+    state = {f"{prefix}{name}": tensor for name, tensor in unet("sd").state_dict().items()}
+    if layout == "alone":
+        whole = checkpoint(unet("sd"), vae(), text_encoder())
+        state = {n.removeprefix(PREFIX): t for n, t in whole.items() if n.startswith(PREFIX)}
+    state |= {name: torch.tensor(values) for name, values in markers.items()}
+    save_file(state, tmp_path / "unet.safetensors", metadata)
+    opened = open_source(str(sd_folder))
+    own = dict(opened.scheduler)
+    if expected is None:
+        with pytest.raises(UnsupportedModel, match="edm_mean and edm_std.*Playground"):
+            replace_unet(opened, str(tmp_path / "unet.safetensors"))
+        return
+    replace_unet(opened, str(tmp_path / "unet.safetensors"))
+    opened.check()
+    whole_scheduler = "_class_name" not in expected
+    assert opened.scheduler == {**own, **expected} or not whole_scheduler
+    assert opened.scheduler.items() >= expected.items()
+
+
+def test_a_pipelines_unet_brings_its_scheduler(
+    sd_folder: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    other = tmp_path / "other"
+    unet("sd").save_pretrained(other / "unet")
+    scheduler = {"_class_name": "EulerDiscreteScheduler", "prediction_type": "v_prediction"}
+    (other / "scheduler").mkdir()
+    (other / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    opened = open_source(str(sd_folder))
+    own = opened.scheduler
+    replace_unet(opened, str(other / "unet"))
+    assert opened.scheduler == own
+    replace_unet(opened, str(other))
+    assert opened.scheduler == scheduler
 
 
 def test_a_bundle_with_another_unet(sd_folder: Path, tmp_path: Path) -> None:  # noqa: F811

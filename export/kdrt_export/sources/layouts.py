@@ -18,6 +18,7 @@ from diffusers.loaders.single_file_utils import (
 )
 from transformers import CLIPTextConfig
 
+from kdrt_export.checkpoint_file import is_marker
 from kdrt_export.errors import SourceError
 from kdrt_export.sources.reading import refused
 from kdrt_export.sources.weights import read_tensors
@@ -52,7 +53,7 @@ def unet_tensors(path: Path, config: Mapping[str, Any]) -> dict[str, torch.Tenso
     Raises:
         SourceError: the file is damaged, or holds no UNet.
     """
-    state = _part(path, (UNET, "unet."))
+    state = {n: t for n, t in _part(path, (UNET, "unet.")).items() if not is_marker(n)}
     if "input_blocks.0.0.weight" in state:
         original = {f"{UNET}{name}": tensor for name, tensor in state.items()}
         with refused(f"{path.name} holds no UNet of this model"):

@@ -23,6 +23,9 @@ from kdrt_export.sources.weights import (
 
 Network = TypeVar("Network", bound=nn.Module)
 
+SCHEDULER = "scheduler/scheduler_config.json"
+"""Where a pipeline says how its UNet was trained."""
+
 
 @dataclass(frozen=True)
 class PartPlace:
@@ -87,7 +90,9 @@ class PartPlace:
                 if f"{prefix}config.json" in names:
                     beside = [n.removeprefix(prefix) for n in names if n.startswith(prefix)]
                     weights = choose_weights(beside, "it", allow_pickle=allow_pickle)
-                    return [f"{prefix}{name}" for name in ("config.json", *weights)]
+                    files = [f"{prefix}{name}" for name in ("config.json", *weights)]
+                    told = self.folder == "unet" and prefix and SCHEDULER in names
+                    return [*files, SCHEDULER] if told else files
             files = [name for name in names if is_checkpoint(name)]
             hint = f"; for a file of it say owner/name:{files[0]}" if files else ""
             raise SourceError(

@@ -47,7 +47,7 @@ class RandomSource(Source):
         self.family = architecture.family
         self.is_refiner = architecture.is_refiner
         self.scheduler = architecture.scheduler
-        self.zeros_for_empty_negative = self.family == "sdxl"
+        self.zeros_for_empty_negative = architecture.zeros_for_empty_negative
 
     def config(self, part: Literal["unet", "vae"]) -> Mapping[str, Any]:
         return self.architecture.unet if part == "unet" else self.architecture.vae

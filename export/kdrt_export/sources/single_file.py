@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTokenizer
 
-from kdrt_export.checkpoint_file import detect, read_header
+from kdrt_export.checkpoint_file import as_trained, detect, read_header
 from kdrt_export.clip_vocabulary import tokenizer_for
 from kdrt_export.errors import SourceError
 from kdrt_export.families import Architecture
@@ -49,18 +49,21 @@ class SingleFileSource(FileSource):
         self.name, self.origin = path.stem, path.name
         self._described: FolderSource | None = None
         self.architecture: Architecture
+        header = read_header(path)
         if config is not None:
             self._described = FolderSource(config, name=path.stem, origin=path.name)
-            self.architecture = self._described.architecture()
+            self.architecture = as_trained(self._described.architecture(), header, path.name)
         else:
             with refused(f"{path.name} is no model of Stable Diffusion"):
-                kind = detect(read_header(path), path.name)
+                kind = detect(header, path.name)
             self.kind, self.remark = kind.label, kind.remark
             self.architecture = kind.architecture
         self.family = self.architecture.family
         self.is_refiner = self.architecture.is_refiner
         self.scheduler = self.architecture.scheduler
-        self.zeros_for_empty_negative = self.family == "sdxl"
+        self.zeros_for_empty_negative = (
+            self._described or self.architecture
+        ).zeros_for_empty_negative
 
     def config(self, part: Literal["unet", "vae"]) -> Mapping[str, Any]:
         return self.architecture.unet if part == "unet" else self.architecture.vae
