@@ -50,7 +50,10 @@ class LorasToBake:
         strict: bool = False,
         allow_pickle: bool = False,
     ) -> None:
-        for path, scale in loras:
+        for each in loras:
+            if not isinstance(each, (tuple, list)) or len(each) != 2:
+                raise InvalidRequest(f"a LoRA to bake is a file and its scale, not {each!r}")
+            path, scale = each
             if finite(scale) is None:
                 raise InvalidRequest(
                     f"the scale of LoRA {path} must be a finite number, not {scale!r}"

@@ -99,4 +99,5 @@ def _from_file(path: Path) -> AutoencoderTiny:
 def _renamed(name: str) -> str:
     """The original numbers the layers from 1: its layer 0 is the clamp, which has no weights."""
     number, dot, rest = name.partition(".")
-    return f"layers.{int(number) - 1}{dot}{rest}" if number.isdigit() else name
+    is_number = number.isdecimal() and len(number) < 4
+    return f"layers.{int(number) - 1}{dot}{rest}" if is_number else name

@@ -13,7 +13,7 @@ from kdrt.sampling import NoiseSchedule
 from kdrt_export.errors import UnsupportedModel
 from kdrt_export.report import Report
 
-_DISCRETE = frozenset(
+DISCRETE = tuple(
     f"{name}Scheduler"
     for name in (
         *("DDIM", "DDIMInverse", "DDIMParallel", "DDPM", "DDPMParallel", "DEISMultistep"),
@@ -84,12 +84,13 @@ def scheduler_facts(config: dict[str, Any], report: Report) -> SchedulerFacts:
 
 def _refuse_unsupported(kind: object, prediction: object, config: dict[str, Any]) -> None:
     """Whatever would be sampled wrongly."""
-    if not isinstance(kind, str) or kind not in _DISCRETE | _EDM:
+    if not isinstance(kind, str) or kind not in (*DISCRETE, *_EDM):
         raise UnsupportedModel(
             f"this model's scheduler is {kind!r}, and kdrt samples models trained on discrete "
             "timesteps (EulerDiscreteScheduler and its like) or in the EDM formulation "
             "(EDMEulerScheduler) alone, not by flow matching or consistency; if it was trained in "
-            "one of those ways, say so by _class_name in scheduler_config.json"
+            "one of those ways, say so by the scheduler's class in model_index.json and "
+            "scheduler_config.json"
         )
     if prediction not in _PREDICTIONS:
         raise UnsupportedModel(
@@ -101,13 +102,13 @@ def _refuse_unsupported(kind: object, prediction: object, config: dict[str, Any]
             "this model was trained by flow matching (use_flow_sigmas in scheduler_config.json), "
             "which kdrt cannot sample"
         )
-    if kind in _DISCRETE and "sigma_data" in config:
+    if kind in DISCRETE and "sigma_data" in config:
         raise UnsupportedModel(
             f"scheduler_config.json names {kind} and gives sigma_data, which only models in the "
             "EDM formulation have: make _class_name EDMEulerScheduler, or remove sigma_data"
         )
     continuous = config.get("timestep_type") == "continuous"
-    if continuous and kind in _DISCRETE and prediction != "v_prediction":
+    if continuous and kind in DISCRETE and prediction != "v_prediction":
         raise UnsupportedModel(
             "scheduler_config.json says timestep_type 'continuous' and prediction_type "
             f"'{prediction}', which diffusers takes for discrete timesteps: make timestep_type "

@@ -130,7 +130,8 @@ class Walk:
         vae = self.source.vae()
         write_config(self.folder, "vae", vae)
         dtype = vae_dtype(vae, self.dtype, self.vae_dtype, self.report)
-        preview = preview_factors(vae)
+        with refused("vae cannot be run as its configuration describes it"):
+            preview = preview_factors(vae)
         self.report.done()
         for variant, network, fuse in self._fusings(vae):
             decoder = ExportVaeDecoder(network, fuse_qkv=fuse)

@@ -135,7 +135,7 @@ def test_what_a_unets_file_says_of_its_training_counts(
     opened = open_source(str(sd_folder))
     own = dict(opened.scheduler)
     if expected is None:
-        with pytest.raises(UnsupportedModel, match="edm_mean and edm_std.*Playground"):
+        with pytest.raises(UnsupportedModel, match=r"edm_mean and edm_std.*Playground"):
             replace_unet(opened, str(tmp_path / "unet.safetensors"))
         return
     replace_unet(opened, str(tmp_path / "unet.safetensors"))

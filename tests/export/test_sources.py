@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -204,3 +205,67 @@ def test_random_weights_of_nothing() -> None:
 def test_keys_a_scheduler_file_lacks_are_not_invented(sd_folder: Path) -> None:
     file = json.loads((sd_folder / "scheduler" / "scheduler_config.json").read_text())
     assert open_source(str(sd_folder)).scheduler == file
+
+
+EDM, EULER = "EDMEulerScheduler", "EulerDiscreteScheduler"
+
+
+@pytest.mark.parametrize(
+    ("index", "file", "expected"),
+    [
+        (EULER, EULER, EULER),
+        (None, EULER, EULER),
+        (EULER, None, EULER),
+        (EDM, None, EDM),
+        (EDM, EULER, EDM),
+        (EULER, EDM, EDM),
+        ("FlowMatchEulerDiscreteScheduler", EULER, "FlowMatchEulerDiscreteScheduler"),
+        (["mine"], EULER, ["mine"]),
+    ],
+)
+def test_the_class_of_a_scheduler_is_in_either_file(
+    index: object,
+    file: str | None,
+    expected: object,
+    sd_folder: Path,
+    tmp_path: Path,
+) -> None:
+    """diffusers loads the class of model_index.json, whatever scheduler_config.json names."""
+    shutil.copytree(sd_folder, tmp_path / "model")
+    path = tmp_path / "model" / "model_index.json"
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps({**whole, "scheduler": ["diffusers", index]}))
+    config = {"_class_name": file} if file else {}
+    (tmp_path / "model" / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    assert open_source(str(tmp_path / "model")).scheduler["_class_name"] == expected
+
+
+def test_a_safety_checker_that_the_index_leaves_out_is_not_used(
+    sd_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(sd_folder, tmp_path / "model")
+    (tmp_path / "model" / "safety_checker").mkdir(exist_ok=True)
+    path = tmp_path / "model" / "model_index.json"
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps({**whole, "safety_checker": [None, None]}))
+    opened = open_source(str(tmp_path / "model"))
+    opened.check()
+    assert opened.safety_checker() is None
+
+
+@pytest.mark.parametrize(
+    "file", ["model_index.json", "unet/config.json", "tokenizer/tokenizer_config.json"]
+)
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_would_never_end_is_not_opened(
+    kind: str, file: str, sd_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(sd_folder, tmp_path / "model")
+    path = tmp_path / "model" / file
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(SourceError, match=r"regular file"):
+        open_source(str(tmp_path / "model")).check()

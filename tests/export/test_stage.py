@@ -17,10 +17,10 @@ from test_sources import sd_folder  # noqa: F401
 
 import kdrt
 from kdrt.bundle import Bundle
-from kdrt.errors import InvalidRequest, OutputError
+from kdrt.errors import InvalidRequest, KdrtError, OutputError
 from kdrt.sampling import NoiseSchedule, sigmas_for
 from kdrt_export import stage
-from kdrt_export.errors import ExportError, VerificationError
+from kdrt_export.errors import VerificationError
 from kdrt_export.report import Silent
 from kdrt_export.scheduler import scheduler_facts
 from kdrt_export.sources import open_source
@@ -176,10 +176,14 @@ def test_zero_terminal_snr_of_a_model_that_predicts_noise_is_ignored_and_said() 
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"precision": "int4"}, "no precision"), ({"targets": ["openvino"]}, "no target")],
+    [
+        ({"precision": "int4"}, "no precision"),
+        ({"targets": ["openvino"]}, "no target"),
+        ({"loras": ["style.safetensors"]}, "a file and its scale, not 'style"),
+    ],
 )
 def test_wrong_choices(options: dict[str, object], words: str, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=words):
+    with pytest.raises(KdrtError, match=words):
         stage.export("demo", tmp_path / "demo", **options)
     assert not list(tmp_path.iterdir())
 

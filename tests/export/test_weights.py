@@ -28,11 +28,11 @@ from transformers import (
 )
 
 from kdrt_export import stage
-from kdrt_export.errors import SourceError, UnsupportedModel
+from kdrt_export.errors import ExportError, SourceError, UnsupportedModel
 from kdrt_export.ip_adapter import IpAdapter
 from kdrt_export.replacement_vae import replacement_vae
 from kdrt_export.sources import open_source
-from kdrt_export.sources.weights import Weights, choose_weights
+from kdrt_export.sources.weights import Weights, choose_weights, read_tensors
 
 State = dict[str, torch.Tensor]
 
@@ -520,3 +520,50 @@ def test_json_of_other_forms_is_one_sentence(
         SourceError, match=rf"{Path(file).name} (is not JSON|holds a \w+, not an obj)"
     ):
         open_source(str(folder)).check()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("part", ["text_encoder", "unet", "vae"])
+def test_numbers_that_are_none_are_named_before_the_work(
+    part: str,
+    value: float,
+    sd_folder: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    shutil.copytree(sd_folder, folder := tmp_path / "model")
+    (file,) = (folder / part).glob("*.safetensors")
+    state = load_file(file)
+    name = next(name for name in state if state[name].is_floating_point())
+    state[name].view(-1)[-1] = value
+    save_file(state, file)
+    with pytest.raises(SourceError, match=rf"{part} has numbers in \S+ that are not finite"):
+        open_source(str(folder)).make(part)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("norm_num_groups", -1, "vae cannot be run as its configuration describes it"),
+        ("norm_num_groups", True, "vae cannot be run as its configuration describes it"),
+        ("scaling_factor", 10**400, "scaling_factor must be a number above 0"),
+    ],
+)
+def test_a_vae_that_cannot_run_is_one_sentence(
+    key: str,
+    value: object,
+    words: str,
+    sd_folder: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    shutil.copytree(sd_folder, folder := tmp_path / "model")
+    file = folder / "vae" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    with pytest.raises(ExportError, match=words):
+        stage.export(str(folder), tmp_path / "out")
+
+
+def test_weights_that_hold_themselves_end(tmp_path: Path) -> None:
+    state: dict[str, Any] = {}
+    state["state_dict"] = state
+    torch.save(state, tmp_path / "model.bin")
+    assert read_tensors(tmp_path / "model.bin") == {}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
+from kdrt.checks import finite
 from kdrt_export.errors import UnsupportedModel
 
 _LARGEST = 16_384
@@ -35,8 +34,8 @@ def positive(name: str, value: object) -> float:
     Raises:
         UnsupportedModel: it is something else.
     """
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    if not 0 < number < math.inf:
+    number = finite(value)
+    if number is None or number <= 0:
         raise UnsupportedModel(
             f"{name} must be a number above 0 in the model's config.json, not {value!r}"
         )

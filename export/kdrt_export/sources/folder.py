@@ -13,6 +13,7 @@ from transformers import CLIPConfig, CLIPTextConfig, CLIPTokenizer
 from kdrt.image_input import CLIP_MEAN, CLIP_STD
 from kdrt_export.errors import SourceError, UnsupportedModel
 from kdrt_export.families import Architecture, Family
+from kdrt_export.scheduler import DISCRETE
 from kdrt_export.sources.base import FileSource, suffix, text_config, text_model
 from kdrt_export.sources.hub import Choose
 from kdrt_export.sources.reading import read_json, refused
@@ -69,6 +70,12 @@ class FolderSource(FileSource):
         self.is_refiner = self.family == "sdxl" and self._flag("requires_aesthetics_score", False)
         scheduler = path / "scheduler" / "scheduler_config.json"
         self.scheduler = read_json(scheduler, f"{path} has no scheduler")
+        # diffusers goes by the class of the index; a file from elsewhere is its owner's word.
+        named = [self.scheduler.get("_class_name"), self._named("scheduler")]
+        classes = [each for each in named if each is not None]
+        if classes:
+            special = [each for each in classes if each not in DISCRETE]
+            self.scheduler["_class_name"] = [*special, *classes][0]
 
     def config(self, part: Literal["unet", "vae"]) -> Mapping[str, Any]:
         return self._json(part, "config.json")
@@ -100,7 +107,8 @@ class FolderSource(FileSource):
         return network
 
     def _has_safety_checker(self) -> bool:
-        return (self.path / "safety_checker").is_dir()
+        off = self._index.get("safety_checker", ()) == [None, None]  # as diffusers writes it
+        return not off and (self.path / "safety_checker").is_dir()
 
     def architecture(self) -> Architecture:
         """The configurations of its networks, without their weights."""
@@ -142,14 +150,18 @@ class FolderSource(FileSource):
         folder = self.path / part
         if not folder.is_dir():
             raise SourceError(f"{self.path} is incomplete: it has no folder '{part}'")
-        entry = self._index.get(part)
-        named = entry[-1] if isinstance(entry, list) and entry else None
+        named = self._named(part)
         if named is not None and named not in _CLASSES[part]:
             raise UnsupportedModel(
                 f"the {part} of {self.path} is a {named}, by its model_index.json; kdrt exports "
                 f"{' or '.join(_CLASSES[part])}"
             )
         return folder
+
+    def _named(self, part: str) -> Any:
+        """The class that the index gives a part, if any."""
+        entry = self._index.get(part)
+        return entry[-1] if isinstance(entry, list) and entry else None
 
     def _flag(self, key: str, default: bool) -> bool:
         value = self._index.get(key, default)

@@ -32,6 +32,9 @@ def read_tokenizer(folder: Path) -> CLIPTokenizer:
         for name in ("tokenizer.json", "vocab.json", "merges.txt"):
             if (folder / name).is_file():
                 check_fetched(folder / name)
+        for file in folder.iterdir():
+            if not (file.is_file() or file.is_dir()):
+                raise SourceError(f"{file} is no regular file, and cannot be read")
         tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
         model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
         if len(model["vocab"]) - len(model["merges"]) > _BASE:

@@ -38,6 +38,8 @@ _FILE = re.compile(
 shard, or in older files after it."""
 _VARIANTS = ("", "fp16", "bf16")
 """In order of preference; of any other a folder must hold one alone."""
+_NESTED = 8
+"""How deep weights may lie in a pickle's dictionaries, which can hold themselves."""
 _COUNTS = (
     "layers_per_block",
     "num_hidden_layers",
@@ -121,7 +123,7 @@ def choose_weights(names: Iterable[str], where: str, *, allow_pickle: bool) -> t
     if missing:
         raise SourceError(
             f"{where} has {len(shards)} of the {best.shards} files of its weights; number "
-            f"{', '.join(map(str, sorted(missing)))} is missing: get it whole"
+            f"{_some([str(number) for number in sorted(missing)])} is missing: get it whole"
         )
     return tuple(shards[number] for number in sorted(shards))
 
@@ -162,7 +164,9 @@ def read_tensors(
             with safe_open(str(path), framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118
         state = load_pickle(path)
-        while isinstance(state, Mapping) and "state_dict" in state:
+        for _ in range(_NESTED):
+            if not (isinstance(state, Mapping) and "state_dict" in state):
+                break
             state = state["state_dict"]
         if not isinstance(state, Mapping):
             raise SourceError(f"{path} holds a {type(state).__name__}, not weights by name")
@@ -265,6 +269,11 @@ class Weights(Generic[Network]):
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if tensor.is_meta:
                 raise SourceError(f"{self.where} has no values for {name}")
+            if not tensor.isfinite().all():
+                raise SourceError(
+                    f"{self.where} has numbers in {name} that are not finite (NaN or infinity); "
+                    "it is damaged, as merges in float16 can be: get another copy"
+                )
         return model.eval().requires_grad_(False)
 
     def _fitted(self) -> tuple[Network, dict[str, torch.Tensor]]:
