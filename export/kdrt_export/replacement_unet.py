@@ -19,7 +19,7 @@ from kdrt_export.sources.part import SCHEDULER, PartPlace
 from kdrt_export.sources.reading import read_json
 from kdrt_export.sources.weights import Weights
 
-_UNET = PartPlace("UNet", "unet", "ByteDance/SDXL-Lightning:sdxl_lightning_4step_unet.safetensors")
+UNET = PartPlace("UNet", "unet", "ByteDance/SDXL-Lightning:sdxl_lightning_4step_unet.safetensors")
 _HINT = "it is incomplete, or not for this base model"
 
 
@@ -35,7 +35,7 @@ def replace_unet(opened: Source, source: str, *, allow_pickle: bool = False) -> 
         SourceError: see :func:`replacement_unet`.
         UnsupportedModel: it was trained in a way that does not go with the model.
     """
-    path = _UNET.find(source, allow_pickle=allow_pickle)
+    path = UNET.find(source, allow_pickle=allow_pickle)
     own = opened.config("unet")
     opened.replacements["unet"] = replacement_unet(str(path), own, allow_pickle=allow_pickle)
     opened.scheduler = _scheduler(path, opened)
@@ -56,9 +56,9 @@ def replacement_unet(
     Raises:
         SourceError: it means nothing, cannot be read, or is of another architecture.
     """
-    path = _UNET.find(source, allow_pickle=allow_pickle)
+    path = UNET.find(source, allow_pickle=allow_pickle)
     if path.is_dir():
-        return _UNET.from_folder(UNet2DConditionModel, path, allow_pickle=allow_pickle)
+        return UNET.from_folder(UNet2DConditionModel, path, allow_pickle=allow_pickle)
     tensors = unet_tensors(path, own)
     return Weights(UNet2DConditionModel, {**own, **_told(tensors)}, tensors, path.name, _HINT)
 

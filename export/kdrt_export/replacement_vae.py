@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from kdrt_export.sources.layouts import vae_tensors
 from kdrt_export.sources.part import PartPlace
 from kdrt_export.sources.weights import Weights
 
-_VAE = PartPlace("VAE", "vae", "madebyollin/sdxl-vae-fp16-fix")
+_NORMALISATION = ("latents_mean", "latents_std", "scaling_factor")
+VAE = PartPlace("VAE", "vae", "madebyollin/sdxl-vae-fp16-fix")
 
 
 def replacement_vae(
@@ -31,9 +33,14 @@ def replacement_vae(
     Raises:
         SourceError: it means nothing, cannot be read, or is of another architecture.
     """
-    path = _VAE.find(source, allow_pickle=allow_pickle)
+    path = VAE.find(source, allow_pickle=allow_pickle)
     if path.is_dir():
-        return _VAE.from_folder(AutoencoderKL, path, allow_pickle=allow_pickle)
+        weights = VAE.from_folder(AutoencoderKL, path, allow_pickle=allow_pickle)
+        config = dict(weights.config)
+        if own.get("latents_mean") is not None and config.get("latents_mean") is None:
+            # The UNet was trained on latents of these statistics, whichever VAE decodes them.
+            config |= {key: own[key] for key in _NORMALISATION if key in own}
+        return replace(weights, config=config)
     return Weights(
         AutoencoderKL,
         own,

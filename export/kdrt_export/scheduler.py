@@ -27,7 +27,7 @@ DISCRETE = tuple(
 
 _EDM = frozenset({"EDMDPMSolverMultistepScheduler", "EDMEulerScheduler"})
 
-_PREDICTIONS = ("epsilon", "v_prediction", "sample")
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
 def scheduler_facts(config: dict[str, Any], report: Report) -> SchedulerFacts:
@@ -92,10 +92,10 @@ def _refuse_unsupported(kind: object, prediction: object, config: dict[str, Any]
             "one of those ways, say so by the scheduler's class in model_index.json and "
             "scheduler_config.json"
         )
-    if prediction not in _PREDICTIONS:
+    if prediction not in PREDICTIONS:
         raise UnsupportedModel(
             f"this model predicts {prediction!r}; kdrt exports models of prediction_type "
-            f"{', '.join(_PREDICTIONS)}"
+            f"{', '.join(PREDICTIONS)}"
         )
     if config.get("use_flow_sigmas"):
         raise UnsupportedModel(

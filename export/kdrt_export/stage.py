@@ -37,9 +37,10 @@ from kdrt_export.ip_adapter import IpAdapter
 from kdrt_export.lora import LorasToBake
 from kdrt_export.preview_decoder import load_preview_decoder
 from kdrt_export.programs import program_from_component
-from kdrt_export.replacement_unet import replace_unet
-from kdrt_export.replacement_vae import replacement_vae
+from kdrt_export.replacement_unet import UNET, replace_unet
+from kdrt_export.replacement_vae import VAE, replacement_vae
 from kdrt_export.report import Report, Silent
+from kdrt_export.scheduler import PREDICTIONS
 from kdrt_export.sources import open_source
 from kdrt_export.sources.part import short_name
 from kdrt_export.sources.reading import refused
@@ -112,8 +113,8 @@ def export(
         allow_pickle: accept pickled weights.
         revision: of a hub id.
         config: a diffusers folder that describes a single-file checkpoint.
-        prediction_type: ``epsilon`` or ``v_prediction``, where the source does not say it or says
-            it wrongly.
+        prediction_type: ``epsilon``, ``v_prediction`` or ``sample``, where the source does not
+            say it or says it wrongly.
         report: told of every stage.
 
     Raises:
@@ -121,7 +122,7 @@ def export(
         InvalidRequest: a bundle cannot have this name.
         OutputError: the bundle cannot be written. In every case the old bundle stays.
     """
-    _check_choices(precision, targets)
+    _check_choices(precision, targets, prediction_type)
     check_variants(variants, fuse_qkv)
     check_weights(weights, precision, targets)
     _check_choices(vae_precision, ())
@@ -138,6 +139,14 @@ def export(
     )
     baked_loras = LorasToBake(loras, strict=strict_loras, allow_pickle=allow_pickle)
     report.start(f"open {source}")
+    # What replaces a part is found first: the model itself may be a download of gigabytes.
+    unet_place = None if unet is None else UNET.find(unet, allow_pickle=allow_pickle)
+    vae_place = None if vae is None else VAE.find(vae, allow_pickle=allow_pickle)
+    tiny = (
+        None
+        if preview_decoder is None
+        else load_preview_decoder(preview_decoder, allow_pickle=allow_pickle)
+    )
     opened = open_source(
         source,
         revision=revision,
@@ -148,13 +157,13 @@ def export(
         without=_unused(unet, vae, safety_checker),
     )
     if unet is not None:
-        replace_unet(opened, unet, allow_pickle=allow_pickle)
+        replace_unet(opened, str(unet_place), allow_pickle=allow_pickle)
         opened.origin = f"{opened.origin} with the UNet {short_name(unet)}"
         file = Path(short_name(unet).rpartition(":")[2])
         opened.name = f"{opened.name}-{file.stem if is_checkpoint(file.name) else file.name}"
     if vae is not None:
         opened.replacements["vae"] = replacement_vae(
-            vae, opened.config("vae"), allow_pickle=allow_pickle
+            str(vae_place), opened.config("vae"), allow_pickle=allow_pickle
         )
     opened.check(safety_checker=safety_checker is not False)
     name = opened.name if name is None else name
@@ -178,9 +187,7 @@ def export(
             fusings=[variant for variant in variants if variant != DEEP_CACHE],
             deep_cache=DEEP_CACHE in variants,
             ip_adapter=adapter,
-            tiny=None
-            if preview_decoder is None
-            else load_preview_decoder(preview_decoder, allow_pickle=allow_pickle),
+            tiny=tiny,
         )
         components = {
             part.name: _export_part(part, partial, targets, report, weights == "int8")
@@ -296,7 +303,9 @@ def _ort_graphs(component: ExportComponent, files: OnnxFiles, folder: Path) -> O
     )
 
 
-def _check_choices(precision: str, targets: Sequence[str]) -> None:
+def _check_choices(precision: str, targets: Sequence[str], prediction: str | None = None) -> None:
+    if prediction not in (None, *PREDICTIONS):
+        raise ExportError(f"{prediction!r} is no prediction type; choose {', '.join(PREDICTIONS)}")
     if precision not in ("auto", *PRECISIONS):
         raise ExportError(f"'{precision}' is no precision; choose auto, {', '.join(PRECISIONS)}")
     unknown = [target for target in targets if target not in TARGETS]

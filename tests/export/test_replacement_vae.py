@@ -121,3 +121,15 @@ def test_the_bundle_has_the_vae_asked_for(sd_folder: Path, tmp_path: Path) -> No
 def test_vae_precisions_are_checked(sd_folder: Path, tmp_path: Path) -> None:  # noqa: F811
     with pytest.raises(ExportError, match="'int8' is no precision; choose auto, fp32"):
         stage.export(str(sd_folder), tmp_path / "out", vae_precision="int8")
+
+
+def test_latents_keep_the_statistics_that_the_unet_was_trained_on(tmp_path: Path) -> None:
+    """As of Playground v2.5, whose VAE can be replaced by any of SDXL's."""
+    own = {"latents_mean": [0.0] * 4, "latents_std": [2.0] * 4, "scaling_factor": 0.5}
+    vae().save_pretrained(tmp_path / "plain")
+    plain = replacement_vae(str(tmp_path / "plain"), own)
+    assert {key: plain.config[key] for key in own} == own
+    vae(latents_mean=[1.0] * 4, latents_std=[3.0] * 4).save_pretrained(tmp_path / "told")
+    told = replacement_vae(str(tmp_path / "told"), own)
+    assert told.config["latents_mean"] == [1.0] * 4
+    assert replacement_vae(str(tmp_path / "plain"), {}).config["scaling_factor"] == 0.37

@@ -179,6 +179,7 @@ def test_zero_terminal_snr_of_a_model_that_predicts_noise_is_ignored_and_said() 
     [
         ({"precision": "int4"}, "no precision"),
         ({"targets": ["openvino"]}, "no target"),
+        ({"prediction_type": "flow"}, "'flow' is no prediction type"),
         ({"loras": ["style.safetensors"]}, "a file and its scale, not 'style"),
     ],
 )
@@ -273,3 +274,15 @@ def test_torch_programs_run_without_diffusers(tmp_path: Path) -> None:
 def test_relative_error_is_relative() -> None:
     reference = torch.tensor([3.0, 4.0])
     assert relative_error(reference + torch.tensor([0.0, 0.5]), reference) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "preview_decoder", "ip_adapter"])
+def test_what_replaces_a_part_is_found_before_the_model_is_downloaded(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("kdrt_export.stage.open_source", never)
+    with pytest.raises(KdrtError, match=r"missing\.safetensors"):
+        stage.export("sdxl", tmp_path / "out", **{part: str(tmp_path / "missing.safetensors")})
