@@ -34,7 +34,8 @@ from pydantic import (
     model_validator,
 )
 
-from kdrt.bundle_checks import check_bundle, damaged, printable
+from kdrt.bundle_checks import check_bundle, damaged, unique
+from kdrt.checks import printable
 from kdrt.errors import BundleError, InvalidRequest, OutputError
 from kdrt.home import home
 from kdrt.outputs import check_folder, clear_leftovers, new_folder, other_files
@@ -84,6 +85,8 @@ def _inside(path: str) -> str:
 
 Text = Annotated[str, BeforeValidator(printable), Field(max_length=4096)]
 Inside = Annotated[str, Field(max_length=1024), AfterValidator(_inside)]
+GraphFile = Annotated[Inside, Field(pattern=r"\.onnx$")]
+"""ONNX Runtime goes by the end of the name: there are other formats, which kdrt cannot check."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ComponentName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
 TensorName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:/-]{1,256}$")]
@@ -131,10 +134,10 @@ class OrtGraphs(_Strict):
     divided by the ``multiples``, of those symbols. Both take besides the component's inputs what
     ``invariants`` computes from those that rarely change."""
 
-    fused: Inside
-    cpu: Inside | None = None
-    plain: Inside | None = None
-    invariants: Inside | None = None
+    fused: GraphFile
+    cpu: GraphFile | None = None
+    plain: GraphFile | None = None
+    invariants: GraphFile | None = None
     neutral: dict[TensorName, Annotated[tuple[Bounded, ...], Field(max_length=64)]] = Field(
         default_factory=dict
     )
@@ -150,7 +153,7 @@ class Component(_Strict):
     """One network: its files, its inputs and outputs, and how well it was verified. ``onnx`` is in
     standard operators."""
 
-    onnx: Inside
+    onnx: GraphFile
     onnxruntime: OrtGraphs | None = None
     inputs: Annotated[tuple[TensorInfo, ...], Field(max_length=64)]
     outputs: Annotated[tuple[TensorInfo, ...], Field(max_length=64)]
@@ -513,8 +516,13 @@ def _foreign(folder: Path) -> str | None:
     except BundleError:
         return "exists and is not a bundle"
     # Not the whole schema: a bundle that is damaged, or of another version, is exported again.
-    files = manifest.get("files", {})
-    if manifest and (not isinstance(files, dict) or not manifest.keys() >= _KEYS):
+    needed = {name for name, field in Manifest.model_fields.items() if field.is_required()}
+    files = manifest.get("files")
+    if (
+        not manifest.keys() >= needed
+        or not isinstance(files, dict)
+        or not all(re.fullmatch(r"[0-9a-f]{64}", str(digest)) for digest in files.values())
+    ):
         return "exists and is not a bundle"
     return other_files(
         folder, lambda path: path == MANIFEST or path in files or bool(_DERIVED.fullmatch(path))
@@ -540,9 +548,6 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-_KEYS = {"schema_version", "components", "files"}
-
-
 def _read_json(file: Path) -> dict[str, Any]:
     """A JSON object in which no key is given twice."""
     try:
@@ -552,20 +557,13 @@ def _read_json(file: Path) -> dict[str, Any]:
             f"{file.parent} is not a bundle: it has no readable {file.name} ({error.strerror})"
         ) from error
     try:
-        found = json.loads(content.decode(), object_pairs_hook=_unique, parse_constant=_no_number)
+        found = json.loads(content.decode(), object_pairs_hook=unique, parse_constant=_no_number)
     except RecursionError:
         raise damaged(file, "it is nested too deeply") from None
     except ValueError as error:
         raise damaged(file, str(error)) from error
     if not isinstance(found, dict):
         raise damaged(file, "it holds no JSON object")
-    return found
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key is given twice")
     return found
 
 

@@ -7,9 +7,10 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdrt._version import __version__
+from kdrt.checks import printable
 from kdrt.errors import BundleError, EngineError
 from kdrt.home import Digests
 from kdrt.shortcuts import DEEP_FEATURE, SHALLOW_UNET
@@ -29,11 +30,12 @@ _MOST_BYTES = 2**37
 """Of a whole bundle: ten times the largest, which is SDXL in float32 with a variant of its UNet."""
 
 
-def printable(text: object) -> object:
-    """Text without what a terminal would obey: a bundle may say anything of itself."""
-    if not isinstance(text, str):
-        return text
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, in which no key may be given twice: other readers take another of the two."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is given twice")
+    return found
 
 
 def damaged(file: Path, reason: str) -> BundleError:
@@ -235,7 +237,7 @@ def _graph(path: Path, manifest: Manifest, relative: str, inputs: Mapping[str, i
 
 _TOKENIZER_BYTES = 64 * 2**20
 _REPLACEMENTS, _REPLACEMENT_LENGTH = 4, 8
-_SLOW_PATTERN = re.compile(r"\)[*+{]|\\[1-9kg]")
+_SLOW_PATTERN = re.compile(r"\)[*+{]|\\[1-9kg]|\(\?[a-z-]*x")
 _REPEATED = re.compile(r"[*+]|,\}")
 _REPEATS = 3
 
@@ -244,7 +246,7 @@ def _check_tokenizer(file: Path) -> None:
     """Whether a tokenizer takes time and memory in proportion to a prompt, as CLIP's does: neither
     has a pattern that backtracks without end, nor replaces text by ever more text."""
     try:
-        content = json.loads(read_regular(file, _TOKENIZER_BYTES))
+        content = json.loads(read_regular(file, _TOKENIZER_BYTES), object_pairs_hook=unique)
     except (OSError, ValueError, RecursionError) as error:
         raise damaged(file, "it is no JSON that a tokenizer could have") from error
     replaced = 0
@@ -256,7 +258,8 @@ def _check_tokenizer(file: Path) -> None:
         if not isinstance(value, dict):
             continue
         waiting += [each for each in value.values() if isinstance(each, dict | list)]
-        replaced += value.get("type") == "Replace"
+        # Each of the latter may double the text: it writes its bytes as characters.
+        replaced += value.get("type") in ("Replace", "ByteLevel")
         longer = value.get("type") in ("Replace", "Prepend") and max(
             len(str(value.get(key, ""))) for key in ("content", "prepend")
         )

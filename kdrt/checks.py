@@ -145,6 +145,13 @@ def text(name: str, value: str) -> str:
     return value
 
 
+def printable(text: object) -> object:
+    """Text without what a terminal would obey: a bundle may say anything of itself."""
+    if not isinstance(text, str):
+        return text
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def shown(value: object) -> str:
     """``value`` for a message: its ``repr`` in one line, cut short."""
     try:

@@ -9,6 +9,7 @@ are checked, nesting is bounded, and weights are in a file beside the model or r
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -37,14 +38,19 @@ _DEEPEST = 32
 
 _VARINT_BYTES = 10
 
-_ENDLESS = {"Loop", "Scan"}
-"""Operators that can run for ever. No network of a latent-diffusion model needs them."""
+_REFUSED = {
+    "Loop": "which may never end",
+    "Scan": "which may never end",
+    "EPContext": "which is code for a device",
+}
+"""Operators that no network of a latent-diffusion model needs, and why they are not run."""
+
+_LOCATION = re.compile(r"[\w .-]+(/[\w .-]+)*", re.ASCII)
+"""Names of files; ONNX Runtime gives a meaning of its own to some that hold other characters."""
 
 # The fields of each message under which tensors can be, and the message that each field holds.
 _INSIDE = {
     "model": {7: "graph", 20: "training", 25: "function"},
-    "training": {1: "graph", 2: "graph"},
-    "function": {7: "node", 11: "attribute"},
     "graph": {1: "node", 5: "tensor", 15: "sparse tensor"},
     "node": {5: "attribute"},
     "attribute": {
@@ -105,14 +111,14 @@ def graph_facts(model: Path) -> GraphFacts:
 
     Raises:
         EngineError: it cannot be read, is no ONNX model, keeps weights elsewhere than beside it,
-            or has operators that may never end.
+            or has functions or operators that kdrt does not run.
     """
     try:
         content = memoryview(read_regular(model, _MOST_BYTES))
         files: dict[str, int] = {}
         for kind, message in _walk(content, "model", 0):
             if kind == "node":
-                _refuse_endless(message)
+                _refuse_operators(message)
                 continue
             _, dtype, dims, place = _tensor(message)
             if place:
@@ -165,6 +171,7 @@ def _stored(tensor: memoryview, folder: Path) -> tuple[str, StoredWeight | None]
 def _tensor(tensor: memoryview) -> tuple[str, int, tuple[int, ...], dict[str, str]]:
     """The name, the element type, the shape, and where the data is if that is elsewhere."""
     name, dtype, dims, place = "", 0, list[int](), dict[str, str]()
+    external = False
     for field, value in _fields(tensor):
         if field == 1:
             dims += [value] if isinstance(value, int) else list(_varints(value))
@@ -173,30 +180,32 @@ def _tensor(tensor: memoryview) -> tuple[str, int, tuple[int, ...], dict[str, st
         elif field == 8 and not isinstance(value, int):
             name = str(value, "utf-8")
         elif field == 13 and not isinstance(value, int):
-            key, *text = (str(part, "utf-8") for n in (1, 2) for part in _messages(value, n))
-            place[key] = "".join(text)
+            key, text = (_text(value, number) for number in (1, 2))
+            if key in place:
+                raise ValueError(f"it says twice what the {key} of its weights is")
+            place[key] = text
         elif field == 14 and value:
-            place.setdefault("location", "")
+            external = True
+    if external:
+        place.setdefault("location", "")
     return name, dtype, tuple(dims), place
 
 
 def _value(message: memoryview) -> tuple[str, int]:
     """The name and the element type of an input or output; 0 where it is no tensor."""
-    name = next((str(part, "utf-8") for part in _messages(message, 1)), "")
-    kinds = (
+    kinds = [
         value
         for kind in _messages(message, 2)
         for tensor in _messages(kind, 1)
         for field, value in _fields(tensor)
         if field == 1 and isinstance(value, int)
-    )
-    return name, next(kinds, 0)
+    ]
+    return _text(message, 1), kinds[-1] if kinds else 0
 
 
 def _location(place: dict[str, str]) -> str:
     location = place["location"]
-    parts = PurePosixPath(location).parts
-    if not parts or parts[0] == "/" or ".." in parts or "\0" in location:
+    if not _LOCATION.fullmatch(location) or ".." in location.split("/"):
         raise ValueError(f"it keeps weights in '{location}', which is not beside it")
     return PurePosixPath(location).as_posix()
 
@@ -213,16 +222,19 @@ def _reason(error: Exception) -> str:
     return str(error) if type(error) is ValueError else "it is damaged"
 
 
-def _refuse_endless(node: memoryview) -> None:
-    for name in _messages(node, 4):
-        if str(name, "utf-8") in _ENDLESS:
-            raise ValueError(f"it has a {str(name, 'utf-8')}, which may never end")
+def _refuse_operators(node: memoryview) -> None:
+    operator = _text(node, 4)
+    if operator in _REFUSED:
+        raise ValueError(f"it has the operator {operator}, {_REFUSED[operator]}")
 
 
 def _walk(message: memoryview, kind: str, depth: int) -> Iterator[tuple[str, memoryview]]:
     """Every node and tensor anywhere in a message."""
     if depth > _DEEPEST:
         raise ValueError("its graphs are nested too deeply")
+    if kind in ("function", "training"):
+        # Functions that call each other grow without bound where they are used.
+        raise ValueError(f"it holds a {kind}, and the networks that kdrt exports do not")
     if kind in ("node", "tensor"):
         yield kind, message
     inside = _INSIDE.get(kind, {})
@@ -237,11 +249,20 @@ def _messages(message: memoryview, wanted: int) -> Iterator[memoryview]:
             yield value
 
 
+def _text(message: memoryview, wanted: int) -> str:
+    """The string of a field; of several the last counts, as everywhere in protocol buffers."""
+    parts = [*_messages(message, wanted)]
+    return str(parts[-1], "utf-8") if parts else ""
+
+
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Every field of a message: its number, and a whole number or the bytes of its value."""
+    """Every field of a message: its number, and a whole number or the bytes of its value. Those of
+    a fixed size are left out: nothing that is asked for here has one."""
     position = 0
     while position < len(message):
         tag, position = _varint(message, position)
+        if tag >= 2**32:  # other readers cut it off, and see another field
+            raise ValueError("it is damaged")
         kind = tag & 7
         if kind == 0:
             value, position = _varint(message, position)
@@ -253,7 +274,8 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
             size = {1: 8, 5: 4}[kind]
         if position + size > len(message):
             raise ValueError("it is cut off")
-        yield tag >> 3, message[position : position + size]
+        if kind == 2:
+            yield tag >> 3, message[position : position + size]
         position += size
 
 

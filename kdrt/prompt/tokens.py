@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Encoding, Tokenizer
 from torch import Tensor
 
 from kdrt.bundle import Bundle, TextEncoderFacts
@@ -182,33 +183,38 @@ class PromptTokenizer:
 
     def is_word(self, text: str) -> bool:
         """Whether the tokenizer reads ``text`` as one word that it knows, not a learned one."""
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids = self._encode(text).ids
         return len(ids) == 1 and ids[0] < self.size
 
     def normalized(self, text: str) -> str:
         """``text`` as the tokenizer compares it."""
         normalizer = self._tokenizer.normalizer
-        return text if normalizer is None else str(normalizer.normalize_str(text))
+        with self._refused(f"a tokenizer that cannot read {text[:40]!r}"):
+            return text if normalizer is None else str(normalizer.normalize_str(text))
 
     def _read(self) -> Tokenizer:
-        try:
+        with self._refused("not a tokenizer"):
             tokenizer = Tokenizer.from_file(str(self._path))
-        except Exception as error:  # tokenizers raises bare Exceptions
-            raise BundleError(
-                f"{self._path} is not a tokenizer ({error}); export it again"
-            ) from error
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer
 
-    def _pieces(self, text: str) -> list[_Piece]:
+    def _encode(self, text: str) -> Encoding:
+        with self._refused(f"a tokenizer that cannot read {text[:40]!r}"):
+            return self._tokenizer.encode(text, add_special_tokens=False)
+
+    @contextmanager
+    def _refused(self, what: str) -> Iterator[None]:
+        """Say that the file is ``what`` if tokenizers fails."""
         try:
-            encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        except Exception as error:  # tokenizers raises bare Exceptions
-            raise BundleError(
-                f"{self._path} is a tokenizer that cannot read {text[:40]!r} ({error}); export it "
-                "again"
-            ) from error
+            yield
+        except BaseException as error:  # tokenizers panics with one that is no Exception
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise BundleError(f"{self._path} is {what} ({error}); export it again") from error
+
+    def _pieces(self, text: str) -> list[_Piece]:
+        encoding = self._encode(text)
         pieces = []
         for index, (id_, (start, _)) in enumerate(zip(encoding.ids, encoding.offsets, strict=True)):
             ids = self._learned.get(id_, (id_,))

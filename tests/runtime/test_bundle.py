@@ -23,6 +23,7 @@ from kdrt import outputs
 from kdrt.bundle import Bundle, bundle_path, folder_name, new_bundle, open_bundle, sha256
 from kdrt.cli import run
 from kdrt.errors import BundleError, InvalidRequest, KdrtError, OutputError
+from kdrt.prompt.tokens import PromptTokenizer
 
 # -- a bundle to change ------------------------------------------------------------------------
 
@@ -348,6 +349,56 @@ def endless(model: onnx.ModelProto) -> None:
     model.graph.node.append(onnx.helper.make_node("Loop", ["", ""], ["z"], body=body))
 
 
+def spliced(model: onnx.ModelProto, *fields: bytes) -> bytes:
+    """The model, and to the fields of where a weight is these, as bytes: protocol buffers merge a
+    message that is given in parts."""
+    weight = stored(model)
+    entry = b"".join(fields)
+    whole = message(7, message(5, weight.SerializeToString() + message(13, entry)))
+    model.graph.initializer.remove(weight)
+    return model.SerializeToString() + whole
+
+
+def message(field: int, content: bytes, *, more: int = 0) -> bytes:
+    """A field of a protocol buffer; ``more`` is added to its number."""
+    return varint(more + (field << 3 | 2)) + varint(len(content)) + content
+
+
+def varint(number: int) -> bytes:
+    rest = b"" if number < 128 else varint(number >> 7)
+    return bytes([number & 127 | (128 if rest else 0)]) + rest
+
+
+def test_a_weight_that_is_in_two_places_at_once(bundle: Path) -> None:
+    here, there = message(2, b"weights.bin"), message(2, b"/dev/zero")
+    entries = {
+        "says twice": (message(1, b"location"), there),
+        "'/dev/zero', which is not beside it": (message(1, b"lo") + message(1, b"location"), there),
+        "which is not beside it": (message(1, b"location"), here, there),
+        "damaged": (message(1, b"location"), here, message(2, b"/dev/zero", more=2**32)),
+    }
+    whole = onnx.load(bundle / UNET, load_external_data=False)
+    for words, fields in entries.items():
+        model = onnx.ModelProto()
+        model.CopyFrom(whole)
+        if words != "says twice":
+            places = stored(model).external_data
+            places.remove(next(e for e in places if e.key == "location"))
+        replace(bundle, UNET, spliced(model, *fields))
+        assert words in refusal(bundle)
+
+
+def with_function(model: onnx.ModelProto) -> None:
+    call = onnx.helper.make_node("F", ["x"], ["y"], domain="local")
+    operators = [onnx.helper.make_opsetid("local", 1)]
+    model.functions.append(onnx.helper.make_function("local", "F", ["x"], ["y"], [call], operators))
+
+
+def with_context(model: onnx.ModelProto) -> None:
+    node = onnx.helper.make_node("EPContext", [], ["z"], domain="com.microsoft", embed_mode=0)
+    model.graph.node.append(node)
+
+
 def nested(model: onnx.ModelProto) -> None:
     graph = onnx.GraphProto(name="g")
     for _ in range(30):
@@ -360,9 +411,12 @@ def nested(model: onnx.ModelProto) -> None:
     ("change", "words"),
     [
         *((with_weights_in(p), "which is not beside it") for p in ("/dev/zero", "../x", "")),
-        (with_weights_in("*/_ORT_MEM_ADDR_/*"), "not among the files"),
+        (with_weights_in("*/_ORT_MEM_ADDR_/*"), "which is not beside it"),
+        (with_weights_in("x/weights.bin"), "not among the files"),
+        (with_function, "it holds a function"),
+        (with_context, "EPContext, which is code"),
         (hidden_weights, "/dev/zero"),
-        (endless, "has a Loop, which may never end"),
+        (endless, "the operator Loop, which may never end"),
         (nested, "nested too deeply"),
         (lambda m: stored(m).dims.append(-1), "is too short for"),
         (lambda m: stored(m).dims.extend([2**31] * 3), "is too short for"),
@@ -425,7 +479,9 @@ def test_tokenizers_as_they_are_trained_are_read(bundle: Path) -> None:
     Bundle.open(bundle)
 
 
-@pytest.mark.parametrize("pattern", ["(a+)+$", "(a|a)*b", r"(a*)\1", "a*a*a*a*b", "(a{1,}){2,}"])
+@pytest.mark.parametrize(
+    "pattern", ["(a+)+$", "(a|a)*b", r"(a*)\1", "a*a*a*a*b", "(a{1,}){2,}", "(?x)(a+) +c"]
+)
 def test_patterns_that_may_never_end_are_refused(bundle: Path, pattern: str) -> None:
     tokenizer = json.loads((bundle / TOKENIZER).read_text())
     tokenizer["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = pattern
@@ -439,6 +495,7 @@ def test_patterns_that_may_never_end_are_refused(bundle: Path, pattern: str) -> 
         [{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}] * 40,
         [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10**6}],
         [{"type": "Prepend", "prepend": "a" * 10**6}],
+        [{"type": "ByteLevel"}] * 40,
     ],
 )
 def test_text_does_not_become_ever_more(bundle: Path, normalizers: list[Any]) -> None:
@@ -448,7 +505,23 @@ def test_text_does_not_become_ever_more(bundle: Path, normalizers: list[Any]) ->
     assert "more than a tokenizer needs" in refusal(bundle)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"\xff"])
+@pytest.mark.parametrize(
+    "normalizer",
+    [
+        {"type": "Precompiled", "precompiled_charsmap": "BAAAAP////8="},
+        {"type": "Replace", "pattern": {"String": ""}, "content": "aa"},
+    ],
+)
+def test_a_tokenizer_that_panics_is_one_sentence(bundle: Path, normalizer: Any) -> None:
+    tokenizer = json.loads((bundle / TOKENIZER).read_text())
+    tokenizer["normalizer"] = normalizer
+    replace(bundle, TOKENIZER, json.dumps(tokenizer).encode())
+    opened = Bundle.open(bundle)
+    with pytest.raises(BundleError, match="a tokenizer that cannot read 'a cat'"):
+        PromptTokenizer(opened, opened.manifest.text_encoders[0])("a cat")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"\xff", b'{"a": 1, "a": 2}'])
 def test_what_is_no_tokenizer(bundle: Path, content: bytes) -> None:
     replace(bundle, TOKENIZER, content)
     assert "no JSON that a tokenizer could have" in refusal(bundle)
@@ -487,6 +560,7 @@ def held(folder: Path) -> dict[str, bytes]:
     }
 
 
+LOOKALIKE = {"schema_version": 1, "components": [], "files": {}}
 EXTENSION = {"manifest_version": 3, "name": "An extension", "version": "1.0"}
 
 
@@ -494,13 +568,26 @@ EXTENSION = {"manifest_version": 3, "name": "An extension", "version": "1.0"}
     "make",
     [
         lambda bundle: edit(bundle, lambda m: (m.clear(), m.update(EXTENSION))),
+        lambda bundle: edit(bundle, lambda m: (m.clear(), m.update(LOOKALIKE))),
+        lambda bundle: edit(bundle, lambda m: m["files"].update({"manifest.json": "1.0"})),
+        lambda bundle: edit(bundle, dict.clear),
         lambda bundle: (bundle / "manifest.json").unlink(),
         lambda bundle: (bundle / "notes.txt").write_text("mine"),
         lambda bundle: (bundle / "onnx" / "unet" / "notes.txt").write_text("mine"),
         lambda bundle: (bundle / "engines").mkdir() or (bundle / "engines" / "x").write_text("x"),
         lambda bundle: (bundle / "engines").symlink_to(bundle.parent),
     ],
-    ids=["extension", "no manifest", "more", "more inside", "more engines", "link"],
+    ids=[
+        "extension",
+        "lookalike",
+        "no digests",
+        "empty",
+        "no manifest",
+        "more",
+        "more inside",
+        "more engines",
+        "link",
+    ],
 )
 def test_only_a_whole_bundle_and_nothing_else_is_replaced(
     bundle: Path, make: Callable[[Path], object]
