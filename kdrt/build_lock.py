@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,14 +9,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from kdrt.errors import OutputError
-from kdrt.outputs import UNFINISHED
+from kdrt.outputs import clear_leftovers
 
 
 @contextmanager
 def only_builder(folder: Path, note: Callable[[str], object]) -> Iterator[None]:
     """Wait until no other process builds into this folder, which need not be there yet, and keep
-    others out. ``note`` is told if there is one to wait for. What is unfinished in the folder then
-    is nobody's, and is removed.
+    others out. ``note`` is told if there is one to wait for. What killed builds left is removed.
 
     Raises:
         OutputError: the folder cannot be written to.
@@ -33,8 +31,7 @@ def only_builder(folder: Path, note: Callable[[str], object]) -> Iterator[None]:
     except OSError as error:
         raise OutputError(f"cannot write to {folder}: {error.strerror}") from error
     try:
-        for left in folder.glob(f"{UNFINISHED}*"):
-            shutil.rmtree(left, ignore_errors=True)  # a link it leaves alone
+        clear_leftovers(folder)
         yield
     finally:
         lock.release()

@@ -22,6 +22,7 @@ import platformdirs
 
 from kdrt.errors import OutputError
 from kdrt.outputs import check_file, new_file
+from kdrt.paths import user_path
 from kdrt_engines.regular_files import open_regular, read_regular
 
 _RECORD_BYTES = 16 * 2**20
@@ -29,8 +30,12 @@ _GOOD = ""
 
 
 def home() -> Path:
-    """``$KDRT_HOME``, else the user's cache folder."""
-    return Path(os.environ.get("KDRT_HOME") or platformdirs.user_cache_dir("kdrt"))
+    """``$KDRT_HOME``, else the user's cache folder.
+
+    Raises:
+        InvalidRequest: the variable names what cannot be a folder.
+    """
+    return user_path(os.environ.get("KDRT_HOME") or platformdirs.user_cache_dir("kdrt"))
 
 
 class Digests:

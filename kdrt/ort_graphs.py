@@ -91,7 +91,7 @@ def trust_optimized(bundle: Bundle, component: str) -> Path | None:
         OutputError: :func:`kdrt.home.trust` raises it.
     """
     folder, sources = bundle.file(_folder(bundle, component)), _sources(bundle, component)
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         if sources:
             trust(*_description(folder, sources))
             return folder

@@ -179,7 +179,8 @@ def clear_leftovers(folder: Path) -> None:
 
 def _discard(working: Path) -> None:
     """Remove what was being written, and put back what it has moved away but not replaced."""
-    for old in (working / "old").glob("*"):
+    moved = working / "old"
+    for old in () if moved.is_symlink() else moved.glob("*"):
         if not os.path.lexists(working.parent / old.name):
             old.rename(working.parent / old.name)
             _logger.warning("put back %s", working.parent / old.name)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdrt.errors import InvalidRequest
+from kdrt.home import home
 from kdrt.paths import user_path
 
 
@@ -16,6 +17,8 @@ def test_the_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     assert user_path("~/models/a.safetensors") == Path("/home/somebody/models/a.safetensors")
     assert user_path(Path("~")) == Path("/home/somebody")
+    monkeypatch.setenv("KDRT_HOME", "~/kdrt")  # as from a file of settings, which no shell expands
+    assert home() == Path("/home/somebody/kdrt")
 
 
 @pytest.mark.parametrize("path", ["models", "./models/", "/tmp/~x", "a/~/b", "..", "\udcff.png"])

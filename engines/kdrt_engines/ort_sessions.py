@@ -24,7 +24,8 @@ ELEMENT_TYPES = {DTYPES[name]: number for name, number in _NUMBERS.items()}
 """onnx.TensorProto.DataType: unlike numpy's dtypes it has bfloat16."""
 
 CPU = "CPUExecutionProvider"
-_ERRORS_ONLY = 3
+_FATAL_ONLY = 4
+"""What goes wrong in a session is raised besides, and would be said twice."""
 _SPIN_MICROSECONDS = "1000"
 """How long threads look for work before they sleep. Between operators it takes less; ONNX Runtime's
 default is so long that the threads of a network that has ended slow down the one after it."""
@@ -53,7 +54,7 @@ def session_options(
     results will be: faster for small networks, but held besides what the first run took."""
     options = ort.SessionOptions()
     options.enable_mem_pattern = plan_memory
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = _FATAL_ONLY
     options.intra_op_num_threads = threads or cores()
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")

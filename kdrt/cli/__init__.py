@@ -205,7 +205,10 @@ def _flushed() -> int:
 
 
 def _line(text: str) -> str:
-    return " ".join(text.split())
+    """One line, which a terminal does not obey: it may hold what a file says of itself."""
+    from kdrt.checks import printable
+
+    return str(printable(" ".join(text.split())))
 
 
 def _complain(prefix: str, message: str) -> None:

@@ -17,7 +17,7 @@ from kdrt.bundle import Bundle
 from kdrt.cli import run
 from kdrt.errors import OutputError
 from kdrt.ort_graphs import FOLDER, keep_optimized, optimized
-from kdrt.outputs import UNFINISHED
+from kdrt.outputs import UNFINISHED, _host
 from kdrt.trust import trust_bundle
 from kdrt_export.report import Silent
 
@@ -129,6 +129,10 @@ def test_what_is_there_is_made_again_only_if_forced(bundle: Bundle) -> None:
     assert optimized(bundle, "text_encoder") is not None
 
 
+_NO_PROCESS = 2**22 + 1
+"""Above what Linux gives."""
+
+
 class Notes(Silent):
     def __init__(self) -> None:
         self.said: list[str] = []
@@ -140,7 +144,9 @@ class Notes(Silent):
 def test_two_builds_take_turns(bundle: Bundle) -> None:
     """Each clears away what killed builds left, which would be what the other has half done."""
     folder = bundle.path / "engines" / "onnxruntime"
-    half_done = folder / f"{UNFINISHED}x"
+    half_done = folder / f"{UNFINISHED}{_host()}-{_NO_PROCESS}-0-{'0' * 8}"
+    mine = folder / f"{UNFINISHED}notes"
+    mine.mkdir()
     notes = Notes()
     with ThreadPoolExecutor() as pool:
         with only_builder(folder, notes.note):
@@ -152,6 +158,7 @@ def test_two_builds_take_turns(bundle: Bundle) -> None:
         assert len(made.result(60)) == 1
     assert "another build is at work" in notes.said[0]
     assert not half_done.exists()
+    assert mine.exists(), "no name that kdrt gives"
 
 
 @pytest.mark.parametrize("short", ["memory", "disk"])

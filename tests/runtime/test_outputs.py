@@ -178,6 +178,18 @@ def test_what_a_killed_process_moved_away_comes_back(
     assert f"put back {tmp_path / 'target'}" in caplog.text
 
 
+def test_what_a_stranger_says_was_moved_away_is_not_fetched_from_elsewhere(
+    tmp_path: Path, dead: tuple[int, int]
+) -> None:
+    """An archive can bring a folder of such a name, and in it a link."""
+    left = leftover(tmp_path / "unpacked", pid=dead[0], started=dead[1])
+    fill(tmp_path / "mine", "mine")
+    (left / "old").symlink_to(tmp_path / "mine")
+    outputs.clear_leftovers(tmp_path / "unpacked")
+    assert text(tmp_path / "mine") == "mine"
+    assert not list((tmp_path / "unpacked").iterdir())
+
+
 def test_a_file_that_a_killed_process_left_is_removed(
     tmp_path: Path, dead: tuple[int, int]
 ) -> None:
