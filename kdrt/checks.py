@@ -6,11 +6,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kdrt.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MOST = 2**31 - 1
 """Of whole numbers that no narrower range is known for."""
@@ -150,6 +153,17 @@ def printable(text: object) -> object:
     if not isinstance(text, str):
         return text
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def dense(name: str, tensor: Tensor) -> None:
+    """Raises InvalidRequest: ``tensor`` has no numbers, or keeps them in a way of its own (sparse,
+    nested, quantized), so that hardly anything can be asked of it."""
+    strange = tensor.is_nested or tensor.is_meta or tensor.is_quantized
+    if strange or str(tensor.layout) != "torch.strided":
+        raise InvalidRequest(
+            f"{name} must be a dense tensor that holds its numbers, not a sparse, nested, "
+            "quantized or meta one"
+        )
 
 
 def shown(value: object) -> str:

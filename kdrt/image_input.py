@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from kdrt.checks import MOST_SIDE
+from kdrt.checks import MOST_SIDE, dense
 from kdrt.errors import InvalidRequest
 from kdrt.paths import user_path
 
@@ -210,6 +210,8 @@ def _read(
 def _each(name: str, value: object) -> Sequence[object]:
     if isinstance(value, (list, tuple)):
         return value
+    if isinstance(value, Tensor):
+        dense(name, value)
     if isinstance(value, (np.ndarray, Tensor)) and value.ndim == 4:
         return list(value)
     return [value]
@@ -222,6 +224,7 @@ def _one(name: str, item: object, channels: int) -> Image.Image | Tensor:
     if isinstance(item, np.ndarray):
         planes = _planes(item, name)
     elif isinstance(item, Tensor):
+        dense(name, item)
         planes = _unit(name, item.detach()[None] if item.ndim == 2 else item.detach())
     else:
         raise InvalidRequest(

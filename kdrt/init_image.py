@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdrt.bundle import Manifest
-from kdrt.checks import finite
+from kdrt.checks import dense, finite
 from kdrt.denoiser import Denoiser
 from kdrt.errors import InvalidRequest
 from kdrt.image_input import masks, pictures
@@ -292,14 +292,15 @@ def _inpainting_channels(image: InitImage, mask: Tensor, encode: Encode) -> Tens
 
 
 def _is_latents(value: object, channels: int) -> bool:
-    if not isinstance(value, Tensor) or value.ndim != 4 or not value.is_floating_point():
+    if not isinstance(value, Tensor):
         return False
-    return value.shape[1] == channels != 3
+    dense("image", value)
+    return value.ndim == 4 and value.is_floating_point() and value.shape[1] == channels != 3
 
 
 def _per_image(name: str, values: Tensor, images: int) -> Tensor:
     """One for all, one for each, or one for each prompt."""
-    if images % len(values):
+    if not len(values) or images % len(values):
         raise InvalidRequest(
             f"{len(values)} pictures in {name} for {images} images: give one for all, or one for "
             "each prompt"

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from kdrt.bundle import IpAdapterFacts, Manifest
-from kdrt.checks import finite, shown
+from kdrt.checks import dense, finite, shown
 from kdrt.errors import InvalidRequest
 from kdrt.image_input import clip_pixels
 from kdrt.variants import ComponentLoader
@@ -127,9 +127,11 @@ def _pictures(pictures: Pictures | None) -> Sequence[Image.Image]:
 
 
 def _check_embeddings(embeddings: object, facts: IpAdapterFacts, images: int) -> None:
-    if not isinstance(embeddings, Tensor) or embeddings.ndim != 2:
+    if not isinstance(embeddings, Tensor):
         raise InvalidRequest(f"ip_adapter_image_embeds must be a tensor [n, {facts.embedding}]")
-    if embeddings.shape[1] != facts.embedding or not bool(embeddings.isfinite().all()):
+    dense("ip_adapter_image_embeds", embeddings)
+    fits = embeddings.ndim == 2 and embeddings.shape[1] == facts.embedding and len(embeddings) > 0
+    if not fits or embeddings.is_complex() or not bool(embeddings.isfinite().all()):
         raise InvalidRequest(
             f"ip_adapter_image_embeds must be finite and of shape [n, {facts.embedding}], not "
             f"{list(embeddings.shape)}"

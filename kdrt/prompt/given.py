@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
+from kdrt.checks import dense
 from kdrt.errors import InvalidRequest
 from kdrt.prompt.conditioning import Conditioning
 from kdrt_engines import EngineSpec
@@ -76,14 +76,13 @@ def checked_embeddings(name: str, value: object, shape: Sequence[int | str]) -> 
     wanted = f"{name} must be a floating-point tensor of shape [{', '.join(map(str, shape))}]"
     if not isinstance(value, Tensor):
         raise InvalidRequest(f"{wanted}, not {type(value).__name__}")
+    dense(name, value)
     fits = value.ndim == len(shape) and all(
         size == (wish if isinstance(wish, int) else max(size, 1))
         for size, wish in zip(value.shape, shape, strict=True)
     )
-    if not fits or not value.is_floating_point():
+    if not fits or not value.is_floating_point() or value.itemsize < 2:  # nor float8
         raise InvalidRequest(f"{wanted}, not {value.dtype} {list(value.shape)}")
-    if value.is_meta or value.layout is not torch.strided:
-        raise InvalidRequest(f"{name} must be an ordinary tensor, neither sparse nor on meta")
     if not bool(value.float().isfinite().all()):
         raise InvalidRequest(f"{name} must be finite")
     return value.detach()

@@ -198,9 +198,7 @@ def test_the_methods_of_diffusers(prompted: Prompted, model: TinyModel) -> None:
         ours.set_ip_adapter_scale([0.1, 0.2])
     with pytest.raises(InvalidRequest, match=r"--ip-adapter some/hub:models/other\.safetensors"):
         ours.load_ip_adapter("some/hub", subfolder="models", weight_name="other.safetensors")
-    with pytest.raises(
-        InvalidRequest, match="has no IP-Adapter: export the model with `kdrt export"
-    ):
+    with pytest.raises(InvalidRequest, match="has no IP-Adapter: export the model with"):
         Compatible(model.bundle).load_ip_adapter(prompted.adapter)
 
 
@@ -220,6 +218,9 @@ def test_wrong_requests(prompted: Prompted, model: TinyModel) -> None:
         ({"ip_adapter_image": []}, "must be a PIL image"),
         ({"ip_adapter_image": [picture()] * 2}, "2 image prompts for 1 images"),
         ({"ip_adapter_image_embeds": torch.zeros(1, 3)}, r"of shape \[n, 20\], not \[1, 3\]"),
+        ({"ip_adapter_image_embeds": torch.zeros(0, 20)}, r"of shape \[n, 20\]"),
+        ({"ip_adapter_image_embeds": torch.zeros(1, 20, device="meta")}, "dense tensor"),
+        ({"ip_adapter_image_embeds": torch.zeros(1, 20).to_sparse()}, "dense tensor"),
         ({"ip_adapter_image": picture(), "ip_adapter_scale": float("nan")}, "finite number"),
     ]
     for options, words in wrong:
