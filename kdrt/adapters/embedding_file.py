@@ -140,7 +140,7 @@ def words_of(state: object, label: str, stem: str | None, *, is_card: bool = Fal
     if all(key.startswith(BUNDLED) for key in tensors):
         bundled = bundled_embeddings(tensors, label)
         return [w for name, each in bundled.items() for w in words_of(each, label, name)]
-    if any(tensor.ndim > 2 for tensor in tensors.values()):
+    if any(tensor.ndim > 2 or ".lora_" in key for key, tensor in tensors.items()):
         raise _no_inversion(state, label)
     if len(tensors) > MAX_WORDS:
         raise InvalidRequest(f"{label} has {len(tensors)} words; at most {MAX_WORDS} are read")
@@ -191,6 +191,8 @@ def _joined(parts: Sequence[object], label: str) -> list[Tensor]:
 
 
 def _no_inversion(state: Mapping[object, object], label: str) -> InvalidRequest:
+    if any(".lora_" in str(key) for key in state):
+        return InvalidRequest(f"{label} is a LoRA, not a textual inversion: use load_lora (--lora)")
     keys = ", ".join(str(key)[:60] for key in list(state)[:4])
     return InvalidRequest(f"{label} is not a textual inversion: it holds {keys}")
 

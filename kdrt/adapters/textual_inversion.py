@@ -111,6 +111,9 @@ def unload(
         InvalidRequest: a token is not loaded.
     """
     encoders = [e for e in prompts.encoders if component in (None, e.facts.component)]
+    if not encoders:
+        there = ", ".join(e.facts.component for e in prompts.encoders)
+        raise InvalidRequest(f"there is no text encoder {component!r}; this model has {there}")
     loaded = {known for encoder in encoders for known in encoder.learned.tokens}
     aliases = {name: t for encoder in encoders for name, t in encoder.learned.aliases.items()}
     asked = loaded if token is None else set(texts("token", token))

@@ -241,6 +241,7 @@ def test_where_an_old_encoder_pools(sd: TinyModel, pools: bool) -> None:
         ({"x": FIRST}, ["x"], "there are 1 tokens for one source"),
         ({"unet.weight": torch.zeros(1, 2, 3, 4)}, None, "it holds unet.weight"),
         ({}, None, "is not a textual inversion"),
+        ({"unet.x.lora_A.weight": FIRST}, None, "is a LoRA, not a textual inversion"),
         ({"string_to_param": {}}, None, "exactly one entry in string_to_param"),
         ({"x": torch.zeros(0, 6)}, None, "'x' in the textual inversion has no vectors"),
         ({"x": torch.zeros(2, 6).long()}, None, "holds int64 numbers"),
@@ -290,6 +291,10 @@ def run() -> None:
 
 
 def test_unknown_tokens_cannot_be_unloaded(sd: TinyModel) -> None:
+    with pytest.raises(
+        kdrt.InvalidRequest, match="no text encoder 'nothing'; this model has text_"
+    ):
+        sd.pipeline.unload_textual_inversion(component="nothing")
     with pytest.raises(kdrt.InvalidRequest, match="x9 is not loaded; loaded: nothing"):
         sd.pipeline.unload_textual_inversion("x9")
     sd.pipeline.unload_textual_inversion()
@@ -377,7 +382,7 @@ class Compat(TextualInversionMixin):
 
 def test_compat_has_one_text_encoder_for_sd(sd: TinyModel) -> None:
     pipe = Compat(sd)
-    assert pipe.text_encoder is sd.pipeline.engines["text_encoder"]
+    assert pipe.text_encoder.engine is sd.pipeline.engines["text_encoder"]
     assert not hasattr(pipe, "text_encoder_2")
     assert not hasattr(pipe, "tokenizer_2")
 
