@@ -8,7 +8,7 @@ from collections import ChainMap
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -170,6 +170,12 @@ class Pipeline(AdapterSwitches, VaeSwitches):
             turns.when_over("text", self._prompts.release)
             turns.when_over("unet", self._denoising.clear)
             turns.when_over("vae", self._release_vae)
+
+    def __reduce__(self) -> NoReturn:
+        raise InvalidRequest(
+            "a pipeline cannot be pickled or copied, as engines belong to the process that loaded "
+            "them: give the bundle's name, and call kdrt.load there; in one process share it"
+        )
 
     def _release_vae(self) -> None:
         self.vae.release()

@@ -1,14 +1,70 @@
-"""Methods of diffusers' pipelines that have no meaning here: they say so, and what there is."""
+"""What diffusers' objects have and these have not: asked for it they say so, and what there is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NoReturn
 
 from kdrt.errors import InvalidRequest
 
 
-def _refused(reason: str) -> Callable[..., NoReturn]:
+class AbsentAttribute(InvalidRequest, AttributeError):
+    """There is no such attribute; ``hasattr`` and ``getattr`` with a default know it as ever."""
+
+
+class UnknownArgument(InvalidRequest, TypeError):
+    """There is no such argument."""
+
+
+class SaysWhatThereIs:
+    """An attribute that is absent is one sentence, and one of the configuration's is that value,
+    as diffusers has it.
+
+    Attributes:
+        instead: what there is, the end of that sentence.
+    """
+
+    instead: ClassVar[str]
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("_") and name not in ("config", "pipeline"):
+            config = getattr(self, "config", None)
+            if isinstance(config, Mapping) and name in config:
+                return config[name]
+        raise AbsentAttribute(f"{type(self).__name__} has no {name!r} here; {self.instead}")
+
+
+_ARGUMENTS = {
+    "callback_on_step_end": "callback=f is called as f(step, timestep, latents) after every step",
+    "callback_on_step_end_tensor_inputs": "callback=f is given the latents",
+    "cross_attention_kwargs": "how strong LoRAs are is said with set_adapters",
+    "seed": "give generator=torch.Generator().manual_seed(seed)",
+    **dict.fromkeys(
+        (
+            *("image", "mask_image", "strength", "denoising_start", "denoising_end"),
+            *("sigmas", "timesteps", "guidance_rescale"),
+        ),
+        "the native interface has it, pipe.pipeline(…, {name}=…)",
+    ),
+}
+
+
+def refuse_arguments(given: Mapping[str, object]) -> None:
+    """Raise UnknownArgument for the first of a call's arguments that the originals did not have;
+    None in place of one that diffusers' other pipelines have says what is so anyway."""
+    for name, value in given.items():
+        if name not in _ARGUMENTS:
+            raise UnknownArgument(
+                f"a call has no argument {name!r}; its arguments are those of the removed pipeline"
+            )
+        if value is not None:
+            instead = _ARGUMENTS[name].format(name=name)
+            raise UnknownArgument(f"a call has no argument {name!r}: {instead}")
+
+
+def refused(reason: str) -> Callable[..., NoReturn]:
+    """A method that raises InvalidRequest for this reason."""
+
     def method(*_: object, **__: object) -> NoReturn:
         """Raises InvalidRequest."""
         raise InvalidRequest(reason)
@@ -28,25 +84,31 @@ _CONFIG = (
 _LORA = "LoRAs go through load_lora_weights, which reads, names and places their layers by itself"
 
 
-class AbsentMethods:
+class AbsentMethods(SaysWhatThereIs):
     """Raise InvalidRequest, all of them."""
 
-    register_modules = _refused(_PARTS)
-    register_to_config = _refused(_PARTS)
-    register_for_auto_class = _refused(_PARTS)
-    from_config = _refused(_CONFIG)
-    load_config = _refused(_CONFIG)
-    get_config_dict = _refused(_CONFIG)
-    extract_init_dict = _refused(_CONFIG)
-    save_config = _refused(_CONFIG)
-    to_json_string = _refused(_CONFIG)
-    to_json_file = _refused(_CONFIG)
-    download = _refused(
+    instead = (
+        "it has what the removed pipeline had, and to() for devices; what kdrt does besides is in "
+        "pipe.pipeline"
+    )
+
+    register_modules = refused(_PARTS)
+    register_to_config = refused(_PARTS)
+    register_for_auto_class = refused(_PARTS)
+    from_ckpt = refused("checkpoint files are opened with from_single_file")
+    from_config = refused(_CONFIG)
+    load_config = refused(_CONFIG)
+    get_config_dict = refused(_CONFIG)
+    extract_init_dict = refused(_CONFIG)
+    save_config = refused(_CONFIG)
+    to_json_string = refused(_CONFIG)
+    to_json_file = refused(_CONFIG)
+    download = refused(
         "from_pretrained downloads what it needs; to download alone use `hf download`"
     )
-    push_to_hub = _refused("upload the folder of save_pretrained with `hf upload`")
-    lora_state_dict = _refused(_LORA)
-    load_lora_into_unet = _refused(_LORA)
-    load_lora_into_text_encoder = _refused(_LORA)
-    pack_weights = _refused(_LORA)
-    write_lora_layers = _refused("save_lora_weights writes LoRAs")
+    push_to_hub = refused("upload the folder of save_pretrained with `hf upload`")
+    lora_state_dict = refused(_LORA)
+    load_lora_into_unet = refused(_LORA)
+    load_lora_into_text_encoder = refused(_LORA)
+    pack_weights = refused(_LORA)
+    write_lora_layers = refused("save_lora_weights writes LoRAs")

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kdrt.checks import MOST_SIDE, MOST_STEPS, amount, function, whole
+from kdrt.checks import MOST_SIDE, MOST_STEPS, amount, dense, function, whole
 from kdrt.compat.absent import AbsentMethods
 from kdrt.compat.conditions import Conditions
 from kdrt.compat.exact import ExactDenoiser, exact_sampler, run_exact
@@ -182,8 +182,15 @@ class KDiffusionPipeline(LoadingMixin, PartsMixin, MemorySwitches, AbsentMethods
 
     @property
     def sampler(self) -> str:
-        """The sampler's name, without ``sample_``."""
+        """The sampler's name, without ``sample_``. A name, or k-diffusion's function of it, may
+        be assigned."""
         return self._sampler
+
+    @sampler.setter
+    def sampler(self, sampler: Any) -> None:
+        if str(getattr(sampler, "__module__", "")).startswith("k_diffusion"):
+            sampler = getattr(sampler, "__name__", sampler)
+        self.set_scheduler(sampler)
 
     def set_scheduler(self, scheduler_type: str) -> None:
         """Choose the sampler, by k-diffusion's name with or without ``sample_``.
@@ -265,6 +272,8 @@ class KDiffusionPipeline(LoadingMixin, PartsMixin, MemorySwitches, AbsentMethods
         shape = (whole("batch_size", batch_size, 1), channels, *sides)
         if latents is None:
             return initial_noise(shape, generator, dtype, place)
+        if isinstance(latents, Tensor):
+            dense("latents", latents)
         if not isinstance(latents, Tensor) or tuple(latents.shape) != shape:
             found = list(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
             raise InvalidRequest(f"Unexpected latents shape, got {found}, expected {list(shape)}")

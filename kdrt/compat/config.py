@@ -6,6 +6,7 @@ import json
 from typing import Any, NoReturn
 
 from kdrt.bundle import Bundle, config_file
+from kdrt.compat.absent import AbsentAttribute
 from kdrt.errors import InvalidRequest
 
 
@@ -26,12 +27,12 @@ class Config(dict[str, Any]):
 
     Raises:
         InvalidRequest: something is written to it, which could not have an effect.
-        AttributeError: there is no such value.
+        AbsentAttribute: there is no such value.
     """
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name not in self:
-            raise AttributeError(f"this configuration has no {name!r}; it has {[*self]}")
+            raise AbsentAttribute(f"this configuration has no {name!r}; it has {[*self]}")
         return self[name]
 
     def _refuse(self, *_: object, **__: object) -> NoReturn:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdrt.bundle import SchedulerFacts
+from kdrt.compat.absent import SaysWhatThereIs
 from kdrt.errors import InvalidRequest
 
 _RHO = 7.0
@@ -27,7 +28,7 @@ _BETA_SHAPE = 0.6
 
 
 @dataclass(frozen=True, eq=False)
-class TrainingTable:
+class TrainingTable(SaysWhatThereIs):
     """σ of every training timestep, in float32 as k-diffusion's denoisers hold them.
 
     Attributes:
@@ -35,6 +36,11 @@ class TrainingTable:
         sigmas: float32 ``[N]``, ascending.
         log_sigmas: its logarithm.
     """
+
+    instead = (
+        "it has sigmas and log_sigmas; what denoises is inside of a call of the pipeline, and a "
+        "sampler of your own goes to pipe.pipeline(…, sampler=function)"
+    )
 
     alphas_cumprod: Tensor
     sigmas: Tensor

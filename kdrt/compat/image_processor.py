@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from kdrt.compat.absent import SaysWhatThereIs
 from kdrt.compat.config import Config
 from kdrt.errors import InvalidRequest
 from kdrt.image_input import rgb
@@ -20,7 +21,7 @@ Array = NDArray[np.float32]
 Numbers = TypeVar("Numbers", Array, Tensor)
 
 
-class VaeImageProcessor:
+class VaeImageProcessor(SaysWhatThereIs):
     """Between images of all kinds and what a VAE reads and makes.
 
     Attributes:
@@ -30,6 +31,11 @@ class VaeImageProcessor:
         vae_scale_factor: pixels for one latent; sides are cut down to multiples of it.
         vae_latent_channels: tensors of that many channels are latents, and pass as they are.
     """
+
+    instead = (
+        "it has preprocess and postprocess with the steps they are made of; masks and images to "
+        "begin from are taken by pipe.pipeline(…, image=…, mask_image=…)"
+    )
 
     def __init__(self, vae_scale_factor: int = 8, vae_latent_channels: int = 4) -> None:
         self.config = Config(
@@ -182,6 +188,8 @@ class VaeImageProcessor:
     @staticmethod
     def numpy_to_pil(images: Array) -> list[Image.Image]:
         """PIL images of arrays ``[B, H, W, C]`` or ``[H, W, C]`` in [0, 1]."""
+        if not isinstance(images, np.ndarray) or images.ndim not in (3, 4):
+            raise InvalidRequest("images must be an array [B, height, width, channels] in [0, 1]")
         batch = images[None] if images.ndim == 3 else images
         pixels = (batch * 255).round().astype("uint8")
         return [Image.fromarray(one[..., 0] if one.shape[-1] == 1 else one) for one in pixels]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kdrt.adapters.ip_adapter import VARIANT, Pictures, image_scale
 from kdrt.calls import one_call
+from kdrt.checks import shown
 from kdrt.compat.again import export_again
 from kdrt.errors import InvalidRequest
 from kdrt.pipeline import Pipeline
@@ -33,9 +34,9 @@ class IpAdapterMixin:
 
     def load_ip_adapter(
         self,
-        pretrained_model_name_or_path_or_dict: str | os.PathLike[str],
-        subfolder: str = "",
-        weight_name: str = "",
+        pretrained_model_name_or_path_or_dict: Any,
+        subfolder: Any = "",
+        weight_name: Any = "",
         image_encoder_folder: str | None = "image_encoder",
         **_: Any,
     ) -> None:
@@ -45,7 +46,9 @@ class IpAdapterMixin:
             InvalidRequest: the bundle has none, or another; the message says what to export.
         """
         manifest = self.pipeline.bundle.manifest
-        source = os.fspath(pretrained_model_name_or_path_or_dict)
+        source, subfolder, weight_name = map(
+            _single, (pretrained_model_name_or_path_or_dict, subfolder or "", weight_name or "")
+        )
         name = weight_name or PurePath(source).name
         facts = manifest.ip_adapter
         if facts is None or facts.file != name:
@@ -84,3 +87,14 @@ class IpAdapterMixin:
         if not self.pipeline.engines["unet"].spec.has_input("ip_scale"):
             self.pipeline.use_variant(VARIANT, ["unet"])
         return self.pipeline._image_prompts.encode(pictures, embeddings, images, doubled=doubled)
+
+
+def _single(value: object) -> str:
+    """A name or a path, or the only one of a list."""
+    one = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if not isinstance(one, (str, os.PathLike)):
+        raise InvalidRequest(
+            "load_ip_adapter takes one adapter: a hub id or a path, the name of its folder there, "
+            f"and the name of its file, not {shown(value)}"
+        )
+    return os.fspath(one)

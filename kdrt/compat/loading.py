@@ -124,8 +124,8 @@ class LoadingMixin:
             path = user_path(source)
         if not path.is_file():
             raise InvalidRequest(
-                f"there is no file {path}; from_single_file reads a checkpoint on this machine, or "
-                "https://huggingface.co/OWNER/NAME/blob/REVISION/FILE"
+                f"there is no file {source}; from_single_file reads a checkpoint on this machine, "
+                "or https://huggingface.co/OWNER/NAME/blob/REVISION/FILE"
             )
         folder = None if config is None else user_path(path_like("config", config))
         if folder is not None and not folder.is_dir():

@@ -29,7 +29,7 @@ from kdrt.adapters.tensor_file import is_there
 from kdrt.calls import one_call
 from kdrt.checks import finite, texts
 from kdrt.compat.lora_blocks import block_scales
-from kdrt.errors import InvalidRequest, KdrtError
+from kdrt.errors import InvalidRequest, KdrtError, OutputError
 from kdrt.hub import hub_failure
 from kdrt.outputs import new_file
 from kdrt.paths import user_path
@@ -225,7 +225,7 @@ class LoraMixin:
         return set(self._lora_state.fused)
 
     @one_call
-    def unload_lora_weights(self) -> None:
+    def unload_lora_weights(self, **_: Any) -> None:
         """Remove all adapters; what was fused stays. Without that the weights are the base
         model's, bit for bit."""
         self.delete_adapters(list(self._lora_state.scales))
@@ -301,10 +301,17 @@ class LoraMixin:
         if not is_main_process:
             return
         tensors = {
-            f"{network}.{name}": tensor.detach().contiguous()
+            f"{network}.{name}": tensor
             for network, weights in layers.items()
-            for name, tensor in _tensors(weights or {}).items()
+            for name, tensor in _tensors(weights or {}, network).items()
         }
+        if weight_name is not None and not isinstance(weight_name, str):
+            raise InvalidRequest(f"weight_name must be a string, not {weight_name!r}")
+        for network, values in zip(NETWORKS, told, strict=True):
+            if not isinstance(values, Mapping | None):
+                raise InvalidRequest(
+                    f"{network}_lora_adapter_metadata must be a dictionary, not {values!r}"
+                )
         metadata = {
             f"{network}.{key}": sorted(value) if isinstance(value, set) else value
             for network, values in zip(NETWORKS, told, strict=True)
@@ -312,10 +319,16 @@ class LoraMixin:
         }
         header = {"format": "pt"}
         if metadata:
-            header["lora_adapter_metadata"] = json.dumps(metadata, indent=2, sort_keys=True)
-        path = Path(save_directory) / (weight_name or WEIGHT_NAME)
+            try:
+                header["lora_adapter_metadata"] = json.dumps(metadata, indent=2, sort_keys=True)
+            except (TypeError, ValueError) as error:
+                raise InvalidRequest(f"these adapter metadata are no JSON: {error}") from error
+        path = user_path(save_directory) / (weight_name or WEIGHT_NAME)
         if save_function is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OutputError(f"cannot write {path}: {error.strerror}") from error
             save_function(tensors, str(path))
             return
         with new_file(path) as partial:
@@ -324,6 +337,8 @@ class LoraMixin:
     @contextmanager
     def _text_scaled(self, lora_scale: float | None) -> Iterator[None]:
         """The text encoders with their adapters at ``lora_scale`` times their weights."""
+        if lora_scale is not None and finite(lora_scale) is None:
+            raise InvalidRequest(f"lora_scale must be a finite number, not {lora_scale!r}")
         if lora_scale is None or lora_scale == 1 or not self.pipeline.loras:
             yield
             return
@@ -396,18 +411,24 @@ def _times(factor: float, scale: LayerScale) -> LayerScale:
     return factor * scale
 
 
-def _tensors(weights: Weights) -> dict[str, Tensor]:
-    """State dictionaries of modules laid open."""
-    if isinstance(weights, nn.Module):
-        return weights.state_dict()
-    return cast(dict[str, Tensor], dict(weights))
+def _tensors(weights: object, network: str) -> dict[str, Tensor]:
+    """The tensors of a network's layers, or of a module that holds them."""
+    found = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    if not isinstance(found, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in found.items()
+    ):
+        raise InvalidRequest(f"{network}_lora_layers must be tensors by their names")
+    return {name: tensor.detach().contiguous() for name, tensor in found.items()}
 
 
 def _open(source: Source, options: dict[str, Any]) -> LoraFile:
     if isinstance(source, Mapping):
         return lora_from_tensors(source)
     known = ("weight_name", "subfolder", "revision", "cache_dir", "token", "local_files_only")
-    ignored = ("use_safetensors", "low_cpu_mem_usage", "force_download", "proxies")
+    ignored = (
+        *("use_safetensors", "low_cpu_mem_usage", "force_download", "proxies", "torch_dtype"),
+        *("dtype", "user_agent"),
+    )
     unknown = [name for name in options if name not in known + ignored]
     if unknown:
         raise InvalidRequest(

@@ -58,7 +58,9 @@ def as_device(value: object) -> torch.device:
         InvalidRequest: it is none.
     """
     try:
-        device = torch.device(value)  # type: ignore[call-overload]
+        # A number alone is a GPU's; torch says so only where there is one.
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        device = torch.device("cuda", value) if is_number else torch.device(value)  # type: ignore
     except (RuntimeError, TypeError):
         device = None
     if device is None or device.type not in ("cpu", "cuda"):

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 from kdrt.bundle import Manifest
 from kdrt.compat.config import Config
 from kdrt.compat.grid import TrainingTable
+from kdrt.compat.text_views import inner
 from kdrt.compat.views import SchedulerView, UNetView, VaeView
 from kdrt.errors import InvalidRequest
 from kdrt.pipeline import Pipeline
@@ -98,7 +99,10 @@ class PartsMixin:
             if not self._is_own(name, value):
                 _refuse(name)
             return
-        super().__setattr__(name, value)
+        try:
+            super().__setattr__(name, value)
+        except AttributeError as error:
+            raise InvalidRequest(f"{name} is read from the model, and cannot be set") from error
 
     def __delattr__(self, name: str) -> None:
         if name in _NEEDED or name == "scheduler":
@@ -108,10 +112,9 @@ class PartsMixin:
 
     def _is_own(self, name: str, value: object) -> bool:
         """Whether assigning ``value`` changes nothing."""
-        own = getattr(self, name)
-        if isinstance(own, (UNetView, VaeView)):
-            return isinstance(value, type(own)) and value.engine is own.engine
-        return value is None or value is own
+        if value is None:
+            return name not in _NEEDED
+        return inner(value) is inner(getattr(self, name, None))
 
 
 def part_names(manifest: Manifest) -> list[str]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from kdrt.adapters.ip_adapter import Pictures
 from kdrt.calls import one_call
 from kdrt.checks import texts, whole
+from kdrt.compat.absent import refuse_arguments
 from kdrt.compat.base import (
     KDiffusionPipeline,
     check_callback,
@@ -28,6 +29,7 @@ from kdrt.compat.moving import as_device
 from kdrt.compat.noise import Generators
 from kdrt.compat.outputs import StableDiffusionPipelineOutput
 from kdrt.compat.qkv import FusedProjectionsMixin
+from kdrt.compat.safety import as_checker
 from kdrt.compat.textual_inversion import TextualInversionMixin
 from kdrt.compat.vae import VaeMixin
 from kdrt.errors import InvalidRequest
@@ -78,6 +80,7 @@ class StableDiffusionKDiffusionPipeline(
         ip_adapter_image_embeds: Tensor | None = None,
         exact: bool | None = None,
         compat_dtype: bool | None = None,
+        **unknown: Any,
     ) -> StableDiffusionPipelineOutput | tuple[Images, list[bool] | None]:
         """Make pictures; arguments in the order of the original.
 
@@ -118,6 +121,7 @@ class StableDiffusionKDiffusionPipeline(
             ShapeError: the engine was not made for this size.
             NonFiniteError: the network overflowed.
         """
+        refuse_arguments(unknown)
         exact = self.exact if exact is None else exact
         height, width = self._size(height, width)
         self.check_inputs(
@@ -240,8 +244,11 @@ class StableDiffusionKDiffusionPipeline(
         return self.pipeline.safety_checker
 
     @safety_checker.setter
-    def safety_checker(self, checker: SafetyChecker | None) -> None:
-        self.pipeline.safety_checker = checker
+    def safety_checker(self, checker: SafetyChecker | Callable[..., Any] | None) -> None:
+        """Besides kdrt's own, a function of PIL images that says of each whether it is flagged; or
+        one that is called with ``images`` and ``clip_input`` and gives both back, as people turn
+        diffusers' off."""
+        self.pipeline.safety_checker = as_checker(checker)
 
     @one_call
     def run_safety_checker(

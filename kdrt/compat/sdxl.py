@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from kdrt.adapters.ip_adapter import Pictures
 from kdrt.calls import one_call
 from kdrt.checks import texts, whole
+from kdrt.compat.absent import refuse_arguments
 from kdrt.compat.base import (
     KDiffusionPipeline,
     check_callback,
@@ -89,6 +90,7 @@ class StableDiffusionXLKDiffusionPipeline(
         ip_adapter_image_embeds: Tensor | None = None,
         exact: bool | None = None,
         compat_dtype: bool | None = None,
+        **unknown: Any,
     ) -> StableDiffusionXLPipelineOutput | tuple[Images]:
         """Make pictures; arguments in the order of the original. Those that
         :class:`~kdrt.compat.StableDiffusionKDiffusionPipeline` has too mean the same.
@@ -113,6 +115,7 @@ class StableDiffusionXLKDiffusionPipeline(
             ShapeError: the engine was not made for this size.
             NonFiniteError: the network overflowed.
         """
+        refuse_arguments(unknown)
         exact = self.exact if exact is None else exact
         height, width = self._size(height, width)
         self.check_inputs(

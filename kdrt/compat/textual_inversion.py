@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, overload
 
 from kdrt.checks import texts
+from kdrt.compat.absent import AbsentAttribute, UnknownArgument
+from kdrt.compat.text_views import TextEncoderView, TokenizerView, inner
 from kdrt.errors import InvalidRequest
 from kdrt.prompt.learned import stands_alone
 
 if TYPE_CHECKING:
     from kdrt.adapters.textual_inversion import Source
     from kdrt.pipeline import Pipeline
-    from kdrt.prompt import PromptTokenizer
-    from kdrt_engines import Engine
 
 _HUB_OPTIONS = {
     "cache_dir": "cache_dir",
@@ -40,22 +40,22 @@ class TextualInversionMixin:
     pipeline: Pipeline
 
     @property
-    def text_encoder(self) -> Engine:
-        """The engine of the first text encoder."""
+    def text_encoder(self) -> TextEncoderView:
+        """The first text encoder."""
         return self._text_encoder(0)[0]
 
     @property
-    def tokenizer(self) -> PromptTokenizer:
+    def tokenizer(self) -> TokenizerView:
         """The tokenizer of the first text encoder."""
         return self._text_encoder(0)[1]
 
     @property
-    def text_encoder_2(self) -> Engine:
-        """The engine of SDXL's second text encoder."""
+    def text_encoder_2(self) -> TextEncoderView:
+        """SDXL's second text encoder."""
         return self._text_encoder(1)[0]
 
     @property
-    def tokenizer_2(self) -> PromptTokenizer:
+    def tokenizer_2(self) -> TokenizerView:
         """The tokenizer of SDXL's second text encoder."""
         return self._text_encoder(1)[1]
 
@@ -78,11 +78,11 @@ class TextualInversionMixin:
 
         Raises:
             InvalidRequest: see :func:`kdrt.adapters.textual_inversion.load`.
-            TypeError: an unknown argument.
+            UnknownArgument: there is no such argument.
         """
         unknown = kwargs.keys() - _HUB_OPTIONS.keys() - _IGNORED
         if unknown:
-            raise TypeError(
+            raise UnknownArgument(
                 f"load_textual_inversion() has no argument {', '.join(sorted(unknown))}"
             )
         self.pipeline.load_textual_inversion(
@@ -141,28 +141,35 @@ class TextualInversionMixin:
             for name, ids in encoder.learned.names.items()
         }
 
-    def _text_encoder(self, index: int) -> tuple[Engine, PromptTokenizer]:
+    def _text_encoder(self, index: int) -> tuple[TextEncoderView, TokenizerView]:
         facts = self.pipeline.bundle.manifest.text_encoders
         if index >= len(facts):
-            raise AttributeError(f"{type(self).__name__} has {len(facts)} text encoder")
+            raise AbsentAttribute(f"{type(self).__name__} has {len(facts)} text encoder")
         encoder = self.pipeline._prompts.encoders[index]
-        return self.pipeline.engines[facts[index].component], encoder.tokenizer
+        return (
+            TextEncoderView(self.pipeline, facts[index]),
+            TokenizerView(encoder.tokenizer, facts[index]),
+        )
 
     def _component(self, tokenizer: object, text_encoder: object) -> str | None:
         if tokenizer is None and text_encoder is None:
             return None
         facts = self.pipeline.bundle.manifest.text_encoders
         for index, each in enumerate(facts):
-            engine, own = self._text_encoder(index)
+            encoder, own = self._text_encoder(index)
             # The text encoder decides, as its table is what grows in diffusers.
-            if text_encoder in (engine, each.component) or (
-                text_encoder is None and tokenizer in (own, each.tokenizer)
+            if _is_same(text_encoder, encoder, each.component) or (
+                text_encoder is None and _is_same(tokenizer, own, each.tokenizer)
             ):
                 return each.component
         names = ", ".join(each.component for each in facts)
         raise InvalidRequest(
             f"tokenizer and text_encoder must be those of this pipeline; text encoders: {names}"
         )
+
+
+def _is_same(given: object, own: TextEncoderView | TokenizerView, name: str) -> bool:
+    return (isinstance(given, str) and given == name) or inner(given) is inner(own)
 
 
 def _written_out(prompt: str, tokens: dict[str, int]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor
@@ -12,7 +12,8 @@ from torch import Tensor
 from kdrt.bound_unet import GUIDANCE_INPUT
 from kdrt.bundle import SchedulerFacts
 from kdrt.calls import one_call
-from kdrt.checks import MOST_STEPS, finite, whole
+from kdrt.checks import MOST_STEPS, dense, finite, whole
+from kdrt.compat.absent import AbsentAttribute, SaysWhatThereIs, refused
 from kdrt.compat.config import Config, recorded
 from kdrt.compat.grid import TrainingTable, default_schedule
 from kdrt.compat.moving import asked_for
@@ -23,7 +24,7 @@ from kdrt_engines import Engine
 from kdrt_engines.spec import DTYPES
 
 
-class SchedulerView:
+class SchedulerView(SaysWhatThereIs):
     """The checkpoint's noise schedule, as LMSDiscreteScheduler showed it.
 
     Attributes:
@@ -36,6 +37,16 @@ class SchedulerView:
     """
 
     order = 1
+    instead = (
+        "it has the grid, in sigmas and timesteps, and what steps is chosen with "
+        "pipe.set_scheduler(…); another grid is that of a scheduler of diffusers, as "
+        "pipe.scheduler = LMSDiscreteScheduler.from_config(pipe.scheduler.config)"
+    )
+    from_config = from_pretrained = refused(
+        "this shows the schedule of a model that is loaded; call that of a scheduler of diffusers, "
+        "as LMSDiscreteScheduler.from_config(pipe.scheduler.config)"
+    )
+    _settable = ("config", "alphas_cumprod", "num_inference_steps", "sigmas", "timesteps")
 
     def __init__(self, facts: SchedulerFacts, table: TrainingTable) -> None:
         known = facts.model_dump(exclude={"explicit"})
@@ -76,11 +87,31 @@ class SchedulerView:
             return highest
         return (highest**2 + 1) ** 0.5
 
+    def __setattr__(self, name: str, value: object) -> None:
+        if not name.startswith("_") and name not in self._settable:
+            raise InvalidRequest(f"{name!r} of this scheduler cannot be set; {self.instead}")
+        super().__setattr__(name, value)
+
     def __len__(self) -> int:
         return len(self.alphas_cumprod)
 
 
-class NetworkView:
+_OF_THE_PIPELINE = {
+    **dict.fromkeys(("load_attn_procs", "load_lora_adapter"), "load_lora_weights"),
+    **dict.fromkeys(("save_attn_procs", "save_lora_adapter"), "save_lora_weights"),
+    **{
+        name: name
+        for name in (
+            *("fuse_qkv_projections", "unfuse_qkv_projections", "enable_freeu", "disable_freeu"),
+            *("set_adapters", "delete_adapters", "fuse_lora", "unfuse_lora"),
+            *("enable_lora", "disable_lora"),
+        )
+    },
+}
+"""Methods of diffusers' networks, by what does the same for a pipeline."""
+
+
+class NetworkView(SaysWhatThereIs):
     """What can be asked of a network that runs as an engine.
 
     Attributes:
@@ -89,8 +120,12 @@ class NetworkView:
         device: where it runs.
     """
 
-    name: ClassVar[str]
+    name: str
     config: Config
+    instead = (
+        "it stands for a network that runs as an engine, which has no modules, parameters or "
+        "hooks; what is known of it is in config, dtype and device"
+    )
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -111,9 +146,45 @@ class NetworkView:
             )
         return self
 
+    def __getattr__(self, name: str) -> Any:
+        if name in _OF_THE_PIPELINE:
+            raise AbsentAttribute(
+                f"{name} is not here but a method of the pipeline: use "
+                f"pipe.{_OF_THE_PIPELINE[name]}(…)"
+            )
+        return super().__getattr__(name)
+
+    def cpu(self) -> Self:
+        """``to("cpu")``."""
+        return self.to("cpu")
+
+    def cuda(self, device: int | str | torch.device = "cuda") -> Self:
+        """``to("cuda")``."""
+        return self.to(device)
+
+    def half(self) -> Self:
+        """``to(torch.float16)``."""
+        return self.to(torch.float16)
+
+    def bfloat16(self) -> Self:
+        """``to(torch.bfloat16)``."""
+        return self.to(torch.bfloat16)
+
+    def float(self) -> Self:
+        """``to(torch.float32)``."""
+        return self.to(torch.float32)
+
     def eval(self) -> Self:
         """Itself: engines know nothing else."""
         return self
+
+    def train(self, mode: bool = True) -> Self:
+        """Itself, for inference.
+
+        Raises:
+            InvalidRequest: training is asked for, which engines cannot do.
+        """
+        return self.requires_grad_(mode)
 
     def requires_grad_(self, requires_grad: bool = False) -> Self:
         """Itself, without gradients.
@@ -122,7 +193,9 @@ class NetworkView:
             InvalidRequest: gradients are asked for, which engines do not have.
         """
         if requires_grad:
-            raise InvalidRequest("engines are for inference: they have no gradients")
+            raise InvalidRequest(
+                "engines are for inference: they have no gradients, and cannot be trained"
+            )
         return self
 
     def _no_effect(self, *_: Any, **__: Any) -> None:
@@ -133,7 +206,7 @@ class NetworkView:
     disable_xformers_memory_efficient_attention = _no_effect
     set_use_memory_efficient_attention_xformers = _no_effect
     enable_forward_chunking = disable_forward_chunking = _no_effect
-    set_default_attn_processor = enable_gradient_checkpointing = _no_effect
+    set_default_attn_processor = enable_gradient_checkpointing = compile = _no_effect
 
     def set_attn_processor(self, processor: object) -> None:
         """No effect for processors that only compute attention in another way.
@@ -212,10 +285,11 @@ class DecoderOutput:
 
 
 @dataclass(frozen=True)
-class LatentDistribution:
+class LatentDistribution(SaysWhatThereIs):
     """What an encoder makes of images. Only its mean is exported."""
 
     mean: Tensor
+    instead = "only the mean of a VAE is exported: mean, mode() and sample() give it"
 
     def mode(self) -> Tensor:
         """The mean."""
@@ -259,6 +333,12 @@ class VaeView(NetworkView):
             in_channels=3,
             out_channels=3,
             latent_channels=facts.channels,
+        )
+
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        """Raises InvalidRequest: its halves are called."""
+        raise InvalidRequest(
+            "the VAE runs in halves: call pipe.vae.encode(x) or pipe.vae.decode(z)"
         )
 
     @property
@@ -357,6 +437,8 @@ def _for_channels(values: Any) -> Tensor:
 
 
 def _check_images(name: str, value: object, channels: int) -> None:
+    if isinstance(value, Tensor):
+        dense(name, value)
     if (
         not isinstance(value, Tensor)
         or value.ndim != 4

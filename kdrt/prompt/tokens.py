@@ -121,6 +121,19 @@ class PromptTokenizer:
         ids = [id_ for id_, _ in places[:room]]
         return self._framed(ids, [1.0] * len(ids), truncation)
 
+    def ids(self, text: str) -> list[int]:
+        """All ids of a text as it is, without marks, and those of learned tokens with them."""
+        return [id_ for piece in self._pieces(text) for id_ in piece.ids]
+
+    def tokens(self, text: str) -> list[str]:
+        """The tokens of a text, as the vocabulary writes them."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).tokens)
+
+    def text(self, ids: list[int], skip_marks: bool) -> str:
+        """What ids stand for."""
+        text = str(self._tokenizer.decode(ids, skip_special_tokens=skip_marks))
+        return text.replace("</w>", " ").strip()
+
     def chunks(self, prompt: str, comma_backtrack: int) -> tuple[Tokens, ...]:
         """The prompt with emphasis, in as many chunks as it needs; see :mod:`.weighting`.
 

@@ -182,7 +182,7 @@ def test_switches_and_methods(tiny: Any) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [(5,), ("mars",), ("meta",), ([],), ("cpu", "cpu"), (torch.float16,), (torch.device("mps"),)],
+    [(-1,), ("mars",), ("meta",), ([],), ("cpu", "cpu"), (torch.float16,), (torch.device("mps"),)],
 )
 def test_places_that_are_none(sd: Any, arguments: tuple[Any, ...]) -> None:
     pipe = sd.pipe()
