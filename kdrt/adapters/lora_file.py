@@ -151,6 +151,10 @@ def parse_lora(
         if keys.keys() != {"alpha"}:
             parts = LayerParts(tensors, keys, name, module)
             layers[network][module] = parts.layer(alphas.get(network))
+    if not layers and any(key.startswith(BUNDLED) for key in tensors):
+        raise InvalidRequest(
+            f"{name} holds a textual inversion and no LoRA: use load_textual_inversion"
+        )
     if not layers:
         raise InvalidRequest(
             f"{name} holds no LoRA kdrt knows; it reads kohya's, diffusers', peft's and ComfyUI's "

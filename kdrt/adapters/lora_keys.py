@@ -36,6 +36,7 @@ _PREFIXES = {
         for inner in ("transformer.", "")
     },
     "diffusion_model.": "unet",
+    "model.diffusion_model.": "unet",
     "base_model.model.text_model.": "text_encoder",
     "text_model.": "text_encoder",
     "base_model.model.": "unet",

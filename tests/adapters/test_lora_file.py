@@ -327,6 +327,7 @@ PAIR = {"unet.x.lora_A.weight": DOWN, "unet.x.lora_B.weight": UP}
         ({"lora_unet_x.lokr_w1": DOWN}, "no plain LoRA but LoKr"),
         ({"model.weight": DOWN}, "belong to no LoRA kdrt knows, such as 'model.weight'"),
         ({"unet.x.lora_A.weight": DOWN}, "x has only half of a LoRA"),
+        ({"bundle_emb.cat.clip_l": DOWN}, "use load_textual_inversion"),
         ({}, "holds no LoRA kdrt knows"),
     ],
 )

@@ -147,6 +147,13 @@ def test_whose_text_encoder_is_meant(key: str) -> None:
     }
 
 
+def test_the_names_of_a_whole_checkpoint() -> None:
+    name = "diffusion_model.middle_block.1.proj_in"
+    for prefix in ("", "model."):
+        tensors = {f"{prefix}{name}.lora_A.weight": DOWN, f"{prefix}{name}.lora_B.weight": UP}
+        assert [*parse_lora(tensors)["unet"]] == ["middle_block_1_proj_in"]
+
+
 def test_what_is_no_file_of_a_lora_changes_nothing(sd: TinyModel, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.safetensors")
     (tmp_path / "folder.safetensors").mkdir()
