@@ -348,8 +348,6 @@ def _unit(name: str, values: Tensor | NDArray[np.generic]) -> Tensor:
         raise InvalidRequest(
             f"{name} must hold floats from 0 to 1, or uint8 from 0 to 255, or uint16, not {kind}"
         )
-    if isinstance(values, Tensor) and (values.is_meta or values.layout is not torch.strided):
-        raise InvalidRequest(f"{name} must be an ordinary tensor, neither sparse nor on meta")
     if isinstance(values, np.ndarray):
         tensor = torch.from_numpy(np.array(values, dtype=np.float32, order="C"))
     else:
