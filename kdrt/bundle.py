@@ -35,7 +35,7 @@ from pydantic import (
 )
 
 from kdrt.bundle_checks import check_bundle, damaged, unique
-from kdrt.checks import printable
+from kdrt.checks import printable, shown
 from kdrt.errors import BundleError, InvalidRequest, OutputError
 from kdrt.home import home
 from kdrt.outputs import check_folder, clear_leftovers, new_folder, other_files
@@ -456,6 +456,8 @@ def open_bundle(name_or_path: str | os.PathLike[str]) -> Bundle:
     Raises:
         BundleError: see :meth:`Bundle.open`.
     """
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        raise BundleError(f"a bundle's path or name must be a string, not {shown(name_or_path)}")
     path = bundle_path(name_or_path)
     clear_leftovers(path.parent)  # a killed export may have moved the bundle away
     if not _is_folder(path):

@@ -55,6 +55,15 @@ class Calls:
         finally:
             self._leave(call)
 
+    @contextmanager
+    def part(self) -> Iterator[None]:
+        """Within: a part of the call in whose middle this thread is, also outside, as for the VAE,
+        whose buffers no step needs; where it is in none, one call."""
+        call = self._call
+        mine = call is not None and call.is_of_this_thread()
+        with self._part_of(call if mine else None):
+            yield
+
     def over(self, steps: Generator[Value, None, Final]) -> Generator[Value, None, Final]:
         """The same steps in one call, which begins with the first and ends after the last, or when
         this iterator is closed or let go."""
@@ -221,6 +230,17 @@ def one_call(method: Method) -> Method:
     @wraps(method)
     def call(self: Any, *arguments: Any, **options: Any) -> Any:
         with self.pipeline._calls.one():
+            return method(self, *arguments, **options)
+
+    return cast(Method, call)
+
+
+def part_of_call(method: Method) -> Method:
+    """Likewise, also in the middle of another: see :meth:`Calls.part`."""
+
+    @wraps(method)
+    def call(self: Any, *arguments: Any, **options: Any) -> Any:
+        with self.pipeline._calls.part():
             return method(self, *arguments, **options)
 
     return cast(Method, call)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from kdrt.checks import whole
 from kdrt.errors import InvalidRequest
 from kdrt.images import Images, save_image
 from kdrt.parameters import Parameters
@@ -51,7 +52,7 @@ class Result:
             raise InvalidRequest(
                 "latents cannot be saved as a picture; ask for another output_type"
             )
-        if not 0 <= index < len(self.seeds):
+        if whole("index", index, 0) >= len(self.seeds):
             raise InvalidRequest(f"there are {len(self.seeds)} images, so no image {index}")
         return save_image(self.images[index], path, self.parameters[index])
 

@@ -6,6 +6,9 @@ where it has them) is part of the exported networks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -35,10 +38,18 @@ class _Coder:
         batch: the most pictures run together; None is all of them.
         tiling: how pictures larger than a tile are cut; None runs them whole. Either way, what is
             larger than the engine allows is cut into the largest tiles that it does allow.
+        turn: entered to run, as the buffers hold one run at a time.
     """
 
-    def __init__(self, engine: Engine, batch: int | None = 1, tiling: Tiling | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        batch: int | None = 1,
+        tiling: Tiling | None = None,
+        turn: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
         self._engine = engine
+        self._turn = turn
         self.batch = batch
         self.tiling = tiling
         source, result = engine.spec.inputs[0], engine.spec.outputs[0]
@@ -53,6 +64,10 @@ class _Coder:
 
     def _run(self, source: Tensor) -> Tensor:
         """``[B, C, scale_in·h, scale_in·w]`` through the network, as float32."""
+        with self._turn():
+            return self._run_in_turn(source)
+
+    def _run_in_turn(self, source: Tensor) -> Tensor:
         size = self.batch or len(source)
         tiling = self._tiling_for(
             min(size, len(source)), *(side // self._scale_in for side in source.shape[2:])
@@ -108,6 +123,7 @@ class Decoder(_Coder):
         engine: the ``vae_decoder`` component.
         batch: the most pictures decoded together; None is all of them.
         tiling: how large pictures are cut; None decodes them whole where the engine can.
+        turn: see there too.
     """
 
     @torch.no_grad()
@@ -131,6 +147,7 @@ class Encoder(_Coder):
         engine: the ``vae_encoder`` component.
         batch: the most pictures encoded together; None is all of them.
         tiling: how large pictures are cut; None encodes them whole where the engine can.
+        turn: see there too.
     """
 
     @torch.no_grad()

@@ -89,7 +89,7 @@ def load(
     """
     try:
         bundle = name_or_path if isinstance(name_or_path, Bundle) else open_bundle(name_or_path)
-        turns = Turns() if low_vram else None
+        turns = Turns() if flag("low_vram", low_vram) else None
         engines = load_engines(
             bundle,
             engine,
@@ -148,11 +148,11 @@ class Pipeline(AdapterSwitches, VaeSwitches):
         self.stream = OwnStream(self._unet.device, self._unet.stream)
         self._noise_schedule = training_table(bundle.manifest.scheduler)
         self._prompts = PromptEncoder(bundle, engines)
-        self.vae = Vae(self.engines, bundle.manifest.latents)
+        self.vae = Vae(self.engines, bundle.manifest.latents, self._calls)
         self._previewer = Previewer(bundle.manifest.latents, engines.get("preview_decoder"))
         self.safety_checker: SafetyChecker | None = None
         if "safety_checker" in engines:
-            self.safety_checker = SafetyChecker(engines["safety_checker"])
+            self.safety_checker = SafetyChecker(engines["safety_checker"], self._calls.one)
         self._loras = LoraStack(bundle)
         self._variants = Variants(bundle.manifest, load_component)
         self._image_prompts = ImagePrompts(bundle.manifest, load_component)

@@ -4,6 +4,7 @@ of the user's own."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from PIL import Image
@@ -30,10 +31,16 @@ class SafetyChecker:
 
     Args:
         engine: the ``safety_checker`` component.
+        turn: entered to run, as the buffers hold one run at a time.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        turn: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
         self._engine = engine
+        self._turn = turn
         self._size = int(engine.spec.input("clip_input").shape[-1])
         self._bindings: Recent[int, Binding] = Recent(_BINDINGS)
 
@@ -48,6 +55,10 @@ class SafetyChecker:
         Raises:
             NonFiniteError: a score is not finite, so nothing can be said.
         """
+        with self._turn():
+            return self._flags(pictures)
+
+    def _flags(self, pictures: Sequence[Image.Image]) -> list[bool]:
         binding = self._bindings.get(len(pictures), lambda: self._engine.bind(B=len(pictures)))
         binding.inputs["clip_input"].copy_(clip_pixels(pictures, self._size))
         binding.run()

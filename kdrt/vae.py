@@ -26,12 +26,14 @@ class Vae:
     Args:
         engines: ``vae_decoder``, and ``vae_encoder`` where pictures are to be read.
         facts: scale and sizes of the latents.
+        calls: of the pipeline: whoever runs a half by itself waits for its turn too.
     """
 
-    def __init__(self, engines: Mapping[str, Engine], facts: LatentFacts) -> None:
+    def __init__(self, engines: Mapping[str, Engine], facts: LatentFacts, calls: Calls) -> None:
         self._engines = engines
         self._facts = facts
-        self.decoder = Decoder(engines["vae_decoder"])
+        self._calls = calls
+        self.decoder = Decoder(engines["vae_decoder"], turn=calls.part)
         self._encoder: Encoder | None = None
 
     @property
@@ -47,7 +49,8 @@ class Vae:
                     "this bundle has no vae_encoder, which reads pictures; export the model again"
                 )
             engine = self._engines["vae_encoder"]
-            self._encoder = Encoder(engine, self.decoder.batch, self.decoder.tiling)
+            batch, tiling = self.decoder.batch, self.decoder.tiling
+            self._encoder = Encoder(engine, batch, tiling, turn=self._calls.part)
         return self._encoder
 
     def use(self, engines: Mapping[str, Engine]) -> None:
@@ -55,7 +58,7 @@ class Vae:
         stays. They must be in the mapping that this was made with too."""
         if "vae_decoder" in engines:
             batch, tiling = self.decoder.batch, self.decoder.tiling
-            self.decoder = Decoder(engines["vae_decoder"], batch, tiling)
+            self.decoder = Decoder(engines["vae_decoder"], batch, tiling, turn=self._calls.part)
         if "vae_encoder" in engines:
             self._encoder = None
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdrt.bound_unet import GUIDANCE_INPUT
 from kdrt.bundle import SchedulerFacts
-from kdrt.calls import one_call
+from kdrt.calls import part_of_call
 from kdrt.checks import MOST_STEPS, dense, finite, whole
 from kdrt.compat.absent import AbsentAttribute, SaysWhatThereIs, refused
 from kdrt.compat.config import Config, recorded
@@ -391,7 +391,7 @@ class VaeView(NetworkView):
             mean, std = [0.0], [1.0]
         return factor, _for_channels(mean), _for_channels(std)
 
-    @one_call
+    @part_of_call
     @on_own_stream
     def decode(
         self, z: Tensor, return_dict: bool = True, generator: object = None
@@ -407,7 +407,7 @@ class VaeView(NetworkView):
         pixels = self.pipeline.vae.decoder((z.float() - mean.to(z)) * factor / std.to(z))
         return DecoderOutput(pixels) if return_dict else (pixels,)
 
-    @one_call
+    @part_of_call
     @on_own_stream
     def encode(
         self, x: Tensor, return_dict: bool = True

@@ -68,6 +68,10 @@ def _job(number: int) -> Job:
         conditioning, _ = pipe.encode_prompt(f"{prompt}, {seed}", prompt_weighting="a1111")
         return conditioning.encoder_hidden_states
 
+    def decoded(pipe: Pipeline) -> Tensor:
+        latents = torch.full((1, 4, common["height"] // 8, 6), seed / 1000)
+        return pipe.vae.decoder(latents)
+
     def wrong(pipe: Pipeline) -> np.ndarray:
         with pytest.raises(kdrt.InvalidRequest, match="multiple of 8"):
             pipe(prompt, **{**common, "height": 65})
@@ -86,6 +90,7 @@ def _job(number: int) -> Job:
         filtered,
         embedded,
         wrong,
+        decoded,
         taught,
         lambda pipe: pipe(prompt, "blurry", **common).images,
         lambda pipe: pipe([prompt, "a"], images_per_prompt=2, **common).images,
@@ -307,6 +312,20 @@ def test_a_callback_runs_in_the_callers_modes(sdxl: TinyModel) -> None:
     assert seen == [(torch.bfloat16, True)] * 3
 
 
+def test_latents_can_be_decoded_in_the_middle_of_a_call(sdxl: TinyModel) -> None:
+    """As callbacks written for diffusers do."""
+    pipe, latents = sdxl.pipeline, torch.ones(1, 4, 8, 6)
+    expected = pipe.vae.decoder(latents)
+    alone = pipe("a", steps=2, seed=1, output_type="np").images
+    found: list[Tensor] = []
+    options: dict[str, Any] = {"callback": lambda _: found.append(pipe.vae.decoder(latents))}
+    result = pipe("a", steps=2, seed=1, output_type="np", **options).images
+    assert np.array_equal(result, alone)
+    assert torch.equal(found[0], expected)
+    for _ in pipe.steps("a", steps=2):
+        assert torch.equal(pipe.vae.decoder(latents), expected)
+
+
 def _in_a_fork(work: Callable[[], object]) -> str:
     """What ``work`` raises in a forked process."""
     reader, writer = os.pipe()
@@ -332,6 +351,7 @@ def test_a_forked_process_is_told_to_spawn(sdxl: TinyModel) -> None:
     made = pipe.steps("a", steps=2, seed=3, output_type="np")
     works = [partial(call, pipe) for call in CALLS.values()]
     works.append(lambda: StableDiffusionXLKDiffusionPipeline(pipe).encode_prompt("a"))
+    works.append(lambda: pipe.vae.decoder(torch.ones(1, 4, 8, 6)))
     works.append(lambda: next(made))
     for work in works:
         assert "load it in each worker, or start workers by spawn" in _in_a_fork(work)
