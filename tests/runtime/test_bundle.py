@@ -630,3 +630,9 @@ def test_a_bundle_that_a_killed_export_moved_away_is_opened(bundle: Path, home: 
     bundle.rename(home / "bundles" / left / "old" / "mine")
     assert open_bundle("mine").path == home / "bundles" / "mine"
     assert [path.name for path in (home / "bundles").iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("value", [None, 0, b"demo", ["demo"]])
+def test_what_is_no_path_and_no_name(value: Any) -> None:
+    with pytest.raises(BundleError, match="a bundle's path or name must be a string, not"):
+        open_bundle(value)

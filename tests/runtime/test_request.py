@@ -355,3 +355,10 @@ def test_no_crop_is_none(sdxl: TinyModel) -> None:
 def fixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, EngineSpec]:
     model = tiny_model(tmp_path_factory.mktemp("sdxl"), "sdxl")
     return model.manifest, model.pipeline.engines["unet"].spec
+
+
+@pytest.mark.parametrize("index", [None, "0", 0.0, [0], -1])
+def test_an_index_of_no_image(sd: TinyModel, tmp_path: Path, index: Any) -> None:
+    result = sd.pipeline("a", steps=1, seed=1)
+    with pytest.raises(InvalidRequest, match="index must be a whole number of at least 0"):
+        result.save(tmp_path / "a.png", index)
