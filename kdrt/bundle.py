@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -337,6 +338,11 @@ class Manifest(_Strict):
     files: Annotated[dict[Inside, Sha256], Field(max_length=4096)] = Field(default_factory=dict)
     """SHA-256 of every file, by path inside the bundle; ``engines/`` is not listed."""
 
+    @property
+    def export_command(self) -> str:
+        """How the command begins that exports the model again; the source may be any text."""
+        return f"kdrt export {shlex.quote(self.source)}"
+
     @model_validator(mode="after")
     def _variants_exist(self) -> Manifest:
         for name, parts in self.variants.items():
@@ -351,7 +357,7 @@ class Bundle:
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path.absolute()
         self.manifest = manifest
-        self._opened: tuple[int, ...] | None = None
+        self._opened: _Identity = None
 
     def file(self, relative: str) -> Path:
         """A file of the bundle.
@@ -379,10 +385,10 @@ class Bundle:
     def check_unchanged(self) -> None:
         """Raises BundleError: the folder is not what was opened, so that what is read from it now
         does not belong to what was read then."""
-        if self._opened is not None and self._opened != _identity(self.path):
+        if self._opened is not None and self._opened != _identity(self.path, self.manifest):
             raise BundleError(
-                f"{self.path} has changed since it was opened: it was exported again, moved or "
-                "deleted; load it again"
+                f"{self.path} has changed since it was opened: it was exported again, moved, "
+                "written to or deleted; load it again"
             )
 
     @classmethod
@@ -392,21 +398,24 @@ class Bundle:
         Raises:
             BundleError: there is none, it is damaged, or its schema is unknown.
         """
-        opened = _identity(path)
         manifest = _read_manifest(path)
+        opened = _identity(path, manifest)
         check_bundle(path, manifest)
         bundle = cls(path, manifest)
         bundle._opened = opened
         return bundle
 
 
-def _identity(path: Path) -> tuple[int, ...] | None:
-    """What tells one export from the next; None where there is none."""
+_Identity = tuple[tuple[int, ...], ...] | None
+
+
+def _identity(path: Path, manifest: Manifest) -> _Identity:
+    """What tells a bundle from what is there later; None where something is missing."""
     try:
-        stat = (path / MANIFEST).stat()
+        stats = [(path / name).stat() for name in (MANIFEST, *manifest.files)]
     except OSError:
         return None
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+    return tuple((stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats)
 
 
 def config_file(network: str) -> str:

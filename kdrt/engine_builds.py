@@ -145,7 +145,7 @@ def fusion_warning(manifest: Manifest, record: EngineRecord) -> str | None:
     if built.fused_attention >= sites:
         return None
     advice = (
-        f": only half precision fuses; export it with `kdrt export {manifest.source} "
+        f": only half precision fuses; export it with `{manifest.export_command} "
         "--precision fp16` and build again"
         if key.dtype == "float32"
         else ""

@@ -48,7 +48,7 @@ def check_refittable(
         EngineError: the GPUs are others than this machine's, no LoRA can change a component, or
             nothing can be compared with the engines.
     """
-    baked = f"bake LoRAs in with `kdrt export {bundle.manifest.source} --lora FILE`"
+    baked = f"bake LoRAs in with `{bundle.manifest.export_command} --lora FILE`"
     if components and not set(components) & set(NETWORKS):
         raise EngineError(
             f"no LoRA changes {', '.join(components)}, but {', '.join(NETWORKS)}; leave out "
@@ -110,7 +110,7 @@ def prove_plan(bundle: Bundle, key: EngineKey, plan: Path) -> RefitProof:
     except EngineError as error:
         raise EngineError(
             f"the refittable engine of {key.component} is not kept: {error}; build without "
-            f"--refittable, and bake LoRAs in with `kdrt export {bundle.manifest.source} --lora "
+            f"--refittable, and bake LoRAs in with `{bundle.manifest.export_command} --lora "
             "FILE`"
         ) from error
 

@@ -370,7 +370,7 @@ def _load_torch(bundle: Bundle, name: str, component: Component) -> Engine:
     if not path.is_file():
         raise EngineUnavailable(
             f"the bundle has no torch engine ({path} is missing); "
-            f"export it with `kdrt export {bundle.manifest.source} --target torch`"
+            f"export it with `{bundle.manifest.export_command} --target torch`"
         )
     if not is_trusted(*_description(bundle, name)):
         raise EngineUnavailable(

@@ -324,7 +324,7 @@ def _check_deep_cache(manifest: Manifest, unet: EngineSpec) -> None:
     if SHALLOW_UNET not in manifest.components:
         raise InvalidRequest(
             f"deep_cache needs a shallow UNet, and '{manifest.name}' has none; export it with "
-            f"`kdrt export {manifest.source} --variant {DEEP_CACHE}`"
+            f"`{manifest.export_command} --variant {DEEP_CACHE}`"
         )
     if all(tensor.name != DEEP_FEATURE for tensor in unet.outputs):
         raise InvalidRequest(

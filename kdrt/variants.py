@@ -46,7 +46,7 @@ class Variants:
             raise InvalidRequest(
                 f"'{self._manifest.name}' has no variant '{name}' (it has "
                 f"{', '.join(variants) or 'none'}); export it with "
-                f"`kdrt export {self._manifest.source} {option}`"
+                f"`{self._manifest.export_command} {option}`"
             )
         if parts is not None:
             missing = [part for part in parts if part not in wanted and name is not None]

@@ -91,8 +91,8 @@ class ImagePrompts:
     def _facts(self) -> IpAdapterFacts:
         if self._manifest.ip_adapter is None:
             raise InvalidRequest(
-                f"'{self._manifest.name}' has no IP-Adapter; export it with `kdrt export "
-                f"{self._manifest.source} --ip-adapter FILE`"
+                f"'{self._manifest.name}' has no IP-Adapter; export it with "
+                f"`{self._manifest.export_command} --ip-adapter FILE`"
             )
         return self._manifest.ip_adapter
 

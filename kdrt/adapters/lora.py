@@ -271,7 +271,7 @@ class LoraStack:
         except FixedWeights as error:
             raise EngineError(
                 f"LoRAs cannot be put on the running {network}, {error}: bake them in with "
-                f"`kdrt export {self._bundle.manifest.source} {_export_options(loras)}`, build an "
+                f"`{self._bundle.manifest.export_command} {_export_options(loras)}`, build an "
                 f"engine that takes them with `kdrt build {handle(self._bundle)} --refittable "
                 "--here`, or choose the engine onnxruntime or torch"
             ) from error
@@ -346,7 +346,7 @@ class LoraStack:
         if manifest.baked.weights == "int8":
             raise InvalidRequest(
                 f"LoRAs are added to the base weights, and '{manifest.name}' has them as int8 "
-                f"only: bake them in with `kdrt export {manifest.source} --weights int8 --lora "
+                f"only: bake them in with `{manifest.export_command} --weights int8 --lora "
                 "FILE:SCALE`, or export without --weights"
             )
 

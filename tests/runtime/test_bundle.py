@@ -527,6 +527,12 @@ def test_what_is_no_tokenizer(bundle: Path, content: bytes) -> None:
     assert "no JSON that a tokenizer could have" in refusal(bundle)
 
 
+def test_a_source_is_one_word_of_the_commands_that_name_it(bundle: Path) -> None:
+    edit(bundle, lambda m: m.update(source="my model; rm -rf ~"))
+    manifest = Bundle.open(bundle).manifest
+    assert manifest.export_command == "kdrt export 'my model; rm -rf ~'"
+
+
 # -- names, and what a new bundle may replace --------------------------------------------------
 
 

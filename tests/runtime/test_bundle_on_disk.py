@@ -79,6 +79,8 @@ def test_a_relative_path_holds_when_the_process_moves(
         *((reader, "exported again") for reader in READERS),
         ("the encoder", "moved"),
         ("a LoRA", "deleted"),
+        ("the encoder", "written to"),
+        ("the whole graph", "written to"),
     ],
 )
 def test_a_bundle_that_changed_is_not_read_any_more(
@@ -92,6 +94,11 @@ def test_a_bundle_that_changed_is_not_read_any_more(
             shutil.copytree(elsewhere, folder, dirs_exist_ok=True)
     elif change == "moved":
         copied.rename(copied.with_name("elsewhere"))
+    elif change == "written to":
+        for file in copied.glob("onnx/*/weights.bin"):
+            content = file.read_bytes()
+            file.unlink()
+            file.write_bytes(content[::-1])
     else:
         shutil.rmtree(copied)
     with pytest.raises(kdrt.BundleError, match=r"has changed since it was opened.*load it again"):
