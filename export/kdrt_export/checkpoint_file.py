@@ -100,13 +100,13 @@ def read_header(path: Path) -> Header:
                 markers = _values(shapes, file.get_tensor)
                 return Header(shapes, file.metadata() or {}, markers=markers)
         content = torch.load(path, map_location="meta", weights_only=True)
-        state = content.get("state_dict", content)
+        state = by_name(content)
         shapes = {n: tuple(t.shape) for n, t in state.items() if isinstance(t, torch.Tensor)}
         step = content.get("global_step")
 
         def read(name: str) -> torch.Tensor:
             whole = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-            tensor: torch.Tensor = whole.get("state_dict", whole)[name]
+            tensor: torch.Tensor = by_name(whole)[name]
             return tensor
 
         return Header(
@@ -116,6 +116,16 @@ def read_header(path: Path) -> Header:
         )
     except Exception as error:  # a damaged file raises one of many types
         raise SourceError(f"{path.name} is damaged or holds more than weights") from error
+
+
+def by_name(content: Any) -> Any:
+    """The tensors by name in what a pickle holds, where trainers lay them in further dictionaries;
+    such can also hold themselves."""
+    for _ in range(8):
+        if not (isinstance(content, Mapping) and "state_dict" in content):
+            break
+        content = content["state_dict"]
+    return content
 
 
 def detect(header: Header, name: str) -> CheckpointKind:
@@ -186,10 +196,12 @@ def _sd2(header: Header) -> CheckpointKind:
 
 
 def _stated_prediction(header: Header) -> str | None:
-    """What the file says: its author in words, by the convention of modelspec, or ``v_pred``."""
-    stated = header.metadata.get("modelspec.prediction_type", "").lower()
-    known = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
-    return known.get(stated) or ("v_prediction" if "v_pred" in header.shapes else None)
+    """What the file says: its author in words, by the convention of modelspec, or ``v_pred``. Words
+    that mean nothing here are left as they are, to be refused unless the user knows better."""
+    stated = header.metadata.get("modelspec.prediction_type", "").strip().lower()
+    if stated:
+        return "v_prediction" if stated in ("v", "v-prediction") else stated
+    return "v_prediction" if "v_pred" in header.shapes else None
 
 
 def as_trained(architecture: Architecture, header: Header, name: str) -> Architecture:

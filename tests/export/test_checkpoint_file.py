@@ -295,7 +295,7 @@ def test_markers_are_read_with_their_values(tmp_path: Path, suffix: str) -> None
     state["edm_vpred.sigma_max"] = torch.tensor(120.0)
     state["edm_vpred.sigma_min"] = torch.zeros(65)  # too large to be what it is called
     if suffix == ".ckpt":
-        torch.save({"state_dict": state, "global_step": 7}, path)
+        torch.save({"state_dict": {"state_dict": state}, "global_step": 7}, path)
     else:
         save_file(state, path)
     header = read_header(path)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from test_checkpoint_file import open_clip
 from test_sources import sd_folder  # noqa: F401
 from tiny import randomized, text_encoder, unet, vae
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from kdrt_export import stage
 from kdrt_export.errors import ExportError, SourceError
@@ -81,6 +81,18 @@ def test_stable_diffusion_2_has_a_layer_too_many(prefix: str, tmp_path: Path) ->
     weights = Weights(CLIPTextModel, used.config, text_encoder_tensors(path, 0, used.config), "it")
     with pytest.raises(SourceError, match=r"lacks encoder\.layers\.1\.self_attn\.k_proj\.bias"):
         weights.check()
+
+
+def test_what_is_none_of_open_clips_is_named(tmp_path: Path) -> None:
+    encoder = text_encoder(projection=True)
+    prefix = "conditioner.embedders.1.model"
+    state = open_clip(encoder, prefix) | {
+        f"{prefix}.{n}": torch.zeros(1) for n in ("mine", "attn_mask")
+    }
+    save_file(state, tmp_path / "xl.safetensors")
+    tensors = text_encoder_tensors(tmp_path / "xl.safetensors", 1, encoder.config)
+    with pytest.raises(SourceError, match=r"holds besides mine;"):
+        Weights(CLIPTextModelWithProjection, encoder.config, tensors, "it").check()
 
 
 def test_what_a_vae_keeps_of_its_training_is_left_out(whole: State, tmp_path: Path) -> None:

@@ -104,6 +104,8 @@ def test_what_does_not_fit(tmp_path: Path) -> None:
         ({}, {}, {}),
         ({"v_pred": ()}, {}, {"prediction_type": "v_prediction"}),
         ({}, {"modelspec.prediction_type": "v"}, {"prediction_type": "v_prediction"}),
+        ({}, {"modelspec.prediction_type": "sample"}, {"prediction_type": "sample"}),
+        ({}, {"modelspec.prediction_type": "Flow"}, {"prediction_type": "flow"}),  # refused later
         (
             {"v_pred": (), "ztsnr": ()},
             {},

@@ -41,6 +41,11 @@ _ENCODERS = {
     ),
 }
 """Where the first and the second text encoder may be: those of transformers, those of OpenCLIP."""
+_OPEN_CLIP = (
+    *("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection"),
+    *("visual.", "logit_scale", "attn_mask"),
+)
+"""How tensors of OpenCLIP begin: those of its text encoder, and those that are not used."""
 
 
 def unet_tensors(path: Path, config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -112,7 +117,8 @@ def text_encoder_tensors(path: Path, index: int, config: CLIPTextConfig) -> dict
         unused = f"transformer.resblocks.{config.num_hidden_layers}."
         used = {n: t for n, t in part.items() if index or not n.startswith(unused)}
         with refused(f"{path.name} holds no text encoder of this model"):
-            return convert_open_clip_checkpoint(SimpleNamespace(config=config), used, prefix="")
+            made = convert_open_clip_checkpoint(SimpleNamespace(config=config), used, prefix="")
+        return {n: t for n, t in used.items() if not n.startswith(_OPEN_CLIP)} | made
     raise SourceError(
         f"{path.name} holds no {'second ' if index else ''}text encoder; if it is a UNet alone, "
         "export it on its base model: kdrt export sd15 --unet FILE"

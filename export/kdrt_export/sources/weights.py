@@ -20,6 +20,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from kdrt_export.checkpoint_file import by_name
 from kdrt_export.errors import SourceError, UnsupportedModel
 from kdrt_export.sources.reading import check_fetched, refused
 
@@ -38,8 +39,6 @@ _FILE = re.compile(
 shard, or in older files after it."""
 _VARIANTS = ("", "fp16", "bf16")
 """In order of preference; of any other a folder must hold one alone."""
-_NESTED = 8
-"""How deep weights may lie in a pickle's dictionaries, which can hold themselves."""
 _COUNTS = (
     "layers_per_block",
     "num_hidden_layers",
@@ -163,11 +162,7 @@ def read_tensors(
         if not is_pickle(path):
             with safe_open(str(path), framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118
-        state = load_pickle(path)
-        for _ in range(_NESTED):
-            if not (isinstance(state, Mapping) and "state_dict" in state):
-                break
-            state = state["state_dict"]
+        state = by_name(load_pickle(path))
         if not isinstance(state, Mapping):
             raise SourceError(f"{path} holds a {type(state).__name__}, not weights by name")
         return {
