@@ -51,13 +51,14 @@ _ARGUMENTS = {
 
 def refuse_arguments(given: Mapping[str, object]) -> None:
     """Raise UnknownArgument for the first of a call's arguments that the originals did not have;
-    None in place of one that diffusers' other pipelines have says what is so anyway."""
+    None, or nothing in a dictionary, in place of one that diffusers' other pipelines have says
+    what is so anyway."""
     for name, value in given.items():
         if name not in _ARGUMENTS:
             raise UnknownArgument(
                 f"a call has no argument {name!r}; its arguments are those of the removed pipeline"
             )
-        if value is not None:
+        if value is not None and not (isinstance(value, Mapping) and not value):
             instead = _ARGUMENTS[name].format(name=name)
             raise UnknownArgument(f"a call has no argument {name!r}: {instead}")
 

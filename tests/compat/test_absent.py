@@ -75,6 +75,7 @@ def test_arguments_that_a_call_does_not_have(tiny: Any, argument: str) -> None:
     with pytest.raises(InvalidRequest, match=f"no argument '{argument}'"):
         pipe("a", **SIZE, **{argument: 1})
     pipe("a", **SIZE, cross_attention_kwargs=None)
+    pipe("a", **SIZE, cross_attention_kwargs={})
 
 
 def test_the_tokenizer_is_called_as_it_was(tiny: Any) -> None:
