@@ -136,7 +136,7 @@ class LoraStack:
             AdapterWarning: some of its layers have no effect.
         """
         started = time.perf_counter()
-        self._check_base()
+        self.check_base()
         name = self._free_name(file) if name is None else name
         if not isinstance(name, str):
             raise InvalidRequest(f"the name of a LoRA must be a string, not {name!r}")
@@ -341,7 +341,8 @@ class LoraStack:
             self._networks[network] = _Network(self._bundle, self._components[network])
         return self._networks[network]
 
-    def _check_base(self) -> None:
+    def check_base(self) -> None:
+        """Raises InvalidRequest: the bundle has no weights that a LoRA can be added to."""
         manifest = self._bundle.manifest
         if manifest.baked.weights == "int8":
             raise InvalidRequest(

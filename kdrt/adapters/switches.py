@@ -68,6 +68,7 @@ class AdapterSwitches(ABC):
         Warns:
             AdapterWarning: some of its layers have no effect, and ``strict`` is off.
         """
+        self._loras.check_base()
         file = path if isinstance(path, LoraFile) else read_lora(path, allow_pickle=allow_pickle)
         with self._calls.one():
             words: tuple[str, ...] = ()
