@@ -167,7 +167,7 @@ def test_with_weighting_a_long_prompt_is_read_whole(cli, demo: str, tmp_path: Pa
         (["--count", "0"], ["at least 1", "0"]),
         (["--seed", "-1"], ["seed", "at least 0"]),
         (["--guidance", "nan"], ["guidance_scale", "nan"]),
-        (["--guidance-rescale", "2"], ["guidance_rescale", "from 0 to 1"]),
+        (["--guidance-rescale", "2"], ["guidance_rescale", "at most 1"]),
         (["--guidance-interval", "1"], ["--guidance-interval", "0.3:5.4", "'1'"]),
         (["--guidance-interval", "5:1"], ["guidance_interval", "the lower one first"]),
         (["--deep-cache", "1"], ["deep_cache=1", "leave it out"]),

@@ -240,19 +240,6 @@ def test_the_class_of_a_scheduler_is_in_either_file(
     assert open_source(str(tmp_path / "model")).scheduler["_class_name"] == expected
 
 
-def test_a_safety_checker_that_the_index_leaves_out_is_not_used(
-    sd_folder: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(sd_folder, tmp_path / "model")
-    (tmp_path / "model" / "safety_checker").mkdir(exist_ok=True)
-    path = tmp_path / "model" / "model_index.json"
-    whole = json.loads(path.read_text())
-    path.write_text(json.dumps({**whole, "safety_checker": [None, None]}))
-    opened = open_source(str(tmp_path / "model"))
-    opened.check()
-    assert opened.safety_checker() is None
-
-
 @pytest.mark.parametrize(
     "file", ["model_index.json", "unet/config.json", "tokenizer/tokenizer_config.json"]
 )

@@ -146,9 +146,10 @@ def test_a_bundle_with_a_tokenizer_that_does_not_fit(
 ) -> None:
     """At load, not at the first prompt with such a token."""
     shutil.copytree(demo_bundle, folder := tmp_path / "bundle")
-    bundle = Bundle.open(folder)
-    facts = bundle.manifest.text_encoders[0]
+    manifest = Bundle.open(folder).manifest
+    facts = manifest.text_encoders[0]
     change(folder / facts.tokenizer)
+    bundle = Bundle(folder, manifest)
     table = load_file(folder / facts.token_embedding)["weight"]
     with pytest.raises(BundleError, match=r"does not fit text_encoder: .*; export it again"):
         PromptTokenizer(bundle, facts).check(table)

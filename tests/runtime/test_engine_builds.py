@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from engine_bundle import VERSION, Builder, Listener, engine_bundle, exported_anew
 from filelock import FileLock
 
-from kdrt import engine_builds
+from kdrt import engine_builds, outputs
 from kdrt.bundle import Bundle
 from kdrt.engine_builds import build_engines, fusion_warning
 from kdrt.engine_files import PLAN, RECORD, engine_folders, open_engine
@@ -167,7 +169,9 @@ def test_a_build_that_stops_leaves_nothing(
 
 
 def test_what_a_killed_build_left_is_cleared_away(bundle: Bundle, builder: Builder) -> None:
-    left = bundle.file(f"engines/tensorrt-rtx/{UNFINISHED}x")
+    started = int(psutil.Process().create_time()) - 1000  # this process's number had another owner
+    name = f"{UNFINISHED}{outputs._host()}-{os.getpid()}-{started}-{'0' * 8}"
+    left = bundle.file(f"engines/tensorrt-rtx/{name}")
     left.mkdir(parents=True)
     (left / PLAN).write_bytes(b"half")
     build_engines(bundle, TENSORRT_RTX, (89,), components=["unet"], report=Listener())

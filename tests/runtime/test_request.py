@@ -134,9 +134,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"callback": "print"}, "callback must be a function, not 'print'"),
     ({"progress": "no"}, "progress must be True or False, not 'no'"),
     ({"keep_unmasked": np.ones(2)}, "keep_unmasked must be True or False"),
-    ({"latents": torch.zeros(1, 4, 8, 6).to_sparse()}, "latents must be an ordinary tensor"),
-    ({"image": torch.zeros(1, 4, 8, 6, device="meta")}, "image must be an ordinary tensor"),
-    ({"image": torch.zeros(3, 64, 48).to_sparse()}, "image must be an ordinary tensor"),
+    ({"latents": torch.zeros(1, 4, 8, 6).to_sparse()}, "latents must be a dense tensor"),
+    ({"image": torch.zeros(1, 4, 8, 6, device="meta")}, "image must be a dense tensor"),
+    ({"image": torch.zeros(3, 64, 48).to_sparse()}, "image must be a dense tensor"),
     ({"sigmas": torch.zeros(2, device="meta")}, "sigmas must be a sequence of numbers"),
     ({"output_type": "jpg"}, "unknown output_type 'jpg'; known: pil, np, pt, latent"),
 ]

@@ -107,8 +107,7 @@ class FolderSource(FileSource):
         return network
 
     def _has_safety_checker(self) -> bool:
-        off = self._index.get("safety_checker", ()) == [None, None]  # as diffusers writes it
-        return not off and (self.path / "safety_checker").is_dir()
+        return (self.path / "safety_checker").is_dir()
 
     def architecture(self) -> Architecture:
         """The configurations of its networks, without their weights."""
