@@ -254,6 +254,7 @@ def export(
 
     if name is not None:
         folder_name(name)  # also where -o says where it goes
+    _check_effect(source, revision, config, ip_adapter, image_encoder)
     builds = _builds(str(output or name or source), target or [], gpu or [], here, profile)
     if builds and precision == "auto":
         precision = "fp16"
@@ -302,6 +303,30 @@ def export(
     handle = str(output) if output else open_bundle(path).manifest.name
     typer.echo(f"{path}  ({size(total)}, {duration(time.perf_counter() - started)})")
     typer.echo(f'next: kdrt generate {handle} "your prompt"', err=True)
+
+
+def _check_effect(
+    source: str,
+    revision: str | None,
+    config: Path | None,
+    ip_adapter: str | None,
+    image_encoder: Path | None,
+) -> None:
+    """Raises ExportError: an option would have no effect."""
+    from kdrt.errors import ExportError
+    from kdrt.paths import user_path
+
+    if image_encoder is not None and ip_adapter is None:
+        raise ExportError("--image-encoder belongs to --ip-adapter; give both or neither")
+    path = user_path(source)
+    if revision is not None and (source == "demo" or path.exists()):
+        raise ExportError(
+            f"--revision is for models of the hub, and '{source}' is on this machine; leave it out"
+        )
+    if config is not None and (source == "demo" or path.is_dir()):
+        raise ExportError(
+            f"--config describes a checkpoint file, and '{source}' is none; leave it out"
+        )
 
 
 def _without_builds(targets: list[str]) -> tuple[str, ...]:

@@ -86,6 +86,22 @@ def test_options_reach_the_exporter(cli, stage: Stub, tmp_path: Path) -> None:
     assert stage.called["config"] == tmp_path
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["demo", "--revision", "main"], "--revision is for models of the hub, and 'demo' is on"),
+        (["demo", "--config", "."], "--config describes a checkpoint file, and 'demo' is none"),
+        ([".", "--revision", "main"], "--revision is for models of the hub"),
+        ([".", "--config", "."], "--config describes a checkpoint file"),
+        (["sd15", "--image-encoder", "."], "--image-encoder belongs to --ip-adapter"),
+    ],
+)
+def test_an_option_without_effect_is_refused(
+    cli, stage: Stub, arguments: list[str], said: str
+) -> None:
+    assert said in cli("export", *arguments).refusal()
+
+
 def test_the_stub_takes_what_the_exporter_takes(stage: Stub, tmp_path: Path, cli) -> None:
     cli("export", "demo", "-o", tmp_path / "bundle")
     sys.modules.pop("kdrt_export.stage")
