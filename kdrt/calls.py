@@ -12,13 +12,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import wraps
 from threading import Thread, current_thread
 from typing import Any, ParamSpec, TypeVar, cast
 
 from kdrt.errors import EngineError, InvalidRequest
 from kdrt.memory import name_memory_failure
+from kdrt.streams import taken_within
 from kdrt.torch_modes import neutral_modes
 
 Value = TypeVar("Value")
@@ -69,16 +70,8 @@ class Calls:
         this iterator is closed or let go."""
         call = self._begin()
         try:
-            while True:
-                call.owner = current_thread()
-                with call.inside():
-                    try:
-                        step = next(steps)
-                    except StopIteration as end:
-                        return cast(Final, end.value)
-                yield step
+            return (yield from taken_within(steps, call.inside_as_owner))
         finally:
-            steps.close()
             self._leave(call)
 
     def function(self, function: Callable[..., Value]) -> Callable[..., Value]:
@@ -202,6 +195,11 @@ class _Call:
                 self._inside = None
                 self._modes.close()
 
+    def inside_as_owner(self) -> AbstractContextManager[None]:
+        """Likewise, in the thread that goes on with it from now on."""
+        self.owner = current_thread()
+        return self.inside()
+
     @contextmanager
     def outside(self) -> Iterator[None]:
         """Within: code of the user's, in the caller's modes."""
@@ -224,23 +222,22 @@ class _Call:
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-def one_call(method: Method) -> Method:
-    """A method of what wraps a pipeline in ``self.pipeline``, as one of the pipeline's calls."""
+def _within(part: Callable[[Calls], AbstractContextManager[None]]) -> Callable[[Method], Method]:
+    """Makes a method of what wraps a pipeline in ``self.pipeline`` a part of its calls."""
 
-    @wraps(method)
-    def call(self: Any, *arguments: Any, **options: Any) -> Any:
-        with self.pipeline._calls.one():
-            return method(self, *arguments, **options)
+    def decorate(method: Method) -> Method:
+        @wraps(method)
+        def call(self: Any, *arguments: Any, **options: Any) -> Any:
+            with part(self.pipeline._calls):
+                return method(self, *arguments, **options)
 
-    return cast(Method, call)
+        return cast(Method, call)
+
+    return decorate
 
 
-def part_of_call(method: Method) -> Method:
-    """Likewise, also in the middle of another: see :meth:`Calls.part`."""
+one_call = _within(Calls.one)
+"""Such a method as one of the pipeline's calls."""
 
-    @wraps(method)
-    def call(self: Any, *arguments: Any, **options: Any) -> Any:
-        with self.pipeline._calls.part():
-            return method(self, *arguments, **options)
-
-    return cast(Method, call)
+part_of_call = _within(Calls.part)
+"""Likewise, also in the middle of another: see :meth:`Calls.part`."""

@@ -8,7 +8,7 @@ work changes hands; the host waits for neither.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
@@ -50,7 +50,7 @@ class OwnStream:
 
     def over(self, steps: Generator[Value, None, Final]) -> Generator[Value, None, Final]:
         """The same steps, each made on this stream and handed out on the caller's."""
-        return steps if self.stream is None else self._over(steps)
+        return steps if self.stream is None else taken_within(steps, self.active)
 
     def calling(self, function: Callable[..., Value]) -> Callable[..., Value]:
         """``function``, run on this stream."""
@@ -61,17 +61,21 @@ class OwnStream:
 
         return call
 
-    def _over(self, steps: Generator[Value, None, Final]) -> Generator[Value, None, Final]:
-        try:
-            while True:
-                with self.active():
-                    try:
-                        step = next(steps)
-                    except StopIteration as end:
-                        return cast(Final, end.value)
-                yield step
-        finally:
-            steps.close()
+
+def taken_within(
+    steps: Generator[Value, None, Final], context: Callable[[], AbstractContextManager[object]]
+) -> Generator[Value, None, Final]:
+    """The same steps, each of them taken within a context of its own and handed out outside."""
+    try:
+        while True:
+            with context():
+                try:
+                    step = next(steps)
+                except StopIteration as end:
+                    return cast(Final, end.value)
+            yield step
+    finally:
+        steps.close()
 
 
 class HasPipeline(Protocol):
