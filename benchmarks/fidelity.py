@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 import kdrt
-from kdrt.demo.fidelity import HELD_OUT_PROMPTS, Verdict, held_out_prompts, judge, score
-from kdrt.demo.scenes import Scene
+from kdrt_export.demo.fidelity import HELD_OUT_PROMPTS, Verdict, held_out_prompts, judge, score
+from kdrt_export.demo.scenes import Scene
 
 
 def main(

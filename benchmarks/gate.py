@@ -25,13 +25,13 @@ from typing import Annotated, Any
 
 import typer
 
-from kdrt.bench.conductor import Outcome, Worker, compare
-from kdrt.bench.jobs import Forward, Generation, Job, Workload
-from kdrt.bench.models import model_of
-from kdrt.bench.statistics import Ratio, paired_ratio, percentiles
+from kdrt.backends.doctor import examine
 from kdrt.bundle import open_bundle
-from kdrt.doctor import examine
 from kdrt.errors import KdrtError
+from kdrt_bench.conductor import Outcome, Worker, compare
+from kdrt_bench.jobs import Forward, Generation, Job, Workload
+from kdrt_bench.models import model_of
+from kdrt_bench.statistics import Ratio, paired_ratio, percentiles
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOTS = ("", "export", "engines")

@@ -25,11 +25,11 @@ import torch
 import typer
 
 import kdrt
-from kdrt.bench.cuda_calls import count_calls
+from kdrt.backends.loading import ENGINES
 from kdrt.bundle import open_bundle
-from kdrt.engine_store import ENGINES
+from kdrt.denoise.cuda_graphs import GraphLevel
 from kdrt.errors import KdrtError
-from kdrt.graphs import GraphLevel
+from kdrt_bench.cuda_calls import count_calls
 
 PROMPT = "a red circle on a blue background"
 LEVELS: tuple[GraphLevel, ...] = get_args(GraphLevel)

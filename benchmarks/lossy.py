@@ -32,8 +32,8 @@ from rich.console import Console
 from rich.table import Table
 
 import kdrt
-from kdrt.demo.fidelity import HELD_OUT_PROMPTS, held_out_prompts, judge, score
-from kdrt.images import to_images
+from kdrt.images.output import to_images
+from kdrt_export.demo.fidelity import HELD_OUT_PROMPTS, held_out_prompts, judge, score
 
 INTERVALS = ((0.28, 5.42), (0.5, 15.0), (1.0, 15.0), (-1.0, 3.0))
 CACHES = (2, 3, 5)
@@ -202,7 +202,7 @@ def cached_share(name: str) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     from kdrt_export.components import ExportUNet
-    from kdrt_export.shallow_unet import ExportShallowUNet
+    from kdrt_export.components.shallow_unet import ExportShallowUNet
 
     counts = []
     for kind in (ExportShallowUNet, ExportUNet):

@@ -34,14 +34,14 @@ if TYPE_CHECKING:
         OutputError,
         ShapeError,
     )
-    from kdrt.generation import Generation, Result
-    from kdrt.images import read_parameters, save_image
-    from kdrt.parameters import Parameters
-    from kdrt.pipeline import Pipeline, load
-    from kdrt.previews import PreviewStep
+    from kdrt.images.output import read_parameters, save_image
+    from kdrt.pipeline.metadata import Parameters
+    from kdrt.pipeline.pipeline import Pipeline, load
+    from kdrt.pipeline.result import Generation, Result
     from kdrt.prompt import Conditioning, Truncation, TruncationWarning
-    from kdrt.request import Request
+    from kdrt.request.request import Request
     from kdrt.sampling import Step
+    from kdrt.vae.preview import PreviewStep
 
 __all__ = [
     "Bundle",
@@ -75,18 +75,18 @@ __all__ = [
 _HOME = {
     "Bundle": "kdrt.bundle",
     "Conditioning": "kdrt.prompt",
-    "Generation": "kdrt.generation",
-    "Parameters": "kdrt.parameters",
-    "Pipeline": "kdrt.pipeline",
-    "PreviewStep": "kdrt.previews",
-    "Request": "kdrt.request",
-    "Result": "kdrt.generation",
+    "Generation": "kdrt.pipeline.result",
+    "Parameters": "kdrt.pipeline.metadata",
+    "Pipeline": "kdrt.pipeline.pipeline",
+    "PreviewStep": "kdrt.vae.preview",
+    "Request": "kdrt.request.request",
+    "Result": "kdrt.pipeline.result",
     "Step": "kdrt.sampling",
     "Truncation": "kdrt.prompt",
     "TruncationWarning": "kdrt.prompt",
-    "load": "kdrt.pipeline",
-    "read_parameters": "kdrt.images",
-    "save_image": "kdrt.images",
+    "load": "kdrt.pipeline.pipeline",
+    "read_parameters": "kdrt.images.output",
+    "save_image": "kdrt.images.output",
 }
 
 

@@ -1,12 +1,17 @@
-"""What tests of every folder share: a bundle of the demo model, exported once a session."""
+"""What tests of every folder share: tiny models, and a bundle of the demo model, each made once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
+
+from tests.support.tiny_bundles import TinyModel as TinyBundle
+from tests.support.tiny_model import TinyModel, tiny_model
 
 # No test fails for taking long: the machine may be busy, or the first example import a package.
 settings.register_profile("kdrt", deadline=None)
@@ -45,3 +50,35 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "home"
     monkeypatch.setenv("KDRT_HOME", str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """These tensors are too small to share: more threads only cost time. And with several threads
+    sums are split by their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def sdxl(tmp_path: Path) -> TinyModel:
+    return tiny_model(tmp_path, "sdxl")
+
+
+@pytest.fixture
+def sd(tmp_path: Path) -> TinyModel:
+    return tiny_model(tmp_path, "sd")
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TinyBundle]:
+    """``tiny_models("sdxl")``: one model a family and session. Do not write into it."""
+    home = tmp_path_factory.mktemp("tiny")
+    return functools.cache(lambda family: TinyBundle.make(family, home))
+
+
+@pytest.fixture(params=["sd", "sdxl"])
+def model(request: pytest.FixtureRequest, tiny_models: Callable[[str], TinyBundle]) -> TinyBundle:
+    return tiny_models(request.param)

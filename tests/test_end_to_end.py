@@ -11,7 +11,7 @@ from torch import nn
 
 import kdrt
 from kdrt.bundle import Bundle
-from kdrt.pipeline import Pipeline
+from kdrt.pipeline.pipeline import Pipeline
 from kdrt_engines.torch_eager import TorchEngine
 from kdrt_export.components import ExportTextEncoder, ExportUNet, ExportVaeDecoder
 from kdrt_export.sources import open_source

@@ -28,7 +28,7 @@ _NOT_INSTALLED_BY_TESTS = {"bench-peers", "gpu", "tensorrt", "tensorrt-rtx"}
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for folder in ("kdrt", "export", "engines"):
+    for folder in ("kdrt", "export", "engines", "benchmarks"):
         shutil.copytree(
             ROOT / folder,
             source / folder,
@@ -54,14 +54,14 @@ def names(wheel: zipfile.ZipFile) -> set[str]:
 def sources() -> set[str]:
     """Every file that belongs in the wheel, as it is named there."""
     found: set[str] = set()
-    for root in (ROOT, ROOT / "export", ROOT / "engines"):
+    for root in (ROOT, ROOT / "export", ROOT / "engines", ROOT / "benchmarks"):
         for package in root.glob("kdrt*/__init__.py"):
             for pattern in (
                 "**/*.py",
                 "**/py.typed",
                 "demo/model/**/*.*",
                 "data/*",
-                "bench/*.html",
+                "*.html",
             ):
                 found |= {
                     file.relative_to(root).as_posix()
@@ -75,14 +75,16 @@ def test_a_wheel_holds_every_source_file_and_nothing_else(wheel: zipfile.ZipFile
     assert names(wheel) == sources()
 
 
-def test_a_wheel_has_three_typed_packages(wheel: zipfile.ZipFile) -> None:
+def test_a_wheel_has_four_typed_packages(wheel: zipfile.ZipFile) -> None:
     tops = {name.partition("/")[0] for name in names(wheel)}
-    assert tops == {"kdrt", "kdrt_engines", "kdrt_export"}
+    assert tops == {"kdrt", "kdrt_bench", "kdrt_engines", "kdrt_export"}
     assert {f"{top}/py.typed" for top in tops} <= names(wheel)
 
 
 def test_a_wheel_holds_the_demo_model(wheel: zipfile.ZipFile) -> None:
-    model = [info for info in wheel.infolist() if info.filename.startswith("kdrt/demo/model/")]
+    model = [
+        info for info in wheel.infolist() if info.filename.startswith("kdrt_export/demo/model/")
+    ]
     assert any(info.filename.endswith("model_index.json") for info in model)
     assert sum(info.file_size for info in model) <= DEMO_LIMIT
 

@@ -18,9 +18,10 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from kdrt.bundle import ImageEncoderFacts, IpAdapterFacts, sha256
-from kdrt.paths import user_path
+from kdrt.common.paths import user_path
 from kdrt_engines.spec import EngineSpec, TensorSpec
 from kdrt_export.components import ExportComponent
+from kdrt_export.components.vision import VisionTransformer
 from kdrt_export.errors import SourceError, UnsupportedModel
 from kdrt_export.sources.hub import HubPlace, fetch_file
 from kdrt_export.sources.reading import read_json, refused
@@ -31,7 +32,6 @@ from kdrt_export.sources.weights import (
     read_folder,
     read_tensors,
 )
-from kdrt_export.vision import VisionTransformer
 
 VARIANT = "ip-adapter"
 _MEAN = (0.48145466, 0.4578275, 0.40821073)

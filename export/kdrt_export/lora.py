@@ -18,7 +18,7 @@ from kdrt.adapters.lora_file import LoraFile, read_lora
 from kdrt.adapters.lora_merge import merged, place
 from kdrt.adapters.lora_names import slots
 from kdrt.bundle import BakedLora
-from kdrt.checks import finite
+from kdrt.common.validation import finite
 from kdrt.errors import InvalidRequest
 from kdrt_export.errors import SourceError
 from kdrt_export.report import Report

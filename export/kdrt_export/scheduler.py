@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from kdrt.bundle import EdmFacts, SchedulerFacts
-from kdrt.grid import training_table
+from kdrt.request.grid import training_table
 from kdrt.sampling import NoiseSchedule
 from kdrt_export.errors import UnsupportedModel
 from kdrt_export.report import Report

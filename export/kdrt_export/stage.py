@@ -9,6 +9,8 @@ from typing import Literal, cast
 import torch
 
 from kdrt._version import __version__ as kdrt_version
+from kdrt.backends.loading import trust_program
+from kdrt.backends.ort_cache import keep_optimized
 from kdrt.bundle import (
     Baked,
     Bundle,
@@ -21,31 +23,28 @@ from kdrt.bundle import (
     Verification,
     check_new_bundle,
     folder_name,
-    home,
     new_bundle,
     write_manifest,
 )
-from kdrt.engine_store import trust_program
-from kdrt.home import check_home
-from kdrt.ort_graphs import keep_optimized
-from kdrt.shortcuts import DEEP_CACHE
+from kdrt.bundle.components import DEEP_CACHE
+from kdrt.common.home import check_home, home
 from kdrt_engines.installed import installed_version
 from kdrt_engines.spec import TensorSpec
 from kdrt_export.components import ExportComponent
+from kdrt_export.components.preview_decoder import load_preview_decoder
 from kdrt_export.errors import ExportError
 from kdrt_export.ip_adapter import IpAdapter
 from kdrt_export.lora import LorasToBake
-from kdrt_export.preview_decoder import load_preview_decoder
+from kdrt_export.onnx.trace import OnnxFiles, onnx_from_component
 from kdrt_export.programs import program_from_component
-from kdrt_export.replacement_unet import UNET, replace_unet
-from kdrt_export.replacement_vae import VAE, replacement_vae
 from kdrt_export.report import Report, Silent
 from kdrt_export.scheduler import PREDICTIONS
 from kdrt_export.sources import open_source
 from kdrt_export.sources.part import short_name
 from kdrt_export.sources.reading import refused
+from kdrt_export.sources.replacement_unet import UNET, replace_unet
+from kdrt_export.sources.replacement_vae import VAE, replacement_vae
 from kdrt_export.sources.weights import is_checkpoint
-from kdrt_export.trace import OnnxFiles, onnx_from_component
 from kdrt_export.verify import make_cases, sizes, verify_files
 from kdrt_export.walk import Part, Walk
 
@@ -92,11 +91,11 @@ def export(
         name: the bundle's name; by default the source's.
         precision: ``fp32``, ``fp16``, ``bf16``, or ``auto``: fp16 where a CUDA device is, else
             fp32, since a CPU gains nothing from the half precisions.
-        unet: another UNet; see :func:`kdrt_export.replacement_unet.replacement_unet`.
-        vae: another VAE; see :func:`kdrt_export.replacement_vae.replacement_vae`.
-        vae_precision: of the VAE; see :func:`kdrt_export.replacement_vae.vae_dtype`.
+        unet: another UNet; see :func:`kdrt_export.sources.replacement_unet.replacement_unet`.
+        vae: another VAE; see :func:`kdrt_export.sources.replacement_vae.replacement_vae`.
+        vae_precision: of the VAE; see :func:`kdrt_export.sources.replacement_vae.vae_dtype`.
         preview_decoder: a tiny autoencoder that makes the previews; see
-            :func:`kdrt_export.preview_decoder.load_preview_decoder`.
+            :func:`kdrt_export.components.preview_decoder.load_preview_decoder`.
         targets: ``onnxruntime`` adds float32 networks as they are optimised for this CPU, which
             load faster; ``torch`` exported PyTorch programs, which run without diffusers.
         random_weights: the architecture alone, with weights drawn from ``seed``.
@@ -107,7 +106,7 @@ def export(
         variants: what to keep besides: ``unfused-qkv``, or ``fused-qkv`` without ``fuse_qkv``;
             ``deepcache``, a shallow UNet beside the whole one.
         weights: ``float``, or ``int8``: those of UNets and text encoders as bytes, for size; see
-            :mod:`kdrt_export.int8_weights`.
+            :mod:`kdrt_export.quantize.int8_weights`.
         ip_adapter: see :class:`kdrt_export.ip_adapter.IpAdapter`; kept as a variant.
         image_encoder: the folder of its image encoder.
         allow_pickle: accept pickled weights.

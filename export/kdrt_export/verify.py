@@ -12,12 +12,12 @@ import torch
 from kdrt.bundle import GraphName, Verification
 from kdrt_engines.base import Engine
 from kdrt_engines.comparison import relative_error as relative_error
-from kdrt_engines.ort import OrtEngine
-from kdrt_engines.ort_sessions import OrtGraph
+from kdrt_engines.onnxruntime.engine import OrtEngine
+from kdrt_engines.onnxruntime.sessions import OrtGraph
 from kdrt_engines.torch_eager import TorchEngine
 from kdrt_export.components import ExportComponent
 from kdrt_export.errors import VerificationError
-from kdrt_export.trace import OnnxFiles
+from kdrt_export.onnx.trace import OnnxFiles
 
 BOUNDS = {"fp32": 2e-5, "fp16": 2e-2, "bf16": 1e-1, "int8": 5e-2}
 """Largest relative error an export may have, by precision. In float32 the networks differ by the

@@ -18,7 +18,7 @@ from kdrt.bundle import (
     SchedulerFacts,
     TextEncoderFacts,
 )
-from kdrt.shortcuts import SHALLOW_UNET
+from kdrt.bundle.components import SHALLOW_UNET
 from kdrt_engines.spec import Dim
 from kdrt_export.components import (
     ExportComponent,
@@ -30,21 +30,21 @@ from kdrt_export.components import (
     vae_scale,
     vae_tile,
 )
+from kdrt_export.components.preview_decoder import ExportPreviewDecoder
+from kdrt_export.components.preview_factors import Factors, preview_factors
+from kdrt_export.components.shallow_unet import ExportShallowUNet
+from kdrt_export.components.vision import ExportSafetyChecker
 from kdrt_export.configs import write_config
 from kdrt_export.errors import ExportError, SourceError, UnsupportedModel
 from kdrt_export.ip_adapter import VARIANT as IP_ADAPTER
 from kdrt_export.ip_adapter import ExportImageEncoder, IpAdapter
 from kdrt_export.lora import LorasToBake
-from kdrt_export.preview_decoder import ExportPreviewDecoder
-from kdrt_export.preview_factors import Factors, preview_factors
-from kdrt_export.replacement_vae import vae_dtype
 from kdrt_export.report import Report
 from kdrt_export.scheduler import scheduler_facts
-from kdrt_export.shallow_unet import ExportShallowUNet
 from kdrt_export.sources import Source
 from kdrt_export.sources.reading import refused
+from kdrt_export.sources.replacement_vae import vae_dtype
 from kdrt_export.tokenizers import write_text_files
-from kdrt_export.vision import ExportSafetyChecker
 
 Network = TypeVar("Network", bound=torch.nn.Module)
 

@@ -7,5 +7,5 @@ but the last know nothing of engines or bundles: an export bakes LoRAs in with t
 ``embedding_file`` reads textual inversions, ``textual_inversion`` teaches them to text encoders.
 What files of both have in common is in ``tensor_file``.
 
-Imported by ``kdrt.pipeline`` and by ``kdrt_export``.
+Imported by ``kdrt.pipeline.pipeline`` and by ``kdrt_export``.
 """

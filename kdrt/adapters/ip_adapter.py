@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from kdrt.adapters.variants import ComponentLoader
 from kdrt.bundle import IpAdapterFacts, Manifest
-from kdrt.checks import dense, finite, shown
+from kdrt.common.validation import dense, finite, shown
 from kdrt.errors import InvalidRequest
-from kdrt.image_input import clip_pixels
-from kdrt.variants import ComponentLoader
+from kdrt.images.input import clip_pixels
 from kdrt_engines import Engine
 
 VARIANT = "ip-adapter"

@@ -17,11 +17,11 @@ from torch import Tensor
 from kdrt.adapters.lora_file import LoraFile
 from kdrt.adapters.lora_merge import LayerScale, merged, place
 from kdrt.adapters.lora_names import slots
+from kdrt.backends.files import handle
 from kdrt.bundle import Bundle
-from kdrt.checks import finite
-from kdrt.engine_files import handle
+from kdrt.bundle.components import SHALLOW_UNET
+from kdrt.common.validation import finite
 from kdrt.errors import EngineError, InvalidRequest
-from kdrt.shortcuts import SHALLOW_UNET
 from kdrt_engines import Engine, FixedWeights
 from kdrt_engines.onnx_weights import StoredWeight, stored_weights
 

@@ -19,8 +19,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from kdrt.common.paths import user_path
 from kdrt.errors import InvalidRequest
-from kdrt.paths import user_path
 
 MAX_TENSORS = 100_000
 MAX_NAME = 1000

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from kdrt.adapters.embedding_file import Word, read_words, words_of
 from kdrt.adapters.tensor_file import is_there
-from kdrt.checks import texts
+from kdrt.common.hub import hub_failure
+from kdrt.common.paths import user_path
+from kdrt.common.validation import texts
 from kdrt.errors import InvalidRequest
-from kdrt.hub import hub_failure
-from kdrt.paths import user_path
 from kdrt.prompt.encoder import PromptEncoder, TextEncoder
 
 Source = str | os.PathLike[str] | Mapping[str, object] | Tensor

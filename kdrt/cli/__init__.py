@@ -206,7 +206,7 @@ def _flushed() -> int:
 
 def _line(text: str) -> str:
     """One line, which a terminal does not obey: it may hold what a file says of itself."""
-    from kdrt.checks import printable
+    from kdrt.common.validation import printable
 
     return str(printable(" ".join(text.split())))
 

@@ -72,16 +72,16 @@ def bench(
       [cyan]kdrt bench --vs openvino,compile -o against-peers[/cyan]
       [cyan]kdrt bench --suite full -o results[/cyan]
     """
-    from kdrt.bench.requirements import check_possible
+    from kdrt_bench.requirements import check_possible
 
     check_possible(suite)
-    from kdrt.bench.measure import Measurement
-    from kdrt.bench.models import model_of, real_size
-    from kdrt.bench.suites import experiments, peers_of, selected
-    from kdrt.bench.writing import new_report, write_report
+    from kdrt.backends.doctor import examine
     from kdrt.cli.bench_progress import BenchProgress, print_table
-    from kdrt.doctor import examine
     from kdrt.errors import InvalidRequest
+    from kdrt_bench.measure import Measurement
+    from kdrt_bench.models import model_of, real_size
+    from kdrt_bench.suites import experiments, peers_of, selected
+    from kdrt_bench.writing import new_report, write_report
 
     if suite != "full" and (real is not None or side is not None):
         raise InvalidRequest(

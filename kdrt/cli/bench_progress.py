@@ -12,9 +12,9 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from kdrt.bench.report import ExperimentReport, Report, Row
-from kdrt.bench.words import duration, likeness, memory, speedup
-from kdrt.cli.console import duration as long_duration
+from kdrt.common.units import duration as long_duration
+from kdrt_bench.report import ExperimentReport, Report, Row
+from kdrt_bench.words import duration, likeness, memory, speedup
 
 
 class BenchProgress:

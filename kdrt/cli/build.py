@@ -77,8 +77,8 @@ def build(
       [cyan]kdrt build demo --engine onnxruntime[/cyan]
       [cyan]kdrt build sdxl --refittable[/cyan]
     """
+    from kdrt.backends.files import handle
     from kdrt.bundle import open_bundle
-    from kdrt.engine_files import handle
 
     opened = open_bundle(bundle)
     if engine == "onnxruntime":
@@ -86,7 +86,7 @@ def build(
         optimize(opened, component or [], force=force)
         return
     if refittable:
-        from kdrt.engine_refit import check_refittable
+        from kdrt.build.refit import check_refittable
 
         check_refittable(opened, component or [])
         here = here or not gpu
@@ -106,7 +106,7 @@ def targets_of(
     bundle: str, engine: str | None, gpu: Sequence[str], here: bool
 ) -> tuple[Flavour, tuple[int, ...]]:
     """What the options ``--engine``, ``--gpu`` and ``--here`` ask for together."""
-    from kdrt.engine_targets import resolve_targets
+    from kdrt.build.targets import resolve_targets
     from kdrt.errors import InvalidRequest
     from kdrt_engines.tensorrt.flavour import FLAVOURS, parse_capabilities
 
@@ -136,11 +136,11 @@ def run(
     force: bool = False,
 ) -> None:
     """Build with the progress on the terminal, and print what was built."""
+    from kdrt.backends.profiles import DEFAULT
+    from kdrt.build.engines import build_engines
     from kdrt.cli.console import print_rows
     from kdrt.cli.engine_rows import row
-    from kdrt.cli.report import TerminalReport
-    from kdrt.engine_builds import build_engines
-    from kdrt.engine_profiles import DEFAULT
+    from kdrt.common.terminal_report import TerminalReport
 
     with TerminalReport() as report:
         records = build_engines(
@@ -158,9 +158,9 @@ def run(
 
 def optimize(bundle: Bundle, components: Sequence[str], *, force: bool) -> None:
     """Keep what ONNX Runtime makes of the networks on this CPU, and print where."""
-    from kdrt.cli.report import TerminalReport
-    from kdrt.engine_builds import wanted_components
-    from kdrt.ort_graphs import keep_optimized
+    from kdrt.backends.ort_cache import keep_optimized
+    from kdrt.build.engines import wanted_components
+    from kdrt.common.terminal_report import TerminalReport
 
     names = wanted_components(bundle.manifest, components)
     with TerminalReport() as report:

@@ -12,23 +12,6 @@ from rich.markup import escape
 from rich.table import Table
 
 
-def size(count: float) -> str:
-    """Bytes for people: ``512 B``, ``3.4 MB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: ``4.2 s``, ``2 min 05 s``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s"
-
-
 def print_json(value: Any) -> None:
     """One JSON document on standard output, never wrapped or coloured."""
     # Elsewhere JSON's own escapes are the only ones that are JSON.

@@ -47,6 +47,6 @@ def save_traceback(error: BaseException) -> Path | None:
 
 
 def _folders() -> tuple[Path, ...]:
-    from kdrt.bundle import home
+    from kdrt.common.home import home
 
     return home() / "errors", Path(tempfile.gettempdir())

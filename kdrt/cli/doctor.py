@@ -15,8 +15,9 @@ def doctor(
 
     Please add its output to a report on a problem.
     """
-    from kdrt.cli.console import print_json, print_rows, print_table, size
-    from kdrt.doctor import examine
+    from kdrt.backends.doctor import examine
+    from kdrt.cli.console import print_json, print_rows, print_table
+    from kdrt.common.units import size
 
     machine = examine()
     if json:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from kdrt.bundle import Bundle
-from kdrt.cli.console import duration, size
-from kdrt.engine_files import (
+from kdrt.backends.files import (
     EngineRecord,
     check_record,
     engine_folders,
     evidence,
     read_record,
 )
+from kdrt.bundle import Bundle
+from kdrt.common.units import duration, size
 from kdrt.errors import EngineRejected
 from kdrt_engines.tensorrt.flavour import FLAVOURS
 

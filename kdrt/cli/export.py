@@ -248,8 +248,8 @@ def export(
     from kdrt.adapters.lora_file import lora_option
     from kdrt.bundle import folder_name, open_bundle
     from kdrt.cli import build
-    from kdrt.cli.console import duration, size
-    from kdrt.cli.report import TerminalReport
+    from kdrt.common.terminal_report import TerminalReport
+    from kdrt.common.units import duration, size
     from kdrt.errors import ExportError
 
     if name is not None:
@@ -313,8 +313,8 @@ def _check_effect(
     image_encoder: Path | None,
 ) -> None:
     """Raises ExportError: an option would have no effect."""
+    from kdrt.common.paths import user_path
     from kdrt.errors import ExportError
-    from kdrt.paths import user_path
 
     if image_encoder is not None and ip_adapter is None:
         raise ExportError("--image-encoder belongs to --ip-adapter; give both or neither")

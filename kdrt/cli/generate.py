@@ -389,9 +389,9 @@ def generate(
     import sys
     import warnings
 
-    from kdrt.checks import MOST_IMAGES, whole
     from kdrt.cli.latents_file import SUFFIX, read_latents, save_latents
     from kdrt.cli.preview_file import preview_file
+    from kdrt.common.validation import MOST_IMAGES, whole
 
     whole("count", count, 1, MOST_IMAGES)
     sampler_options = _options("--sampler-option", sampler_option, "eta=0.5")
@@ -489,9 +489,9 @@ def _loaded(
     from typing import cast
 
     import kdrt
+    from kdrt.backends.fallback import FallbackWarning
     from kdrt.bundle import open_bundle
-    from kdrt.engine_fallback import FallbackWarning
-    from kdrt.memory import plan_memory
+    from kdrt.pipeline.memory import plan_memory
 
     opened = open_bundle(name)
     level = cast(Any, graph)  # checked where it is used
@@ -544,10 +544,10 @@ def _warn(text: str) -> None:
 def _output_paths(output: Path, count: int, besides: tuple[str, ...] = ()) -> list[Path]:
     """Where the pictures will go, after making sure that they can: nothing is worse than an hour
     of work that cannot be saved. ``besides`` pictures, files of these suffixes are meant too."""
+    from kdrt.common.atomic_io import check_file
+    from kdrt.common.paths import user_path
     from kdrt.errors import OutputError
-    from kdrt.images import SUFFIXES
-    from kdrt.outputs import check_file
-    from kdrt.paths import user_path
+    from kdrt.images.output import SUFFIXES
 
     allowed = (*SUFFIXES, *besides)
     if output.suffix.lower() not in allowed:
@@ -567,7 +567,7 @@ def _opened(path: Path | None) -> Any:
     """The image in a file; a PIL image, with its pixels."""
     import warnings
 
-    from kdrt.image_input import open_image, readable
+    from kdrt.images.input import open_image, readable
 
     if path is None:
         return None
@@ -629,8 +629,8 @@ def _interval(text: str | None) -> tuple[float, float] | None:
 
 
 def _freeu(text: str | None) -> tuple[float, float, float, float] | None:
+    from kdrt.denoise.freeu import preset
     from kdrt.errors import InvalidRequest
-    from kdrt.freeu import preset
 
     if text is None:
         return None

@@ -27,7 +27,7 @@ def info(
     import warnings
 
     from kdrt.cli.console import print_json, print_rows
-    from kdrt.metadata import check_metadata
+    from kdrt.images.metadata import check_metadata
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of damage that it works around

@@ -29,7 +29,8 @@ def inspect(
       [cyan]kdrt inspect ./my-bundle --json[/cyan]
     """
     from kdrt.bundle import open_bundle
-    from kdrt.cli.console import print_json, print_rows, print_table, size
+    from kdrt.cli.console import print_json, print_rows, print_table
+    from kdrt.common.units import size
 
     opened = open_bundle(bundle)
     manifest = opened.manifest
@@ -125,7 +126,7 @@ def _noise_levels(facts: SchedulerFacts) -> list[tuple[str, str]]:
 def _print_memory(bundle: Bundle) -> None:
     from kdrt.cli.console import print_table
     from kdrt.errors import EngineUnavailable
-    from kdrt.memory import plan_memory
+    from kdrt.pipeline.memory import plan_memory
 
     try:
         plan = plan_memory(bundle)
@@ -140,9 +141,10 @@ def _print_memory(bundle: Bundle) -> None:
 
 
 def _print_engines(bundle: Bundle) -> None:
-    from kdrt.cli.console import print_rows, size
+    from kdrt.backends.ort_cache import optimized
+    from kdrt.cli.console import print_rows
     from kdrt.cli.engine_rows import rows
-    from kdrt.ort_graphs import optimized
+    from kdrt.common.units import size
 
     for title, engines in rows(bundle).items():
         typer.echo()

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from kdrt.common.atomic_io import new_file
+from kdrt.common.paths import user_path
 from kdrt.errors import InvalidRequest
-from kdrt.generation import Result
-from kdrt.outputs import new_file
-from kdrt.paths import user_path
+from kdrt.pipeline.result import Result
 
 SUFFIX = ".safetensors"
 _NAME = "latents"

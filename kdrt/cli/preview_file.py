@@ -7,9 +7,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from kdrt.checks import MOST_SIDE
-from kdrt.images import save_image
-from kdrt.previews import PreviewStep
+from kdrt.common.validation import MOST_SIDE
+from kdrt.images.output import save_image
+from kdrt.vae.preview import PreviewStep
 
 
 def preview_file(path: Path) -> Callable[[PreviewStep], None]:

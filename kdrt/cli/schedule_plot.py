@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kdrt.checks import MOST_STEPS, whole
+from kdrt.common.atomic_io import new_file
+from kdrt.common.paths import user_path
+from kdrt.common.validation import MOST_STEPS, whole
 from kdrt.errors import InvalidRequest, OutputError
-from kdrt.outputs import new_file
-from kdrt.paths import user_path
 from kdrt.sampling import SCHEDULES, NoiseSchedule, sigmas_for
 
 SUFFIXES = (".png", ".svg", ".pdf")

@@ -23,8 +23,8 @@ def trust(
 
       [cyan]kdrt trust ./copied-bundle[/cyan]
     """
+    from kdrt.backends.trust import trust_bundle
     from kdrt.bundle import open_bundle
-    from kdrt.trust import trust_bundle
 
     found = trust_bundle(open_bundle(bundle))
     for path in found:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from kdrt.compat.outputs import StableDiffusionPipelineOutput, StableDiffusionXLPipelineOutput
 from kdrt.compat.sd import StableDiffusionKDiffusionPipeline
 from kdrt.compat.sdxl import StableDiffusionXLKDiffusionPipeline
-from kdrt.freeu import FREEU_PRESETS
+from kdrt.denoise.freeu import FREEU_PRESETS
 
 __all__ = [
     "FREEU_PRESETS",

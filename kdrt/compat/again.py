@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 
+from kdrt.backends.loading import torch_program
 from kdrt.bundle import Bundle
-from kdrt.engine_store import torch_program
 
 
 def export_again(bundle: Bundle, source: str | None, *options: str) -> str:

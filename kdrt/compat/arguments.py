@@ -13,8 +13,8 @@ from typing import Any, Literal
 import torch
 
 from kdrt.adapters.tensor_file import is_there
+from kdrt.common.paths import user_path
 from kdrt.errors import InvalidRequest
-from kdrt.paths import user_path
 
 Use = Literal["honoured", "inert"]
 

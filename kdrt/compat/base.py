@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kdrt.checks import MOST_SIDE, MOST_STEPS, amount, dense, function, whole
+from kdrt.common.streams import on_own_stream
+from kdrt.common.torch_modes import in_neutral_modes
+from kdrt.common.validation import MOST_SIDE, MOST_STEPS, amount, dense, function, whole
 from kdrt.compat.absent import AbsentMethods
 from kdrt.compat.conditions import Conditions
 from kdrt.compat.exact import ExactDenoiser, exact_sampler, run_exact
@@ -27,16 +29,14 @@ from kdrt.compat.parts import PartsMixin
 from kdrt.compat.progress import ProgressBar
 from kdrt.compat.switches import MemorySwitches
 from kdrt.compat.views import SchedulerView
-from kdrt.denoiser import FREEU_OFF, is_doubled
+from kdrt.denoise.denoiser import FREEU_OFF, is_doubled
 from kdrt.errors import InvalidRequest
-from kdrt.latents import check_latents
-from kdrt.memory import check_request_fits
-from kdrt.pipeline import Pipeline, load
+from kdrt.pipeline.pipeline import Pipeline, load
 from kdrt.prompt import Conditioning, Truncation, TruncationWarning
 from kdrt.prompt.given import checked_embeddings
+from kdrt.request.memory import check_request_fits
 from kdrt.sampling import SAMPLERS
-from kdrt.streams import on_own_stream
-from kdrt.torch_modes import in_neutral_modes
+from kdrt.vae.coder import check_latents
 from kdrt_engines.spec import DTYPES
 
 Callback = Callable[[int, float, Tensor], object]

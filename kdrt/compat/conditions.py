@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from kdrt.denoiser import FREEU_OFF
+from kdrt.denoise.denoiser import FREEU_OFF
 from kdrt.prompt import Conditioning
 
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from kdrt.adapters.ip_adapter import write_image_prompt
-from kdrt.bound_unet import GUIDANCE_INPUT, guidance_embedding
 from kdrt.compat.conditions import Conditions
 from kdrt.compat.grid import TrainingTable
 from kdrt.compat.noise import Seeds
+from kdrt.denoise.bound_unet import GUIDANCE_INPUT, guidance_embedding
 from kdrt.errors import InvalidRequest
 from kdrt.sampling.k_diffusion import append_dims, k_diffusion_module
 from kdrt_engines import Binding, Engine

@@ -14,8 +14,8 @@ from torch import Tensor
 from kdrt.compat.absent import SaysWhatThereIs
 from kdrt.compat.config import Config
 from kdrt.errors import InvalidRequest
-from kdrt.image_input import rgb
-from kdrt.images import Images, OutputType
+from kdrt.images.input import rgb
+from kdrt.images.output import Images, OutputType
 
 Array = NDArray[np.float32]
 Numbers = TypeVar("Numbers", Array, Tensor)

@@ -14,11 +14,11 @@ from typing import Any
 from torch import Tensor
 
 from kdrt.adapters.ip_adapter import VARIANT, Pictures, image_scale
-from kdrt.calls import one_call
-from kdrt.checks import shown
+from kdrt.common.validation import shown
 from kdrt.compat.again import export_again
 from kdrt.errors import InvalidRequest
-from kdrt.pipeline import Pipeline
+from kdrt.pipeline.calls import one_call
+from kdrt.pipeline.pipeline import Pipeline
 
 
 class IpAdapterMixin:

@@ -10,15 +10,15 @@ from typing import Any, Self
 
 import torch
 
+from kdrt.backends.loading import torch_program
 from kdrt.bundle import MANIFEST, Bundle
+from kdrt.common.atomic_io import new_folder
+from kdrt.common.paths import user_path
 from kdrt.compat.arguments import check_arguments, dtypes, hub_options, inside, path_like
 from kdrt.compat.moving import device_type
 from kdrt.compat.sources import Wanted, bundle_folder, downloaded_file, facts_of, find_bundle
-from kdrt.engine_store import torch_program
 from kdrt.errors import InvalidRequest
-from kdrt.outputs import new_folder
-from kdrt.paths import user_path
-from kdrt.pipeline import Pipeline, load
+from kdrt.pipeline.pipeline import Pipeline, load
 
 Source = str | os.PathLike[str]
 

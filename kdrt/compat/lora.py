@@ -26,14 +26,14 @@ from kdrt.adapters.lora import NETWORKS, LoraSwap, Scale
 from kdrt.adapters.lora_file import LoraFile, lora_from_tensors, read_lora
 from kdrt.adapters.lora_merge import LayerScale
 from kdrt.adapters.tensor_file import is_there
-from kdrt.calls import one_call
-from kdrt.checks import finite, texts
+from kdrt.common.atomic_io import new_file
+from kdrt.common.hub import hub_failure
+from kdrt.common.paths import user_path
+from kdrt.common.validation import finite, texts
 from kdrt.compat.lora_blocks import block_scales
 from kdrt.errors import InvalidRequest, KdrtError, OutputError
-from kdrt.hub import hub_failure
-from kdrt.outputs import new_file
-from kdrt.paths import user_path
-from kdrt.pipeline import Pipeline
+from kdrt.pipeline.calls import one_call
+from kdrt.pipeline.pipeline import Pipeline
 
 WEIGHT_NAME = "pytorch_lora_weights.safetensors"
 _COMPONENTS = list(NETWORKS)

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from kdrt.bundle import SchedulerFacts
+from kdrt.common.lru import Recent
 from kdrt.compat.conditions import Conditions
 from kdrt.compat.exact import StepCallback
 from kdrt.compat.grid import TrainingTable
 from kdrt.compat.noise import Seeds, brownian_noise
 from kdrt.compat.plans import compat_plan
-from kdrt.denoiser import Denoiser
-from kdrt.recent import Recent
+from kdrt.denoise.denoiser import Denoiser
 from kdrt.sampling import AdaptivePlan, NoiseSchedule, Step, run, run_adaptive
 from kdrt_engines import Engine
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from kdrt.checks import whole
+from kdrt.common.validation import whole
 from kdrt.errors import InvalidRequest
 from kdrt.sampling import BrownianNoise, NoiseSlot, Plan
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from kdrt.images import Images
+from kdrt.images.output import Images
 
 
 @dataclass

@@ -11,7 +11,7 @@ from kdrt.compat.grid import TrainingTable
 from kdrt.compat.text_views import inner
 from kdrt.compat.views import SchedulerView, UNetView, VaeView
 from kdrt.errors import InvalidRequest
-from kdrt.pipeline import Pipeline
+from kdrt.pipeline.pipeline import Pipeline
 
 _CLASSES = {
     "vae": ("diffusers", "AutoencoderKL"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kdrt.compat.again import export_again
 from kdrt.errors import InvalidRequest
-from kdrt.pipeline import Pipeline
+from kdrt.pipeline.pipeline import Pipeline
 
 _PARTS = {"unet": ("unet",), "vae": ("vae_decoder", "vae_encoder")}
 

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from kdrt.errors import InvalidRequest
-from kdrt.safety import SafetyChecker
+from kdrt.images.safety import SafetyChecker
 
 
 class OwnChecker(SafetyChecker):

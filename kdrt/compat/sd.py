@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdrt.adapters.ip_adapter import Pictures
-from kdrt.calls import one_call
-from kdrt.checks import texts, whole
+from kdrt.common.validation import texts, whole
 from kdrt.compat.absent import refuse_arguments
 from kdrt.compat.base import (
     KDiffusionPipeline,
@@ -33,8 +32,9 @@ from kdrt.compat.safety import as_checker
 from kdrt.compat.textual_inversion import TextualInversionMixin
 from kdrt.compat.vae import VaeMixin
 from kdrt.errors import InvalidRequest
-from kdrt.images import Images, to_images
-from kdrt.safety import SafetyChecker
+from kdrt.images.output import Images, to_images
+from kdrt.images.safety import SafetyChecker
+from kdrt.pipeline.calls import one_call
 
 Text = str | list[str]
 

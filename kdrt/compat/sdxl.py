@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from kdrt.adapters.ip_adapter import Pictures
-from kdrt.calls import one_call
-from kdrt.checks import texts, whole
+from kdrt.common.validation import texts, whole
 from kdrt.compat.absent import refuse_arguments
 from kdrt.compat.base import (
     KDiffusionPipeline,
@@ -31,8 +30,9 @@ from kdrt.compat.sd import Text, check_prompt, check_shapes
 from kdrt.compat.textual_inversion import TextualInversionMixin
 from kdrt.compat.vae import VaeMixin
 from kdrt.errors import InvalidRequest
-from kdrt.images import Images
-from kdrt.size_conditioning import Size, SizeConditioning
+from kdrt.images.output import Images
+from kdrt.pipeline.calls import one_call
+from kdrt.request.size_conditioning import Size, SizeConditioning
 
 _TIME_IDS = 6
 

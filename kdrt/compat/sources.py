@@ -26,13 +26,13 @@ from kdrt.bundle import (
     Precision,
     SchedulerFacts,
     bundle_path,
-    home,
     open_bundle,
     sha256,
 )
+from kdrt.common.atomic_io import new_file
+from kdrt.common.home import home
+from kdrt.common.paths import user_path
 from kdrt.errors import BundleError, InvalidRequest, OutputError
-from kdrt.outputs import new_file
-from kdrt.paths import user_path
 
 _PRECISIONS: dict[torch.dtype, Precision] = {
     torch.float32: "fp32",
@@ -185,7 +185,7 @@ def bundle_folder(source: str | os.PathLike[str]) -> Path | None:
 
 
 def _export(origin: str, target: Path, name: str, revision: str | None, wanted: Wanted) -> None:
-    from kdrt.cli.report import TerminalReport
+    from kdrt.common.terminal_report import TerminalReport
 
     stage = _exporter("stage")
     is_torch = wanted.engine == "torch"

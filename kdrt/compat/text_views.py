@@ -8,12 +8,12 @@ from typing import Any, NoReturn
 import torch
 
 from kdrt.bundle import TextEncoderFacts
-from kdrt.checks import texts, whole
+from kdrt.common.validation import texts, whole
 from kdrt.compat.absent import AbsentAttribute, SaysWhatThereIs
 from kdrt.compat.config import Config, recorded
 from kdrt.compat.views import NetworkView
 from kdrt.errors import InvalidRequest
-from kdrt.pipeline import Pipeline
+from kdrt.pipeline.pipeline import Pipeline
 from kdrt.prompt import PromptTokenizer
 
 

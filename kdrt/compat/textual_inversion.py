@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, overload
 
-from kdrt.checks import texts
+from kdrt.common.validation import texts
 from kdrt.compat.absent import AbsentAttribute, UnknownArgument
 from kdrt.compat.text_views import TextEncoderView, TokenizerView, inner
 from kdrt.errors import InvalidRequest
@@ -14,7 +14,7 @@ from kdrt.prompt.learned import stands_alone
 
 if TYPE_CHECKING:
     from kdrt.adapters.textual_inversion import Source
-    from kdrt.pipeline import Pipeline
+    from kdrt.pipeline.pipeline import Pipeline
 
 _HUB_OPTIONS = {
     "cache_dir": "cache_dir",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from kdrt.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from kdrt.pipeline import Pipeline
+    from kdrt.pipeline.pipeline import Pipeline
 
 
 class VaeMixin:

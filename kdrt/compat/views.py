@@ -9,17 +9,17 @@ from typing import Any, NoReturn, Self
 import torch
 from torch import Tensor
 
-from kdrt.bound_unet import GUIDANCE_INPUT
 from kdrt.bundle import SchedulerFacts
-from kdrt.calls import part_of_call
-from kdrt.checks import MOST_STEPS, dense, finite, whole
+from kdrt.common.streams import on_own_stream
+from kdrt.common.validation import MOST_STEPS, dense, finite, whole
 from kdrt.compat.absent import AbsentAttribute, SaysWhatThereIs, refused
 from kdrt.compat.config import Config, recorded
 from kdrt.compat.grid import TrainingTable, default_schedule
 from kdrt.compat.moving import asked_for
+from kdrt.denoise.bound_unet import GUIDANCE_INPUT
 from kdrt.errors import InvalidRequest
-from kdrt.pipeline import Pipeline
-from kdrt.streams import on_own_stream
+from kdrt.pipeline.calls import part_of_call
+from kdrt.pipeline.pipeline import Pipeline
 from kdrt_engines import Engine
 from kdrt_engines.spec import DTYPES
 

@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kdrt.bundle import Bundle, TextEncoderFacts
+from kdrt.common.lru import Recent
 from kdrt.errors import BundleError, InvalidRequest
 from kdrt.prompt.conditioning import Conditioning
 from kdrt.prompt.learned import LearnedTokens
 from kdrt.prompt.tokens import PromptTokenizer, Tokens, Truncation
 from kdrt.prompt.weighting import Weighting, emphasize
-from kdrt.recent import Recent
 from kdrt_engines import Binding, Engine
 
 REMEMBERED_PROMPTS = 64

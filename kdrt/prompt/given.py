@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from kdrt.checks import dense
+from kdrt.common.validation import dense
 from kdrt.errors import InvalidRequest
 from kdrt.prompt.conditioning import Conditioning
 from kdrt_engines import EngineSpec

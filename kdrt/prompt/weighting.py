@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kdrt.checks import shown
+from kdrt.common.validation import shown
 from kdrt.errors import InvalidRequest
 
 WeightingMode = Literal["none", "a1111", "a1111_no_norm"]

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from kdrt.checks import plain, shown, word
+from kdrt.common.validation import plain, shown, word
 from kdrt.errors import InvalidRequest
 from kdrt.sampling.noise import (
     SEEDS,

@@ -9,11 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lora_files import kohya, networks, random_lora
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny import randomized
-from tiny_bundles import TinyModel, by_diffusers, by_kdrt
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -22,11 +19,14 @@ from kdrt import cli
 from kdrt.bundle import ImageEncoderFacts
 from kdrt.compat.ip_adapter import IpAdapterMixin
 from kdrt.errors import InvalidRequest
-from kdrt.image_input import clip_pixels
+from kdrt.images.input import clip_pixels
 from kdrt_export.errors import SourceError, UnsupportedModel
 from kdrt_export.ip_adapter import IpAdapter
 from kdrt_export.stage import export
 from kdrt_export.verify import relative_error
+from tests.support.lora_files import kohya, networks, random_lora
+from tests.support.tiny_bundles import TinyModel, by_diffusers, by_kdrt
+from tests.support.tiny_networks import randomized
 
 SIDE, EMBEDDING = 32, 20
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -87,7 +87,7 @@ class Prompted:
 
 @pytest.fixture(scope="module", params=["sd", "sdxl"])
 def prompted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Prompted:
-    from lora_files import pipeline
+    from tests.support.lora_files import pipeline
 
     home = tmp_path_factory.mktemp("ip")
     adapter = write_adapter(home / "adapter", pipeline(request.param).unet)

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lora_files import ATTENTION, CONVOLUTIONS, TEXT, kohya, networks, peft, random_lora
 from safetensors.torch import save_file
-from tiny_bundles import TinyModel, by_diffusers, by_kdrt
 from torch import Tensor
 
 import kdrt
@@ -17,6 +15,16 @@ from kdrt.adapters.lora import AdapterWarning
 from kdrt.errors import EngineError, InvalidRequest
 from kdrt_engines import Binding, Engine
 from kdrt_export.verify import relative_error
+from tests.support.lora_files import (
+    ATTENTION,
+    CONVOLUTIONS,
+    TEXT,
+    kohya,
+    networks,
+    peft,
+    random_lora,
+)
+from tests.support.tiny_bundles import TinyModel, by_diffusers, by_kdrt
 
 EVERYTHING = (*ATTENTION, *CONVOLUTIONS, *TEXT)
 BOUND = 1e-5

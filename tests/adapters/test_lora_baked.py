@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lora_files import ATTENTION, CONVOLUTIONS, TEXT, kohya, networks, random_lora
 from safetensors.torch import save_file
-from tiny_bundles import TinyModel, by_diffusers, by_kdrt
 from torch import nn
 
 import kdrt
@@ -22,6 +20,8 @@ from kdrt_export.lora import LorasToBake
 from kdrt_export.report import Silent
 from kdrt_export.stage import export
 from kdrt_export.verify import relative_error
+from tests.support.lora_files import ATTENTION, CONVOLUTIONS, TEXT, kohya, networks, random_lora
+from tests.support.tiny_bundles import TinyModel, by_diffusers, by_kdrt
 
 
 def test_baked_loras_are_those_of_fuse_lora(

@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from lora_files import (
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kdrt.adapters.lora_file import parse_lora, read_lora
+from kdrt.adapters.lora_layer import LoraLayer
+from kdrt.adapters.lora_merge import merged, place
+from kdrt.adapters.lora_names import slots
+from kdrt.errors import InvalidRequest
+from kdrt_export.families import KNOWN_MODELS
+from tests.support.lora_files import (
     ATTENTION,
     CONVOLUTIONS,
     TEXT,
@@ -25,16 +35,6 @@ from lora_files import (
     random_lora,
     with_text_model,
 )
-from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import save_file
-from torch import Tensor
-
-from kdrt.adapters.lora_file import parse_lora, read_lora
-from kdrt.adapters.lora_layer import LoraLayer
-from kdrt.adapters.lora_merge import merged, place
-from kdrt.adapters.lora_names import slots
-from kdrt.errors import InvalidRequest
-from kdrt_export.families import KNOWN_MODELS
 
 
 def comfyui(layers: Layers) -> dict[str, Tensor]:

@@ -14,7 +14,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from peft.utils.other import get_pattern_key
 from safetensors.torch import save, save_file
-from tiny_bundles import TinyModel, by_kdrt
 from torch import Tensor
 
 import kdrt
@@ -23,6 +22,7 @@ from kdrt.adapters.lora_file import LoraFile, lora_from_tensors, parse_lora, rea
 from kdrt.adapters.lora_metadata import peft_alphas
 from kdrt.errors import InvalidRequest, KdrtError
 from kdrt_engines import Binding, Engine
+from tests.support.tiny_bundles import TinyModel, by_kdrt
 
 MODULE = "lora_unet_mid_block_attentions_0_proj_in"
 DOWN, UP = torch.ones(2, 32), torch.ones(32, 2)

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 from diffusers import EDMEulerScheduler
-from lora_files import ATTENTION, CONVOLUTIONS, networks, peft, pipeline, random_lora
 from safetensors.torch import save_file
-from tiny import unet
-from tiny_bundles import by_diffusers, by_kdrt, latents
 
 import kdrt
 from kdrt.cli.inspect import inspect
-from kdrt.pipeline import Pipeline
+from kdrt.pipeline.pipeline import Pipeline
 from kdrt_export.stage import export
 from kdrt_export.verify import relative_error
+from tests.support.lora_files import ATTENTION, CONVOLUTIONS, networks, peft, pipeline, random_lora
+from tests.support.tiny_bundles import by_diffusers, by_kdrt, latents
+from tests.support.tiny_networks import unet
 
 BOUND = 2e-5
 FREEU = {"b1": 1.2, "b2": 1.3, "s1": 0.8, "s2": 0.3}

@@ -7,9 +7,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from lora_files import kohya, networks, random_lora
 from safetensors.torch import save_file
-from tiny_bundles import TinyModel, by_diffusers, by_kdrt
 
 import kdrt
 from kdrt.compat.qkv import FusedProjectionsMixin
@@ -17,6 +15,8 @@ from kdrt.errors import InvalidRequest
 from kdrt_export.errors import ExportError
 from kdrt_export.stage import export
 from kdrt_export.verify import relative_error
+from tests.support.lora_files import kohya, networks, random_lora
+from tests.support.tiny_bundles import TinyModel, by_diffusers, by_kdrt
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kdrt.bench.jobs import Generation, Job, Model
+from kdrt_bench.jobs import Generation, Job, Model
 
 MakeJob = Callable[..., Job]
 

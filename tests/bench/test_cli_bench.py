@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from kdrt import cli as command_line
-from kdrt.bench import peers
-from kdrt.bench.cold import started_up
-from kdrt.bench.errors import BenchmarkError, PeerUnavailable
-from kdrt.bench.models import model_of
-from kdrt.bench.peers import find_peer
-from kdrt.bench.report import read_report
-from kdrt.bench.startup import STAGES
-from kdrt.bench.suites import SUITES, TOGETHER, RealSize, RowPlan, experiments, peers_of
+from kdrt_bench import peers
+from kdrt_bench.cold import started_up
+from kdrt_bench.errors import BenchmarkError, PeerUnavailable
+from kdrt_bench.models import model_of
+from kdrt_bench.peers import find_peer
+from kdrt_bench.report import read_report
+from kdrt_bench.startup import STAGES
+from kdrt_bench.suites import SUITES, TOGETHER, RealSize, RowPlan, experiments, peers_of
 
 REPORT = Path(__file__).parents[2] / "benchmarks" / "results" / "full" / "report.json"
 
@@ -122,8 +122,8 @@ def test_figures_are_not_lost_to_a_full_disk(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setenv("KDRT_HOME", str(demo_home))
-    monkeypatch.setattr("kdrt.bench.measure.Measurement.report", lambda *_: report)
-    monkeypatch.setattr("kdrt.bench.writing.write_report", full)
+    monkeypatch.setattr("kdrt_bench.measure.Measurement.report", lambda *_: report)
+    monkeypatch.setattr("kdrt_bench.writing.write_report", full)
     assert command_line.run(["bench", "-o", str(tmp_path / "report")]) == 2
     captured = capfd.readouterr()
     assert json.loads(captured.out.splitlines()[-1]) == json.loads(REPORT.read_text())

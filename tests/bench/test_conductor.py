@@ -7,10 +7,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fakes import FAKE, start
 
-from kdrt.bench.conductor import Worker, compare, prepare
-from kdrt.bench.errors import BenchmarkError
+from kdrt_bench.conductor import Worker, compare, prepare
+from kdrt_bench.errors import BenchmarkError
+from tests.support.bench_workers import FAKE, start
 
 
 def test_rows_take_turns_after_all_are_loaded(job, turns) -> None:

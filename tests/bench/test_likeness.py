@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kdrt.bench.likeness import likeness
+from kdrt_bench.likeness import likeness
 
 
 def pictures(seed: int = 0) -> np.ndarray:

@@ -8,16 +8,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from fakes import start
 
-from kdrt.bench import measure
-from kdrt.bench.jobs import Generation, Model
-from kdrt.bench.machine import Peak, measure_peak
-from kdrt.bench.measure import Measurement
-from kdrt.bench.report import Report, read_report
-from kdrt.bench.suites import Experiment, RowPlan
-from kdrt.bench.writing import write_report
 from kdrt.errors import KdrtError
+from kdrt_bench import measure
+from kdrt_bench.jobs import Generation, Model
+from kdrt_bench.machine import Peak, measure_peak
+from kdrt_bench.measure import Measurement
+from kdrt_bench.report import Report, read_report
+from kdrt_bench.suites import Experiment, RowPlan
+from kdrt_bench.writing import write_report
+from tests.support.bench_workers import start
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,7 @@ def run(plan: Experiment, folder: Path) -> Report:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdrt.bench.conductor.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("kdrt_bench.conductor.time.sleep", lambda seconds: None)
 
 
 def test_a_row_is_compared_with_the_anchor(plan, tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from kdrt.bench import plots
-from kdrt.bench.report import ExperimentReport, read_report
+from kdrt_bench import plots
+from kdrt_bench.report import ExperimentReport, read_report
 
 REPORT = Path(__file__).parents[2] / "benchmarks" / "results" / "full" / "report.json"
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from kdrt.bench import runners
-from kdrt.bench.errors import PeerUnavailable
-from kdrt.bench.jobs import Generation, Server
-from kdrt.bench.peers.diffusers_pipeline import DiffusersPipeline
-from kdrt.bench.runners import serve
-from kdrt.bench.stages import StageClock
+from kdrt_bench import runners
+from kdrt_bench.errors import PeerUnavailable
+from kdrt_bench.jobs import Generation, Server
+from kdrt_bench.peers.diffusers_pipeline import DiffusersPipeline
+from kdrt_bench.runners import serve
+from kdrt_bench.stages import StageClock
 from kdrt_export.report import Silent
 from kdrt_export.scheduler import scheduler_facts
 

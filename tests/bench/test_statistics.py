@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdrt.bench.statistics import median_interval, paired_ratio, percentiles
+from kdrt_bench.statistics import median_interval, paired_ratio, percentiles
 
 seconds = st.floats(1e-4, 1e3)
 samples = st.lists(seconds, min_size=1, max_size=40)

@@ -9,13 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "runtime"))
-from engine_bundle import VERSION, Builder, engine_bundle
-
-from kdrt import engine_builds
+from kdrt.build import engines
 from kdrt.bundle import Bundle
 from kdrt_engines.tensorrt.flavour import Flavour
 from kdrt_engines.tensorrt.proof import RefitProof
+from tests.support.engine_bundle import VERSION, Builder, engine_bundle
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +21,7 @@ def builder(monkeypatch: pytest.MonkeyPatch) -> Builder:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(Flavour, "version", lambda _: VERSION)
     double = Builder()
-    monkeypatch.setattr(engine_builds, "build_plan", double)
+    monkeypatch.setattr(engines, "build_plan", double)
     return double
 
 
@@ -102,9 +100,9 @@ def test_refittable_engines_are_shown_as_such(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
-    monkeypatch.setattr(engine_builds, "changeable_weights", lambda *_: ("a.weight",))
+    monkeypatch.setattr(engines, "changeable_weights", lambda *_: ("a.weight",))
     proof = RefitProof(114, 0, 1.2e-3, 1.3e-3, 0.0)
-    monkeypatch.setattr(engine_builds, "prove_plan", lambda *_: proof)
+    monkeypatch.setattr(engines, "prove_plan", lambda *_: proof)
     outcome = cli("build", bundle.path, "--refittable", "--component", "unet")
     assert outcome.code == 0
     assert "✓ unet: sm89, refittable" in outcome.err

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from kdrt.cli.report import TerminalReport
+from kdrt.common.terminal_report import TerminalReport
 from kdrt.errors import ExportError
 
 

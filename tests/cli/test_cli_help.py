@@ -88,7 +88,7 @@ def test_debug_keeps_the_traceback_of_a_bug(monkeypatch: pytest.MonkeyPatch) -> 
     def broken() -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("kdrt.doctor.examine", broken)
+    monkeypatch.setattr("kdrt.backends.doctor.examine", broken)
     with pytest.raises(ZeroDivisionError):
         command_line.run(["--debug", "doctor"])
 
@@ -97,7 +97,7 @@ def test_control_c_says_interrupted(cli, monkeypatch: pytest.MonkeyPatch) -> Non
     def interrupted() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kdrt.doctor.examine", interrupted)
+    monkeypatch.setattr("kdrt.backends.doctor.examine", interrupted)
     outcome = cli("doctor")
     assert outcome.code == 130
     assert outcome.err.strip() == "interrupted"

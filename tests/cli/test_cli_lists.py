@@ -83,7 +83,7 @@ def test_doctor_as_json(cli, home) -> None:
 
 def test_doctor_without_any_engine(cli, home, monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = (EngineStatus("onnxruntime", False, None, "not installed"),)
-    monkeypatch.setattr("kdrt.doctor.find_engines", lambda: nothing)
+    monkeypatch.setattr("kdrt.backends.doctor.find_engines", lambda: nothing)
     outcome = cli("doctor")
     assert outcome.code == 0
     assert "No engine is usable" in outcome.out

@@ -18,10 +18,10 @@ from PIL import Image
 import kdrt
 from kdrt.cli import app
 from kdrt.errors import InvalidRequest
-from kdrt.metadata import check_metadata
-from kdrt.pipeline import Pipeline
-from kdrt.request import Request
-from kdrt.resolve import resolve
+from kdrt.images.metadata import check_metadata
+from kdrt.pipeline.pipeline import Pipeline
+from kdrt.request.request import Request
+from kdrt.request.resolve import resolve
 
 RESOLVED = "nothing is wrong with this request"
 

@@ -1,7 +1,7 @@
 """Commands that are killed: what was before is there after, and the next run works and cleans.
 
 Most moments are for the slow suite, since every command begins with seconds of imports; what all of
-them write with is killed more often in `tests/runtime/test_outputs.py`.
+them write with is killed more often in `tests/common/test_atomic_io.py`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from kdrt.backends.ort_cache import keep_optimized, optimized
 from kdrt.bundle import Bundle, new_bundle
 from kdrt.cli import run
-from kdrt.ort_graphs import keep_optimized, optimized
-from kdrt.outputs import UNFINISHED
+from kdrt.common.atomic_io import UNFINISHED
 from kdrt_export.report import Silent
 
 FEW_AND_MANY = [pytest.param(1, id="few"), pytest.param(40, id="many", marks=pytest.mark.slow)]

@@ -113,7 +113,7 @@ def test_control_c_that_a_library_makes_something_else_of(cli, monkeypatch) -> N
         except KeyboardInterrupt as interrupt:
             raise ImportError("C extension failed") from interrupt
 
-    monkeypatch.setattr("kdrt.doctor.examine", importing)
+    monkeypatch.setattr("kdrt.backends.doctor.examine", importing)
     monkeypatch.setattr(command_line, "_interrupted", False)
     before = signal.signal(signal.SIGINT, command_line.interrupt)
     try:
@@ -132,7 +132,7 @@ def test_a_bug_is_one_sentence_and_a_file(cli, home: Path, monkeypatch, kind: ty
     def broken() -> None:
         raise kind("of a test")
 
-    monkeypatch.setattr("kdrt.doctor.examine", broken)
+    monkeypatch.setattr("kdrt.backends.doctor.examine", broken)
     outcome = cli("doctor")
     assert outcome.code == command_line.INTERNAL_ERROR
     assert outcome.err.count("\n") == 1
@@ -148,7 +148,7 @@ def test_a_bug_is_told_where_nothing_can_be_written(cli, monkeypatch) -> None:
     def broken() -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("kdrt.doctor.examine", broken)
+    monkeypatch.setattr("kdrt.backends.doctor.examine", broken)
     monkeypatch.setattr("kdrt.cli.crash._folders", lambda: (Path("/dev/null/home"),))
     outcome = cli("doctor")
     assert outcome.code == command_line.INTERNAL_ERROR
@@ -159,5 +159,5 @@ def test_too_little_memory_is_one_sentence(cli, monkeypatch) -> None:
     def huge() -> None:
         raise MemoryError
 
-    monkeypatch.setattr("kdrt.doctor.examine", huge)
+    monkeypatch.setattr("kdrt.backends.doctor.examine", huge)
     assert "not enough memory" in cli("doctor").refusal()

@@ -1,23 +1,18 @@
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from checkpoints import save_checkpoint
-from eager import torch_engines
-from restated import Networks
-
+from kdrt.backends.loading import load_engines
 from kdrt.bundle import Bundle
 from kdrt.compat import StableDiffusionKDiffusionPipeline, StableDiffusionXLKDiffusionPipeline
-from kdrt.engine_store import load_engines
-from kdrt.pipeline import Pipeline
+from kdrt.pipeline.pipeline import Pipeline
+from tests.support.checkpoints import save_checkpoint
+from tests.support.eager import torch_engines
+from tests.support.restated import Networks
 
 CLASSES = {
     "sd": StableDiffusionKDiffusionPipeline,
@@ -50,15 +45,6 @@ class Tiny:
         pipeline = CLASSES[self.family](Pipeline(bundle, engines), engine="torch", exact=exact)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """With several threads sums are split by their number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

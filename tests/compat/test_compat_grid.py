@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import kdiffusion
 import pytest
 import torch
 from diffusers import LMSDiscreteScheduler
@@ -15,6 +14,7 @@ from kdrt.bundle import SchedulerFacts
 from kdrt.compat.grid import TrainingTable, default_grid, karras_grid
 from kdrt_export.report import Silent
 from kdrt_export.scheduler import scheduler_facts
+from tests.oracles import kdiffusion
 
 
 def facts_of(config: dict[str, Any]) -> SchedulerFacts:

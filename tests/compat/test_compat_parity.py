@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from restated import latents
+
+from tests.support.restated import latents
 
 SAMPLERS = (
     "euler",

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import save_checkpoint
-from eager import torch_engines
 from torch import nn
 
 from kdrt.bundle import EdmFacts
 from kdrt.compat import StableDiffusionKDiffusionPipeline, StableDiffusionXLKDiffusionPipeline
 from kdrt.compat.grid import karras_grid
 from kdrt.errors import InvalidRequest
-from kdrt.pipeline import Pipeline
+from kdrt.pipeline.pipeline import Pipeline
 from kdrt_engines.torch_eager import TorchEngine
+from tests.support.checkpoints import save_checkpoint
+from tests.support.eager import torch_engines
 
 pytestmark = pytest.mark.filterwarnings("ignore:Should have:UserWarning")
 SIZE = {"height": 24, "width": 16, "output_type": "latent"}

@@ -11,16 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import SCHEDULER, save_checkpoint
 from safetensors.torch import save_file
 
 from kdrt.compat import StableDiffusionKDiffusionPipeline, sources
 from kdrt.compat.sources import Wanted, find_bundle
 from kdrt.errors import BundleError, InvalidRequest, KdrtError
 from kdrt_export.sources import open_source
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "export"))
-from checkpoint import checkpoint
+from tests.support.checkpoints import SCHEDULER, save_checkpoint
+from tests.support.single_file import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,19 +12,19 @@ from typing import Any
 
 import pytest
 import torch
-from restated import Networks, latents
 from safetensors.torch import save_file
-from test_compat_parity import RED, ours, relative, seeded
 from torch import Tensor, nn
 
 from kdrt.adapters.lora import LoraStack
 from kdrt.adapters.lora_file import read_lora
+from kdrt.backends.loading import load_engines
 from kdrt.bundle import Bundle
-from kdrt.engine_store import load_engines
-from kdrt.pipeline import Pipeline
+from kdrt.pipeline.pipeline import Pipeline
 from kdrt_engines import Binding, Engine
 from kdrt_engines.onnx_weights import stored_weights
 from kdrt_export.stage import export
+from tests.compat.test_compat_parity import RED, ours, relative, seeded
+from tests.support.restated import Networks, latents
 
 ALPHA, RANK = 3.0, 2
 pytestmark = pytest.mark.filterwarnings("ignore:Should have:UserWarning")

@@ -6,10 +6,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import original
 import pytest
 import torch
-from test_compat_parity import BLUE, RED, SAMPLERS, relative
+
+from tests.compat.test_compat_parity import BLUE, RED, SAMPLERS, relative
+from tests.support import original
 
 pytestmark = [
     pytest.mark.slow,

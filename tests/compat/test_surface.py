@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import SCHEDULER
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, LMSDiscreteScheduler, PNDMScheduler
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
@@ -19,6 +18,7 @@ from kdrt.compat import StableDiffusionKDiffusionPipeline, StableDiffusionXLKDif
 from kdrt.compat.arguments import ARGUMENTS
 from kdrt.compat.sources import Wanted
 from kdrt.errors import InvalidRequest, KdrtError
+from tests.support.checkpoints import SCHEDULER
 
 CLASSES: dict[str, Any] = {
     "sd": StableDiffusionKDiffusionPipeline,

@@ -11,7 +11,7 @@ import torch
 from onnx import helper
 
 from kdrt_engines import Engine, EngineError, EngineSpec, EngineUnavailable, TensorSpec, registry
-from kdrt_engines.ort import OrtEngine
+from kdrt_engines.onnxruntime.engine import OrtEngine
 from kdrt_engines.torch_eager import TorchEngine
 
 SPEC = EngineSpec(

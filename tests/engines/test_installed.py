@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kdrt.bench.peers import versions_of
+from kdrt_bench.peers import versions_of
 from kdrt_engines import registry
 from kdrt_engines.installed import installed_version
 from kdrt_export import stage

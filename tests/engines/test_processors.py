@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from kdrt_engines import processors
+from kdrt_engines.onnxruntime.teams import Team
 from kdrt_engines.processors import Processors
-from kdrt_engines.teams import Team
 
 PROCESSORS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
 

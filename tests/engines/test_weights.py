@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kdrt_engines import Binding, Engine, EngineError, EngineSpec, FixedWeights, TensorSpec
 from kdrt_engines.onnx_weights import stored_weights
-from kdrt_engines.ort import OrtEngine
+from kdrt_engines.onnxruntime.engine import OrtEngine
 from kdrt_engines.torch_eager import TorchEngine
 
 SPEC = EngineSpec((TensorSpec("x", "float32", ("B", 5)),), (TensorSpec("y", "float32", ("B", 3)),))

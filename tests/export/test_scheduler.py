@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdrt.errors import KdrtError
-from kdrt.grid import training_table
+from kdrt.request.grid import training_table
 from kdrt_export.errors import UnsupportedModel
 from kdrt_export.report import Silent
 from kdrt_export.scheduler import scheduler_facts

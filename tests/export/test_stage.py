@@ -11,9 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint import checkpoint
 from safetensors.torch import save_file
-from test_sources import sd_folder  # noqa: F401
 
 import kdrt
 from kdrt.bundle import Bundle
@@ -25,6 +23,8 @@ from kdrt_export.report import Silent
 from kdrt_export.scheduler import scheduler_facts
 from kdrt_export.sources import open_source
 from kdrt_export.verify import BOUNDS, relative_error
+from tests.export.sources.test_sources import sd_folder  # noqa: F401
+from tests.support.single_file import checkpoint
 
 
 class Recorder(Silent):

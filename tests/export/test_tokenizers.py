@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_sources import sd_folder  # noqa: F401
 from tokenizers import Tokenizer
 from transformers import CLIPTokenizer
 
@@ -18,10 +17,11 @@ from kdrt.bundle import Bundle, TextEncoderFacts
 from kdrt.errors import BundleError
 from kdrt.prompt.tokens import PromptTokenizer, vocabulary_fault
 from kdrt_export import stage
-from kdrt_export.clip_vocabulary import clip_tokenizer
 from kdrt_export.errors import SourceError
 from kdrt_export.sources import open_source
+from kdrt_export.sources.clip_vocabulary import clip_tokenizer
 from kdrt_export.sources.tokenizer_files import read_tokenizer
+from tests.export.sources.test_sources import sd_folder  # noqa: F401
 
 
 def old_format(folder: Path) -> Path:

@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
-from test_sources import sd_folder  # noqa: F401
-from tiny import randomized, unet
 from transformers import CLIPConfig
 
 import kdrt
@@ -18,6 +16,8 @@ from kdrt_export import stage
 from kdrt_export.errors import ExportError, UnsupportedModel
 from kdrt_export.sources import open_source
 from kdrt_export.walk import Part
+from tests.export.sources.test_sources import sd_folder  # noqa: F401
+from tests.support.tiny_networks import randomized, unet
 
 
 @pytest.fixture

@@ -27,12 +27,12 @@ with atheris.instrument_imports(include=["kdrt", "kdrt_export", "kdrt_engines"])
     from kdrt.adapters.lora_file import read_lora
     from kdrt.bundle import Bundle
     from kdrt.errors import KdrtError
-    from kdrt.image_input import open_image, pictures
-    from kdrt.metadata import read_metadata
-    from kdrt.parameters import parse_parameters
+    from kdrt.images.infotext import parse_parameters
+    from kdrt.images.input import open_image, pictures
+    from kdrt.images.metadata import read_metadata
     from kdrt.prompt.weighting import escape, has_emphasis, parse
     from kdrt_engines.onnx_weights import graph_facts, stored_weights
-    from kdrt_export.checkpoint_file import detect, read_header
+    from kdrt_export.sources.checkpoint_file import detect, read_header
 
 FOLDER = Path(tempfile.mkdtemp(prefix="kdrt-fuzz-"))
 

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 import kdrt
+from kdrt.backends.loading import load_engines
+from kdrt.backends.offload import TurnEngine
+from kdrt.build.engines import build_engines
 from kdrt.bundle import Bundle
-from kdrt.engine_builds import build_engines
-from kdrt.engine_store import load_engines
+from kdrt.denoise.cuda_graphs import CaptureWarning
 from kdrt.errors import EngineRejected
-from kdrt.graphs import CaptureWarning
-from kdrt.memory import plan_memory
-from kdrt.turns import TurnEngine
+from kdrt.pipeline.memory import plan_memory
 from kdrt_engines import EngineUnavailable
 from kdrt_engines.tensorrt.flavour import flavour_for
 

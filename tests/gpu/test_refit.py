@@ -9,19 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_gpu import FAST, LEVELS, PROMPT, Quiet, close
 
 import kdrt
 from kdrt.adapters.lora import NETWORKS
+from kdrt.backends.files import open_engine
+from kdrt.backends.loading import load_engines
+from kdrt.backends.refit_gate import SWITCH
+from kdrt.build.engines import build_engines
+from kdrt.build.refit import changeable_weights
 from kdrt.bundle import Bundle, open_bundle
-from kdrt.engine_builds import build_engines
-from kdrt.engine_files import open_engine
-from kdrt.engine_refit import SWITCH, changeable_weights
-from kdrt.engine_store import load_engines
 from kdrt.errors import EngineError
 from kdrt_engines.comparison import bound_of
 from kdrt_engines.onnx_weights import stored_weights
 from kdrt_engines.tensorrt.flavour import Flavour, flavour_for
+from tests.gpu.test_gpu import FAST, LEVELS, PROMPT, Quiet, close
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from denoisers import flow, gaussian, mixture, unguided
 from torch import Tensor
 
 from kdrt.sampling import SAMPLERS, NoiseSlot, Plan, plan, sample
+from tests.support.denoisers import flow, gaussian, mixture, unguided
 
 HIGH, LOW = 10.0, 0.1
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from denoisers import flow, gaussian, mixture, rough
-from test_executor import Recorder
 from torch import Tensor
 
 from kdrt.errors import InvalidRequest, NonFiniteError
 from kdrt.sampling import AdaptivePlan, SeededNoise, plan, run, sample
+from tests.sampling.test_executor import Recorder
+from tests.support.denoisers import flow, gaussian, mixture, rough
 
 GRID = [14.6, 5.0, 1.0, 0.03, 0.0]
 SHAPE = (1, 3, 4, 4)

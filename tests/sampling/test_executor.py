@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from denoisers import gaussian, rough, unguided
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kdrt.sampling import SAMPLERS, NoiseSchedule, Plan, SeededNoise, plan, run, sample, sigmas_for
+from tests.support.denoisers import gaussian, rough, unguided
 
 NAMES = [name for name, info in SAMPLERS.items() if info.capturable]
 SHAPE = (2, 4, 4, 4)

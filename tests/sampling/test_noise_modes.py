@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from denoisers import rough
 from torch import Tensor
 
 from kdrt.errors import InvalidRequest
@@ -22,6 +21,7 @@ from kdrt.sampling import (
     sigmas_for,
 )
 from kdrt.sampling.philox import PhiloxGenerator
+from tests.support.denoisers import rough
 
 SHAPE = (4, 5, 3)
 SIGMAS = [14.6, 6.0, 3.0, 0.7, 0.03, 0.0]

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from denoisers import rough
 from torch import Tensor
 
 from kdrt.sampling import BrownianNoise, NoiseSchedule, Plan, plan, sample, sigmas_for
+from tests.support.denoisers import rough
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("euler", {}),

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from denoisers import mixture, rough, unguided
 from scipy.integrate import quad
 from torch import Tensor
 
 from kdrt.sampling import NoiseSchedule, Plan, plan, sample, sigmas_for
 from kdrt.sampling.samplers.integrals import exponential_weights
+from tests.support.denoisers import mixture, rough, unguided
 
 SHAPE = (2, 3, 4, 4)
 DENOISE = rough(SHAPE[1])

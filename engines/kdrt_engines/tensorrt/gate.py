@@ -26,7 +26,7 @@ from kdrt_engines.comparison import (
     stream_of_its_own,
 )
 from kdrt_engines.errors import EngineError
-from kdrt_engines.ort import OrtEngine
+from kdrt_engines.onnxruntime.engine import OrtEngine
 from kdrt_engines.profiles import Profile, sizes
 from kdrt_engines.spec import EngineSpec
 from kdrt_engines.tensorrt.proof import RefitProof

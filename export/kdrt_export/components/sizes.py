@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kdrt.checks import finite
+from kdrt.common.validation import finite
 from kdrt_export.errors import UnsupportedModel
 
 _LARGEST = 16_384

@@ -10,7 +10,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from kdrt_engines.spec import EngineSpec, TensorSpec
 from kdrt_export.components.base import ExportComponent
-from kdrt_export.onnx_ops import attention
+from kdrt_export.onnx.ops import attention
 from kdrt_export.rewrites.fused_qkv import concatenate
 
 

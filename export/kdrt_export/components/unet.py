@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
-from kdrt.shortcuts import DEEP_FEATURE
+from kdrt.bundle.components import DEEP_FEATURE
 from kdrt_engines.spec import EngineSpec, TensorSpec
 from kdrt_export.components.base import ExportComponent
 from kdrt_export.components.sizes import sides
@@ -52,7 +52,8 @@ class ExportUNet(ExportComponent):
         fuse_qkv: concatenate attention projections.
         ip_tokens: N, how many tokens an IP-Adapter makes of an image.
         time_ids: how many numbers of size conditioning it takes.
-        deep_feature: hand it out, for :class:`kdrt_export.shallow_unet.ExportShallowUNet`.
+        deep_feature: hand it out, for
+            :class:`kdrt_export.components.shallow_unet.ExportShallowUNet`.
     """
 
     neutral = MappingProxyType({"freeu": (1.0, 1.0, 1.0, 1.0)})

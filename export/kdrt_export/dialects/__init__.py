@@ -1,6 +1,6 @@
 """One traced network, several ONNX files.
 
-What is traced holds *markers*, nodes of the domain ``kdrt`` (see `kdrt_export.onnx_ops`), where
+What is traced holds *markers*, nodes of the domain ``kdrt`` (see `kdrt_export.onnx.ops`), where
 the readers of ONNX want different things. Each dialect replaces them:
 
     standard      ONNX's own operators, which every reader knows; TensorRT finds attention in them

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from kdrt_export.dialects.graphs import CONTRIB, Replacement, constant, integers
-from kdrt_export.onnx_ops import MARKERS
+from kdrt_export.onnx.ops import MARKERS
 
 
 def standard_attention(graph: ir.Graph) -> int:

@@ -13,7 +13,7 @@ from kdrt_export.dialects.optional_steps import resolve_optional
 from kdrt_export.dialects.split_projections import split_projections
 from kdrt_export.dialects.upsampling import upsampling
 from kdrt_export.dialects.winograd import winograd
-from kdrt_export.onnx_ops import MARKERS
+from kdrt_export.onnx.ops import MARKERS
 
 
 def standard_dialect(traced: ir.Model) -> ir.Model:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from kdrt_export.onnx_ops import MARKERS
+from kdrt_export.onnx.ops import MARKERS
 
 
 def resolve_optional(graph: ir.Graph, *, keep: bool) -> int:

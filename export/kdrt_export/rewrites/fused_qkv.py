@@ -12,7 +12,7 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from kdrt_export.errors import UnsupportedModel
-from kdrt_export.onnx_ops import attention, to_image, to_tokens
+from kdrt_export.onnx.ops import attention, to_image, to_tokens
 
 ImagePrompted = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Encoder hidden states, the tokens of an image, and how much they count."""

@@ -13,7 +13,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 from kdrt_export.errors import UnsupportedModel
-from kdrt_export.onnx_ops import to_image, to_tokens
+from kdrt_export.onnx.ops import to_image, to_tokens
 
 
 class ExportTransformer(nn.Module):

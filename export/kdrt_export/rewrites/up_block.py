@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kdrt_export.onnx_ops import optional
+from kdrt_export.onnx.ops import optional
 from kdrt_export.rewrites.freeu import scale_backbone, scale_low_frequencies
 
 FREEU_BLOCKS = 2

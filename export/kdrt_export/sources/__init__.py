@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from kdrt.paths import user_path
+from kdrt.common.paths import user_path
 from kdrt_export.errors import SourceError
 from kdrt_export.families import KNOWN_MODELS
 from kdrt_export.sources.base import Source, TextModel
@@ -96,7 +96,7 @@ def open_source(
 
 def demo_folder() -> Path:
     """The demo model that ships with kdrt, as a diffusers folder."""
-    folder = Path(str(resources.files("kdrt.demo") / "model"))
+    folder = Path(str(resources.files("kdrt_export.demo") / "model"))
     if not (folder / "model_index.json").is_file():
         raise SourceError("this installation of kdrt lacks the demo model's weights; reinstall it")
     return folder

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTokenizer
 
-from kdrt.image_input import CLIP_MEAN, CLIP_STD
+from kdrt.images.input import CLIP_MEAN, CLIP_STD
 from kdrt_export.errors import SourceError, UnsupportedModel
 from kdrt_export.families import Architecture, Family
 from kdrt_export.scheduler import DISCRETE

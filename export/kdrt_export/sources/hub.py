@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from kdrt.hub import hub_failure
+from kdrt.common.hub import hub_failure
 from kdrt_export.errors import SourceError
 from kdrt_export.sources.weights import is_checkpoint
 

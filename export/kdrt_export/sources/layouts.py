@@ -18,8 +18,8 @@ from diffusers.loaders.single_file_utils import (
 )
 from transformers import CLIPTextConfig
 
-from kdrt_export.checkpoint_file import is_marker
 from kdrt_export.errors import SourceError
+from kdrt_export.sources.checkpoint_file import is_marker
 from kdrt_export.sources.reading import refused
 from kdrt_export.sources.weights import read_tensors
 

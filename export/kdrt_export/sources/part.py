@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from kdrt.paths import user_path
+from kdrt.common.paths import user_path
 from kdrt_export.errors import SourceError
 from kdrt_export.sources.hub import Choose, HubPlace, fetch, fetch_file
 from kdrt_export.sources.reading import read_json

@@ -11,10 +11,10 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTokenizer
 
-from kdrt_export.clip_vocabulary import tokenizer_for
 from kdrt_export.errors import SourceError
 from kdrt_export.families import Architecture
 from kdrt_export.sources.base import Source, text_config, text_model
+from kdrt_export.sources.clip_vocabulary import tokenizer_for
 from kdrt_export.sources.reading import refused
 from kdrt_export.sources.weights import build
 

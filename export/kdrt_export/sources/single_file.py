@@ -10,11 +10,11 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTokenizer
 
-from kdrt_export.checkpoint_file import as_trained, detect, read_header
-from kdrt_export.clip_vocabulary import tokenizer_for
 from kdrt_export.errors import SourceError
 from kdrt_export.families import Architecture
 from kdrt_export.sources.base import FileSource, text_config, text_model
+from kdrt_export.sources.checkpoint_file import as_trained, detect, read_header
+from kdrt_export.sources.clip_vocabulary import tokenizer_for
 from kdrt_export.sources.folder import FolderSource
 from kdrt_export.sources.layouts import text_encoder_tensors, unet_tensors, vae_tensors
 from kdrt_export.sources.reading import check_fetched, refused

@@ -20,8 +20,8 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from kdrt_export.checkpoint_file import by_name
 from kdrt_export.errors import SourceError, UnsupportedModel
+from kdrt_export.sources.checkpoint_file import by_name
 from kdrt_export.sources.reading import check_fetched, refused
 
 Network = TypeVar("Network", bound=nn.Module)

@@ -18,7 +18,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
-from kdrt.checks import plain, shown
+from kdrt.common.validation import plain, shown
 from kdrt.errors import InvalidRequest
 from kdrt.sampling.plan import Plan
 from kdrt.sampling.samplers import (

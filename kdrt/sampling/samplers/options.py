@@ -9,7 +9,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from kdrt.checks import finite, shown
+from kdrt.common.validation import finite, shown
 from kdrt.errors import InvalidRequest
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from kdrt.checks import MOST_STEPS, finite, plain, shown, whole
+from kdrt.common.validation import MOST_STEPS, finite, plain, shown, whole
 from kdrt.errors import InvalidRequest
 from kdrt.sampling.schedules import continuous, discrete, published
 from kdrt.sampling.schedules.discrete import TIMESTEP_SPACINGS

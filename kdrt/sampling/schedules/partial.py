@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kdrt.checks import finite, shown
+from kdrt.common.validation import finite, shown
 from kdrt.errors import InvalidRequest
 from kdrt.sampling.schedules.training import Float64Array, NoiseSchedule
 

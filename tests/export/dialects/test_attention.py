@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from graphs_of import graph_of, kinds, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdrt_export.dialects.attention import fused_attention, standard_attention
-from kdrt_export.onnx_ops import MARKERS, attention
+from kdrt_export.onnx.ops import MARKERS, attention
+from tests.support.graphs_of import graph_of, kinds, run
 
 FUSED = {"standard": standard_attention, "onnxruntime": fused_attention}
 

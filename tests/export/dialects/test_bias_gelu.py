@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graphs_of import graph_of, kinds, run
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kdrt_export.dialects.bias_gelu import bias_gelu
+from tests.support.graphs_of import graph_of, kinds, run
 
 
 def biased(width: int, **gelu: str):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from graphs_of import graph_of, kinds, off, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdrt_export.dialects.graphs import Rows
 from kdrt_export.dialects.group_norm import group_norm
+from tests.support.graphs_of import graph_of, kinds, off, run
 
 LARGE, SMALL = Rows(512, 1), Rows(64, 1)
 

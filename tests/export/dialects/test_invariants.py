@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphs_of import graph_of, kinds, run
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kdrt_export.dialects.invariants import split_invariants
+from tests.support.graphs_of import graph_of, kinds, run
 
 WEIGHTS = {
     "w": np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graphs_of import graph_of, kinds, run
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from kdrt_export.dialects.optional_steps import resolve_optional
-from kdrt_export.onnx_ops import MARKERS
+from kdrt_export.onnx.ops import MARKERS
+from tests.support.graphs_of import graph_of, kinds, run
 
 
 @pytest.mark.parametrize("keep", [True, False])

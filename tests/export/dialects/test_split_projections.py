@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graphs_of import graph_of, kinds, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdrt_export.dialects.split_projections import split_projections
+from tests.support.graphs_of import graph_of, kinds, run
 
 
 def projection(sizes: list[int], width: int, *, bias: bool, axis: int = -1, also: bool = False):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphs_of import SAME, graph_of, kinds, off, run, weights_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +12,7 @@ from kdrt_export.dialects import upsampling as module
 from kdrt_export.dialects.graphs import Rows
 from kdrt_export.dialects.upsampling import upsampling
 from kdrt_export.dialects.winograd import winograd
+from tests.support.graphs_of import SAME, graph_of, kinds, off, run, weights_of
 
 NEAREST = {
     "mode": "nearest",

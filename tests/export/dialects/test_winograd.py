@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from graphs_of import SAME, graph_of, kinds, off, run, weights_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +12,7 @@ from kdrt_export.dialects import winograd as module
 from kdrt_export.dialects.convolutions import TAPS
 from kdrt_export.dialects.graphs import Rows
 from kdrt_export.dialects.winograd import ROWS, transforms, winograd
+from tests.support.graphs_of import SAME, graph_of, kinds, off, run, weights_of
 
 USUAL = Rows(64, 1)
 

@@ -1,0 +1,79 @@
+"""How alike two results are: no speed is quoted without it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from kdrt_bench.jobs import Strict
+
+_MEAN_OVER = 11
+"""Pixels: side of SSIM's window (Wang et al. 2004)."""
+
+
+class Likeness(Strict):
+    """Of what a row made to what the anchor made, from the same noise.
+
+    Attributes:
+        relative_error: ``‖a − b‖ / ‖b‖`` over all outputs, in float64.
+        psnr: decibels, for pictures; None where they are equal bit for bit, or no pictures.
+        ssim: structural similarity (Wang et al. 2004), 1 for equal pictures.
+        equal: bit for bit.
+    """
+
+    relative_error: float
+    psnr: float | None = None
+    ssim: float | None = None
+    equal: bool = False
+
+
+def likeness(
+    outputs: Sequence[np.ndarray], reference: Sequence[np.ndarray], *, pictures: bool
+) -> Likeness:
+    """Compare what two rows made.
+
+    Args:
+        outputs: arrays in the order of the workload's outputs.
+        reference: the anchor's.
+        pictures: they are float32 ``[B, H, W, 3]`` in [0, 1].
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if [o.shape for o in outputs] != [r.shape for r in reference]:
+        raise ValueError("outputs of different shapes cannot be compared")
+    worst = max(map(_relative_error, outputs, reference))
+    equal = all(map(np.array_equal, outputs, reference))
+    if not pictures:
+        return Likeness(relative_error=worst, equal=equal)
+    psnr, ssim = _of_pictures(outputs[0], reference[0])
+    return Likeness(
+        relative_error=worst,
+        psnr=psnr if math.isfinite(psnr) else None,
+        ssim=ssim,
+        equal=equal,
+    )
+
+
+def _relative_error(output: np.ndarray, reference: np.ndarray) -> float:
+    wanted = reference.astype(np.float64)
+    norm = float(np.linalg.norm(wanted))
+    difference = float(np.linalg.norm(output.astype(np.float64) - wanted))
+    return difference / norm if norm else difference
+
+
+def _of_pictures(output: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
+    from torchmetrics.functional.image import (
+        peak_signal_noise_ratio,
+        structural_similarity_index_measure,
+    )
+
+    # In float64: two float32 pictures can be closer than float32 sums of squares resolve.
+    a, b = (torch.from_numpy(x).permute(0, 3, 1, 2).double() for x in (output, reference))
+    psnr = peak_signal_noise_ratio(a, b, data_range=1.0)
+    ssim = structural_similarity_index_measure(a, b, data_range=1.0, kernel_size=_MEAN_OVER)
+    assert isinstance(ssim, torch.Tensor)
+    return float(psnr), float(ssim)

@@ -1,0 +1,142 @@
+"""The peers, one file each. A peer makes engines of networks; all else is the same for all.
+
+A new peer is a file with a subclass of :class:`~kdrt_bench.peers.base.Peer` and a line here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from kdrt_bench.errors import PeerUnavailable
+from kdrt_engines.installed import installed_version
+
+if TYPE_CHECKING:
+    from kdrt_bench.peers.base import Peer
+
+
+@dataclass(frozen=True)
+class PeerInfo:
+    """What is known of a peer before anything is imported.
+
+    Attributes:
+        title: for tables.
+        about: what it is, in a sentence.
+        home: module and class.
+        packages: what it needs besides kdrt, as import names, with what pip calls them.
+        lossy: it computes in less than float32, so its row is no equal of the others.
+        forward: it runs single networks, not only whole generations.
+        options: given to the class.
+    """
+
+    title: str
+    about: str
+    home: str
+    packages: dict[str, str] = field(default_factory=dict)
+    lossy: bool = False
+    forward: bool = True
+    options: dict[str, str] = field(default_factory=dict)
+
+
+_DIFFUSERS = {"diffusers": "diffusers", "transformers": "transformers"}
+_OPENVINO = {**_DIFFUSERS, "openvino": "openvino"}
+
+PEERS: dict[str, PeerInfo] = {
+    "kdrt": PeerInfo(
+        "kdrt",
+        "kdrt as it is installed, with the engine that `kdrt doctor` chooses",
+        "kdrt_bench.peers.own:Kdrt",
+    ),
+    "eager": PeerInfo(
+        "PyTorch eager",
+        "the untouched networks of diffusers and transformers, resident float32 weights, "
+        "scaled_dot_product_attention",
+        "kdrt_bench.peers.eager:Eager",
+        _DIFFUSERS,
+    ),
+    "diffusers": PeerInfo(
+        "diffusers pipeline",
+        "diffusers' own pipeline with EulerDiscreteScheduler, eager float32",
+        "kdrt_bench.peers.diffusers_pipeline:DiffusersPipeline",
+        _DIFFUSERS,
+        forward=False,
+    ),
+    "compile": PeerInfo(
+        "torch.compile",
+        "the untouched UNet and VAE through TorchInductor, default mode, weights frozen",
+        "kdrt_bench.peers.compiled:Compiled",
+        _DIFFUSERS,
+    ),
+    "compile-max": PeerInfo(
+        "torch.compile max-autotune",
+        "the same with mode max-autotune-no-cudagraphs",
+        "kdrt_bench.peers.compiled:Compiled",
+        _DIFFUSERS,
+        options={"mode": "max-autotune-no-cudagraphs"},
+    ),
+    "onnxruntime-plain": PeerInfo(
+        "ONNX Runtime, plain",
+        "ONNX Runtime as peers use it: torch.onnx.export of the untouched networks, the session's "
+        "defaults, NumPy arrays in and out",
+        "kdrt_bench.peers.onnxruntime_plain:OnnxRuntimePlain",
+        _DIFFUSERS,
+    ),
+    "openvino": PeerInfo(
+        "OpenVINO float32",
+        "the untouched networks converted from PyTorch, static shapes, latency hint, float32",
+        "kdrt_bench.peers.openvino:OpenVino",
+        _OPENVINO,
+        options={"precision": "f32"},
+    ),
+    "openvino-default": PeerInfo(
+        "OpenVINO default",
+        "the same at OpenVINO's own precision, which is bfloat16 where the processor has it",
+        "kdrt_bench.peers.openvino:OpenVino",
+        _OPENVINO,
+        lossy=True,
+    ),
+    "eager-bf16": PeerInfo(
+        "PyTorch eager bfloat16",
+        "the untouched networks in bfloat16",
+        "kdrt_bench.peers.eager:Eager",
+        _DIFFUSERS,
+        lossy=True,
+        options={"dtype": "bfloat16"},
+    ),
+}
+
+ALIASES = {"optimum": "onnxruntime-plain"}
+"""Optimum's ONNX pipelines require older diffusers and transformers than kdrt's export: what they
+do with a network is measured in their place."""
+
+
+def find_peer(name: str) -> PeerInfo:
+    """A peer by name.
+
+    Raises:
+        PeerUnavailable: there is none, or a package of it is not installed.
+    """
+    info = PEERS.get(ALIASES.get(name, name))
+    if info is None:
+        raise PeerUnavailable(f"there is no peer '{name}'; there are {', '.join(PEERS)}")
+    missing = [pip for module, pip in info.packages.items() if find_spec(module) is None]
+    if missing:
+        raise PeerUnavailable(
+            f"{info.title} needs {', '.join(missing)}; pip install {' '.join(missing)}, or leave "
+            f"'{name}' out of --vs"
+        )
+    return info
+
+
+def load_peer(name: str) -> type[Peer]:
+    """The class of a peer. Raises PeerUnavailable as :func:`find_peer` does."""
+    module, _, kind = find_peer(name).home.partition(":")
+    found: type[Peer] = getattr(importlib.import_module(module), kind)
+    return found
+
+
+def versions_of(packages: tuple[str, ...]) -> dict[str, str]:
+    """Versions of distributions; those that are not installed are left out."""
+    return {name: found for name in packages if (found := installed_version(name))}

@@ -1,0 +1,109 @@
+"""kdrt itself, as installed or with one of its techniques left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kdrt.backends.loading import chosen_engine, load_engines
+from kdrt_bench.networks_kept import plain_onnx, unfused_bundle
+from kdrt_bench.peers.base import Peer
+from kdrt_bench.peers.onnxruntime_plain import ArraysEngine
+from kdrt_engines import Engine
+from kdrt_engines.onnxruntime.engine import OrtBinding, OrtEngine, ReducedGraph
+from kdrt_engines.onnxruntime.sessions import OrtGraph
+
+
+class Kdrt(Peer):
+    """Options:
+
+    engine      one of `kdrt.backends.loading.ENGINES`; without it, the one kdrt chooses
+    cuda_graph  off, step or loop
+    network     shipped: whatever `kdrt.load` loads. On ONNX Runtime, batches undivided: plain,
+                diffusers' own graph; unfused, fused: the standard graph of a bundle, with
+                projections fused or not; dialect: that in ONNX Runtime's operators; cpu: the
+                same with its sums in the order of a CPU; reduced: that without FreeU while it is
+                off; invariants: that with what follows from the prompt computed once
+    io          bound: fixed addresses; arrays: copied into and out of every call
+    """
+
+    _engines: Mapping[str, Engine] | None = None
+    packages = ("kdrt", "torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx")
+
+    def prepare(self, components: Sequence[str]) -> None:
+        network = self._option("network", "shipped")
+        if network == "unfused":
+            unfused_bundle(self.model)
+        elif network == "plain":
+            for component in components:
+                plain_onnx(self, component)
+
+    def engine(self, component: str) -> Engine:
+        network = self._option("network", "shipped")
+        if network == "shipped":
+            return self._shipped(component)
+        spec, graphs = self.spec(component), self.bundle.manifest.components[component].onnxruntime
+        if network in ("dialect", "cpu", "reduced", "invariants") and graphs is not None:
+            reduced, invariants = None, None
+            if network in ("reduced", "invariants") and graphs.plain is not None:
+                reduced = ReducedGraph(
+                    OrtGraph(self.bundle.file(graphs.plain)), graphs.neutral, graphs.multiples
+                )
+            path = self.bundle.file(graphs.fused if network == "dialect" else graphs.whole_on_cpu)
+            if network != "dialect" and graphs.invariants is not None:
+                invariants = OrtGraph(self.bundle.file(graphs.invariants))
+            kind = _Undivided if network == "invariants" else _Forgetful
+            return kind(path, spec, threads=self.threads, reduced=reduced, invariants=invariants)
+        path = self._file(network, component)
+        if self._option("io", "bound") == "arrays":
+            return ArraysEngine(path, spec, self.threads)
+        return _Undivided(path, spec, threads=self.threads)
+
+    def pipeline_options(self) -> dict[str, Any]:
+        level = self.options.get("cuda_graph")
+        return {} if level is None else {"graph": level}
+
+    def settings(self) -> dict[str, str]:
+        engine = chosen_engine(self.options.get("engine"), self.bundle)
+        return {"engine": engine, "threads": str(self.threads), **self.options}
+
+    def _shipped(self, component: str) -> Engine:
+        """As `kdrt.load` loads it, and nothing besides."""
+        if self._engines is None:
+            self._engines = load_engines(
+                self.bundle,
+                self.options.get("engine"),
+                threads=self.threads,
+                own_graphs=self.options.get("cuda_graph") not in ("off", None),
+            )
+        return self._engines[component]
+
+    def _option(self, name: str, otherwise: str) -> str:
+        return self.options.get(name, otherwise)
+
+    def _file(self, network: str, component: str) -> Path:
+        if network == "plain":
+            return plain_onnx(self, component)
+        bundle = unfused_bundle(self.model) if network == "unfused" else self.bundle
+        return bundle.file(bundle.manifest.components[component].onnx)
+
+
+class _Undivided(OrtEngine):
+    """All threads on each operator, whatever the batch."""
+
+    def parts(self, batch: int) -> int:
+        return 1
+
+
+class _Forgetful(_Undivided):
+    """It also computes what follows from the prompt at every run."""
+
+    def bind(self, **dims: int) -> OrtBinding:
+        return _ForgetfulBinding(self, dims)
+
+
+class _ForgetfulBinding(OrtBinding):
+    def run(self) -> None:
+        self._engine.forget()
+        super().run()

@@ -1,0 +1,1 @@
+"""ONNX Runtime: engines, sessions and the teams of threads that run them."""

@@ -1,0 +1,463 @@
+"""Train the demo model: a small Stable Diffusion XL that draws coloured shapes.
+
+    python -m kdrt_export.demo.train OUT [--seed 0]
+
+Everything is made here: pictures and captions (``kdrt_export.demo.scenes``), BPE tokenizers,
+the autoencoder, then the UNet together with both text encoders. The result is an ordinary
+diffusers folder that ``StableDiffusionXLPipeline.from_pretrained`` loads. About an hour and a
+half on two CPU cores; the same seed and thread count give the same weights.
+
+Method: an autoencoder with L1 + L2 loss, its latents standardised per channel by folding the
+affine map into its quantising convolutions; a UNet trained on the noise-prediction loss with
+min-SNR weights (Hang et al. 2023, arXiv:2303.09556, gamma 5), captions dropped one time in
+eight for classifier-free guidance, and an exponential moving average of the weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import typer
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
+
+from kdrt_export.demo.scenes import Scene, caption, draw, random_scene
+
+SCALING_FACTOR = 0.5
+TEXT_WIDTH = 64
+MAX_LENGTH = 32
+"""Tokens of a prompt: every caption fits, and short prompts train faster than CLIP's 77."""
+SIZES = ((64, 64), (96, 64), (64, 96))
+"""(width, height) of the training pictures: mostly square, some wide, some tall."""
+
+
+@dataclass
+class Recipe:
+    """Everything that decides the outcome, written beside the weights."""
+
+    seed: int = 0
+    pictures: int = 24_000
+    vae_steps: int = 1_800
+    vae_batch: int = 16
+    vae_lr: float = 2e-3
+    unet_steps: int = 8_700
+    unet_batch: int = 32
+    unet_lr: float = 1.2e-3
+    threads: int = 2
+
+
+class Progress:
+    """Mean loss every ``every`` steps, printed and kept for the summary."""
+
+    def __init__(self, name: str, every: int) -> None:
+        self.name, self.every = name, every
+        self.start = time.perf_counter()
+        self.window: list[float] = []
+        self.curve: list[tuple[int, float]] = []
+
+    def add(self, step: int, loss: float) -> None:
+        self.window.append(loss)
+        if (step + 1) % self.every == 0:
+            mean = float(np.mean(self.window))
+            self.window.clear()
+            self.curve.append((step + 1, round(mean, 5)))
+            seconds = time.perf_counter() - self.start
+            print(f"{self.name} {step + 1}: loss {mean:.4f}, {seconds:.0f} s", flush=True)
+
+
+def draw_pictures(
+    rng: np.random.Generator, recipe: Recipe
+) -> list[tuple[list[Scene], torch.Tensor]]:
+    """For each size of ``SIZES`` its scenes and pictures, uint8 [N, 3, H, W]."""
+    sets = []
+    for index, (width, height) in enumerate(SIZES):
+        count = recipe.pictures if index == 0 else recipe.pictures // 6
+        scenes = [random_scene(rng) for _ in range(count)]
+        pixels = np.stack([np.asarray(draw(scene, width, height)) for scene in scenes])
+        sets.append((scenes, torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()))
+    return sets
+
+
+def train_tokenizers(rng: np.random.Generator) -> tuple[CLIPTokenizer, CLIPTokenizer]:
+    """Two CLIP tokenizers over one byte-pair vocabulary learnt from captions. As in SDXL they
+    differ in padding alone: end-of-text for the first, ``!`` for the second."""
+    raw = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    raw.normalizer = normalizers.Lowercase()
+    raw.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    captions = [caption(random_scene(rng), rng) for _ in range(4_000)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        end_of_word_suffix="</w>",
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    raw.train_from_iterator(captions, trainer)
+    merges = [tuple(merge) for merge in json.loads(raw.to_str())["model"]["merges"]]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    letters.sort(key=lambda letter: (letter != "!", letter))  # "!" pads as id 0, as in SDXL
+    words = letters + [f"{letter}</w>" for letter in letters] + ["".join(pair) for pair in merges]
+    words = [*dict.fromkeys(words), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    return tuple(
+        CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=pad, model_max_length=MAX_LENGTH)
+        for pad in ("<|endoftext|>", "!")
+    )
+
+
+def make_text_encoders(
+    tokenizer: CLIPTokenizer,
+) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
+    """Three layers each: SDXL reads the last but one, so two of them shape the picture."""
+    common = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": TEXT_WIDTH,
+        "intermediate_size": 4 * TEXT_WIDTH,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "projection_dim": TEXT_WIDTH,
+        "max_position_embeddings": MAX_LENGTH,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    first = CLIPTextModel(CLIPTextConfig(hidden_act="quick_gelu", **common))
+    second = CLIPTextModelWithProjection(CLIPTextConfig(hidden_act="gelu", **common))
+    for encoder in (first, second.text_model):
+        # CLIP's own 0.02 suits its contrastive training; cross-attention reads these states
+        # without a norm and would hardly see them at first.
+        torch.nn.init.normal_(encoder.embeddings.token_embedding.weight, std=0.6)
+        torch.nn.init.normal_(encoder.embeddings.position_embedding.weight, std=0.2)
+    return first, second
+
+
+def make_vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        latent_channels=4,
+        block_out_channels=(16, 32, 48),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        norm_num_groups=8,
+        sample_size=64,
+        scaling_factor=SCALING_FACTOR,
+        force_upcast=False,
+    )
+
+
+def make_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(32, 64, 128),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        transformer_layers_per_block=(1, 1, 1),
+        attention_head_dim=(1, 2, 4),
+        cross_attention_dim=2 * TEXT_WIDTH,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=32,
+        projection_class_embeddings_input_dim=6 * 32 + TEXT_WIDTH,
+        norm_num_groups=16,
+    )
+
+
+def make_scheduler() -> EulerDiscreteScheduler:
+    """The scheduler configuration of SDXL base."""
+    return EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        timestep_spacing="leading",
+        steps_offset=1,
+    )
+
+
+def to_model_range(pixels: torch.Tensor) -> torch.Tensor:
+    return pixels.float() / 127.5 - 1
+
+
+def cosine(step: int, total: int, warmup: int) -> float:
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.01 + 0.495 * (1 + float(np.cos(np.pi * (step - warmup) / (total - warmup))))
+
+
+def optimizer_for(
+    parameters: list[torch.nn.Parameter], lr: float, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    optimizer = torch.optim.AdamW(
+        parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: cosine(s, steps, 100))
+    return optimizer, schedule
+
+
+def train_vae(vae: AutoencoderKL, pictures: torch.Tensor, recipe: Recipe) -> Progress:
+    rng = np.random.default_rng(recipe.seed + 1)
+    torch.manual_seed(recipe.seed + 1)
+    parameters = list(vae.parameters())
+    optimizer, schedule = optimizer_for(parameters, recipe.vae_lr, recipe.vae_steps)
+    progress = Progress("vae", 100)
+    for step in range(recipe.vae_steps):
+        x = to_model_range(pictures[rng.integers(len(pictures), size=recipe.vae_batch)])
+        posterior = vae.encode(x).latent_dist
+        error = vae.decode(posterior.sample()).sample - x
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        loss = error.square().mean() + 0.3 * error.abs().mean() + 2e-3 * kl
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        progress.add(step, float(loss.detach()))
+    return progress
+
+
+@torch.inference_mode()
+def encode(vae: AutoencoderKL, pixels: torch.Tensor) -> torch.Tensor:
+    """Posterior means of uint8 pictures, before the scaling factor."""
+    batches = pixels.split(256)
+    return torch.cat([vae.encode(to_model_range(batch)).latent_dist.mean for batch in batches])
+
+
+@torch.no_grad()
+def standardise_latents(vae: AutoencoderKL, pixels: torch.Tensor) -> None:
+    """Make every latent channel zero-mean with standard deviation 1 / scaling_factor, exactly
+    and inside the existing weights: the affine map goes into ``quant_conv``, its inverse into
+    ``post_quant_conv`` (both 1×1 convolutions without padding)."""
+    latents = encode(vae, pixels)
+    mean = latents.mean((0, 2, 3))
+    gain = 1 / (latents.std((0, 2, 3)) * SCALING_FACTOR)
+    quant, post = vae.quant_conv, vae.post_quant_conv
+    channels = len(mean)
+    post.bias += (post.weight[:, :, 0, 0] * mean).sum(1)
+    post.weight /= gain[None, :, None, None]
+    quant.weight[:channels] *= gain[:, None, None, None]
+    quant.bias[:channels] = (quant.bias[:channels] - mean) * gain
+    quant.bias[channels:] += 2 * gain.log()
+
+
+def training_batches(
+    scenes: list[list[Scene]], latents: list[torch.Tensor], recipe: Recipe
+) -> Iterator[tuple[torch.Tensor, list[str], torch.Tensor]]:
+    """Endless (latents [B,4,h,w], captions, time_ids [B,6]); one picture size a batch."""
+    rng = np.random.default_rng(recipe.seed + 2)
+    while True:
+        bucket = int(rng.choice(len(SIZES), p=[0.8, 0.1, 0.1]))
+        batch = recipe.unet_batch if bucket == 0 else recipe.unet_batch * 2 // 3
+        chosen = rng.integers(len(scenes[bucket]), size=batch)
+        captions = [caption(scenes[bucket][i], rng) for i in chosen]
+        width, height = SIZES[bucket]
+        time_ids = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32)
+        time_ids = time_ids.repeat(batch, 1)
+        # Now and then another original size, so that the model does not depend on it.
+        other = torch.from_numpy(rng.random(batch) < 0.15)
+        sizes = torch.from_numpy(rng.integers(48, 257, size=(batch, 2))).float()
+        time_ids[other, :2] = sizes[other]
+        yield latents[bucket][torch.from_numpy(chosen)], captions, time_ids
+
+
+class Denoiser(torch.nn.Module):
+    """The UNet with both text encoders, trained as one."""
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        encoders: tuple[CLIPTextModel, CLIPTextModelWithProjection],
+    ) -> None:
+        super().__init__()
+        self.unet = unet
+        self.text_encoder, self.text_encoder_2 = encoders
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        ids: torch.Tensor,
+        ids_2: torch.Tensor,
+        keep: torch.Tensor,
+        time_ids: torch.Tensor,
+    ) -> torch.Tensor:
+        first = self.text_encoder(ids, output_hidden_states=True)
+        second = self.text_encoder_2(ids_2, output_hidden_states=True)
+        context = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+        added = {"text_embeds": second.text_embeds * keep[:, None], "time_ids": time_ids}
+        context = context * keep[:, None, None]
+        return self.unet(sample, timestep, context, added_cond_kwargs=added).sample
+
+
+def load_denoiser(folder: Path) -> Denoiser:
+    """The trained networks of a saved pipeline, in float32."""
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+    unet.register_to_config(_name_or_path="")
+    encoders = (
+        CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32),
+        CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2", dtype=torch.float32),
+    )
+    return Denoiser(unet, encoders).train()
+
+
+def train_denoiser(
+    model: Denoiser,
+    tokenizers: tuple[CLIPTokenizer, CLIPTokenizer],
+    batches: Iterator[tuple[torch.Tensor, list[str], torch.Tensor]],
+    recipe: Recipe,
+    snapshot: Callable[[Denoiser], None],
+) -> tuple[Denoiser, Progress]:
+    """Train, and return the averaged model. ``snapshot`` gets a copy of it now and then, so
+    that an interrupted run leaves something usable."""
+    rng = np.random.default_rng(recipe.seed + 3)
+    torch.manual_seed(recipe.seed + 3)
+    alphas = make_scheduler().alphas_cumprod
+    parameters = list(model.parameters())
+    optimizer, schedule = optimizer_for(parameters, recipe.unet_lr, recipe.unet_steps)
+    average = copy.deepcopy(model).requires_grad_(False)
+    progress = Progress("unet", 100)
+    for step in range(recipe.unet_steps):
+        x0, captions, time_ids = next(batches)
+        dropped = rng.random(len(captions))
+        # SDXL's null prompt is zeros; an empty prompt is encoded. Both occur at inference.
+        keep = torch.from_numpy(dropped >= 0.08).float()
+        captions = ["" if d < 0.12 else text for text, d in zip(captions, dropped, strict=True)]
+        ids, ids_2 = (
+            tokenizer(
+                captions, padding="max_length", truncation=True, return_tensors="pt"
+            ).input_ids
+            for tokenizer in tokenizers
+        )
+        timestep = torch.from_numpy(rng.integers(len(alphas), size=len(captions)))
+        alpha = alphas[timestep][:, None, None, None]
+        noise = torch.randn_like(x0)
+        predicted = model(
+            alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise, timestep, ids, ids_2, keep, time_ids
+        )
+        snr = (alpha / (1 - alpha)).flatten()
+        weight = snr.clamp(max=5) / snr
+        loss = (weight * F.mse_loss(predicted, noise, reduction="none").mean((1, 2, 3))).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        decay = min(0.998, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_([*average.parameters()], [*model.parameters()], 1 - decay)
+        progress.add(step, float(loss.detach()))
+        if (step + 1) % 500 == 0:
+            snapshot(copy.deepcopy(average))
+    return average, progress
+
+
+def main(
+    out: Annotated[Path, typer.Argument(help="Folder to write the diffusers pipeline to.")],
+    seed: int = 0,
+    vae_steps: int = Recipe.vae_steps,
+    unet_steps: int = Recipe.unet_steps,
+    pictures: int = Recipe.pictures,
+    threads: int = Recipe.threads,
+    unet_lr: float = Recipe.unet_lr,
+    vae: Annotated[
+        Path | None, typer.Option(help="Folder of an autoencoder trained before, to reuse.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="A model trained before, to train further.")
+    ] = None,
+) -> None:
+    """Train the demo model and save it as a float16 diffusers folder."""
+    recipe = Recipe(
+        seed=seed,
+        vae_steps=vae_steps,
+        unet_steps=unet_steps,
+        unet_lr=unet_lr,
+        pictures=pictures,
+        threads=threads,
+    )
+    torch.set_num_threads(recipe.threads)
+    torch.manual_seed(recipe.seed)
+    rng = np.random.default_rng(recipe.seed)
+    start = time.perf_counter()
+
+    if resume is None:
+        tokenizers = train_tokenizers(rng)
+    else:
+        tokenizers = tuple(
+            CLIPTokenizer.from_pretrained(resume / name) for name in ("tokenizer", "tokenizer_2")
+        )
+        vae = resume / "vae"
+    sets = draw_pictures(rng, recipe)
+    print(f"pictures drawn, {time.perf_counter() - start:.0f} s", flush=True)
+
+    if vae is None:
+        autoencoder = make_vae()
+        vae_curve = train_vae(autoencoder, sets[0][1], recipe).curve
+        autoencoder.requires_grad_(False).eval()
+        standardise_latents(autoencoder, sets[0][1][:4096])
+        autoencoder.half().save_pretrained(out / "vae")
+    else:
+        vae_curve = []
+    autoencoder = AutoencoderKL.from_pretrained(vae or out / "vae", torch_dtype=torch.float32)
+    autoencoder.register_to_config(_name_or_path="")  # a path of this machine otherwise
+    autoencoder.requires_grad_(False).eval()
+    latents = [encode(autoencoder, pixels).clone() * SCALING_FACTOR for _, pixels in sets]
+    autoencoder.half()
+    print(f"latents: standard deviation {latents[0].std():.3f}", flush=True)
+
+    def save(trained: Denoiser) -> None:
+        trained.half()
+        StableDiffusionXLPipeline(
+            vae=autoencoder,
+            text_encoder=trained.text_encoder,
+            text_encoder_2=trained.text_encoder_2,
+            tokenizer=tokenizers[0],
+            tokenizer_2=tokenizers[1],
+            unet=trained.unet,
+            scheduler=make_scheduler(),
+        ).save_pretrained(out)
+
+    if resume is None:
+        model = Denoiser(make_unet(), make_text_encoders(tokenizers[0]))
+    else:
+        model = load_denoiser(resume)
+    batches = training_batches([scenes for scenes, _ in sets], latents, recipe)
+    average, unet_progress = train_denoiser(model, tokenizers, batches, recipe, save)
+    save(average)
+    summary = {
+        "recipe": asdict(recipe),
+        "seconds": round(time.perf_counter() - start),
+        "parameters": {
+            "vae": sum(p.numel() for p in autoencoder.parameters()),
+            "unet": sum(p.numel() for p in average.unet.parameters()),
+            "text_encoder": sum(p.numel() for p in average.text_encoder.parameters()),
+            "text_encoder_2": sum(p.numel() for p in average.text_encoder_2.parameters()),
+        },
+        "loss": {"vae": vae_curve, "unet": unet_progress.curve},
+    }
+    (out / "training.json").write_text(json.dumps(summary) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,1 @@
+"""Tracing components to ONNX, and the operators that tracing writes."""

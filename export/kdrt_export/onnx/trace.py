@@ -1,0 +1,220 @@
+"""From a component to ONNX: a small graph with full names, and its weights in one file.
+
+The graph is traced without weights: they enter as inputs named after the module's parameters.
+The inputs are then declared as external initialisers and the tensors streamed to ``weights.bin``,
+so nothing is held twice in memory, names and layouts are those of the module, and the model on
+disk stays a few megabytes whatever the size of its weights. Of the one traced graph every dialect
+makes a file of its own (see `kdrt_export.dialects`); all read the same weights.
+
+The tracer is torch's TorchScript exporter. Its successor (``dynamo=True``) folds weights into
+anonymous transposed constants and needs minutes where this needs seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common
+
+from kdrt._version import __version__ as kdrt_version
+from kdrt_engines.spec import TensorSpec
+from kdrt_export.components import ExportComponent
+from kdrt_export.dialects.build import cpu_dialect, onnxruntime_dialect, standard_dialect
+from kdrt_export.dialects.invariants import split_invariants
+from kdrt_export.quantize.int8_weights import quantise_weights
+
+OPSET = 20
+MODEL_FILE = "model.onnx"
+FUSED_FILE = "onnxruntime.onnx"
+CPU_FILE = "onnxruntime-cpu.onnx"
+PLAIN_FILE = "onnxruntime-plain.onnx"
+INVARIANTS_FILE = "onnxruntime-invariants.onnx"
+WEIGHTS_FILE = "weights.bin"
+_ALIGNMENT = 4096
+"""Weights start on page boundaries, so that engines can map them from the file."""
+
+_ONNX_TYPES = {
+    torch.float32: onnx.TensorProto.FLOAT,
+    torch.float16: onnx.TensorProto.FLOAT16,
+    torch.bfloat16: onnx.TensorProto.BFLOAT16,
+    torch.int64: onnx.TensorProto.INT64,
+    torch.int8: onnx.TensorProto.INT8,
+}
+
+
+@dataclass(frozen=True)
+class OnnxFiles:
+    """The files of one component: ``standard`` for every reader; ``fused`` with ONNX Runtime's own
+    operators; ``cpu`` as its kernels for CPUs like it (None where that is no other); ``plain``
+    likewise, at the component's usual sizes and without what its neutral inputs turn off (None
+    where nothing does); ``invariants`` with what the last two read of its results (None where they
+    read none)."""
+
+    standard: Path
+    fused: Path
+    cpu: Path | None
+    plain: Path | None
+    invariants: Path | None
+
+
+def onnx_from_component(
+    component: ExportComponent, dims: dict[str, int], folder: Path, *, int8_weights: bool = False
+) -> OnnxFiles:
+    """Trace ``component`` at the sizes ``dims`` and write it to ``folder``. ``int8_weights`` stores
+    the large weights as bytes; see :mod:`kdrt_export.quantize.int8_weights`.
+
+    The sizes only drive the tracer: every symbol of the spec stays dynamic. Raises
+    ``onnx.checker.ValidationError`` if the result is not valid ONNX.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    traced = _clean(_trace(component, dims))
+    tensors = _tensors(component)
+    if int8_weights:
+        proto = ir.to_proto(traced)
+        tensors = quantise_weights(proto.graph, tensors)
+        traced = ir.from_proto(proto)
+    _attach_weights(traced.graph, component, tensors, folder / WEIGHTS_FILE)
+    fused = onnxruntime_dialect(traced, optional=True)
+    cpu, plain = cpu_dialect(fused, component.picture()), None
+    if component.neutral:
+        plain = onnxruntime_dialect(traced, optional=False)
+        plain = cpu_dialect(plain, component.picture(usual=True)) or plain
+    # The same of both: what one can do without does not follow from these inputs.
+    of_both = [split_invariants(model, component.varying) for model in (cpu, plain) if model]
+    invariants = next((model for model in of_both if model), None)
+    return OnnxFiles(
+        _write(standard_dialect(traced), component, folder / MODEL_FILE),
+        _write(fused, component, folder / FUSED_FILE),
+        _write(cpu, component, folder / CPU_FILE) if cpu else None,
+        _write(plain, component, folder / PLAIN_FILE) if plain else None,
+        _write(invariants, component, folder / INVARIANTS_FILE) if invariants else None,
+    )
+
+
+def _trace(component: ExportComponent, dims: dict[str, int]) -> onnx.ModelProto:
+    spec = component.spec
+    buffer = io.BytesIO()
+    with _quiet(), torch.no_grad():
+        torch.onnx.export(
+            component,
+            component.example_inputs(dims),
+            buffer,  # type: ignore[arg-type]  # the TorchScript exporter takes file objects too
+            input_names=[tensor.name for tensor in spec.inputs],
+            output_names=[tensor.name for tensor in spec.outputs],
+            dynamic_axes={t.name: _dynamic_axes(t) for t in spec.inputs + spec.outputs},
+            opset_version=OPSET,
+            export_params=False,
+            keep_initializers_as_inputs=True,
+            do_constant_folding=False,
+            dynamo=False,
+        )
+    return onnx.load_from_string(buffer.getvalue())
+
+
+def _dynamic_axes(tensor: TensorSpec) -> dict[int, str]:
+    return {axis: size for axis, size in enumerate(tensor.shape) if isinstance(size, str)}
+
+
+def _clean(proto: onnx.ModelProto) -> ir.Model:
+    """Merge repeated constants and expressions, drop what nothing reads and all metadata."""
+    model = ir.from_proto(proto)
+    ir.passes.Sequential(
+        common.LiftConstantsToInitializersPass(lift_all_constants=True),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.IdentityEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+        common.ClearMetadataAndDocStringPass(),
+    )(model)
+    return model
+
+
+def _write(model: ir.Model, component: ExportComponent, path: Path) -> Path:
+    model.producer_name, model.producer_version = "kdrt", kdrt_version
+    proto = ir.to_proto(model)
+    for node in proto.graph.node:
+        del node.metadata_props[:]
+    del proto.metadata_props[:]
+    del proto.graph.value_info[:]
+    _name_dimensions(proto, component)
+    path.write_bytes(proto.SerializeToString())
+    onnx.checker.check_model(str(path), full_check=False)
+    return path
+
+
+def _name_dimensions(graph: onnx.ModelProto, component: ExportComponent) -> None:
+    """Put the spec's symbols on the inputs and outputs, products included."""
+    tensors = {t.name: t for t in component.spec.inputs + component.spec.outputs}
+    for value in [*graph.graph.input, *graph.graph.output]:
+        if value.name not in tensors:
+            continue
+        shape = value.type.tensor_type.shape
+        del shape.dim[:]
+        for size in tensors[value.name].shape:
+            if isinstance(size, int):
+                shape.dim.add().dim_value = size
+            else:
+                shape.dim.add().dim_param = size
+
+
+def _tensors(component: ExportComponent) -> dict[str, torch.Tensor]:
+    return {
+        **dict(component.named_parameters(remove_duplicate=False)),
+        **dict(component.named_buffers(remove_duplicate=False)),
+    }
+
+
+def _attach_weights(
+    graph: ir.Graph, component: ExportComponent, tensors: dict[str, torch.Tensor], file: Path
+) -> None:
+    """Write the weights that the graph reads, and declare them as stored in ``file``."""
+    declared = {tensor.name for tensor in component.spec.inputs}
+    weights = [value for value in graph.inputs if value.name not in declared]
+    for value in weights:
+        graph.inputs.remove(value)
+    with file.open("wb") as stream:
+        for value in weights:
+            assert value.name is not None
+            value.const_value = _store(value.name, tensors[value.name].detach(), stream, file)
+            graph.register_initializer(value)
+
+
+def _store(
+    name: str, tensor: torch.Tensor, stream: io.BufferedWriter, file: Path
+) -> ir.ExternalTensor:
+    stream.write(b"\0" * (-stream.tell() % _ALIGNMENT))
+    offset = stream.tell()
+    raw = tensor.contiguous().view(-1).view(torch.uint8)
+    stream.write(raw.numpy().data)
+    return ir.ExternalTensor(
+        file.name,
+        offset,
+        raw.numel(),
+        ir.DataType(_ONNX_TYPES[tensor.dtype]),
+        shape=ir.Shape(tensor.shape),
+        name=name,
+        base_dir=file.parent,
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The tracer warns of every size it sees as a Python number: here they are meant."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)

@@ -1,0 +1,111 @@
+"""What this machine has to run kdrt with: facts only, gathered without building anything."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from kdrt._version import __version__
+from kdrt.bundle import bundle_names
+from kdrt.common.home import home
+from kdrt_engines.processors import cores
+from kdrt_engines.registry import EngineStatus, choose, find_engines
+
+PACKAGES = (
+    "torch",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx",
+    "tokenizers",
+    "diffusers",
+    "transformers",
+    "onnx",
+    "onnxscript",
+    "k-diffusion",
+)
+"""Distributions whose versions a report on a problem should name."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One CUDA device."""
+
+    name: str
+    compute_capability: str
+    memory: int
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is; memory in bytes, a version None where the package is not installed."""
+
+    kdrt: str
+    system: str
+    python: str
+    processor: str
+    cores: int
+    memory: int
+    memory_free: int
+    cuda: str | None
+    gpus: tuple[Gpu, ...]
+    packages: dict[str, str | None]
+    engines: tuple[EngineStatus, ...]
+    chosen: str | None
+    home: str
+    bundles: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def examine() -> Machine:
+    """Look at this machine."""
+    memory = psutil.virtual_memory()
+    engines = find_engines()
+    chosen = choose(engines)
+    return Machine(
+        kdrt=__version__,
+        system=f"{platform.system()} {platform.release()} ({platform.machine()})",
+        python=platform.python_version(),
+        processor=_processor(),
+        cores=cores(),
+        memory=memory.total,
+        memory_free=memory.available,
+        cuda=torch.version.cuda,
+        gpus=_gpus(),
+        packages={name: _version(name) for name in PACKAGES},
+        engines=engines,
+        chosen=chosen.name if chosen else None,
+        home=str(home()),
+        bundles=tuple(bundle_names()),
+    )
+
+
+def _gpus() -> tuple[Gpu, ...]:
+    if not torch.cuda.is_available():
+        return ()
+    found = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    return tuple(Gpu(g.name, f"{g.major}.{g.minor}", g.total_memory) for g in found)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

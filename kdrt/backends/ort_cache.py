@@ -1,0 +1,236 @@
+"""What ONNX Runtime made of a bundle's networks on this machine, kept so that loading them again
+is only to map a file.
+
+    engines/onnxruntime/unet-0123456789abcdef/
+        model.onnx      the optimised graph
+        weights.bin     its weights, as the kernels of this processor want them
+        invariants*     both again, of what the network takes besides its component's inputs
+
+The digits are a digest of all it depends on: the network, the version of ONNX Runtime, and the
+processor. What does not fit, or was not made or trusted by this user byte for byte (see
+:mod:`kdrt.common.home`), is not looked at; the bundle's own graph is then loaded and optimised in
+memory.
+Only float32 networks are kept: on a CPU the half precisions are computed in float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import platform
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+
+from kdrt.backends.files import network_hash
+from kdrt.bundle import Bundle
+from kdrt.common.atomic_io import new_folder, other_files
+from kdrt.common.home import Digests, check_home, is_trusted, trust
+
+_logger = logging.getLogger("kdrt.engines")
+
+FOLDER = "engines/onnxruntime"
+_NETWORK, _INVARIANTS = ("model.onnx", "weights.bin"), ("invariants.onnx", "invariants.bin")
+_NAME = re.compile(r"[^.].*-[0-9a-f]{16}")
+_MEMORY_FOR_WEIGHTS = 2.5
+_DISK_FOR_WEIGHTS = 1.5
+
+
+class Report(Protocol):
+    """What is told of the work; see `kdrt_export.report.Report`."""
+
+    def start(self, stage: str) -> None: ...
+    def done(self, detail: str = "") -> None: ...
+    def note(self, message: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """The optimised graphs of a component: what is loaded most of its network, and its invariants
+    (see `kdrt.bundle.OrtGraphs`) if it has any."""
+
+    network: Path
+    invariants: Path | None
+
+    @property
+    def folder(self) -> Path:
+        """Where they are, and their weights."""
+        return self.network.parent
+
+
+def optimized(bundle: Bundle, component: str) -> Optimized | None:
+    """The optimised graphs of a component for this machine, if there are any and intact."""
+    folder = bundle.file(_folder(bundle, component))
+    sources = _sources(bundle, component)
+    if not sources:
+        return None
+    try:
+        made = _description(folder, sources)
+    except OSError:
+        return None
+    if not is_trusted(*made):
+        _logger.info("%s is not used: it is damaged, or somebody else made it", folder)
+        return None
+    return _made(folder, sources)
+
+
+def trust_optimized(bundle: Bundle, component: str) -> Path | None:
+    """Use the optimised graphs of a component, whoever made them.
+
+    Returns:
+        Where they are; None if there are none for this machine.
+
+    Raises:
+        OutputError: :func:`kdrt.common.home.trust` raises it.
+    """
+    folder, sources = bundle.file(_folder(bundle, component)), _sources(bundle, component)
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        if sources:
+            trust(*_description(folder, sources))
+            return folder
+    return None
+
+
+def keep_optimized(
+    bundle: Bundle, components: Iterable[str], report: Report, *, force: bool = False
+) -> list[Optimized]:
+    """Optimise components for this machine; what is there already stays, but for ``force``.
+
+    Returns:
+        The graphs made now.
+
+    Raises:
+        EngineError: ONNX Runtime cannot load a network.
+        OutputError: the bundle cannot be written to, or what is made not be noted.
+    """
+    # Only builds need it, and loading imports this module.
+    from kdrt.common.lock import only_builder
+
+    sources = {name: found for name in components if (found := _sources(bundle, name))}
+    if not sources:
+        return []
+    check_home()
+    made = []
+    with only_builder(bundle.place(FOLDER), report.note):
+        for name, files in sources.items():
+            if force or optimized(bundle, name) is None:
+                made.append(_optimize(bundle, name, files, report))
+        _forget_others(bundle)
+    return [each for each in made if each is not None]
+
+
+def _optimize(
+    bundle: Bundle, name: str, sources: dict[tuple[str, str], Path], report: Report
+) -> Optimized | None:
+    """Optimise a component; None if this machine has no room for that."""
+    from kdrt_engines.onnxruntime.sessions import save_optimized
+
+    report.start(f"{name}: optimise for this CPU")
+    missing = _lacks(sources[_NETWORK])
+    if missing is not None:
+        report.done("left out")
+        report.note(f"{name} is not optimised beforehand: {missing}; it will load more slowly")
+        return None
+    target = bundle.place(_folder(bundle, name))
+    with new_folder(target, _foreign) as partial:
+        for (model, weights), source in sources.items():
+            save_optimized(source, partial / model, weights)
+            # A network without large weights has no such file.
+            (partial / weights).touch()
+        total = sum(file.stat().st_size for file in partial.iterdir())
+    trust(*_description(target, sources))
+    report.done(f"{total / 1e6:,.1f} MB")
+    return _made(target, sources)
+
+
+def _sources(bundle: Bundle, component: str) -> dict[tuple[str, str], Path]:
+    """What is optimised of a component, by the files it goes to: the graph that is loaded most, and
+    its invariants. Empty if that is not worth keeping."""
+    if bundle.manifest.baked.weights == "int8":
+        return {}  # they would be kept as what they were rounded from, four times the size
+    described = bundle.manifest.components[component]
+    graphs = described.onnxruntime
+    if graphs is None or any(t.dtype in ("float16", "bfloat16") for t in described.inputs):
+        return {}
+    sources = {_NETWORK: bundle.file(graphs.plain or graphs.whole_on_cpu)}
+    if graphs.invariants is not None:
+        sources[_INVARIANTS] = bundle.file(graphs.invariants)
+    return sources
+
+
+def _made(folder: Path, sources: Mapping[tuple[str, str], Path]) -> Optimized:
+    invariants = folder / _INVARIANTS[0] if _INVARIANTS in sources else None
+    return Optimized(folder / _NETWORK[0], invariants)
+
+
+def _description(folder: Path, sources: Mapping[tuple[str, str], Path]) -> list[str]:
+    """What the files of a component are; raises OSError where one is missing."""
+    digests = Digests(folder)
+    names = [name for files in sources for name in files]
+    described = [folder.name, *(f"{name} {digests.of(name)}" for name in names)]
+    digests.save()
+    return described
+
+
+def _foreign(folder: Path) -> str | None:
+    known = {*_NETWORK, *_INVARIANTS, "record.json"}  # the last one was written once
+    return other_files(folder, known.__contains__)
+
+
+def _folder(bundle: Bundle, component: str) -> str:
+    return f"{FOLDER}/{component}-{_digest(bundle, component)}"
+
+
+def _digest(bundle: Bundle, component: str) -> str:
+    parts = (network_hash(bundle.manifest, component), _runtime_version(), _processor())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+@cache
+def _runtime_version() -> str:
+    for distribution in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            return f"{distribution} {version(distribution)}"
+        except PackageNotFoundError:
+            continue
+    return "none"
+
+
+@cache
+def _processor() -> str:
+    """What decides which kernels there are: the instruction sets, as Linux lists them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return f"{platform.machine()} {' '.join(sorted(flags.split()))}"
+
+
+def _lacks(source: Path) -> str | None:
+    """What optimising a network needs and this machine has not; None if nothing."""
+    weights = sum(file.stat().st_size for file in source.parent.iterdir())
+    memory = psutil.virtual_memory().available
+    if memory < _MEMORY_FOR_WEIGHTS * weights:
+        return f"that takes about {_MEMORY_FOR_WEIGHTS * weights / 1e6:,.0f} MB of memory"
+    if shutil.disk_usage(source).free < _DISK_FOR_WEIGHTS * weights:
+        return f"that takes about {_DISK_FOR_WEIGHTS * weights / 1e6:,.0f} MB of disk"
+    return None
+
+
+def _forget_others(bundle: Bundle) -> None:
+    """Remove graphs of networks, versions and processors that are no more: they are large, and
+    made again with one command."""
+    known = {_folder(bundle, name) for name in bundle.manifest.components}
+    for folder in bundle.place(FOLDER).iterdir():
+        is_old = _NAME.fullmatch(folder.name) and f"{FOLDER}/{folder.name}" not in known
+        if is_old and not folder.is_symlink() and folder.is_dir() and _foreign(folder) is None:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,213 @@
+"""Optimization profiles by name: which picture sizes an engine is built for.
+
+    square · portrait · landscape · any      ranges around the model's default size
+    static:HxWxB                             H by W pixels, B pictures, and nothing else
+
+A name stands for ranges of picture sizes, pictures at once and prompt length. What that means for
+a network follows from the network: guidance doubles the batch of the UNet, a text encoder only
+sees prompts, and the VAE decodes one picture at a time, up to a size that its attention can bear.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from kdrt.bundle import LatentFacts, Manifest
+from kdrt.bundle.components import SHALLOW_UNET
+from kdrt.errors import EngineError
+from kdrt_engines.profiles import Profile, Range
+
+NAMES = ("square", "portrait", "landscape", "any")
+DEFAULT = ("any",)
+
+PICTURES = Range(1, 1, 4)
+"""Pictures made at once, of the profiles that are not static."""
+
+PROMPTS = Range(1, 1, 8)
+"""Prompts, or pieces of one, that a text encoder takes at once."""
+
+PIECES = 3
+"""A prompt may be this many times as long as the text encoder reads at once."""
+
+VAE_LATENTS = 20_480
+"""Most latents, height times width, that the VAE takes at once: 1280 × 1024 pixels where one
+latent is 8 × 8. Its attention has heads too wide for a fused kernel, so it keeps its scores, the
+square of this, in memory. What is larger is decoded in tiles."""
+
+_Sides = tuple[Fraction, Fraction, Fraction]
+
+
+def _sides(least: str, best: str, most: str) -> _Sides:
+    return Fraction(least), Fraction(best), Fraction(most)
+
+
+# Height and width, as parts of the default size. SDXL was trained at many shapes of one area,
+# 1216 × 832 among them; its predecessors at one size, from which people stretch one side.
+_SHAPES: dict[str, dict[str, tuple[_Sides, _Sides]]] = {
+    "sd": {
+        "square": (_sides("3/4", "1", "3/2"), _sides("3/4", "1", "3/2")),
+        "portrait": (_sides("1", "3/2", "7/4"), _sides("3/4", "1", "1")),
+        "any": (_sides("1/2", "1", "2"), _sides("1/2", "1", "2")),
+    },
+    "sdxl": {
+        "square": (_sides("3/4", "1", "5/4"), _sides("3/4", "1", "5/4")),
+        "portrait": (_sides("1", "19/16", "3/2"), _sides("5/8", "13/16", "1")),
+        "any": (_sides("1/2", "1", "3/2"), _sides("1/2", "1", "3/2")),
+    },
+}
+for _family in _SHAPES.values():
+    _family["landscape"] = _family["portrait"][::-1]
+
+_STATIC = re.compile(r"static:(\d+)x(\d+)x(\d+)(?:x(\d+))?")
+
+
+@dataclass(frozen=True)
+class _Meaning:
+    """What a name means for a model: latent sizes, pictures at once, prompt tokens."""
+
+    height: Range
+    width: Range
+    pictures: Range
+    tokens: Range
+
+
+def component_profiles(
+    manifest: Manifest, component: str, names: Sequence[str] = DEFAULT
+) -> tuple[Profile, ...]:
+    """The profiles a component is built with; names that mean the same to it give one.
+
+    Raises:
+        EngineError: a name is unknown, a static size impossible, or the component has no profiles.
+    """
+    found: list[Profile] = []
+    for name in names:
+        profile = _profile(manifest, component, name)
+        if all(dict(known.ranges) != dict(profile.ranges) for known in found):
+            found.append(profile)
+    return tuple(found)
+
+
+def profile_for(manifest: Manifest, component: str, dims: dict[str, int]) -> str | None:
+    """The name of a profile with which ``component`` takes ``dims``; None if there is none."""
+    for name in (*NAMES, *_static_names(manifest, dims)):
+        try:
+            if _profile(manifest, component, name).allows(dims):
+                return name
+        except EngineError:
+            continue
+    return None
+
+
+def is_guided(manifest: Manifest) -> bool:
+    """Whether a picture takes two rows of the UNet's batch: not for distilled models."""
+    distilled = any(t.name == "timestep_cond" for t in manifest.components["unet"].inputs)
+    return manifest.default_guidance_scale > 1 and not distilled
+
+
+def _profile(manifest: Manifest, component: str, name: str) -> Profile:
+    meaning = _meaning(manifest, name)
+    if component in ("unet", SHALLOW_UNET):
+        rows = 2 if is_guided(manifest) else 1
+        pictures = meaning.pictures
+        return Profile(
+            name,
+            {
+                # Guidance can be switched off: then the same pictures need half the rows.
+                "B": Range(pictures.min, rows * pictures.opt, rows * pictures.max),
+                "L": meaning.tokens,
+                "h": meaning.height,
+                "w": meaning.width,
+            },
+        )
+    for facts in manifest.text_encoders:
+        if facts.component == component:
+            return Profile("prompts", {"B": PROMPTS, "L": Range.fixed(facts.max_length)})
+    if component in ("vae_decoder", "vae_encoder", "preview_decoder"):
+        height, width = _limited(meaning.height, meaning.width)
+        return Profile(name, {"B": Range.fixed(1), "h": height, "w": width})
+    raise EngineError(f"kdrt knows no sizes for the component '{component}', so cannot build it")
+
+
+def _meaning(manifest: Manifest, name: str) -> _Meaning:
+    length = manifest.text_encoders[0].max_length
+    tokens = Range(length, length, PIECES * length)
+    latents = manifest.latents
+    if name in NAMES:
+        height, width = _SHAPES[manifest.family][name]
+        return _Meaning(
+            _range(latents.default_height, latents.scale, height),
+            _range(latents.default_width, latents.scale, width),
+            PICTURES,
+            tokens,
+        )
+    match = _STATIC.fullmatch(name)
+    if match is None:
+        raise EngineError(
+            f"'{name}' is no profile; choose {', '.join(NAMES)}, or static:HxWxB "
+            f"(static:{latents.default_height}x{latents.default_width}x1: pixels and pictures)"
+        )
+    height_, width_, count = (int(match[group]) for group in (1, 2, 3))
+    chosen = int(match[4]) if match[4] else length
+    if count < 1 or chosen < 1:
+        raise EngineError(f"'{name}' makes no picture; write at least static:HxWx1")
+    return _Meaning(
+        Range.fixed(_latents(name, height_, latents)),
+        Range.fixed(_latents(name, width_, latents)),
+        Range.fixed(count),
+        Range.fixed(chosen),
+    )
+
+
+def _range(pixels: int, scale: int, parts: _Sides) -> Range:
+    least, best, most = (part * pixels / scale for part in parts)
+    best_size = max(round(best), 1)
+    return Range(max(math.floor(least), 1), best_size, max(math.ceil(most), best_size))
+
+
+def _latents(name: str, pixels: int, latents: LatentFacts) -> int:
+    if pixels < latents.scale or pixels % latents.scale:
+        raise EngineError(
+            f"the sides of '{name}' must be multiples of {latents.scale} pixels for this model"
+        )
+    return pixels // latents.scale
+
+
+def _limited(height: Range, width: Range) -> tuple[Range, Range]:
+    """The two ranges with their greatest area brought down to ``VAE_LATENTS``: the longer side
+    first, and neither below its best size unless the best area is itself too large."""
+    side = math.isqrt(VAE_LATENTS)
+    if height.opt * width.opt > VAE_LATENTS:
+        height, width = _up_to(height, side), _up_to(width, side)
+        # What is larger is decoded in square tiles, and those must fit.
+        tile = min(height.max, width.max)
+        height, width = (Range(min(r.min, tile), r.opt, r.max) for r in (height, width))
+        return height, width
+    if height.max * width.max <= VAE_LATENTS:
+        return height, width
+    most = max(side, VAE_LATENTS // min(height.max, width.max))
+    height, width = (_up_to(r, max(most, r.opt)) for r in (height, width))
+    if height.max * width.max > VAE_LATENTS:
+        width = _up_to(width, max(width.opt, VAE_LATENTS // height.max))
+        height = _up_to(height, max(height.opt, VAE_LATENTS // width.max))
+    return height, width
+
+
+def _up_to(sizes: Range, most: int) -> Range:
+    return Range(min(sizes.min, most), min(sizes.opt, most), min(sizes.max, most))
+
+
+def _static_names(manifest: Manifest, dims: dict[str, int]) -> list[str]:
+    if not {"h", "w"} <= dims.keys():
+        return []
+    scale = manifest.latents.scale
+    rows = dims.get("B", 1)
+    pictures = rows // 2 if rows % 2 == 0 and is_guided(manifest) else rows
+    name = f"static:{dims['h'] * scale}x{dims['w'] * scale}x{pictures}"
+    length = dims.get("L")
+    if length is None or length == manifest.text_encoders[0].max_length:
+        return [name]
+    return [f"{name}x{length}"]

@@ -1,0 +1,37 @@
+"""Trusting what somebody else derived from a bundle; see SECURITY.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kdrt.backends.files import engine_folders, trust_engine
+from kdrt.backends.loading import trust_program
+from kdrt.backends.ort_cache import trust_optimized
+from kdrt.bundle import Bundle
+from kdrt.common.home import check_home
+from kdrt_engines.tensorrt.flavour import FLAVOURS
+
+
+def trust_bundle(bundle: Bundle) -> list[Path]:
+    """Let this user load what is in the ``engines`` folder of a bundle now. What is changed or
+    added later is not trusted.
+
+    Returns:
+        The files and folders that can be used now.
+
+    Raises:
+        EngineRejected, EngineError: one of them is damaged.
+        OutputError: it cannot be noted; see :func:`kdrt.common.home.check_home`.
+    """
+    check_home()
+    found = [
+        trusted
+        for name in bundle.manifest.components
+        for trusted in (trust_program(bundle, name), trust_optimized(bundle, name))
+        if trusted is not None
+    ]
+    for flavour in FLAVOURS.values():
+        for folder in engine_folders(bundle, flavour):
+            trust_engine(bundle, folder)
+            found.append(folder)
+    return found

@@ -1,0 +1,6 @@
+"""Building engines for a target.
+
+engines   bundle → TensorRT engine files
+targets   GPUs by name and compute capability
+refit     engines whose weights a LoRA may change
+"""

@@ -1,0 +1,326 @@
+"""What a bundle says of itself: the schema of ``manifest.json``.
+
+A manifest may come from a stranger, so that every text, number and path is bounded.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+
+from kdrt.common.validation import printable
+from kdrt_engines.spec import EngineSpec, TensorSpec
+
+Precision = Literal["fp32", "fp16", "bf16"]
+
+
+SCHEMA_VERSION = 1
+
+
+def _inside(path: str) -> str:
+    parts = path.split("/")
+    if {"", ".", ".."} & {*parts} or re.search(r"[\\:]", path) or not path.isprintable():
+        raise ValueError("is no path inside the bundle")
+    return path
+
+
+Text = Annotated[str, BeforeValidator(printable), Field(max_length=4096)]
+
+
+Inside = Annotated[str, Field(max_length=1024), AfterValidator(_inside)]
+
+
+GraphFile = Annotated[Inside, Field(pattern=r"\.onnx$")]
+"""ONNX Runtime goes by the end of the name: there are other formats, which kdrt cannot check."""
+
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+ComponentName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
+
+
+TensorName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:/-]{1,256}$")]
+
+
+Dtype = Literal["float32", "float16", "bfloat16", "int64", "int32"]
+
+
+Size = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+Dim = Size | Annotated[str, Field(pattern=r"^([1-9]\d{0,5}\*)?[A-Za-z]\w{0,31}$")]
+
+
+TokenId = Annotated[int, Field(ge=0, le=100_000_000)]
+
+
+Bounded = Annotated[float, Field(ge=-1e6, le=1e6)]
+
+
+_Positive = Annotated[float, Field(gt=0, le=1e6)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TensorInfo(_Strict):
+    """One input or output of a component; shapes are numbers, symbols, or ``"8*h"``."""
+
+    name: TensorName
+    dtype: Dtype
+    shape: Annotated[tuple[Dim, ...], Field(max_length=8)]
+
+    def spec(self) -> TensorSpec:
+        return TensorSpec(self.name, self.dtype, self.shape)
+
+
+GraphName = Literal["standard", "fused", "cpu", "plain"]
+"""The graphs of a component: in ONNX's own operators, and those of :class:`OrtGraphs`."""
+
+
+class Verification(_Strict):
+    """One comparison with eager PyTorch in float32: ``‖out − ref‖ / ‖ref‖`` of the worst output,
+    the graph that was exported, and the engine that ran it."""
+
+    graph: GraphName = "standard"
+    dims: dict[TensorName, Size]
+    relative_error: Annotated[float, Field(ge=0)]
+    engine: Literal["onnxruntime", "torch"]
+
+
+class OrtGraphs(_Strict):
+    """A network in ONNX Runtime's own operators: ``fused`` is the whole of it, and so is ``cpu`` in
+    the order that suits a CPU; ``plain`` is for a CPU too, computes the same while the ``neutral``
+    inputs hold these values, and does without what they turn off. It is for sizes that can be
+    divided by the ``multiples``, of those symbols. Both take besides the component's inputs what
+    ``invariants`` computes from those that rarely change."""
+
+    fused: GraphFile
+    cpu: GraphFile | None = None
+    plain: GraphFile | None = None
+    invariants: GraphFile | None = None
+    neutral: dict[TensorName, Annotated[tuple[Bounded, ...], Field(max_length=64)]] = Field(
+        default_factory=dict
+    )
+    multiples: dict[TensorName, Size] = Field(default_factory=dict)
+
+    @property
+    def whole_on_cpu(self) -> str:
+        """The whole network for a CPU."""
+        return self.cpu or self.fused
+
+
+class Component(_Strict):
+    """One network: its files, its inputs and outputs, and how well it was verified. ``onnx`` is in
+    standard operators."""
+
+    onnx: GraphFile
+    onnxruntime: OrtGraphs | None = None
+    inputs: Annotated[tuple[TensorInfo, ...], Field(max_length=64)]
+    outputs: Annotated[tuple[TensorInfo, ...], Field(max_length=64)]
+    parameters: Annotated[int, Field(ge=0, le=10**13)]
+    verification: Annotated[tuple[Verification, ...], Field(max_length=1000)] = ()
+
+    def spec(self) -> EngineSpec:
+        return EngineSpec(
+            tuple(t.spec() for t in self.inputs), tuple(t.spec() for t in self.outputs)
+        )
+
+
+_Sigma = Annotated[float, Field(ge=1e-6, le=1e6)]
+
+
+_Beta = Annotated[float, Field(gt=0, lt=1)]
+
+
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
+
+
+class EdmFacts(_Strict):
+    """The EDM formulation (Karras et al. 2022) of a model trained on a continuous range of σ.
+
+    Attributes:
+        sigma_min, sigma_max: the range.
+        sigma_data: standard deviation of the latents that the model was trained on.
+        sigma_schedule: the model's own spacing of noise levels.
+        rho: its exponent, for ``karras``.
+    """
+
+    sigma_min: _Sigma
+    sigma_max: _Sigma
+    sigma_data: _Sigma
+    sigma_schedule: Literal["karras", "exponential"]
+    rho: Annotated[float, Field(ge=0.01, le=100)] = 7.0
+
+    @model_validator(mode="after")
+    def _check_range(self) -> Self:
+        if not self.sigma_min < self.sigma_max:
+            raise ValueError("sigma_min must be below sigma_max")
+        return self
+
+
+class SchedulerFacts(_Strict):
+    """The resolved noise schedule of the checkpoint. ``explicit`` names the keys its scheduler
+    file really held; the rest are the defaults of diffusers' LMSDiscreteScheduler, as the removed
+    pipelines applied them. With ``edm`` the betas are of no meaning."""
+
+    beta_start: _Beta
+    beta_end: _Beta
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+    trained_betas: tuple[_Beta, ...] | None = None
+    num_train_timesteps: int = Field(ge=2, le=100_000)
+    prediction_type: PredictionType
+    timestep_spacing: Literal["linspace", "leading", "trailing"]
+    steps_offset: int = Field(ge=-100_000, le=100_000)
+    use_karras_sigmas: bool = False
+    use_exponential_sigmas: bool = False
+    use_beta_sigmas: bool = False
+    rescale_betas_zero_snr: bool = False
+    edm: EdmFacts | None = None
+    explicit: Annotated[
+        tuple[Annotated[str, Field(max_length=200)], ...], Field(max_length=200)
+    ] = ()
+
+    @model_validator(mode="after")
+    def _check_betas(self) -> Self:
+        if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
+            raise ValueError(
+                f"trained_betas has {len(self.trained_betas)} numbers for "
+                f"{self.num_train_timesteps} num_train_timesteps"
+            )
+        return self
+
+
+class TextEncoderFacts(_Strict):
+    """How prompts become embeddings with one text encoder.
+
+    ``layer`` is the hidden state used without clip_skip, counted from the end (-1 the last).
+    ``normalized`` says that the component applies its final layer norm to every hidden state.
+    ``pooled_token`` is the id at whose first occurrence the encoder pools (at the first token where
+    it does not occur); None is the highest id of the prompt, as CLIP's first configurations had it.
+    """
+
+    component: ComponentName
+    tokenizer: Inside
+    token_embedding: Inside
+    max_length: Annotated[int, Field(ge=3, le=8192)]
+    hidden_size: Annotated[int, Field(ge=1, le=65_536)]
+    layers: Annotated[int, Field(ge=1, le=1000)]
+    bos: TokenId
+    eos: TokenId
+    pad: TokenId
+    pooled_token: TokenId | None
+    layer: Annotated[int, Field(ge=-1001, le=-1)]
+    normalized: bool
+
+
+class LatentFacts(_Strict):
+    """``scale`` pixels of the picture for one latent; default sizes in pixels; ``vae_tile`` the
+    side of the pictures the VAE was trained at, in latents (None: the model's own default).
+
+    ``preview`` makes a small RGB picture in [-1, 1] of latents: a row of factors for each channel,
+    then the constant.
+    """
+
+    channels: Annotated[int, Field(ge=1, le=256)]
+    scale: Annotated[int, Field(ge=1, le=256)]
+    default_height: Annotated[int, Field(ge=1, le=8192)]
+    default_width: Annotated[int, Field(ge=1, le=8192)]
+    vae_tile: Annotated[int, Field(ge=1, le=8192)] | None = None
+    preview: tuple[tuple[Bounded, Bounded, Bounded], ...] | None = None
+
+    @model_validator(mode="after")
+    def _preview_fits(self) -> LatentFacts:
+        if self.preview is not None and len(self.preview) != self.channels + 1:
+            raise ValueError("a preview has a row for each channel and one more")
+        return self
+
+
+class ImageEncoderFacts(_Strict):
+    """How a picture becomes the input of the image encoder: the side of the square in pixels, and
+    the statistics its colours are normalised with."""
+
+    size: Annotated[int, Field(ge=1, le=8192)]
+    mean: tuple[Bounded, Bounded, Bounded]
+    std: tuple[_Positive, _Positive, _Positive]
+
+
+class IpAdapterFacts(_Strict):
+    """The IP-Adapter of the variant ``ip-adapter``: ``tokens`` it makes of the ``embedding``
+    numbers that stand for a picture. Without an image encoder those must be given."""
+
+    file: Text
+    sha256: Sha256
+    tokens: Annotated[int, Field(ge=1, le=65_536)]
+    embedding: Annotated[int, Field(ge=1, le=65_536)]
+    image_encoder: ImageEncoderFacts | None = None
+
+
+class BakedLora(_Strict):
+    """A LoRA that is part of the weights: its file's name and SHA-256, and its scale."""
+
+    file: Text
+    scale: float
+    sha256: Sha256
+
+
+class Baked(_Strict):
+    """What the export put into the graphs; ``vae`` and ``preview_decoder`` are the sources of
+    networks that are not the model's own. ``weights`` says how those of the UNets and text encoders
+    are stored: in the precision they are computed in, or as int8 with a scale for each channel."""
+
+    fused_qkv: bool
+    freeu: bool
+    loras: tuple[BakedLora, ...] = ()
+    vae: Text | None = None
+    preview_decoder: Text | None = None
+    weights: Literal["float", "int8"] = "float"
+
+
+class Manifest(_Strict):
+    """All that the runtime knows of a model. Unknown keys are an error, so an older kdrt never
+    half-understands a newer bundle."""
+
+    schema_version: int = SCHEMA_VERSION
+    family: Literal["sd", "sdxl"]
+    name: Text
+    source: Text
+    revision: Text | None = None
+    precision: Precision
+    components: Annotated[dict[ComponentName, Component], Field(max_length=64)]
+    scheduler: SchedulerFacts
+    text_encoders: Annotated[tuple[TextEncoderFacts, ...], Field(min_length=1, max_length=4)]
+    latents: LatentFacts
+    zeros_for_empty_negative: bool = False
+    default_guidance_scale: Bounded
+    baked: Baked
+    variants: dict[ComponentName, dict[ComponentName, ComponentName]] = Field(default_factory=dict)
+    """Other ways to compute: for each, the component that plays the part of another."""
+    ip_adapter: IpAdapterFacts | None = None
+    tools: dict[Text, Text]
+    files: Annotated[dict[Inside, Sha256], Field(max_length=4096)] = Field(default_factory=dict)
+    """SHA-256 of every file, by path inside the bundle; ``engines/`` is not listed."""
+
+    @property
+    def export_command(self) -> str:
+        """How the command begins that exports the model again; the source may be any text."""
+        return f"kdrt export {shlex.quote(self.source)}"
+
+    @model_validator(mode="after")
+    def _variants_exist(self) -> Manifest:
+        for name, parts in self.variants.items():
+            if not {*parts, *parts.values()} <= self.components.keys():
+                raise ValueError(f"the variant '{name}' is of components that there are not")
+        return self

@@ -1,0 +1,303 @@
+"""The bundle: one folder that holds all a generation needs.
+
+    manifest.json     what the bundle is, described by :class:`Manifest`
+    onnx/             one folder a component: ``weights.bin``, and the graphs that read it:
+                      ``model.onnx`` for everybody, ``onnxruntime*.onnx`` for ONNX Runtime
+    configs/          the configurations of the model's networks
+    tokenizer*/       ``tokenizer.json`` and ``token_embedding.safetensors`` of a text encoder
+    engines/          everything derived for one machine; may be deleted at any time
+
+Bundles appear by a rename, so a killed export leaves the old bundle or none. A bundle may come from
+a stranger. Opening one bounds all that the manifest says, checks every file it names against its
+SHA-256, and finds whether the networks are those described; see SECURITY.md. What was checked is
+noted on the user's side (:mod:`kdrt.common.home`), which spares unchanged files the second time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import (
+    ValidationError,
+)
+
+from kdrt.bundle.checks import check_bundle, damaged, unique
+from kdrt.bundle.manifest import SCHEMA_VERSION, Manifest
+from kdrt.common.atomic_io import check_folder, clear_leftovers, new_folder, other_files
+from kdrt.common.home import home
+from kdrt.common.validation import printable, shown
+from kdrt.errors import BundleError, InvalidRequest, OutputError
+from kdrt_engines.regular_files import read_regular
+
+MANIFEST = "manifest.json"
+ENGINES = "engines"
+_MANIFEST_BYTES = 16 * 2**20
+_NAME_BYTES = 200
+
+_DERIVED = re.compile(
+    r"engines/(checked\.json"
+    r"|[a-z-]+/\.lock"
+    r"|torch/[^/]+\.pt2"
+    r"|onnxruntime/[^/]+/(model\.onnx|weights\.bin|invariants\.(onnx|bin)|record\.json)"
+    r"|onnxruntime-tensorrt/.+"
+    r"|tensorrt(-rtx)?/[^/]+/(engine\.plan|record\.json|kernels-sm\d+\.cache|\.cache\.[^/]+)"
+    r"|[a-z-]+/\.unfinished-.+)"
+)
+"""What kdrt writes below ``engines/``, or did once."""
+
+
+class Bundle:
+    """An opened bundle: a folder, wherever the process may go, and its validated manifest."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path.absolute()
+        self.manifest = manifest
+        self._opened: _Identity = None
+
+    def file(self, relative: str) -> Path:
+        """A file of the bundle.
+
+        Raises:
+            BundleError: see :meth:`check_unchanged`.
+        """
+        self.check_unchanged()
+        return self.path / relative
+
+    def place(self, relative: str) -> Path:
+        """Where to write a file or folder inside of the bundle.
+
+        Raises:
+            OutputError: a link leads elsewhere.
+        """
+        place = self.path / relative
+        if os.path.realpath(place) != str(self.path.resolve() / relative):
+            raise OutputError(
+                f"{place} is a link or behind one; kdrt writes what it makes of a bundle only into "
+                "the bundle itself: delete the link"
+            )
+        return place
+
+    def check_unchanged(self) -> None:
+        """Raises BundleError: the folder is not what was opened, so that what is read from it now
+        does not belong to what was read then."""
+        if self._opened is not None and self._opened != _identity(self.path, self.manifest):
+            raise BundleError(
+                f"{self.path} has changed since it was opened: it was exported again, moved, "
+                "written to or deleted; load it again"
+            )
+
+    @classmethod
+    def open(cls, path: Path) -> Bundle:
+        """Read and validate a bundle.
+
+        Raises:
+            BundleError: there is none, it is damaged, or its schema is unknown.
+        """
+        manifest = _read_manifest(path)
+        opened = _identity(path, manifest)
+        check_bundle(path, manifest)
+        bundle = cls(path, manifest)
+        bundle._opened = opened
+        return bundle
+
+
+_Identity = tuple[tuple[int, ...], ...] | None
+
+
+def _identity(path: Path, manifest: Manifest) -> _Identity:
+    """What tells a bundle from what is there later; None where something is missing."""
+    try:
+        stats = [(path / name).stat() for name in (MANIFEST, *manifest.files)]
+    except OSError:
+        return None
+    return tuple((stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats)
+
+
+def config_file(network: str) -> str:
+    """Where a bundle keeps the configuration of a network of the model, for those who ask for it:
+    nothing that is computed depends on it."""
+    return f"configs/{network}.json"
+
+
+def bundle_path(name_or_path: str | os.PathLike[str]) -> Path:
+    """The folder a name or path means: an existing folder, else the bundle of that name in
+    :func:`home`. What can be neither comes back as it is."""
+    path = Path(name_or_path)
+    # No such user, a null byte, a name too long or of another encoding: there is no such folder.
+    with contextlib.suppress(OSError, RuntimeError, ValueError):
+        path = path.expanduser()
+        if path.is_dir():
+            return path.absolute()
+        return home().absolute() / "bundles" / folder_name(os.fspath(name_or_path))
+    return path
+
+
+def folder_name(name: str) -> str:
+    """The name of the folder of a bundle with this name.
+
+    Raises:
+        InvalidRequest: a bundle cannot have this name.
+    """
+    folder = name.replace("/", "--")
+    if (
+        {"", ".", ".."} & {*name.split("/")}
+        or name[0] in "-.~"
+        or "\\" in name
+        or not name.isprintable()
+        or len(folder.encode(errors="replace")) > _NAME_BYTES
+    ):
+        raise InvalidRequest(
+            f"a bundle cannot be called {name[:_NAME_BYTES]!r}: a name is letters, digits and "
+            f"marks, at most {_NAME_BYTES} bytes, and begins with none of '-', '.' and '~'; choose "
+            "one with --name"
+        )
+    return folder
+
+
+def open_bundle(name_or_path: str | os.PathLike[str]) -> Bundle:
+    """Open a bundle by folder or by name, as ``kdrt.load`` does.
+
+    Raises:
+        BundleError: see :meth:`Bundle.open`.
+    """
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        raise BundleError(f"a bundle's path or name must be a string, not {shown(name_or_path)}")
+    path = bundle_path(name_or_path)
+    clear_leftovers(path.parent)  # a killed export may have moved the bundle away
+    if not _is_folder(path):
+        known = ", ".join(bundle_names()) or "none yet"
+        raise BundleError(
+            f"there is no bundle '{_shown(name_or_path)}' (bundles in {home() / 'bundles'}: "
+            f"{known}); make it with `kdrt export {_shown(name_or_path)}`"
+        )
+    return Bundle.open(path)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def _shown(name_or_path: str | os.PathLike[str]) -> object:
+    return printable(os.fspath(name_or_path)[:_NAME_BYTES])
+
+
+def bundle_names() -> list[str]:
+    """The names of the bundles in :func:`home`."""
+    folder = home() / "bundles"
+    if not folder.is_dir():
+        return []
+    return sorted(p.name for p in folder.iterdir() if (p / MANIFEST).is_file() and p.name[0] != ".")
+
+
+def check_new_bundle(path: Path) -> Path:
+    """Where a new bundle at ``path`` will be; for the time before the work of making one.
+
+    Raises:
+        OutputError: see :func:`kdrt.common.atomic_io.check_folder`.
+    """
+    return check_folder(path, _foreign)
+
+
+@contextlib.contextmanager
+def new_bundle(path: Path) -> Iterator[Path]:
+    """A temporary folder that becomes the bundle ``path`` when the block ends without an
+    exception, and vanishes otherwise. ``manifest.json`` must have been written by then.
+
+    Raises:
+        OutputError: ``path`` holds something else, or :func:`kdrt.common.atomic_io.new_folder`
+            raises it.
+    """
+    with new_folder(path, _foreign) as partial:
+        yield partial
+
+
+def _foreign(folder: Path) -> str | None:
+    """That a folder is no bundle, or holds more than one; None if all in it can be replaced."""
+    if not any(folder.iterdir()):
+        return None
+    try:
+        manifest = _read_json(folder / MANIFEST)
+    except BundleError:
+        return "exists and is not a bundle"
+    # Not the whole schema: a bundle that is damaged, or of another version, is exported again.
+    needed = {name for name, field in Manifest.model_fields.items() if field.is_required()}
+    files = manifest.get("files")
+    if (
+        not manifest.keys() >= needed
+        or not isinstance(files, dict)
+        or not all(re.fullmatch(r"[0-9a-f]{64}", str(digest)) for digest in files.values())
+    ):
+        return "exists and is not a bundle"
+    return other_files(
+        folder, lambda path: path == MANIFEST or path in files or bool(_DERIVED.fullmatch(path))
+    )
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Add the SHA-256 of every file in ``folder`` and write ``manifest.json``."""
+    files = {
+        file.relative_to(folder).as_posix(): sha256(file)
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+        and file.name != MANIFEST
+        and file.relative_to(folder).parts[0] != "engines"
+    }
+    manifest = manifest.model_copy(update={"files": files})
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return manifest
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """A JSON object in which no key is given twice."""
+    try:
+        content = read_regular(file, _MANIFEST_BYTES)
+    except OSError as error:
+        raise BundleError(
+            f"{file.parent} is not a bundle: it has no readable {file.name} ({error.strerror})"
+        ) from error
+    try:
+        found = json.loads(content.decode(), object_pairs_hook=unique, parse_constant=_no_number)
+    except RecursionError:
+        raise damaged(file, "it is nested too deeply") from None
+    except ValueError as error:
+        raise damaged(file, str(error)) from error
+    if not isinstance(found, dict):
+        raise damaged(file, "it holds no JSON object")
+    return found
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _read_manifest(path: Path) -> Manifest:
+    file = path / MANIFEST
+    found = _read_json(file)
+    version = found.get("schema_version")
+    if type(version) is int and version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{file} has schema version {version}, this kdrt reads {SCHEMA_VERSION}; "
+            "export the model again with this version"
+        )
+    try:
+        # As JSON, in which a tuple is an array; strictly, so that "1" is no number.
+        return Manifest.model_validate_json(json.dumps(found), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise damaged(file, f"{place}: {first['msg']}") from error

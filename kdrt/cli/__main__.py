@@ -1,5 +1,0 @@
-"""``python -m kdrt.cli``: the same as ``kdrt``."""
-
-from kdrt.__main__ import main
-
-main()

@@ -1,0 +1,66 @@
+"""Memory that is free, and the one sentence for when it ran out."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import torch
+
+from kdrt.errors import NotEnoughMemory
+from kdrt_engines.errors import is_out_of_memory
+
+_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+"""Where Linux says what a container may have: control groups of version 2, and of version 1."""
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free, those that PyTorch keeps for itself included; None where there is no
+    such device."""
+    if device.type != "cuda":
+        available = int(psutil.virtual_memory().available)
+        limit = _container_limit()
+        # Others in the container may have some of it too, so it is the most that can be left.
+        return available if limit is None else min(available, limit - _resident())
+    if not torch.cuda.is_available():
+        return None
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + kept
+
+
+def _container_limit() -> int | None:
+    """Bytes that all processes of this container may have; None where none is set."""
+    for file in _LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max" in it
+            return int(file.read_text())
+    return None
+
+
+def _resident() -> int:
+    return int(psutil.Process().memory_info().rss)
+
+
+def name_memory_failure(error: Exception, let_go: Callable[[], object] = lambda: None) -> None:
+    """Raises NotEnoughMemory: that is what ``error`` means. ``let_go`` has freed what can be made
+    again by then, and what the failed work had made is free too."""
+    if not is_out_of_memory(error):
+        return
+    traceback.clear_frames(error.__traceback__)
+    let_go()
+    if isinstance(error, NotEnoughMemory):
+        raise error
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    raise NotEnoughMemory(
+        f"memory ran out ({reason}): make fewer or smaller images at a time, call "
+        "enable_vae_tiling(), load with low_vram=True, or end other programs"
+    ) from error
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

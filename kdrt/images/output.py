@@ -1,0 +1,143 @@
+"""From pixels to pictures, and from pictures to files that say how they were made."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, PngImagePlugin
+from torch import Tensor
+
+from kdrt.common.atomic_io import new_file
+from kdrt.common.paths import user_path
+from kdrt.errors import InvalidRequest, OutputError
+from kdrt.images.input import pil_image, rgb
+
+OutputType = Literal["pil", "np", "pt", "latent"]
+
+Images = list[Image.Image] | NDArray[np.float32] | Tensor
+
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+SUFFIXES = tuple(_FORMATS)
+"""What :func:`save_image` can write."""
+
+_QUALITY = {"JPEG": {"quality": 95}, "WEBP": {"quality": 95}}
+_MOST_COMMENT = 65_000
+"""Bytes: a JPEG's segment holds 65533, EXIF's own structure included."""
+
+
+def to_images(pixels: Tensor, output_type: OutputType) -> Images:
+    """Turn decoded pixels into what was asked for.
+
+    Args:
+        pixels: float32 ``[B, 3, H, W]`` in about [-1, 1]; what lies outside is clipped.
+        output_type: ``"pt"``: float32 ``[B, 3, H, W]`` in [0, 1], on the same device; ``"np"``:
+            float32 ``[B, H, W, 3]`` in [0, 1]; ``"pil"``: a list of RGB images.
+    """
+    unit = (pixels / 2 + 0.5).clamp(0, 1)
+    if output_type == "pt":
+        return unit
+    array: NDArray[np.float32] = unit.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return array if output_type == "np" else [_pil(image) for image in array]
+
+
+class MetadataWarning(UserWarning):
+    """A file cannot hold all of the parameters."""
+
+
+def save_image(
+    image: Image.Image | NDArray[Any] | Tensor,
+    path: str | os.PathLike[str],
+    parameters: object = None,
+) -> Path:
+    """Save an image; the file appears complete or not at all.
+
+    Args:
+        image: a PIL image, an array ``[H, W, 3]`` or a tensor ``[3, H, W]`` in [0, 1]. JPEG, which
+            has no alpha, gets it on white.
+        path: ends in .png, .jpg, .jpeg or .webp. Missing folders are made.
+        parameters: a :class:`kdrt.Parameters` or a text, stored where web UIs look for it: the
+            ``parameters`` text of a PNG, the EXIF user comment of a JPEG or WebP. JPEG has room
+            for 32,000 characters: of a longer text the prompt is cut.
+
+    Raises:
+        OutputError: an unknown suffix, or a place that cannot be written.
+        InvalidRequest: the array or tensor is no image.
+
+    Warns:
+        MetadataWarning: the text was cut.
+    """
+    try:
+        target = user_path(path)
+    except InvalidRequest as error:
+        raise OutputError(f"cannot write {str(path)!r}: {error}") from error
+    kind = _FORMATS.get(target.suffix.lower())
+    if kind is None:
+        raise OutputError(
+            f"cannot save '{target.name}': the name must end in one of {', '.join(_FORMATS)}"
+        )
+    if not isinstance(image, Image.Image):
+        image = pil_image("image", image)
+    elif kind == "JPEG" or image.mode != "RGBA":
+        image = image if kind == "PNG" or image.mode in ("L", "RGB") else rgb("image", image)
+    options: dict[str, Any] = dict(_QUALITY.get(kind, {}))
+    if parameters is not None:
+        # Names of files, which are among the parameters, need not be text.
+        text = str(parameters).encode("utf-8", errors="replace").decode()
+        options |= _metadata(kind, text)
+    try:
+        with new_file(target) as partial, partial.open("xb") as file:
+            image.save(file, kind, **options)
+    except ValueError as error:  # a side that the format does not allow
+        raise OutputError(f"cannot write {target}: {error}") from error
+    return target
+
+
+def read_parameters(path: str | os.PathLike[str]) -> str | None:
+    """The text that :func:`save_image` stored, or a web UI, or None;
+    ``kdrt.images.infotext.parse_parameters`` takes it apart.
+
+    Raises:
+        InvalidRequest: there is no such file, or it is no image, or damaged.
+    """
+    from kdrt.images.metadata import PARAMETERS, read_texts
+
+    return read_texts(path).get(PARAMETERS)
+
+
+def _metadata(kind: str, text: str) -> dict[str, Any]:
+    from kdrt.images.metadata import EXIF_IFD, PARAMETERS, UNICODE, USER_COMMENT
+
+    if kind == "PNG":
+        info = PngImagePlugin.PngInfo()
+        info.add_text(PARAMETERS, text)
+        return {"pnginfo": info}
+    exif = Image.Exif()
+    content = text.encode("utf-16-be")
+    if kind == "JPEG" and len(content) > _MOST_COMMENT:
+        content = _shortened(text)
+        warnings.warn(
+            f"a JPEG holds {_MOST_COMMENT // 2} characters of parameters, and these are "
+            f"{len(text)}: the prompt in it is cut; PNG and WebP hold all",
+            MetadataWarning,
+            stacklevel=3,
+        )
+    exif.get_ifd(EXIF_IFD)[USER_COMMENT] = UNICODE + content
+    return {"exif": exif}
+
+
+def _shortened(text: str) -> bytes:
+    """In UTF-16, without the end of the prompts; the last line holds the settings."""
+    prompts, _, settings = text.rpartition("\n")
+    rest = f"…\n{settings}".encode("utf-16-be")
+    kept = prompts.encode("utf-16-be")[: max(_MOST_COMMENT - len(rest), 0)]
+    # No half of a character at either end.
+    return (kept + rest)[:_MOST_COMMENT].decode("utf-16-be", errors="ignore").encode("utf-16-be")
+
+
+def _pil(image: NDArray[np.float32]) -> Image.Image:
+    return Image.fromarray((image * 255).round().astype(np.uint8))

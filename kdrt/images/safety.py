@@ -1,0 +1,120 @@
+"""The optional look at a picture before it is handed out: the model's safety checker, and a hook
+of the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from kdrt.common.lru import Recent
+from kdrt.errors import NonFiniteError
+from kdrt.images.input import clip_pixels
+from kdrt.images.input import pictures as read_images
+from kdrt.images.output import to_images
+from kdrt_engines import Binding, Engine
+
+ImageFilter = Callable[[Image.Image], Image.Image | bool | None]
+"""Called with every picture. It returns the picture to show instead; or False to black it out;
+or None or True to let it pass."""
+
+_BINDINGS = 2
+_CARE = 0.01
+"""How much sooner a picture counts as flagged if it comes near one of the special concepts."""
+
+
+class SafetyChecker:
+    """The checker that Stable Diffusion 1 and 2 were published with, on an engine.
+
+    Args:
+        engine: the ``safety_checker`` component.
+        turn: entered to run, as the buffers hold one run at a time.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        turn: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        self._engine = engine
+        self._turn = turn
+        self._size = int(engine.spec.input("clip_input").shape[-1])
+        self._bindings: Recent[int, Binding] = Recent(_BINDINGS)
+
+    def release(self) -> None:
+        """Let go of what was bound."""
+        self._bindings.clear()
+
+    @torch.no_grad()
+    def __call__(self, pictures: Sequence[Image.Image]) -> list[bool]:
+        """Whether each picture is flagged.
+
+        Raises:
+            NonFiniteError: a score is not finite, so nothing can be said.
+        """
+        with self._turn():
+            return self._flags(pictures)
+
+    def _flags(self, pictures: Sequence[Image.Image]) -> list[bool]:
+        binding = self._bindings.get(len(pictures), lambda: self._engine.bind(B=len(pictures)))
+        binding.inputs["clip_input"].copy_(clip_pixels(pictures, self._size))
+        binding.run()
+        special = binding.outputs["special_scores"].cpu()
+        concept = binding.outputs["concept_scores"].cpu()
+        if not (special.isfinite().all() and concept.isfinite().all()):
+            raise NonFiniteError(
+                "the safety checker gave scores that are not finite; export the model with "
+                "--precision fp32 or bf16"
+            )
+        return [is_flagged(*scores) for scores in zip(special, concept, strict=True)]
+
+
+def is_flagged(special: Tensor, concept: Tensor) -> bool:
+    """The checker's rule: a picture is flagged if a score of its concepts, rounded to thousandths,
+    is above 0; and 0.01 sooner if one of the special concepts is.
+
+    Args:
+        special: float32 ``[M]``, cosines less thresholds.
+        concept: float32 ``[N]``, likewise.
+    """
+    near = bool((special.double().round(decimals=3) > 0).any())
+    margin = _CARE if near else 0.0
+    return bool(((concept.double() + margin).round(decimals=3) > 0).any())
+
+
+def looked_at(
+    pixels: Tensor, checker: SafetyChecker | None, image_filter: ImageFilter | None
+) -> tuple[Tensor, list[bool] | None]:
+    """Pictures after both have seen them.
+
+    Args:
+        pixels: float32 ``[B, 3, H, W]`` in about [-1, 1].
+        checker: blacks out what it flags.
+        image_filter: called with what the checker let pass.
+
+    Returns:
+        The pixels, and for each picture whether it was blacked out; None if nobody looked.
+    """
+    if checker is None and image_filter is None:
+        return pixels, None
+    pictures = to_images(pixels, "pil")
+    flags = [False] * len(pixels) if checker is None else checker(list(pictures))
+    result = pixels.clone()
+    for index, picture in enumerate(pictures):
+        if not flags[index] and image_filter is not None:
+            answer = image_filter(picture)
+            if isinstance(answer, Image.Image):
+                result[index] = _pixels(answer, result[index])
+            elif answer is False:
+                flags[index] = True
+        if flags[index]:
+            result[index] = -1.0
+    return result, flags
+
+
+def _pixels(picture: Image.Image, like: Tensor) -> Tensor:
+    height, width = like.shape[1:]
+    return read_images("the image of image_filter", picture, 1, height, width)[0].to(like)

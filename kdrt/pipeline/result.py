@@ -1,0 +1,121 @@
+"""Pictures in the making, and made."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from kdrt.common.validation import whole
+from kdrt.errors import InvalidRequest
+from kdrt.images.output import Images, save_image
+from kdrt.pipeline.metadata import Parameters
+from kdrt.prompt import Truncation
+from kdrt.vae.preview import PreviewStep
+
+
+@dataclass(frozen=True)
+class Result:
+    """The pictures of one call.
+
+    Attributes:
+        images: as ``output_type`` asked: a list of PIL images; an array float32 ``[B, H, W, 3]``
+            or a tensor float32 ``[B, 3, H, W]`` in [0, 1]; or latents float32 ``[B, C, h, w]``.
+        seeds: the seed of each picture, drawn or given.
+        parameters: how each was made; its ``str`` is what :meth:`save` stores in the file.
+        truncations: every distinct prompt that was longer than a text encoder reads.
+        chunks: in how many parts the longest prompt was read; more than one only with a
+            ``prompt_weighting``, or with embeddings that long.
+        nsfw: for each picture whether it was blacked out; None if nobody looked.
+    """
+
+    images: Images
+    seeds: list[int]
+    parameters: list[Parameters]
+    truncations: tuple[Truncation, ...] = ()
+    is_latent: bool = False
+    chunks: int = 1
+    nsfw: list[bool] | None = None
+
+    def save(self, path: str | os.PathLike[str], index: int = 0) -> Path:
+        """Save one picture with its parameters; see :func:`kdrt.save_image`.
+
+        Raises:
+            InvalidRequest: there is no picture ``index``, or these are latents.
+            OutputError: the file cannot be written, or its suffix is unknown.
+        """
+        if self.is_latent:
+            raise InvalidRequest(
+                "latents cannot be saved as a picture; ask for another output_type"
+            )
+        if whole("index", index, 0) >= len(self.seeds):
+            raise InvalidRequest(f"there are {len(self.seeds)} images, so no image {index}")
+        return save_image(self.images[index], path, self.parameters[index])
+
+
+class Generation(Iterator[PreviewStep]):
+    """Pictures in the making, from :meth:`Pipeline.steps`: iterate to sample, then take the result.
+
+    Nothing is sampled but what is asked for: to cancel, stop iterating. ``len`` is the number of
+    steps in all. From the first step to the last the pipeline is this generation's alone: other
+    threads wait, and the thread that takes the steps can begin nothing else on it. A run that is
+    not finished ends with :meth:`close`, or when nobody refers to it any more.
+
+    Any thread may take the steps, one after the other.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        run: Generator[PreviewStep, None, Tensor],
+        finish: Callable[[Tensor], Result],
+    ) -> None:
+        self._steps = steps
+        self._run = run
+        self._finish = finish
+        self._taking = threading.Lock()
+        self._latents: Tensor | None = None
+        self._result: Result | None = None
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __next__(self) -> PreviewStep:
+        if not self._taking.acquire(blocking=False):
+            raise InvalidRequest(
+                "a step of this generation is being taken already; let one thread after the other "
+                "take them"
+            )
+        try:
+            return next(self._run)
+        except StopIteration as end:
+            if end.value is not None:
+                self._latents = end.value
+            raise
+        finally:
+            self._taking.release()
+
+    def close(self) -> None:
+        """End the run where it stands; what it made so far is let go."""
+        with self._taking:
+            self._run.close()
+        self._latents = None
+
+    def result(self) -> Result:
+        """The pictures: takes what steps are left, then decodes; once only.
+
+        Raises:
+            NonFiniteError: the network overflowed.
+            InvalidRequest: it was closed, or failed, before its last step.
+        """
+        if self._result is None:
+            for _ in self:
+                pass
+            if self._latents is None:
+                raise InvalidRequest("these pictures were not finished; make them again")
+            self._result = self._finish(self._latents)
+        return self._result

@@ -1,0 +1,55 @@
+"""What a request will take at least, known before anything is allocated.
+
+Of a request the latents, their noise and the decoded images are known.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from kdrt.bundle import LatentFacts
+from kdrt.common.memory import _size, free_memory
+from kdrt.errors import InvalidRequest
+
+_FLOAT = 4
+
+
+_WORTH_ASKING = 1 << 28
+"""Bytes. Whoever needs less is let through, as asking takes longer than the answer is worth."""
+
+
+def request_memory(
+    facts: LatentFacts, images: int, height: int, width: int, *, draws: int = 0, decoded: bool
+) -> int:
+    """Bytes that a request takes at least, whatever the networks need: the state of the sampler
+    before and after a step, ``draws`` of noise, and float32 pixels, once by image and once
+    together. Buffers that may be there from the request before do not count.
+    """
+    latents = images * facts.channels * (height // facts.scale) * (width // facts.scale) * _FLOAT
+    pixels = images * 3 * height * width * _FLOAT if decoded else 0
+    return (2 + draws) * latents + 2 * pixels
+
+
+def check_request_fits(
+    facts: LatentFacts,
+    images: int,
+    height: int,
+    width: int,
+    *,
+    draws: int = 0,
+    decoded: bool = True,
+    device: torch.device,
+) -> None:
+    """Raises InvalidRequest: the :func:`request_memory` is more than is free on ``device``."""
+    needed = request_memory(facts, images, height, width, draws=draws, decoded=decoded)
+    if needed < _WORTH_ASKING:
+        return
+    free = free_memory(device)
+    if free is not None and needed > free:
+        what = f"{images} images" if images > 1 else "an image"
+        raise InvalidRequest(
+            f"{what} of {height} by {width} pixels"
+            + (f" with {draws} draws of noise" if draws else "")
+            + f" would take at least {_size(needed)} of memory on {device.type}, and "
+            f"{_size(free)} are free: ask for fewer, smaller ones, or fewer steps"
+        )

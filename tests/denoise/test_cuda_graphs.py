@@ -1,0 +1,226 @@
+"""Graph levels: the same pictures, the right captures, and a way back where none is possible."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import pytest
+import torch
+
+from kdrt.denoise.cuda_graphs import CaptureWarning, GraphRunner
+from kdrt.sampling import SeededNoise, plan, run
+from kdrt_engines.cuda_graphs import CaptureError, GraphCache
+
+SHAPE = (2, 4, 3, 5)
+SIGMAS = (14.6, 7.1, 3.0, 1.2, 0.5, 0.0)
+
+
+class Network:
+    def __init__(self) -> None:
+        self._result = torch.zeros(SHAPE)
+        self.unconditional = torch.zeros(SHAPE)
+        self.is_rescaled = False
+        self.near = 0.0
+
+    def numbers(self, sigma):
+        return 1 / math.sqrt(sigma**2 + 1), math.log(sigma), 1.0, -sigma
+
+    def evaluations(self, sigmas):
+        return tuple("near" if sigma < self.near else "far" for sigma in sigmas)
+
+    def denoise(self, x, numbers, evaluation):
+        scale, timestep, skip, out = numbers
+        noise = torch.tanh(x * scale + 0.1 * timestep).roll(1, -1)
+        if evaluation == "near":
+            noise = 0.5 * noise
+        self._result.copy_(skip * x + out * noise)
+        return self._result
+
+    def __call__(self, x, sigma):
+        return self.denoise(x, torch.tensor(self.numbers(sigma)), *self.evaluations([sigma]))
+
+    def mode(self):
+        return self.is_rescaled
+
+    def held(self):
+        return ()
+
+
+class Recorded:
+    """A stand-in for a captured graph: it can do the work again, and counts."""
+
+    made: list[Recorded]
+
+    def __init__(self, work, size=1):
+        work()  # the warm-up
+        self._work, self.size, self.replays = work, size, 0
+
+    def replay(self):
+        self.replays += 1
+        self._work()
+
+
+@pytest.fixture
+def made():
+    return []
+
+
+@pytest.fixture
+def capture(made):
+    def capture(work, held):
+        made.append(Recorded(work))
+        return made[-1]
+
+    return capture
+
+
+def refuse(work, held):
+    raise CaptureError("operation not permitted when stream is capturing")
+
+
+def latents_and_noise(planned):
+    source = SeededNoise([1, 2], SHAPE[1:])
+    return source.latents() * planned.sigmas[0], source.draw(planned.slots)
+
+
+def ends(steps):
+    return [(step.index, step.latents.clone()) for step in steps]
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "dpmpp_sde", "heun", "lms"])
+@pytest.mark.parametrize("level", ["off", "step", "loop"])
+@pytest.mark.parametrize("watched", [True, False])
+def test_every_level_gives_the_same_states(sampler, level, watched, capture):
+    planned = plan(sampler, SIGMAS)
+    latents, noise = latents_and_noise(planned)
+    expected = ends(run(planned, latents, Network(), noise))
+    runner = GraphRunner(Network(), level, GraphCache(), capture)
+    actual = ends(runner.run(planned, latents, noise, watched=watched))
+    if level == "loop" and not watched:
+        expected = expected[-1:]
+    assert [index for index, _ in actual] == [index for index, _ in expected]
+    for (_, state), (_, wanted) in zip(actual, expected, strict=True):
+        torch.testing.assert_close(state, wanted, rtol=1e-5, atol=2e-5)
+
+
+def test_one_step_graph_serves_all_plans_with_the_same_registers(capture, made):
+    runner = GraphRunner(Network(), "step", GraphCache(), capture)
+    for sigmas in (SIGMAS, (9.0, 4.0, 1.0, 0.3, 0.1, 0.0)):
+        planned = plan("dpmpp_2m", sigmas)
+        latents, noise = latents_and_noise(planned)
+        list(runner.run(planned, latents, noise))
+    assert len(made) == 1
+    assert made[0].replays == 10
+
+
+def test_the_whole_loop_is_one_launch_unless_somebody_watches(capture, made):
+    runner = GraphRunner(Network(), "loop", GraphCache(), capture)
+    planned = plan("dpmpp_2m", SIGMAS)
+    latents, noise = latents_and_noise(planned)
+    for _ in range(3):
+        list(runner.run(planned, latents, noise, watched=False))
+    assert [graph.replays for graph in made] == [3]
+    list(runner.run(planned, latents, noise, watched=True))
+    assert [graph.replays for graph in made] == [3, 5]
+
+
+def test_another_guidance_mode_is_another_graph(capture, made):
+    network = Network()
+    runner = GraphRunner(network, "step", GraphCache(), capture)
+    planned = plan("euler", SIGMAS)
+    latents, noise = latents_and_noise(planned)
+    for network.is_rescaled in (False, True, False):
+        list(runner.run(planned, latents, noise))
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize("level", ["step", "loop"])
+def test_evaluations_that_do_less_are_graphs_of_their_own(level, capture, made):
+    """One a kind for steps; for a whole run one a sequence of kinds."""
+    network = Network()
+    runner = GraphRunner(network, level, GraphCache(), capture)
+    for network.near, sigmas in (
+        (2.0, SIGMAS),
+        (2.0, (9.0, 4.0, 3.0, 1.1, 0.4, 0.0)),
+        (0.8, SIGMAS),
+    ):
+        planned = plan("heun", sigmas)
+        latents, noise = latents_and_noise(planned)
+        expected = ends(run(planned, latents, network, noise))[-1]
+        *_, actual = ends(runner.run(planned, latents, noise, watched=False))
+        torch.testing.assert_close(actual[1], expected[1], rtol=1e-5, atol=2e-5)
+    assert len(made) == 2
+    replays = [graph.replays for graph in made]
+    assert replays == ([2, 1] if level == "loop" else [5 + 5 + 7, 4 + 4 + 2])
+
+
+def test_what_cannot_be_captured_runs_one_level_lower_and_says_so_once(capture):
+    def only_steps(work, held):
+        only_steps.calls += 1
+        if only_steps.calls == 1:
+            refuse(work, held)
+        return Recorded(work)
+
+    only_steps.calls = 0
+    planned = plan("dpmpp_2m", SIGMAS)
+    latents, noise = latents_and_noise(planned)
+    expected = ends(run(planned, latents, Network(), noise))[-1]
+    runner = GraphRunner(Network(), "loop", GraphCache(), only_steps)
+    with pytest.warns(CaptureWarning, match="the loop cannot be captured .*graph='step'"):
+        *_, actual = ends(runner.run(planned, latents, noise, watched=False))
+    assert runner.level == "step"
+    torch.testing.assert_close(actual[1], expected[1], rtol=1e-5, atol=2e-5)
+
+    runner = GraphRunner(Network(), "step", GraphCache(), refuse)
+    with pytest.warns(CaptureWarning, match="graph='off'"):
+        *_, actual = ends(runner.run(planned, latents, noise))
+    assert torch.equal(actual[1], expected[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(runner.run(planned, latents, noise))
+
+
+def test_a_run_can_be_left_at_any_step(capture):
+    runner = GraphRunner(Network(), "step", GraphCache(), capture)
+    planned = plan("dpmpp_2m", SIGMAS)
+    latents, noise = latents_and_noise(planned)
+    for step in runner.run(planned, latents, noise):
+        if step.index == 2:
+            break
+    expected = ends(run(planned, latents, Network(), noise))[-1]
+    *_, actual = ends(runner.run(planned, latents, noise))
+    torch.testing.assert_close(actual[1], expected[1], rtol=1e-5, atol=2e-5)
+
+
+class Sized:
+    def __init__(self, size):
+        self.size = size
+
+    def replay(self):
+        pass
+
+
+def test_the_cache_forgets_what_was_not_used_for_longest():
+    cache = GraphCache(limit=100, count=3)
+    for key in "abc":
+        cache.get(key, lambda: Sized(10))
+    kept = cache.get("a", pytest.fail)
+    cache.get("d", lambda: Sized(10))
+    assert len(cache) == 3
+    assert cache.get("a", pytest.fail) is kept
+    with pytest.raises(ZeroDivisionError):
+        cache.get("b", lambda: 1 / 0)
+    assert len(cache) == 3
+
+
+def test_the_cache_is_bounded_by_memory():
+    cache = GraphCache(limit=100)
+    for key in "abcd":
+        cache.get(key, lambda: Sized(40))
+    assert cache.size <= 100
+    assert len(cache) == 2
+    cache.get("huge", lambda: Sized(1000))
+    assert len(cache) == 1
+    cache.clear()
+    assert cache.size == 0

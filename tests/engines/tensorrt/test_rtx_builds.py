@@ -1,0 +1,179 @@
+"""Real builds with TensorRT-RTX, which needs no GPU for them: every network of the demo model.
+
+About half a minute of CPU time, half of it the export. Nothing here runs an engine.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kdrt.backends.files import EngineRecord, open_engine
+from kdrt.build.engines import build_engines
+from kdrt.build.refit import changeable_weights
+from kdrt.bundle import Bundle
+from kdrt.common.atomic_io import UNFINISHED
+from kdrt.errors import EngineError
+from kdrt_engines.tensorrt.build import build_plan
+from kdrt_engines.tensorrt.flavour import TENSORRT_RTX
+from kdrt_engines.tensorrt.job import BuildJob
+from kdrt_engines.tensorrt.plan_file import read_header
+from kdrt_engines.tensorrt.worker import BuildFailed, leave_open
+
+pytest.importorskip(
+    "tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'kdrt[tensorrt-rtx]'"
+)
+
+TARGETS = (86, 89, 120)
+
+
+class Quiet:
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def start(self, stage: str) -> None: ...
+    def running(self, detail: str, memory: int) -> None: ...
+    def done(self, detail: str = "") -> None: ...
+    def note(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The demo model in float16: only half precision fuses."""
+    from kdrt_export.stage import export
+
+    path = export("demo", tmp_path_factory.mktemp("fp16") / "demo", precision="fp16")
+    return Bundle.open(path)
+
+
+@pytest.fixture(scope="module")
+def records(bundle: Bundle) -> dict[str, EngineRecord]:
+    report = Quiet()
+    built = build_engines(bundle, TENSORRT_RTX, TARGETS, report=report)
+    assert report.warnings == []
+    return {record.key.component: record for record in built}
+
+
+def test_every_network_builds_for_several_gpus(
+    bundle: Bundle, records: dict[str, EngineRecord]
+) -> None:
+    assert set(records) == set(bundle.manifest.components)
+    for component in records:
+        for gpu in TARGETS:
+            engine = open_engine(bundle, TENSORRT_RTX, component, gpu)
+            header = read_header(engine.plan)
+            assert header is not None
+            assert header.length == engine.plan.nbytes
+            assert header.version == TENSORRT_RTX.version()
+            assert header.compute_capabilities == TARGETS
+
+
+def test_all_attention_of_unet_and_text_encoders_is_fused(
+    bundle: Bundle, records: dict[str, EngineRecord]
+) -> None:
+    assert bundle.manifest.baked.fused_qkv
+    assert bundle.manifest.components["unet"].spec().has_input("freeu")
+    sites = {name: record.built.attention_sites for name, record in records.items()}
+    assert sites["unet"] == 14
+    assert sites["text_encoder"] == sites["text_encoder_2"] == 3
+    assert sites["vae_decoder"] == sites["vae_encoder"] == 1
+    for name in ("unet", "text_encoder", "text_encoder_2"):
+        assert records[name].built.fused_attention == sites[name]
+
+
+def test_the_record_holds_what_a_build_cost(records: dict[str, EngineRecord]) -> None:
+    for record in records.values():
+        built = record.built
+        assert built.kernels is not None
+        assert sum(built.kernels.values()) > 20
+        assert built.scratch_memory is not None
+        assert built.scratch_memory > 100_000
+        assert built.peak_memory > 50_000_000
+        assert built.seconds > 0
+        assert built.cpu_seconds > 0
+
+
+def test_a_profile_more_makes_kernels_more(
+    bundle: Bundle, records: dict[str, EngineRecord]
+) -> None:
+    (both,) = build_engines(
+        bundle,
+        TENSORRT_RTX,
+        (89,),
+        profiles=["any", "static:64x64x1"],
+        components=["vae_encoder"],
+        report=Quiet(),
+    )
+    kernels, one = both.built.kernels, records["vae_encoder"].built.kernels
+    assert kernels is not None
+    assert one is not None
+    assert sum(kernels.values()) > 1.5 * sum(one.values())
+    assert [profile.name for profile in both.key.profiles] == ["any", "static:64x64x1"]
+
+
+def test_turing_takes_what_is_half_precision(bundle: Bundle) -> None:
+    """The UNet too: there is no float32 matrix product in it, FreeU's are written as sums."""
+    (record,) = build_engines(bundle, TENSORRT_RTX, (75,), components=["unet"], report=Quiet())
+    assert open_engine(bundle, TENSORRT_RTX, "unet", 75).record == record
+    assert record.built.fused_attention == record.built.attention_sites > 0
+
+
+@pytest.mark.parametrize("component", ["unet", "text_encoder", "text_encoder_2"])
+def test_every_weight_that_a_lora_changes_is_known_by_its_name(
+    bundle: Bundle, component: str
+) -> None:
+    """As far as a refittable build comes without a GPU: the rest of it aborts there."""
+    import tensorrt_rtx as trt
+
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network, config = builder.create_network(0), builder.create_builder_config()
+    onnx = bundle.file(bundle.manifest.components[component].onnx)
+    assert trt.OnnxParser(network, logger).parse_from_file(str(onnx))
+    names = changeable_weights(bundle, component)
+    leave_open(trt, network, config, names)
+    assert len(names) > 10
+    assert all(network.are_weights_marked_refittable(name) for name in names)
+    assert config.get_flag(trt.BuilderFlag.REFIT_INDIVIDUAL)
+    with pytest.raises(BuildFailed, match="does not find the weight 'unheard'"):
+        leave_open(trt, network, config, ("unheard",))
+
+
+def test_tensorrts_own_refusal_is_passed_on(bundle: Bundle, tmp_path: Path) -> None:
+    """The sizes of a profile contradict the network."""
+    onnx = str(bundle.file(bundle.manifest.components["vae_decoder"].onnx))
+    shapes = {"latents": ((1, 4, 8, 8), (1, 4, 8, 8), (1, 4, 0, 8))}
+    job = BuildJob("tensorrt_rtx", onnx, str(tmp_path / "x.plan"), (89,), (shapes,), {})
+    with pytest.raises(EngineError, match=f"TensorRT cannot build {re.escape(onnx)}: "):
+        build_plan(job)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+def test_control_c_in_the_middle_of_a_build(bundle: Bundle) -> None:
+    command = ["build", str(bundle.path), "--gpu", "sm80", "--component", "unet"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kdrt.cli", *command],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    engines = bundle.file("engines/tensorrt-rtx")
+    while not list(engines.glob(f"{UNFINISHED}*")):
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.endswith("interrupted\n")
+    assert not list(engines.glob(f"{UNFINISHED}*"))
+    assert not list(engines.glob("unet-sm80-*"))

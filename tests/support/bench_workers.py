@@ -1,0 +1,16 @@
+"""Starts fake workers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from kdrt_bench.conductor import Worker
+from kdrt_bench.jobs import Job
+
+FAKE = (sys.executable, str(Path(__file__).parent / "fake_worker.py"))
+
+
+def start(job: Job) -> Worker:
+    """A fake worker."""
+    return Worker(job, FAKE, patience=30)
