@@ -2,9 +2,9 @@
 
     python benchmarks/fidelity.py [BUNDLE] [--engine NAME] [--sheet FILE] ...
 
-Generates the held-out prompts, judges every picture by plain image analysis, and prints the
+Generates the held-out prompts, judges every image by plain image analysis, and prints the
 score: a table by kind of prompt, then one line of JSON. The score gauges an engine, a sampler or
-a precision end to end; ``--sheet`` saves the pictures for a person to judge the judge.
+a precision end to end; ``--sheet`` saves the images for a person to judge the judge.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main(
     prompts: int = HELD_OUT_PROMPTS,
     batch: int = 24,
     seed: int = 0,
-    sheet: Annotated[Path | None, typer.Option(help="Save all pictures on one sheet.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Save all images on one sheet.")] = None,
 ) -> None:
     """Score a bundle of the demo model on held-out prompts."""
     chosen = held_out_prompts(prompts)
@@ -78,7 +78,7 @@ def main(
 def contact_sheet(
     images: list[Image.Image], prompts: list[tuple[str, Scene]], verdicts: list[Verdict]
 ) -> Image.Image:
-    """Every picture with its prompt below; a red frame where the judge missed something."""
+    """Every image with its prompt below; a red frame where the judge missed something."""
     columns, width, height = 12, 104, 112
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * width, rows * height), "white")

@@ -3,7 +3,7 @@
     python benchmarks/gate.py BASE HEAD [--limit 1.05] [--rounds N] [--bundle NAME]
 
 Checks both commits out into temporary worktrees and runs kdrt from each, with this interpreter and
-its packages, on the same bundle: two processes that take turns, A B A B, on a picture and on a step
+its packages, on the same bundle: two processes that take turns, A B A B, on an image and on a step
 of the UNet. A machine that is busy or slow slows both. The gate closes (exit code 1) where the
 lower end of the interval of a ratio HEAD/BASE lies above ``--limit``: where it can be told from
 noise that HEAD is slower than that. Exit code 2 where a commit cannot be run.
@@ -29,7 +29,7 @@ from kdrt.backends.doctor import examine
 from kdrt.bundle import open_bundle
 from kdrt.errors import KdrtError
 from kdrt_bench.conductor import Outcome, Worker, compare
-from kdrt_bench.jobs import Forward, Generation, Job, Workload
+from kdrt_bench.jobs import BenchJob, Forward, ImageWorkload, Workload
 from kdrt_bench.models import model_of
 from kdrt_bench.statistics import Ratio, paired_ratio, percentiles
 
@@ -70,7 +70,7 @@ def workloads_of(bundle: str) -> dict[str, Workload]:
     facts = manifest.latents
     sizes = {"h": facts.default_height // facts.scale, "w": facts.default_width // facts.scale}
     dims = {"B": 2, "L": manifest.text_encoders[0].max_length, **sizes}
-    return {"picture": Generation(), "step of the UNet": Forward(component="unet", dims=dims)}
+    return {"image": ImageWorkload(), "step of the UNet": Forward(component="unet", dims=dims)}
 
 
 def judge(samples: dict[str, tuple[list[float], list[float]]], limit: float) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def main(
         ):
             places = {"base": a, "head": b}
             jobs = {
-                name: Job(
+                name: BenchJob(
                     peer="kdrt",
                     model=model,
                     workloads=tuple(workloads.values()),

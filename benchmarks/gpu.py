@@ -3,8 +3,8 @@
     python benchmarks/gpu.py BUNDLE [--engine NAME …] [--steps N] [--rounds N] [-o FILE]
 
 For every engine that loads and every graph level: milliseconds for the text encoders, for a step,
-for the VAE and for a whole picture, medians of CUDA events around warmed-up runs; and what the
-profiler of PyTorch saw the host do for one picture: launches of kernels and of graphs, and waits.
+for the VAE and for a whole image, medians of CUDA events around warmed-up runs; and what the
+profiler of PyTorch saw the host do for one image: launches of kernels and of graphs, and waits.
 (Kernels that an engine launches itself are seen where its library goes through CUDA's runtime.)
 
 Prints the rows of the README's table of GPUs, then one line of JSON; ``-o`` also writes both.
@@ -27,12 +27,12 @@ import typer
 import kdrt
 from kdrt.backends.loading import ENGINES
 from kdrt.bundle import open_bundle
-from kdrt.denoise.cuda_graphs import GraphLevel
+from kdrt.denoise.cuda_graphs import CudaGraphLevel
 from kdrt.errors import KdrtError
 from kdrt_bench.cuda_calls import count_calls
 
 PROMPT = "a red circle on a blue background"
-LEVELS: tuple[GraphLevel, ...] = get_args(GraphLevel)
+LEVELS: tuple[CudaGraphLevel, ...] = get_args(CudaGraphLevel)
 PACKAGES = {
     "tensorrt": "tensorrt",
     "tensorrt-rtx": "tensorrt-rtx",
@@ -44,7 +44,7 @@ PACKAGES = {
 
 @dataclass(frozen=True)
 class Row:
-    """One engine at one level, in milliseconds; what the host called for one picture."""
+    """One engine at one level, in milliseconds; what the host called for one image."""
 
     engine: str
     version: str
@@ -52,7 +52,7 @@ class Row:
     text: float = 0.0
     step: float = 0.0
     vae: float = 0.0
-    picture: float = 0.0
+    image: float = 0.0
     memory: int = 0
     launches: int = 0
     graph_launches: int = 0
@@ -74,7 +74,9 @@ def milliseconds(work: Callable[[], object], rounds: int) -> float:
     return statistics.median(times)
 
 
-def measure(bundle: kdrt.Bundle, engine: str, graph: GraphLevel, steps: int, rounds: int) -> Row:
+def measure(
+    bundle: kdrt.Bundle, engine: str, graph: CudaGraphLevel, steps: int, rounds: int
+) -> Row:
     """One row; an engine that cannot run is a row too."""
     try:
         installed = version(PACKAGES[engine])
@@ -84,23 +86,23 @@ def measure(bundle: kdrt.Bundle, engine: str, graph: GraphLevel, steps: int, rou
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         free = torch.cuda.mem_get_info()[0]
-        pipe = kdrt.load(bundle, engine=engine, graph=graph)
+        pipe = kdrt.load(bundle, engine=engine, cuda_graph=graph)
 
         def text() -> object:
             pipe._prompts.invalidate()  # or it would be remembered
             return pipe.encode_prompt(PROMPT)
 
-        def picture(count: int = steps) -> object:
+        def image(count: int = steps) -> object:
             return pipe(PROMPT, seed=7, steps=count, output_type="latent")
 
-        whole = milliseconds(picture, rounds)
+        whole = milliseconds(image, rounds)
         fewer = max(steps // 2, 1)
-        half = milliseconds(lambda: picture(fewer), rounds)
+        half = milliseconds(lambda: image(fewer), rounds)
         latents = pipe(PROMPT, seed=7, steps=2, output_type="latent").images
         decode = pipe.stream.calling(pipe.vae.decoder)
         vae = milliseconds(lambda: decode(latents), rounds)
         texts = milliseconds(text, rounds)
-        launches, graphs, waits = count_calls(picture).values()
+        launches, graphs, waits = count_calls(image).values()
     except KdrtError as error:
         return Row(engine, installed, graph, failed=str(error).splitlines()[0])
     return Row(
@@ -108,10 +110,10 @@ def measure(bundle: kdrt.Bundle, engine: str, graph: GraphLevel, steps: int, rou
         installed,
         graph,
         text=texts,
-        # The difference leaves out what a picture costs once.
+        # The difference leaves out what an image costs once.
         step=(whole - half) / max(steps - fewer, 1),
         vae=vae,
-        picture=texts + whole + vae,
+        image=texts + whole + vae,
         memory=free - torch.cuda.mem_get_info()[0],
         launches=launches,
         graph_launches=graphs,
@@ -129,7 +131,7 @@ def markdown(rows: list[Row], bundle: kdrt.Bundle, steps: int) -> str:
     """The rows of the README's table."""
     name = f"{torch.cuda.get_device_name()} (driver {driver()}, CUDA {torch.version.cuda})"
     lines = [
-        "| GPU | model | engine | graph | text ms | step ms | VAE ms | picture ms | memory "
+        "| GPU | model | engine | graph | text ms | step ms | VAE ms | image ms | memory "
         "| launches · graphs · waits |",
         "|---|---|---|---|---:|---:|---:|---:|---:|---:|",
     ]
@@ -140,7 +142,7 @@ def markdown(rows: list[Row], bundle: kdrt.Bundle, steps: int) -> str:
             lines.append(f"{start} did not run: {row.failed} ||||||")
             continue
         lines.append(
-            f"{start} {row.text:.2f} | {row.step:.2f} | {row.vae:.2f} | {row.picture:.1f} "
+            f"{start} {row.text:.2f} | {row.step:.2f} | {row.vae:.2f} | {row.image:.1f} "
             f"| {row.memory / 1e9:.2f} GB | {row.launches} · {row.graph_launches} · {row.waits} |"
         )
     return "\n".join(lines)

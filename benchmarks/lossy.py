@@ -6,7 +6,7 @@ Exports the demo model twice (with a shallow UNet, and with int8 weights), and f
 measures, against the plain run of the same seeds:
 
 - speed: the time of one batch, all modes in turn in every round, as the median of the ratios;
-- the relative error of the latents, and PSNR of the pictures (the mean over pictures);
+- the relative error of the latents, and PSNR of the images (the mean over images);
 - the prompt-fidelity score of `benchmarks/fidelity.py`;
 - the size of the bundle's networks.
 
@@ -133,9 +133,9 @@ def measure(modes: list[Mode], prompts: int, rounds: int, steps: int, batch: int
                 for start in range(0, len(texts), batch)
             ]
         )
-        pictures = to_images(mode.pipe.vae.decoder(latents), "pil")
-        verdicts = [judge(p, scene) for p, (_, scene) in zip(pictures, chosen, strict=True)]
-        pixels = np.stack([np.asarray(picture) for picture in pictures]) / 255
+        images = to_images(mode.pipe.vae.decoder(latents), "pil")
+        verdicts = [judge(p, scene) for p, (_, scene) in zip(images, chosen, strict=True)]
+        pixels = np.stack([np.asarray(image) for image in images]) / 255
         error = psnr = None
         if plain is not None:
             error = float((latents - plain[0]).norm() / plain[0].norm())
@@ -159,13 +159,13 @@ def _speeds(modes: list[Mode], texts: list[str], rounds: int, steps: int) -> lis
 
 
 def _psnr(pixels: np.ndarray, wanted: np.ndarray) -> float:
-    """In decibels, the mean over pictures; equal ones count as 100."""
+    """In decibels, the mean over images; equal ones count as 100."""
     errors = ((pixels - wanted) ** 2).mean(axis=(1, 2, 3))
     return float(np.mean(-10 * np.log10(np.maximum(errors, 1e-10))))
 
 
 def _size(pipe: kdrt.Pipeline) -> float:
-    """Megabytes of the networks that a picture needs without shortcuts."""
+    """Megabytes of the networks that an image needs without shortcuts."""
     bundle = pipe.bundle
     folders = [
         bundle.file(component.onnx).parent

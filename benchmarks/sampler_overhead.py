@@ -4,7 +4,7 @@
 
 Runs every sampler of k-diffusion beside ours, in one process and in turns, with a denoiser that
 returns one and the same tensor. On latents of [2, 4, 1, 1] the arithmetic is nothing, so what is
-left is Python and PyTorch's dispatch: what every step of a picture pays however fast the GPU is.
+left is Python and PyTorch's dispatch: what every step of an image pays however fast the GPU is.
 
 Figures are medians of the processor time of the thread, in microseconds a step, over whole calls:
 
@@ -12,7 +12,7 @@ Figures are medians of the processor time of the thread, in microseconds a step,
   use a Brownian tree unless told otherwise; ``randn`` marks rows where they are told otherwise.
 - *loop*: ``kdrt.sampling.sample(plan, x, denoise, noise)``.
 - *before*: ``plan(…)`` and ``SeededNoise.draw``, made before the first step. Plans and what is
-  compiled from them are kept: this is what a second picture with the same settings pays.
+  compiled from them are kept: this is what a second image with the same settings pays.
 - *new settings*: what the first one pays besides, to plan and to compile.
 
 ``dpm_adaptive`` is left out: it chooses its own steps. Where we have no plan, ours stays empty.
@@ -38,7 +38,7 @@ import torch
 import typer
 from torch import Tensor
 
-from kdrt.sampling import SAMPLERS, NoiseSchedule, Plan, SeededNoise, plan, sample, sigmas_for
+from kdrt.sampling import SAMPLERS, NoiseSchedule, Plan, SeededNoise, make_plan, sample, sigmas_for
 from kdrt.sampling.executor import _compiled
 from kdrt.sampling.k_diffusion import k_diffusion_sampler
 from kdrt.sampling.samplers import _planned
@@ -112,7 +112,7 @@ def measure(name: str, noise: str, steps: int, rounds: int) -> Cost:
     source = SeededNoise([0, 1], SHAPE[1:])
     x = source.latents() * sigmas[0]
     theirs = k_diffusion_run(name, noise, x, sigmas)
-    planned = plan(name, sigmas) if name in SAMPLERS else None
+    planned = make_plan(name, sigmas) if name in SAMPLERS else None
     if not isinstance(planned, Plan):
         (alone,) = times_of([theirs], rounds)
         return Cost(name, noise, statistics.median(alone) / steps, None, None, None, None)
@@ -124,11 +124,11 @@ def measure(name: str, noise: str, steps: int, rounds: int) -> Cost:
         sample(planned, x, lambda x, sigma: result, draws)
 
     def before() -> None:
-        source.draw(plan(name, sigmas).slots)
+        source.draw(make_plan(name, sigmas).slots)
 
     def new_settings() -> None:
         _planned.cache_clear()
-        _compiled.__wrapped__(plan(name, sigmas), x.dtype)
+        _compiled.__wrapped__(make_plan(name, sigmas), x.dtype)
 
     times = times_of([theirs, loop, before, new_settings], rounds)
     k_diffusion, ours, ahead, once = (statistics.median(each) / steps for each in times)

@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from kdrt.errors import (
         BundleError,
         EngineError,
-        EngineRejected,
-        EngineUnavailable,
+        EngineRejectedError,
+        EngineUnavailableError,
         ExportError,
-        InvalidRequest,
+        InvalidRequestError,
         KdrtError,
         NonFiniteError,
-        NotEnoughMemory,
+        OutOfMemoryError,
         OutputError,
         ShapeError,
     )
-    from kdrt.images.output import read_parameters, save_image
-    from kdrt.pipeline.metadata import Parameters
+    from kdrt.images.output import read_infotext, save_image
+    from kdrt.pipeline.metadata import Infotext
     from kdrt.pipeline.pipeline import Pipeline, load
     from kdrt.pipeline.result import Generation, Result
     from kdrt.prompt import Conditioning, Truncation, TruncationWarning
@@ -48,16 +48,16 @@ __all__ = [
     "BundleError",
     "Conditioning",
     "EngineError",
-    "EngineRejected",
-    "EngineUnavailable",
+    "EngineRejectedError",
+    "EngineUnavailableError",
     "ExportError",
     "Generation",
-    "InvalidRequest",
+    "Infotext",
+    "InvalidRequestError",
     "KdrtError",
     "NonFiniteError",
-    "NotEnoughMemory",
+    "OutOfMemoryError",
     "OutputError",
-    "Parameters",
     "Pipeline",
     "PreviewStep",
     "Request",
@@ -68,7 +68,7 @@ __all__ = [
     "TruncationWarning",
     "__version__",
     "load",
-    "read_parameters",
+    "read_infotext",
     "save_image",
 ]
 
@@ -76,7 +76,7 @@ _HOME = {
     "Bundle": "kdrt.bundle",
     "Conditioning": "kdrt.prompt",
     "Generation": "kdrt.pipeline.result",
-    "Parameters": "kdrt.pipeline.metadata",
+    "Infotext": "kdrt.pipeline.metadata",
     "Pipeline": "kdrt.pipeline.pipeline",
     "PreviewStep": "kdrt.vae.preview",
     "Request": "kdrt.request.request",
@@ -85,7 +85,7 @@ _HOME = {
     "Truncation": "kdrt.prompt",
     "TruncationWarning": "kdrt.prompt",
     "load": "kdrt.pipeline.pipeline",
-    "read_parameters": "kdrt.images.output",
+    "read_infotext": "kdrt.images.output",
     "save_image": "kdrt.images.output",
 }
 

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 from kdrt_engines.errors import (
     EngineError,
-    EngineRejected,
-    EngineUnavailable,
+    EngineRejectedError,
+    EngineUnavailableError,
     KdrtError,
-    NotEnoughMemory,
+    OutOfMemoryError,
     ShapeError,
 )
 
 __all__ = [
     "BundleError",
     "EngineError",
-    "EngineRejected",
-    "EngineUnavailable",
+    "EngineRejectedError",
+    "EngineUnavailableError",
     "ExportError",
-    "InvalidRequest",
+    "InvalidRequestError",
     "KdrtError",
     "NonFiniteError",
-    "NotEnoughMemory",
+    "OutOfMemoryError",
     "OutputError",
     "ShapeError",
 ]
 
 
-class InvalidRequest(KdrtError, ValueError):
+class InvalidRequestError(KdrtError, ValueError):
     """An argument of a generation is wrong: an unknown sampler, an impossible size, …"""
 
 
@@ -39,7 +39,7 @@ class ExportError(KdrtError):
 
 
 class NonFiniteError(KdrtError):
-    """Latents or pixels are not finite: no picture is better than a black one."""
+    """Latents or pixels are not finite: no image is better than a black one."""
 
 
 class OutputError(KdrtError):

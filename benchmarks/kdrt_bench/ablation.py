@@ -29,7 +29,7 @@ TECHNIQUES = (
     _FOR_CPUS,
     Technique("+ no FreeU while it is off", {"network": "reduced"}),
     Technique("+ what follows from the prompt, once", {"network": "invariants"}),
-    Technique("+ a picture a thread", {"network": "shipped"}),
+    Technique("+ an image a thread", {"network": "shipped"}),
     Technique("+ prompts remembered", {"network": "shipped"}, changes={"remember_prompt": True}),
 )
 
@@ -37,7 +37,7 @@ AT_REAL_SIZE = (
     Technique("ONNX Runtime's own operators", {"network": "dialect"}),
     _FOR_CPUS,
     Technique(
-        "+ no FreeU while it is off, the prompt once, a picture a thread", {"network": "shipped"}
+        "+ no FreeU while it is off, the prompt once, an image a thread", {"network": "shipped"}
     ),
 )
 """For networks large enough to gain most from the second, one by one."""

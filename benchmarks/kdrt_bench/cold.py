@@ -1,4 +1,4 @@
-"""Cold starts: a new process for every one, from starting Python to the first picture."""
+"""Cold starts: a new process for every one, from starting Python to the first image."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def started_up(plan: Experiment, row: RowPlan) -> dict[str, float]:
             env=environment(),
         )
     except subprocess.TimeoutExpired:
-        raise BenchmarkError("no picture after 300 seconds") from None
+        raise BenchmarkError("no image after 300 seconds") from None
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise BenchmarkError(f"it ended with exit code {error.returncode}: {last}") from None

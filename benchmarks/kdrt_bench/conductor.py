@@ -24,7 +24,7 @@ from typing import IO, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from kdrt_bench.errors import BenchmarkError
-from kdrt_bench.jobs import Command, Failed, Finished, Job, Ready, Timing
+from kdrt_bench.jobs import BenchJob, Command, Failed, Finished, Ready, Timing
 
 WORKER = (sys.executable, "-m", "kdrt_bench.worker")
 PATIENCE = 1800.0
@@ -84,7 +84,7 @@ class Worker:
 
     def __init__(
         self,
-        job: Job,
+        job: BenchJob,
         command: Sequence[str] = WORKER,
         variables: dict[str, str] | None = None,
         patience: float = PATIENCE,
@@ -192,10 +192,12 @@ class Worker:
         return f"the worker died ({cause})" + (f": {lines[-1].strip()}" if lines else "")
 
 
-Start = Callable[[Job], Worker]
+Start = Callable[[BenchJob], Worker]
 
 
-def prepare(jobs: dict[str, Job], start: Start = Worker, watch: Watch = lambda _: None) -> Outcome:
+def prepare(
+    jobs: dict[str, BenchJob], start: Start = Worker, watch: Watch = lambda _: None
+) -> Outcome:
     """Let each row make what it keeps, one after the other, in processes that end."""
     outcome = Outcome()
     for name, job in jobs.items():
@@ -209,7 +211,7 @@ def prepare(jobs: dict[str, Job], start: Start = Worker, watch: Watch = lambda _
 
 
 def compare(
-    jobs: dict[str, Job],
+    jobs: dict[str, BenchJob],
     rounds: int,
     *,
     start: Start = Worker,
@@ -269,7 +271,7 @@ def compare(
 
 
 @contextmanager
-def _started(job: Job, start: Start) -> Iterator[Worker]:
+def _started(job: BenchJob, start: Start) -> Iterator[Worker]:
     worker = start(job)
     try:
         yield worker

@@ -9,5 +9,5 @@ class BenchmarkError(KdrtError):
     """A benchmark cannot be run as asked, or a row of it failed."""
 
 
-class PeerUnavailable(BenchmarkError):
+class PeerUnavailableError(BenchmarkError):
     """A peer is not installed here, or has nothing for this workload."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from kdrt.common.home import home
 from kdrt_bench.conductor import Measured, Outcome
-from kdrt_bench.jobs import Forward, Generation, Server, Timing, Workload
+from kdrt_bench.jobs import Forward, ImageWorkload, Server, Timing, Workload
 from kdrt_bench.statistics import paired_ratio
 from kdrt_bench.suites import Experiment, RowPlan
 
@@ -53,7 +53,7 @@ def images_per_second(workload: Workload, timings: Sequence[Timing]) -> float | 
     match workload:
         case Forward():
             return None
-        case Generation():
+        case ImageWorkload():
             return workload.batch / median
         case Server():
             return len(samples_of(timings, server=True)) / sum(t.seconds for t in timings)

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdrt.bundle import Bundle
 from kdrt_bench.inputs import example_inputs, read_by_peers
-from kdrt_bench.jobs import Forward, Generation, Model, Workload
+from kdrt_bench.jobs import Forward, ImageWorkload, Model, Workload
 from kdrt_bench.networks import plain_network, source_of
 
 
@@ -28,12 +28,12 @@ class FlopCounter:
         match workload:
             case Forward():
                 return self._call(workload.component, workload.dims)
-            case Generation():
+            case ImageWorkload():
                 return self._generation(workload)
             case _:
                 return self._generation(workload.generation)
 
-    def _generation(self, workload: Generation) -> float:
+    def _generation(self, workload: ImageWorkload) -> float:
         manifest = self._bundle.manifest
         facts, encoders = manifest.latents, manifest.text_encoders
         sizes = {
@@ -42,7 +42,7 @@ class FlopCounter:
         }
         length = encoders[0].max_length
         halves = 2 if manifest.default_guidance_scale > 1 else 1
-        # A prompt is encoded once however many pictures it makes, the empty negative one too
+        # A prompt is encoded once however many images it makes, the empty negative one too
         # unless the model takes zeros in its place.
         texts = 1 if manifest.zeros_for_empty_negative else halves
         step = self._call("unet", {"B": halves * workload.batch, "L": length, **sizes})

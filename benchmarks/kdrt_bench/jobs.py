@@ -34,15 +34,15 @@ class Model(Strict):
     cache: Path
 
 
-class Generation(Strict):
+class ImageWorkload(Strict):
     """Prompt to pixels. Every peer samples with Euler's method on the same noise levels from the
-    same noise, so that every peer computes the same picture.
+    same noise, so that every peer computes the same image.
 
     Attributes:
-        batch: pictures of the prompt made together.
+        batch: images of the prompt made together.
         height: pixels; None is the model's default.
         remember_prompt: let kdrt keep the prompt's embeddings, as it does for its users. Off, every
-            picture encodes its prompt anew.
+            image encodes its prompt anew.
     """
 
     kind: Literal["generation"] = "generation"
@@ -65,23 +65,23 @@ class Forward(Strict):
 
 
 class Server(Strict):
-    """Requests for single pictures that arrive at random: exponential gaps between them, drawn
+    """Requests for single images that arrive at random: exponential gaps between them, drawn
     from ``seed``, ``rate`` a second on average. They are served in order, and how long one takes
     counts from its arrival. What has not arrived or begun after ``limit`` seconds is not served.
     """
 
     kind: Literal["server"] = "server"
-    generation: Generation
+    generation: ImageWorkload
     rate: float = Field(gt=0)
     requests: int = Field(gt=0)
     seed: int = 0
     limit: float = 60.0
 
 
-Workload = Annotated[Generation | Forward | Server, Field(discriminator="kind")]
+Workload = Annotated[ImageWorkload | Forward | Server, Field(discriminator="kind")]
 
 
-class Job(Strict):
+class BenchJob(Strict):
     """One row's process: a peer with its options, and the workloads it will be told to run.
 
     Attributes:

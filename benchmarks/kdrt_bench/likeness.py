@@ -19,8 +19,8 @@ class Likeness(Strict):
 
     Attributes:
         relative_error: ``‖a − b‖ / ‖b‖`` over all outputs, in float64.
-        psnr: decibels, for pictures; None where they are equal bit for bit, or no pictures.
-        ssim: structural similarity (Wang et al. 2004), 1 for equal pictures.
+        psnr: decibels, for images; None where they are equal bit for bit, or no images.
+        ssim: structural similarity (Wang et al. 2004), 1 for equal images.
         equal: bit for bit.
     """
 
@@ -31,14 +31,14 @@ class Likeness(Strict):
 
 
 def likeness(
-    outputs: Sequence[np.ndarray], reference: Sequence[np.ndarray], *, pictures: bool
+    outputs: Sequence[np.ndarray], reference: Sequence[np.ndarray], *, images: bool
 ) -> Likeness:
     """Compare what two rows made.
 
     Args:
         outputs: arrays in the order of the workload's outputs.
         reference: the anchor's.
-        pictures: they are float32 ``[B, H, W, 3]`` in [0, 1].
+        images: they are float32 ``[B, H, W, 3]`` in [0, 1].
 
     Raises:
         ValueError: the shapes differ.
@@ -47,9 +47,9 @@ def likeness(
         raise ValueError("outputs of different shapes cannot be compared")
     worst = max(map(_relative_error, outputs, reference))
     equal = all(map(np.array_equal, outputs, reference))
-    if not pictures:
+    if not images:
         return Likeness(relative_error=worst, equal=equal)
-    psnr, ssim = _of_pictures(outputs[0], reference[0])
+    psnr, ssim = _of_images(outputs[0], reference[0])
     return Likeness(
         relative_error=worst,
         psnr=psnr if math.isfinite(psnr) else None,
@@ -65,13 +65,13 @@ def _relative_error(output: np.ndarray, reference: np.ndarray) -> float:
     return difference / norm if norm else difference
 
 
-def _of_pictures(output: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
+def _of_images(output: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
     from torchmetrics.functional.image import (
         peak_signal_noise_ratio,
         structural_similarity_index_measure,
     )
 
-    # In float64: two float32 pictures can be closer than float32 sums of squares resolve.
+    # In float64: two float32 images can be closer than float32 sums of squares resolve.
     a, b = (torch.from_numpy(x).permute(0, 3, 1, 2).double() for x in (output, reference))
     psnr = peak_signal_noise_ratio(a, b, data_range=1.0)
     ssim = structural_similarity_index_measure(a, b, data_range=1.0, kernel_size=_MEAN_OVER)

@@ -41,7 +41,7 @@ class Peak(Strict):
     device: str = "cpu"
 
 
-class Machine(Strict):
+class MachineReport(Strict):
     """What figures depend on. Frequencies in MHz, memory in bytes; None where it is not told."""
 
     processor: str
@@ -61,11 +61,11 @@ class Machine(Strict):
     peak: Peak
 
 
-def describe(peak: Peak) -> Machine:
+def describe(peak: Peak) -> MachineReport:
     """This machine, now."""
     seen = examine()
     commit, modified = commit_of(Path(__file__).parent)
-    return Machine(
+    return MachineReport(
         processor=seen.processor,
         features=_features(),
         cores=seen.cores,

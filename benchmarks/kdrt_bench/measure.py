@@ -17,7 +17,7 @@ from kdrt_bench.conductor import (
     compare,
     prepare,
 )
-from kdrt_bench.errors import BenchmarkError, PeerUnavailable
+from kdrt_bench.errors import BenchmarkError, PeerUnavailableError
 from kdrt_bench.figures import (
     about,
     arrays,
@@ -27,7 +27,7 @@ from kdrt_bench.figures import (
     samples_of,
     speedup,
 )
-from kdrt_bench.jobs import Forward, Generation, Job, Server
+from kdrt_bench.jobs import BenchJob, Forward, ImageWorkload, Server
 from kdrt_bench.likeness import likeness
 from kdrt_bench.machine import Peak, describe, measure_peak
 from kdrt_bench.peers import PEERS, find_peer
@@ -45,7 +45,7 @@ class Measurement:
     Args:
         suite: its name, for the report.
         threads: of every row.
-        folder: where pictures and outputs go.
+        folder: where images and outputs go.
         watch: told what is going on.
         start: makes a worker of a job.
     """
@@ -116,8 +116,8 @@ class Measurement:
     def _outputs(self) -> Path:
         return self.folder / ".outputs"
 
-    def _job(self, plan: Experiment, row: RowPlan) -> Job:
-        return Job(
+    def _job(self, plan: Experiment, row: RowPlan) -> BenchJob:
+        return BenchJob(
             peer=row.peer,
             options=row.options,
             model=plan.model,
@@ -132,12 +132,12 @@ class Measurement:
         for row in plan.rows:
             try:
                 find_peer(row.peer)
-            except PeerUnavailable as error:
+            except PeerUnavailableError as error:
                 failed[row.label] = str(error)
         return failed
 
     def _prepare(
-        self, plan: Experiment, jobs: dict[str, Job], failed: dict[str, str]
+        self, plan: Experiment, jobs: dict[str, BenchJob], failed: dict[str, str]
     ) -> tuple[float | None, ...]:
         """Have every row prepare once, in a process of its own; the first eager one counts the
         operations of the workloads too."""
@@ -217,7 +217,7 @@ class Measurement:
             arrays(self._outputs / plan.key / file_name(label) / f"{index}.npz")
             for label in (row.label, plan.anchor)
         )
-        return likeness(ours, theirs, pictures=not isinstance(plan.workloads[index], Forward))
+        return likeness(ours, theirs, images=not isinstance(plan.workloads[index], Forward))
 
     def _image(self, plan: Experiment, index: int, row: RowPlan) -> str | None:
         made = self._outputs / plan.key / file_name(row.label) / f"{index}.png"
@@ -231,20 +231,20 @@ class Measurement:
     def _with_rate(self, plan: Experiment) -> Experiment:
         """Requests arrive as fast as a share of what the anchor was seen to serve."""
         if plan.anchor not in self._anchors:
-            raise BenchmarkError("the Server scenario needs the time of a picture first")
+            raise BenchmarkError("the Server scenario needs the time of an image first")
         rate = plan.load / self._anchors[plan.anchor]
         return replace(
             plan,
             workloads=tuple(
                 Server(generation=w, rate=rate, requests=plan.requests)
                 for w in plan.workloads
-                if isinstance(w, Generation)
+                if isinstance(w, ImageWorkload)
             ),
         )
 
     def _remember_anchor(self, plan: Experiment, rows: Sequence[Row]) -> None:
         for row in rows:
-            if plan.key == "picture" and row.label == plan.anchor and row.seconds:
+            if plan.key == "image" and row.label == plan.anchor and row.seconds:
                 self._anchors[plan.anchor] = row.seconds.p50
 
     def _report(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdrt_bench.errors import PeerUnavailable
+from kdrt_bench.errors import PeerUnavailableError
 from kdrt_bench.jobs import Model
 from kdrt_export.components import ExportVaeDecoder, call_unet
 from kdrt_export.sources import Source, open_source
@@ -76,7 +76,7 @@ def plain_network(source: Source, component: str, names: Sequence[str]) -> nn.Mo
         names: its inputs, in the order in which they will be given.
 
     Raises:
-        PeerUnavailable: peers do not run this component.
+        PeerUnavailableError: peers do not run this component.
     """
     network: nn.Module
     if component == "unet":
@@ -87,7 +87,7 @@ def plain_network(source: Source, component: str, names: Sequence[str]) -> nn.Mo
         model = source.text_encoder(int(component == "text_encoder_2"))
         network = PlainTextEncoder(model, normalize=source.family == "sd")
     else:
-        raise PeerUnavailable(
+        raise PeerUnavailableError(
             f"peers run unet, vae_decoder and text encoders, not '{component}'; choose one of those"
         )
     return resident(network.float().eval().requires_grad_(False))

@@ -1,4 +1,4 @@
-"""The report as one page that needs nothing else: pictures and plots are inside."""
+"""The report as one page that needs nothing else: images and plots are inside."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def page_of(report: Report, folder: Path) -> str:
 
     Args:
         report: what was measured.
-        folder: where its pictures are.
+        folder: where its images are.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -34,7 +34,7 @@ def page_of(report: Report, folder: Path) -> str:
         machine=report.machine,
         headlines=headlines(report),
         plot_of=plot_of,
-        picture=lambda row: _data_uri(folder / row.image) if row.image else "",
+        image=lambda row: _data_uri(folder / row.image) if row.image else "",
         anchor=_anchor,
         has=_has,
     )

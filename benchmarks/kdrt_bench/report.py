@@ -1,4 +1,4 @@
-"""The report: one JSON document, and beside it a page and pictures."""
+"""The report: one JSON document, and beside it a page and images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field
 
 from kdrt_bench.jobs import Strict
 from kdrt_bench.likeness import Likeness
-from kdrt_bench.machine import Machine
+from kdrt_bench.machine import MachineReport
 from kdrt_bench.statistics import Percentiles, Ratio
 
 SCHEMA_VERSION = 1
@@ -96,7 +96,7 @@ class Report(Strict):
     started: str
     seconds: float
     threads: int
-    machine: Machine
+    machine: MachineReport
     peers: dict[str, str]
     experiments: tuple[ExperimentReport, ...]
 

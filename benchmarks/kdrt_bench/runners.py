@@ -15,7 +15,7 @@ from kdrt.bundle import Bundle
 from kdrt.request.grid import training_table
 from kdrt.sampling import sigmas_for
 from kdrt_bench.inputs import example_inputs
-from kdrt_bench.jobs import Forward, Generation, Server
+from kdrt_bench.jobs import Forward, ImageWorkload, Server
 from kdrt_engines import Engine
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Runner:
 
     Attributes:
         run: what is timed.
-        outputs: what the last run made; pictures are float32 ``[B, H, W, 3]`` in [0, 1].
+        outputs: what the last run made; images are float32 ``[B, H, W, 3]`` in [0, 1].
     """
 
     run: Callable[[], object]
@@ -51,7 +51,7 @@ def noise_levels(bundle: Bundle, steps: int) -> list[float]:
     return levels
 
 
-def generator(pipeline: Pipeline, workload: Generation) -> Runner:
+def generator(pipeline: Pipeline, workload: ImageWorkload) -> Runner:
     """Prompt to pixels with a pipeline."""
     made: list[np.ndarray] = []
 

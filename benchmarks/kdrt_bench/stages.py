@@ -1,6 +1,6 @@
 """Where the time of a run goes: the engines are timed, whoever's they are.
 
-What is left of a run is the host's own: tokenizer, sampler, guidance, pictures.
+What is left of a run is the host's own: tokenizer, sampler, guidance, images.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From nothing to the first picture, in a process that does nothing else.
+"""From nothing to the first image, in a process that does nothing else.
 
     python -m kdrt_bench.startup PEER BUNDLE SOURCE BEGUN
 
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 PROMPT = "a red circle on a blue background"
 STEPS = 20
-STAGES = ("python", "torch", "import", "load", "picture")
+STAGES = ("python", "torch", "import", "load", "image")
 
 
 class Marks:
@@ -32,7 +32,7 @@ class Marks:
         self._last = now
 
 
-def kdrt_picture(bundle: str, marks: Marks) -> None:
+def kdrt_image(bundle: str, marks: Marks) -> None:
     """As a user of kdrt has it."""
     import torch  # noqa: F401
 
@@ -43,10 +43,10 @@ def kdrt_picture(bundle: str, marks: Marks) -> None:
     pipe = load(bundle)
     marks.mark("load")
     pipe(PROMPT, seed=7, steps=STEPS, sampler="euler")
-    marks.mark("picture")
+    marks.mark("image")
 
 
-def diffusers_picture(source: str, marks: Marks) -> None:
+def diffusers_image(source: str, marks: Marks) -> None:
     """As a user of diffusers has it, from the folder that the bundle was exported from."""
     import torch
 
@@ -64,7 +64,7 @@ def diffusers_picture(source: str, marks: Marks) -> None:
     pipe.set_progress_bar_config(disable=True)
     marks.mark("load")
     pipe(PROMPT, num_inference_steps=STEPS, generator=torch.Generator().manual_seed(7))
-    marks.mark("picture")
+    marks.mark("image")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -73,9 +73,9 @@ def main(arguments: Sequence[str]) -> None:
     marks = Marks(float(begun))
     marks.mark("python")
     if peer == "kdrt":
-        kdrt_picture(bundle, marks)
+        kdrt_image(bundle, marks)
     else:
-        diffusers_picture(source, marks)
+        diffusers_image(source, marks)
     print(json.dumps(marks.seconds))
 
 

@@ -2,7 +2,7 @@
 
 An experiment compares rows on the same workloads, in the same rounds, with one of them as anchor:
 ratios and likeness are to it. The names of the scenarios are MLPerf's: SingleStream (one request
-after the other, batch 1), Offline (as many pictures as possible), Server (requests at random).
+after the other, batch 1), Offline (as many images as possible), Server (requests at random).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from kdrt.bundle import LatentFacts, open_bundle
 from kdrt.denoise.cuda_graphs import GRAPH_LEVELS
 from kdrt_bench.ablation import AT_REAL_SIZE, TECHNIQUES, Technique
 from kdrt_bench.errors import BenchmarkError
-from kdrt_bench.jobs import Forward, Generation, Model, Workload
+from kdrt_bench.jobs import Forward, ImageWorkload, Model, Workload
 from kdrt_bench.peers import ALIASES, PEERS
 
 Scenario = Literal["SingleStream", "Offline", "Server", "Startup"]
@@ -132,7 +132,7 @@ def experiments(
     if suite == "gpu":
         found = gpu(demo, peers)
     else:
-        found = [picture(demo, peers), step(demo, peers), startup(demo, peers)]
+        found = [image(demo, peers), step(demo, peers), startup(demo, peers)]
     if suite == "full":
         heavy = peers if chosen else peers_at_real_size(peers)
         found += at_real_size(real, heavy) if real else []
@@ -157,8 +157,8 @@ def selected(found: list[Experiment], keys: tuple[str, ...] | None) -> list[Expe
         raise BenchmarkError(
             f"this suite has no experiment '{unknown[0]}'; it has {', '.join(known)}"
         )
-    if "server" in keys and "picture" not in keys:
-        raise BenchmarkError("the experiment 'server' needs 'picture': name both")
+    if "server" in keys and "image" not in keys:
+        raise BenchmarkError("the experiment 'server' needs 'image': name both")
     return [each for each in found if each.key in keys]
 
 
@@ -172,16 +172,16 @@ def rows_of(peers: tuple[str, ...], *, forward: bool = False) -> tuple[RowPlan, 
     return tuple(RowPlan(p, p) for p in peers if not forward or PEERS[p].forward)
 
 
-def picture(demo: Model, peers: tuple[str, ...]) -> Experiment:
+def image(demo: Model, peers: tuple[str, ...]) -> Experiment:
     return Experiment(
-        key="picture",
-        title="A picture, prompt to pixels",
-        question="How long does one picture take, all of it: text encoders, 20 steps of Euler's "
+        key="image",
+        title="An image, prompt to pixels",
+        question="How long does one image take, all of it: text encoders, 20 steps of Euler's "
         "method with guidance, VAE?",
         scenario="SingleStream",
         kind="rows",
         model=demo,
-        workloads=(Generation(),),
+        workloads=(ImageWorkload(),),
         rows=rows_of(peers),
         rounds=20,
     )
@@ -208,12 +208,12 @@ def startup(demo: Model, peers: tuple[str, ...]) -> Experiment:
     return Experiment(
         key="startup",
         title="Start-up",
-        question="How long from starting Python to the first picture? A new process every time; "
+        question="How long from starting Python to the first image? A new process every time; "
         "files are in the page cache.",
         scenario="Startup",
         kind="startup",
         model=demo,
-        workloads=(Generation(),),
+        workloads=(ImageWorkload(),),
         rows=tuple(RowPlan(name, name) for name in names),
         rounds=5,
         anchor=names[0],
@@ -222,7 +222,7 @@ def startup(demo: Model, peers: tuple[str, ...]) -> Experiment:
 
 def at_real_size(real: RealSize, peers: tuple[str, ...]) -> list[Experiment]:
     """UNet, VAE and text encoder alone, so that few processes are alive at once, what techniques
-    bring there, and a picture of all networks."""
+    bring there, and an image of all networks."""
     name, side = real.model.name, real.side
     sizes = {"h": side, "w": side}
     unet = Forward(component="unet", dims={"B": 1, "L": real.tokens, **sizes})
@@ -283,15 +283,15 @@ def at_real_size(real: RealSize, peers: tuple[str, ...]) -> list[Experiment]:
         found.append(one(key, title, question, workload, rows, 4, "ablation"))
     # Few steps, as they are all alike: what it is for is the memory of all networks together.
     pixels = side * facts_of(real.model)[0].scale
-    picture_of_two = one(
-        "picture-real",
-        f"A picture of two steps, {name}",
-        "How long does a whole picture take, and how much memory?",
-        Generation(steps=2, height=pixels, width=pixels),
+    image_of_two = one(
+        "image-real",
+        f"An image of two steps, {name}",
+        "How long does a whole image take, and how much memory?",
+        ImageWorkload(steps=2, height=pixels, width=pixels),
         rows_of((ANCHOR, "kdrt")),
         rounds=4,
     )
-    return [*found, picture_of_two]
+    return [*found, image_of_two]
 
 
 def techniques(added: tuple[Technique, ...]) -> tuple[RowPlan, ...]:
@@ -303,12 +303,12 @@ def ablation(demo: Model) -> Experiment:
     return Experiment(
         key="ablation",
         title="What each technique brings",
-        question="What does a picture take as techniques are added one by one, each row with all "
+        question="What does an image take as techniques are added one by one, each row with all "
         "of those above it?",
         scenario="SingleStream",
         kind="ablation",
         model=demo,
-        workloads=(Generation(),),
+        workloads=(ImageWorkload(),),
         rows=(RowPlan(ANCHOR, ANCHOR), *techniques(TECHNIQUES)),
         rounds=20,
     )
@@ -319,7 +319,7 @@ def curves(demo: Model) -> list[Experiment]:
     side = facts_of(demo)[0].default_width
     axes: list[tuple[str, str, Scenario, str, tuple[int, ...]]] = [
         ("steps", "Steps", "SingleStream", "steps", (5, 10, 20, 40)),
-        ("batch", "Batch", "Offline", "pictures in a batch", (1, 2, 4, 8)),
+        ("batch", "Batch", "Offline", "images in a batch", (1, 2, 4, 8)),
         ("side", "Resolution", "SingleStream", "pixels a side", (side, side * 3 // 2, side * 2)),
     ]
     found = []
@@ -353,7 +353,7 @@ def server(demo: Model, peers: tuple[str, ...]) -> Experiment:
         scenario="Server",
         kind="server",
         model=demo,
-        workloads=(Generation(),),
+        workloads=(ImageWorkload(),),
         rows=rows_of(shown),
         rounds=1,
         load=0.7,
@@ -370,7 +370,7 @@ def gpu(demo: Model, peers: tuple[str, ...]) -> list[Experiment]:
         if engine != "onnxruntime"
         for level in GRAPH_LEVELS
     ]
-    return [replace(picture(demo, peers), rows=tuple(rows), rounds=10)]
+    return [replace(image(demo, peers), rows=tuple(rows), rounds=10)]
 
 
 def facts_of(model: Model) -> tuple[LatentFacts, int]:
@@ -379,10 +379,10 @@ def facts_of(model: Model) -> tuple[LatentFacts, int]:
     return manifest.latents, manifest.text_encoders[0].max_length
 
 
-def _at(key: str, point: int) -> Generation:
+def _at(key: str, point: int) -> ImageWorkload:
     if key == "side":
-        return Generation(height=point, width=point)
-    return Generation(**{key: point})  # type: ignore[arg-type]
+        return ImageWorkload(height=point, width=point)
+    return ImageWorkload(**{key: point})  # type: ignore[arg-type]
 
 
 def _groups(peers: tuple[str, ...]) -> list[tuple[str, ...]]:

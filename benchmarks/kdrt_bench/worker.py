@@ -24,12 +24,12 @@ from kdrt.images.output import save_image, to_images
 from kdrt_bench import memory
 from kdrt_bench.energy import EnergyMeter
 from kdrt_bench.jobs import (
+    BenchJob,
     Command,
     Failed,
     Finished,
     Forward,
-    Generation,
-    Job,
+    ImageWorkload,
     Ready,
     Server,
     Timing,
@@ -45,7 +45,7 @@ def main() -> int:
     """Serve one conductor."""
     answers = _take_standard_output()
     try:
-        job = Job.model_validate_json(sys.stdin.readline())
+        job = BenchJob.model_validate_json(sys.stdin.readline())
         _work(job, answers)
     except Exception as error:
         known = isinstance(error, KdrtError)
@@ -69,7 +69,7 @@ def say(answers: IO[str], message: BaseModel) -> None:
     answers.flush()
 
 
-def _work(job: Job, answers: IO[str]) -> None:
+def _work(job: BenchJob, answers: IO[str]) -> None:
     torch.set_num_threads(job.threads)
     begun = time.perf_counter()
     bundle = open_bundle(str(job.model.bundle))
@@ -101,7 +101,7 @@ def _work(job: Job, answers: IO[str]) -> None:
     _serve_commands(job, runners, clock, answers)
 
 
-def _flops(job: Job, bundle: Bundle) -> tuple[float, ...]:
+def _flops(job: BenchJob, bundle: Bundle) -> tuple[float, ...]:
     if not job.count_flops:
         return ()
     from kdrt_bench.flops import FlopCounter
@@ -114,7 +114,7 @@ def _runner(peer: Peer, workload: Workload, clock: StageClock) -> Runner:
     match workload:
         case Forward():
             return peer.caller(workload, clock)
-        case Generation():
+        case ImageWorkload():
             return peer.generator(workload, clock)
         case Server():
             return peer.generator(workload.generation, clock)
@@ -132,7 +132,9 @@ def _warmed_up(runner: Runner, warmups: int) -> float:
     return first
 
 
-def _serve_commands(job: Job, runners: list[Runner], clock: StageClock, answers: IO[str]) -> None:
+def _serve_commands(
+    job: BenchJob, runners: list[Runner], clock: StageClock, answers: IO[str]
+) -> None:
     meter = EnergyMeter()
     peak_loading = memory.peak()
     memory.reset_peak()
@@ -177,7 +179,7 @@ def _timed(
 
 
 def _waiting(runner: Runner) -> Callable[[], None]:
-    """A request is answered when its picture is there, not when it is enqueued."""
+    """A request is answered when its image is there, not when it is enqueued."""
 
     def run() -> None:
         runner.run()
@@ -186,7 +188,9 @@ def _waiting(runner: Runner) -> Callable[[], None]:
     return run
 
 
-def _finish(job: Job, runners: list[Runner], peak_loading: int | None, answers: IO[str]) -> None:
+def _finish(
+    job: BenchJob, runners: list[Runner], peak_loading: int | None, answers: IO[str]
+) -> None:
     peak_running = memory.peak()
     peaks = [value for value in (peak_loading, peak_running) if value is not None]
     job.folder.mkdir(parents=True, exist_ok=True)

@@ -35,6 +35,6 @@ def _foreign(folder: Path) -> str | None:
 
 
 def write_report(report: Report, folder: Path) -> None:
-    """Write the JSON and the page; pictures are there already."""
+    """Write the JSON and the page; images are there already."""
     (folder / JSON).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
     (folder / PAGE).write_text(page_of(report, folder), encoding="utf-8")

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from kdrt_engines.base import Binding, Engine
     from kdrt_engines.errors import (
         EngineError,
-        EngineRejected,
-        EngineUnavailable,
-        FixedWeights,
+        EngineRejectedError,
+        EngineUnavailableError,
+        FixedWeightsError,
         KdrtError,
-        NotEnoughMemory,
+        OutOfMemoryError,
         ShapeError,
     )
     from kdrt_engines.spec import EngineSpec, TensorSpec
@@ -32,12 +32,12 @@ __all__ = [
     "Binding",
     "Engine",
     "EngineError",
-    "EngineRejected",
+    "EngineRejectedError",
     "EngineSpec",
-    "EngineUnavailable",
-    "FixedWeights",
+    "EngineUnavailableError",
+    "FixedWeightsError",
     "KdrtError",
-    "NotEnoughMemory",
+    "OutOfMemoryError",
     "ShapeError",
     "TensorSpec",
 ]

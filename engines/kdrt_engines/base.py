@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-from kdrt_engines.errors import FixedWeights
+from kdrt_engines.errors import FixedWeightsError
 from kdrt_engines.spec import EngineSpec
 
 
@@ -90,8 +90,8 @@ class Engine(ABC):
             weights: by the name of the initialiser, in its dtype and shape.
 
         Raises:
-            FixedWeights: those of this kind of engine cannot change; nothing has.
+            FixedWeightsError: those of this kind of engine cannot change; nothing has.
             EngineError: they were refused. An engine that changes in place holds what it held
                 before, or what was built or exported.
         """
-        raise FixedWeights(f"a {type(self).__name__} whose weights are fixed when it is built")
+        raise FixedWeightsError(f"a {type(self).__name__} whose weights are fixed when it is built")

@@ -76,11 +76,11 @@ class CudaGraph:
         self._graph.replay()
 
 
-GRAPH_MEMORY = 2 << 30
+CUDA_GRAPH_MEMORY = 2 << 30
 """Most bytes that the graphs of a pipeline hold together."""
 
 
-class GraphCache:
+class CudaGraphCache:
     """Captured graphs by key, the least recently used dropped first.
 
     Args:
@@ -88,7 +88,7 @@ class GraphCache:
         count: most graphs.
     """
 
-    def __init__(self, limit: int = GRAPH_MEMORY, count: int = 16) -> None:
+    def __init__(self, limit: int = CUDA_GRAPH_MEMORY, count: int = 16) -> None:
         self._limit, self._count = limit, count
         self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
 

@@ -28,7 +28,7 @@ class EngineError(KdrtError):
     """An engine could not be built, loaded or run."""
 
 
-class EngineUnavailable(EngineError):
+class EngineUnavailableError(EngineError):
     """The engine's package or device is not on this machine."""
 
 
@@ -36,11 +36,11 @@ class ShapeError(EngineError, ValueError):
     """A size outside of what an engine was made for."""
 
 
-class NotEnoughMemory(EngineError):
+class OutOfMemoryError(EngineError):
     """Memory ran out while something was loaded or computed. What was there before still works."""
 
 
-class FixedWeights(EngineError):
+class FixedWeightsError(EngineError):
     """The weights of an engine cannot be changed once it is built."""
 
 
@@ -58,7 +58,7 @@ Reason = Literal[
 is a whole engine, but of something else; ``untrusted``: somebody else built it."""
 
 
-class EngineRejected(EngineError):
+class EngineRejectedError(EngineError):
     """A built engine is not what is asked for, or not what was built. It was not loaded."""
 
     def __init__(self, message: str, reason: Reason) -> None:
@@ -73,5 +73,5 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed: PyTorch, ONNX Runtime, cuBLAS and the operating system have no
     common type for that, but a few phrases."""
     if isinstance(error, KdrtError | MemoryError):
-        return isinstance(error, NotEnoughMemory | MemoryError)
+        return isinstance(error, OutOfMemoryError | MemoryError)
     return any(phrase in str(error).lower() for phrase in _OUT_OF_MEMORY)

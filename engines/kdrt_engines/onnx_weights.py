@@ -30,7 +30,7 @@ _DTYPES = {
 }
 """onnx.TensorProto.DataType."""
 
-_MOST_BYTES = 2**31
+_MAX_BYTES = 2**31
 """What a protocol buffer can hold at most."""
 
 _DEEPEST = 32
@@ -114,7 +114,7 @@ def graph_facts(model: Path) -> GraphFacts:
             or has functions or operators that kdrt does not run.
     """
     try:
-        content = memoryview(read_regular(model, _MOST_BYTES))
+        content = memoryview(read_regular(model, _MAX_BYTES))
         files: dict[str, int] = {}
         for kind, message in _walk(content, "model", 0):
             if kind == "node":
@@ -149,7 +149,7 @@ def stored_weights(model: Path) -> dict[str, StoredWeight]:
         EngineError: the file cannot be read, or is no ONNX model.
     """
     try:
-        content = memoryview(read_regular(model, _MOST_BYTES))
+        content = memoryview(read_regular(model, _MAX_BYTES))
         tensors = [
             _stored(tensor, model.parent)
             for graph in _messages(content, 7)

@@ -1,7 +1,7 @@
 """Which engines this machine has, and which one to use.
 
 The order of preference is fixed: TensorRT, TensorRT-RTX, ONNX Runtime on CUDA, ONNX Runtime on
-the CPU. (ONNX Runtime's TensorRT provider builds while the first picture waits, so it is never
+the CPU. (ONNX Runtime's TensorRT provider builds while the first image waits, so it is never
 chosen, only asked for.) Nothing is imported that is not installed, and nothing heavy just to look.
 """
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from kdrt.errors import ExportError
 
-__all__ = ["ExportError", "SourceError", "UnsupportedModel", "VerificationError"]
+__all__ = ["ExportError", "SourceError", "UnsupportedModelError", "VerificationError"]
 
 
 class SourceError(ExportError):
     """A source is unknown, unreachable, unreadable or unsafe."""
 
 
-class UnsupportedModel(ExportError):
+class UnsupportedModelError(ExportError):
     """A checkpoint of an architecture that kdrt cannot export."""
 
 

@@ -1,6 +1,6 @@
-"""IP-Adapter (Ye et al. 2023, arXiv:2308.06721): pictures as prompts, as a variant of the UNet.
+"""IP-Adapter (Ye et al. 2023, arXiv:2308.06721): images as prompts, as a variant of the UNet.
 
-A CLIP vision encoder sees the picture, a projection makes a few tokens of it, and every
+A CLIP vision encoder sees the image, a projection makes a few tokens of it, and every
 cross-attention gets a second pair of key and value for those. Encoder and projection become
 components of their own; tokens and strength are inputs of the variant.
 """
@@ -22,7 +22,7 @@ from kdrt.common.paths import user_path
 from kdrt_engines.spec import EngineSpec, TensorSpec
 from kdrt_export.components import ExportComponent
 from kdrt_export.components.vision import VisionTransformer
-from kdrt_export.errors import SourceError, UnsupportedModel
+from kdrt_export.errors import SourceError, UnsupportedModelError
 from kdrt_export.sources.hub import HubPlace, fetch_file
 from kdrt_export.sources.reading import read_json, refused
 from kdrt_export.sources.weights import (
@@ -49,7 +49,7 @@ class IpAdapter:
 
     Raises:
         SourceError: the file is missing, damaged or no IP-Adapter.
-        UnsupportedModel: an IP-Adapter of another kind (Plus, Full, FaceID).
+        UnsupportedModelError: an IP-Adapter of another kind (Plus, Full, FaceID).
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class IpAdapter:
         self._allow_pickle = allow_pickle
         self._tensors = _read(path)
         if "proj.weight" not in self._tensors["image_proj"]:
-            raise UnsupportedModel(
+            raise UnsupportedModelError(
                 f"{path.name} is an IP-Adapter with another projection than a linear one (Plus, "
                 "Full or FaceID), which cannot be exported yet"
             )

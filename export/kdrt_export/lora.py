@@ -18,8 +18,8 @@ from kdrt.adapters.lora_file import LoraFile, read_lora
 from kdrt.adapters.lora_merge import merged, place
 from kdrt.adapters.lora_names import slots
 from kdrt.bundle import BakedLora
-from kdrt.common.validation import finite
-from kdrt.errors import InvalidRequest
+from kdrt.common.validation import finite_or_none
+from kdrt.errors import InvalidRequestError
 from kdrt_export.errors import SourceError
 from kdrt_export.report import Report
 
@@ -40,7 +40,7 @@ class LorasToBake:
         allow_pickle: accept pickled files.
 
     Raises:
-        InvalidRequest: a file is no LoRA, or its scale no finite number.
+        InvalidRequestError: a file is no LoRA, or its scale no finite number.
     """
 
     def __init__(
@@ -52,10 +52,10 @@ class LorasToBake:
     ) -> None:
         for each in loras:
             if not isinstance(each, (tuple, list)) or len(each) != 2:
-                raise InvalidRequest(f"a LoRA to bake is a file and its scale, not {each!r}")
+                raise InvalidRequestError(f"a LoRA to bake is a file and its scale, not {each!r}")
             path, scale = each
-            if finite(scale) is None:
-                raise InvalidRequest(
+            if finite_or_none(scale) is None:
+                raise InvalidRequestError(
                     f"the scale of LoRA {path} must be a finite number, not {scale!r}"
                 )
         self._loras = [
@@ -69,7 +69,7 @@ class LorasToBake:
         """Add what the LoRAs have for ``component`` to the weights of ``network``, in place.
 
         Raises:
-            InvalidRequest: a layer has another size than the network's.
+            InvalidRequestError: a layer has another size than the network's.
         """
         self._seen.add(component)
         parameters = dict(network.named_parameters())

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from kdrt.bundle import EdmFacts, SchedulerFacts
 from kdrt.request.grid import training_table
 from kdrt.sampling import NoiseSchedule
-from kdrt_export.errors import UnsupportedModel
+from kdrt_export.errors import UnsupportedModelError
 from kdrt_export.report import Report
 
 DISCRETE = tuple(
@@ -36,8 +36,8 @@ def scheduler_facts(config: dict[str, Any], report: Report) -> SchedulerFacts:
     LMSDiscreteScheduler, whichever of the discrete schedulers it names.
 
     Raises:
-        UnsupportedModel: the model was trained in another way than the runtime knows, or the file
-            holds values that are of no use; the message names them.
+        UnsupportedModelError: the model was trained in another way than the runtime knows, or the
+            file holds values that are of no use; the message names them.
     """
     kind = config.get("_class_name", "LMSDiscreteScheduler")
     prediction = config.get("prediction_type", "epsilon")
@@ -71,7 +71,7 @@ def scheduler_facts(config: dict[str, Any], report: Report) -> SchedulerFacts:
         if config.get("timestep_type") == "continuous":
             return facts.model_copy(update={"edm": _continuous(config, training_table(facts))})
     except ValidationError as error:
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"the model's scheduler settings are wrong: {_said(error)}"
         ) from error
     if zero_snr:
@@ -85,7 +85,7 @@ def scheduler_facts(config: dict[str, Any], report: Report) -> SchedulerFacts:
 def _refuse_unsupported(kind: object, prediction: object, config: dict[str, Any]) -> None:
     """Whatever would be sampled wrongly."""
     if not isinstance(kind, str) or kind not in (*DISCRETE, *_EDM):
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"this model's scheduler is {kind!r}, and kdrt samples models trained on discrete "
             "timesteps (EulerDiscreteScheduler and its like) or in the EDM formulation "
             "(EDMEulerScheduler) alone, not by flow matching or consistency; if it was trained in "
@@ -93,23 +93,23 @@ def _refuse_unsupported(kind: object, prediction: object, config: dict[str, Any]
             "scheduler_config.json"
         )
     if prediction not in PREDICTIONS:
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"this model predicts {prediction!r}; kdrt exports models of prediction_type "
             f"{', '.join(PREDICTIONS)}"
         )
     if config.get("use_flow_sigmas"):
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             "this model was trained by flow matching (use_flow_sigmas in scheduler_config.json), "
             "which kdrt cannot sample"
         )
     if kind in DISCRETE and "sigma_data" in config:
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"scheduler_config.json names {kind} and gives sigma_data, which only models in the "
             "EDM formulation have: make _class_name EDMEulerScheduler, or remove sigma_data"
         )
     continuous = config.get("timestep_type") == "continuous"
     if continuous and kind in DISCRETE and prediction != "v_prediction":
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             "scheduler_config.json says timestep_type 'continuous' and prediction_type "
             f"'{prediction}', which diffusers takes for discrete timesteps: make timestep_type "
             "'discrete' if the model was trained on them, or _class_name EDMEulerScheduler if not"

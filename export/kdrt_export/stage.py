@@ -118,7 +118,7 @@ def export(
 
     Raises:
         ExportError: the source cannot be loaded, is not supported, or failed verification.
-        InvalidRequest: a bundle cannot have this name.
+        InvalidRequestError: a bundle cannot have this name.
         OutputError: the bundle cannot be written. In every case the old bundle stays.
     """
     _check_choices(precision, targets, prediction_type)

@@ -35,7 +35,7 @@ from kdrt_export.components.preview_factors import Factors, preview_factors
 from kdrt_export.components.shallow_unet import ExportShallowUNet
 from kdrt_export.components.vision import ExportSafetyChecker
 from kdrt_export.configs import write_config
-from kdrt_export.errors import ExportError, SourceError, UnsupportedModel
+from kdrt_export.errors import ExportError, SourceError, UnsupportedModelError
 from kdrt_export.ip_adapter import VARIANT as IP_ADAPTER
 from kdrt_export.ip_adapter import ExportImageEncoder, IpAdapter
 from kdrt_export.lora import LorasToBake
@@ -120,7 +120,7 @@ class Walk:
 
         Raises:
             ExportError: a network cannot be loaded.
-            UnsupportedModel: a network is of a kind that cannot be exported.
+            UnsupportedModelError: a network is of a kind that cannot be exported.
         """
         for index in self.source.encoder_indices:
             yield self._text_encoder(index)
@@ -187,7 +187,7 @@ class Walk:
         self.baked_loras = self.loras.baked(self.report)
         channels = unet.config.out_channels
         if unet.config.in_channels not in (channels, 2 * channels + 1):
-            raise UnsupportedModel(
+            raise UnsupportedModelError(
                 f"this UNet takes {unet.config.in_channels} channels for latents of {channels}; "
                 f"kdrt exports text-to-image models ({channels}) and inpainting models "
                 f"({2 * channels + 1})"

@@ -33,7 +33,7 @@ from kdrt.adapters.tensor_file import (
     read_pickle,
     read_safetensors,
 )
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 
 _ENCODERS = {
     "clip_l": "text_encoder",
@@ -76,7 +76,7 @@ def read_words(path: Path, stem: str | None, *, allow_pickle: bool) -> list[Word
         allow_pickle: also open PyTorch's files, with its restricted unpickler.
 
     Raises:
-        InvalidRequest: it cannot be read, or is no textual inversion.
+        InvalidRequestError: it cannot be read, or is no textual inversion.
     """
     path = existing(path)
     kind = kind_of(path)
@@ -85,14 +85,14 @@ def read_words(path: Path, stem: str | None, *, allow_pickle: bool) -> list[Word
     elif kind == "image":
         state = _card(path)
     elif kind == "unknown":
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{path} is damaged or no textual inversion: neither safetensors nor PyTorch's format"
         )
     elif allow_pickle:
         # The first implementation of textual inversion saved this class.
         state = read_pickle(path, (torch.nn.ParameterDict,))
     else:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{path} is a pickle, which can run code when it is opened; if you trust it, give "
             "allow_pickle=True (even then torch's restricted unpickler reads it)"
         )
@@ -109,16 +109,16 @@ def words_of(state: object, label: str, stem: str | None, *, is_card: bool = Fal
         is_card: whether the name inside comes before the file's, as in the web UI.
 
     Raises:
-        InvalidRequest: it is no textual inversion.
+        InvalidRequestError: it is no textual inversion.
     """
     if isinstance(state, Tensor):
         return [_word(label, (stem,), [(None, state)])]
     if isinstance(state, Sequence) and not isinstance(state, str) and state:
         return [_word(label, (stem,), [(None, rows) for rows in _joined(state, label)])]
     if not isinstance(state, Mapping) or not state:
-        raise InvalidRequest(f"{label} is not a textual inversion")
+        raise InvalidRequestError(f"{label} is not a textual inversion")
     if not all(isinstance(key, str) for key in state):
-        raise InvalidRequest(f"{label} is not a textual inversion: its keys are not all words")
+        raise InvalidRequestError(f"{label} is not a textual inversion: its keys are not all words")
     inner = state.get("name")
     inside = inner if isinstance(inner, str) else None
     names = (inside, stem) if is_card else (stem, inside)
@@ -129,7 +129,7 @@ def words_of(state: object, label: str, stem: str | None, *, is_card: bool = Fal
         raise _no_inversion(state, label)
     check_sizes({key: tensor.shape for key, tensor in tensors.items()}, label)
     if tensors.keys() & _T5:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{label} has vectors for a T5 encoder: it was made for Stable Diffusion 3 or Flux"
         )
     if tensors.keys() <= _ENCODERS.keys():
@@ -143,7 +143,7 @@ def words_of(state: object, label: str, stem: str | None, *, is_card: bool = Fal
     if any(tensor.ndim > 2 or ".lora_" in key for key, tensor in tensors.items()):
         raise _no_inversion(state, label)
     if len(tensors) > MAX_WORDS:
-        raise InvalidRequest(f"{label} has {len(tensors)} words; at most {MAX_WORDS} are read")
+        raise InvalidRequestError(f"{label} has {len(tensors)} words; at most {MAX_WORDS} are read")
     if len(tensors) == 1:
         ((word, tensor),) = tensors.items()
         return [_word(label, (word, stem), [(None, tensor)])]
@@ -161,14 +161,16 @@ def _word(
 def _vectors(value: object, name: str) -> Tensor:
     """``value`` as ``[n, D]`` in float32."""
     if not isinstance(value, Tensor) or value.numel() == 0:
-        raise InvalidRequest(f"{name} has no vectors")
+        raise InvalidRequestError(f"{name} has no vectors")
     vectors = value[None] if value.ndim == 1 else value
     if vectors.ndim != 2:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{name} must be finite vectors [n, D], not a tensor of shape {list(value.shape)}"
         )
     if len(vectors) > MAX_VECTORS:
-        raise InvalidRequest(f"{name} has {len(vectors)} vectors; at most {MAX_VECTORS} are read")
+        raise InvalidRequestError(
+            f"{name} has {len(vectors)} vectors; at most {MAX_VECTORS} are read"
+        )
     return checked(vectors, name).float()
 
 
@@ -176,7 +178,7 @@ def _only(params: object, label: str) -> object:
     # A ParameterDict of before PyTorch 1.12 is one of now by this alone.
     inside = getattr(params, "_parameters", params)
     if not isinstance(inside, Mapping) or len(inside) != 1:
-        raise InvalidRequest(f"{label} must have exactly one entry in string_to_param")
+        raise InvalidRequestError(f"{label} must have exactly one entry in string_to_param")
     return next(iter(inside.values()))
 
 
@@ -190,11 +192,13 @@ def _joined(parts: Sequence[object], label: str) -> list[Tensor]:
     return [_vectors(torch.cat(each), label) for each in rows.values()]
 
 
-def _no_inversion(state: Mapping[object, object], label: str) -> InvalidRequest:
+def _no_inversion(state: Mapping[object, object], label: str) -> InvalidRequestError:
     if any(".lora_" in str(key) for key in state):
-        return InvalidRequest(f"{label} is a LoRA, not a textual inversion: use load_lora (--lora)")
+        return InvalidRequestError(
+            f"{label} is a LoRA, not a textual inversion: use load_lora (--lora)"
+        )
     keys = ", ".join(str(key)[:60] for key in list(state)[:4])
-    return InvalidRequest(f"{label} is not a textual inversion: it holds {keys}")
+    return InvalidRequestError(f"{label} is not a textual inversion: it holds {keys}")
 
 
 def _card(path: Path) -> dict[str, object]:
@@ -207,9 +211,9 @@ def _card(path: Path) -> dict[str, object]:
                 raise ValueError(f"it has {image.width} x {image.height} pixels")
             text = getattr(image, "text", {}).get(_CARD)
     except Exception as error:  # Pillow has many of its own for damaged files
-        raise InvalidRequest(f"{path} is an image that cannot be read: {error}") from error
+        raise InvalidRequestError(f"{path} is an image that cannot be read: {error}") from error
     if text is None:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{path} is an image without an embedding in its text ({_CARD}); cards that hide "
             "one in their pixels are not read: get its .safetensors or .pt file"
         )
@@ -220,5 +224,5 @@ def _card(path: Path) -> dict[str, object]:
             for key, each in card["string_to_param"].items()
         }
     except Exception as error:  # of text that anyone may have written
-        raise InvalidRequest(f"{path}: the embedding in its text is damaged") from error
+        raise InvalidRequestError(f"{path}: the embedding in its text is damaged") from error
     return {"string_to_param": params, "name": card.get("name")}

@@ -1,4 +1,4 @@
-"""Pictures as prompts: from a picture to the tokens that an IP-Adapter's UNet attends to."""
+"""Images as prompts: from an image to the tokens that an IP-Adapter's UNet attends to."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 
 from kdrt.adapters.variants import ComponentLoader
 from kdrt.bundle import IpAdapterFacts, Manifest
-from kdrt.common.validation import dense, finite, shown
-from kdrt.errors import InvalidRequest
+from kdrt.common.validation import check_dense, excerpt, finite_or_none
+from kdrt.errors import InvalidRequestError
 from kdrt.images.input import clip_pixels
 from kdrt_engines import Engine
 
 VARIANT = "ip-adapter"
-"""The variant of a bundle whose UNet takes pictures."""
+"""The variant of a bundle whose UNet takes images."""
 
-Pictures: TypeAlias = Image.Image | Sequence[Image.Image]
+ImagePrompt: TypeAlias = Image.Image | Sequence[Image.Image]
 
 
 class ImagePrompts:
@@ -38,7 +38,7 @@ class ImagePrompts:
     @torch.no_grad()
     def encode(
         self,
-        pictures: Pictures | None,
+        prompts: ImagePrompt | None,
         embeddings: Tensor | None,
         images: int,
         *,
@@ -47,8 +47,8 @@ class ImagePrompts:
         """The image's tokens for the UNet.
 
         Args:
-            pictures: one for all images, or one for each prompt in order.
-            embeddings: ``[n, P]`` in place of pictures: what the image encoder makes of them.
+            prompts: images; one for all images, or one for each prompt in order.
+            embeddings: ``[n, P]`` in place of images: what the image encoder makes of them.
             images: B, how many images are made.
             doubled: put those of an unconditional half in front, as the adapter was trained: of
                 an embedding of zeros.
@@ -57,31 +57,33 @@ class ImagePrompts:
             ``[B, N, D]``, or ``[2B, N, D]`` if doubled.
 
         Raises:
-            InvalidRequest: the pictures are not what the adapter takes.
+            InvalidRequestError: the images are not what the adapter takes.
         """
         facts = self._facts()
         if embeddings is None:
-            embeddings = self._embed(_pictures(pictures), facts)
+            embeddings = self._embed(_listed(prompts), facts)
         _check_embeddings(embeddings, facts, images)
         each = embeddings.repeat_interleave(images // len(embeddings), dim=0)
         if doubled:
             each = torch.cat([torch.zeros_like(each), each])
         return self._run("image_projection", "image_embeds", each, "ip_hidden_states")
 
-    def _embed(self, pictures: Sequence[Image.Image], facts: IpAdapterFacts) -> Tensor:
+    def _embed(self, images: Sequence[Image.Image], facts: IpAdapterFacts) -> Tensor:
         if facts.image_encoder is None:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"the bundle '{self._manifest.name}' has no image encoder: give "
                 "ip_adapter_image_embeds, or export it with --image-encoder"
             )
         settings = facts.image_encoder
-        pixels = clip_pixels(pictures, settings.size, settings.mean, settings.std)
+        pixels = clip_pixels(images, settings.size, settings.mean, settings.std)
         return self._run("image_encoder", "pixels", pixels, "image_embeds")
 
     def _run(self, component: str, source: str, value: Tensor, target: str) -> Tensor:
         if component not in self._engines:
             if self._load is None:
-                raise InvalidRequest("this pipeline cannot load an image encoder: use kdrt.load")
+                raise InvalidRequestError(
+                    "this pipeline cannot load an image encoder: use kdrt.load"
+                )
             self._engines[component] = self._load(component)
         binding = self._engines[component].bind(B=len(value))
         binding.inputs[source].copy_(value)
@@ -90,7 +92,7 @@ class ImagePrompts:
 
     def _facts(self) -> IpAdapterFacts:
         if self._manifest.ip_adapter is None:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"'{self._manifest.name}' has no IP-Adapter; export it with "
                 f"`{self._manifest.export_command} --ip-adapter FILE`"
             )
@@ -99,9 +101,9 @@ class ImagePrompts:
 
 def image_scale(value: object) -> float:
     """``value`` as the strength of an image prompt: any finite number, 0 exactly off."""
-    number = finite(value)
+    number = finite_or_none(value)
     if number is None:
-        raise InvalidRequest(f"ip_adapter_scale must be a finite number, not {shown(value)}")
+        raise InvalidRequestError(f"ip_adapter_scale must be a finite number, not {excerpt(value)}")
     return number
 
 
@@ -117,26 +119,28 @@ def write_image_prompt(inputs: Mapping[str, Tensor], tokens: Tensor | None, scal
         inputs["ip_scale"].fill_(scale)
 
 
-def _pictures(pictures: Pictures | None) -> Sequence[Image.Image]:
-    listed = [pictures] if isinstance(pictures, Image.Image) else pictures
+def _listed(images: ImagePrompt | None) -> Sequence[Image.Image]:
+    listed = [images] if isinstance(images, Image.Image) else images
     if not isinstance(listed, Sequence) or not listed:
-        raise InvalidRequest("ip_adapter_image must be a PIL image or a list of them")
-    if not all(isinstance(picture, Image.Image) for picture in listed):
-        raise InvalidRequest("ip_adapter_image must be a PIL image or a list of them")
+        raise InvalidRequestError("ip_adapter_image must be a PIL image or a list of them")
+    if not all(isinstance(image, Image.Image) for image in listed):
+        raise InvalidRequestError("ip_adapter_image must be a PIL image or a list of them")
     return listed
 
 
 def _check_embeddings(embeddings: object, facts: IpAdapterFacts, images: int) -> None:
     if not isinstance(embeddings, Tensor):
-        raise InvalidRequest(f"ip_adapter_image_embeds must be a tensor [n, {facts.embedding}]")
-    dense("ip_adapter_image_embeds", embeddings)
+        raise InvalidRequestError(
+            f"ip_adapter_image_embeds must be a tensor [n, {facts.embedding}]"
+        )
+    check_dense("ip_adapter_image_embeds", embeddings)
     fits = embeddings.ndim == 2 and embeddings.shape[1] == facts.embedding and len(embeddings) > 0
     if not fits or embeddings.is_complex() or not bool(embeddings.isfinite().all()):
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"ip_adapter_image_embeds must be finite and of shape [n, {facts.embedding}], not "
             f"{list(embeddings.shape)}"
         )
     if images % len(embeddings):
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{len(embeddings)} image prompts for {images} images: give one, or one for each prompt"
         )

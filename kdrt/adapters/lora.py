@@ -1,6 +1,6 @@
 """The LoRAs of one pipeline: which are loaded, how strong each is, and what the engines hold.
 
-A LoRA is added to the weights, not computed beside them: a picture costs the same with ten of
+A LoRA is added to the weights, not computed beside them: an image costs the same with ten of
 them. The base weights are read from the bundle again at every change, so nothing accumulates, and
 without LoRAs the engines are the bundle's, bit for bit.
 """
@@ -20,9 +20,9 @@ from kdrt.adapters.lora_names import slots
 from kdrt.backends.files import handle
 from kdrt.bundle import Bundle
 from kdrt.bundle.components import SHALLOW_UNET
-from kdrt.common.validation import finite
-from kdrt.errors import EngineError, InvalidRequest
-from kdrt_engines import Engine, FixedWeights
+from kdrt.common.validation import finite_or_none
+from kdrt.errors import EngineError, InvalidRequestError
+from kdrt_engines import Engine, FixedWeightsError
 from kdrt_engines.onnx_weights import StoredWeight, stored_weights
 
 NETWORKS = ("unet", "text_encoder", "text_encoder_2")
@@ -128,8 +128,8 @@ class LoraStack:
         """Add a LoRA to those at work.
 
         Raises:
-            InvalidRequest: it is for another model, or the name is taken; with ``strict`` also if
-                any of its layers has no effect.
+            InvalidRequestError: it is for another model, or the name is taken; with ``strict`` also
+                if any of its layers has no effect.
             EngineError: the weights of an engine are fixed.
 
         Warns:
@@ -139,9 +139,9 @@ class LoraStack:
         self.check_base()
         name = self._free_name(file) if name is None else name
         if not isinstance(name, str):
-            raise InvalidRequest(f"the name of a LoRA must be a string, not {name!r}")
+            raise InvalidRequestError(f"the name of a LoRA must be a string, not {name!r}")
         if name in self._loras:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"a LoRA called '{name}' is loaded already; give this one another name, or unload "
                 "that one first"
             )
@@ -151,7 +151,7 @@ class LoraStack:
             f"this model, or are there twice, and have no effect: {some(lora.unmatched)}"
         )
         if lora.unmatched and strict:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"{without_effect}; leave out strict (--strict-lora) to go on without"
             )
         changed = self._apply(engines, {**self._loras, name: lora}, started)
@@ -172,12 +172,12 @@ class LoraStack:
         """Use exactly these LoRAs, at these scales; the others stay loaded, at 0.
 
         Raises:
-            InvalidRequest: a name is not loaded, or a scale is no finite number.
+            InvalidRequestError: a name is not loaded, or a scale is no finite number.
             EngineError: the weights of an engine are fixed.
         """
         started = time.perf_counter()
         if not isinstance(scales, Mapping):
-            raise InvalidRequest(f"give LoRAs' scales by their names, not {scales!r}")
+            raise InvalidRequestError(f"give LoRAs' scales by their names, not {scales!r}")
         self._check_loaded(scales)
         loras = {
             name: Lora(name, self._scale(name, scales.get(name, 0.0)), lora.file, lora.unmatched)
@@ -189,7 +189,7 @@ class LoraStack:
         """Forget LoRAs.
 
         Raises:
-            InvalidRequest: a name is not loaded.
+            InvalidRequestError: a name is not loaded.
         """
         started = time.perf_counter()
         self._check_loaded(names)
@@ -204,7 +204,7 @@ class LoraStack:
             engines: the new engines, as they come from the bundle.
 
         Raises:
-            InvalidRequest: a LoRA does not fit the new component.
+            InvalidRequestError: a LoRA does not fit the new component.
             EngineError: the weights of an engine are fixed.
         """
         started = time.perf_counter()
@@ -215,7 +215,7 @@ class LoraStack:
         self._applied = {k: v for k, v in self._applied.items() if k not in moved}
         try:
             return self._apply(engines, self._loras, started)
-        except (InvalidRequest, EngineError):
+        except (InvalidRequestError, EngineError):
             self._components, self._networks, self._applied = before
             raise
 
@@ -231,7 +231,7 @@ class LoraStack:
         ]
         if len(unmatched) == len(file):
             model = self._bundle.manifest
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"no layer of {file.path.name} exists in '{model.name}' (family {model.family}): "
                 f"it is made for another kind of model; it has {some(unmatched)}"
             )
@@ -268,7 +268,7 @@ class LoraStack:
     ) -> Engine:
         try:
             return engine.with_weights(weights)
-        except FixedWeights as error:
+        except FixedWeightsError as error:
             raise EngineError(
                 f"LoRAs cannot be put on the running {network}, {error}: bake them in with "
                 f"`{self._bundle.manifest.export_command} {_export_options(loras)}`, build an "
@@ -284,7 +284,7 @@ class LoraStack:
                 weights = self._merge(network, self._loras) if held else {}
                 try:
                     engines[network].with_weights(weights)
-                except FixedWeights:
+                except FixedWeightsError:
                     continue  # nothing had changed
                 except EngineError as error:
                     raise EngineError(
@@ -312,7 +312,7 @@ class LoraStack:
             return _number(name, value)
         unknown = [network for network in value if network not in NETWORKS]
         if unknown:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"the scale of LoRA '{name}' names {unknown[0]!r}; the networks are "
                 f"{', '.join(NETWORKS)}"
             )
@@ -330,7 +330,7 @@ class LoraStack:
             if not isinstance(block, str) or not any(
                 f"{module}.".startswith(f"{block}.".lstrip(".")) for module in modules
             ):
-                raise InvalidRequest(
+                raise InvalidRequestError(
                     f"the scale of LoRA '{name}' names {block!r}, which the {network} does not "
                     "have; name modules or blocks of them, such as 'mid_block'"
                 )
@@ -342,10 +342,10 @@ class LoraStack:
         return self._networks[network]
 
     def check_base(self) -> None:
-        """Raises InvalidRequest: the bundle has no weights that a LoRA can be added to."""
+        """Raises InvalidRequestError: the bundle has no weights that a LoRA can be added to."""
         manifest = self._bundle.manifest
         if manifest.baked.weights == "int8":
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"LoRAs are added to the base weights, and '{manifest.name}' has them as int8 "
                 f"only: bake them in with `{manifest.export_command} --weights int8 --lora "
                 "FILE:SCALE`, or export without --weights"
@@ -354,7 +354,7 @@ class LoraStack:
     def _check_loaded(self, names: Mapping[str, object] | Sequence[str]) -> None:
         for name in names:
             if not isinstance(name, str) or name not in self._loras:
-                raise InvalidRequest(
+                raise InvalidRequestError(
                     f"no LoRA called '{name}' is loaded; loaded: {', '.join(self._loras) or 'none'}"
                 )
 
@@ -387,9 +387,11 @@ def _recipe(network: str, loras: Mapping[str, Lora]) -> _Recipe:
 
 
 def _number(name: str, value: object) -> float:
-    number = finite(value)
+    number = finite_or_none(value)
     if number is None:
-        raise InvalidRequest(f"the scale of LoRA '{name}' must be a finite number, not {value!r}")
+        raise InvalidRequestError(
+            f"the scale of LoRA '{name}' must be a finite number, not {value!r}"
+        )
     return number
 
 

@@ -38,7 +38,7 @@ from kdrt.adapters.tensor_file import (
     read_safetensors,
 )
 from kdrt.bundle import sha256
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 
 _OTHER_METHODS = {
     "dora_scale": "DoRA",
@@ -83,7 +83,7 @@ def read_lora(path: str | os.PathLike[str], *, allow_pickle: bool = False) -> Lo
             tensors are loaded. The bytes tell which it is, not the suffix.
 
     Raises:
-        InvalidRequest: the file is missing or damaged, holds no LoRA, or one of another kind
+        InvalidRequestError: the file is missing or damaged, holds no LoRA, or one of another kind
             (DoRA, LoHa, LoKr, …), or numbers that are not finite.
     """
     file = existing(path, "LoRA file")
@@ -96,7 +96,7 @@ def lora_from_tensors(tensors: Mapping[str, Tensor], name: str = "LoRA") -> Lora
     """A LoRA that is in memory already, as :func:`read_lora` would give it.
 
     Raises:
-        InvalidRequest: see :func:`read_lora`.
+        InvalidRequestError: see :func:`read_lora`.
     """
     layers = parse_lora(tensors, None, name)
     digest = hashlib.sha256()
@@ -130,7 +130,7 @@ def parse_lora(
         name: of the file, for messages.
 
     Raises:
-        InvalidRequest: see :func:`read_lora`.
+        InvalidRequestError: see :func:`read_lora`.
     """
     _check_names(tensors, name)
     found: dict[tuple[str, str], dict[Part, str]] = defaultdict(dict)
@@ -152,11 +152,11 @@ def parse_lora(
             parts = LayerParts(tensors, keys, name, module)
             layers[network][module] = parts.layer(alphas.get(network))
     if not layers and any(key.startswith(BUNDLED) for key in tensors):
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{name} holds a textual inversion and no LoRA: use load_textual_inversion"
         )
     if not layers:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{name} holds no LoRA kdrt knows; it reads kohya's, diffusers', peft's and ComfyUI's "
             "formats"
         )
@@ -167,7 +167,7 @@ def bundled_embeddings(tensors: Mapping[str, Tensor], name: str) -> dict[str, Em
     """The textual inversions inside of a LoRA file, by their words.
 
     Raises:
-        InvalidRequest: one is damaged.
+        InvalidRequestError: one is damaged.
     """
     found: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for key, tensor in tensors.items():
@@ -176,7 +176,7 @@ def bundled_embeddings(tensors: Mapping[str, Tensor], name: str) -> dict[str, Em
             # ``WORD.clip_l``, or as the web UI's own files ``WORD.string_to_param.*``
             word = word.removesuffix(".string_to_param")
             if not dot or not word:
-                raise InvalidRequest(f"{name}: '{key}' does not name its word")
+                raise InvalidRequestError(f"{name}: '{key}' does not name its word")
             part = "emb_params" if part == "*" else part
             found[word][part] = checked(tensor, f"{name}: '{key}'")
     return dict(found)
@@ -184,7 +184,7 @@ def bundled_embeddings(tensors: Mapping[str, Tensor], name: str) -> dict[str, Em
 
 def _note(keys: dict[Part, str], place: Key, key: str, name: str) -> None:
     if place.part in keys:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{name} has two tensors for one part of a layer: '{keys[place.part]}' and '{key}'"
         )
     keys[place.part] = key
@@ -192,7 +192,7 @@ def _note(keys: dict[Part, str], place: Key, key: str, name: str) -> None:
 
 def _check_names(tensors: Mapping[str, Tensor], name: str) -> None:
     if not all(isinstance(k, str) and isinstance(t, Tensor) for k, t in tensors.items()):
-        raise InvalidRequest(f"{name} must hold tensors by their names, and nothing else")
+        raise InvalidRequestError(f"{name} must hold tensors by their names, and nothing else")
     check_sizes({key: tensor.shape for key, tensor in tensors.items()}, name)
 
 
@@ -200,12 +200,12 @@ def _refuse_other_methods(keys: list[str], name: str) -> None:
     for key in keys:
         for mark, method in _OTHER_METHODS.items():
             if f".{mark}" in key:
-                raise InvalidRequest(
+                raise InvalidRequestError(
                     f"{name} is no plain LoRA but {method}, which kdrt does not read: merge it "
                     "into a checkpoint and export that"
                 )
     if keys:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{name} has tensors that belong to no LoRA kdrt knows, such as '{keys[0]}'; it reads "
             "kohya's, diffusers', peft's and ComfyUI's formats"
         )
@@ -217,15 +217,17 @@ def _load(path: Path, allow_pickle: bool) -> tuple[Mapping[str, Tensor], Mapping
         return read_safetensors(path)
     if kind == "pickle":
         if not allow_pickle:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"{path.name} is a pickle, which can run code when opened: get a .safetensors "
                 "file, or allow it (allow_pickle=True; only tensors are loaded)"
             )
         state = read_pickle(path)
         state = state.get("state_dict", state) if isinstance(state, Mapping) else state
         if not isinstance(state, Mapping):
-            raise InvalidRequest(f"{path.name} must hold tensors by their names, and nothing else")
+            raise InvalidRequestError(
+                f"{path.name} must hold tensors by their names, and nothing else"
+            )
         numbers = {key: torch.tensor(v) for key, v in state.items() if isinstance(v, (int, float))}
         return {**state, **numbers}, None
     what = "an image" if kind == "image" else "damaged or of another kind"
-    raise InvalidRequest(f"{path.name} is {what}; a .safetensors file is needed")
+    raise InvalidRequestError(f"{path.name} is {what}; a .safetensors file is needed")

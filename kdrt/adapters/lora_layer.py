@@ -11,7 +11,7 @@ from torch import Tensor
 from kdrt.adapters.lora_keys import Part
 from kdrt.adapters.lora_metadata import PeftAlphas
 from kdrt.adapters.tensor_file import checked
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 
 MAX_RANK = 8192
 """Far beyond what the widest layer can use: it bounds what is computed of a layer that fits."""
@@ -83,10 +83,10 @@ class LayerParts:
     def layer(self, alphas: PeftAlphas | None) -> Layer:
         if "difference" in self.keys:
             if not self.keys.keys() <= {"difference", "alpha"}:  # where an alpha means nothing
-                raise InvalidRequest(f"{self.name} has both a LoRA and a whole difference")
+                raise InvalidRequestError(f"{self.name} has both a LoRA and a whole difference")
             return Difference(self._tensor("difference"))
         if "down" not in self.keys or "up" not in self.keys:
-            raise InvalidRequest(f"{self.name} has only half of a LoRA, the file is damaged")
+            raise InvalidRequestError(f"{self.name} has only half of a LoRA, the file is damaged")
         down, up = self._tensor("down"), self._tensor("up")
         mid = self._tensor("mid") if "mid" in self.keys else None
         rank = self._rank(down, up, mid)
@@ -118,12 +118,14 @@ class LayerParts:
             )
         if not fits:
             found = ", ".join(f"{part} {list(shape)}" for part, shape in shapes.items())
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"{self.name} has matrices that do not belong together: {found}; up must be "
                 "[out, rank] and down [rank, in]"
             )
         if max(down.shape[0], up.shape[1]) > MAX_RANK:
-            raise InvalidRequest(f"{self.name} has rank {len(down)}; at most {MAX_RANK} is read")
+            raise InvalidRequestError(
+                f"{self.name} has rank {len(down)}; at most {MAX_RANK} is read"
+            )
         return len(down)
 
     def _tensor(self, part: Part) -> Tensor:
@@ -132,7 +134,7 @@ class LayerParts:
     def _alpha(self) -> float:
         alpha, key = self.tensors[self.keys["alpha"]], self.keys["alpha"]
         if alpha.numel() != 1 or alpha.dtype is torch.bool or alpha.is_complex() or alpha.is_meta:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"{self.file}: '{key}' must be one number, not {alpha.dtype} of shape "
                 f"{list(alpha.shape)}"
             )

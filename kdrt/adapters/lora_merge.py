@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kdrt.adapters.lora_layer import Layer
 from kdrt.adapters.lora_names import Slot, canonical
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 
 LayerScale = float | Mapping[str, float]
 """How strong a LoRA is in one network: a number, or one by the path of a module or of a block of
@@ -61,8 +61,8 @@ def merged(
         name: of the LoRA, for messages.
 
     Raises:
-        InvalidRequest: a layer has another size than the network's, or a weight leaves the range
-            of its dtype.
+        InvalidRequestError: a layer has another size than the network's, or a weight leaves the
+            range of its dtype.
     """
     sums: dict[str, Tensor] = {}
     dtypes = {}
@@ -79,7 +79,7 @@ def merged(
             # By its shape, before it is computed: two small matrices can make an immense one.
             size = torch.Size(layer.shape)
             if size.numel() != rows.numel() or size[:1] != rows.shape[:1]:
-                raise InvalidRequest(
+                raise InvalidRequestError(
                     f"{name} is made for another model: at {slot.weight} it has "
                     f"{_told(size)}, the model {_told(rows.shape)}"
                 )
@@ -94,7 +94,7 @@ def _rounded(total: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     least, most = (float(bound) for bound in total.aminmax())
     limit = torch.finfo(dtype).max
     if not -limit <= least <= most <= limit:  # nor with NaN
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{name} makes numbers beyond {str(dtype).removeprefix('torch.')}: use a smaller scale"
         )
     return total.to(dtype)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 
 _ALPHA = ".lora_alpha"
 _PATH = re.compile(r"[\w.-]+")
@@ -45,7 +45,7 @@ def peft_alphas(metadata: Mapping[str, str] | None, name: str) -> dict[str, Peft
     """The alphas of a file's networks, by network; of those that have any.
 
     Raises:
-        InvalidRequest: the metadata are damaged, or name layers by more than their names.
+        InvalidRequestError: the metadata are damaged, or name layers by more than their names.
     """
     text = (metadata or {}).get("lora_adapter_metadata")
     if text is None:
@@ -54,10 +54,10 @@ def peft_alphas(metadata: Mapping[str, str] | None, name: str) -> dict[str, Peft
         values: dict[str, Any] = dict(json.loads(text))
         networks = [key.removesuffix(_ALPHA) for key in values if key.endswith(_ALPHA)]
         return {network: _alphas(values, network, name) for network in networks}
-    except InvalidRequest:
+    except InvalidRequestError:
         raise
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise InvalidRequest(f"{name}: its metadata are damaged; save it again") from error
+        raise InvalidRequestError(f"{name}: its metadata are damaged; save it again") from error
 
 
 def _alphas(values: Mapping[str, Any], network: str, name: str) -> PeftAlphas:
@@ -68,7 +68,7 @@ def _alphas(values: Mapping[str, Any], network: str, name: str) -> PeftAlphas:
         path = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".")
         # peft takes any regular expression; a stranger's could run for years.
         if _PATH.fullmatch(path) is None:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"{name} gives alphas by the pattern {pattern[:80]!r}; kdrt takes names of modules "
                 "and ends of them: save it with those"
             )

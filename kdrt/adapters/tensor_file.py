@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from kdrt.common.paths import user_path
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 
 MAX_TENSORS = 100_000
 MAX_NAME = 1000
@@ -53,43 +53,44 @@ def existing(path: str | os.PathLike[str], what: str = "file") -> Path:
         what: it should be, for the message where there is nothing.
 
     Raises:
-        InvalidRequest: it is missing, a folder, a device or a pipe, empty, or too large.
+        InvalidRequestError: it is missing, a folder, a device or a pipe, empty, or too large.
     """
     file = user_path(path)
     try:
         status = file.stat()
     except FileNotFoundError:
-        raise InvalidRequest(f"there is no {what} {path}") from None
+        raise InvalidRequestError(f"there is no {what} {path}") from None
     except OSError as error:
-        raise InvalidRequest(f"cannot read {path}: {error.strerror}") from error
+        raise InvalidRequestError(f"cannot read {path}: {error.strerror}") from error
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device, pipe or socket"
-        raise InvalidRequest(f"{file} is {kind}; give a file")
+        raise InvalidRequestError(f"{file} is {kind}; give a file")
     if not 0 < status.st_size <= MAX_BYTES:
         what = "empty: download it again" if not status.st_size else "larger than any adapter"
-        raise InvalidRequest(f"{file} is {what}")
+        raise InvalidRequestError(f"{file} is {what}")
     return file
 
 
 def is_there(path: Path) -> bool:
-    """Whether a path leads anywhere. Raises InvalidRequest: the system does not say."""
+    """Whether a path leads anywhere. Raises InvalidRequestError: the system does not say."""
     try:
         return path.exists()
     except OSError as error:  # a folder that may not be entered, a path of 5000 characters
-        raise InvalidRequest(f"cannot read {path}: {error.strerror}") from error
+        raise InvalidRequestError(f"cannot read {path}: {error.strerror}") from error
 
 
 def kind_of(path: Path) -> Kind:
     """What an :func:`existing` file is, by its first bytes.
 
     Raises:
-        InvalidRequest: it cannot be read, or stands for another (a Git LFS pointer, a web page).
+        InvalidRequestError: it cannot be read, or stands for another (a Git LFS pointer, a web
+            page).
     """
     try:
         with path.open("rb") as file:
             start = file.read(512)
     except OSError as error:
-        raise InvalidRequest(f"cannot read {path}: {error.strerror}") from error
+        raise InvalidRequestError(f"cannot read {path}: {error.strerror}") from error
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size - 8:
         return "safetensors"
     if start.startswith(_PICKLES):
@@ -97,12 +98,12 @@ def kind_of(path: Path) -> Kind:
     if start.startswith(_IMAGES) or start[4:8] == b"ftyp":
         return "image"
     if start.startswith(b"version https://git-lfs"):
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{path} is a Git LFS pointer, not the file it stands for: run `git lfs pull`, or "
             "download the file itself"
         )
     if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{path} is a web page, not the file that was meant: download it again, logged in "
             "where the site asks for it"
         )
@@ -113,7 +114,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a safetensors file, and its metadata.
 
     Raises:
-        InvalidRequest: it is damaged, or its header claims more than any adapter has.
+        InvalidRequestError: it is damaged, or its header claims more than any adapter has.
     """
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -121,10 +122,12 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             check_sizes({name: file.get_slice(name).get_shape() for name in names}, path.name)
             # Copies: what safetensors gives is mapped, and changes when the file is written over.
             return {name: file.get_tensor(name).clone() for name in names}, file.metadata() or {}
-    except InvalidRequest:
+    except InvalidRequestError:
         raise
     except Exception as error:  # safetensors has an exception of its own for each damage
-        raise InvalidRequest(f"{path.name} is damaged, no .safetensors file: {error}") from error
+        raise InvalidRequestError(
+            f"{path.name} is damaged, no .safetensors file: {error}"
+        ) from error
 
 
 def read_pickle(path: Path, classes: Sequence[type] = ()) -> object:
@@ -135,38 +138,40 @@ def read_pickle(path: Path, classes: Sequence[type] = ()) -> object:
         classes: what it may hold besides tensors and plain containers.
 
     Raises:
-        InvalidRequest: it is damaged, or holds more than that.
+        InvalidRequestError: it is damaged, or holds more than that.
     """
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 # PyTorch only stores; what is compressed may unpack to a thousand times its size.
                 if any(entry.compress_type for entry in archive.infolist()):
-                    raise InvalidRequest(
+                    raise InvalidRequestError(
                         f"{path.name} is compressed, which PyTorch's files are not"
                     )
         with torch.serialization.safe_globals(list(classes)):
             state: object = torch.load(path, map_location="cpu", weights_only=True)
-    except InvalidRequest:
+    except InvalidRequestError:
         raise
     except Exception as error:  # torch and pickle raise anything on a damaged file
         reason = str(error).partition("\n")[0]
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{path.name} is damaged or cannot be read safely: {reason}"
         ) from error
     return state
 
 
 def check_sizes(shapes: Mapping[str, Iterable[int]], name: str) -> None:
-    """Raises InvalidRequest: tensors of these shapes are more than any adapter has."""
+    """Raises InvalidRequestError: tensors of these shapes are more than any adapter has."""
     if len(shapes) > MAX_TENSORS:
-        raise InvalidRequest(f"{name} has {len(shapes)} tensors, more than any adapter")
+        raise InvalidRequestError(f"{name} has {len(shapes)} tensors, more than any adapter")
     if any(len(key) > MAX_NAME for key in shapes):
-        raise InvalidRequest(f"{name} has a tensor whose name is longer than {MAX_NAME} characters")
+        raise InvalidRequestError(
+            f"{name} has a tensor whose name is longer than {MAX_NAME} characters"
+        )
     elements = {key: math.prod(shape) for key, shape in shapes.items()}
     largest = max(elements, key=elements.__getitem__, default="")
     if elements.get(largest, 0) > MAX_ELEMENTS or sum(elements.values()) > MAX_BYTES:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{name} claims {sum(elements.values())} numbers, {elements[largest]} of them in "
             f"'{largest}', more than any adapter"
         )
@@ -176,19 +181,21 @@ def checked(tensor: object, name: str) -> Tensor:
     """``tensor``, if it is one of finite floating-point numbers in ordinary memory.
 
     Raises:
-        InvalidRequest: it is not; ``name`` says in the message which it is.
+        InvalidRequestError: it is not; ``name`` says in the message which it is.
     """
     if not isinstance(tensor, Tensor):
-        raise InvalidRequest(f"{name} is no tensor but a {type(tensor).__name__}")
+        raise InvalidRequestError(f"{name} is no tensor but a {type(tensor).__name__}")
     if tensor.dtype not in _DTYPES:
         kind = str(tensor.dtype).removeprefix("torch.")
-        raise InvalidRequest(f"{name} holds {kind} numbers; save it as float16 or float32")
+        raise InvalidRequestError(f"{name} holds {kind} numbers; save it as float16 or float32")
     if (
         tensor.layout is not torch.strided
         or tensor.is_meta
         or tensor.untyped_storage().nbytes() < tensor.nbytes
     ):
-        raise InvalidRequest(f"{name} is not stored number by number; save it as a dense tensor")
+        raise InvalidRequestError(
+            f"{name} is not stored number by number; save it as a dense tensor"
+        )
     if not bool(tensor.detach().float().isfinite().all()):
-        raise InvalidRequest(f"{name} has numbers that are not finite, NaN or infinity")
+        raise InvalidRequestError(f"{name} has numbers that are not finite, NaN or infinity")
     return tensor.detach()

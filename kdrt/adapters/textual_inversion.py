@@ -20,8 +20,8 @@ from kdrt.adapters.embedding_file import Word, read_words, words_of
 from kdrt.adapters.tensor_file import is_there
 from kdrt.common.hub import hub_failure
 from kdrt.common.paths import user_path
-from kdrt.common.validation import texts
-from kdrt.errors import InvalidRequest
+from kdrt.common.validation import check_texts
+from kdrt.errors import InvalidRequestError
 from kdrt.prompt.encoder import PromptEncoder, TextEncoder
 
 Source = str | os.PathLike[str] | Mapping[str, object] | Tensor
@@ -78,8 +78,8 @@ def load(
         The tokens that were learned, each by its first name.
 
     Raises:
-        InvalidRequest: a source cannot be found or read, is not a textual inversion, has vectors
-            of the wrong width, or its token is already taken.
+        InvalidRequestError: a source cannot be found or read, is not a textual inversion, has
+            vectors of the wrong width, or its token is already taken.
     """
     words = [
         word
@@ -108,19 +108,19 @@ def unload(
     was before they were loaded.
 
     Raises:
-        InvalidRequest: a token is not loaded.
+        InvalidRequestError: a token is not loaded.
     """
     encoders = [e for e in prompts.encoders if component in (None, e.facts.component)]
     if not encoders:
         there = ", ".join(e.facts.component for e in prompts.encoders)
-        raise InvalidRequest(f"there is no text encoder {component!r}; this model has {there}")
+        raise InvalidRequestError(f"there is no text encoder {component!r}; this model has {there}")
     loaded = {known for encoder in encoders for known in encoder.learned.tokens}
     aliases = {name: t for encoder in encoders for name, t in encoder.learned.aliases.items()}
-    asked = loaded if token is None else set(texts("token", token))
+    asked = loaded if token is None else set(check_texts("token", token))
     tokens = {aliases.get(name, name) for name in asked}
     if not tokens <= loaded:
         missing = ", ".join(sorted(tokens - loaded))
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{missing} is not loaded; loaded: {', '.join(sorted(loaded)) or 'nothing'}"
         )
     for encoder in encoders:
@@ -134,12 +134,12 @@ _Tokens = str | Sequence[str] | None
 
 def _paired(source: Source | Sequence[Source], token: _Tokens) -> Iterator[tuple[Source, _Tokens]]:
     if token is not None:
-        texts("token", token)
+        check_texts("token", token)
     if isinstance(source, (str, os.PathLike, Mapping, Tensor)):
         yield source, token
         return
     if not isinstance(source, Sequence):
-        raise InvalidRequest(
+        raise InvalidRequestError(
             "a textual inversion is a file, a folder, a hub id, a state dict or a tensor, not a "
             f"{type(source).__name__}"
         )
@@ -147,7 +147,7 @@ def _paired(source: Source | Sequence[Source], token: _Tokens) -> Iterator[tuple
         yield from ((one, None) for one in source)
         return
     if isinstance(token, str) or len(token) != len(source):
-        raise InvalidRequest(f"there are {len(source)} sources; give as many tokens")
+        raise InvalidRequestError(f"there are {len(source)} sources; give as many tokens")
     yield from zip(source, token, strict=True)
 
 
@@ -168,14 +168,14 @@ def _named(words: list[Word], tokens: _Tokens) -> Iterator[Word]:
         yield from words
     elif len(words) != 1:
         names = ", ".join(word.names[0] for word in words[:3])
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"there are {len(words)} words in one source ({names}, …), each with its own name: "
             "leave out token="
         )
     elif isinstance(tokens, str):
         yield replace(words[0], names=(tokens,))
     elif any(len(vectors) != len(tokens) for _, vectors in words[0].vectors):
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"there are {len(tokens)} tokens for one source; give one, or as many as it has vectors"
         )
     else:
@@ -191,7 +191,7 @@ def _placed(prompts: PromptEncoder, word: Word, component: str | None) -> _Place
         if component is None or part in (None, component)
     ]
     if not wanted:
-        raise InvalidRequest(f"{_called(word)} has no vectors for {component}")
+        raise InvalidRequestError(f"{_called(word)} has no vectors for {component}")
     return _Placed(
         word.names, tuple((_encoder_for(prompts, part, v, _called(word)), v) for part, v in wanted)
     )
@@ -211,7 +211,7 @@ def _encoder_for(
             return encoder
     made_for = f" (those of {_MADE_FOR[width]})" if width in _MADE_FOR else ""
     takes = " and ".join(f"{e.facts.hidden_size} in {e.facts.component}" for e in candidates)
-    raise InvalidRequest(
+    raise InvalidRequestError(
         f"{name} has vectors of {width} numbers{made_for}, and this model takes "
         f"{takes or f'none in {component}, which it lacks'}; load one that was made for it"
     )
@@ -225,7 +225,7 @@ def _chosen(word: _Placed, taken: set[tuple[str, str]]) -> tuple[str, ...]:
         taken: components and normalized names of the words of the same call; is added to.
     """
     if not word.names:
-        raise InvalidRequest("the textual inversion does not name its token; give token=")
+        raise InvalidRequestError("the textual inversion does not name its token; give token=")
     for name in word.names:
         _check_text(name)
     encoders = [encoder for encoder, _ in word.vectors]
@@ -235,10 +235,12 @@ def _chosen(word: _Placed, taken: set[tuple[str, str]]) -> tuple[str, ...]:
         tokenizer, component = encoder.tokenizer, encoder.facts.component
         normalized = tokenizer.normalized(first)
         if first in encoder.learned.tokens:
-            raise InvalidRequest(f"'{first}' is already loaded; unload it first, or give token=")
+            raise InvalidRequestError(
+                f"'{first}' is already loaded; unload it first, or give token="
+            )
         known = {tokenizer.normalized(token) for token in encoder.learned.tokens}
         if normalized in known or (component, normalized) in taken or tokenizer.knows(first):
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"'{first}' is already in the vocabulary of {component}; give another token="
             )
         taken.add((component, normalized))
@@ -247,15 +249,17 @@ def _chosen(word: _Placed, taken: set[tuple[str, str]]) -> tuple[str, ...]:
 
 def _check_text(token: str) -> None:
     if not token.strip():
-        raise InvalidRequest("a token is blank; give token= something to write in prompts")
+        raise InvalidRequestError("a token is blank; give token= something to write in prompts")
     if len(token) > MAX_TOKEN:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"'{token[:40]}…' is a token of {len(token)} characters; at most {MAX_TOKEN} are taken"
         )
     try:
         token.encode()
     except UnicodeEncodeError as error:
-        raise InvalidRequest(f"{token!r} cannot be written in a prompt; give token=") from error
+        raise InvalidRequestError(
+            f"{token!r} cannot be written in a prompt; give token="
+        ) from error
 
 
 def _locate(
@@ -266,7 +270,7 @@ def _locate(
 ) -> Path:
     path = user_path(source)
     if weight_name is not None and not isinstance(weight_name, str):
-        raise InvalidRequest(f"weight_name must be the name of a file, not {weight_name!r}")
+        raise InvalidRequestError(f"weight_name must be the name of a file, not {weight_name!r}")
     names = [weight_name] if weight_name else [SAFE_NAME, *([PICKLE_NAME] if allow_pickle else [])]
     if is_there(path) and not path.is_dir():
         return path
@@ -274,10 +278,10 @@ def _locate(
         for name in names:
             if is_there(path / name):
                 return path / name
-        raise InvalidRequest(f"{path} has no {' or '.join(names)}; name its file")
+        raise InvalidRequestError(f"{path} has no {' or '.join(names)}; name its file")
     place = _HUB.fullmatch(str(source))
     if place is None or path.suffix.lower() in _SUFFIXES:
-        raise InvalidRequest(f"there is no file or folder {path}")
+        raise InvalidRequestError(f"there is no file or folder {path}")
     revision = {"revision": place["revision"]} if place["revision"] else {}
     return _download(place["repo"], names, {**revision, **hub_options})
 
@@ -287,7 +291,7 @@ def _download(repository: str, names: Sequence[str], options: Mapping[str, objec
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     except ImportError as error:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"there is no file or folder {repository}; to look for it on the Hugging Face hub, "
             "`pip install huggingface-hub`"
         ) from error
@@ -300,10 +304,10 @@ def _download(repository: str, names: Sequence[str], options: Mapping[str, objec
             if isinstance(error, EntryNotFoundError) and not is_offline:
                 continue
             revision = options.get("revision")
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 hub_failure(error, repository, str(revision) if revision else None)
             ) from error
-    raise InvalidRequest(
+    raise InvalidRequestError(
         f"{repository} has no {' or '.join(names)}; give weight_name=, and allow_pickle=True if it "
         "is not a .safetensors file"
     )

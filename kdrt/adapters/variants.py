@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from kdrt.bundle import Manifest
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt_engines import Engine
 
 ComponentLoader = Callable[[str], Engine]
@@ -34,7 +34,7 @@ class Variants:
         """The component for each part that changes.
 
         Raises:
-            InvalidRequest: there is no such variant, or it has nothing for a part.
+            InvalidRequestError: there is no such variant, or it has nothing for a part.
         """
         variants = self._manifest.variants
         if name is None:
@@ -43,7 +43,7 @@ class Variants:
             wanted = dict(variants[name])
         else:
             option = "--ip-adapter FILE" if name == "ip-adapter" else f"--variant {name}"
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"'{self._manifest.name}' has no variant '{name}' (it has "
                 f"{', '.join(variants) or 'none'}); export it with "
                 f"`{self._manifest.export_command} {option}`"
@@ -51,7 +51,7 @@ class Variants:
         if parts is not None:
             missing = [part for part in parts if part not in wanted and name is not None]
             if missing:
-                raise InvalidRequest(
+                raise InvalidRequestError(
                     f"the variant '{name}' has nothing for {missing[0]}; it has {', '.join(wanted)}"
                 )
             wanted = {part: component for part, component in wanted.items() if part in parts}
@@ -63,11 +63,11 @@ class Variants:
         """Their engines, for the parts that are in use.
 
         Raises:
-            InvalidRequest: nothing more can be loaded.
+            InvalidRequestError: nothing more can be loaded.
         """
         needed = {part: component for part, component in components.items() if part in engines}
         if needed and self._load is None:
-            raise InvalidRequest("this pipeline cannot load variants; open it with kdrt.load")
+            raise InvalidRequestError("this pipeline cannot load variants; open it with kdrt.load")
         return {part: self._load(c) for part, c in needed.items()} if self._load else {}
 
     def chosen(self, components: Mapping[str, str]) -> None:

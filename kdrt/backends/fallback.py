@@ -9,7 +9,7 @@ from types import MappingProxyType
 import torch
 
 from kdrt.errors import EngineError, ShapeError
-from kdrt_engines import Binding, Engine, FixedWeights
+from kdrt_engines import Binding, Engine, FixedWeightsError
 
 
 class FallbackWarning(UserWarning):
@@ -98,7 +98,7 @@ class FallbackEngine(Engine):
     def _with_own_weights(self, other: Engine) -> Engine:
         try:
             return other.with_weights(self._weights)
-        except FixedWeights as error:
+        except FixedWeightsError as error:
             raise EngineError(
                 f"the fallback {self._fallback} of {self._component} cannot take the LoRAs at "
                 f"work, being {error}: unload them, or choose another fallback"

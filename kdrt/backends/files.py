@@ -27,7 +27,7 @@ from kdrt.backends.profiles import profile_for
 from kdrt.bundle import Bundle, Manifest, bundle_path
 from kdrt.common.atomic_io import other_files
 from kdrt.common.home import home, is_trusted, trust
-from kdrt.errors import EngineRejected, ShapeError
+from kdrt.errors import EngineRejectedError, ShapeError
 from kdrt_engines.errors import Reason
 from kdrt_engines.keys import EngineKey
 from kdrt_engines.profiles import Profile, choose_profile
@@ -109,17 +109,17 @@ def open_engine(bundle: Bundle, flavour: Flavour, component: str, capability: in
         capability: the compute capability of the GPU, 89 for 8.9.
 
     Raises:
-        EngineRejected: there is none, or it must not be used; says why, and what to run.
-        EngineUnavailable: the flavour is not installed.
+        EngineRejectedError: there is none, or it must not be used; says why, and what to run.
+        EngineUnavailableError: the flavour is not installed.
     """
     version = flavour.version()
     fitting: list[tuple[tuple[bool, int], Path, EngineRecord]] = []
-    rejected: list[EngineRejected] = []
+    rejected: list[EngineRejectedError] = []
     for folder in engine_folders(bundle, flavour, component):
         try:
             record = read_record(bundle, folder)
             check_record(bundle, record, component, version, capability)
-        except EngineRejected as error:
+        except EngineRejectedError as error:
             rejected.append(error)
         else:
             loose = sum(profile.looseness for profile in record.key.profiles)
@@ -130,7 +130,7 @@ def open_engine(bundle: Bundle, flavour: Flavour, component: str, capability: in
     if rejected:
         raise min(rejected, key=lambda error: _TELLING.index(error.reason))
     command = build_command(handle(bundle), flavour, (capability,), components=(component,))
-    raise EngineRejected(
+    raise EngineRejectedError(
         f"the bundle has no {flavour.name} engine of {component}; run `{command}`", "missing"
     )
 
@@ -156,7 +156,7 @@ def read_record(bundle: Bundle, folder: Path) -> EngineRecord:
     """The record in an engine's folder.
 
     Raises:
-        EngineRejected: it cannot be read, was changed, or belongs to another folder.
+        EngineRejectedError: it cannot be read, was changed, or belongs to another folder.
     """
     again = (
         f"delete {folder} and run `kdrt build {handle(bundle)}` with the options it was built with"
@@ -165,13 +165,15 @@ def read_record(bundle: Bundle, folder: Path) -> EngineRecord:
         content = read_regular(folder / RECORD, _RECORD_BYTES)
         record = EngineRecord.model_validate_json(content)
     except (OSError, ValueError) as error:
-        raise EngineRejected(
+        raise EngineRejectedError(
             f"{folder / RECORD} is missing or unreadable; {again}", "damaged"
         ) from error
     if not record.is_intact():
-        raise EngineRejected(f"{folder / RECORD} was changed after the build; {again}", "damaged")
+        raise EngineRejectedError(
+            f"{folder / RECORD} was changed after the build; {again}", "damaged"
+        )
     if record.key.folder() != folder.name or record.key.backend != folder.parent.name:
-        raise EngineRejected(
+        raise EngineRejectedError(
             f"{folder} holds another engine ({record.key.folder()}); {again}", "foreign"
         )
     return record
@@ -187,20 +189,20 @@ def check_record(
     """Whether an engine is of this network, this version of TensorRT and, if given, this GPU.
 
     Raises:
-        EngineRejected: it is not.
+        EngineRejectedError: it is not.
     """
     key = record.key
     what = f"the {key.backend} engine of {key.component}"
     if key.component != component or component not in bundle.manifest.components:
-        raise EngineRejected(f"{what} is not one of {component}", "foreign")
+        raise EngineRejectedError(f"{what} is not one of {component}", "foreign")
     if key.network != network_hash(bundle.manifest, component):
-        raise EngineRejected(
+        raise EngineRejectedError(
             f"{what} is stale: the network has been exported anew since; "
             f"run `{_rebuild(bundle, record)}`",
             "stale",
         )
     if key.backend_version != version:
-        raise EngineRejected(
+        raise EngineRejectedError(
             f"{what} was built with version {key.backend_version}, and {version} is installed: an "
             f"engine runs with the version that built it; run `{_rebuild(bundle, record)}`",
             "wrong version",
@@ -208,12 +210,12 @@ def check_record(
     if capability is not None and capability not in key.compute_capabilities:
         targets = ", ".join(f"sm{number}" for number in key.compute_capabilities)
         command = _rebuild(bundle, record, capabilities=(capability,))
-        raise EngineRejected(
+        raise EngineRejectedError(
             f"{what} was built for {targets}, and this GPU is sm{capability}; run `{command}`",
             "wrong GPU",
         )
     if not is_trusted(record.checksum):
-        raise EngineRejected(
+        raise EngineRejectedError(
             f"{what} was not built by you, and an engine can run any code: run "
             f"`kdrt trust {shlex.quote(handle(bundle))}` if you trust whoever built it, or "
             f"`{_rebuild(bundle, record)}`",
@@ -225,7 +227,7 @@ def trust_engine(bundle: Bundle, folder: Path) -> None:
     """Use the engine in a folder, whoever built it.
 
     Raises:
-        EngineRejected: it is damaged.
+        EngineRejectedError: it is damaged.
         OutputError: :func:`kdrt.common.home.trust` raises it.
     """
     record = read_record(bundle, folder)
@@ -243,7 +245,7 @@ def read_plan(bundle: Bundle, folder: Path, record: EngineRecord) -> memoryview:
     """The bytes of an engine, mapped from its file.
 
     Raises:
-        EngineRejected: they are not what was built.
+        EngineRejectedError: they are not what was built.
     """
     path = folder / PLAN
     again = f"run `{_rebuild(bundle, record)}`"
@@ -251,15 +253,15 @@ def read_plan(bundle: Bundle, folder: Path, record: EngineRecord) -> memoryview:
         with open_regular(path) as file:
             plan = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except (OSError, ValueError) as error:  # an empty file cannot be mapped
-        raise EngineRejected(f"{path} is missing or empty; {again}", "truncated") from error
+        raise EngineRejectedError(f"{path} is missing or empty; {again}", "truncated") from error
     if plan.nbytes < record.size:
-        raise EngineRejected(
+        raise EngineRejectedError(
             f"{path} is truncated: {plan.nbytes} of {record.size} bytes; {again}", "truncated"
         )
     header = read_header(plan)
     if plan.nbytes != record.size:
         whole = header is not None and header.length == plan.nbytes
-        raise EngineRejected(
+        raise EngineRejectedError(
             f"{path} is {'another engine' if whole else 'damaged'}: {plan.nbytes} bytes, and "
             f"{record.size} were built; {again}",
             "foreign" if whole else "damaged",
@@ -270,9 +272,9 @@ def read_plan(bundle: Bundle, folder: Path, record: EngineRecord) -> memoryview:
         or header.version != record.key.backend_version
         or header.compute_capabilities != record.key.compute_capabilities
     ):
-        raise EngineRejected(f"{path} is damaged: its header is wrong; {again}", "damaged")
+        raise EngineRejectedError(f"{path} is damaged: its header is wrong; {again}", "damaged")
     if hashlib.sha256(plan).hexdigest() != record.sha256:
-        raise EngineRejected(f"{path} is damaged: its SHA-256 is wrong; {again}", "damaged")
+        raise EngineRejectedError(f"{path} is damaged: its SHA-256 is wrong; {again}", "damaged")
     return plan
 
 

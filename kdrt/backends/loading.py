@@ -14,18 +14,18 @@ import torch.export.passes
 
 from kdrt.backends.fallback import FallbackEngine, warn_of_fallback
 from kdrt.backends.files import engine_folders, handle, network_hash, open_engine, profile_of
-from kdrt.backends.offload import TurnEngine, Turns
+from kdrt.backends.offload import OffloadedEngine, Offloader
 from kdrt.backends.ort_cache import optimized
 from kdrt.backends.refit_gate import refit_gate
 from kdrt.bundle import Bundle, Component, Manifest
 from kdrt.common.home import Digests, home, is_trusted, trust
-from kdrt.common.validation import whole
+from kdrt.common.validation import check_int
 from kdrt.errors import (
     BundleError,
     EngineError,
-    EngineRejected,
-    EngineUnavailable,
-    InvalidRequest,
+    EngineRejectedError,
+    EngineUnavailableError,
+    InvalidRequestError,
 )
 from kdrt_engines import Engine, EngineSpec
 from kdrt_engines.registry import EngineStatus, choose, find_engines
@@ -45,7 +45,7 @@ ENGINES = (
 )
 """Every name ``engine=`` takes."""
 
-_MOST_THREADS = 1024
+_MAX_THREADS = 1024
 
 _PROVIDERS = {
     "onnxruntime": "CPUExecutionProvider",
@@ -60,10 +60,10 @@ def load_engines(
     *,
     threads: int | None = None,
     fallback: str | None = None,
-    turns: Turns | None = None,
+    offloader: Offloader | None = None,
     own_graphs: bool = False,
 ) -> OnDemand:
-    """Load the components that turn text into a picture, and the others on demand.
+    """Load the components that turn text into an image, and the others on demand.
 
     Args:
         bundle: an opened bundle.
@@ -73,16 +73,17 @@ def load_engines(
             threads of the whole process, since PyTorch has one pool.
         fallback: another of ``ENGINES``, for what the first has not, may not load, or was not
             built for.
-        turns: load nothing yet, but each component when its turn comes.
+        offloader: load nothing yet, but each component when its turn comes.
         own_graphs: let an engine that nobody else can capture make CUDA graphs of its own.
 
     Returns:
         One engine a component, by the component's name in the manifest.
 
     Raises:
-        InvalidRequest: an unknown engine name, ``threads`` below 1, or a fallback in turns.
-        EngineUnavailable: the engine is not on this machine, or not in this bundle.
-        EngineRejected: a built engine is missing, or must not be used.
+        InvalidRequestError: an unknown engine name, ``threads`` below 1, or a fallback together
+            with offloading.
+        EngineUnavailableError: the engine is not on this machine, or not in this bundle.
+        EngineRejectedError: a built engine is missing, or must not be used.
         EngineError: a file cannot be loaded.
         BundleError: the bundle lacks a component that every generation needs.
 
@@ -90,9 +91,9 @@ def load_engines(
         FallbackWarning: a component runs on the fallback, and why.
     """
     if threads is not None:
-        threads = whole("threads", threads, 1, _MOST_THREADS)
-    if fallback is not None and turns is not None:
-        raise InvalidRequest(
+        threads = check_int("threads", threads, 1, _MAX_THREADS)
+    if fallback is not None and offloader is not None:
+        raise InvalidRequestError(
             "low_vram needs to know where a component runs before it is loaded, so it cannot have "
             "a fallback; leave one of the two out"
         )
@@ -100,8 +101,8 @@ def load_engines(
     loader = _loader(chosen, threads, own_graphs)
     if fallback is not None:
         loader = _with_fallback(loader, chosen, _known(fallback), threads, own_graphs)
-    if turns is not None:
-        loader = _in_turn(loader, turns, device_of(chosen))
+    if offloader is not None:
+        loader = _offloaded(loader, offloader, device_of(chosen))
     loaded = {
         name: loader(bundle, name, component)
         for name, component in needed_components(bundle.manifest).items()
@@ -171,8 +172,8 @@ def chosen_engine(engine: str | None, bundle: Bundle) -> str:
     """The engine asked for, or the best one that is here and in the bundle.
 
     Raises:
-        InvalidRequest: an unknown name.
-        EngineUnavailable: there is none.
+        InvalidRequestError: an unknown name.
+        EngineUnavailableError: there is none.
     """
     if engine is not None:
         return _known(engine)
@@ -180,7 +181,7 @@ def chosen_engine(engine: str | None, bundle: Bundle) -> str:
     if best is not None and not _is_built(bundle, best.name):
         best = choose(tuple(e for e in find_engines() if _is_built(bundle, e.name)) or (_NONE,))
     if best is None:
-        raise EngineUnavailable(
+        raise EngineUnavailableError(
             "no engine is installed here; pip install onnxruntime, or see `kdrt doctor`"
         )
     return best.name
@@ -191,7 +192,7 @@ _NONE = EngineStatus("none", False, None, "")
 
 def _known(engine: str) -> str:
     if engine not in ENGINES:
-        raise InvalidRequest(f"unknown engine {engine!r}; known: {', '.join(ENGINES)}")
+        raise InvalidRequestError(f"unknown engine {engine!r}; known: {', '.join(ENGINES)}")
     return engine
 
 
@@ -209,9 +210,9 @@ def device_of(engine: str) -> torch.device:
     return torch.device("cuda" if on_cuda else "cpu")
 
 
-def _in_turn(load: Loader, turns: Turns, device: torch.device) -> Loader:
-    return lambda bundle, name, component: TurnEngine(
-        turns, name, component.spec(), device, partial(load, bundle, name, component)
+def _offloaded(load: Loader, offloader: Offloader, device: torch.device) -> Loader:
+    return lambda bundle, name, component: OffloadedEngine(
+        offloader, name, component.spec(), device, partial(load, bundle, name, component)
     )
 
 
@@ -225,7 +226,7 @@ def _with_fallback(
     def load_either(bundle: Bundle, name: str, component: Component) -> Engine:
         try:
             first = load(bundle, name, component)
-        except (EngineRejected, EngineUnavailable) as error:
+        except (EngineRejectedError, EngineUnavailableError) as error:
             warn_of_fallback(name, fallback, error)
             return other(bundle, name, component)
         if engine not in FLAVOURS:
@@ -250,12 +251,12 @@ def _tensorrt_loader(flavour: Flavour) -> Loader:
     try:
         module = importlib.import_module(flavour.module)
     except ImportError as error:
-        raise EngineUnavailable(
+        raise EngineUnavailableError(
             f"{flavour.title} is not installed; pip install 'kdrt[{flavour.name}]', or choose "
             "another engine"
         ) from error
     if not torch.cuda.is_available():
-        raise EngineUnavailable(
+        raise EngineUnavailableError(
             f"{flavour.title} runs on NVIDIA GPUs, and CUDA sees none here; choose another engine "
             "(`kdrt build` works without a GPU for tensorrt-rtx)"
         )
@@ -270,7 +271,7 @@ def _tensorrt_loader(flavour: Flavour) -> Loader:
         opened = open_engine(bundle, flavour, name, 10 * major + minor)
         network = bundle.file(component.onnx)
         if opened.record.key.refittable and name not in gates:
-            # Kept beside the engine, which may be loaded anew for every picture.
+            # Kept beside the engine, which may be loaded anew for every image.
             gates[name] = refit_gate(network)
         return TensorRTEngine(
             module,
@@ -293,12 +294,12 @@ def _onnxruntime_loader(engine: str, threads: int | None, own_graphs: bool) -> L
         from kdrt_engines.onnxruntime.engine import OrtEngine, ReducedGraph
         from kdrt_engines.onnxruntime.sessions import OrtGraph
     except ImportError as error:
-        raise EngineUnavailable(
+        raise EngineUnavailableError(
             "ONNX Runtime is not installed; pip install onnxruntime, or choose another engine"
         ) from error
     on_cuda = engine != "onnxruntime"
     if on_cuda and not torch.cuda.is_available():
-        raise EngineUnavailable(
+        raise EngineUnavailableError(
             f"{engine} runs on NVIDIA GPUs, and CUDA sees none here; choose another engine"
         )
     # Components hand tensors to each other, so all run on one stream.
@@ -306,7 +307,7 @@ def _onnxruntime_loader(engine: str, threads: int | None, own_graphs: bool) -> L
 
     def load(bundle: Bundle, name: str, component: Component) -> Engine:
         if not on_cuda and any(tensor.dtype == "bfloat16" for tensor in component.inputs):
-            raise EngineUnavailable(
+            raise EngineUnavailableError(
                 f"ONNX Runtime has no bfloat16 on a CPU, and the bundle '{bundle.manifest.name}' "
                 "is bf16; export it with --precision fp32, or with --target torch and use that "
                 "engine"
@@ -333,15 +334,15 @@ def _onnxruntime_loader(engine: str, threads: int | None, own_graphs: bool) -> L
             component.spec(),
             reduced=reduced,
             invariants=invariants,
-            # Most pictures are made with guidance.
+            # Most images are made with guidance.
             usual_batch=2 if name == "unet" else 1,
-            # Its results are the largest of a generation, and it runs once a picture.
-            plan_memory=not name.startswith("vae"),
+            # Its results are the largest of a generation, and it runs once an image.
+            estimate_memory=not name.startswith("vae"),
             provider=_PROVIDERS[engine],
             device="cuda" if on_cuda else "cpu",
             threads=threads,
             stream=stream,
-            # What runs once a picture is not worth a graph of its own.
+            # What runs once an image is not worth a graph of its own.
             graphs=own_graphs and on_cuda and name == "unet",
             cache=_kernels(bundle, name) if engine == "onnxruntime-tensorrt" else None,
             check=bundle.check_unchanged,
@@ -368,12 +369,12 @@ def torch_program(bundle: Bundle, component: str) -> Path:
 def _load_torch(bundle: Bundle, name: str, component: Component) -> Engine:
     path = torch_program(bundle, name)
     if not path.is_file():
-        raise EngineUnavailable(
+        raise EngineUnavailableError(
             f"the bundle has no torch engine ({path} is missing); "
             f"export it with `{bundle.manifest.export_command} --target torch`"
         )
     if not is_trusted(*_description(bundle, name)):
-        raise EngineUnavailable(
+        raise EngineUnavailableError(
             f"{path} was not exported by you, or not with these networks, and a torch program can "
             f"run any code: run `kdrt trust {shlex.quote(handle(bundle))}` if you trust whoever "
             "exported it, or choose another engine"

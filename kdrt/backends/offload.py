@@ -1,9 +1,9 @@
-"""Components in turn, for when not all of them fit: each is loaded when a picture comes to it, and
+"""Components in turn, for when not all of them fit: each is loaded when an image comes to it, and
 let go before the next.
 
-    text encoders → UNet → VAE (and what looks at the pictures)
+    text encoders → UNet → VAE (and what looks at the images)
 
-The price is that every picture loads them anew. What was bound with an engine refers to it, so
+The price is that every image loads them anew. What was bound with an engine refers to it, so
 whoever keeps bindings is told to forget them first.
 """
 
@@ -30,19 +30,19 @@ def stage_of(component: str) -> str:
     return _LATER.get(component, "text")
 
 
-class Turns:
+class Offloader:
     """Whose turn it is."""
 
     def __init__(self) -> None:
-        self._engines: dict[str, TurnEngine] = {}
+        self._engines: dict[str, OffloadedEngine] = {}
         self._forget: dict[str, Callable[[], object]] = {}
 
-    def add(self, component: str, engine: TurnEngine) -> TurnEngine:
+    def add(self, component: str, engine: OffloadedEngine) -> OffloadedEngine:
         """Let ``engine`` take part."""
         self._engines[component] = engine
         return engine
 
-    def when_over(self, stage: str, forget: Callable[[], object]) -> None:
+    def on_release(self, stage: str, forget: Callable[[], object]) -> None:
         """Have ``forget`` called when the turn of a stage is over, to drop its bindings."""
         self._forget[stage] = forget
 
@@ -60,11 +60,11 @@ class Turns:
         return tuple(name for name, engine in self._engines.items() if engine.is_loaded)
 
 
-class TurnEngine(Engine):
+class OffloadedEngine(Engine):
     """An engine that is loaded when it is bound, and let go when another's turn begins.
 
     Args:
-        turns: of the pipeline.
+        offloader: of the pipeline.
         component: its name in the manifest.
         spec: of the component.
         device: where it will run.
@@ -75,17 +75,17 @@ class TurnEngine(Engine):
 
     def __init__(
         self,
-        turns: Turns,
+        offloader: Offloader,
         component: str,
         spec: EngineSpec,
         device: torch.device,
         load: Callable[[], Engine],
     ) -> None:
         self.spec, self.device = spec, device
-        self._turns, self._stage, self._load = turns, stage_of(component), load
+        self._offloader, self._stage, self._load = offloader, stage_of(component), load
         self._engine: Engine | None = None
         self._weights: Mapping[str, torch.Tensor] = {}
-        turns.add(component, self)
+        offloader.add(component, self)
 
     @property
     def is_loaded(self) -> bool:
@@ -105,7 +105,7 @@ class TurnEngine(Engine):
         if self._engine is not None:
             self._engine.forget()
 
-    def with_weights(self, weights: Mapping[str, torch.Tensor]) -> TurnEngine:
+    def with_weights(self, weights: Mapping[str, torch.Tensor]) -> OffloadedEngine:
         """As the engine's own; the weights are put in again whenever it is loaded."""
         self._engine = self._loaded().with_weights(weights)
         self._weights = dict(weights)
@@ -113,7 +113,7 @@ class TurnEngine(Engine):
 
     def _loaded(self) -> Engine:
         if self._engine is None:
-            self._turns.begin(self._stage)
+            self._offloader.begin(self._stage)
             engine = self._load()
             self._engine = engine.with_weights(self._weights) if self._weights else engine
             self.device = self._engine.device

@@ -1,11 +1,11 @@
-"""Optimization profiles by name: which picture sizes an engine is built for.
+"""Optimization profiles by name: which image sizes an engine is built for.
 
     square · portrait · landscape · any      ranges around the model's default size
-    static:HxWxB                             H by W pixels, B pictures, and nothing else
+    static:HxWxB                             H by W pixels, B images, and nothing else
 
-A name stands for ranges of picture sizes, pictures at once and prompt length. What that means for
+A name stands for ranges of image sizes, images at once and prompt length. What that means for
 a network follows from the network: guidance doubles the batch of the UNet, a text encoder only
-sees prompts, and the VAE decodes one picture at a time, up to a size that its attention can bear.
+sees prompts, and the VAE decodes one image at a time, up to a size that its attention can bear.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from kdrt_engines.profiles import Profile, Range
 NAMES = ("square", "portrait", "landscape", "any")
 DEFAULT = ("any",)
 
-PICTURES = Range(1, 1, 4)
-"""Pictures made at once, of the profiles that are not static."""
+IMAGES = Range(1, 1, 4)
+"""Images made at once, of the profiles that are not static."""
 
 PROMPTS = Range(1, 1, 8)
 """Prompts, or pieces of one, that a text encoder takes at once."""
@@ -67,11 +67,11 @@ _STATIC = re.compile(r"static:(\d+)x(\d+)x(\d+)(?:x(\d+))?")
 
 @dataclass(frozen=True)
 class _Meaning:
-    """What a name means for a model: latent sizes, pictures at once, prompt tokens."""
+    """What a name means for a model: latent sizes, images at once, prompt tokens."""
 
     height: Range
     width: Range
-    pictures: Range
+    images: Range
     tokens: Range
 
 
@@ -103,7 +103,7 @@ def profile_for(manifest: Manifest, component: str, dims: dict[str, int]) -> str
 
 
 def is_guided(manifest: Manifest) -> bool:
-    """Whether a picture takes two rows of the UNet's batch: not for distilled models."""
+    """Whether an image takes two rows of the UNet's batch: not for distilled models."""
     distilled = any(t.name == "timestep_cond" for t in manifest.components["unet"].inputs)
     return manifest.default_guidance_scale > 1 and not distilled
 
@@ -112,12 +112,12 @@ def _profile(manifest: Manifest, component: str, name: str) -> Profile:
     meaning = _meaning(manifest, name)
     if component in ("unet", SHALLOW_UNET):
         rows = 2 if is_guided(manifest) else 1
-        pictures = meaning.pictures
+        images = meaning.images
         return Profile(
             name,
             {
-                # Guidance can be switched off: then the same pictures need half the rows.
-                "B": Range(pictures.min, rows * pictures.opt, rows * pictures.max),
+                # Guidance can be switched off: then the same images need half the rows.
+                "B": Range(images.min, rows * images.opt, rows * images.max),
                 "L": meaning.tokens,
                 "h": meaning.height,
                 "w": meaning.width,
@@ -141,19 +141,19 @@ def _meaning(manifest: Manifest, name: str) -> _Meaning:
         return _Meaning(
             _range(latents.default_height, latents.scale, height),
             _range(latents.default_width, latents.scale, width),
-            PICTURES,
+            IMAGES,
             tokens,
         )
     match = _STATIC.fullmatch(name)
     if match is None:
         raise EngineError(
             f"'{name}' is no profile; choose {', '.join(NAMES)}, or static:HxWxB "
-            f"(static:{latents.default_height}x{latents.default_width}x1: pixels and pictures)"
+            f"(static:{latents.default_height}x{latents.default_width}x1: pixels and images)"
         )
     height_, width_, count = (int(match[group]) for group in (1, 2, 3))
     chosen = int(match[4]) if match[4] else length
     if count < 1 or chosen < 1:
-        raise EngineError(f"'{name}' makes no picture; write at least static:HxWx1")
+        raise EngineError(f"'{name}' makes no image; write at least static:HxWx1")
     return _Meaning(
         Range.fixed(_latents(name, height_, latents)),
         Range.fixed(_latents(name, width_, latents)),
@@ -205,8 +205,8 @@ def _static_names(manifest: Manifest, dims: dict[str, int]) -> list[str]:
         return []
     scale = manifest.latents.scale
     rows = dims.get("B", 1)
-    pictures = rows // 2 if rows % 2 == 0 and is_guided(manifest) else rows
-    name = f"static:{dims['h'] * scale}x{dims['w'] * scale}x{pictures}"
+    images = rows // 2 if rows % 2 == 0 and is_guided(manifest) else rows
+    name = f"static:{dims['h'] * scale}x{dims['w'] * scale}x{images}"
     length = dims.get("L")
     if length is None or length == manifest.text_encoders[0].max_length:
         return [name]

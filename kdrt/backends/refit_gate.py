@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from kdrt_engines.tensorrt.gate import RefitGate, When
@@ -21,11 +21,11 @@ def refit_gate(network: Path) -> RefitGate:
     """What compares an engine of ``network`` after a refit, as often as ``KDRT_REFIT_CHECK`` says.
 
     Raises:
-        InvalidRequest: the variable has another value than ``first``, ``every`` and ``never``.
+        InvalidRequestError: the variable has another value than ``first``, ``every`` and ``never``.
     """
     from kdrt_engines.tensorrt.gate import WHEN, RefitGate
 
     when = os.environ.get(SWITCH) or "first"
     if when not in WHEN:
-        raise InvalidRequest(f"{SWITCH} must be {', '.join(WHEN)} or unset, not {when!r}")
+        raise InvalidRequestError(f"{SWITCH} must be {', '.join(WHEN)} or unset, not {when!r}")
     return RefitGate(network, cast("When", when))

@@ -20,7 +20,7 @@ def trust_bundle(bundle: Bundle) -> list[Path]:
         The files and folders that can be used now.
 
     Raises:
-        EngineRejected, EngineError: one of them is damaged.
+        EngineRejectedError, EngineError: one of them is damaged.
         OutputError: it cannot be noted; see :func:`kdrt.common.home.check_home`.
     """
     check_home()

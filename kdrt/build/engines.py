@@ -32,7 +32,7 @@ from kdrt.bundle import Bundle, Manifest
 from kdrt.common.atomic_io import new_folder
 from kdrt.common.home import check_home, trust
 from kdrt.common.lock import only_builder
-from kdrt.errors import EngineError, EngineRejected
+from kdrt.errors import EngineError, EngineRejectedError
 from kdrt_engines.keys import REFIT, EngineKey
 from kdrt_engines.profiles import Profile
 from kdrt_engines.tensorrt.build import build_plan
@@ -97,8 +97,8 @@ def build_engines(
     Raises:
         EngineError: unknown components or profiles, a network that the GPU cannot run, or a build
             that failed. Engines that were complete stay.
-        EngineUnavailable: the flavour is not installed, or a refittable engine is asked for on a
-            machine without a GPU.
+        EngineUnavailableError: the flavour is not installed, or a refittable engine is asked for on
+            a machine without a GPU.
         OutputError: the bundle cannot be written, or what is built not be noted.
     """
     wanted = wanted_components(bundle.manifest, components)
@@ -291,7 +291,7 @@ def _already_built(bundle: Bundle, folder: Path, key: EngineKey) -> EngineRecord
         record = read_record(bundle, folder)
         check_record(bundle, record, key.component, key.backend_version)
         read_plan(bundle, folder, record).release()
-    except EngineRejected:
+    except EngineRejectedError:
         return None
     return record
 
@@ -299,7 +299,7 @@ def _already_built(bundle: Bundle, folder: Path, key: EngineKey) -> EngineRecord
 def _clear_away(bundle: Bundle, flavour: Flavour) -> None:
     """Remove engines of networks that are no more."""
     for engine in engine_folders(bundle, flavour):
-        with contextlib.suppress(EngineRejected):
+        with contextlib.suppress(EngineRejectedError):
             key = read_record(bundle, engine).key
             known = bundle.manifest.components
             is_old = key.component not in known or key.network != network_hash(

@@ -18,7 +18,7 @@ from kdrt.adapters.lora import NETWORKS
 from kdrt.adapters.lora_names import slots
 from kdrt.backends.files import handle
 from kdrt.bundle import Bundle
-from kdrt.errors import EngineError, EngineUnavailable
+from kdrt.errors import EngineError, EngineUnavailableError
 from kdrt_engines.keys import EngineKey
 from kdrt_engines.onnx_weights import stored_weights
 from kdrt_engines.tensorrt.flavour import FLAVOURS
@@ -38,7 +38,7 @@ def check_refittable(
         capabilities: the GPUs to build for; empty is the one of this machine.
 
     Raises:
-        EngineUnavailable: this machine has no GPU.
+        EngineUnavailableError: this machine has no GPU.
         EngineError: the GPUs are others than this machine's, no LoRA can change a component, or
             nothing can be compared with the engines.
     """
@@ -54,7 +54,7 @@ def check_refittable(
             f"and this bundle is bf16: export it with --precision fp16, or {baked}"
         )
     if not torch.cuda.is_available():
-        raise EngineUnavailable(
+        raise EngineUnavailableError(
             "this machine has no GPU that CUDA sees, and without one TensorRT cannot build an "
             f"engine whose weights can change: run `kdrt build {handle(bundle)} --refittable` "
             f"where the GPU is, or {baked}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from kdrt.backends.files import build_command
-from kdrt.errors import EngineError, EngineUnavailable
+from kdrt.errors import EngineError, EngineUnavailableError
 from kdrt_engines.tensorrt.flavour import (
     DEFAULT_TARGETS,
     RTX_TARGETS,
@@ -31,7 +31,7 @@ def resolve_targets(
         here: build for this machine's GPU.
 
     Raises:
-        EngineUnavailable: this machine has no GPU, and one is needed.
+        EngineUnavailableError: this machine has no GPU, and one is needed.
         EngineError: the flavour does not serve a GPU, or the GPUs need two.
     """
     if here and capabilities:
@@ -66,7 +66,7 @@ def resolve_targets(
 def _this_gpu(bundle: str) -> int:
     if not torch.cuda.is_available():
         command = build_command(bundle, TENSORRT_RTX, (89,))
-        raise EngineUnavailable(
+        raise EngineUnavailableError(
             "this machine has no GPU that CUDA sees: TensorRT builds only on the GPU it builds "
             f"for, and TensorRT-RTX needs to be told which, as in `{command}`"
         )

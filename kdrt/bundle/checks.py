@@ -24,7 +24,7 @@ Shape = tuple[int | str | range, ...]
 
 ANY = range(1, 2**31)
 
-_MOST_BYTES = 2**37
+_MAX_BYTES = 2**37
 """Of a whole bundle: ten times the largest, which is SDXL in float32 with a variant of its UNet."""
 
 
@@ -60,9 +60,9 @@ def check_bundle(path: Path, manifest: Manifest) -> None:
                 )
             # A file with holes can seem so large that reading it takes for ever.
             size += (root / relative).stat().st_size
-            if size > _MOST_BYTES:
+            if size > _MAX_BYTES:
                 raise BundleError(
-                    f"{path} must not be used: it seems to hold more than {_MOST_BYTES / 1e9:.0f} "
+                    f"{path} must not be used: it seems to hold more than {_MAX_BYTES / 1e9:.0f} "
                     "GB, and no model that kdrt exports does"
                 )
             if digests.of(relative) != digest:

@@ -227,10 +227,10 @@ class TextEncoderFacts(_Strict):
 
 
 class LatentFacts(_Strict):
-    """``scale`` pixels of the picture for one latent; default sizes in pixels; ``vae_tile`` the
-    side of the pictures the VAE was trained at, in latents (None: the model's own default).
+    """``scale`` pixels of the image for one latent; default sizes in pixels; ``vae_tile`` the
+    side of the images the VAE was trained at, in latents (None: the model's own default).
 
-    ``preview`` makes a small RGB picture in [-1, 1] of latents: a row of factors for each channel,
+    ``preview`` makes a small RGB image in [-1, 1] of latents: a row of factors for each channel,
     then the constant.
     """
 
@@ -249,7 +249,7 @@ class LatentFacts(_Strict):
 
 
 class ImageEncoderFacts(_Strict):
-    """How a picture becomes the input of the image encoder: the side of the square in pixels, and
+    """How an image becomes the input of the image encoder: the side of the square in pixels, and
     the statistics its colours are normalised with."""
 
     size: Annotated[int, Field(ge=1, le=8192)]
@@ -259,7 +259,7 @@ class ImageEncoderFacts(_Strict):
 
 class IpAdapterFacts(_Strict):
     """The IP-Adapter of the variant ``ip-adapter``: ``tokens`` it makes of the ``embedding``
-    numbers that stand for a picture. Without an image encoder those must be given."""
+    numbers that stand for an image. Without an image encoder those must be given."""
 
     file: Text
     sha256: Sha256

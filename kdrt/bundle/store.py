@@ -32,8 +32,8 @@ from kdrt.bundle.checks import check_bundle, damaged, unique
 from kdrt.bundle.manifest import SCHEMA_VERSION, Manifest
 from kdrt.common.atomic_io import check_folder, clear_leftovers, new_folder, other_files
 from kdrt.common.home import home
-from kdrt.common.validation import printable, shown
-from kdrt.errors import BundleError, InvalidRequest, OutputError
+from kdrt.common.validation import excerpt, printable
+from kdrt.errors import BundleError, InvalidRequestError, OutputError
 from kdrt_engines.regular_files import read_regular
 
 MANIFEST = "manifest.json"
@@ -143,7 +143,7 @@ def folder_name(name: str) -> str:
     """The name of the folder of a bundle with this name.
 
     Raises:
-        InvalidRequest: a bundle cannot have this name.
+        InvalidRequestError: a bundle cannot have this name.
     """
     folder = name.replace("/", "--")
     if (
@@ -153,7 +153,7 @@ def folder_name(name: str) -> str:
         or not name.isprintable()
         or len(folder.encode(errors="replace")) > _NAME_BYTES
     ):
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"a bundle cannot be called {name[:_NAME_BYTES]!r}: a name is letters, digits and "
             f"marks, at most {_NAME_BYTES} bytes, and begins with none of '-', '.' and '~'; choose "
             "one with --name"
@@ -168,7 +168,7 @@ def open_bundle(name_or_path: str | os.PathLike[str]) -> Bundle:
         BundleError: see :meth:`Bundle.open`.
     """
     if not isinstance(name_or_path, (str, os.PathLike)):
-        raise BundleError(f"a bundle's path or name must be a string, not {shown(name_or_path)}")
+        raise BundleError(f"a bundle's path or name must be a string, not {excerpt(name_or_path)}")
     path = bundle_path(name_or_path)
     clear_leftovers(path.parent)  # a killed export may have moved the bundle away
     if not _is_folder(path):

@@ -46,7 +46,7 @@ _HELP = """
 Text to image with Stable Diffusion and SDXL, on the samplers of k-diffusion.
 
 A model is exported once into a [bold]bundle[/bold]: one folder with its networks as ONNX, its
-tokenizers and its noise schedule. Pictures are generated from bundles; that needs neither
+tokenizers and its noise schedule. Images are generated from bundles; that needs neither
 diffusers nor transformers.
 
 [bold]Begin here[/bold] (the demo model is part of kdrt, nothing is downloaded)
@@ -115,7 +115,7 @@ def _add(panel: str, *commands: Callable[..., None]) -> None:
 
 
 _add("Models", export.export, build.build, inspect.inspect, trust.trust)
-_add("Pictures", generate.generate, info.info)
+_add("Images", generate.generate, info.info)
 _add("What there is", samplers.samplers, schedules.schedules, doctor.doctor, bench.bench)
 
 

@@ -1,4 +1,4 @@
-"""``kdrt bench``: how fast this machine makes pictures, beside other ways to make them."""
+"""``kdrt bench``: how fast this machine makes images, beside other ways to make them."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def bench(
     ] = None,
 ) -> None:
     """
-    Measure how fast this machine makes pictures with kdrt and with its peers.
+    Measure how fast this machine makes images with kdrt and with its peers.
 
-    Every row is a process of its own; the rows of an experiment take turns, and their pictures are
-    compared. Writes [bold]report.json[/bold], [bold]report.html[/bold] and the pictures into a
+    Every row is a process of its own; the rows of an experiment take turns, and their images are
+    compared. Writes [bold]report.json[/bold], [bold]report.html[/bold] and the images into a
     folder; the last line of standard output is the report as one JSON document.
 
     Peers: eager, diffusers, compile, compile-max, onnxruntime-plain, openvino, openvino-default,
@@ -77,14 +77,14 @@ def bench(
     check_possible(suite)
     from kdrt.backends.doctor import examine
     from kdrt.cli.bench_progress import BenchProgress, print_table
-    from kdrt.errors import InvalidRequest
+    from kdrt.errors import InvalidRequestError
     from kdrt_bench.measure import Measurement
     from kdrt_bench.models import model_of, real_size
     from kdrt_bench.suites import experiments, peers_of, selected
     from kdrt_bench.writing import new_report, write_report
 
     if suite != "full" and (real is not None or side is not None):
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"--real and --side are for the networks of the full suite, and --suite is {suite}; "
             "leave them out or add --suite full"
         )

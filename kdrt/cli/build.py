@@ -22,7 +22,7 @@ REFITTABLE_HELP = (
 )
 PROFILE_HELP = (
     "Sizes to build for; may be given more than once. [cyan]static:HxWxB[/] is H by W pixels, B "
-    "pictures, nothing else."
+    "images, nothing else."
 )
 PROFILE_METAVAR = "square|portrait|landscape|any|static:HxWxB"
 
@@ -107,11 +107,11 @@ def targets_of(
 ) -> tuple[Flavour, tuple[int, ...]]:
     """What the options ``--engine``, ``--gpu`` and ``--here`` ask for together."""
     from kdrt.build.targets import resolve_targets
-    from kdrt.errors import InvalidRequest
+    from kdrt.errors import InvalidRequestError
     from kdrt_engines.tensorrt.flavour import FLAVOURS, parse_capabilities
 
     if engine is not None and engine not in FLAVOURS:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"'{engine}' is no engine to build; choose {', '.join(FLAVOURS)} or onnxruntime, or "
             "none of them and name a GPU"
         )
@@ -174,10 +174,10 @@ def optimize(bundle: Bundle, components: Sequence[str], *, force: bool) -> None:
 def _check_no_gpu(
     gpu: Sequence[str] | None, here: bool, profile: Sequence[str] | None, refittable: bool
 ) -> None:
-    from kdrt.errors import InvalidRequest
+    from kdrt.errors import InvalidRequestError
 
     if gpu or here or profile or refittable:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             "--gpu, --here, --profile and --refittable are for TensorRT; ONNX Runtime's graphs are "
             "for this CPU and any size, and take LoRAs as they are: leave them out"
         )

@@ -11,7 +11,7 @@ def doctor(
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """
-    Show what this machine has, and which engine pictures will be made with.
+    Show what this machine has, and which engine images will be made with.
 
     Please add its output to a report on a problem.
     """
@@ -59,7 +59,7 @@ def doctor(
         title="engines, best first",
     )
     typer.echo(
-        f"\nPictures will be made with {machine.chosen}; --engine chooses another."
+        f"\nImages will be made with {machine.chosen}; --engine chooses another."
         if machine.chosen
         else "\nNo engine is usable: pip install onnxruntime"
     )

@@ -11,7 +11,7 @@ from kdrt.backends.files import (
 )
 from kdrt.bundle import Bundle
 from kdrt.common.units import duration, size
-from kdrt.errors import EngineRejected
+from kdrt.errors import EngineRejectedError
 from kdrt_engines.tensorrt.flavour import FLAVOURS
 
 
@@ -35,7 +35,7 @@ def rows(bundle: Bundle) -> dict[str, list[tuple[str, str]]]:
                 record = read_record(bundle, folder)
                 key = record.key
                 check_record(bundle, record, key.component, key.backend_version)
-            except EngineRejected as error:
+            except EngineRejectedError as error:
                 found.setdefault("not used", []).append((folder.name, str(error)))
             else:
                 title = f"{flavour.title} {key.backend_version} engines"

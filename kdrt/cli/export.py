@@ -64,7 +64,7 @@ def export(
         typer.Option(
             metavar="float|int8",
             help="How the weights of UNet and text encoders are stored: [cyan]int8[/] makes the "
-            "bundle smaller and its pictures slightly others, at the same speed.",
+            "bundle smaller and its images slightly others, at the same speed.",
         ),
     ] = "float",
     unet: Annotated[
@@ -192,7 +192,7 @@ def export(
         typer.Option(
             metavar="FILE|HUB:FILE",
             show_default=False,
-            help="Keep a variant of the UNet with this IP-Adapter, for pictures as prompts.",
+            help="Keep a variant of the UNet with this IP-Adapter, for images as prompts.",
         ),
     ] = None,
     image_encoder: Annotated[
@@ -339,11 +339,11 @@ def _builds(
 ) -> list[tuple[Flavour, tuple[int, ...]]]:
     """What to build after the export; what is wrong with it is said before."""
     from kdrt.cli.build import targets_of
-    from kdrt.errors import InvalidRequest
+    from kdrt.errors import InvalidRequestError
 
     engines = [target for target in dict.fromkeys(targets) if target.startswith("tensorrt")]
     if not engines and (gpu or here or profile):
-        raise InvalidRequest(
+        raise InvalidRequestError(
             "--gpu, --here and --profile say what to build; add --target tensorrt-rtx or tensorrt"
         )
     return [targets_of(bundle, engine, gpu, here) for engine in engines]

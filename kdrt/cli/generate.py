@@ -1,4 +1,4 @@
-"""``kdrt generate``: pictures from a bundle."""
+"""``kdrt generate``: images from a bundle."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import typer
 if TYPE_CHECKING:
     import kdrt
 
-_PICTURE, _SAMPLING, _RUNNING = "Picture", "Sampling", "Running"
-_BEGINNING = "From a picture"
+_IMAGE, _SAMPLING, _RUNNING = "Image", "Sampling", "Running"
+_BEGINNING = "From an image"
 
 
 def generate(
@@ -33,8 +33,8 @@ def generate(
             "--output",
             "-o",
             metavar="FILE",
-            rich_help_panel=_PICTURE,
-            help="Where to save: .png, .jpg or .webp. Several pictures are numbered: "
+            rich_help_panel=_IMAGE,
+            help="Where to save: .png, .jpg or .webp. Several images are numbered: "
             "[cyan]out-1.png[/], [cyan]out-2.png[/] and so on. Latents go to .safetensors, all in "
             "one file.",
         ),
@@ -44,16 +44,16 @@ def generate(
         typer.Option(
             "--negative",
             metavar="TEXT",
-            rich_help_panel=_PICTURE,
+            rich_help_panel=_IMAGE,
             show_default=False,
-            help="What the picture should not show.",
+            help="What the image should not show.",
         ),
     ] = None,
     weighting: Annotated[
         Literal["none", "a1111", "a1111_no_norm"],
         typer.Option(
             metavar="NAME",
-            rich_help_panel=_PICTURE,
+            rich_help_panel=_IMAGE,
             help="How to read [cyan](x:1.2)[/], BREAK and long prompts: [cyan]none[/] as text, "
             "[cyan]a1111[/] as that web UI does, [cyan]a1111_no_norm[/].",
         ),
@@ -62,30 +62,30 @@ def generate(
         int | None,
         typer.Option(
             metavar="PIXELS",
-            rich_help_panel=_PICTURE,
+            rich_help_panel=_IMAGE,
             show_default="the model's",
-            help="Width of the picture.",
+            help="Width of the image.",
         ),
     ] = None,
     height: Annotated[
         int | None,
         typer.Option(
             metavar="PIXELS",
-            rich_help_panel=_PICTURE,
+            rich_help_panel=_IMAGE,
             show_default="the model's",
-            help="Height of the picture.",
+            help="Height of the image.",
         ),
     ] = None,
     count: Annotated[
-        int, typer.Option(metavar="N", rich_help_panel=_PICTURE, help="Pictures for each prompt.")
+        int, typer.Option(metavar="N", rich_help_panel=_IMAGE, help="Images for each prompt.")
     ] = 1,
     seed: Annotated[
         int | None,
         typer.Option(
             metavar="N",
-            rich_help_panel=_PICTURE,
+            rich_help_panel=_IMAGE,
             show_default="random",
-            help="Seed of the first picture; the next ones count up.",
+            help="Seed of the first image; the next ones count up.",
         ),
     ] = None,
     image: Annotated[
@@ -94,7 +94,7 @@ def generate(
             metavar="FILE",
             rich_help_panel=_BEGINNING,
             show_default=False,
-            help="A picture to begin with. Its size is the result's, unless --width or --height "
+            help="An image to begin with. Its size is the result's, unless --width or --height "
             "say otherwise.",
         ),
     ] = None,
@@ -104,7 +104,7 @@ def generate(
             metavar="0..1",
             rich_help_panel=_BEGINNING,
             show_default="0.8, with a mask 1",
-            help="How much of the picture to make anew.",
+            help="How much of the image to make anew.",
         ),
     ] = None,
     mask: Annotated[
@@ -207,7 +207,7 @@ def generate(
         typer.Option(
             metavar="N",
             rich_help_panel=_SAMPLING,
-            show_default="the picture's",
+            show_default="the image's",
             help="Seed of the noise that samplers add on the way.",
         ),
     ] = None,
@@ -245,7 +245,7 @@ def generate(
             rich_help_panel=_SAMPLING,
             show_default=False,
             help="Guidance only at noise levels above LO and up to HI, as in [cyan]0.3:5.4[/]; "
-            "the other steps cost half. Another picture.",
+            "the other steps cost half. Another image.",
         ),
     ] = None,
     deep_cache: Annotated[
@@ -255,7 +255,7 @@ def generate(
             rich_help_panel=_SAMPLING,
             show_default=False,
             help="Run the whole UNet once in N evaluations, and its outermost layers in between. "
-            "Another picture; needs [cyan]kdrt export … --variant deepcache[/].",
+            "Another image; needs [cyan]kdrt export … --variant deepcache[/].",
         ),
     ] = None,
     clip_skip: Annotated[
@@ -300,7 +300,7 @@ def generate(
             metavar="FILE",
             rich_help_panel=_SAMPLING,
             show_default=False,
-            help="A picture as prompt, for bundles exported with an IP-Adapter.",
+            help="An image as prompt, for bundles exported with an IP-Adapter.",
         ),
     ] = None,
     ip_adapter_scale: Annotated[
@@ -308,7 +308,7 @@ def generate(
         typer.Option(
             metavar="SCALE",
             rich_help_panel=_SAMPLING,
-            help="How much that picture counts; 0 is off.",
+            help="How much that image counts; 0 is off.",
         ),
     ] = 1.0,
     engine: Annotated[
@@ -335,7 +335,7 @@ def generate(
             metavar="FILE",
             rich_help_panel=_RUNNING,
             show_default=False,
-            help="Keep a first look at the pictures in this file, new after every step.",
+            help="Keep a first look at the images in this file, new after every step.",
         ),
     ] = None,
     fallback: Annotated[
@@ -347,7 +347,7 @@ def generate(
             help="Another engine, for networks that the first was not built for.",
         ),
     ] = None,
-    graph: Annotated[
+    cuda_graph: Annotated[
         str | None,
         typer.Option(
             metavar="LEVEL",
@@ -372,10 +372,10 @@ def generate(
     ] = True,
 ) -> None:
     """
-    Make pictures.
+    Make images.
 
-    The parameters are written into the picture, where [cyan]kdrt info[/cyan] and the tools of the
-    AUTOMATIC1111 web UI find them. Every picture has its own seed: made alone or in a batch, it
+    The parameters are written into the image, where [cyan]kdrt info[/cyan] and the tools of the
+    AUTOMATIC1111 web UI find them. Every image has its own seed: made alone or in a batch, it
     is the same.
 
     [bold]Examples[/bold]
@@ -391,9 +391,9 @@ def generate(
 
     from kdrt.cli.latents_file import SUFFIX, read_latents, save_latents
     from kdrt.cli.preview_file import preview_file
-    from kdrt.common.validation import MOST_IMAGES, whole
+    from kdrt.common.validation import MAX_IMAGES, check_int
 
-    whole("count", count, 1, MOST_IMAGES)
+    check_int("count", count, 1, MAX_IMAGES)
     sampler_options = _options("--sampler-option", sampler_option, "eta=0.5")
     schedule_options = _options("--schedule-option", schedule_option, "rho=5")
     noise_options = _options("--noise-option", noise_option, "source=nv")
@@ -405,11 +405,11 @@ def generate(
     paths = _output_paths(output, 1 if to_latents else len(prompts) * count, (SUFFIX,))
     given_latents = None if latents is None else read_latents(latents)
     watch = None if preview is None else preview_file(_output_paths(preview, 1)[0])
-    picture, mask_picture, image_prompt = map(_opened, (image, mask, ip_adapter_image))
+    image, mask_image, image_prompt = map(_opened, (image, mask, ip_adapter_image))
 
     import kdrt
 
-    pipe = _loaded(bundle, engine, threads, graph, fallback, low_vram)
+    pipe = _loaded(bundle, engine, threads, cuda_graph, fallback, low_vram)
     _load_loras(pipe, lora or [], strict=strict_lora)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", kdrt.TruncationWarning)  # told below, in our words
@@ -422,8 +422,8 @@ def generate(
             steps=steps,
             sampler=sampler,
             schedule=schedule,
-            image=picture,
-            mask_image=mask_picture,
+            image=image,
+            mask_image=mask_image,
             strength=strength,
             latents=given_latents,
             denoising_start=denoising_start,
@@ -479,7 +479,7 @@ def _loaded(
     name: str,
     engine: str | None,
     threads: int | None,
-    graph: str | None,
+    cuda_graph: str | None,
     fallback: str | None,
     low_vram: bool,
 ) -> kdrt.Pipeline:
@@ -491,11 +491,11 @@ def _loaded(
     import kdrt
     from kdrt.backends.fallback import FallbackWarning
     from kdrt.bundle import open_bundle
-    from kdrt.pipeline.memory import plan_memory
+    from kdrt.pipeline.memory import estimate_memory
 
     opened = open_bundle(name)
-    level = cast(Any, graph)  # checked where it is used
-    memory = plan_memory(opened, engine, graph=level, low_vram=low_vram)
+    level = cast(Any, cuda_graph)  # checked where it is used
+    memory = estimate_memory(opened, engine, cuda_graph=level, low_vram=low_vram)
     if sys.stderr.isatty():
         typer.echo(memory.line(), err=True)
     advice = memory.advice()
@@ -507,7 +507,7 @@ def _loaded(
             opened,
             engine=engine,
             threads=threads,
-            graph=level,
+            cuda_graph=level,
             fallback=fallback,
             low_vram=low_vram,
         )
@@ -542,8 +542,8 @@ def _warn(text: str) -> None:
 
 
 def _output_paths(output: Path, count: int, besides: tuple[str, ...] = ()) -> list[Path]:
-    """Where the pictures will go, after making sure that they can: nothing is worse than an hour
-    of work that cannot be saved. ``besides`` pictures, files of these suffixes are meant too."""
+    """Where the images will go, after making sure that they can: nothing is worse than an hour
+    of work that cannot be saved. ``besides`` images, files of these suffixes are meant too."""
     from kdrt.common.atomic_io import check_file
     from kdrt.common.paths import user_path
     from kdrt.errors import OutputError
@@ -582,13 +582,13 @@ _WORDS = {"true": True, "false": False, "none": None}
 
 
 def _options(flag: str, pairs: list[str] | None, example: str) -> dict[str, Any]:
-    from kdrt.errors import InvalidRequest
+    from kdrt.errors import InvalidRequestError
 
     options: dict[str, Any] = {}
     for pair in pairs or []:
         name, equals, value = pair.partition("=")
         if not (name and equals and value):
-            raise InvalidRequest(f"{flag} takes NAME=VALUE, as in {example}, not '{pair}'")
+            raise InvalidRequestError(f"{flag} takes NAME=VALUE, as in {example}, not '{pair}'")
         options[name] = _value(value)
     return options
 
@@ -604,25 +604,25 @@ def _value(text: str) -> Any:
 
 
 def _numbers(flag: str, text: str | None, example: str) -> list[float] | None:
-    from kdrt.errors import InvalidRequest
+    from kdrt.errors import InvalidRequestError
 
     if text is None:
         return None
     try:
         return [float(number) for number in text.split(",")]
     except ValueError as error:
-        raise InvalidRequest(f"{flag} takes numbers, as in {example}, not '{text}'") from error
+        raise InvalidRequestError(f"{flag} takes numbers, as in {example}, not '{text}'") from error
 
 
 def _interval(text: str | None) -> tuple[float, float] | None:
-    from kdrt.errors import InvalidRequest
+    from kdrt.errors import InvalidRequestError
 
     if text is None:
         return None
     try:
         low, high = map(float, text.split(":"))
     except ValueError as error:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"--guidance-interval takes two noise levels, as in 0.3:5.4, not '{text}'"
         ) from error
     return low, high
@@ -630,7 +630,7 @@ def _interval(text: str | None) -> tuple[float, float] | None:
 
 def _freeu(text: str | None) -> tuple[float, float, float, float] | None:
     from kdrt.denoise.freeu import preset
-    from kdrt.errors import InvalidRequest
+    from kdrt.errors import InvalidRequestError
 
     if text is None:
         return None
@@ -639,7 +639,7 @@ def _freeu(text: str | None) -> tuple[float, float, float, float] | None:
     try:
         b1, b2, s1, s2 = map(float, text.split(","))
     except ValueError as error:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"--freeu takes four numbers, as in 1.3,1.4,0.9,0.2, not '{text}'"
         ) from error
     return b1, b2, s1, s2

@@ -1,4 +1,4 @@
-"""``kdrt info``: how a picture was made."""
+"""``kdrt info``: how an image was made."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 
 def info(
-    file: Annotated[Path, typer.Argument(metavar="FILE", show_default=False, help="A picture.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", show_default=False, help="An image.")],
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """

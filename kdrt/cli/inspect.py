@@ -125,12 +125,12 @@ def _noise_levels(facts: SchedulerFacts) -> list[tuple[str, str]]:
 
 def _print_memory(bundle: Bundle) -> None:
     from kdrt.cli.console import print_table
-    from kdrt.errors import EngineUnavailable
-    from kdrt.pipeline.memory import plan_memory
+    from kdrt.errors import EngineUnavailableError
+    from kdrt.pipeline.memory import estimate_memory
 
     try:
-        plan = plan_memory(bundle)
-    except EngineUnavailable:
+        plan = estimate_memory(bundle)
+    except EngineUnavailableError:
         return
     typer.echo()
     print_table(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kdrt.common.atomic_io import new_file
 from kdrt.common.paths import user_path
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt.pipeline.result import Result
 
 SUFFIX = ".safetensors"
@@ -33,22 +33,22 @@ def read_latents(path: Path) -> Tensor:
     """The latents that `save_latents` wrote.
 
     Raises:
-        InvalidRequest: there is no such file, or it holds something else.
+        InvalidRequestError: there is no such file, or it holds something else.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = user_path(path)
     if not path.is_file():
-        raise InvalidRequest(f"there is no file {path}")
+        raise InvalidRequestError(f"there is no file {path}")
     try:
         tensors = load_file(path)
     except OSError as error:
-        raise InvalidRequest(f"cannot read {path}: {error.strerror or error}") from error
+        raise InvalidRequestError(f"cannot read {path}: {error.strerror or error}") from error
     except SafetensorError as error:
-        raise InvalidRequest(f"{path} is no safetensors file: {error}") from error
+        raise InvalidRequestError(f"{path} is no safetensors file: {error}") from error
     if set(tensors) != {_NAME}:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{path} holds no latents; `kdrt generate … -o latents{SUFFIX}` writes them"
         )
     return tensors[_NAME]

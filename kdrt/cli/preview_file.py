@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from kdrt.common.validation import MOST_SIDE
+from kdrt.common.validation import MAX_SIDE
 from kdrt.images.output import save_image
 from kdrt.vae.preview import PreviewStep
 
@@ -16,8 +16,8 @@ def preview_file(path: Path) -> Callable[[PreviewStep], None]:
     """A callback that keeps the newest previews in ``path``, side by side: whoever opens the file
     sees one step's or the next's, never half of one.
 
-    The callback raises OutputError where the file cannot be written, and InvalidRequest where the
-    bundle has no previews.
+    The callback raises OutputError where the file cannot be written, and InvalidRequestError where
+    the bundle has no previews.
     """
 
     def save(step: PreviewStep) -> None:
@@ -26,10 +26,10 @@ def preview_file(path: Path) -> Callable[[PreviewStep], None]:
     return save
 
 
-def _side_by_side(pictures: list[Image.Image]) -> Image.Image:
-    width, height = pictures[0].size
-    pictures = pictures[: max(MOST_SIDE // width, 1)]  # a file holds no more
-    row = Image.new("RGB", (width * len(pictures), height))
-    for index, picture in enumerate(pictures):
-        row.paste(picture, (index * width, 0))
+def _side_by_side(images: list[Image.Image]) -> Image.Image:
+    width, height = images[0].size
+    images = images[: max(MAX_SIDE // width, 1)]  # a file holds no more
+    row = Image.new("RGB", (width * len(images), height))
+    for index, image in enumerate(images):
+        row.paste(image, (index * width, 0))
     return row

@@ -60,7 +60,7 @@ def samplers(
     )
     typer.echo(
         "\nCalls of the UNet in N steps; graph: whether a CUDA graph can hold the loop. With noise "
-        "too, the same seed gives the same picture."
+        "too, the same seed gives the same image."
     )
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from kdrt.common.atomic_io import new_file
 from kdrt.common.paths import user_path
-from kdrt.common.validation import MOST_STEPS, whole
-from kdrt.errors import InvalidRequest, OutputError
+from kdrt.common.validation import MAX_STEPS, check_int
+from kdrt.errors import InvalidRequestError, OutputError
 from kdrt.sampling import SCHEDULES, NoiseSchedule, sigmas_for
 
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -22,17 +22,17 @@ def plot_schedules(path: Path, steps: int) -> Path:
         steps: of the run; schedules that do not have so many get as many as they have.
 
     Raises:
-        InvalidRequest: matplotlib is not installed, or there cannot be so many steps.
+        InvalidRequestError: matplotlib is not installed, or there cannot be so many steps.
         OutputError: the file cannot be written.
     """
-    steps = whole("steps", steps, 2, MOST_STEPS)
+    steps = check_int("steps", steps, 2, MAX_STEPS)
     path = user_path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise OutputError(f"cannot draw '{path}': the name must end in {', '.join(SUFFIXES)}")
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise InvalidRequest("drawing needs matplotlib: pip install 'kdrt[bench]'") from error
+        raise InvalidRequestError("drawing needs matplotlib: pip install 'kdrt[bench]'") from error
 
     table = NoiseSchedule.from_betas(0.00085, 0.012, "scaled_linear")
     grids = {

@@ -33,7 +33,7 @@ def home() -> Path:
     """``$KDRT_HOME``, else the user's cache folder.
 
     Raises:
-        InvalidRequest: the variable names what cannot be a folder.
+        InvalidRequestError: the variable names what cannot be a folder.
     """
     return user_path(os.environ.get("KDRT_HOME") or platformdirs.user_cache_dir("kdrt"))
 

@@ -10,7 +10,7 @@ Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 
-class Recent(Generic[Key, Value]):
+class LruCache(Generic[Key, Value]):
     """Keeps the ``size`` most recently used values.
 
     ``functools.lru_cache`` keys on every argument of a function; here the key is separate from
@@ -18,12 +18,12 @@ class Recent(Generic[Key, Value]):
 
     Args:
         size: how many.
-        forgotten: called with every value that is not kept any more.
+        on_evict: called with every value that is not kept any more.
     """
 
-    def __init__(self, size: int, forgotten: Callable[[Value], object] | None = None) -> None:
+    def __init__(self, size: int, on_evict: Callable[[Value], object] | None = None) -> None:
         self._size = size
-        self._forgotten = forgotten or (lambda value: None)
+        self._forgotten = on_evict or (lambda value: None)
         self._values: OrderedDict[Key, Value] = OrderedDict()
 
     def get(self, key: Key, make: Callable[[], Value]) -> Value:

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from kdrt.errors import NotEnoughMemory
+from kdrt.errors import OutOfMemoryError
 from kdrt_engines.errors import is_out_of_memory
 
 _LIMITS = (
@@ -47,16 +47,16 @@ def _resident() -> int:
 
 
 def name_memory_failure(error: Exception, let_go: Callable[[], object] = lambda: None) -> None:
-    """Raises NotEnoughMemory: that is what ``error`` means. ``let_go`` has freed what can be made
+    """Raises OutOfMemoryError: that is what ``error`` means. ``let_go`` has freed what can be made
     again by then, and what the failed work had made is free too."""
     if not is_out_of_memory(error):
         return
     traceback.clear_frames(error.__traceback__)
     let_go()
-    if isinstance(error, NotEnoughMemory):
+    if isinstance(error, OutOfMemoryError):
         raise error
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    raise NotEnoughMemory(
+    raise OutOfMemoryError(
         f"memory ran out ({reason}): make fewer or smaller images at a time, call "
         "enable_vae_tiling(), load with low_vram=True, or end other programs"
     ) from error

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NoReturn
 
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 
 
-class AbsentAttribute(InvalidRequest, AttributeError):
+class AbsentAttributeError(InvalidRequestError, AttributeError):
     """There is no such attribute; ``hasattr`` and ``getattr`` with a default know it as ever."""
 
 
-class UnknownArgument(InvalidRequest, TypeError):
+class UnknownArgumentError(InvalidRequestError, TypeError):
     """There is no such argument."""
 
 
@@ -31,7 +31,7 @@ class SaysWhatThereIs:
             config = getattr(self, "config", None)
             if isinstance(config, Mapping) and name in config:
                 return config[name]
-        raise AbsentAttribute(f"{type(self).__name__} has no {name!r} here; {self.instead}")
+        raise AbsentAttributeError(f"{type(self).__name__} has no {name!r} here; {self.instead}")
 
 
 _ARGUMENTS = {
@@ -50,25 +50,27 @@ _ARGUMENTS = {
 
 
 def refuse_arguments(given: Mapping[str, object]) -> None:
-    """Raise UnknownArgument for the first of a call's arguments that the originals did not have;
-    None, or nothing in a dictionary, in place of one that diffusers' other pipelines have says
-    what is so anyway."""
+    """Raise UnknownArgumentError for the first argument of a call that the originals did not have.
+
+    An argument of diffusers' other pipelines may be given where it changes nothing: as None, or as
+    a dictionary without entries.
+    """
     for name, value in given.items():
         if name not in _ARGUMENTS:
-            raise UnknownArgument(
+            raise UnknownArgumentError(
                 f"a call has no argument {name!r}; its arguments are those of the removed pipeline"
             )
         if value is not None and not (isinstance(value, Mapping) and not value):
             instead = _ARGUMENTS[name].format(name=name)
-            raise UnknownArgument(f"a call has no argument {name!r}: {instead}")
+            raise UnknownArgumentError(f"a call has no argument {name!r}: {instead}")
 
 
 def refused(reason: str) -> Callable[..., NoReturn]:
-    """A method that raises InvalidRequest for this reason."""
+    """A method that raises InvalidRequestError for this reason."""
 
     def method(*_: object, **__: object) -> NoReturn:
-        """Raises InvalidRequest."""
-        raise InvalidRequest(reason)
+        """Raises InvalidRequestError."""
+        raise InvalidRequestError(reason)
 
     return staticmethod(method)
 
@@ -86,7 +88,7 @@ _LORA = "LoRAs go through load_lora_weights, which reads, names and places their
 
 
 class AbsentMethods(SaysWhatThereIs):
-    """Raise InvalidRequest, all of them."""
+    """Raise InvalidRequestError, all of them."""
 
     instead = (
         "it has what the removed pipeline had, and to() for devices; what kdrt does besides is in "

@@ -14,7 +14,7 @@ import torch
 
 from kdrt.adapters.tensor_file import is_there
 from kdrt.common.paths import user_path
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 
 Use = Literal["honoured", "inert"]
 
@@ -132,44 +132,50 @@ _DTYPES: dict[str, torch.dtype] = {
 
 
 def check_arguments(method: str, given: Mapping[str, Any]) -> None:
-    """Raise InvalidRequest for the first argument that ``method`` does not have, or refuses."""
+    """Refuse arguments that ``method`` does not have, or does not allow.
+
+    Raises:
+        InvalidRequestError: for the first of them.
+    """
     for name, value in given.items():
         use = ARGUMENTS.get(name)
         if use is None:
-            raise InvalidRequest(f"{method} has no argument {name!r}")
+            raise InvalidRequestError(f"{method} has no argument {name!r}")
         if use not in ("honoured", "inert") and value is not None and value is not False:
-            raise InvalidRequest(use.format(name=name))
+            raise InvalidRequestError(use.format(name=name))
     checker = given.get("safety_checker")
     if checker is not None:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             "safety_checker can be None here, which turns it off; set pipe.safety_checker to put "
             "another in its place"
         )
     if method == "from_single_file":
         for name, reason in _NOT_OF_A_FILE.items():
             if given.get(name):
-                raise InvalidRequest(reason.format(name=name))
+                raise InvalidRequestError(reason.format(name=name))
     if method == "from_pipe":
         for name in given.keys() - {"safety_checker"}:
             if ARGUMENTS[name] == "honoured" and given[name] is not None:
-                raise InvalidRequest(
+                raise InvalidRequestError(
                     f"from_pipe shares the networks of the other pipeline, and {name} cannot "
                     "differ; open the model again with from_pretrained"
                 )
     kind = given.get("scheduler_type")
     if kind is not None and kind not in _SCHEDULER_TYPES:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"unknown scheduler_type {kind!r}; known: {', '.join(_SCHEDULER_TYPES)}. None of them "
             "changes the grid: choose a sampler with set_scheduler"
         )
     predicts = given.get("prediction_type")
     if predicts is not None and predicts not in _PREDICTIONS:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"prediction_type must be one of {', '.join(_PREDICTIONS)}, not {predicts!r}"
         )
     zeros = given.get("force_zeros_for_empty_prompt")
     if zeros is not None and not isinstance(zeros, bool):
-        raise InvalidRequest(f"force_zeros_for_empty_prompt must be True or False, not {zeros!r}")
+        raise InvalidRequestError(
+            f"force_zeros_for_empty_prompt must be True or False, not {zeros!r}"
+        )
 
 
 def hub_options(given: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
@@ -187,7 +193,7 @@ def dtypes(value: object) -> tuple[torch.dtype | None, torch.dtype | None]:
         value: a dtype, its name, ``"auto"``, or a dictionary of them by component.
 
     Raises:
-        InvalidRequest: it is no dtype, or other components differ too.
+        InvalidRequestError: it is no dtype, or other components differ too.
     """
     if not isinstance(value, Mapping):
         return _dtype(value), None
@@ -195,7 +201,7 @@ def dtypes(value: object) -> tuple[torch.dtype | None, torch.dtype | None]:
     vae = each.pop("vae", each.get("default"))
     kinds = set(each.values())
     if len(kinds) > 1:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             "torch_dtype can differ for the VAE only: an export has one dtype for the UNet and "
             "the text encoders"
         )
@@ -210,7 +216,7 @@ def _dtype(value: object) -> torch.dtype | None:
         return None
     known = _DTYPES.get(value.removeprefix("torch.")) if isinstance(value, str) else None
     if known is None:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"torch_dtype must be a torch.dtype, as torch.float16, or 'auto', not {value!r}"
         )
     return known
@@ -220,21 +226,21 @@ def inside(source: str | os.PathLike[str], subfolder: object) -> str | os.PathLi
     """``source``, or the folder in it that is meant.
 
     Raises:
-        InvalidRequest: there is no such folder on this machine.
+        InvalidRequestError: there is no such folder on this machine.
     """
     if subfolder in (None, ""):
         return source
     if not isinstance(subfolder, str):
-        raise InvalidRequest(f"subfolder must be the name of a folder, not {subfolder!r}")
+        raise InvalidRequestError(f"subfolder must be the name of a folder, not {subfolder!r}")
     folder = user_path(source)
     if not folder.is_dir():
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"subfolder={subfolder!r} needs a folder on this machine, and '{source}' is none: "
             "download it, and give the folder inside"
         )
     found = folder / subfolder
     if not found.is_dir() or not found.resolve().is_relative_to(folder.resolve()):
-        raise InvalidRequest(f"{folder} has no folder {subfolder!r}")
+        raise InvalidRequestError(f"{folder} has no folder {subfolder!r}")
     return found
 
 
@@ -242,9 +248,9 @@ def path_like(name: str, value: object) -> str | os.PathLike[str]:
     """``value`` as a name or a path.
 
     Raises:
-        InvalidRequest: it is neither, or no file system can hold it.
+        InvalidRequestError: it is neither, or no file system can hold it.
     """
     if isinstance(value, (str, os.PathLike)) and os.fspath(value):
         is_there(user_path(value))
         return value
-    raise InvalidRequest(f"{name} must be a name or a path, not {value!r}")
+    raise InvalidRequestError(f"{name} must be a name or a path, not {value!r}")

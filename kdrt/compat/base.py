@@ -15,7 +15,14 @@ from torch import Tensor
 
 from kdrt.common.streams import on_own_stream
 from kdrt.common.torch_modes import in_neutral_modes
-from kdrt.common.validation import MOST_SIDE, MOST_STEPS, amount, dense, function, whole
+from kdrt.common.validation import (
+    MAX_SIDE,
+    MAX_STEPS,
+    check_callable,
+    check_dense,
+    check_int,
+    check_number,
+)
 from kdrt.compat.absent import AbsentMethods
 from kdrt.compat.conditions import Conditions
 from kdrt.compat.exact import ExactDenoiser, exact_sampler, run_exact
@@ -30,7 +37,7 @@ from kdrt.compat.progress import ProgressBar
 from kdrt.compat.switches import MemorySwitches
 from kdrt.compat.views import SchedulerView
 from kdrt.denoise.denoiser import FREEU_OFF, is_doubled
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt.pipeline.pipeline import Pipeline, load
 from kdrt.prompt import Conditioning, Truncation, TruncationWarning
 from kdrt.prompt.given import checked_embeddings
@@ -69,7 +76,7 @@ class KDiffusionPipeline(LoadingMixin, PartsMixin, MemorySwitches, AbsentMethods
         **components: Any,
     ) -> None:
         if not isinstance(pipeline, Pipeline) or components:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"{type(self).__name__} is made by from_pretrained(model), or of a kdrt.Pipeline, "
                 "and not of components, which are part of an export; to share the networks of "
                 "another pipeline use from_pipe(pipe)"
@@ -80,14 +87,14 @@ class KDiffusionPipeline(LoadingMixin, PartsMixin, MemorySwitches, AbsentMethods
                 "sd": "StableDiffusionKDiffusionPipeline",
                 "sdxl": "StableDiffusionXLKDiffusionPipeline",
             }
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"'{manifest.name}' is a model of the family {manifest.family}: use "
                 f"{other[manifest.family]}"
             )
         facts = manifest.scheduler
         if facts.edm is not None or facts.prediction_type == "sample":
             trained = "in the EDM formulation" if facts.edm else "to predict the image itself"
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"'{manifest.name}' was trained {trained}, and the removed pipelines knew models "
                 "of discrete timesteps that predict noise or velocity alone: use kdrt.load"
             )
@@ -112,13 +119,13 @@ class KDiffusionPipeline(LoadingMixin, PartsMixin, MemorySwitches, AbsentMethods
         """Move to a device, if not there already, by loading the engines for it.
 
         Raises:
-            EngineUnavailable: no engine of this bundle runs there.
-            InvalidRequest: another dtype than the bundle's was asked for: that is fixed at export;
-                or adapters are loaded, which do not move.
+            EngineUnavailableError: no engine of this bundle runs there.
+            InvalidRequestError: another dtype than the bundle's was asked for: that is fixed at
+                export; or adapters are loaded, which do not move.
         """
         device, dtype = asked_for(arguments, options)
         if dtype not in (None, self.dtype):
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"this model was exported in {self.dtype}, and an engine's dtype is fixed: load it "
                 f"with from_pretrained(…, torch_dtype={dtype})"
             )
@@ -134,13 +141,13 @@ class KDiffusionPipeline(LoadingMixin, PartsMixin, MemorySwitches, AbsentMethods
             engine = "onnxruntime" if device == "cpu" else "onnxruntime-cuda"
         before = self.pipeline
         if before.loras or before.textual_inversions() or before.variants_in_use:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"adapters and variants stay where they were loaded: call to({device!r}) "
                 "before loading them"
             )
         moved = load(before.bundle, engine=engine)
         if moved.engines["unet"].device.type != device:
-            raise InvalidRequest(f"the {engine} engine of this model does not run on {device}")
+            raise InvalidRequestError(f"the {engine} engine of this model does not run on {device}")
         moved.vae.slicing, moved.vae.tiling = before.vae.slicing, before.vae.tiling
         if before.safety_checker is None:
             moved.safety_checker = None
@@ -196,13 +203,13 @@ class KDiffusionPipeline(LoadingMixin, PartsMixin, MemorySwitches, AbsentMethods
         """Choose the sampler, by k-diffusion's name with or without ``sample_``.
 
         Raises:
-            InvalidRequest: no sampler is called that.
+            InvalidRequestError: no sampler is called that.
         """
         name = scheduler_type.removeprefix("sample_") if isinstance(scheduler_type, str) else ""
         if name in SAMPLERS:
             self._sampler = name
             return
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"Invalid scheduler type {scheduler_type!r}. Please choose one of "
             f"{', '.join(f'sample_{known}' for known in SAMPLERS)}."
         )
@@ -217,7 +224,7 @@ class KDiffusionPipeline(LoadingMixin, PartsMixin, MemorySwitches, AbsentMethods
         """A progress bar as it is configured, for an iterable or for ``total`` steps.
 
         Raises:
-            InvalidRequest: neither is given.
+            InvalidRequestError: neither is given.
         """
         return ProgressBar(iterable, total, self._progress)
 
@@ -236,13 +243,15 @@ class KDiffusionPipeline(LoadingMixin, PartsMixin, MemorySwitches, AbsentMethods
             b2: the same in the second. :data:`kdrt.compat.FREEU_PRESETS` has good ones.
 
         Raises:
-            InvalidRequest: a value is not a finite number of at least 0, or the bundle has no
+            InvalidRequestError: a value is not a finite number of at least 0, or the bundle has no
                 FreeU.
         """
         if not self.pipeline.engines["unet"].spec.has_input("freeu"):
-            raise InvalidRequest("this bundle has no FreeU in its UNet; export the model again")
-        b1, b2 = amount("b1", b1), amount("b2", b2)
-        self._freeu = (b1, b2, amount("s1", s1), amount("s2", s2))
+            raise InvalidRequestError(
+                "this bundle has no FreeU in its UNet; export the model again"
+            )
+        b1, b2 = check_number("b1", b1), check_number("b2", b2)
+        self._freeu = (b1, b2, check_number("s1", s1), check_number("s2", s2))
 
     def disable_freeu(self) -> None:
         """Turn FreeU off: then it is exactly the identity."""
@@ -262,23 +271,25 @@ class KDiffusionPipeline(LoadingMixin, PartsMixin, MemorySwitches, AbsentMethods
         """Unit-variance latents ``[B, C, h, w]``, drawn or given.
 
         Raises:
-            InvalidRequest: latents of another shape, or another number of generators.
+            InvalidRequestError: latents of another shape, or another number of generators.
         """
         if not isinstance(dtype, torch.dtype):
-            raise InvalidRequest(f"dtype must be a torch.dtype, not {dtype!r}")
+            raise InvalidRequestError(f"dtype must be a torch.dtype, not {dtype!r}")
         place, scale = as_device(device), self.vae_scale_factor
-        sides = (whole("height", height, 1) // scale, whole("width", width, 1) // scale)
-        channels = whole("num_channels_latents", num_channels_latents, 1)
-        shape = (whole("batch_size", batch_size, 1), channels, *sides)
+        sides = (check_int("height", height, 1) // scale, check_int("width", width, 1) // scale)
+        channels = check_int("num_channels_latents", num_channels_latents, 1)
+        shape = (check_int("batch_size", batch_size, 1), channels, *sides)
         if latents is None:
             return initial_noise(shape, generator, dtype, place)
         if isinstance(latents, Tensor):
-            dense("latents", latents)
+            check_dense("latents", latents)
         if not isinstance(latents, Tensor) or tuple(latents.shape) != shape:
             found = list(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
-            raise InvalidRequest(f"Unexpected latents shape, got {found}, expected {list(shape)}")
+            raise InvalidRequestError(
+                f"Unexpected latents shape, got {found}, expected {list(shape)}"
+            )
         if latents.is_complex() or not bool(latents.isfinite().all()):
-            raise InvalidRequest("latents must be finite numbers")
+            raise InvalidRequestError("latents must be finite numbers")
         return latents.to(device=place, dtype=dtype)
 
     def _share(self, other: Any) -> None:
@@ -293,7 +304,7 @@ class KDiffusionPipeline(LoadingMixin, PartsMixin, MemorySwitches, AbsentMethods
         return contextlib.nullcontext()
 
     def _check_embeds(self, name: str, embeds: object, pooled_name: str, pooled: object) -> None:
-        """Raise InvalidRequest if embeddings are given that the UNet cannot take."""
+        """Raise InvalidRequestError if embeddings are given that the UNet cannot take."""
         spec = self.pipeline.engines["unet"].spec
         if embeds is not None:
             width = spec.input("encoder_hidden_states").shape[-1]
@@ -319,7 +330,7 @@ class KDiffusionPipeline(LoadingMixin, PartsMixin, MemorySwitches, AbsentMethods
         """Hidden states and pooled embeddings of B prompts for every encoder, warning of those
         that are too long. ``together`` runs them as one batch, which the last bits depend on.
         ``length`` is that of embeddings which they are used with."""
-        skip = 0 if clip_skip is None else whole("clip_skip", clip_skip, 0)
+        skip = 0 if clip_skip is None else check_int("clip_skip", clip_skip, 0)
         truncations: Sequence[Truncation]
         encoders = self.pipeline._prompts.encoders
         most = min(encoder.facts.max_length for encoder in encoders)
@@ -361,12 +372,12 @@ class KDiffusionPipeline(LoadingMixin, PartsMixin, MemorySwitches, AbsentMethods
     ) -> Tensor:
         """From the conditions to final latents ``[B, C, h, w]``."""
         if compat_dtype and not exact:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 "compat_dtype needs exact=True: kdrt's own samplers run in float32"
             )
         if exact:
             exact_sampler(self._sampler)  # raises before anything is computed
-        steps = whole("num_inference_steps", steps, 1, MOST_STEPS)
+        steps = check_int("num_inference_steps", steps, 1, MAX_STEPS)
         images = len(conditions.hidden) // conditions.halves
         dtype = conditions.hidden.dtype
         in_text_dtype = exact if compat_dtype is None else compat_dtype
@@ -443,33 +454,33 @@ class KDiffusionPipeline(LoadingMixin, PartsMixin, MemorySwitches, AbsentMethods
 
     def _guide(self, guidance_scale: float) -> bool:
         """Remember the guidance scale; whether it needs an unconditional half."""
-        self._guidance_scale = amount("guidance_scale", guidance_scale)
+        self._guidance_scale = check_number("guidance_scale", guidance_scale)
         return self.do_classifier_free_guidance
 
 
 def check_size(height: int, width: int) -> None:
-    """Raise InvalidRequest unless both sides are multiples of 8."""
-    whole("height", height, 8, MOST_SIDE)
-    whole("width", width, 8, MOST_SIDE)
+    """Raise InvalidRequestError unless both sides are multiples of 8."""
+    check_int("height", height, 8, MAX_SIDE)
+    check_int("width", width, 8, MAX_SIDE)
     if height % 8 or width % 8:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"`height` and `width` have to be divisible by 8 but are {height} and {width}."
         )
 
 
 def check_callback(callback: object, callback_steps: object) -> None:
-    """Raise InvalidRequest unless this can be called, every so many steps."""
+    """Raise InvalidRequestError unless this can be called, every so many steps."""
     if callback_steps is not None:
-        whole("callback_steps", callback_steps, 1)
+        check_int("callback_steps", callback_steps, 1)
     if callback is not None:
-        function("callback", callback)
+        check_callable("callback", callback)
 
 
 def check_exclusive(given: dict[str, object]) -> None:
-    """Raise InvalidRequest if more than one of these arguments is given."""
+    """Raise InvalidRequestError if more than one of these arguments is given."""
     names = [name for name, value in given.items() if value is not None]
     if len(names) > 1:
-        raise InvalidRequest(f"give only one of {' and '.join(names)}")
+        raise InvalidRequestError(f"give only one of {' and '.join(names)}")
 
 
 def repeat(embeds: Tensor, times: int) -> Tensor:
@@ -483,7 +494,7 @@ def _grid_of(scheduler: Any, steps: int) -> Tensor:
         scheduler.set_timesteps(steps)
         sigmas = torch.as_tensor(scheduler.sigmas)
     except Exception as error:  # it is not ours, and raises what it likes
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{type(scheduler).__name__} cannot make a grid of {steps} steps: {error}"
         ) from error
     return sigmas.detach().float().cpu()

@@ -22,7 +22,7 @@ class Conditions:
         doubled: whether n is 2.
         guidance_scale: w in ``u + w·(c − u)``.
         freeu: (b1, b2, s1, s2).
-        image_tokens: what an IP-Adapter makes of pictures, ``[n·B, N, D]``; None without.
+        image_tokens: what an IP-Adapter makes of images, ``[n·B, N, D]``; None without.
         image_scale: how much they count.
     """
 
@@ -41,7 +41,7 @@ class Conditions:
         return 2 if self.doubled else 1
 
     def one(self, image: int) -> Conditions:
-        """Those of one picture alone."""
+        """Those of one image alone."""
 
         def rows(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor[image :: len(tensor) // self.halves]

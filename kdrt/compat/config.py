@@ -6,8 +6,8 @@ import json
 from typing import Any, NoReturn
 
 from kdrt.bundle import Bundle, config_file
-from kdrt.compat.absent import AbsentAttribute
-from kdrt.errors import InvalidRequest
+from kdrt.compat.absent import AbsentAttributeError
+from kdrt.errors import InvalidRequestError
 
 
 def recorded(bundle: Bundle, network: str) -> dict[str, Any]:
@@ -26,17 +26,17 @@ class Config(dict[str, Any]):
     """A configuration, read by key or by attribute as diffusers' ``FrozenDict``.
 
     Raises:
-        InvalidRequest: something is written to it, which could not have an effect.
-        AbsentAttribute: there is no such value.
+        InvalidRequestError: something is written to it, which could not have an effect.
+        AbsentAttributeError: there is no such value.
     """
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name not in self:
-            raise AbsentAttribute(f"this configuration has no {name!r}; it has {[*self]}")
+            raise AbsentAttributeError(f"this configuration has no {name!r}; it has {[*self]}")
         return self[name]
 
     def _refuse(self, *_: object, **__: object) -> NoReturn:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             "a configuration only tells how the model was exported; export it again to change it"
         )
 

@@ -20,7 +20,7 @@ from kdrt.compat.conditions import Conditions
 from kdrt.compat.grid import TrainingTable
 from kdrt.compat.noise import Seeds
 from kdrt.denoise.bound_unet import GUIDANCE_INPUT, guidance_embedding
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt.sampling.k_diffusion import append_dims, k_diffusion_module
 from kdrt_engines import Binding, Engine
 
@@ -28,7 +28,7 @@ StepCallback = Callable[[int, float, Tensor], None]
 """Called after a step with its number, the σ it began at, and the new latents."""
 
 _NEED_TWO_STEPS = ("dpmpp_2m_sde", "dpmpp_3m_sde")
-"""k-diffusion's crash in a single step; the result of that step is the denoised picture."""
+"""k-diffusion's crash in a single step; the result of that step is the denoised image."""
 
 
 class ExactDenoiser:
@@ -111,7 +111,7 @@ def run_exact(
         callback: told of every step.
 
     Raises:
-        InvalidRequest: k-diffusion is not installed, or has no such sampler.
+        InvalidRequestError: k-diffusion is not installed, or has no such sampler.
     """
     module = _sampling()
     function = exact_sampler(sampler)
@@ -141,11 +141,11 @@ def exact_sampler(name: str) -> Callable[..., Tensor]:
     """k-diffusion's function of a sampler that walks a grid.
 
     Raises:
-        InvalidRequest: k-diffusion is not installed, or has no such sampler.
+        InvalidRequestError: k-diffusion is not installed, or has no such sampler.
     """
     found: Any = getattr(_sampling(), f"sample_{name}", None)
     if found is None or list(inspect.signature(found).parameters)[2:3] != ["sigmas"]:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"the original pipelines cannot run {name!r}, as k-diffusion has no such sampler that "
             "walks a grid of sigmas; leave exact=True out, or choose another sampler"
         )

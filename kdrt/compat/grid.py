@@ -19,10 +19,10 @@ from torch import Tensor
 
 from kdrt.bundle import SchedulerFacts
 from kdrt.compat.absent import SaysWhatThereIs
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 
 _RHO = 7.0
-_LEAST_ALPHA = 2.0**-24
+_MIN_ALPHA = 2.0**-24
 _BETA_SHAPE = 0.6
 """Both parameters of the beta distribution in "Beta Sampling is All You Need" (2407.12173)."""
 
@@ -84,7 +84,8 @@ def default_schedule(
     ``trailing`` spacing has a step more than asked for where N / steps is rounded (61, 103, …).
 
     Raises:
-        InvalidRequest: the spacing is unknown, or beta-distributed σ are asked for without SciPy.
+        InvalidRequestError: the spacing is unknown, or beta-distributed σ are asked for without
+            SciPy.
     """
     count = len(table.sigmas)
     levels = table.sigmas.numpy()
@@ -129,7 +130,7 @@ def _rescaled(alphas_cumprod: Tensor) -> Tensor:
     roots = alphas_cumprod.sqrt()
     first, last = roots[0], roots[-1]
     roots = (roots - last) * (first / (first - last))
-    return (roots**2).clamp(min=_LEAST_ALPHA)
+    return (roots**2).clamp(min=_MIN_ALPHA)
 
 
 def _betas(facts: SchedulerFacts) -> Tensor:
@@ -145,7 +146,7 @@ def _betas(facts: SchedulerFacts) -> Tensor:
         bars = [math.cos((i / count + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(count + 1)]
         ratios = [after / before for before, after in pairwise(bars)]
         return torch.tensor([min(1 - ratio, 0.999) for ratio in ratios], dtype=torch.float32)
-    raise InvalidRequest(
+    raise InvalidRequestError(
         f"unknown beta schedule {facts.beta_schedule!r}; known: linear, scaled_linear, "
         "squaredcos_cap_v2"
     )
@@ -155,7 +156,7 @@ def _beta_quantiles(steps: int) -> NDArray[np.float64]:
     try:
         from scipy.stats import beta
     except ImportError as error:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             "this checkpoint's scheduler spaces its sigmas by a beta distribution, which needs "
             "SciPy: pip install scipy"
         ) from error

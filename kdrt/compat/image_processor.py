@@ -13,8 +13,8 @@ from torch import Tensor
 
 from kdrt.compat.absent import SaysWhatThereIs
 from kdrt.compat.config import Config
-from kdrt.errors import InvalidRequest
-from kdrt.images.input import rgb
+from kdrt.errors import InvalidRequestError
+from kdrt.images.input import to_rgb
 from kdrt.images.output import Images, OutputType
 
 Array = NDArray[np.float32]
@@ -64,12 +64,12 @@ class VaeImageProcessor(SaysWhatThereIs):
                 None is all.
 
         Raises:
-            InvalidRequest: it is no tensor, or the output type is unknown.
+            InvalidRequestError: it is no tensor, or the output type is unknown.
         """
         kind = output_type_of(output_type)
         if not isinstance(image, Tensor) or image.ndim != 4:
             found = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"images to postprocess must be a tensor [B, 3, H, W], not {found}"
             )
         if kind == "latent":
@@ -77,7 +77,7 @@ class VaeImageProcessor(SaysWhatThereIs):
         if do_denormalize is None:
             unit = self.denormalize(image)
         elif len(do_denormalize) != len(image):
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"{len(do_denormalize)} values in do_denormalize for {len(image)} images"
             )
         else:
@@ -107,21 +107,23 @@ class VaeImageProcessor(SaysWhatThereIs):
             crops_coords: (left, top, right, bottom) to cut out of PIL images first.
 
         Raises:
-            InvalidRequest: these are no images, or the mode is another.
+            InvalidRequestError: these are no images, or the mode is another.
         """
         if resize_mode != "default":
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"resize_mode must be 'default', not {resize_mode!r}; crop the image with PIL"
             )
         images = list(image) if isinstance(image, (list, tuple)) else [image]
         kinds = (Image.Image, np.ndarray, Tensor)
         kind = next((k for k in kinds if images and isinstance(images[0], k)), None)
         if kind is None or not all(isinstance(one, kind) for one in images):
-            raise InvalidRequest("images must be PIL images, arrays or tensors, all of one kind")
+            raise InvalidRequestError(
+                "images must be PIL images, arrays or tensors, all of one kind"
+            )
         try:
             pixels = self._pixels(images, kind, height, width, crops_coords)
         except (ValueError, RuntimeError, TypeError) as error:
-            raise InvalidRequest(f"these images cannot be read together: {error}") from error
+            raise InvalidRequestError(f"these images cannot be read together: {error}") from error
         if pixels.shape[1] == self.config.vae_latent_channels and kind is Tensor:
             return pixels
         return pixels if pixels.numel() and pixels.min() < 0 else self.normalize(pixels)
@@ -135,7 +137,7 @@ class VaeImageProcessor(SaysWhatThereIs):
         crops_coords: tuple[int, int, int, int] | None,
     ) -> Tensor:
         if kind is Image.Image:
-            images = [one if one.mode in ("L", "RGB") else rgb("image", one) for one in images]
+            images = [one if one.mode in ("L", "RGB") else to_rgb("image", one) for one in images]
             if crops_coords is not None:
                 images = [one.crop(crops_coords) for one in images]
             rows, columns = self.get_default_height_width(images[0], height, width)
@@ -189,7 +191,9 @@ class VaeImageProcessor(SaysWhatThereIs):
     def numpy_to_pil(images: Array) -> list[Image.Image]:
         """PIL images of arrays ``[B, H, W, C]`` or ``[H, W, C]`` in [0, 1]."""
         if not isinstance(images, np.ndarray) or images.ndim not in (3, 4):
-            raise InvalidRequest("images must be an array [B, height, width, channels] in [0, 1]")
+            raise InvalidRequestError(
+                "images must be an array [B, height, width, channels] in [0, 1]"
+            )
         batch = images[None] if images.ndim == 3 else images
         pixels = (batch * 255).round().astype("uint8")
         return [Image.fromarray(one[..., 0] if one.shape[-1] == 1 else one) for one in pixels]
@@ -215,18 +219,18 @@ class VaeImageProcessor(SaysWhatThereIs):
     @staticmethod
     def convert_to_rgb(image: Image.Image) -> Image.Image:
         """A PIL image as RGB, on white where it has alpha."""
-        return rgb("image", image)
+        return to_rgb("image", image)
 
     @staticmethod
     def convert_to_grayscale(image: Image.Image) -> Image.Image:
         """A PIL image as grey, on white where it has alpha."""
-        return rgb("image", image).convert("L")
+        return to_rgb("image", image).convert("L")
 
 
 def output_type_of(value: object) -> OutputType:
-    """``value`` as an output type. Raises InvalidRequest if it is none."""
+    """``value`` as an output type. Raises InvalidRequestError if it is none."""
     if value not in get_args(OutputType):
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"unknown output_type {value!r}; known: {', '.join(get_args(OutputType))}"
         )
     return value  # type: ignore[return-value]

@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
-from kdrt.adapters.ip_adapter import VARIANT, Pictures, image_scale
-from kdrt.common.validation import shown
+from kdrt.adapters.ip_adapter import VARIANT, ImagePrompt, image_scale
+from kdrt.common.validation import excerpt
 from kdrt.compat.again import export_again
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt.pipeline.calls import one_call
 from kdrt.pipeline.pipeline import Pipeline
 
@@ -25,7 +25,7 @@ class IpAdapterMixin:
     """For a class with a ``pipeline``.
 
     Attributes:
-        ip_adapter_scale: how much pictures count.
+        ip_adapter_scale: how much images count.
     """
 
     pipeline: Pipeline
@@ -43,7 +43,7 @@ class IpAdapterMixin:
         """Use the bundle's IP-Adapter, which must be the one that is asked for.
 
         Raises:
-            InvalidRequest: the bundle has none, or another; the message says what to export.
+            InvalidRequestError: the bundle has none, or another; the message says what to export.
         """
         manifest = self.pipeline.bundle.manifest
         source, subfolder, weight_name = map(
@@ -55,17 +55,18 @@ class IpAdapterMixin:
             inside = PurePath(subfolder, weight_name).as_posix() if weight_name else ""
             separator = "/" if Path(source).is_dir() else ":"
             wanted = f"{source}{separator}{inside}" if inside else source
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"'{manifest.name}' has {'no IP-Adapter' if facts is None else facts.file}: "
                 + export_again(self.pipeline.bundle, self.exported_from, "--ip-adapter", wanted)
             )
         self.pipeline.use_variant(VARIANT, ["unet"])
 
     def set_ip_adapter_scale(self, scale: float | Sequence[float]) -> None:
-        """How much pictures count from now on; 0 is exactly off.
+        """How much images count from now on; 0 is exactly off.
 
         Raises:
-            InvalidRequest: the scale is no finite number; scales of single blocks are not known.
+            InvalidRequestError: the scale is no finite number; scales of single blocks are not
+                known.
         """
         single = scale[0] if isinstance(scale, Sequence) and len(scale) == 1 else scale
         self.ip_adapter_scale = image_scale(single)
@@ -78,23 +79,23 @@ class IpAdapterMixin:
         self.ip_adapter_scale = 1.0
 
     def _image_tokens(
-        self, pictures: Pictures | None, embeddings: Tensor | None, images: int, *, doubled: bool
+        self, prompts: ImagePrompt | None, embeddings: Tensor | None, images: int, *, doubled: bool
     ) -> Tensor | None:
-        """What the UNet attends to besides the prompt, ``[n·B, N, D]``; None without pictures.
-        With pictures the adapter's UNet takes over, loaded by :meth:`load_ip_adapter` or not."""
-        if pictures is None and embeddings is None:
+        """What the UNet attends to besides the prompt, ``[n·B, N, D]``; None without images.
+        With images the adapter's UNet takes over, loaded by :meth:`load_ip_adapter` or not."""
+        if prompts is None and embeddings is None:
             return None
         if not self.pipeline.engines["unet"].spec.has_input("ip_scale"):
             self.pipeline.use_variant(VARIANT, ["unet"])
-        return self.pipeline._image_prompts.encode(pictures, embeddings, images, doubled=doubled)
+        return self.pipeline._image_prompts.encode(prompts, embeddings, images, doubled=doubled)
 
 
 def _single(value: object) -> str:
     """A name or a path, or the only one of a list."""
     one = value[0] if isinstance(value, list) and len(value) == 1 else value
     if not isinstance(one, (str, os.PathLike)):
-        raise InvalidRequest(
+        raise InvalidRequestError(
             "load_ip_adapter takes one adapter: a hub id or a path, the name of its folder there, "
-            f"and the name of its file, not {shown(value)}"
+            f"and the name of its file, not {excerpt(value)}"
         )
     return os.fspath(one)

@@ -17,7 +17,7 @@ from kdrt.common.paths import user_path
 from kdrt.compat.arguments import check_arguments, dtypes, hub_options, inside, path_like
 from kdrt.compat.moving import device_type
 from kdrt.compat.sources import Wanted, bundle_folder, downloaded_file, facts_of, find_bundle
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt.pipeline.pipeline import Pipeline, load
 
 Source = str | os.PathLike[str]
@@ -69,15 +69,16 @@ class LoadingMixin:
                 ``subfolder`` and ``safety_checker=None`` count, as do those of the download.
 
         Raises:
-            InvalidRequest: an option is unknown or refused, or the model is of the other family.
+            InvalidRequestError: an option is unknown or refused, or the model is of the other
+                family.
             BundleError: the bundle is damaged, or the source means nothing.
             ExportError: the source cannot be exported.
-            EngineUnavailable: the engine is not on this machine, or not in the bundle.
+            EngineUnavailableError: the engine is not on this machine, or not in the bundle.
         """
         check_arguments("from_pretrained", options)
         source = path_like("pretrained_model_name_or_path", pretrained_model_name_or_path)
         if not isinstance(revision, str | None):
-            raise InvalidRequest(f"revision must be a string, not {revision!r}")
+            raise InvalidRequestError(f"revision must be a string, not {revision!r}")
         dtype, vae_dtype = dtypes(torch_dtype)
         wanted = Wanted(
             dtype=dtype,
@@ -123,13 +124,13 @@ class LoadingMixin:
         else:
             path = user_path(source)
         if not path.is_file():
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"there is no file {source}; from_single_file reads a checkpoint on this machine, "
                 "or https://huggingface.co/OWNER/NAME/blob/REVISION/FILE"
             )
         folder = None if config is None else user_path(path_like("config", config))
         if folder is not None and not folder.is_dir():
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"config must be a diffusers folder on this machine, and {folder} is none; its "
                 "JSON files and tokenizers are enough"
             )
@@ -192,7 +193,7 @@ class LoadingMixin:
             options: ``safety_checker=None``; ``torch_dtype``, which must be that of the networks.
 
         Raises:
-            InvalidRequest: it is another kind of pipeline, or an option is refused.
+            InvalidRequestError: it is another kind of pipeline, or an option is refused.
         """
         dtype, _ = dtypes(options.pop("torch_dtype", None))
         check_arguments("from_pipe", options)
@@ -204,7 +205,7 @@ class LoadingMixin:
             )
             made._share(pipeline)
         else:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"from_pipe takes a pipeline of kdrt, not {type(pipeline).__name__}: save that one "
                 "with save_pretrained, and open the folder with from_pretrained"
             )
@@ -237,16 +238,18 @@ class LoadingMixin:
             safe_serialization: of no effect, as all others: a bundle has one form.
 
         Raises:
-            InvalidRequest: the folder holds something, or the hub is asked for.
+            InvalidRequestError: the folder holds something, or the hub is asked for.
             OutputError: it cannot be written.
         """
         if push_to_hub:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 "push_to_hub cannot be done here; upload the folder with `hf upload`"
             )
         target = user_path(path_like("save_directory", save_directory))
         if target.is_symlink() or target.is_file() or (target.is_dir() and any(target.iterdir())):
-            raise InvalidRequest(f"{target} exists already; give a new folder, or an empty one")
+            raise InvalidRequestError(
+                f"{target} exists already; give a new folder, or an empty one"
+            )
         bundle = self.pipeline.bundle
         programs = [
             torch_program(bundle, name).relative_to(bundle.path).as_posix()

@@ -29,9 +29,9 @@ from kdrt.adapters.tensor_file import is_there
 from kdrt.common.atomic_io import new_file
 from kdrt.common.hub import hub_failure
 from kdrt.common.paths import user_path
-from kdrt.common.validation import finite, texts
+from kdrt.common.validation import check_texts, finite_or_none
 from kdrt.compat.lora_blocks import block_scales
-from kdrt.errors import InvalidRequest, KdrtError, OutputError
+from kdrt.errors import InvalidRequestError, KdrtError, OutputError
 from kdrt.pipeline.calls import one_call
 from kdrt.pipeline.pipeline import Pipeline
 
@@ -78,7 +78,7 @@ class LoraMixin:
                 ``local_files_only``; ``use_safetensors=False`` accepts pickles.
 
         Raises:
-            InvalidRequest: it is no LoRA, or for another model, or the name is in use. The
+            InvalidRequestError: it is no LoRA, or for another model, or the name is in use. The
                 adapters are then those that there were.
             EngineError: the weights of this engine are fixed; the message says what to export.
         """
@@ -88,7 +88,7 @@ class LoraMixin:
             numbered = map("default_{}".format, count(len(state.scales)))
             name = next(free for free in numbered if free not in loaded)
         if name in loaded and not hotswap:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"Adapter name {name} already in use in the model - please select a new adapter "
                 "name."
             )
@@ -124,14 +124,14 @@ class LoraMixin:
         one by block; see :func:`kdrt.compat.lora_blocks.block_scales`.
 
         Raises:
-            InvalidRequest: an adapter or a block does not exist, or the numbers of names and
+            InvalidRequestError: an adapter or a block does not exist, or the numbers of names and
                 weights differ.
         """
-        names = list(texts("adapter_names", adapter_names)) if adapter_names else []
+        names = list(check_texts("adapter_names", adapter_names)) if adapter_names else []
         if isinstance(adapter_weights, str) or not isinstance(adapter_weights, Sequence):
             adapter_weights = [adapter_weights] * len(names)
         if len(names) != len(adapter_weights):
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"Length of adapter names {len(names)} is not equal to the length of the weights "
                 f"{len(adapter_weights)}"
             )
@@ -143,7 +143,7 @@ class LoraMixin:
         state.active = names
         try:
             self._apply_loras()
-        except InvalidRequest:
+        except InvalidRequestError:
             state.scales, state.active = before
             raise
 
@@ -181,26 +181,26 @@ class LoraMixin:
             adapter_names: None fuses the active ones.
 
         Raises:
-            InvalidRequest: no adapter is active, one is not loaded, or a component is unknown.
+            InvalidRequestError: no adapter is active, one is not loaded, or a component is unknown.
         """
         state = self._lora_state
         names = state.active
         if adapter_names is not None:
-            names = list(texts("adapter_names", adapter_names))
+            names = list(check_texts("adapter_names", adapter_names))
         self._check_present(names)
-        if finite(lora_scale) is None:
-            raise InvalidRequest(f"lora_scale must be a finite number, not {lora_scale!r}")
-        for component in texts("components", components):
+        if finite_or_none(lora_scale) is None:
+            raise InvalidRequestError(f"lora_scale must be a finite number, not {lora_scale!r}")
+        for component in check_texts("components", components):
             _check_network(component)
         if not names:
-            raise InvalidRequest("there is no active LoRA to fuse; load one first")
+            raise InvalidRequestError("there is no active LoRA to fuse; load one first")
         before = {name: dict(scales) for name, scales in state.fused.items()}
         for name in names:
             fused = state.fused.setdefault(name, {})
             fused |= {c: _times(lora_scale, _scale_in(state.scales[name], c)) for c in components}
         try:
             self._apply_loras()
-        except InvalidRequest:
+        except InvalidRequestError:
             state.fused = before
             raise
 
@@ -236,9 +236,9 @@ class LoraMixin:
         """Remove adapters; what was fused stays.
 
         Raises:
-            InvalidRequest: one is not loaded.
+            InvalidRequestError: one is not loaded.
         """
-        names = list(texts("adapter_names", adapter_names)) if adapter_names else []
+        names = list(check_texts("adapter_names", adapter_names)) if adapter_names else []
         self._check_present(names)
         state = self._lora_state
         for name in names:
@@ -277,7 +277,7 @@ class LoraMixin:
         """Write a LoRA of your own training in diffusers' format.
 
         Raises:
-            InvalidRequest: there are no layers, or a pickle is asked for.
+            InvalidRequestError: there are no layers, or a pickle is asked for.
             OutputError: the file cannot be written.
         """
         layers = dict(
@@ -293,9 +293,9 @@ class LoraMixin:
             text_encoder_2_lora_adapter_metadata,
         )
         if not any(layers.values()):
-            raise InvalidRequest("You must pass at least one of the LoRA layers to save.")
+            raise InvalidRequestError("You must pass at least one of the LoRA layers to save.")
         if not safe_serialization:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 "kdrt saves LoRAs as safetensors only; leave safe_serialization on"
             )
         if not is_main_process:
@@ -306,10 +306,10 @@ class LoraMixin:
             for name, tensor in _tensors(weights or {}, network).items()
         }
         if weight_name is not None and not isinstance(weight_name, str):
-            raise InvalidRequest(f"weight_name must be a string, not {weight_name!r}")
+            raise InvalidRequestError(f"weight_name must be a string, not {weight_name!r}")
         for network, values in zip(NETWORKS, told, strict=True):
             if not isinstance(values, Mapping | None):
-                raise InvalidRequest(
+                raise InvalidRequestError(
                     f"{network}_lora_adapter_metadata must be a dictionary, not {values!r}"
                 )
         metadata = {
@@ -322,7 +322,7 @@ class LoraMixin:
             try:
                 header["lora_adapter_metadata"] = json.dumps(metadata, indent=2, sort_keys=True)
             except (TypeError, ValueError) as error:
-                raise InvalidRequest(f"these adapter metadata are no JSON: {error}") from error
+                raise InvalidRequestError(f"these adapter metadata are no JSON: {error}") from error
         path = user_path(save_directory) / (weight_name or WEIGHT_NAME)
         if save_function is not None:
             try:
@@ -337,8 +337,8 @@ class LoraMixin:
     @contextmanager
     def _text_scaled(self, lora_scale: float | None) -> Iterator[None]:
         """The text encoders with their adapters at ``lora_scale`` times their weights."""
-        if lora_scale is not None and finite(lora_scale) is None:
-            raise InvalidRequest(f"lora_scale must be a finite number, not {lora_scale!r}")
+        if lora_scale is not None and finite_or_none(lora_scale) is None:
+            raise InvalidRequestError(f"lora_scale must be a finite number, not {lora_scale!r}")
         if lora_scale is None or lora_scale == 1 or not self.pipeline.loras:
             yield
             return
@@ -391,14 +391,16 @@ class LoraMixin:
         present = self._lora_state.scales
         missing = {name for name in names if name not in present}
         if missing:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"Adapter name(s) {missing} not in the list of present adapters: {set(present)}."
             )
 
 
 def _check_network(name: object) -> None:
     if name not in NETWORKS:
-        raise InvalidRequest(f"{name!r} has no LoRA; networks with one are {', '.join(NETWORKS)}")
+        raise InvalidRequestError(
+            f"{name!r} has no LoRA; networks with one are {', '.join(NETWORKS)}"
+        )
 
 
 def _scale_in(scale: Scale, network: str) -> LayerScale:
@@ -417,7 +419,7 @@ def _tensors(weights: object, network: str) -> dict[str, Tensor]:
     if not isinstance(found, Mapping) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in found.items()
     ):
-        raise InvalidRequest(f"{network}_lora_layers must be tensors by their names")
+        raise InvalidRequestError(f"{network}_lora_layers must be tensors by their names")
     return {name: tensor.detach().contiguous() for name, tensor in found.items()}
 
 
@@ -431,12 +433,12 @@ def _open(source: Source, options: dict[str, Any]) -> LoraFile:
     )
     unknown = [name for name in options if name not in known + ignored]
     if unknown:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"load_lora_weights does not take {unknown[0]!r}; it takes {', '.join(known)}"
         )
     for name in ("weight_name", "subfolder", "revision"):
         if not isinstance(options.get(name), str | None):
-            raise InvalidRequest(f"{name} must be a string, not {options[name]!r}")
+            raise InvalidRequestError(f"{name} must be a string, not {options[name]!r}")
     allow_pickle = options.get("use_safetensors") is False
     path = user_path(source)
     if not is_there(path):
@@ -455,20 +457,20 @@ def _in_folder(folder: Path, name: str | None) -> Path:
     if len(files) == 1:
         return files[0]
     found = ", ".join(file.name for file in files) or "no .safetensors file"
-    raise InvalidRequest(f"which LoRA in {folder} is meant? Say weight_name; it holds {found}")
+    raise InvalidRequestError(f"which LoRA in {folder} is meant? Say weight_name; it holds {found}")
 
 
 def _download(repo: str, options: dict[str, Any]) -> Path:
     name = options.get("weight_name")
     repo, _, revision = repo.partition("@")
     if repo.count("/") != 1 or repo.lower().endswith(".safetensors"):
-        raise InvalidRequest(f"there is no LoRA file or folder {repo}")
+        raise InvalidRequestError(f"there is no LoRA file or folder {repo}")
     if revision:
         options = {"revision": revision, **options}
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"there is no folder {repo}, and fetching it from the hub needs "
             "`pip install huggingface-hub`"
         ) from error
@@ -482,4 +484,4 @@ def _download(repo: str, options: dict[str, Any]) -> Path:
     try:
         return Path(snapshot_download(repo, allow_patterns=[pattern], **kept))
     except Exception as error:  # of the hub's many kinds
-        raise InvalidRequest(hub_failure(error, repo, options.get("revision"))) from error
+        raise InvalidRequestError(hub_failure(error, repo, options.get("revision"))) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 
 _SIDES = {"down": "downsamplers", "up": "upsamplers"}
 
@@ -24,7 +24,8 @@ def block_scales(weights: Mapping[str, object], modules: Collection[str]) -> dic
         modules: the paths of all modules that a LoRA can change.
 
     Raises:
-        InvalidRequest: a block does not exist or has no attention, or a list has another length.
+        InvalidRequestError: a block does not exist or has no attention, or a list has another
+            length.
     """
     unknown = weights.keys() - {"mid", *_SIDES}
     if unknown:
@@ -67,7 +68,7 @@ def _numbers(given: object, count: int, name: str) -> list[object]:
     if len(given) == 1:
         return list(given) * count
     if len(given) != count:
-        raise InvalidRequest(f"Expected {count} scales for {name}, got {len(given)}.")
+        raise InvalidRequestError(f"Expected {count} scales for {name}, got {len(given)}.")
     return list(given)
 
 
@@ -75,8 +76,8 @@ def _one(given: object) -> object:
     return _numbers(given, 1, "mid")[0]
 
 
-def _no_such(layer: str) -> InvalidRequest:
-    return InvalidRequest(
+def _no_such(layer: str) -> InvalidRequestError:
+    return InvalidRequestError(
         f"Can't set lora scale for layer {layer}. It either doesn't exist in this unet or it has "
         "no attentions."
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 
 _INERT = {"silence_dtype_warnings", "non_blocking", "copy", "memory_format"}
 
@@ -19,11 +19,13 @@ def asked_for(
     None is what is not asked for.
 
     Raises:
-        InvalidRequest: it is neither a device nor a dtype, or twice one of them.
+        InvalidRequestError: it is neither a device nor a dtype, or twice one of them.
     """
     unknown = options.keys() - _INERT - {"device", "dtype", "torch_device", "torch_dtype"}
     if unknown:
-        raise InvalidRequest(f"to() takes a device and a dtype, not {', '.join(sorted(unknown))}")
+        raise InvalidRequestError(
+            f"to() takes a device and a dtype, not {', '.join(sorted(unknown))}"
+        )
     named = [value for name, value in options.items() if name not in _INERT]
     devices: list[str] = []
     dtypes: list[torch.dtype] = []
@@ -36,9 +38,9 @@ def asked_for(
         elif isinstance(value, (str, int, torch.device)) and not isinstance(value, bool):
             devices.append(device_type(value))
         elif value is not None and not isinstance(value, (bool, torch.memory_format)):
-            raise InvalidRequest(f"to() takes a device and a dtype, not {value!r}")
+            raise InvalidRequestError(f"to() takes a device and a dtype, not {value!r}")
     if len(devices) > 1 or len(dtypes) > 1:
-        raise InvalidRequest("to() takes one device and one dtype")
+        raise InvalidRequestError("to() takes one device and one dtype")
     return next(iter(devices), None), next(iter(dtypes), None)
 
 
@@ -46,7 +48,7 @@ def device_type(value: str | int | torch.device) -> str:
     """``"cpu"`` or ``"cuda"``; an engine's place among several GPUs is CUDA's current device.
 
     Raises:
-        InvalidRequest: there are no engines for it.
+        InvalidRequestError: there are no engines for it.
     """
     return as_device(value).type
 
@@ -55,7 +57,7 @@ def as_device(value: object) -> torch.device:
     """``value`` as a device that kdrt has tensors on.
 
     Raises:
-        InvalidRequest: it is none.
+        InvalidRequestError: it is none.
     """
     try:
         # A number alone is a GPU's; torch says so only where there is one.
@@ -64,5 +66,5 @@ def as_device(value: object) -> torch.device:
     except (RuntimeError, TypeError):
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise InvalidRequest(f"kdrt runs on 'cpu' and 'cuda', not on {str(value)!r}")
+        raise InvalidRequestError(f"kdrt runs on 'cpu' and 'cuda', not on {str(value)!r}")
     return torch.device(device)

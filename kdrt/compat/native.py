@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kdrt.bundle import SchedulerFacts
-from kdrt.common.lru import Recent
+from kdrt.common.lru import LruCache
 from kdrt.compat.conditions import Conditions
 from kdrt.compat.exact import StepCallback
 from kdrt.compat.grid import TrainingTable
@@ -33,7 +33,9 @@ class NativeSampler:
     def __init__(self, facts: SchedulerFacts, table: TrainingTable) -> None:
         self._prediction_type = facts.prediction_type
         self._noise_schedule = NoiseSchedule(table.sigmas.double().numpy())
-        self._denoisers: Recent[tuple[Engine, int, int, int, int, bool], Denoiser] = Recent(_KEPT)
+        self._denoisers: LruCache[tuple[Engine, int, int, int, int, bool], Denoiser] = LruCache(
+            _KEPT
+        )
 
     @torch.no_grad()
     def run(
@@ -49,7 +51,7 @@ class NativeSampler:
         """Sample; arguments as for :func:`kdrt.compat.exact.run_exact`. Latents are float32.
 
         Raises:
-            InvalidRequest: the grid does not descend, or the noise needs torchsde.
+            InvalidRequestError: the grid does not descend, or the noise needs torchsde.
             ShapeError: the engine does not allow these sizes.
         """
         planned = compat_plan(sampler, sigmas.tolist())

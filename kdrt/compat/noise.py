@@ -8,14 +8,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from kdrt.common.validation import whole
-from kdrt.errors import InvalidRequest
+from kdrt.common.validation import check_int
+from kdrt.errors import InvalidRequestError
 from kdrt.sampling import BrownianNoise, NoiseSlot, Plan
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 Seeds = int | list[int]
 
-MOST_SEED = 2**64 - 1
+MAX_SEED = 2**64 - 1
 _LIMIT = 2**63 - 1
 
 
@@ -23,10 +23,10 @@ def initial_noise(
     shape: Sequence[int], generator: Generators, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """Standard normal ``[B, C, h, w]``, as diffusers draws it: on the generator's device, then
-    moved; from a list of generators, one picture from each; without, from torch's global one.
+    moved; from a list of generators, one image from each; without, from torch's global one.
 
     Raises:
-        InvalidRequest: as many generators as pictures are needed.
+        InvalidRequestError: as many generators as images are needed.
     """
     generators = _generators(generator, shape[0])
     if isinstance(generators, list):
@@ -36,14 +36,14 @@ def initial_noise(
 
 
 def noise_seeds(seed: int | Sequence[int] | None, generator: Generators, images: int) -> Seeds:
-    """The seeds of the Brownian trees: one for the whole batch, or one a picture.
+    """The seeds of the Brownian trees: one for the whole batch, or one an image.
 
-    What was given is used: a number is one tree over the whole batch, a list one tree a picture.
-    Without, every picture's seed is drawn from the generator that drew its latents; and without
+    What was given is used: a number is one tree over the whole batch, a list one tree an image.
+    Without, every image's seed is drawn from the generator that drew its latents; and without
     generators too, one for the batch from torch's global generator, as k-diffusion does.
 
     Raises:
-        InvalidRequest: the seeds are no whole numbers, or not as many as there are pictures.
+        InvalidRequestError: the seeds are no whole numbers, or not as many as there are images.
     """
     if seed is not None:
         return _given(seed, images)
@@ -59,7 +59,7 @@ def brownian_noise(plan: Plan, seeds: Seeds, shape: Sequence[int]) -> Tensor:
     """The noise k-diffusion's Brownian trees give a plan: float32 ``[slots, *shape]``.
 
     Raises:
-        InvalidRequest: torchsde is not installed, or a slot lies outside of the grid.
+        InvalidRequestError: torchsde is not installed, or a slot lies outside of the grid.
     """
     positive = [sigma for sigma in plan.sigmas if sigma > 0]
     low, high = min(positive), max(positive)
@@ -90,9 +90,9 @@ def _generators(
     if not isinstance(generator, Sequence) or not all(
         isinstance(each, torch.Generator) for each in generator
     ):
-        raise InvalidRequest("generator must be a torch.Generator or a list of them")
+        raise InvalidRequestError("generator must be a torch.Generator or a list of them")
     if len(generator) != images:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{len(generator)} generators for {images} images: give one for each, or a single one"
         )
     return list(generator)
@@ -106,7 +106,9 @@ def _randn(
 ) -> Tensor:
     place = device if generator is None else generator.device
     if place.type != device.type and place.type != "cpu":
-        raise InvalidRequest(f"a generator on {place} cannot make noise for a pipeline on {device}")
+        raise InvalidRequestError(
+            f"a generator on {place} cannot make noise for a pipeline on {device}"
+        )
     return torch.randn(tuple(shape), generator=generator, dtype=dtype, device=place).to(device)
 
 
@@ -117,10 +119,10 @@ def _draw(generator: torch.Generator, count: int) -> list[int]:
 
 def _given(seed: int | Sequence[int], images: int) -> Seeds:
     if not isinstance(seed, Sequence) or isinstance(seed, str):
-        return whole("noise_sampler_seed", seed, 0, MOST_SEED)
+        return check_int("noise_sampler_seed", seed, 0, MAX_SEED)
     if len(seed) != images:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{len(seed)} noise_sampler_seeds for {images} images: give one for each, or a single "
             "number for the whole batch"
         )
-    return [whole("noise_sampler_seed", each, 0, MOST_SEED) for each in seed]
+    return [check_int("noise_sampler_seed", each, 0, MAX_SEED) for each in seed]

@@ -10,7 +10,7 @@ from kdrt.images.output import Images
 
 @dataclass
 class PipelineOutput:
-    """Pictures; also reachable by name (``out["images"]``) and by place (``out[0]``)."""
+    """Images; also reachable by name (``out["images"]``) and by place (``out[0]``)."""
 
     images: Images
 

@@ -10,7 +10,7 @@ from kdrt.compat.config import Config
 from kdrt.compat.grid import TrainingTable
 from kdrt.compat.text_views import inner
 from kdrt.compat.views import SchedulerView, UNetView, VaeView
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt.pipeline.pipeline import Pipeline
 
 _CLASSES = {
@@ -102,7 +102,9 @@ class PartsMixin:
         try:
             super().__setattr__(name, value)
         except AttributeError as error:
-            raise InvalidRequest(f"{name} is read from the model, and cannot be set") from error
+            raise InvalidRequestError(
+                f"{name} is read from the model, and cannot be set"
+            ) from error
 
     def __delattr__(self, name: str) -> None:
         if name in _NEEDED or name == "scheduler":
@@ -125,7 +127,7 @@ def part_names(manifest: Manifest) -> list[str]:
 
 
 def _refuse(name: str) -> NoReturn:
-    raise InvalidRequest(
+    raise InvalidRequestError(
         f"{name} cannot be replaced: networks run as exported engines, which need no torch.compile."
         " For another network save the changed pipeline with diffusers' save_pretrained, and open "
         "that folder with from_pretrained"
@@ -136,7 +138,7 @@ def _check_scheduler(value: object) -> None:
     if isinstance(value, SchedulerView):
         return
     if not callable(getattr(value, "set_timesteps", None)) or not hasattr(value, "sigmas"):
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"scheduler must have set_timesteps and sigmas, as diffusers' LMSDiscreteScheduler and "
             f"EulerDiscreteScheduler, and {type(value).__name__} has not; what steps is chosen "
             "with set_scheduler"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from kdrt.sampling import Plan, plan
+from kdrt.sampling import Plan, make_plan
 from kdrt.sampling.samplers.draft import Draft
 from kdrt.sampling.samplers.karras import midpoint_weights
 
@@ -19,9 +19,9 @@ def compat_plan(sampler: str, sigmas: Sequence[float]) -> Plan:
     at a midpoint made of it.
 
     Raises:
-        InvalidRequest: see :func:`kdrt.sampling.plan`.
+        InvalidRequestError: see :func:`kdrt.sampling.plan`.
     """
-    planned = plan(sampler, sigmas)
+    planned = make_plan(sampler, sigmas)
     if planned.sampler not in ("dpm_2_ancestral", "dpmpp_2s_ancestral"):
         return planned
     return _ancestral_midpoint(planned.sampler, planned.sigmas)

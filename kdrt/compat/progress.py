@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -23,7 +23,7 @@ class ProgressBar(Generic[Item]):
         options: of tqdm: ``disable``, ``desc`` and ``leave`` are honoured.
 
     Raises:
-        InvalidRequest: neither is given.
+        InvalidRequestError: neither is given.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class ProgressBar(Generic[Item]):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         if iterable is None and total is None:
-            raise InvalidRequest("Either `total` or `iterable` has to be defined.")
+            raise InvalidRequestError("Either `total` or `iterable` has to be defined.")
         self.iterable = iterable
         if total is None and isinstance(iterable, Sized):
             total = len(iterable)

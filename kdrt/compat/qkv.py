@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kdrt.compat.again import export_again
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt.pipeline.pipeline import Pipeline
 
 _PARTS = {"unet": ("unet",), "vae": ("vae_decoder", "vae_encoder")}
@@ -24,15 +24,15 @@ class FusedProjectionsMixin:
         """Compute query, key and value with one matrix; most bundles do from the start.
 
         Raises:
-            InvalidRequest: the bundle was exported without; the message says what to export.
+            InvalidRequestError: the bundle was exported without; the message says what to export.
         """
         self._use_projections(fused=True, unet=unet, vae=vae)
 
     def unfuse_qkv_projections(self, unet: bool = True, vae: bool = True) -> None:
-        """Compute query, key and value with a matrix each. The pictures are the same.
+        """Compute query, key and value with a matrix each. The images are the same.
 
         Raises:
-            InvalidRequest: the bundle has no such variant; the message says what to export.
+            InvalidRequestError: the bundle has no such variant; the message says what to export.
         """
         self._use_projections(fused=False, unet=unet, vae=vae)
 
@@ -47,7 +47,7 @@ class FusedProjectionsMixin:
             options = ["--variant", variant]
             if fused:
                 options.insert(0, "--no-fuse-qkv")
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"'{bundle.manifest.name}' has no variant '{variant}': "
                 + export_again(bundle, self.exported_from, *options)
             )

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt.images.safety import SafetyChecker
 
 
@@ -34,22 +34,22 @@ class OwnChecker(SafetyChecker):
     def release(self) -> None:
         """Nothing is bound."""
 
-    def __call__(self, pictures: Sequence[Image.Image]) -> list[bool]:
-        """Whether each picture is flagged.
+    def __call__(self, images: Sequence[Image.Image]) -> list[bool]:
+        """Whether each image is flagged.
 
         Raises:
-            InvalidRequest: the function says something else.
+            InvalidRequestError: the function says something else.
         """
         if self._as_diffusers:
-            answer = self.function(images=list(pictures), clip_input=None)
+            answer = self.function(images=list(images), clip_input=None)
             flags = answer[1] if isinstance(answer, (tuple, list)) and len(answer) == 2 else answer
         else:
-            flags = self.function(list(pictures))
+            flags = self.function(list(images))
         if flags is None or isinstance(flags, bool):
-            flags = [bool(flags)] * len(pictures)
-        if not isinstance(flags, Sequence) or len(flags) != len(pictures):
-            raise InvalidRequest(
-                f"pipe.safety_checker must say of each of {len(pictures)} images whether it is "
+            flags = [bool(flags)] * len(images)
+        if not isinstance(flags, Sequence) or len(flags) != len(images):
+            raise InvalidRequestError(
+                f"pipe.safety_checker must say of each of {len(images)} images whether it is "
                 f"flagged, and gave {flags!r}"
             )
         return [bool(flag) for flag in flags]
@@ -59,12 +59,12 @@ def as_checker(checker: object) -> SafetyChecker | None:
     """What was assigned to ``pipe.safety_checker``, to be called by the pipeline.
 
     Raises:
-        InvalidRequest: it cannot be one.
+        InvalidRequestError: it cannot be one.
     """
     if checker is None or isinstance(checker, SafetyChecker):
         return checker
     if not callable(checker) or hasattr(checker, "parameters"):
-        raise InvalidRequest(
+        raise InvalidRequestError(
             "pipe.safety_checker takes None, which turns it off, or a function that says of PIL "
             f"images which are flagged, not {type(checker).__name__}; a network becomes part of a "
             "bundle when the model is exported with it"

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kdrt.adapters.ip_adapter import Pictures
-from kdrt.common.validation import texts, whole
+from kdrt.adapters.ip_adapter import ImagePrompt
+from kdrt.common.validation import check_int, check_texts
 from kdrt.compat.absent import refuse_arguments
 from kdrt.compat.base import (
     KDiffusionPipeline,
@@ -31,7 +31,7 @@ from kdrt.compat.qkv import FusedProjectionsMixin
 from kdrt.compat.safety import as_checker
 from kdrt.compat.textual_inversion import TextualInversionMixin
 from kdrt.compat.vae import VaeMixin
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt.images.output import Images, to_images
 from kdrt.images.safety import SafetyChecker
 from kdrt.pipeline.calls import one_call
@@ -76,25 +76,25 @@ class StableDiffusionKDiffusionPipeline(
         noise_sampler_seed: int | Sequence[int] | None = None,
         clip_skip: int | None = None,
         *,
-        ip_adapter_image: Pictures | None = None,
+        ip_adapter_image: ImagePrompt | None = None,
         ip_adapter_image_embeds: Tensor | None = None,
         exact: bool | None = None,
         compat_dtype: bool | None = None,
         **unknown: Any,
     ) -> StableDiffusionPipelineOutput | tuple[Images, list[bool] | None]:
-        """Make pictures; arguments in the order of the original.
+        """Make images; arguments in the order of the original.
 
         Args:
-            prompt: what to show; a list makes one picture for each.
+            prompt: what to show; a list makes one image for each.
             height: in pixels, a multiple of 8; None is the model's default.
             width: likewise.
             num_inference_steps: how many.
             guidance_scale: w of classifier-free guidance; at 1 and below there is none, and half
                 of the work is saved.
             negative_prompt: what to avoid; one for all, or one a prompt. None is ``""``.
-            num_images_per_prompt: pictures of each prompt; they follow each other.
+            num_images_per_prompt: images of each prompt; they follow each other.
             eta: of no effect, as ever: it belonged to DDIM.
-            generator: draws the initial noise; a list of them, one picture each.
+            generator: draws the initial noise; a list of them, one image each.
             latents: unit-variance noise ``[B, C, h, w]`` instead.
             prompt_embeds: ``[B, L, D]`` in place of ``prompt``.
             negative_prompt_embeds: ``[B, L, D]`` in place of ``negative_prompt``.
@@ -104,7 +104,7 @@ class StableDiffusionKDiffusionPipeline(
             callback_steps: after every so many steps only.
             use_karras_sigmas: the σ of Karras et al. 2022 over the training range, in place of
                 the checkpoint's own.
-            noise_sampler_seed: of stochastic samplers: a number for the batch, or one a picture.
+            noise_sampler_seed: of stochastic samplers: a number for the batch, or one an image.
                 None draws them from ``generator``.
             clip_skip: take the text encoder's hidden state that many layers earlier; for the
                 prompt only.
@@ -117,7 +117,7 @@ class StableDiffusionKDiffusionPipeline(
                 (the default then) and not in float32.
 
         Raises:
-            InvalidRequest: an argument is wrong.
+            InvalidRequestError: an argument is wrong.
             ShapeError: the engine was not made for this size.
             NonFiniteError: the network overflowed.
         """
@@ -197,7 +197,7 @@ class StableDiffusionKDiffusionPipeline(
         ``num_images_per_prompt`` times; without guidance the second is what was given for it.
 
         Raises:
-            InvalidRequest: an argument is wrong.
+            InvalidRequestError: an argument is wrong.
         """
         with self._text_scaled(lora_scale):
             positive, negative = self._encode_pair(
@@ -224,11 +224,11 @@ class StableDiffusionKDiffusionPipeline(
         negative_prompt_embeds: Tensor | None = None,
         callback_on_step_end_tensor_inputs: object = None,
     ) -> None:
-        """Raise InvalidRequest, a ValueError, if these arguments are wrong or contradict."""
+        """Raise InvalidRequestError, a ValueError, if these arguments are wrong or contradict."""
         check_size(height, width)
         check_callback(None, callback_steps)
         if callback_on_step_end_tensor_inputs:
-            raise InvalidRequest("these pipelines have no callback_on_step_end")
+            raise InvalidRequestError("these pipelines have no callback_on_step_end")
         check_exclusive({"prompt": prompt, "prompt_embeds": prompt_embeds})
         check_exclusive(
             {"negative_prompt": negative_prompt, "negative_prompt_embeds": negative_prompt_embeds}
@@ -254,7 +254,7 @@ class StableDiffusionKDiffusionPipeline(
     def run_safety_checker(
         self, image: Tensor, device: torch.device | str, dtype: torch.dtype
     ) -> tuple[Tensor, list[bool] | None]:
-        """Pictures of a decoder, in about [-1, 1], with those that are flagged all 0: the black
+        """Images of a decoder, in about [-1, 1], with those that are flagged all 0: the black
         of [0, 1], which the original leaves for :meth:`__call__` to know. And for each whether it
         is flagged; None without a checker."""
         checker = self.pipeline.safety_checker
@@ -289,16 +289,16 @@ class StableDiffusionKDiffusionPipeline(
         *,
         together: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        times = whole("num_images_per_prompt", times, 1)
+        times = check_int("num_images_per_prompt", times, 1)
         dtype = self._text_dtype("text_encoder")
         if prompt_embeds is None:
-            prompts = texts("prompt", prompt)
+            prompts = check_texts("prompt", prompt)
             prompt_embeds, _ = self._encode([prompts], clip_skip, together=together)
         positive = prompt_embeds.to(device=self.device, dtype=dtype)
         if not doubled:
             return repeat(positive, times), None
         if negative_prompt_embeds is None:
-            negatives = texts("negative_prompt", negative_prompt or "", len(positive))
+            negatives = check_texts("negative_prompt", negative_prompt or "", len(positive))
             negative_prompt_embeds, _ = self._encode(
                 [negatives], None, together=together, length=positive.shape[1]
             )
@@ -316,17 +316,19 @@ class StableDiffusionKDiffusionPipeline(
 
 
 def check_prompt(name: str, prompt: object, embeds: Tensor | None) -> None:
-    """Raise InvalidRequest unless there is a prompt, of a type a prompt has, or embeddings."""
+    """Raise InvalidRequestError unless there is a prompt, of a type a prompt has, or embeddings."""
     if prompt is None and embeds is None:
-        raise InvalidRequest(f"Provide either `{name}` or `{name}_embeds`; both are missing.")
+        raise InvalidRequestError(f"Provide either `{name}` or `{name}_embeds`; both are missing.")
     if prompt is not None and not isinstance(prompt, (str, list)):
-        raise InvalidRequest(f"`{name}` has to be of type `str` or `list` but is {type(prompt)}")
+        raise InvalidRequestError(
+            f"`{name}` has to be of type `str` or `list` but is {type(prompt)}"
+        )
 
 
 def check_shapes(positive: Tensor | None, negative: Tensor | None) -> None:
-    """Raise InvalidRequest if both are given and differ in shape."""
+    """Raise InvalidRequestError if both are given and differ in shape."""
     if positive is not None and negative is not None and positive.shape != negative.shape:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             "`prompt_embeds` and `negative_prompt_embeds` must have the same shape, but got "
             f"{list(positive.shape)} and {list(negative.shape)}"
         )

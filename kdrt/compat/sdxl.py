@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from kdrt.adapters.ip_adapter import Pictures
-from kdrt.common.validation import texts, whole
+from kdrt.adapters.ip_adapter import ImagePrompt
+from kdrt.common.validation import check_int, check_texts
 from kdrt.compat.absent import refuse_arguments
 from kdrt.compat.base import (
     KDiffusionPipeline,
@@ -29,7 +29,7 @@ from kdrt.compat.qkv import FusedProjectionsMixin
 from kdrt.compat.sd import Text, check_prompt, check_shapes
 from kdrt.compat.textual_inversion import TextualInversionMixin
 from kdrt.compat.vae import VaeMixin
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt.images.output import Images
 from kdrt.pipeline.calls import one_call
 from kdrt.request.size_conditioning import Size, SizeConditioning
@@ -86,13 +86,13 @@ class StableDiffusionXLKDiffusionPipeline(
         *,
         callback: Callable[[int, float, Tensor], object] | None = None,
         callback_steps: int | None = 1,
-        ip_adapter_image: Pictures | None = None,
+        ip_adapter_image: ImagePrompt | None = None,
         ip_adapter_image_embeds: Tensor | None = None,
         exact: bool | None = None,
         compat_dtype: bool | None = None,
         **unknown: Any,
     ) -> StableDiffusionXLPipelineOutput | tuple[Images]:
-        """Make pictures; arguments in the order of the original. Those that
+        """Make images; arguments in the order of the original. Those that
         :class:`~kdrt.compat.StableDiffusionKDiffusionPipeline` has too mean the same.
 
         Args:
@@ -103,7 +103,7 @@ class StableDiffusionXLKDiffusionPipeline(
             pooled_prompt_embeds: ``[B, P]``, needed with ``prompt_embeds``.
             negative_pooled_prompt_embeds: ``[B, P]``, needed with ``negative_prompt_embeds``.
             return_dict: False returns ``(images,)``.
-            original_size: (height, width) to pretend the picture had; None is its own.
+            original_size: (height, width) to pretend the image had; None is its own.
             crops_coords_top_left: (top, left) to pretend it was cropped at.
             target_size: (height, width) to pretend it has; None is its own.
             negative_original_size: the same for the negative prompt; each by itself.
@@ -111,7 +111,7 @@ class StableDiffusionXLKDiffusionPipeline(
             negative_target_size: likewise.
 
         Raises:
-            InvalidRequest: an argument is wrong.
+            InvalidRequestError: an argument is wrong.
             ShapeError: the engine was not made for this size.
             NonFiniteError: the network overflowed.
         """
@@ -218,7 +218,7 @@ class StableDiffusionXLKDiffusionPipeline(
         negative ones are what was given for them.
 
         Raises:
-            InvalidRequest: an argument is wrong.
+            InvalidRequestError: an argument is wrong.
         """
         with self._text_scaled(lora_scale):
             embeddings = self._encode_pair(
@@ -257,7 +257,7 @@ class StableDiffusionXLKDiffusionPipeline(
         pooled_prompt_embeds: Tensor | None = None,
         negative_pooled_prompt_embeds: Tensor | None = None,
     ) -> None:
-        """Raise InvalidRequest, a ValueError, if these arguments are wrong or contradict."""
+        """Raise InvalidRequestError, a ValueError, if these arguments are wrong or contradict."""
         check_size(height, width)
         for name, value in (("prompt", prompt), ("prompt_2", prompt_2)):
             check_exclusive({name: value, "prompt_embeds": prompt_embeds})
@@ -268,7 +268,7 @@ class StableDiffusionXLKDiffusionPipeline(
             check_exclusive({name: value, "negative_prompt_embeds": negative_prompt_embeds})
         check_prompt("prompt", prompt, prompt_embeds)
         if prompt_2 is not None and not isinstance(prompt_2, (str, list)):
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"`prompt_2` has to be of type `str` or `list` but is {type(prompt_2)}"
             )
         for name, embeds, its_pooled in (
@@ -276,7 +276,7 @@ class StableDiffusionXLKDiffusionPipeline(
             ("negative_prompt_embeds", negative_prompt_embeds, negative_pooled_prompt_embeds),
         ):
             if embeds is not None and its_pooled is None:
-                raise InvalidRequest(
+                raise InvalidRequestError(
                     f"with `{name}`, give `{name.replace('prompt', 'pooled_prompt')}`"
                 )
             self._check_embeds(name, embeds, name.replace("prompt", "pooled_prompt"), its_pooled)
@@ -293,15 +293,15 @@ class StableDiffusionXLKDiffusionPipeline(
         """The six numbers of size conditioning, ``[1, 6]``.
 
         Raises:
-            InvalidRequest: the UNet was trained with another number of them.
+            InvalidRequestError: the UNet was trained with another number of them.
         """
         try:
             ids = [*original_size, *crops_coords_top_left, *target_size]
         except TypeError as error:
-            raise InvalidRequest("sizes and crops must be two whole numbers each") from error
+            raise InvalidRequestError("sizes and crops must be two whole numbers each") from error
         pooled = self.unet.pooled_width
         if len(ids) != _TIME_IDS or text_encoder_projection_dim not in (None, pooled):
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"Model expects {_TIME_IDS} numbers beside a pooled embedding of {pooled}, not "
                 f"{len(ids)} beside {text_encoder_projection_dim}"
             )
@@ -323,18 +323,18 @@ class StableDiffusionXLKDiffusionPipeline(
         *,
         together: bool,
     ) -> Embeddings:
-        times = whole("num_images_per_prompt", times, 1)
+        times = check_int("num_images_per_prompt", times, 1)
         device, dtype = self.device, self._text_dtype("text_encoder_2")
         pooled = pooled_prompt_embeds
         if prompt_embeds is None:
-            prompts = texts("prompt", prompt)
-            others = texts("prompt_2", prompt_2 or list(prompts), len(prompts))
+            prompts = check_texts("prompt", prompt)
+            others = check_texts("prompt_2", prompt_2 or list(prompts), len(prompts))
             prompt_embeds, encoded = self._encode([prompts, others], clip_skip, together=together)
             pooled = encoded if pooled is None else pooled
         if pooled is None:
-            raise InvalidRequest("with `prompt_embeds`, give `pooled_prompt_embeds`")
+            raise InvalidRequestError("with `prompt_embeds`, give `pooled_prompt_embeds`")
         if len(pooled) != len(prompt_embeds):
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"{len(pooled)} rows in pooled_prompt_embeds for {len(prompt_embeds)} prompts"
             )
         positive, pooled = prompt_embeds.to(device, dtype), pooled.to(device, dtype)
@@ -347,7 +347,7 @@ class StableDiffusionXLKDiffusionPipeline(
             )
             negative_pooled = encoded if negative_pooled is None else negative_pooled
         if negative_pooled is None:
-            raise InvalidRequest("with `negative_prompt_embeds`, give their pooled ones")
+            raise InvalidRequestError("with `negative_prompt_embeds`, give their pooled ones")
         negative, negative_pooled = negative.to(device, dtype), negative_pooled.to(device, dtype)
         check_shapes(positive, negative)
         return (
@@ -371,6 +371,6 @@ class StableDiffusionXLKDiffusionPipeline(
         if zeros and negative_prompt is None and negative_prompt_2 is None:
             return torch.zeros_like(positive), torch.zeros_like(pooled)
         count = len(positive)
-        negatives = texts("negative_prompt", negative_prompt or "", count)
-        others = texts("negative_prompt_2", negative_prompt_2 or list(negatives), count)
+        negatives = check_texts("negative_prompt", negative_prompt or "", count)
+        others = check_texts("negative_prompt_2", negative_prompt_2 or list(negatives), count)
         return self._encode([negatives, others], None, together=together, length=positive.shape[1])

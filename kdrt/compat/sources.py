@@ -32,7 +32,7 @@ from kdrt.bundle import (
 from kdrt.common.atomic_io import new_file
 from kdrt.common.home import home
 from kdrt.common.paths import user_path
-from kdrt.errors import BundleError, InvalidRequest, OutputError
+from kdrt.errors import BundleError, InvalidRequestError, OutputError
 
 _PRECISIONS: dict[torch.dtype, Precision] = {
     torch.float32: "fp32",
@@ -69,12 +69,12 @@ class Wanted:
 
     @property
     def precision(self) -> Precision:
-        """Of the export. Raises InvalidRequest for a dtype that no network has."""
+        """Of the export. Raises InvalidRequestError for a dtype that no network has."""
         return _precision(self.dtype or torch.float32)
 
     @property
     def vae_precision(self) -> Precision | None:
-        """Of the VAE in it; None is what suits the VAE. Raises InvalidRequest likewise."""
+        """Of the VAE in it; None is what suits the VAE. Raises InvalidRequestError likewise."""
         return None if self.vae_dtype is None else _precision(self.vae_dtype)
 
     def settings(self) -> list[str]:
@@ -89,7 +89,7 @@ class Wanted:
 def _precision(dtype: torch.dtype) -> Precision:
     if dtype not in _PRECISIONS:
         known = ", ".join(str(each) for each in _PRECISIONS)
-        raise InvalidRequest(f"torch_dtype must be one of {known}, not {dtype}")
+        raise InvalidRequestError(f"torch_dtype must be one of {known}, not {dtype}")
     return _PRECISIONS[dtype]
 
 
@@ -101,7 +101,7 @@ def find_bundle(source: str | os.PathLike[str], wanted: Wanted) -> Bundle:
         wanted: how to export it.
 
     Raises:
-        InvalidRequest: the source is a bundle of another dtype.
+        InvalidRequestError: the source is a bundle of another dtype.
         BundleError: it is a damaged bundle.
         ExportError: it cannot be exported, or is nothing of the above.
     """
@@ -110,13 +110,13 @@ def find_bundle(source: str | os.PathLike[str], wanted: Wanted) -> Bundle:
         bundle = open_bundle(folder)
         predicts = bundle.manifest.scheduler.prediction_type
         if wanted.prediction_type not in (None, predicts):
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"prediction_type={wanted.prediction_type!r}, but the bundle '{source}' was "
                 f"exported as {predicts}; leave prediction_type out, or export the model again "
                 f"with --prediction-type {wanted.prediction_type}"
             )
         if wanted.dtype is not None and wanted.precision != bundle.manifest.precision:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"torch_dtype={wanted.dtype}, but the bundle '{source}' is "
                 f"{bundle.manifest.precision}; leave torch_dtype out, or export the model again "
                 f"with --precision {wanted.precision}"
@@ -158,13 +158,13 @@ def facts_of(scheduler: object) -> SchedulerFacts:
     removed pipelines took it: values that it had by default only do not count.
 
     Raises:
-        InvalidRequest: it is no scheduler.
+        InvalidRequestError: it is no scheduler.
         BundleError: the exporter is not installed.
         ExportError: it is of a kind that kdrt does not run.
     """
     config = getattr(scheduler, "config", None)
     if not isinstance(config, Mapping):
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"scheduler must be a scheduler object of diffusers, not {type(scheduler).__name__}"
         )
     default = config.get("_use_default_values", ())

@@ -8,11 +8,11 @@ from typing import Any, NoReturn
 import torch
 
 from kdrt.bundle import TextEncoderFacts
-from kdrt.common.validation import texts, whole
-from kdrt.compat.absent import AbsentAttribute, SaysWhatThereIs
+from kdrt.common.validation import check_int, check_texts
+from kdrt.compat.absent import AbsentAttributeError, SaysWhatThereIs
 from kdrt.compat.config import Config, recorded
 from kdrt.compat.views import NetworkView
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt.prompt import PromptTokenizer
 
@@ -32,8 +32,8 @@ class TextEncoderView(NetworkView):
         )
 
     def __call__(self, *_: Any, **__: Any) -> NoReturn:
-        """Raises InvalidRequest: it reads embeddings of tokens, as prompts give them."""
-        raise InvalidRequest(
+        """Raises InvalidRequestError: it reads embeddings of tokens, as prompts give them."""
+        raise InvalidRequestError(
             f"the {self.name} is an engine, and is not called with ids of tokens: use "
             "pipe.encode_prompt(…), and for emphasis in prompts pipe.pipeline(…, "
             "prompt_weighting=…)"
@@ -45,7 +45,7 @@ class Encoding(dict[str, Any]):
 
     def __getattr__(self, name: str) -> Any:
         if name not in self:
-            raise AbsentAttribute(f"an encoding has {' and '.join(self)}, and no {name!r}")
+            raise AbsentAttributeError(f"an encoding has {' and '.join(self)}, and no {name!r}")
         return self[name]
 
 
@@ -101,12 +101,12 @@ class TokenizerView(SaysWhatThereIs):
             add_special_tokens: whether the marks around a prompt are among them.
 
         Raises:
-            InvalidRequest: an argument is wrong, or rows of a tensor differ in length.
+            InvalidRequestError: an argument is wrong, or rows of a tensor differ in length.
         """
         most = self.model_max_length
         if max_length is not None:
-            most = whole("max_length", max_length, 3)
-        rows = [self._row(each, add_special_tokens) for each in texts("text", text)]
+            most = check_int("max_length", max_length, 3)
+        rows = [self._row(each, add_special_tokens) for each in check_texts("text", text)]
         if truncation:
             rows = [
                 row
@@ -125,7 +125,7 @@ class TokenizerView(SaysWhatThereIs):
         if return_tensors is None:
             return Encoding({k: v[0] if isinstance(text, str) else v for k, v in found.items()})
         if return_tensors not in ("pt", "np") or len({len(row) for row in ids}) != 1:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 "tokens are given as return_tensors='pt' or 'np', with padding=True where there "
                 "are several texts"
             )
@@ -140,21 +140,21 @@ class TokenizerView(SaysWhatThereIs):
 
     def tokenize(self, text: str) -> list[str]:
         """The tokens of a text, as the vocabulary writes them."""
-        (one,) = texts("text", text, 1)
+        (one,) = check_texts("text", text, 1)
         return self.tokenizer.tokens(one)
 
     def decode(self, ids: Any, skip_special_tokens: bool = False, **_: Any) -> str:
         """The text of ids.
 
         Raises:
-            InvalidRequest: they are no ids.
+            InvalidRequestError: they are no ids.
         """
         listed = ids.tolist() if hasattr(ids, "tolist") else ids
         listed = listed if isinstance(listed, Sequence) else [listed]
         if isinstance(listed, str):
-            raise InvalidRequest("ids must be a list of whole numbers, not a string")
+            raise InvalidRequestError("ids must be a list of whole numbers, not a string")
         return self.tokenizer.text(
-            [whole("ids", each, 0, 2**31) for each in listed], skip_special_tokens
+            [check_int("ids", each, 0, 2**31) for each in listed], skip_special_tokens
         )
 
     def batch_decode(self, sequences: Sequence[Any], **options: Any) -> list[str]:

@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, overload
 
-from kdrt.common.validation import texts
-from kdrt.compat.absent import AbsentAttribute, UnknownArgument
+from kdrt.common.validation import check_texts
+from kdrt.compat.absent import AbsentAttributeError, UnknownArgumentError
 from kdrt.compat.text_views import TextEncoderView, TokenizerView, inner
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt.prompt.learned import stands_alone
 
 if TYPE_CHECKING:
@@ -77,12 +77,12 @@ class TextualInversionMixin:
         and a file with ``clip_l`` and ``clip_g`` serves both.
 
         Raises:
-            InvalidRequest: see :func:`kdrt.adapters.textual_inversion.load`.
-            UnknownArgument: there is no such argument.
+            InvalidRequestError: see :func:`kdrt.adapters.textual_inversion.load`.
+            UnknownArgumentError: there is no such argument.
         """
         unknown = kwargs.keys() - _HUB_OPTIONS.keys() - _IGNORED
         if unknown:
-            raise UnknownArgument(
+            raise UnknownArgumentError(
                 f"load_textual_inversion() has no argument {', '.join(sorted(unknown))}"
             )
         self.pipeline.load_textual_inversion(
@@ -109,11 +109,11 @@ class TextualInversionMixin:
         go with it, whether ``token_1`` and so on are listed or not.
 
         Raises:
-            InvalidRequest: none of ``tokens`` is loaded.
+            InvalidRequestError: none of ``tokens`` is loaded.
         """
         component = self._component(tokenizer, text_encoder)
         if tokens is not None:
-            asked = list(texts("tokens", tokens))
+            asked = list(check_texts("tokens", tokens))
             known = [t for t in asked if t in self._tokens(component)]
             tokens = known or asked
         self.pipeline.unload_textual_inversion(tokens, component=component)
@@ -129,7 +129,7 @@ class TextualInversionMixin:
         not need it here, and are not changed by it."""
         tokens = self._tokens(self._component(tokenizer, None))
         if not isinstance(prompt, str):
-            return [_written_out(text, tokens) for text in texts("prompt", prompt)]
+            return [_written_out(text, tokens) for text in check_texts("prompt", prompt)]
         return _written_out(prompt, tokens)
 
     def _tokens(self, component: str | None) -> dict[str, int]:
@@ -144,7 +144,7 @@ class TextualInversionMixin:
     def _text_encoder(self, index: int) -> tuple[TextEncoderView, TokenizerView]:
         facts = self.pipeline.bundle.manifest.text_encoders
         if index >= len(facts):
-            raise AbsentAttribute(f"{type(self).__name__} has {len(facts)} text encoder")
+            raise AbsentAttributeError(f"{type(self).__name__} has {len(facts)} text encoder")
         encoder = self.pipeline._prompts.encoders[index]
         return (
             TextEncoderView(self.pipeline, facts[index]),
@@ -163,7 +163,7 @@ class TextualInversionMixin:
             ):
                 return each.component
         names = ", ".join(each.component for each in facts)
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"tokenizer and text_encoder must be those of this pipeline; text encoders: {names}"
         )
 

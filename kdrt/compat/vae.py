@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from kdrt.pipeline.pipeline import Pipeline
@@ -16,7 +16,7 @@ class VaeMixin:
     pipeline: Pipeline
 
     def enable_vae_slicing(self) -> None:
-        """Decode pictures of a batch one by one: kdrt's default."""
+        """Decode images of a batch one by one: kdrt's default."""
         self.pipeline.enable_vae_slicing()
 
     def disable_vae_slicing(self) -> None:
@@ -24,11 +24,11 @@ class VaeMixin:
         self.pipeline.disable_vae_slicing()
 
     def enable_vae_tiling(self) -> None:
-        """Decode pictures larger than the VAE was trained at in tiles of that size."""
+        """Decode images larger than the VAE was trained at in tiles of that size."""
         self.pipeline.enable_vae_tiling()
 
     def disable_vae_tiling(self) -> None:
-        """Decode whole pictures, wherever the engine can."""
+        """Decode whole images, wherever the engine can."""
         self.pipeline.disable_vae_tiling()
 
     def upcast_vae(self) -> None:
@@ -37,11 +37,11 @@ class VaeMixin:
         float32's range, and the original pipelines left it alone too.
 
         Raises:
-            InvalidRequest: it is in float16.
+            InvalidRequestError: it is in float16.
         """
         spec = self.pipeline.engines["vae_decoder"].spec
         if spec.inputs[0].dtype == "float16":
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 "this bundle's VAE is in float16, which is fixed at export: export the model "
                 "again with --vae-precision fp32 or bf16"
             )

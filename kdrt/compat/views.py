@@ -11,13 +11,13 @@ from torch import Tensor
 
 from kdrt.bundle import SchedulerFacts
 from kdrt.common.streams import on_own_stream
-from kdrt.common.validation import MOST_STEPS, dense, finite, whole
-from kdrt.compat.absent import AbsentAttribute, SaysWhatThereIs, refused
+from kdrt.common.validation import MAX_STEPS, check_dense, check_int, finite_or_none
+from kdrt.compat.absent import AbsentAttributeError, SaysWhatThereIs, refused
 from kdrt.compat.config import Config, recorded
 from kdrt.compat.grid import TrainingTable, default_schedule
 from kdrt.compat.moving import asked_for
 from kdrt.denoise.bound_unet import GUIDANCE_INPUT
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt.pipeline.calls import part_of_call
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt_engines import Engine
@@ -66,10 +66,10 @@ class SchedulerView(SaysWhatThereIs):
         """Make the grid of so many steps.
 
         Raises:
-            InvalidRequest: it is no number of steps.
+            InvalidRequestError: it is no number of steps.
         """
-        most = max(MOST_STEPS, self._facts.num_train_timesteps)
-        steps = whole("num_inference_steps", num_inference_steps, 1, most)
+        most = max(MAX_STEPS, self._facts.num_train_timesteps)
+        steps = check_int("num_inference_steps", num_inference_steps, 1, most)
         sigmas, timesteps = default_schedule(self._facts, self._table, steps)
         self.show(sigmas, timesteps.to(device))
 
@@ -89,7 +89,7 @@ class SchedulerView(SaysWhatThereIs):
 
     def __setattr__(self, name: str, value: object) -> None:
         if not name.startswith("_") and name not in self._settable:
-            raise InvalidRequest(f"{name!r} of this scheduler cannot be set; {self.instead}")
+            raise InvalidRequestError(f"{name!r} of this scheduler cannot be set; {self.instead}")
         super().__setattr__(name, value)
 
     def __len__(self) -> int:
@@ -136,11 +136,11 @@ class NetworkView(SaysWhatThereIs):
         """Itself, where that is what is asked for; a memory format has no effect.
 
         Raises:
-            InvalidRequest: it runs in another dtype or elsewhere.
+            InvalidRequestError: it runs in another dtype or elsewhere.
         """
         device, dtype = asked_for(arguments, options)
         if dtype not in (None, self.dtype) or device not in (None, self.device.type):
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"the {self.name} runs as an engine in {self.dtype} on {self.device}: its dtype is "
                 "fixed at export, and the whole pipeline moves with pipe.to(device)"
             )
@@ -148,7 +148,7 @@ class NetworkView(SaysWhatThereIs):
 
     def __getattr__(self, name: str) -> Any:
         if name in _OF_THE_PIPELINE:
-            raise AbsentAttribute(
+            raise AbsentAttributeError(
                 f"{name} is not here but a method of the pipeline: use "
                 f"pipe.{_OF_THE_PIPELINE[name]}(…)"
             )
@@ -182,7 +182,7 @@ class NetworkView(SaysWhatThereIs):
         """Itself, for inference.
 
         Raises:
-            InvalidRequest: training is asked for, which engines cannot do.
+            InvalidRequestError: training is asked for, which engines cannot do.
         """
         return self.requires_grad_(mode)
 
@@ -190,10 +190,10 @@ class NetworkView(SaysWhatThereIs):
         """Itself, without gradients.
 
         Raises:
-            InvalidRequest: gradients are asked for, which engines do not have.
+            InvalidRequestError: gradients are asked for, which engines do not have.
         """
         if requires_grad:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 "engines are for inference: they have no gradients, and cannot be trained"
             )
         return self
@@ -212,18 +212,18 @@ class NetworkView(SaysWhatThereIs):
         """No effect for processors that only compute attention in another way.
 
         Raises:
-            InvalidRequest: the processor may compute something else.
+            InvalidRequestError: the processor may compute something else.
         """
         each = processor.values() if isinstance(processor, Mapping) else [processor]
         for name in (type(one).__name__ for one in each):
             if name not in _PLAIN_PROCESSORS:
-                raise InvalidRequest(
+                raise InvalidRequestError(
                     f"attention is part of the exported {self.name}, and {name} cannot replace it"
                 )
 
     def save_pretrained(self, *_: Any, **__: Any) -> NoReturn:
-        """Raises InvalidRequest: engines do not give a network back."""
-        raise InvalidRequest(
+        """Raises InvalidRequestError: engines do not give a network back."""
+        raise InvalidRequestError(
             f"the {self.name} is an engine, and cannot be saved by itself: copy the model it was "
             "exported from, or save the whole bundle with pipe.save_pretrained(folder)"
         )
@@ -266,8 +266,8 @@ class UNetView(NetworkView):
         )
 
     def __call__(self, *_: Any, **__: Any) -> NoReturn:
-        """Raises InvalidRequest: the UNet runs inside of a call of the pipeline only."""
-        raise InvalidRequest(
+        """Raises InvalidRequestError: the UNet runs inside of a call of the pipeline only."""
+        raise InvalidRequestError(
             "the UNet is an engine, and runs inside of a pipeline's call only; for steps of your "
             "own use pipe.pipeline.steps(…), or a sampler of your own in pipe.pipeline(…, "
             "sampler=function)"
@@ -336,8 +336,8 @@ class VaeView(NetworkView):
         )
 
     def __call__(self, *_: Any, **__: Any) -> NoReturn:
-        """Raises InvalidRequest: its halves are called."""
-        raise InvalidRequest(
+        """Raises InvalidRequestError: its halves are called."""
+        raise InvalidRequestError(
             "the VAE runs in halves: call pipe.vae.encode(x) or pipe.vae.decode(z)"
         )
 
@@ -371,18 +371,18 @@ class VaeView(NetworkView):
         self.pipeline.disable_vae_tiling()
 
     def check_latents(self, latents: object) -> None:
-        """Raise InvalidRequest unless these are latents ``[B, C, h, w]``."""
+        """Raise InvalidRequestError unless these are latents ``[B, C, h, w]``."""
         _check_images("latents", latents, self.config.latent_channels)
 
     def check_pixels(self, pixels: object) -> None:
-        """Raise InvalidRequest unless these are pixels ``[B, 3, H, W]``."""
+        """Raise InvalidRequestError unless these are pixels ``[B, 3, H, W]``."""
         _check_images("pixels", pixels, self.config.in_channels)
 
     def _scaling(self) -> tuple[float, Tensor, Tensor]:
         """What the exported halves do to latents: z = latents · std / factor + mean."""
-        factor = finite(self.config.get("scaling_factor"))
+        factor = finite_or_none(self.config.get("scaling_factor"))
         if not factor:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 "this bundle does not know its VAE's scaling factor, as kdrt kept none when it was "
                 "exported; export the model again, or decode with pipe(…) alone"
             )
@@ -399,7 +399,7 @@ class VaeView(NetworkView):
         """Pixels of latents ``[B, C, h, w]`` divided by the configuration's scaling factor.
 
         Raises:
-            InvalidRequest: these are no latents of this model.
+            InvalidRequestError: these are no latents of this model.
             ShapeError: the engine was not made for this size.
         """
         self.check_latents(z)
@@ -416,7 +416,7 @@ class VaeView(NetworkView):
         configuration's scaling factor is what a sampler works on.
 
         Raises:
-            InvalidRequest: these are no pixels.
+            InvalidRequestError: these are no pixels.
             BundleError: the bundle has no encoder.
             ShapeError: the sides are no multiples of the VAE's scale.
         """
@@ -431,14 +431,14 @@ def _for_channels(values: Any) -> Tensor:
     try:
         return torch.tensor(values, dtype=torch.float32).reshape(1, -1, 1, 1)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"the statistics of this bundle's VAE are no numbers ({error}); export the model again"
         ) from error
 
 
 def _check_images(name: str, value: object, channels: int) -> None:
     if isinstance(value, Tensor):
-        dense(name, value)
+        check_dense(name, value)
     if (
         not isinstance(value, Tensor)
         or value.ndim != 4
@@ -447,4 +447,6 @@ def _check_images(name: str, value: object, channels: int) -> None:
         or value.is_complex()
     ):
         found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise InvalidRequest(f"{name} must be a tensor [B, {channels}, height, width], not {found}")
+        raise InvalidRequestError(
+            f"{name} must be a tensor [B, {channels}, height, width], not {found}"
+        )

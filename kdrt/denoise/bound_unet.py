@@ -43,7 +43,7 @@ class BoundUNet:
 
     Args:
         unet: the engine; the whole UNet, or the shallow one.
-        images: B, the number of pictures.
+        images: B, the number of images.
         halves: 1 or 2.
         height: latent rows.
         width: latent columns.

@@ -3,7 +3,7 @@
     off     every operation is enqueued by itself
     step    one graph for a stage: input scaling, network, guidance, update; replayed each time;
             where some evaluations do less (`kdrt.denoise.shortcuts`), one for each kind of them
-    loop    one graph for all stages: one launch a picture
+    loop    one graph for all stages: one launch an image
 
 The stages read their numbers from a table on the device (`kdrt.sampling.table`), so a graph serves
 every plan that needs the same registers, whatever its noise levels, guidance scale or seed. A run
@@ -19,21 +19,21 @@ from typing import Literal, Protocol, cast
 import torch
 from torch import Tensor
 
-from kdrt.common.lru import Recent
-from kdrt.errors import InvalidRequest
+from kdrt.common.lru import LruCache
+from kdrt.errors import InvalidRequestError
 from kdrt.sampling import Plan, Step, run
 from kdrt.sampling.table import Layout, TableDenoise, TableLoop, run_table
 from kdrt_engines import Engine
-from kdrt_engines.cuda_graphs import CaptureError, CudaGraph, Graph, GraphCache
+from kdrt_engines.cuda_graphs import CaptureError, CudaGraph, CudaGraphCache, Graph
 
-GraphLevel = Literal["off", "step", "loop"]
-GRAPH_LEVELS: tuple[GraphLevel, ...] = ("off", "step", "loop")
+CudaGraphLevel = Literal["off", "step", "loop"]
+GRAPH_LEVELS: tuple[CudaGraphLevel, ...] = ("off", "step", "loop")
 
 _LOOPS = 4
-"""Layouts whose registers are kept for one size of picture."""
+"""Layouts whose registers are kept for one size of image."""
 
 
-class GraphDenoise(TableDenoise, Protocol):
+class CapturableDenoise(TableDenoise, Protocol):
     """What a captured run asks of a denoiser."""
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor: ...
@@ -54,11 +54,11 @@ class CaptureWarning(UserWarning):
 Capture = Callable[[Callable[[], None], Sequence[Tensor]], Graph]
 
 
-class GraphRunner:
+class CudaGraphRunner:
     """Runs plans with one denoiser at a graph level.
 
     Args:
-        denoise: the denoiser, of one size of picture.
+        denoise: the denoiser, of one size of image.
         level: how much to capture.
         graphs: shared by all runners of a pipeline, so that one bound holds for all.
         capture: makes a graph of some work; needed for every level but ``off``.
@@ -66,16 +66,16 @@ class GraphRunner:
 
     def __init__(
         self,
-        denoise: GraphDenoise,
-        level: GraphLevel,
-        graphs: GraphCache,
+        denoise: CapturableDenoise,
+        level: CudaGraphLevel,
+        graphs: CudaGraphCache,
         capture: Capture | None = None,
     ) -> None:
         self._denoise = denoise
-        self.level: GraphLevel = level if capture is not None else "off"
+        self.level: CudaGraphLevel = level if capture is not None else "off"
         self._graphs = graphs
         self._capture = capture
-        self._loops: Recent[Layout, TableLoop] = Recent(_LOOPS, forgotten=graphs.drop)
+        self._loops: LruCache[Layout, TableLoop] = LruCache(_LOOPS, on_evict=graphs.drop)
 
     def run(
         self, plan: Plan, latents: Tensor, noise: Tensor | None = None, *, watched: bool = True
@@ -158,20 +158,20 @@ class GraphRunner:
             return None
 
 
-def graph_level(asked: object, engine: Engine) -> GraphLevel:
+def cuda_graph_level(asked: object, engine: Engine) -> CudaGraphLevel:
     """The level for a UNet: the one asked for. None is ``step`` on CUDA, and ``off`` on a CPU and
     for engines that only they themselves can capture.
 
     Raises:
-        InvalidRequest: there is no such level, or none but ``off`` is possible there.
+        InvalidRequestError: there is no such level, or none but ``off`` is possible there.
     """
     on_cuda = engine.device.type == "cuda"
     if asked is None:
         return "step" if on_cuda and engine.capturable else "off"
     if asked not in GRAPH_LEVELS:
-        raise InvalidRequest(f"unknown graph {asked!r}; known: {', '.join(GRAPH_LEVELS)}")
+        raise InvalidRequestError(f"unknown graph {asked!r}; known: {', '.join(GRAPH_LEVELS)}")
     if asked != "off" and not on_cuda:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"graph={asked!r} needs CUDA, and this engine runs on {engine.device.type}: leave "
             "graph out, or choose an engine on CUDA"
         )

@@ -45,7 +45,7 @@ def is_doubled(unet: EngineSpec, guidance_scale: float, *, asked: bool = False) 
 class Denoiser:
     """A UNet bound to one set of sizes, and the guidance around it.
 
-    :meth:`prepare` writes once what stays the same for a whole picture. A call then writes the
+    :meth:`prepare` writes once what stays the same for a whole image. A call then writes the
     sample and the timestep, runs the UNet, and computes in float32 buffers of its own: it
     allocates nothing and reads nothing back.
 
@@ -54,7 +54,7 @@ class Denoiser:
         noise_schedule: gives the timestep of a σ.
         prediction_type: what the UNet predicts.
         sigma_data: d of a model in the EDM formulation; None is any other model.
-        images: B, the number of pictures denoised together.
+        images: B, the number of images denoised together.
         height: latent rows.
         width: latent columns.
         tokens: L, the length of the conditioning.
@@ -273,7 +273,7 @@ class Denoiser:
     ) -> Tensor:
         """Classifier-free guidance, ``u + w·(c − u)``.
 
-        It is defined on the denoised pictures. Those are the same affine map of the two
+        It is defined on the denoised images. Those are the same affine map of the two
         predictions, with which a combination whose weights sum to 1 commutes; done before the
         map it costs one kernel, and rescaling needs it there.
         """
@@ -286,9 +286,9 @@ class Denoiser:
         return self._guided
 
     def _rescale_to(self, conditional: Tensor, rescale: Number) -> None:
-        """Pull each picture's standard deviation towards that of the conditional prediction:
+        """Pull each image's standard deviation towards that of the conditional prediction:
         ``φ·x·std(c)/std(x) + (1 − φ)·x`` (Lin et al. 2023, arXiv:2305.08891, equations 15–16).
-        As in the paper x is the network's output, not the denoised picture."""
+        As in the paper x is the network's output, not the denoised image."""
         torch.std(conditional, dim=(1, 2, 3), keepdim=True, out=self._wanted_std)
         torch.std(self._guided, dim=(1, 2, 3), keepdim=True, out=self._actual_std)
         factor = self._wanted_std.div_(self._actual_std)

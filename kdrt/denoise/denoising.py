@@ -9,8 +9,8 @@ from torch import Tensor
 
 from kdrt.adapters.ip_adapter import ImagePrompts
 from kdrt.bundle import Manifest
-from kdrt.common.lru import Recent
-from kdrt.denoise.cuda_graphs import GraphLevel, GraphRunner, capture_on
+from kdrt.common.lru import LruCache
+from kdrt.denoise.cuda_graphs import CudaGraphLevel, CudaGraphRunner, capture_on
 from kdrt.denoise.denoiser import Denoiser
 from kdrt.denoise.inpaint import (
     Encode,
@@ -33,7 +33,7 @@ from kdrt.sampling import (
     run_foreign,
 )
 from kdrt_engines import Engine
-from kdrt_engines.cuda_graphs import GraphCache
+from kdrt_engines.cuda_graphs import CudaGraphCache
 
 _DENOISERS = 4
 """Sizes whose buffers are kept: enough for a service that alternates, little enough to fit."""
@@ -49,10 +49,10 @@ class Denoising:
         manifest: of the bundle.
         unet: the engine.
         noise_schedule: the training table.
-        encode: the VAE's encoder, for pictures to begin with.
+        encode: the VAE's encoder, for images to begin with.
         image_prompts: makes an IP-Adapter's tokens.
         shallow: gives the shallow UNet, asked when it is first needed.
-        graph: how much to capture.
+        cuda_graph: how much to capture.
         stream: to capture on; None on a CPU.
     """
 
@@ -65,7 +65,7 @@ class Denoising:
         image_prompts: ImagePrompts,
         *,
         shallow: Callable[[], Engine],
-        graph: GraphLevel,
+        cuda_graph: CudaGraphLevel,
         stream: torch.cuda.Stream | None,
     ) -> None:
         self._manifest = manifest
@@ -74,11 +74,11 @@ class Denoising:
         self._encode = encode
         self._image_prompts = image_prompts
         self._shallow = shallow
-        self._graph = graph
+        self._cuda_graph = cuda_graph
         self._stream = stream
-        self.graphs = GraphCache()
-        self._denoisers: Recent[tuple[int, int, int, int, bool], _Sized] = Recent(
-            _DENOISERS, forgotten=_Sized.close
+        self.graphs = CudaGraphCache()
+        self._denoisers: LruCache[tuple[int, int, int, int, bool], _Sized] = LruCache(
+            _DENOISERS, on_evict=_Sized.close
         )
 
     def use(self, unet: Engine) -> None:
@@ -97,16 +97,16 @@ class Denoising:
 
         Args:
             job: what to make.
-            positive: conditioning of its pictures.
+            positive: conditioning of its images.
             negative: that of the unconditional half; None where there is none.
             watched: whether every step is wanted, or only the last.
         """
         shape = latent_shape(self._manifest, job.height, job.width)
         noise = noise_of(job, shape)
         latents = noise.latents().to(self._unet.device)
-        if job.request.latents is not None:
-            latents.copy_(job.request.latents.detach())
-        if job.request.denoising_start is None:
+        if job.latents is not None:
+            latents.copy_(job.latents.detach())
+        if not job.continues:
             latents.mul_(job.plan.sigmas[0])
         if isinstance(job.plan, AdaptivePlan):
             return self._sample_adaptively(job.plan, job, positive, negative, latents, noise)
@@ -139,7 +139,7 @@ class Denoising:
         latents: Tensor,
         noise: RunNoise,
     ) -> Iterator[Step]:
-        """Picture by picture: the step size of one must not depend on its neighbours."""
+        """Image by image: the step size of one must not depend on its neighbours."""
         latents, told = self._begin(job.init_image, latents)
         assert isinstance(noise, SeededNoise)  # the request refuses every other kind
         image_tokens = self._image_tokens(job, doubled=negative is not None)
@@ -160,7 +160,7 @@ class Denoising:
         image_tokens: Tensor | None,
         only: int | None = None,
     ) -> _Sized:
-        """The denoiser of a job, for all of its pictures or ``only`` one."""
+        """The denoiser of a job, for all of its images or ``only`` one."""
         doubled = negative is not None
         if only is not None:
             positive = positive.one(only)
@@ -175,22 +175,21 @@ class Denoising:
             positive,
             negative,
             guidance_scale=job.guidance_scale,
-            guidance_rescale=job.request.guidance_rescale,
+            guidance_rescale=job.guidance_rescale,
             time_ids=_time_ids(job, images, doubled=doubled),
             freeu=job.freeu,
             unconditional=job.plan.needs_unconditional,
             shortcuts=job.shortcuts,
         )
-        sized.denoiser.prepare_image_prompt(image_tokens, job.request.ip_adapter_scale)
+        sized.denoiser.prepare_image_prompt(image_tokens, job.ip_adapter_scale)
         return sized
 
     def _image_tokens(self, job: Job, *, doubled: bool) -> Tensor | None:
-        request = job.request
-        if not request.has_image_prompt:
+        if job.ip_adapter_image is None and job.ip_adapter_image_embeds is None:
             return None
         return self._image_prompts.encode(
-            request.ip_adapter_image,
-            request.ip_adapter_image_embeds,
+            job.ip_adapter_image,
+            job.ip_adapter_image_embeds,
             len(job.seeds),
             doubled=doubled,
         )
@@ -217,28 +216,28 @@ class Denoising:
 
         return self._denoisers.get((images, height, width, tokens, doubled), make)
 
-    def _runner(self, denoise: Denoiser | KnownRegionOfDenoiser) -> GraphRunner:
+    def _runner(self, denoise: Denoiser | KnownRegionOfDenoiser) -> CudaGraphRunner:
         capture = None
         if self._stream is not None and self._unet.capturable:
             capture = capture_on(self._stream)
-        return GraphRunner(denoise, self._graph, self.graphs, capture)
+        return CudaGraphRunner(denoise, self._cuda_graph, self.graphs, capture)
 
 
 class _Sized:
-    """What is kept for one size of pictures: the denoiser, its captured runs, and those of the
+    """What is kept for one size of images: the denoiser, its captured runs, and those of the
     denoiser that knows a region, as inpainting needs it."""
 
     def __init__(
         self,
         denoiser: Denoiser,
-        make: Callable[[Denoiser | KnownRegionOfDenoiser], GraphRunner],
+        make: Callable[[Denoiser | KnownRegionOfDenoiser], CudaGraphRunner],
     ) -> None:
         self.denoiser = denoiser
         self._make = make
         self._whole = make(denoiser)
-        self._partial: tuple[KnownRegionOfDenoiser, GraphRunner] | None = None
+        self._partial: tuple[KnownRegionOfDenoiser, CudaGraphRunner] | None = None
 
-    def runner(self, denoise: Denoiser | KnownRegionOfDenoiser) -> GraphRunner:
+    def runner(self, denoise: Denoiser | KnownRegionOfDenoiser) -> CudaGraphRunner:
         """What runs ``denoise``: the denoiser, or a new region around it."""
         if not isinstance(denoise, KnownRegionOfDenoiser):
             return self._whole

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from kdrt.common.validation import shown
-from kdrt.errors import InvalidRequest
+from kdrt.common.validation import excerpt
+from kdrt.errors import InvalidRequestError
 
 FreeU = tuple[float, float, float, float]
 """b1, b2, s1, s2: factors on the backbone and on the skips of the first two up blocks."""
@@ -29,11 +29,11 @@ def preset(name: str) -> FreeU:
     """The strengths of a family.
 
     Raises:
-        InvalidRequest: no family is called that.
+        InvalidRequestError: no family is called that.
     """
     if name not in FREEU_PRESETS:
-        raise InvalidRequest(
-            f"FreeU has no preset {shown(name)}; it has {', '.join(FREEU_PRESETS)}, or give four "
+        raise InvalidRequestError(
+            f"FreeU has no preset {excerpt(name)}; it has {', '.join(FREEU_PRESETS)}, or give four "
             "numbers: b1, b2, s1, s2"
         )
     found = FREEU_PRESETS[name]

@@ -1,7 +1,7 @@
-"""Beginning with a picture instead of noise: image to image, and inpainting.
+"""Beginning with an image instead of noise: image to image, and inpainting.
 
-At the samplers' scale a noisy picture is ``x = z + σ·ξ``, so image to image begins at the σ that
-``strength`` asks for with the picture's latents z and the seed's noise ξ.
+At the samplers' scale a noisy image is ``x = z + σ·ξ``, so image to image begins at the σ that
+``strength`` asks for with the image's latents z and the seed's noise ξ.
 
 To repaint only a part, the denoiser is told the rest: outside of the mask its answer is replaced
 by z (:class:`KnownRegion`). Any sampler then keeps that region at ``z + σ·ξ``, for the right σ at
@@ -14,7 +14,7 @@ and in a stochastic method the same with σ_down in place of σ', plus noise of 
 to σ'. At σ = 0 it is z. In Euler's method this is, number for number, what re-imposing the region
 with fresh copies of the same noise after every step gives, as diffusers' inpainting does.
 
-A UNet trained for inpainting (nine channels) sees mask and masked picture as inputs instead.
+A UNet trained for inpainting (nine channels) sees mask and masked image as inputs instead.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ Encode = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class InitImage:
-    """The pictures that a job begins with.
+    """The images that a job begins with.
 
     Attributes:
         pixels: float32 ``[B, 3, H, W]`` in [-1, 1]; None where latents were given.
         latents: ``[B, C, h, w]``, as a run with ``output_type="latent"`` gives them.
         mask: float32 ``[B, 1, H, W]``: 1 is repainted, 0 is kept; None repaints all.
         anew: nothing of what is masked is kept: it begins as noise alone (a strength of 1).
-        keep_unmasked: paste the picture's own pixels over what is not masked.
+        keep_unmasked: paste the image's own pixels over what is not masked.
         height, width: in pixels.
     """
 
@@ -73,7 +73,7 @@ class InitImage:
         return None if self.mask is None else F.max_pool2d(self.mask, scale) >= 0.5
 
     def paste(self, pixels: Tensor) -> Tensor:
-        """The picture's own pixels over what is not masked; a soft mask blends. Latents must be
+        """The image's own pixels over what is not masked; a soft mask blends. Latents must be
         decoded, which changes every pixel a little: this gives back the original ones."""
         if self.mask is None or self.pixels is None or not self.keep_unmasked:
             return pixels
@@ -140,14 +140,14 @@ class KnownRegionOfDenoiser(KnownRegion):
 
 
 def is_inpainting(unet: EngineSpec) -> bool:
-    """Whether a UNet sees mask and masked picture: its sample has more channels than its
+    """Whether a UNet sees mask and masked image: its sample has more channels than its
     prediction."""
     return unet.input("sample").shape[1] != unet.outputs[0].shape[1]
 
 
 @dataclass(frozen=True)
 class Told:
-    """What a prepared denoiser is told of the picture.
+    """What a prepared denoiser is told of the image.
 
     Attributes:
         known: ``[B, C, h, w]``, and
@@ -162,7 +162,7 @@ class Told:
     def tell(
         self, denoiser: Denoiser, image: int | None = None
     ) -> Denoiser | KnownRegionOfDenoiser:
-        """The denoiser to run, for all pictures or for one of them."""
+        """The denoiser to run, for all images or for one of them."""
         which = slice(None) if image is None else slice(image, image + 1)
         if self.channels is not None:
             denoiser.write_extra_channels(self.channels[which])
@@ -177,11 +177,11 @@ def begin(
     """How a job begins.
 
     Args:
-        image: the picture that it begins with; None is none.
+        image: the image that it begins with; None is none.
         noise: float32 ``[B, C, h, w]``, already times the σ of the beginning.
         encode: the VAE's encoder.
         scale: pixels for one latent.
-        inpaints: the UNet sees mask and masked picture.
+        inpaints: the UNet sees mask and masked image.
 
     Returns:
         The first state, and what is to be told to the denoiser.
@@ -202,7 +202,7 @@ def begin(
 
 def _inpainting_channels(image: InitImage, mask: Tensor, encode: Encode) -> Tensor:
     """What an inpainting UNet sees besides the sample, ``[B, 1 + C, h, w]``: the mask, and the
-    latents of the picture with the masked pixels grey."""
+    latents of the image with the masked pixels grey."""
     assert image.pixels is not None  # both are checked by read_init_image
     assert image.mask is not None
     masked = encode(image.pixels * (image.mask < 0.5))

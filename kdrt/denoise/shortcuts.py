@@ -1,4 +1,4 @@
-"""Less work for some evaluations of a run, at the price of another picture.
+"""Less work for some evaluations of a run, at the price of another image.
 
     guidance interval   outside of a range of σ the conditional prediction alone, half the batch
                         (Kynkäänniemi et al. 2024, arXiv:2404.07724)
@@ -14,8 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from kdrt.common.validation import finite, shown, whole
-from kdrt.errors import InvalidRequest
+from kdrt.common.validation import check_int, excerpt, finite_or_none
+from kdrt.errors import InvalidRequestError
 
 Interval = tuple[float, float]
 
@@ -90,29 +90,31 @@ class Course:
         return self._last
 
 
-def interval(name: str, value: object) -> Interval:
+def check_interval(name: str, value: object) -> Interval:
     """``value`` as (σ_low, σ_high).
 
     Raises:
-        InvalidRequest: it is something else.
+        InvalidRequestError: it is something else.
     """
     numbers = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
-    low, high = map(finite, numbers) if len(numbers) == 2 else (None, None)
+    low, high = map(finite_or_none, numbers) if len(numbers) == 2 else (None, None)
     if low is None or high is None or not low < high:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{name} must be two finite noise levels, the lower one first, as in (0.3, 5.4), not "
-            f"{shown(value)}"
+            f"{excerpt(value)}"
         )
     return low, high
 
 
-def every(name: str, value: object) -> int:
+def check_deep_cache(name: str, value: object) -> int:
     """``value`` as how many evaluations share one full one.
 
     Raises:
-        InvalidRequest: it is something else.
+        InvalidRequestError: it is something else.
     """
-    number = whole(name, value, 1)
+    number = check_int(name, value, 1)
     if number == 1:
-        raise InvalidRequest(f"{name}=1 would make every evaluation full; leave it out, or take 2")
+        raise InvalidRequestError(
+            f"{name}=1 would make every evaluation full; leave it out, or take 2"
+        )
     return number

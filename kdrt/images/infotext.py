@@ -27,7 +27,7 @@ _WRONG_JSON = 10
 the time grows with the square of the text."""
 
 
-def parse_parameters(text: str) -> dict[str, str]:
+def parse_infotext(text: str) -> dict[str, str]:
     """Read such a text, ours or a web UI's: its settings by key, with the prompts under
     ``"Prompt"`` and ``"Negative prompt"``. Keys that are not there are not in the result.
 
@@ -38,7 +38,7 @@ def parse_parameters(text: str) -> dict[str, str]:
     values = json_object(text)
     if values is not None:
         return {
-            key: told(value)
+            key: as_text(value)
             for key, value in values.items()
             if isinstance(value, str) or key.lower() != "prompt"
         }
@@ -67,7 +67,7 @@ def json_object(text: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def told(value: object) -> str:
+def as_text(value: object) -> str:
     """A value of JSON as text: a string itself, the others as JSON."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return text.encode("utf-8", errors="replace").decode()  # JSON can hold halves of characters
@@ -118,6 +118,6 @@ def _settings(line: str) -> Iterator[tuple[str, str]]:
             end = len(line) if comma < 0 else comma
             value = line[start:end].strip()
         if key and '"' not in key:
-            yield key, told(value)
+            yield key, as_text(value)
         place = end + 1
         colon = line.find(":", place)

@@ -24,8 +24,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from kdrt.common.paths import user_path
-from kdrt.common.validation import MOST_SIDE, dense
-from kdrt.errors import InvalidRequest
+from kdrt.common.validation import MAX_SIDE, check_dense
+from kdrt.errors import InvalidRequestError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -42,12 +42,12 @@ _RANGES = {"I": (255, 65535, 2**31 - 1), "F": (1, 255, 65535)}
 _SAME_COLOUR = 8
 """How far the colours of a mask of one colour may lie apart: lossy files blur them."""
 
-_MOST_LONGER = 100
+_MAX_LONGER = 100
 """How many times as long as wide an image may be for CLIP: its shorter side is brought to a fixed
 size, and the longer one with it."""
 
 
-def pictures(
+def read_images(
     name: str,
     value: object,
     scale: int,
@@ -68,34 +68,34 @@ def pictures(
         width: columns asked for.
 
     Raises:
-        InvalidRequest: no images, images of different sizes, damaged ones, or numbers out of
+        InvalidRequestError: no images, images of different sizes, damaged ones, or numbers out of
             range.
     """
     return _read(name, value, scale, height, width, channels=3).mul_(2).sub_(1)
 
 
-def masks(name: str, value: object, height: int, width: int) -> Tensor:
-    """Masks as float32 ``[B, 1, H, W]`` in [0, 1]; PIL images are resized as :func:`pictures`
+def read_masks(name: str, value: object, height: int, width: int) -> Tensor:
+    """Masks as float32 ``[B, 1, H, W]`` in [0, 1]; PIL images are resized as :func:`images`
     does, to the size of the image that they belong to.
 
     Raises:
-        InvalidRequest: as :func:`pictures`; or alpha that may or may not be meant; or a mask that
-            is 0 and 1 where 255 is white.
+        InvalidRequestError: as :func:`images`; or alpha that may or may not be meant; or a mask
+            that is 0 and 1 where 255 is white.
     """
     result = _read(name, value, 1, height, width, channels=1)
     if 0 < result.max() <= 1 / 255:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{name} is black but for values of at most 1 in 255, so nothing would be repainted; "
             "if 1 stands for white, give booleans or floats"
         )
     return result
 
 
-def rgb(name: str, image: Image.Image) -> Image.Image:
+def to_rgb(name: str, image: Image.Image) -> Image.Image:
     """A PIL image of any mode upright and as RGB: alpha on white, deeper modes scaled.
 
     Raises:
-        InvalidRequest: it is damaged, or of values whose range nobody can tell.
+        InvalidRequestError: it is damaged, or of values whose range nobody can tell.
     """
     return _flat(name, image, channels=3)
 
@@ -104,13 +104,13 @@ def pil_image(name: str, value: object) -> Image.Image:
     """An array ``[H, W, 3]`` or a tensor ``[3, H, W]``, or a grey one, as a PIL image.
 
     Raises:
-        InvalidRequest: it is something else.
+        InvalidRequestError: it is something else.
     """
     planes = _one(name, value, channels=3)
     if isinstance(planes, Image.Image):
         return planes
     if planes.ndim != 3 or planes.shape[0] not in (1, 3) or not planes.numel():
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{name} must be of shape [H, W, 3] as an array, [3, H, W] as a tensor, and this one "
             f"has {list(planes.shape)} (channels first)"
         )
@@ -122,15 +122,15 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     never end.
 
     Raises:
-        InvalidRequest: there is no such file, or it is no image that Pillow reads.
+        InvalidRequestError: there is no such file, or it is no image that Pillow reads.
     """
     file = user_path(path)
     if file.exists() and not file.is_file():
-        raise InvalidRequest(f"cannot read {path}: it is not a file")
+        raise InvalidRequestError(f"cannot read {path}: it is not a file")
     with readable(str(path)):
         image = Image.open(file)
         if image.format == "EPS":  # a program, which Pillow has Ghostscript run
-            raise InvalidRequest(f"cannot read {path}: PostScript is not read")
+            raise InvalidRequestError(f"cannot read {path}: PostScript is not read")
     return image
 
 
@@ -140,11 +140,11 @@ def readable(name: str) -> Iterator[None]:
     that, and hands on those of many decoders."""
     try:
         yield
-    except InvalidRequest:
+    except InvalidRequestError:
         raise
     except Exception as error:
         system = error.strerror if isinstance(error, OSError) else None
-        raise InvalidRequest(f"cannot read {name}: {system or _reason(error)}") from error
+        raise InvalidRequestError(f"cannot read {name}: {system or _reason(error)}") from error
 
 
 def clip_pixels(
@@ -161,7 +161,7 @@ def clip_pixels(
         float32 ``[B, 3, size, size]``.
 
     Raises:
-        InvalidRequest: see :func:`rgb`; or an image is empty, or a mere line.
+        InvalidRequestError: see :func:`rgb`; or an image is empty, or a mere line.
     """
     return torch.stack([_clip_pixels(image, size, mean, std) for image in images])
 
@@ -169,12 +169,12 @@ def clip_pixels(
 def _clip_pixels(
     image: Image.Image, size: int, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
-    image = rgb("an image", image)
+    image = to_rgb("an image", image)
     shorter, longer = sorted(image.size)
-    if not 0 < longer <= _MOST_LONGER * shorter:
-        raise InvalidRequest(
+    if not 0 < longer <= _MAX_LONGER * shorter:
+        raise InvalidRequestError(
             f"an image of {image.width}x{image.height} pixels is too narrow to be looked at: its "
-            f"sides may differ by a factor of {_MOST_LONGER} at most"
+            f"sides may differ by a factor of {_MAX_LONGER} at most"
         )
     other = int(size * longer / shorter)
     portrait = image.width <= image.height
@@ -193,15 +193,17 @@ def _read(
     """float32 ``[B, channels, H, W]`` in [0, 1], a copy."""
     each = [_one(name, item, channels) for item in _each(name, value)]
     if not each:
-        raise InvalidRequest(f"{name} is an empty list; give at least one image")
+        raise InvalidRequestError(f"{name} is an empty list; give at least one image")
     rows, columns = _size(each[0])
     height = rows // scale * scale if height is None else height
     width = columns // scale * scale if width is None else width
     if min(height, width) < scale:
-        raise InvalidRequest(f"{name} is too small: {columns}x{rows}, at least {scale}x{scale}")
-    if max(height, width) > MOST_SIDE:
-        raise InvalidRequest(
-            f"{name} is too large: {columns}x{rows}, and no side may be longer than {MOST_SIDE}; "
+        raise InvalidRequestError(
+            f"{name} is too small: {columns}x{rows}, at least {scale}x{scale}"
+        )
+    if max(height, width) > MAX_SIDE:
+        raise InvalidRequestError(
+            f"{name} is too large: {columns}x{rows}, and no side may be longer than {MAX_SIDE}; "
             "give height and width, to which it is resized"
         )
     return torch.stack([_sized(name, item, height, width, channels) for item in each])
@@ -211,7 +213,7 @@ def _each(name: str, value: object) -> Sequence[object]:
     if isinstance(value, (list, tuple)):
         return value
     if isinstance(value, Tensor):
-        dense(name, value)
+        check_dense(name, value)
     if isinstance(value, (np.ndarray, Tensor)) and value.ndim == 4:
         return list(value)
     return [value]
@@ -224,15 +226,15 @@ def _one(name: str, item: object, channels: int) -> Image.Image | Tensor:
     if isinstance(item, np.ndarray):
         planes = _planes(item, name)
     elif isinstance(item, Tensor):
-        dense(name, item)
+        check_dense(name, item)
         planes = _unit(name, item.detach()[None] if item.ndim == 2 else item.detach())
     else:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{name} must be a PIL image, an array or a tensor, or a list of them, "
             f"not {type(item).__name__}"
         )
     if planes.numel() and not (planes.min() >= 0 and planes.max() <= 1):  # nor NaN
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{name} must hold floats from 0 to 1, or uint8 from 0 to 255, or uint16"
         )
     has_alpha = planes.ndim == 3 and planes.shape[0] == 4
@@ -245,7 +247,7 @@ def _size(item: Image.Image | Tensor) -> tuple[int, int]:
     """Rows and columns; large ones for what is no image, which is refused by its shape."""
     if isinstance(item, Image.Image):
         return item.height, item.width
-    return (item.shape[-2], item.shape[-1]) if item.ndim >= 2 else (MOST_SIDE, MOST_SIDE)
+    return (item.shape[-2], item.shape[-1]) if item.ndim >= 2 else (MAX_SIDE, MAX_SIDE)
 
 
 def _sized(name: str, item: Image.Image | Tensor, height: int, width: int, channels: int) -> Tensor:
@@ -260,7 +262,7 @@ def _sized(name: str, item: Image.Image | Tensor, height: int, width: int, chann
             if channels == 3
             else f"[{height}, {width}] as an array, [1, {height}, {width}] as a tensor"
         )
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{name} must be of shape {forms}, and this one has {list(item.shape)} (channels "
             "first); a PIL image of any size is resized"
         )
@@ -306,7 +308,7 @@ def _in_8_bits(name: str, image: Image.Image) -> Image.Image:
     # Just above 1 it may be an overshoot of 1, or nearly black.
     if not low >= 0 or white is None or (image.mode == "F" and 1 < high < 2):
         *others, last = map(str, ranges)
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{name} is of Pillow's mode {image.mode}, which does not say what white is, and holds "
             f"values from {low:g} to {high:g}: make them 0 to {', '.join(others)} or {last}"
         )
@@ -329,7 +331,7 @@ def _without_alpha(name: str, image: Image.Image, channels: int) -> Image.Image:
     drawn = [np.flatnonzero(band) for band in counts]
     varies = alpha.getextrema()[0] != alpha.getextrema()[1]
     if not varies or max(values[-1] - values[0] for values in drawn) > _SAME_COLOUR:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{name} has colours and alpha, and either could be the mask; give it without alpha, "
             "white where the image is to be repainted"
         )
@@ -345,7 +347,7 @@ def _unit(name: str, values: Tensor | NDArray[np.generic]) -> Tensor:
     """float32 on the host, white 1: a copy."""
     kind = values.dtype.name if isinstance(values, np.ndarray) else str(values.dtype)[6:]
     if kind not in _FULL and "float" not in kind:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{name} must hold floats from 0 to 1, or uint8 from 0 to 255, or uint16, not {kind}"
         )
     if isinstance(values, np.ndarray):
@@ -357,6 +359,6 @@ def _unit(name: str, values: Tensor | NDArray[np.generic]) -> Tensor:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "it is no picture, or damaged (not a picture that Pillow knows)"
+        return "it is no image, or damaged (not an image that Pillow knows)"
     said = " ".join(str(error).split())[:200] or type(error).__name__
-    return f"it is no picture, or damaged, or too large ({said}); an editor may save it anew"
+    return f"it is no image, or damaged, or too large ({said}); an editor may save it anew"

@@ -16,8 +16,8 @@ from typing import Any
 
 from PIL import Image
 
-from kdrt.errors import InvalidRequest
-from kdrt.images.infotext import json_object, parse_parameters, told
+from kdrt.errors import InvalidRequestError
+from kdrt.images.infotext import as_text, json_object, parse_infotext
 from kdrt.images.input import open_image, readable
 
 PARAMETERS = "parameters"
@@ -28,13 +28,13 @@ UNICODE = b"UNICODE\0"
 
 _BYTE_ORDER_MARKS = {b"\xfe\xff": "utf-16-be", b"\xff\xfe": "utf-16-le"}
 
-_MOST_TEXT = 2**23
+_MAX_TEXT = 2**23
 """Characters of one text: workflows of ComfyUI hold up to a million."""
 
-_MOST_PLAIN = 4096
+_MAX_PLAIN = 4096
 """Characters of what is no JSON, for regular expressions of sd-parsers that are quadratic."""
 
-_MOST_NODES, _MOST_SAMPLERS = 3000, 100
+_MAX_NODES, _MAX_SAMPLERS = 3000, 100
 """Of a workflow: sd-parsers follows its links anew for every sampler."""
 
 _KEYS = (PARAMETERS, "prompt", "workflow", "invokeai_metadata", "sd-metadata", "Dream", "Comment")
@@ -63,14 +63,14 @@ def read_metadata(path: str | os.PathLike[str]) -> Metadata | None:
     """How an image was made; None where it does not say.
 
     Raises:
-        InvalidRequest: there is no such file, it is no image, or it is damaged.
+        InvalidRequestError: there is no such file, it is no image, or it is damaged.
     """
     texts = read_texts(path)
     text = texts.get(PARAMETERS, "").strip()
-    settings = parse_parameters(text) if text else {}
+    settings = parse_infotext(text) if text else {}
     if settings and json_object(text) is None:
         return Metadata(_program(settings), settings)
-    inner = {key: told(value) for key, value in (json_object(text) or {}).items()}
+    inner = {key: as_text(value) for key, value in (json_object(text) or {}).items()}
     foreign = _foreign(texts) or _foreign(inner)
     return Metadata("unknown", settings) if settings and not foreign else foreign
 
@@ -79,7 +79,7 @@ def read_texts(path: str | os.PathLike[str]) -> dict[str, str]:
     """The texts in an image file by key; EXIF's user comment is under ``parameters``.
 
     Raises:
-        InvalidRequest: there is no such file, it is no image, or it is damaged.
+        InvalidRequestError: there is no such file, it is no image, or it is damaged.
     """
     with open_image(path) as image, readable(str(path)):
         texts = dict(_texts(image.info))
@@ -130,7 +130,7 @@ def _texts(info: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
     for key, value in info.items():
         if isinstance(value, bytes) and key == "comment":
             value = value.decode("utf-8", errors="replace")
-        if isinstance(key, str) and isinstance(value, str) and len(value) <= _MOST_TEXT:
+        if isinstance(key, str) and isinstance(value, str) and len(value) <= _MAX_TEXT:
             yield key, str(value)
 
 
@@ -163,7 +163,7 @@ def _foreign(texts: Mapping[str, str]) -> Metadata | None:
     from sd_parsers import parsers
 
     given: dict[str, Any] = {
-        key: text if json_object(text) else text[:_MOST_PLAIN] for key, text in texts.items()
+        key: text if json_object(text) else text[:_MAX_PLAIN] for key, text in texts.items()
     }
     if "prompt" in given:
         with suppress(Exception):
@@ -190,7 +190,7 @@ def _workflow(given: Mapping[str, Any]) -> dict[str, Any]:
     assert prompt is not None
     inputs = {key: node["inputs"] for key, node in prompt.items()}
     samplers = sum("steps" in values for values in inputs.values())
-    if len(prompt) > _MOST_NODES or samplers > _MOST_SAMPLERS:
+    if len(prompt) > _MAX_NODES or samplers > _MAX_SAMPLERS:
         return {"prompt": None}
     links = [
         [0, value[0], 0, key, 0, name.upper()]
@@ -208,14 +208,14 @@ def _settings(info: Any) -> Iterator[tuple[str, str]]:
         yield "Negative prompt", str(info.full_negative_prompt)
     for index, sampler in enumerate(info.samplers):
         number = f" {index + 1}" if index else ""
-        yield f"Sampler{number}", told(sampler.name)
+        yield f"Sampler{number}", as_text(sampler.name)
         if sampler.model is not None:
             yield f"Model{number}", str(sampler.model)
         for key, value in sampler.parameters.items():
-            yield _label(key) + number, told(value)
+            yield _label(key) + number, as_text(value)
     for key, value in info.metadata.items():
         if isinstance(value, (str, int, float)):
-            yield _label(str(key)), told(value)
+            yield _label(str(key)), as_text(value)
 
 
 def _label(key: str) -> str:
@@ -226,15 +226,15 @@ def check_metadata(path: str | os.PathLike[str]) -> Metadata:
     """As :func:`read_metadata`, for a file that should have some.
 
     Raises:
-        InvalidRequest: as there; or it has none, or such that nobody can read.
+        InvalidRequestError: as there; or it has none, or such that nobody can read.
     """
     found = read_metadata(path)
     if found is None:
         keys = sorted(read_texts(path).keys() & set(_KEYS))
         if keys:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"{path} carries metadata under {', '.join(keys)}, of a program that is not known "
                 "or damaged"
             )
-        raise InvalidRequest(f"{path} carries no generation parameters")
+        raise InvalidRequestError(f"{path} carries no generation parameters")
     return found

@@ -1,4 +1,4 @@
-"""From pixels to pictures, and from pictures to files that say how they were made."""
+"""From pixels to images, and from images to files that say how they were made."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from kdrt.common.atomic_io import new_file
 from kdrt.common.paths import user_path
-from kdrt.errors import InvalidRequest, OutputError
-from kdrt.images.input import pil_image, rgb
+from kdrt.errors import InvalidRequestError, OutputError
+from kdrt.images.input import pil_image, to_rgb
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 
@@ -26,7 +26,7 @@ SUFFIXES = tuple(_FORMATS)
 """What :func:`save_image` can write."""
 
 _QUALITY = {"JPEG": {"quality": 95}, "WEBP": {"quality": 95}}
-_MOST_COMMENT = 65_000
+_MAX_COMMENT = 65_000
 """Bytes: a JPEG's segment holds 65533, EXIF's own structure included."""
 
 
@@ -60,20 +60,20 @@ def save_image(
         image: a PIL image, an array ``[H, W, 3]`` or a tensor ``[3, H, W]`` in [0, 1]. JPEG, which
             has no alpha, gets it on white.
         path: ends in .png, .jpg, .jpeg or .webp. Missing folders are made.
-        parameters: a :class:`kdrt.Parameters` or a text, stored where web UIs look for it: the
+        parameters: a :class:`kdrt.Infotext` or a text, stored where web UIs look for it: the
             ``parameters`` text of a PNG, the EXIF user comment of a JPEG or WebP. JPEG has room
             for 32,000 characters: of a longer text the prompt is cut.
 
     Raises:
         OutputError: an unknown suffix, or a place that cannot be written.
-        InvalidRequest: the array or tensor is no image.
+        InvalidRequestError: the array or tensor is no image.
 
     Warns:
         MetadataWarning: the text was cut.
     """
     try:
         target = user_path(path)
-    except InvalidRequest as error:
+    except InvalidRequestError as error:
         raise OutputError(f"cannot write {str(path)!r}: {error}") from error
     kind = _FORMATS.get(target.suffix.lower())
     if kind is None:
@@ -83,7 +83,7 @@ def save_image(
     if not isinstance(image, Image.Image):
         image = pil_image("image", image)
     elif kind == "JPEG" or image.mode != "RGBA":
-        image = image if kind == "PNG" or image.mode in ("L", "RGB") else rgb("image", image)
+        image = image if kind == "PNG" or image.mode in ("L", "RGB") else to_rgb("image", image)
     options: dict[str, Any] = dict(_QUALITY.get(kind, {}))
     if parameters is not None:
         # Names of files, which are among the parameters, need not be text.
@@ -97,12 +97,12 @@ def save_image(
     return target
 
 
-def read_parameters(path: str | os.PathLike[str]) -> str | None:
+def read_infotext(path: str | os.PathLike[str]) -> str | None:
     """The text that :func:`save_image` stored, or a web UI, or None;
-    ``kdrt.images.infotext.parse_parameters`` takes it apart.
+    ``kdrt.images.infotext.parse_infotext`` takes it apart.
 
     Raises:
-        InvalidRequest: there is no such file, or it is no image, or damaged.
+        InvalidRequestError: there is no such file, or it is no image, or damaged.
     """
     from kdrt.images.metadata import PARAMETERS, read_texts
 
@@ -118,10 +118,10 @@ def _metadata(kind: str, text: str) -> dict[str, Any]:
         return {"pnginfo": info}
     exif = Image.Exif()
     content = text.encode("utf-16-be")
-    if kind == "JPEG" and len(content) > _MOST_COMMENT:
+    if kind == "JPEG" and len(content) > _MAX_COMMENT:
         content = _shortened(text)
         warnings.warn(
-            f"a JPEG holds {_MOST_COMMENT // 2} characters of parameters, and these are "
+            f"a JPEG holds {_MAX_COMMENT // 2} characters of parameters, and these are "
             f"{len(text)}: the prompt in it is cut; PNG and WebP hold all",
             MetadataWarning,
             stacklevel=3,
@@ -134,9 +134,9 @@ def _shortened(text: str) -> bytes:
     """In UTF-16, without the end of the prompts; the last line holds the settings."""
     prompts, _, settings = text.rpartition("\n")
     rest = f"…\n{settings}".encode("utf-16-be")
-    kept = prompts.encode("utf-16-be")[: max(_MOST_COMMENT - len(rest), 0)]
+    kept = prompts.encode("utf-16-be")[: max(_MAX_COMMENT - len(rest), 0)]
     # No half of a character at either end.
-    return (kept + rest)[:_MOST_COMMENT].decode("utf-16-be", errors="ignore").encode("utf-16-be")
+    return (kept + rest)[:_MAX_COMMENT].decode("utf-16-be", errors="ignore").encode("utf-16-be")
 
 
 def _pil(image: NDArray[np.float32]) -> Image.Image:

@@ -1,4 +1,4 @@
-"""The optional look at a picture before it is handed out: the model's safety checker, and a hook
+"""The optional look at an image before it is handed out: the model's safety checker, and a hook
 of the user's own."""
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kdrt.common.lru import Recent
+from kdrt.common.lru import LruCache
 from kdrt.errors import NonFiniteError
 from kdrt.images.input import clip_pixels
-from kdrt.images.input import pictures as read_images
+from kdrt.images.input import read_images as read_images
 from kdrt.images.output import to_images
 from kdrt_engines import Binding, Engine
 
 ImageFilter = Callable[[Image.Image], Image.Image | bool | None]
-"""Called with every picture. It returns the picture to show instead; or False to black it out;
+"""Called with every image. It returns the image to show instead; or False to black it out;
 or None or True to let it pass."""
 
 _BINDINGS = 2
 _CARE = 0.01
-"""How much sooner a picture counts as flagged if it comes near one of the special concepts."""
+"""How much sooner an image counts as flagged if it comes near one of the special concepts."""
 
 
 class SafetyChecker:
@@ -42,25 +42,25 @@ class SafetyChecker:
         self._engine = engine
         self._turn = turn
         self._size = int(engine.spec.input("clip_input").shape[-1])
-        self._bindings: Recent[int, Binding] = Recent(_BINDINGS)
+        self._bindings: LruCache[int, Binding] = LruCache(_BINDINGS)
 
     def release(self) -> None:
         """Let go of what was bound."""
         self._bindings.clear()
 
     @torch.no_grad()
-    def __call__(self, pictures: Sequence[Image.Image]) -> list[bool]:
-        """Whether each picture is flagged.
+    def __call__(self, images: Sequence[Image.Image]) -> list[bool]:
+        """Whether each image is flagged.
 
         Raises:
             NonFiniteError: a score is not finite, so nothing can be said.
         """
         with self._turn():
-            return self._flags(pictures)
+            return self._flags(images)
 
-    def _flags(self, pictures: Sequence[Image.Image]) -> list[bool]:
-        binding = self._bindings.get(len(pictures), lambda: self._engine.bind(B=len(pictures)))
-        binding.inputs["clip_input"].copy_(clip_pixels(pictures, self._size))
+    def _flags(self, images: Sequence[Image.Image]) -> list[bool]:
+        binding = self._bindings.get(len(images), lambda: self._engine.bind(B=len(images)))
+        binding.inputs["clip_input"].copy_(clip_pixels(images, self._size))
         binding.run()
         special = binding.outputs["special_scores"].cpu()
         concept = binding.outputs["concept_scores"].cpu()
@@ -73,7 +73,7 @@ class SafetyChecker:
 
 
 def is_flagged(special: Tensor, concept: Tensor) -> bool:
-    """The checker's rule: a picture is flagged if a score of its concepts, rounded to thousandths,
+    """The checker's rule: an image is flagged if a score of its concepts, rounded to thousandths,
     is above 0; and 0.01 sooner if one of the special concepts is.
 
     Args:
@@ -85,10 +85,10 @@ def is_flagged(special: Tensor, concept: Tensor) -> bool:
     return bool(((concept.double() + margin).round(decimals=3) > 0).any())
 
 
-def looked_at(
+def check_images(
     pixels: Tensor, checker: SafetyChecker | None, image_filter: ImageFilter | None
 ) -> tuple[Tensor, list[bool] | None]:
-    """Pictures after both have seen them.
+    """Images after both have seen them.
 
     Args:
         pixels: float32 ``[B, 3, H, W]`` in about [-1, 1].
@@ -96,16 +96,16 @@ def looked_at(
         image_filter: called with what the checker let pass.
 
     Returns:
-        The pixels, and for each picture whether it was blacked out; None if nobody looked.
+        The pixels, and for each image whether it was blacked out; None if nobody looked.
     """
     if checker is None and image_filter is None:
         return pixels, None
-    pictures = to_images(pixels, "pil")
-    flags = [False] * len(pixels) if checker is None else checker(list(pictures))
+    images = to_images(pixels, "pil")
+    flags = [False] * len(pixels) if checker is None else checker(list(images))
     result = pixels.clone()
-    for index, picture in enumerate(pictures):
+    for index, image in enumerate(images):
         if not flags[index] and image_filter is not None:
-            answer = image_filter(picture)
+            answer = image_filter(image)
             if isinstance(answer, Image.Image):
                 result[index] = _pixels(answer, result[index])
             elif answer is False:
@@ -115,6 +115,6 @@ def looked_at(
     return result, flags
 
 
-def _pixels(picture: Image.Image, like: Tensor) -> Tensor:
+def _pixels(image: Image.Image, like: Tensor) -> Tensor:
     height, width = like.shape[1:]
-    return read_images("the image of image_filter", picture, 1, height, width)[0].to(like)
+    return read_images("the image of image_filter", image, 1, height, width)[0].to(like)

@@ -13,7 +13,7 @@ from kdrt.adapters.lora import NETWORKS, Changed, Lora, LoraStack, LoraSwap, Sca
 from kdrt.adapters.lora_file import LoraFile, read_lora
 from kdrt.adapters.variants import Variants
 from kdrt.bundle import Bundle
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt.pipeline.calls import Calls
 from kdrt.prompt import PromptEncoder
 from kdrt_engines import Engine
@@ -62,7 +62,7 @@ class AdapterSwitches(ABC):
             allow_pickle: read PyTorch's files too; only tensors are loaded.
 
         Raises:
-            InvalidRequest: it is no LoRA, or for another model, or the name is taken.
+            InvalidRequestError: it is no LoRA, or for another model, or the name is taken.
             EngineError: the weights of this engine are fixed; the message says what to export.
 
         Warns:
@@ -89,7 +89,7 @@ class AdapterSwitches(ABC):
         """Use exactly these of the loaded LoRAs, at these scales; the others stay loaded, off.
 
         Raises:
-            InvalidRequest: a name is not loaded, or a scale is no finite number.
+            InvalidRequestError: a name is not loaded, or a scale is no finite number.
         """
         with self._calls.one(), self._nothing_stale():
             return self._swap(self._loras.set(self.engines, scales))
@@ -98,7 +98,7 @@ class AdapterSwitches(ABC):
         """Forget these LoRAs, or all of them: then the weights are the bundle's, bit for bit.
 
         Raises:
-            InvalidRequest: a name is not loaded.
+            InvalidRequestError: a name is not loaded.
         """
         with self._calls.one():
             before = self.loras
@@ -121,7 +121,7 @@ class AdapterSwitches(ABC):
             parts: the components to change (``unet``, ``vae_decoder``, …); None is all.
 
         Raises:
-            InvalidRequest: the bundle has no such variant; the message says what to export.
+            InvalidRequestError: the bundle has no such variant; the message says what to export.
         """
         with self._calls.one():
             components = self._variants.choose(name, parts)
@@ -142,7 +142,7 @@ class AdapterSwitches(ABC):
         self.bundle.check_unchanged()  # the base weights are read from it again
         try:
             yield
-        except InvalidRequest:
+        except InvalidRequestError:
             raise  # before an engine was touched
         except BaseException:
             self._use({name: self.engines[name] for name in NETWORKS if name in self.engines})
@@ -186,7 +186,7 @@ class AdapterSwitches(ABC):
         self, token: str | Sequence[str] | None = None, *, component: str | None = None
     ) -> None:
         """Forget learned tokens, None all of them; prompts then become, bit by bit, what they were
-        before. Raises InvalidRequest: a token is not loaded."""
+        before. Raises InvalidRequestError: a token is not loaded."""
         with self._calls.one():
             textual_inversion.unload(self._prompts, token, component=component)
 

@@ -20,7 +20,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 from kdrt.common.memory import name_memory_failure
 from kdrt.common.streams import taken_within
 from kdrt.common.torch_modes import neutral_modes
-from kdrt.errors import EngineError, InvalidRequest
+from kdrt.errors import EngineError, InvalidRequestError
 
 Value = TypeVar("Value")
 Final = TypeVar("Final")
@@ -46,7 +46,7 @@ class Calls:
         """Within: one call, or a part of that in whose middle kdrt itself is.
 
         Raises:
-            InvalidRequest: this thread is outside, in the middle of a call.
+            InvalidRequestError: this thread is outside, in the middle of a call.
             EngineError: this process was forked from the one that loaded the pipeline.
         """
         call = self._begin()
@@ -166,9 +166,9 @@ class _Call:
         return current_thread() in (self.owner, self._inside, *self._helpers)
 
     def check_inside(self) -> None:
-        """Raises InvalidRequest: this thread runs the user's code."""
+        """Raises InvalidRequestError: this thread runs the user's code."""
         if self._inside != current_thread():
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 "this thread is in the middle of another generation on this pipeline, and both "
                 "need its buffers: take all of its steps or close() it first, or load a second "
                 "pipeline"

@@ -17,14 +17,14 @@ from kdrt.backends.loading import chosen_engine, device_of, needed_components, t
 from kdrt.backends.offload import stage_of
 from kdrt.bundle import Bundle
 from kdrt.common.memory import _size, free_memory
-from kdrt.denoise.cuda_graphs import GraphLevel
-from kdrt.errors import EngineRejected
-from kdrt_engines.cuda_graphs import GRAPH_MEMORY
+from kdrt.denoise.cuda_graphs import CudaGraphLevel
+from kdrt.errors import EngineRejectedError
+from kdrt_engines.cuda_graphs import CUDA_GRAPH_MEMORY
 from kdrt_engines.tensorrt.flavour import FLAVOURS
 
 
 @dataclass(frozen=True)
-class Part:
+class ComponentMemory:
     """One component: bytes of its weights, and of what it needs while it runs, if that is known."""
 
     component: str
@@ -33,7 +33,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class MemoryPlan:
+class MemoryEstimate:
     """What a pipeline will take of a device, in bytes.
 
     Attributes:
@@ -42,20 +42,20 @@ class MemoryPlan:
         parts: what text to image loads.
         graphs: the most that captured graphs may hold.
         free: what the device has left now; None if it cannot be asked.
-        in_turn: components are loaded one stage after another.
+        offloaded: components are loaded one stage after another.
     """
 
     engine: str
     device: str
-    parts: tuple[Part, ...]
+    parts: tuple[ComponentMemory, ...]
     graphs: int
     free: int | None
-    in_turn: bool
+    offloaded: bool
 
     @property
     def weights(self) -> int:
         """At once: of all components, or of the largest stage."""
-        if not self.in_turn:
+        if not self.offloaded:
             return sum(part.weights for part in self.parts)
         stages = {stage_of(part.component) for part in self.parts}
         return max(
@@ -81,7 +81,7 @@ class MemoryPlan:
         """The plan in one line."""
         activations = "unknown" if self.activations is None else _size(self.activations)
         parts = [
-            f"weights {_size(self.weights)}" + (" (in turn)" if self.in_turn else ""),
+            f"weights {_size(self.weights)}" + (" (in turn)" if self.offloaded else ""),
             f"activations {activations}",
         ]
         if self.graphs:
@@ -111,48 +111,48 @@ class MemoryPlan:
             f"this needs at least {_size(self.needed)} of memory on {self.device}, and "
             f"{_size(self.free)} are free"
         )
-        if self.in_turn:
+        if self.offloaded:
             return f"{lacking}; end other programs, or export the model in half precision"
         return f"{lacking}; load it with low_vram=True (--low-vram), or end other programs"
 
 
-def plan_memory(
+def estimate_memory(
     bundle: Bundle,
     engine: str | None = None,
     *,
-    graph: GraphLevel | None = None,
+    cuda_graph: CudaGraphLevel | None = None,
     low_vram: bool = False,
-) -> MemoryPlan:
+) -> MemoryEstimate:
     """What ``kdrt.load`` with the same arguments will take.
 
     Raises:
-        InvalidRequest, EngineUnavailable: as ``kdrt.load``.
+        InvalidRequestError, EngineUnavailableError: as ``kdrt.load``.
         BundleError: the bundle lacks a component that every generation needs.
     """
     name = chosen_engine(engine, bundle)
     device = device_of(name)
     on_cuda = device.type == "cuda"
-    return MemoryPlan(
+    return MemoryEstimate(
         engine=name,
         device=device.type,
         parts=tuple(_part(bundle, name, each) for each in needed_components(bundle.manifest)),
-        graphs=GRAPH_MEMORY if on_cuda and graph != "off" else 0,
+        graphs=CUDA_GRAPH_MEMORY if on_cuda and cuda_graph != "off" else 0,
         free=free_memory(device),
-        in_turn=low_vram,
+        offloaded=low_vram,
     )
 
 
-def _part(bundle: Bundle, engine: str, component: str) -> Part:
+def _part(bundle: Bundle, engine: str, component: str) -> ComponentMemory:
     if engine in FLAVOURS:
         records = list(_records(bundle, engine, component))
         if not records:
-            return Part(component, _network_size(bundle, component), None)
+            return ComponentMemory(component, _network_size(bundle, component), None)
         record = max(records, key=lambda r: sum(p.looseness for p in r.key.profiles))
-        return Part(component, record.size, record.built.scratch_memory)
+        return ComponentMemory(component, record.size, record.built.scratch_memory)
     program = torch_program(bundle, component)
     if engine == "torch" and program.is_file():
-        return Part(component, program.stat().st_size, None)
-    return Part(component, _network_size(bundle, component), None)
+        return ComponentMemory(component, program.stat().st_size, None)
+    return ComponentMemory(component, _network_size(bundle, component), None)
 
 
 def _records(bundle: Bundle, engine: str, component: str) -> Iterable[EngineRecord]:
@@ -160,7 +160,7 @@ def _records(bundle: Bundle, engine: str, component: str) -> Iterable[EngineReco
         try:
             record = read_record(bundle, folder)
             check_record(bundle, record, component, record.key.backend_version)
-        except EngineRejected:
+        except EngineRejectedError:
             continue
         yield record
 

@@ -1,4 +1,4 @@
-"""The text that travels with a picture: how it was made, in AUTOMATIC1111's format.
+"""The text that travels with an image: how it was made, in AUTOMATIC1111's format.
 
     a red circle
     Negative prompt: blurry
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from kdrt._version import __version__
 from kdrt.adapters.lora import Lora
 from kdrt.bundle import Manifest
-from kdrt.common.validation import shown
+from kdrt.common.validation import excerpt
 from kdrt.denoise.denoiser import FREEU_OFF
 from kdrt.prompt.weighting import COMMA_BACKTRACK, has_emphasis
 from kdrt.request.grid import is_custom
@@ -48,8 +48,8 @@ _EMPHASIS = {"none": "None", "a1111_no_norm": "No norm"}
 
 
 @dataclass(frozen=True)
-class Parameters:
-    """How one picture was made.
+class Infotext:
+    """How one image was made.
 
     ``sampler`` and ``schedule`` are the names a web UI shows; ``negative_prompt`` is None where
     there was none at all. ``extras`` are further keys and values of the last line.
@@ -68,7 +68,7 @@ class Parameters:
     extras: tuple[tuple[str, Value], ...] = ()
 
     def __str__(self) -> str:
-        """The text, as it is stored in a picture."""
+        """The text, as it is stored in an image."""
         settings: list[tuple[str, Value]] = [
             ("Steps", self.steps),
             ("Sampler", self.sampler),
@@ -87,13 +87,13 @@ class Parameters:
         return "\n".join(lines)
 
 
-def parameters_of(job: Job, manifest: Manifest, loras: Iterable[Lora] = ()) -> list[Parameters]:
-    """How each picture of a job is made, with the LoRAs at work."""
+def infotexts_of(job: Job, manifest: Manifest, loras: Iterable[Lora] = ()) -> list[Infotext]:
+    """How each image of a job is made, with the LoRAs at work."""
     active = [lora for lora in loras if lora.is_active]
     negatives = job.negatives[0] if job.negatives else (None,) * len(job.seeds)
     custom = is_custom(job.request)
     return [
-        Parameters(
+        Infotext(
             prompt=prompt,
             negative_prompt=negative,
             steps=job.plan.steps if custom else job.request.steps,
@@ -199,5 +199,5 @@ def _flat(value: Value) -> str:
     quote those, for readers that understand quotes."""
     text = format(value, ".10g") if isinstance(value, float) else value
     # Options of foreign samplers may be anything.
-    text = text if isinstance(text, str) else shown(text)
+    text = text if isinstance(text, str) else excerpt(text)
     return json.dumps(text, ensure_ascii=False) if re.search(r'[,:\n"]', text) else text

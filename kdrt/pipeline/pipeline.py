@@ -14,26 +14,26 @@ import torch
 from torch import Tensor
 
 from kdrt.adapters.ip_adapter import VARIANT as IP_ADAPTER
-from kdrt.adapters.ip_adapter import ImagePrompts, Pictures
+from kdrt.adapters.ip_adapter import ImagePrompt, ImagePrompts
 from kdrt.adapters.lora import LoraStack
 from kdrt.adapters.variants import ComponentLoader, Variants
 from kdrt.backends.loading import load_engines
-from kdrt.backends.offload import Turns
+from kdrt.backends.offload import Offloader
 from kdrt.bundle import Bundle, open_bundle
 from kdrt.bundle.components import SHALLOW_UNET
 from kdrt.common.memory import name_memory_failure
 from kdrt.common.streams import OwnStream
 from kdrt.common.torch_modes import in_neutral_modes
-from kdrt.common.validation import flag, function
-from kdrt.denoise.cuda_graphs import GraphLevel, graph_level
+from kdrt.common.validation import check_bool, check_callable
+from kdrt.denoise.cuda_graphs import CudaGraphLevel, cuda_graph_level
 from kdrt.denoise.denoiser import is_doubled
 from kdrt.denoise.denoising import Denoising
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt.images.output import Images, OutputType, to_images
-from kdrt.images.safety import ImageFilter, SafetyChecker, looked_at
+from kdrt.images.safety import ImageFilter, SafetyChecker, check_images
 from kdrt.pipeline.adapter_api import AdapterSwitches
 from kdrt.pipeline.calls import Calls
-from kdrt.pipeline.metadata import Parameters, parameters_of
+from kdrt.pipeline.metadata import Infotext, infotexts_of
 from kdrt.pipeline.result import Generation, Result
 from kdrt.pipeline.vae_api import VaeSwitches
 from kdrt.prompt import (
@@ -62,7 +62,7 @@ def load(
     *,
     engine: str | None = None,
     threads: int | None = None,
-    graph: GraphLevel | None = None,
+    cuda_graph: CudaGraphLevel | None = None,
     fallback: str | None = None,
     low_vram: bool = False,
 ) -> Pipeline:
@@ -72,34 +72,38 @@ def load(
         name_or_path: a bundle's folder, or its name in ``$KDRT_HOME``; or one that is open.
         engine: which engine runs it (``kdrt doctor`` lists them); None takes the best here.
         threads: CPU threads; None is one a core.
-        graph: how much of a run is captured in CUDA graphs, see
+        cuda_graph: how much of a run is captured in CUDA graphs, see
             :mod:`kdrt.denoise.cuda_graphs`: ``"off"``, ``"step"`` or ``"loop"``; None is ``"step"``
             on CUDA and ``"off"`` on a CPU, where there is nothing else.
         fallback: another engine, for components that the first has not or may not load.
-        low_vram: load the components in turn, each picture anew; see :mod:`kdrt.backends.offload`.
+        low_vram: load the components in turn, each image anew; see :mod:`kdrt.backends.offload`.
 
     Raises:
         BundleError: there is no such bundle, or it is damaged.
-        EngineUnavailable: the engine is not on this machine, or not in the bundle.
-        EngineRejected: a built engine is missing or must not be used, and there is no fallback.
-        InvalidRequest: an unknown engine or graph level, or one that is not possible here.
-        NotEnoughMemory: it does not fit.
+        EngineUnavailableError: the engine is not on this machine, or not in the bundle.
+        EngineRejectedError: a built engine is missing or must not be used, and there is no
+            fallback.
+        InvalidRequestError: an unknown engine or CUDA graph level, or one that is not possible
+            here.
+        OutOfMemoryError: it does not fit.
 
     Warns:
         FallbackWarning: a component runs on the other engine, and why.
     """
     try:
         bundle = name_or_path if isinstance(name_or_path, Bundle) else open_bundle(name_or_path)
-        turns = Turns() if flag("low_vram", low_vram) else None
+        offloader = Offloader() if check_bool("low_vram", low_vram) else None
         engines = load_engines(
             bundle,
             engine,
             threads=threads,
             fallback=fallback,
-            turns=turns,
-            own_graphs=graph not in ("off", None),
+            offloader=offloader,
+            own_graphs=cuda_graph not in ("off", None),
         )
-        pipeline = Pipeline(bundle, engines, engines.another, graph=graph, turns=turns)
+        pipeline = Pipeline(
+            bundle, engines, engines.another, cuda_graph=cuda_graph, offloader=offloader
+        )
         bundle.check_unchanged()  # while it was read
         return pipeline
     except Exception as error:
@@ -110,7 +114,7 @@ def load(
 class Pipeline(AdapterSwitches, VaeSwitches):
     """Text to image with one model.
 
-    Buffers are made for a size when it is first asked for and used again for the next pictures of
+    Buffers are made for a size when it is first asked for and used again for the next images of
     that size. So calls take turns: one from another thread waits until that at work is over, and
     one from within a callback, or from within the steps of a generation, is refused. A pipeline
     belongs to the process that loaded it, not to those forked from it.
@@ -123,11 +127,11 @@ class Pipeline(AdapterSwitches, VaeSwitches):
         bundle: the model's facts, tokenizers and token embeddings.
         engines: by component: ``unet``, every text encoder, ``vae_decoder``.
         load_component: loads one more; without it there are no variants.
-        graph: see :func:`load`.
-        turns: of the engines, where they are loaded in turn.
+        cuda_graph: see :func:`load`.
+        offloader: of the engines, where they are loaded in turn.
 
     Raises:
-        InvalidRequest: that graph level is not possible on this device.
+        InvalidRequestError: that CUDA graph level is not possible on this device.
     """
 
     @in_neutral_modes
@@ -137,15 +141,15 @@ class Pipeline(AdapterSwitches, VaeSwitches):
         engines: Mapping[str, Engine],
         load_component: ComponentLoader | None = None,
         *,
-        graph: GraphLevel | None = None,
-        turns: Turns | None = None,
+        cuda_graph: CudaGraphLevel | None = None,
+        offloader: Offloader | None = None,
     ) -> None:
         self.bundle = bundle
         self._calls = Calls(let_go=self._let_go)
         # What is loaded when it is first asked for must not be asked for by making a copy.
         self.engines = ChainMap[str, Engine]({}, engines)  # type: ignore[arg-type]
         self._unet = engines["unet"]
-        self.graph = graph_level(graph, self._unet)
+        self.cuda_graph = cuda_graph_level(cuda_graph, self._unet)
         self.stream = OwnStream(self._unet.device, self._unet.stream)
         self._noise_schedule = training_table(bundle.manifest.scheduler)
         self._prompts = PromptEncoder(bundle, engines)
@@ -164,16 +168,16 @@ class Pipeline(AdapterSwitches, VaeSwitches):
             self.vae.encode,
             self._image_prompts,
             shallow=lambda: self.engines[SHALLOW_UNET],
-            graph=self.graph,
+            cuda_graph=self.cuda_graph,
             stream=self.stream.stream,
         )
-        if turns is not None:
-            turns.when_over("text", self._prompts.release)
-            turns.when_over("unet", self._denoising.clear)
-            turns.when_over("vae", self._release_vae)
+        if offloader is not None:
+            offloader.on_release("text", self._prompts.release)
+            offloader.on_release("unet", self._denoising.clear)
+            offloader.on_release("vae", self._release_vae)
 
     def __reduce__(self) -> NoReturn:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             "a pipeline cannot be pickled or copied, as engines belong to the process that loaded "
             "them: give the bundle's name, and call kdrt.load there; in one process share it"
         )
@@ -241,7 +245,7 @@ class Pipeline(AdapterSwitches, VaeSwitches):
         latents: Tensor | None = None,
         clip_skip: int | None = None,
         freeu: tuple[float, float, float, float] | str | None = None,
-        ip_adapter_image: Pictures | None = None,
+        ip_adapter_image: ImagePrompt | None = None,
         ip_adapter_image_embeds: Tensor | None = None,
         ip_adapter_scale: float = 1.0,
         original_size: Size | None = None,
@@ -257,10 +261,10 @@ class Pipeline(AdapterSwitches, VaeSwitches):
         callback: Callable[[PreviewStep], object] | None = None,
         progress: bool = False,
     ) -> Result:
-        """Make pictures. Everything is checked before anything is computed.
+        """Make images. Everything is checked before anything is computed.
 
         Args:
-            prompt: what to show; a list makes one picture for each, in order.
+            prompt: what to show; a list makes one image for each, in order.
             negative_prompt: what to avoid; one for all, or one a prompt. None is, for most SDXL
                 models, not the same as ``""``. Without guidance it has no effect.
             prompt_2: SDXL: another prompt for the second text encoder.
@@ -285,13 +289,13 @@ class Pipeline(AdapterSwitches, VaeSwitches):
                 ``SCHEDULES[name].options``.
             sigmas: a descending grid of your own, in place of ``steps`` and ``schedule``.
             timesteps: the same as descending training timesteps; the final σ of 0 is added.
-            image: a picture to begin with: PIL (resized to ``height`` by ``width``, by default its
+            image: an image to begin with: PIL (resized to ``height`` by ``width``, by default its
                 own size), an array ``[H, W, 3]``, a tensor ``[3, H, W]``, latents ``[B, C, h,
                 w]``, or one for each prompt. See :mod:`kdrt.images.input`.
             mask_image: what of ``image`` to repaint: white is repainted, black is kept.
             strength: how much of ``image`` to make anew: that fraction of the steps is run. None
                 is 0.8, with a mask 1.
-            keep_unmasked: give back the picture's own pixels where nothing was masked.
+            keep_unmasked: give back the image's own pixels where nothing was masked.
             denoising_start: go on with ``latents``, those of a run with the same
                 ``denoising_end``; as a fraction of the training timesteps (SDXL's refiner).
             denoising_end: stop there, with noise left; take ``output_type="latent"``.
@@ -300,18 +304,18 @@ class Pipeline(AdapterSwitches, VaeSwitches):
             guidance_rescale: from 0 to 1, against over-exposure at high guidance (Lin et al.
                 2023).
             guidance_interval: (σ_low, σ_high): guidance only where σ_low < σ ≤ σ_high, elsewhere
-                the conditional prediction alone, for half of the work. Another picture; see
+                the conditional prediction alone, for half of the work. Another image; see
                 :mod:`kdrt.denoise.shortcuts`.
             deep_cache: N: of N evaluations of the UNet one is full, the others compute its
                 outermost layers only; for bundles exported with ``--variant deepcache``. Another
-                picture.
-            images_per_prompt: pictures of each prompt; they follow each other.
-            seed: s gives the pictures s, s + 1, …; a list gives each its own; None draws. A
-                picture depends on its seed, not on its place or its company.
-            generator: in place of ``seed``: draws a seed for each picture, and goes on.
+                image.
+            images_per_prompt: images of each prompt; they follow each other.
+            seed: s gives the images s, s + 1, …; a list gives each its own; None draws. A
+                image depends on its seed, not on its place or its company.
+            generator: in place of ``seed``: draws a seed for each image, and goes on.
             noise: whose noise a seed stands for, a key of ``kdrt.sampling.NOISES``.
             noise_seed: seeds of the noise on the way, given like ``seed``; None goes by the
-                picture's seed.
+                image's seed.
             noise_options: the mode's own, such as ``eta_noise_seed_delta`` of ``a1111``.
             latents: unit-variance noise ``[B, C, h, w]`` in place of the seeds' own; with
                 ``denoising_start``, the latents to go on with, as they are.
@@ -329,15 +333,15 @@ class Pipeline(AdapterSwitches, VaeSwitches):
             aesthetic_score: SDXL's refiner: how beautiful, from 1 to 10; None is 6.
             negative_aesthetic_score: the same for the negative prompt; None is 2.5.
             output_type: ``"pil"``, ``"np"``, ``"pt"`` or ``"latent"``; see :class:`Result`.
-            image_filter: called with every picture as a PIL image; see
+            image_filter: called with every image as a PIL image; see
                 :data:`kdrt.images.safety.ImageFilter`.
             callback: called after every step. Its tensors are valid during the call only.
             progress: show a progress bar on standard error.
 
         Raises:
-            InvalidRequest: an argument is wrong; nothing has been computed.
+            InvalidRequestError: an argument is wrong; nothing has been computed.
             ShapeError: the engine was not made for this size.
-            NotEnoughMemory: memory ran out on the way; the next call works.
+            OutOfMemoryError: memory ran out on the way; the next call works.
             NonFiniteError: the network overflowed.
             EngineError: the pipeline was loaded in another process.
 
@@ -399,9 +403,9 @@ class Pipeline(AdapterSwitches, VaeSwitches):
             output_type=output_type,
             image_filter=image_filter,
         )
-        progress = flag("progress", progress)
+        progress = check_bool("progress", progress)
         if callback is not None:
-            function("callback", callback)
+            check_callable("callback", callback)
             callback = self._calls.users(callback)
         with self._calls.one():
             generation = self._generation(request, watched=progress or callback is not None)
@@ -418,7 +422,7 @@ class Pipeline(AdapterSwitches, VaeSwitches):
         negative_prompt: str | Sequence[str] | None = None,
         **arguments: Any,
     ) -> Generation:
-        """Make pictures step by step: progress, preview and cancel are yours.
+        """Make images step by step: progress, preview and cancel are yours.
 
             generation = pipe.steps("a red circle", seed=7)
             for step in generation:
@@ -434,7 +438,7 @@ class Pipeline(AdapterSwitches, VaeSwitches):
             arguments: those of :meth:`__call__`, but for ``callback`` and ``progress``.
 
         Raises:
-            InvalidRequest: at once: an argument is wrong.
+            InvalidRequestError: at once: an argument is wrong.
             TypeError: there is no such argument.
 
         Warns:
@@ -469,17 +473,17 @@ class Pipeline(AdapterSwitches, VaeSwitches):
         for truncation in truncations:
             warnings.warn(str(truncation), TruncationWarning, stacklevel=3)
         chunks = -(-encoded[0].length // self.bundle.manifest.text_encoders[0].max_length)
-        parameters: list[Parameters] = []
+        parameters: list[Infotext] = []
 
         def run() -> Generator[PreviewStep, None, Tensor]:
             positive, negative, _ = encoded
             if self._unet.spec != unet:
-                raise InvalidRequest(
+                raise InvalidRequestError(
                     "another variant is in use than when these steps were asked for; ask again"
                 )
             if self._prompts.version != version:
                 positive, negative, _ = self._encode(job, doubled=doubled)
-            parameters.extend(parameters_of(job, self.bundle.manifest, self.loras.values()))
+            parameters.extend(infotexts_of(job, self.bundle.manifest, self.loras.values()))
             return (yield from self._run(job, positive, negative, watched=watched))
 
         def finish(latents: Tensor) -> Result:
@@ -511,14 +515,14 @@ class Pipeline(AdapterSwitches, VaeSwitches):
         return job
 
     def _images(self, job: Job, latents: Tensor) -> tuple[Images, list[bool] | None]:
-        """What a job's last latents become, and which pictures were blacked out."""
+        """What a job's last latents become, and which images were blacked out."""
         output_type = job.request.output_type
         if output_type == "latent":
             return latents, None
         pixels = self.vae.decoder(latents)
         if job.init_image is not None:
             pixels = job.init_image.paste(pixels)
-        pixels, nsfw = looked_at(pixels, self.safety_checker, job.request.image_filter)
+        pixels, nsfw = check_images(pixels, self.safety_checker, job.request.image_filter)
         return to_images(pixels, output_type), nsfw
 
     def encode_prompt(
@@ -541,7 +545,7 @@ class Pipeline(AdapterSwitches, VaeSwitches):
         Arguments, errors and warnings are those of :meth:`__call__`.
 
         Returns:
-            Positive and negative conditioning of ``len(prompt) * images_per_prompt`` pictures,
+            Positive and negative conditioning of ``len(prompt) * images_per_prompt`` images,
             equally long.
         """
         request = Request(

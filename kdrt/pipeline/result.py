@@ -1,4 +1,4 @@
-"""Pictures in the making, and made."""
+"""Images in the making, and made."""
 
 from __future__ import annotations
 
@@ -10,55 +10,55 @@ from pathlib import Path
 
 from torch import Tensor
 
-from kdrt.common.validation import whole
-from kdrt.errors import InvalidRequest
+from kdrt.common.validation import check_int
+from kdrt.errors import InvalidRequestError
 from kdrt.images.output import Images, save_image
-from kdrt.pipeline.metadata import Parameters
+from kdrt.pipeline.metadata import Infotext
 from kdrt.prompt import Truncation
 from kdrt.vae.preview import PreviewStep
 
 
 @dataclass(frozen=True)
 class Result:
-    """The pictures of one call.
+    """The images of one call.
 
     Attributes:
         images: as ``output_type`` asked: a list of PIL images; an array float32 ``[B, H, W, 3]``
             or a tensor float32 ``[B, 3, H, W]`` in [0, 1]; or latents float32 ``[B, C, h, w]``.
-        seeds: the seed of each picture, drawn or given.
+        seeds: the seed of each image, drawn or given.
         parameters: how each was made; its ``str`` is what :meth:`save` stores in the file.
         truncations: every distinct prompt that was longer than a text encoder reads.
         chunks: in how many parts the longest prompt was read; more than one only with a
             ``prompt_weighting``, or with embeddings that long.
-        nsfw: for each picture whether it was blacked out; None if nobody looked.
+        nsfw: for each image whether it was blacked out; None if nobody looked.
     """
 
     images: Images
     seeds: list[int]
-    parameters: list[Parameters]
+    parameters: list[Infotext]
     truncations: tuple[Truncation, ...] = ()
     is_latent: bool = False
     chunks: int = 1
     nsfw: list[bool] | None = None
 
     def save(self, path: str | os.PathLike[str], index: int = 0) -> Path:
-        """Save one picture with its parameters; see :func:`kdrt.save_image`.
+        """Save one image with its parameters; see :func:`kdrt.save_image`.
 
         Raises:
-            InvalidRequest: there is no picture ``index``, or these are latents.
+            InvalidRequestError: there is no image ``index``, or these are latents.
             OutputError: the file cannot be written, or its suffix is unknown.
         """
         if self.is_latent:
-            raise InvalidRequest(
-                "latents cannot be saved as a picture; ask for another output_type"
+            raise InvalidRequestError(
+                "latents cannot be saved as an image; ask for another output_type"
             )
-        if whole("index", index, 0) >= len(self.seeds):
-            raise InvalidRequest(f"there are {len(self.seeds)} images, so no image {index}")
+        if check_int("index", index, 0) >= len(self.seeds):
+            raise InvalidRequestError(f"there are {len(self.seeds)} images, so no image {index}")
         return save_image(self.images[index], path, self.parameters[index])
 
 
 class Generation(Iterator[PreviewStep]):
-    """Pictures in the making, from :meth:`Pipeline.steps`: iterate to sample, then take the result.
+    """Images in the making, from :meth:`Pipeline.steps`: iterate to sample, then take the result.
 
     Nothing is sampled but what is asked for: to cancel, stop iterating. ``len`` is the number of
     steps in all. From the first step to the last the pipeline is this generation's alone: other
@@ -86,7 +86,7 @@ class Generation(Iterator[PreviewStep]):
 
     def __next__(self) -> PreviewStep:
         if not self._taking.acquire(blocking=False):
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 "a step of this generation is being taken already; let one thread after the other "
                 "take them"
             )
@@ -106,16 +106,16 @@ class Generation(Iterator[PreviewStep]):
         self._latents = None
 
     def result(self) -> Result:
-        """The pictures: takes what steps are left, then decodes; once only.
+        """The images: takes what steps are left, then decodes; once only.
 
         Raises:
             NonFiniteError: the network overflowed.
-            InvalidRequest: it was closed, or failed, before its last step.
+            InvalidRequestError: it was closed, or failed, before its last step.
         """
         if self._result is None:
             for _ in self:
                 pass
             if self._latents is None:
-                raise InvalidRequest("these pictures were not finished; make them again")
+                raise InvalidRequestError("these images were not finished; make them again")
             self._result = self._finish(self._latents)
         return self._result

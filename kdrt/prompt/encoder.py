@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kdrt.bundle import Bundle, TextEncoderFacts
-from kdrt.common.lru import Recent
-from kdrt.errors import BundleError, InvalidRequest
+from kdrt.common.lru import LruCache
+from kdrt.errors import BundleError, InvalidRequestError
 from kdrt.prompt.conditioning import Conditioning
 from kdrt.prompt.learned import LearnedTokens
 from kdrt.prompt.tokens import PromptTokenizer, Tokens, Truncation
@@ -64,10 +64,16 @@ class TextEncoder:
         self.tokenizer.check(self._embedding)
         self._binding: Binding | None = None
         self.times_invalidated = 0
-        self._remembered: Recent[tuple[str, int, Weighting], Encoded] = Recent(REMEMBERED_PROMPTS)
+        self._remembered: LruCache[tuple[str, int, Weighting], Encoded] = LruCache(
+            REMEMBERED_PROMPTS
+        )
 
     def encode(self, prompt: str, clip_skip: int = 0, weighting: Weighting = PLAIN) -> Encoded:
-        """Encode one prompt, or remember it. Raises InvalidRequest: see :func:`hidden_layer`."""
+        """Encode one prompt, or remember it.
+
+        Raises:
+            InvalidRequestError: see :func:`hidden_layer`.
+        """
         layer = hidden_layer(self.facts, clip_skip)
         key = (prompt, layer, weighting)
         return self._remembered.get(key, lambda: self._encode(prompt, layer, weighting))
@@ -89,7 +95,7 @@ class TextEncoder:
             ``hidden [B, L, D]``, ``pooled [B, P]``, and what did not fit.
 
         Raises:
-            InvalidRequest: see :func:`hidden_layer`.
+            InvalidRequestError: see :func:`hidden_layer`.
         """
         layer = hidden_layer(self.facts, clip_skip)
         length = length or self.facts.max_length
@@ -148,11 +154,11 @@ def hidden_layer(facts: TextEncoderFacts, clip_skip: int) -> int:
     """The hidden state to use, counted from the end: ``facts.layer``, and ``clip_skip`` before it.
 
     Raises:
-        InvalidRequest: the encoder has fewer hidden states than that.
+        InvalidRequestError: the encoder has fewer hidden states than that.
     """
     most = facts.layers + 1 + facts.layer
     if not 0 <= clip_skip <= most:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"clip_skip must be from 0 to {most} for {facts.component}, not {clip_skip}"
         )
     return facts.layer - clip_skip
@@ -191,7 +197,7 @@ class PromptEncoder:
         Args:
             prompts: for every text encoder, in order, its B prompts.
             clip_skip: how many hidden states before the usual one to take. Leave it 0 for
-                negative prompts: that is how the removed pipelines, and pictures made with
+                negative prompts: that is how the removed pipelines, and images made with
                 them, did it.
             weighting: how to read emphasis and long prompts. All prompts get as many chunks as
                 the longest, as if an empty prompt followed them.
@@ -200,7 +206,7 @@ class PromptEncoder:
             The conditioning, and every distinct prompt that was too long.
 
         Raises:
-            InvalidRequest: ``clip_skip`` is out of range.
+            InvalidRequestError: ``clip_skip`` is out of range.
         """
         columns = [
             [encoder.encode(text, clip_skip, weighting) for text in texts]
@@ -220,12 +226,12 @@ class PromptEncoder:
         """Lengthen a conditioning to ``length`` tokens, as if empty prompts followed it.
 
         Raises:
-            InvalidRequest: what is missing is not a whole number of chunks.
+            InvalidRequestError: what is missing is not a whole number of chunks.
         """
         chunk = self.encoders[0].facts.max_length
         missing = length - conditioning.length
         if missing < 0 or missing % chunk:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"embeddings of {conditioning.length} tokens cannot be used together with {length}:"
                 f" both must be a whole number of chunks of {chunk}"
             )

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from kdrt.common.validation import dense
-from kdrt.errors import InvalidRequest
+from kdrt.common.validation import check_dense
+from kdrt.errors import InvalidRequestError
 from kdrt.prompt.conditioning import Conditioning
 from kdrt_engines import EngineSpec
 
@@ -32,35 +32,37 @@ def given_conditioning(
         None where none were given.
 
     Raises:
-        InvalidRequest: a shape is wrong, half of it is missing, or there is a text as well.
+        InvalidRequestError: a shape is wrong, half of it is missing, or there is a text as well.
     """
     (name, hidden), (pooled_name, pooled) = arguments.items()
     if hidden is None:
         if pooled is not None:
-            raise InvalidRequest(f"{pooled_name} was given without {name}; give both or none")
+            raise InvalidRequestError(f"{pooled_name} was given without {name}; give both or none")
         return None
     texts = [text for text, value in instead_of.items() if value is not None]
     if texts:
-        raise InvalidRequest(f"give either {' and '.join(texts)} or {name}, not both")
+        raise InvalidRequestError(f"give either {' and '.join(texts)} or {name}, not both")
     if isinstance(hidden, Conditioning):
         if pooled is not None:
-            raise InvalidRequest(f"{name} is a Conditioning, which already holds {pooled_name}")
+            raise InvalidRequestError(
+                f"{name} is a Conditioning, which already holds {pooled_name}"
+            )
         pooled = hidden.text_embeds
         hidden = hidden.encoder_hidden_states
     width = unet.input("encoder_hidden_states").shape[-1]
     checked = checked_embeddings(name, hidden, ("B", "L", width))
     batch = len(checked)
     if count is not None and batch not in (1, count):
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{name} holds {batch} prompts, and there are {count}: give one for each, or one for "
             "all"
         )
     if not unet.has_input("text_embeds"):
         if pooled is not None:
-            raise InvalidRequest(f"only SDXL models take {pooled_name}, and this is not one")
+            raise InvalidRequestError(f"only SDXL models take {pooled_name}, and this is not one")
         conditioning = Conditioning(checked, None)
     elif pooled is None:
-        raise InvalidRequest(f"SDXL models need {pooled_name} together with {name}")
+        raise InvalidRequestError(f"SDXL models need {pooled_name} together with {name}")
     else:
         shape = (batch, unet.input("text_embeds").shape[-1])
         conditioning = Conditioning(checked, checked_embeddings(pooled_name, pooled, shape))
@@ -71,18 +73,18 @@ def checked_embeddings(name: str, value: object, shape: Sequence[int | str]) -> 
     """``value``, detached, after a look at its shape and numbers; a letter stands for any size.
 
     Raises:
-        InvalidRequest: it is no finite floating-point tensor of that shape.
+        InvalidRequestError: it is no finite floating-point tensor of that shape.
     """
     wanted = f"{name} must be a floating-point tensor of shape [{', '.join(map(str, shape))}]"
     if not isinstance(value, Tensor):
-        raise InvalidRequest(f"{wanted}, not {type(value).__name__}")
-    dense(name, value)
+        raise InvalidRequestError(f"{wanted}, not {type(value).__name__}")
+    check_dense(name, value)
     fits = value.ndim == len(shape) and all(
         size == (wish if isinstance(wish, int) else max(size, 1))
         for size, wish in zip(value.shape, shape, strict=True)
     )
     if not fits or not value.is_floating_point() or value.itemsize < 2:  # nor float8
-        raise InvalidRequest(f"{wanted}, not {value.dtype} {list(value.shape)}")
+        raise InvalidRequestError(f"{wanted}, not {value.dtype} {list(value.shape)}")
     if not bool(value.float().isfinite().all()):
-        raise InvalidRequest(f"{name} must be finite")
+        raise InvalidRequestError(f"{name} must be finite")
     return value.detach()

@@ -11,11 +11,11 @@ from tokenizers import AddedToken, Encoding, Tokenizer
 from torch import Tensor
 
 from kdrt.bundle import Bundle, TextEncoderFacts
-from kdrt.errors import BundleError, InvalidRequest
+from kdrt.errors import BundleError, InvalidRequestError
 from kdrt.prompt.learned import stands_alone
 from kdrt.prompt.weighting import Section, parse
 
-MOST_CHUNKS = 128
+MAX_CHUNKS = 128
 """Of a prompt: with 75 tokens each, far more than the longest that web UIs are given."""
 
 
@@ -138,17 +138,17 @@ class PromptTokenizer:
         """The prompt with emphasis, in as many chunks as it needs; see :mod:`.weighting`.
 
         Raises:
-            InvalidRequest: they are more than any UNet could attend to.
+            InvalidRequestError: they are more than any UNet could attend to.
         """
         split = [
             chunk for section in parse(prompt) for chunk in self._split(section, comma_backtrack)
         ]
         if len(split) > 1 and not split[-1]:
             split.pop()  # a BREAK at the end starts nothing
-        if len(split) > MOST_CHUNKS:
-            raise InvalidRequest(
+        if len(split) > MAX_CHUNKS:
+            raise InvalidRequestError(
                 f"a prompt is read in {len(split)} chunks, by its length and its BREAKs, and at "
-                f"most {MOST_CHUNKS} are allowed; shorten it"
+                f"most {MAX_CHUNKS} are allowed; shorten it"
             )
         return tuple(
             self._framed([id_ for id_, _ in chunk], [weight for _, weight in chunk])

@@ -21,8 +21,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kdrt.common.validation import shown
-from kdrt.errors import InvalidRequest
+from kdrt.common.validation import excerpt
+from kdrt.errors import InvalidRequestError
 
 WeightingMode = Literal["none", "a1111", "a1111_no_norm"]
 
@@ -32,7 +32,7 @@ STEP = 1.1
 COMMA_BACKTRACK = 20
 """The web UI's default; see :class:`Weighting`."""
 
-MOST_WEIGHT = 100.0
+MAX_WEIGHT = 100.0
 """Beyond, what the text encoders give would leave the range of float16."""
 
 _LEXEME = re.compile(
@@ -158,13 +158,14 @@ def check_weights(name: str, prompt: str) -> None:
     """Refuse weights that no text encoder's results could be multiplied by.
 
     Raises:
-        InvalidRequest: a weight is beyond `MOST_WEIGHT`; the message names it and what it weighs.
+        InvalidRequestError: a weight is beyond `MAX_WEIGHT`; the message names it and what it
+            weighs.
     """
     for fragment in chain.from_iterable(parse(prompt)):
-        if not abs(fragment.weight) <= MOST_WEIGHT:
-            raise InvalidRequest(
-                f"{name} gives {shown(fragment.text)} the weight {fragment.weight:g}, and weights "
-                f"must be from -{MOST_WEIGHT:g} to {MOST_WEIGHT:g}; brackets within brackets "
+        if not abs(fragment.weight) <= MAX_WEIGHT:
+            raise InvalidRequestError(
+                f"{name} gives {excerpt(fragment.text)} the weight {fragment.weight:g}, and "
+                f"weights must be from -{MAX_WEIGHT:g} to {MAX_WEIGHT:g}; brackets within brackets "
                 "multiply theirs"
             )
 
@@ -184,7 +185,7 @@ def emphasize(hidden: Tensor, weights: tuple[float, ...], mode: WeightingMode) -
     """Multiply the hidden states of one chunk by the weights of its tokens.
 
     ``"a1111"`` then scales them all, so that their mean is what it was. The web UI takes that
-    mean over all prompts of a batch; here it is one prompt's own, as a picture must not depend
+    mean over all prompts of a batch; here it is one prompt's own, as an image must not depend
     on its company. For a batch of one it is the same.
 
     Args:

@@ -7,8 +7,8 @@ from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any
 
 from kdrt.bundle import Manifest, SchedulerFacts
-from kdrt.common.validation import MOST_STEPS, options_of, whole
-from kdrt.errors import InvalidRequest
+from kdrt.common.validation import MAX_STEPS, check_int, check_mapping
+from kdrt.errors import InvalidRequestError
 from kdrt.sampling import NoiseSchedule, find_schedule, partial_grid, sigmas_for
 from kdrt.sampling.schedules import ContinuousSchedule, check_options
 
@@ -24,15 +24,15 @@ def training_table(facts: SchedulerFacts) -> NoiseSchedule:
     """The noise levels that a model was trained on; of a continuous range a table.
 
     Raises:
-        InvalidRequest: the facts make no table, or one that ends in noise alone for a model that
-            predicts noise.
+        InvalidRequestError: the facts make no table, or one that ends in noise alone for a model
+            that predicts noise.
     """
     if facts.edm is not None:
         return ContinuousSchedule.from_range(
             facts.edm.sigma_min, facts.edm.sigma_max, facts.num_train_timesteps
         )
     if facts.rescale_betas_zero_snr and facts.prediction_type == "epsilon":
-        raise InvalidRequest(
+        raise InvalidRequestError(
             "this bundle has rescale_betas_zero_snr, so its first timestep is noise alone, and a "
             "model that predicts noise (epsilon) cannot begin there; export the model with "
             "rescale_betas_zero_snr set to false in its scheduler_config.json"
@@ -51,7 +51,7 @@ def grid_of(request: Request, manifest: Manifest, noise_schedule: NoiseSchedule)
     """The descending σ of a request.
 
     Raises:
-        InvalidRequest: arguments that exclude each other, are out of range, or leave no step.
+        InvalidRequestError: arguments that exclude each other, are out of range, or leave no step.
     """
     sigmas: list[float] = partial_grid(
         _whole_grid(request, manifest, noise_schedule),
@@ -73,15 +73,15 @@ def check_start(request: Request) -> None:
     """Refuse a start in the middle of the noise without anything to start from.
 
     Raises:
-        InvalidRequest: ``strength`` in text to image, or ``denoising_start`` without latents.
+        InvalidRequestError: ``strength`` in text to image, or ``denoising_start`` without latents.
     """
     if request.strength is not None and request.image is None:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             "strength says how much of an image to redo, and there is none: text to image always "
             "begins with noise alone"
         )
     if request.denoising_start is not None and request.latents is None:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             "denoising_start goes on with the latents of another run: give them as latents, made "
             "with the same denoising_end and output_type='latent'"
         )
@@ -89,15 +89,19 @@ def check_start(request: Request) -> None:
 
 def _whole_grid(request: Request, manifest: Manifest, noise_schedule: NoiseSchedule) -> list[float]:
     if request.sigmas is not None and request.timesteps is not None:
-        raise InvalidRequest("sigmas and timesteps are two forms of one grid; give one of them")
+        raise InvalidRequestError(
+            "sigmas and timesteps are two forms of one grid; give one of them"
+        )
     if is_custom(request) and request.schedule_options:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             "schedule_options belong to a schedule, which sigmas and timesteps replace"
         )
     if request.sigmas is not None:
         sigmas = _descending("sigmas", request.sigmas)
         if len(sigmas) < 2:
-            raise InvalidRequest(f"sigmas need at least two numbers, one step; got {len(sigmas)}")
+            raise InvalidRequestError(
+                f"sigmas need at least two numbers, one step; got {len(sigmas)}"
+            )
         return sigmas
     if request.timesteps is not None:
         return _sigmas_of(request.timesteps, noise_schedule)
@@ -115,7 +119,7 @@ def _whole_grid(request: Request, manifest: Manifest, noise_schedule: NoiseSched
         defaults["model"] = manifest.family
     options = schedule_options(request)
     check_options(info, options)
-    steps = whole("steps", request.steps, 1, MOST_STEPS)
+    steps = check_int("steps", request.steps, 1, MAX_STEPS)
     levels: list[float] = sigmas_for(
         info.name, steps, noise_schedule, **{**defaults, **options}
     ).tolist()
@@ -124,7 +128,7 @@ def _whole_grid(request: Request, manifest: Manifest, noise_schedule: NoiseSched
 
 def schedule_options(request: Request) -> Mapping[str, Any]:
     """The options given for the schedule."""
-    return options_of("schedule_options", request.schedule_options)
+    return check_mapping("schedule_options", request.schedule_options)
 
 
 def _sigmas_of(timesteps: object, noise_schedule: NoiseSchedule) -> list[float]:
@@ -134,7 +138,7 @@ def _sigmas_of(timesteps: object, noise_schedule: NoiseSchedule) -> list[float]:
     first, last = map(noise_schedule.timestep, levels)
     slack = _ROUNDING * (first - last)
     if not numbers or not all(last - slack <= number <= first + slack for number in numbers):
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"timesteps must be from {first:g} down to {last:g}, at least one of them; the final "
             "sigma of 0 is added"
         )
@@ -144,11 +148,11 @@ def _sigmas_of(timesteps: object, noise_schedule: NoiseSchedule) -> list[float]:
 def _descending(name: str, values: object) -> list[float]:
     try:
         # One more than there may be: some sequences never end.
-        numbers = [float(value) for value in islice(values, MOST_STEPS + 2)]  # type: ignore[call-overload]
+        numbers = [float(value) for value in islice(values, MAX_STEPS + 2)]  # type: ignore[call-overload]
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise InvalidRequest(f"{name} must be a sequence of numbers") from error
-    if len(numbers) > MOST_STEPS + 1:
-        raise InvalidRequest(f"{name} are too many: a run has at most {MOST_STEPS} steps")
+        raise InvalidRequestError(f"{name} must be a sequence of numbers") from error
+    if len(numbers) > MAX_STEPS + 1:
+        raise InvalidRequestError(f"{name} are too many: a run has at most {MAX_STEPS} steps")
     if any(not high > low for high, low in pairwise(numbers)):
-        raise InvalidRequest(f"{name} must descend strictly")
+        raise InvalidRequestError(f"{name} must descend strictly")
     return numbers

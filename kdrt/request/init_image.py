@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from kdrt.bundle import Manifest
-from kdrt.common.validation import dense, finite
+from kdrt.common.validation import check_dense, finite_or_none
 from kdrt.denoise.inpaint import InitImage, is_inpainting
-from kdrt.errors import InvalidRequest
-from kdrt.images.input import masks, pictures
+from kdrt.errors import InvalidRequestError
+from kdrt.images.input import read_images, read_masks
 from kdrt.prompt.given import checked_embeddings
 from kdrt_engines import EngineSpec
 
@@ -27,48 +27,52 @@ IMAGE_STRENGTH = 0.8
 def read_init_image(
     request: Request, manifest: Manifest, unet: EngineSpec, images: int
 ) -> InitImage | None:
-    """Check and convert the picture and mask of a request for ``images`` pictures; None if it has
+    """Check and convert the image and mask of a request for ``images`` images; None if it has
     none, or if its latents continue another run.
 
     Raises:
-        InvalidRequest: they are missing where the model needs them, or of no use.
+        InvalidRequestError: they are missing where the model needs them, or of no use.
     """
     needs_mask = is_inpainting(unet)
     if request.image is None:
         if request.mask_image is not None:
-            raise InvalidRequest("mask_image says which part of image to repaint; give image too")
+            raise InvalidRequestError(
+                "mask_image says which part of image to repaint; give image too"
+            )
         if needs_mask:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"'{manifest.name}' is an inpainting model: give image and mask_image (white is "
                 "repainted)"
             )
         return None
     if needs_mask and request.mask_image is None:
-        raise InvalidRequest(f"'{manifest.name}' is an inpainting model: give mask_image too")
+        raise InvalidRequestError(f"'{manifest.name}' is an inpainting model: give mask_image too")
     facts = manifest.latents
     latents = pixels = None
     if _is_latents(request.image, facts.channels):
         if needs_mask:
-            raise InvalidRequest("an inpainting model needs the picture itself, not its latents")
+            raise InvalidRequestError("an inpainting model needs the image itself, not its latents")
         given = checked_embeddings("image", request.image, ("B", facts.channels, "h", "w"))
         latents = _per_image("image", given.to(torch.float32), images)
         height, width = (side * facts.scale for side in latents.shape[2:])
         if (request.height or height, request.width or width) != (height, width):
-            raise InvalidRequest(f"these latents are of a {width}x{height} picture; leave out size")
+            raise InvalidRequestError(
+                f"these latents are of a {width}x{height} image; leave out size"
+            )
     else:
-        pixels = pictures("image", request.image, facts.scale, request.height, request.width)
+        pixels = read_images("image", request.image, facts.scale, request.height, request.width)
         pixels = _per_image("image", pixels, images)
         height, width = pixels.shape[2:]
     mask = None
     if request.mask_image is not None:
         mask = _per_image(
-            "mask_image", masks("mask_image", request.mask_image, height, width), images
+            "mask_image", read_masks("mask_image", request.mask_image, height, width), images
         )
     return InitImage(
         pixels=pixels,
         latents=latents,
         mask=mask,
-        anew=finite(request.strength) == 1,
+        anew=finite_or_none(request.strength) == 1,
         keep_unmasked=request.keep_unmasked,
         height=height,
         width=width,
@@ -79,7 +83,7 @@ def with_defaults(request: Request, manifest: Manifest) -> Request:
     """Fill in ``strength``, and take latents given as ``image`` of a hand-over for what they are.
 
     Raises:
-        InvalidRequest: a hand-over of something else than latents.
+        InvalidRequestError: a hand-over of something else than latents.
     """
     if request.image is None:
         return request
@@ -88,8 +92,8 @@ def with_defaults(request: Request, manifest: Manifest) -> Request:
             not _is_latents(request.image, manifest.latents.channels)
             or request.mask_image is not None
         ):
-            raise InvalidRequest(
-                "denoising_start goes on with the latents of another run; begin with a picture by "
+            raise InvalidRequestError(
+                "denoising_start goes on with the latents of another run; begin with an image by "
                 "strength"
             )
         return replace(request, image=None, latents=request.image)
@@ -102,15 +106,15 @@ def with_defaults(request: Request, manifest: Manifest) -> Request:
 def _is_latents(value: object, channels: int) -> bool:
     if not isinstance(value, Tensor):
         return False
-    dense("image", value)
+    check_dense("image", value)
     return value.ndim == 4 and value.is_floating_point() and value.shape[1] == channels != 3
 
 
 def _per_image(name: str, values: Tensor, images: int) -> Tensor:
     """One for all, one for each, or one for each prompt."""
     if not len(values) or images % len(values):
-        raise InvalidRequest(
-            f"{len(values)} pictures in {name} for {images} images: give one for all, or one for "
+        raise InvalidRequestError(
+            f"{len(values)} images in {name} for {images} images: give one for all, or one for "
             "each prompt"
         )
     return values.repeat_interleave(images // len(values), dim=0)

@@ -9,7 +9,7 @@ import torch
 
 from kdrt.bundle import LatentFacts
 from kdrt.common.memory import _size, free_memory
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 
 _FLOAT = 4
 
@@ -40,14 +40,14 @@ def check_request_fits(
     decoded: bool = True,
     device: torch.device,
 ) -> None:
-    """Raises InvalidRequest: the :func:`request_memory` is more than is free on ``device``."""
+    """Raises InvalidRequestError: the :func:`request_memory` is more than is free on ``device``."""
     needed = request_memory(facts, images, height, width, draws=draws, decoded=decoded)
     if needed < _WORTH_ASKING:
         return
     free = free_memory(device)
     if free is not None and needed > free:
         what = f"{images} images" if images > 1 else "an image"
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{what} of {height} by {width} pixels"
             + (f" with {draws} draws of noise" if draws else "")
             + f" would take at least {_size(needed)} of memory on {device.type}, and "

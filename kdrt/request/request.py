@@ -12,9 +12,8 @@ from typing import Any
 
 from torch import Generator, Tensor
 
-from kdrt.adapters.ip_adapter import Pictures
+from kdrt.adapters.ip_adapter import ImagePrompt
 from kdrt.bundle import Manifest
-from kdrt.common.validation import options_of, plain
 from kdrt.denoise.freeu import FreeU
 from kdrt.denoise.inpaint import InitImage
 from kdrt.denoise.shortcuts import Shortcuts
@@ -67,7 +66,7 @@ class Request:
     latents: Tensor | None = None
     clip_skip: int | None = None
     freeu: FreeU | str | None = None
-    ip_adapter_image: Pictures | None = None
+    ip_adapter_image: ImagePrompt | None = None
     ip_adapter_image_embeds: Tensor | None = None
     ip_adapter_scale: float = 1.0
     sizes: SizeConditioning = field(default_factory=SizeConditioning)
@@ -83,20 +82,24 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A checked request with nothing left open, for B pictures.
+    """A checked request with nothing left open, for B images.
 
     Attributes:
         request: what it was made from.
         prompts: for every text encoder, in order, B prompts; empty ones if ``positive`` is given.
         negatives: the same for the negative prompts; None stands for zeros, SDXL's "none", unless
             ``negative`` is given.
-        positive, negative: what the caller brought in place of prompts, for B pictures.
+        positive, negative: what the caller brought in place of prompts, for B images.
         weighting: how prompts are read.
         height, width: in pixels.
         seeds: B of them.
         noise_seeds: likewise, for the noise on the way; None where the mode goes by the seeds.
+        noise: whose noise a seed stands for, a key of `kdrt.sampling.NOISES`.
+        noise_options: the mode's own.
+        latents: ``[B, C, h, w]`` in place of the seeds' noise.
+        continues: ``latents`` are the state of another run, to go on with as they are.
         plan: the sampler on its grid of σ; a `ForeignPlan` for one that is not ours.
-        init_image: the pictures to begin with; None begins with noise.
+        init_image: the images to begin with; None begins with noise.
         shortcuts: which evaluations do less.
         clip_skip: 0 if none was asked for.
         time_ids, negative_time_ids: SDXL's six numbers of size conditioning, the refiner's five;
@@ -113,25 +116,31 @@ class Job:
     width: int
     seeds: tuple[int, ...]
     noise_seeds: tuple[int, ...] | None
+    noise: str
+    noise_options: Mapping[str, int | str]
+    latents: Tensor | None
+    continues: bool
     plan: Plan | ForeignPlan
     init_image: InitImage | None
     guidance_scale: float
+    guidance_rescale: float
     shortcuts: Shortcuts
     clip_skip: int
     freeu: FreeU
+    ip_adapter_image: ImagePrompt | None
+    ip_adapter_image_embeds: Tensor | None
+    ip_adapter_scale: float
     time_ids: TimeIds | None
     negative_time_ids: TimeIds | None
 
 
 def noise_of(job: Job, shape: tuple[int, int, int]) -> RunNoise:
     """All noise of a job, for latents of ``shape`` ``(C, h, w)``, on the host."""
-    info = find_noise(job.request.noise)
-    given = options_of("noise_options", job.request.noise_options)
-    options = {name: plain(value) for name, value in given.items()}
-    return info.make(job.seeds, shape, job.plan, job.noise_seeds, **options)
+    info = find_noise(job.noise)
+    return info.make(job.seeds, shape, job.plan, job.noise_seeds, **job.noise_options)
 
 
 def latent_shape(manifest: Manifest, height: int, width: int) -> tuple[int, int, int]:
-    """``(C, h, w)`` of the latents of one picture of ``height`` by ``width`` pixels."""
+    """``(C, h, w)`` of the latents of one image of ``height`` by ``width`` pixels."""
     facts = manifest.latents
     return facts.channels, height // facts.scale, width // facts.scale

@@ -18,24 +18,24 @@ from kdrt.adapters.ip_adapter import image_scale
 from kdrt.bundle import Manifest
 from kdrt.bundle.components import DEEP_CACHE, DEEP_FEATURE, SHALLOW_UNET
 from kdrt.common.validation import (
-    MOST_IMAGES,
-    MOST_SIDE,
-    amount,
-    finite,
-    flag,
-    function,
-    options_of,
-    plain,
-    shown,
-    texts,
-    whole,
-    word,
+    MAX_IMAGES,
+    MAX_SIDE,
+    check_bool,
+    check_callable,
+    check_choice,
+    check_int,
+    check_mapping,
+    check_number,
+    check_texts,
+    excerpt,
+    finite_or_none,
+    plain_number,
 )
 from kdrt.denoise.bound_unet import GUIDANCE_INPUT
 from kdrt.denoise.denoiser import FREEU_OFF, is_doubled
 from kdrt.denoise.freeu import FreeU, preset
-from kdrt.denoise.shortcuts import Shortcuts, every, interval
-from kdrt.errors import InvalidRequest
+from kdrt.denoise.shortcuts import Shortcuts, check_deep_cache, check_interval
+from kdrt.errors import InvalidRequestError
 from kdrt.images.output import OutputType
 from kdrt.prompt import Conditioning, Weighting, WeightingMode, hidden_layer
 from kdrt.prompt.given import checked_embeddings, given_conditioning
@@ -46,13 +46,13 @@ from kdrt.request.memory import check_request_fits
 from kdrt.request.request import Job, Request, latent_shape
 from kdrt.request.seeds import seeds_of
 from kdrt.request.size_conditioning import AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE, TimeIds
-from kdrt.sampling import ForeignPlan, NoiseSchedule, Plan, foreign_plan, is_foreign, plan
+from kdrt.sampling import ForeignPlan, NoiseSchedule, Plan, foreign_plan, is_foreign, make_plan
 from kdrt_engines import EngineSpec
 
 _CPU = torch.device("cpu")
-_MOST_GUIDANCE = 10_000
-_MOST_SCORE = 1000
-_MOST_FREEU = 1000
+_MAX_GUIDANCE = 10_000
+_MAX_SCORE = 1000
+_MAX_FREEU = 1000
 """Far beyond what is of any use, and well within the range of float32."""
 
 
@@ -73,7 +73,7 @@ def resolve(
         device: where it will be computed.
 
     Raises:
-        InvalidRequest: any argument is wrong, or there is not enough memory for what they ask
+        InvalidRequestError: any argument is wrong, or there is not enough memory for what they ask
             together; the message says what is allowed.
     """
     request = _with_plain_numbers(request)
@@ -83,8 +83,8 @@ def resolve(
     negative = _negative(request, unet, positive, len(prompts[0]))
     negatives = None if negative else _negatives(request, manifest, len(prompts[0]))
     weighting = _weighting(request, [*prompts, *(negatives or ())])
-    word("output_type", request.output_type, get_args(OutputType))
-    per_prompt = whole("images_per_prompt", request.images_per_prompt, 1, MOST_IMAGES)
+    check_choice("output_type", request.output_type, get_args(OutputType))
+    per_prompt = check_int("images_per_prompt", request.images_per_prompt, 1, MAX_IMAGES)
     height, width = _size(request, manifest)
     images = len(prompts[0]) * per_prompt
     check_fits = partial(
@@ -94,7 +94,7 @@ def resolve(
         decoded=request.output_type != "latent",
         device=device,
     )
-    check_fits(height, width)  # a picture to begin with is brought to this size
+    check_fits(height, width)  # an image to begin with is brought to this size
     request = with_defaults(request, manifest)
     init_image = read_init_image(request, manifest, unet, images)
     if init_image is not None:
@@ -103,10 +103,10 @@ def resolve(
         shape = (images, *latent_shape(manifest, height, width))
         checked_embeddings("latents", request.latents, shape)
     check_start(request)
-    flag("keep_unmasked", request.keep_unmasked)
-    amount("guidance_rescale", request.guidance_rescale, 1)
+    check_bool("keep_unmasked", request.keep_unmasked)
+    check_number("guidance_rescale", request.guidance_rescale, 1)
     if request.image_filter is not None:
-        function("image_filter", request.image_filter)
+        check_callable("image_filter", request.image_filter)
     guidance_scale = request.guidance_scale
     if guidance_scale is None:
         guidance_scale = manifest.default_guidance_scale
@@ -114,11 +114,11 @@ def resolve(
     planned = _plan(request, manifest, noise_schedule)
     check_fits(height, width, draws=len(planned.slots) if isinstance(planned, Plan) else 0)
     if planned.needs_unconditional and unet.has_input(GUIDANCE_INPUT):
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{planned.sampler} needs results without guidance, and '{manifest.name}' is distilled "
             "to give guided ones only; take a sampler without CFG++"
         )
-    guidance_scale = amount("guidance_scale", guidance_scale, _MOST_GUIDANCE)
+    guidance_scale = check_number("guidance_scale", guidance_scale, _MAX_GUIDANCE)
     shortcuts = _shortcuts(request, manifest, unet, planned, guidance_scale)
     seeds, noise_seeds = seeds_of(request, images, planned)
     has_ids = unet.has_input("time_ids")
@@ -134,12 +134,20 @@ def resolve(
         width=width,
         seeds=seeds,
         noise_seeds=noise_seeds,
+        noise=request.noise,
+        noise_options=check_mapping("noise_options", request.noise_options),
+        latents=request.latents,
+        continues=request.denoising_start is not None,
         plan=planned,
         init_image=init_image,
         guidance_scale=guidance_scale,
+        guidance_rescale=request.guidance_rescale,
         shortcuts=shortcuts,
         clip_skip=_clip_skip(request.clip_skip, manifest),
         freeu=_freeu(request.freeu, unet),
+        ip_adapter_image=request.ip_adapter_image,
+        ip_adapter_image_embeds=request.ip_adapter_image_embeds,
+        ip_adapter_scale=request.ip_adapter_scale,
         time_ids=positive_ids if has_ids else None,
         negative_time_ids=negative_ids if has_ids else None,
     )
@@ -151,9 +159,9 @@ def _with_plain_numbers(request: Request) -> Request:
     found: dict[str, Any] = {}
     for name, value in vars(request).items():
         if isinstance(value, Mapping):
-            found[name] = {key: plain(each) for key, each in value.items()}
+            found[name] = {key: plain_number(each) for key, each in value.items()}
         elif isinstance(value, Real):
-            found[name] = plain(value)
+            found[name] = plain_number(value)
     return replace(request, **found)
 
 
@@ -161,14 +169,14 @@ def _check_family(request: Request, manifest: Manifest) -> None:
     given = [n for n in ("prompt_2", "negative_prompt_2") if getattr(request, n) is not None]
     if manifest.family == "sdxl":
         if given and len(manifest.text_encoders) == 1:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"'{manifest.name}' has one text encoder, so {', '.join(given)} would be of no "
                 "effect; leave it out"
             )
         return
     given += request.sizes.given()
     if given:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"only SDXL models take {', '.join(given)}, and '{manifest.name}' is not one"
         )
 
@@ -180,11 +188,11 @@ def _prompts(
         unknown = ("",) * len(given.encoder_hidden_states)
         return _by_encoder(manifest, unknown, unknown)
     if request.prompt is None:
-        raise InvalidRequest("there is no prompt; give a prompt or prompt_embeds")
-    prompts = texts("prompt", request.prompt)
+        raise InvalidRequestError("there is no prompt; give a prompt or prompt_embeds")
+    prompts = check_texts("prompt", request.prompt)
     others = prompts
     if request.prompt_2 is not None:
-        others = texts("prompt_2", request.prompt_2, len(prompts))
+        others = check_texts("prompt_2", request.prompt_2, len(prompts))
     return _by_encoder(manifest, prompts, others)
 
 
@@ -195,8 +203,8 @@ def _negatives(
     first, second = request.negative_prompt, request.negative_prompt_2
     if first is None and second is None and manifest.zeros_for_empty_negative:
         return None
-    negatives = texts("negative_prompt", "" if first is None else first, count)
-    others = negatives if second is None else texts("negative_prompt_2", second, count)
+    negatives = check_texts("negative_prompt", "" if first is None else first, count)
+    others = negatives if second is None else check_texts("negative_prompt_2", second, count)
     return _by_encoder(manifest, negatives, others)
 
 
@@ -227,7 +235,7 @@ def _negative(
         count=count,
     )
     if positive and negative and positive.length != negative.length:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"prompt_embeds are {positive.length} tokens long and negative_prompt_embeds "
             f"{negative.length}; make them equal"
         )
@@ -235,8 +243,8 @@ def _negative(
 
 
 def _weighting(request: Request, columns: list[tuple[str, ...]]) -> Weighting:
-    word("prompt_weighting", request.prompt_weighting, get_args(WeightingMode))
-    backtrack = whole("comma_backtrack", request.comma_backtrack, 0)
+    check_choice("prompt_weighting", request.prompt_weighting, get_args(WeightingMode))
+    backtrack = check_int("comma_backtrack", request.comma_backtrack, 0)
     if request.prompt_weighting != "none":
         for prompt in dict.fromkeys(chain.from_iterable(columns)):
             check_weights("a prompt", prompt)
@@ -265,10 +273,10 @@ def _size(request: Request, manifest: Manifest) -> tuple[int, int]:
 def _side(name: str, value: int | None, default: int, scale: int) -> int:
     if value is None:
         return default
-    side = whole(name, value, scale, MOST_SIDE)
+    side = check_int(name, value, scale, MAX_SIDE)
     if side % scale:
         below = side // scale * scale
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{name} must be a multiple of {scale}, and {side} is not: "
             f"use {below} or {below + scale}"
         )
@@ -279,10 +287,10 @@ def _plan(
     request: Request, manifest: Manifest, noise_schedule: NoiseSchedule
 ) -> Plan | ForeignPlan:
     sigmas = grid_of(request, manifest, noise_schedule)
-    options = options_of("sampler_options", request.sampler_options)
+    options = check_mapping("sampler_options", request.sampler_options)
     if is_foreign(request.sampler):
         return foreign_plan(request.sampler, sigmas, **options)
-    return plan(cast(str, request.sampler), sigmas, **options)
+    return make_plan(cast(str, request.sampler), sigmas, **options)
 
 
 def _shortcuts(
@@ -294,10 +302,10 @@ def _shortcuts(
 ) -> Shortcuts:
     limits = cached = None
     if request.guidance_interval is not None:
-        limits = interval("guidance_interval", request.guidance_interval)
+        limits = check_interval("guidance_interval", request.guidance_interval)
         _check_guided(manifest, unet, planned, guidance_scale)
     if request.deep_cache is not None:
-        cached = every("deep_cache", request.deep_cache)
+        cached = check_deep_cache("deep_cache", request.deep_cache)
         _check_deep_cache(manifest, unet)
     return Shortcuts(limits, cached)
 
@@ -307,7 +315,7 @@ def _check_guided(
 ) -> None:
     """Whether an interval of guidance means anything."""
     if planned.needs_unconditional:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{planned.sampler} needs results without guidance at every noise level; take a "
             "sampler without CFG++, or leave guidance_interval out"
         )
@@ -317,25 +325,27 @@ def _check_guided(
             if unet.has_input(GUIDANCE_INPUT)
             else f"at guidance_scale={guidance_scale:g} there is no guidance"
         )
-        raise InvalidRequest(f"guidance_interval would be of no effect: {reason}; leave it out")
+        raise InvalidRequestError(
+            f"guidance_interval would be of no effect: {reason}; leave it out"
+        )
 
 
 def _check_deep_cache(manifest: Manifest, unet: EngineSpec) -> None:
     """Whether the loaded UNet has a shallow one beside it."""
     if SHALLOW_UNET not in manifest.components:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"deep_cache needs a shallow UNet, and '{manifest.name}' has none; export it with "
             f"`{manifest.export_command} --variant {DEEP_CACHE}`"
         )
     if all(tensor.name != DEEP_FEATURE for tensor in unet.outputs):
-        raise InvalidRequest(
+        raise InvalidRequestError(
             "deep_cache is for the plain UNet, and an IP-Adapter's is in use; leave out deep_cache "
-            "or the picture (after `pipe.use_variant(None)`)"
+            "or the image (after `pipe.use_variant(None)`)"
         )
 
 
 def _clip_skip(value: int | None, manifest: Manifest) -> int:
-    clip_skip = 0 if value is None else whole("clip_skip", value, 0)
+    clip_skip = 0 if value is None else check_int("clip_skip", value, 0)
     for facts in manifest.text_encoders:
         hidden_layer(facts, clip_skip)
     return clip_skip
@@ -351,11 +361,11 @@ def _time_ids(
         return request.sizes.refiner_time_ids(
             height,
             width,
-            amount("aesthetic_score", positive, _MOST_SCORE),
-            amount("negative_aesthetic_score", negative, _MOST_SCORE),
+            check_number("aesthetic_score", positive, _MAX_SCORE),
+            check_number("negative_aesthetic_score", negative, _MAX_SCORE),
         )
     if any(score is not None for score in scores):
-        raise InvalidRequest("only SDXL's refiner takes aesthetic scores, and this is not one")
+        raise InvalidRequestError("only SDXL's refiner takes aesthetic scores, and this is not one")
     return request.sizes.time_ids(height, width)
 
 
@@ -363,15 +373,15 @@ def _freeu(value: FreeU | str | None, unet: EngineSpec) -> FreeU:
     if value is None:
         return FREEU_OFF
     if not unet.has_input("freeu"):
-        raise InvalidRequest("this bundle has no FreeU in its UNet; export the model again")
+        raise InvalidRequestError("this bundle has no FreeU in its UNet; export the model again")
     if isinstance(value, str):
         return preset(value)
     numbers = value if isinstance(value, Sequence) and len(value) == 4 else ()
-    factors = [n for n in map(finite, numbers) if n is not None and abs(n) <= _MOST_FREEU]
+    factors = [n for n in map(finite_or_none, numbers) if n is not None and abs(n) <= _MAX_FREEU]
     if len(factors) != 4:
-        raise InvalidRequest(
-            f"freeu must be four finite numbers (b1, b2, s1, s2) of at most {_MOST_FREEU}, not "
-            f"{shown(value)}"
+        raise InvalidRequestError(
+            f"freeu must be four finite numbers (b1, b2, s1, s2) of at most {_MAX_FREEU}, not "
+            f"{excerpt(value)}"
         )
     b1, b2, s1, s2 = factors
     return b1, b2, s1, s2

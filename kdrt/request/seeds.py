@@ -1,4 +1,4 @@
-"""The seeds of a request's pictures: given, drawn from a generator, or drawn by chance."""
+"""The seeds of a request's images: given, drawn from a generator, or drawn by chance."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Generator
 
-from kdrt.common.validation import options_of, shown, whole
-from kdrt.errors import InvalidRequest
+from kdrt.common.validation import check_int, check_mapping, excerpt
+from kdrt.errors import InvalidRequestError
 from kdrt.sampling import AdaptivePlan, ForeignPlan, Plan, check_noise, find_noise
 from kdrt.sampling.noise import SEEDS, counted
 
@@ -24,13 +24,14 @@ _RANDOM_SEED_LIMIT = 2**32
 def seeds_of(
     request: Request, images: int, planned: Plan | ForeignPlan
 ) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-    """The seeds of the pictures, and of the noise on the way where that has its own.
+    """The seeds of the images, and of the noise on the way where that has its own.
 
     Raises:
-        InvalidRequest: they are no seeds, too few, or not what the noise mode or the sampler takes.
+        InvalidRequestError: they are no seeds, too few, or not what the noise mode or the sampler
+            takes.
     """
     if request.seed is not None and request.generator is not None:
-        raise InvalidRequest("seed and generator both say where noise comes from; give one")
+        raise InvalidRequestError("seed and generator both say where noise comes from; give one")
     if request.generator is not None:
         seeds = _drawn_seeds(request.generator, images)
     elif request.seed is None:
@@ -40,11 +41,11 @@ def seeds_of(
     noise_seeds = None
     if request.noise_seed is not None:
         noise_seeds = _seeds("noise_seed", request.noise_seed, images)
-    options = options_of("noise_options", request.noise_options)
+    options = check_mapping("noise_options", request.noise_options)
     if isinstance(planned, ForeignPlan | AdaptivePlan):
         if request.noise != "per_image" or noise_seeds is not None:
-            raise InvalidRequest(
-                f"{planned.sampler} draws its noise as it goes, by the seeds of the pictures; "
+            raise InvalidRequestError(
+                f"{planned.sampler} draws its noise as it goes, by the seeds of the images; "
                 "leave noise at per_image and noise_seed out"
             )
     else:
@@ -54,7 +55,7 @@ def seeds_of(
 
 def _drawn_seeds(generator: object, images: int) -> tuple[int, ...]:
     if not isinstance(generator, Generator):
-        raise InvalidRequest(f"generator must be a torch.Generator, not {shown(generator)}")
+        raise InvalidRequestError(f"generator must be a torch.Generator, not {excerpt(generator)}")
     drawn = torch.randint(
         _RANDOM_SEED_LIMIT, (images,), generator=generator, device=generator.device
     )
@@ -64,7 +65,7 @@ def _drawn_seeds(generator: object, images: int) -> tuple[int, ...]:
 def _seeds(name: str, seed: object, images: int) -> tuple[int, ...]:
     if isinstance(seed, Sequence) and not isinstance(seed, str):
         if len(seed) != images:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"{len(seed)} {name}s for {images} images: give one for each, or a single number"
             )
         return tuple(_seed(name, each) for each in seed)
@@ -72,4 +73,4 @@ def _seeds(name: str, seed: object, images: int) -> tuple[int, ...]:
 
 
 def _seed(name: str, value: object) -> int:
-    return whole(name, value, 0, SEEDS - 1)
+    return check_int(name, value, 0, SEEDS - 1)

@@ -1,24 +1,24 @@
-"""SDXL's size conditioning: what it was told of each training picture's size and crop."""
+"""SDXL's size conditioning: what it was told of each training image's size and crop."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from kdrt.common.validation import pair
+from kdrt.common.validation import check_int_pair
 
 Size = tuple[int, int]
 TimeIds = tuple[float, ...]
 """Six numbers, for the refiner five."""
 
 AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
-"""What SDXL's refiner is told of the picture's beauty, from 1 to 10, where nothing is asked for."""
+"""What SDXL's refiner is told of the image's beauty, from 1 to 10, where nothing is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SizeConditioning:
     """Sizes and crops to pretend, as (height, width) and (top, left) in pixels.
 
-    Sizes that are None are the picture's own. The negative prompt gets the same values, unless
+    Sizes that are None are the image's own. The negative prompt gets the same values, unless
     one of its own is given: then it is used, with the positive sizes for those that are not.
     """
 
@@ -35,15 +35,15 @@ class SizeConditioning:
         return [
             field.name
             for field, value in given
-            if value is not None and pair(field.name, value) != field.default
+            if value is not None and check_int_pair(field.name, value) != field.default
         ]
 
     def time_ids(self, height: int, width: int) -> tuple[TimeIds, TimeIds]:
         """``(*original_size, *crops_coords_top_left, *target_size)`` for the positive and for
-        the negative prompt of a picture of ``height`` by ``width`` pixels.
+        the negative prompt of an image of ``height`` by ``width`` pixels.
 
         Raises:
-            InvalidRequest: a value is not two whole numbers.
+            InvalidRequestError: a value is not two whole numbers.
         """
         own = (height, width)
         original = self._size("original_size", own)
@@ -65,11 +65,11 @@ class SizeConditioning:
         aesthetic_score)``, with an aesthetic score in place of the target size.
 
         Raises:
-            InvalidRequest: a value is not two whole numbers.
+            InvalidRequestError: a value is not two whole numbers.
         """
         positive, negative = self.time_ids(height, width)
         return (*positive[:4], score), (*negative[:4], negative_score)
 
     def _size(self, name: str, default: Size) -> Size:
         value = getattr(self, name)
-        return default if value is None else pair(name, value)
+        return default if value is None else check_int_pair(name, value)

@@ -20,7 +20,7 @@ from kdrt.sampling.foreign import ForeignPlan, foreign_plan, is_foreign, run_for
 from kdrt.sampling.noise import BrownianNoise, NoiseSource, SeededNoise
 from kdrt.sampling.noise_modes import NOISES, NoiseInfo, RunNoise, check_noise, find_noise
 from kdrt.sampling.plan import NoiseSlot, Plan, Stage
-from kdrt.sampling.samplers import SAMPLERS, SamplerInfo, find_sampler, plan, split_label
+from kdrt.sampling.samplers import SAMPLERS, SamplerInfo, find_sampler, make_plan, split_label
 from kdrt.sampling.samplers.dpm_adaptive import AdaptivePlan
 from kdrt.sampling.schedules import (
     SCHEDULES,
@@ -57,8 +57,8 @@ __all__ = [
     "find_schedule",
     "foreign_plan",
     "is_foreign",
+    "make_plan",
     "partial_grid",
-    "plan",
     "run",
     "run_adaptive",
     "run_foreign",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdrt.errors import InvalidRequest, NonFiniteError
+from kdrt.errors import InvalidRequestError, NonFiniteError
 from kdrt.sampling.executor import Denoise, Noise, Step
 from kdrt.sampling.samplers.dpm_adaptive import AdaptivePlan, StepSize
 from kdrt.sampling.samplers.dpm_solver import (
@@ -26,7 +26,7 @@ from kdrt.sampling.samplers.dpm_solver import (
 _CLOSE = 1e-5
 """In ln σ. A run that is this near to its end has arrived."""
 
-_MOST_TRIES = 10_000
+_MAX_TRIES = 10_000
 """For one image: far more than any tolerance that makes sense in float32 takes."""
 
 
@@ -63,7 +63,7 @@ def run_adaptive(
 
     Raises:
         ValueError: at once, if ``eta`` is above 0 and ``noise`` is not such a function.
-        InvalidRequest: while running, if the tolerances cannot be met.
+        InvalidRequestError: while running, if the tolerances cannot be met.
         NonFiniteError: while running, if the denoiser's results are not finite.
     """
     draw = noise if callable(noise) else None
@@ -128,8 +128,8 @@ class _Run:
         before = self.x
         tries = 0
         while place < end - _CLOSE:
-            if tries == _MOST_TRIES:
-                raise InvalidRequest(
+            if tries == _MAX_TRIES:
+                raise InvalidRequestError(
                     f"dpm_adaptive cannot meet rtol={plan.rtol:g} and atol={plan.atol:g} "
                     f"in {tries} tries: raise them, or use a sampler with fixed steps"
                 )

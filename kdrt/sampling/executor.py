@@ -139,7 +139,7 @@ def _steps(plan: Plan, latents: Tensor, denoise: Denoise, noise: Tensor | None) 
 
 @lru_cache(maxsize=16)
 def _compiled(plan: Plan, dtype: torch.dtype) -> tuple[Program, list[list[_Bound]]]:
-    """A plan as the loop runs it, the same for all pictures made with it."""
+    """A plan as the loop runs it, the same for all images made with it."""
     program = compile_plan(plan)
     return program, _bound(program, dtype)
 

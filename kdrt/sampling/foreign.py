@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt.sampling.executor import Denoise, Step
 from kdrt.sampling.k_diffusion import PREFIX, k_diffusion_sampler
 from kdrt.sampling.noise import NoiseSource, overlap
@@ -81,23 +81,25 @@ def foreign_plan(sampler: str | Sampler, sigmas: Sequence[float], /, **options: 
         options: passed on.
 
     Raises:
-        InvalidRequest: an unusable grid, a function that takes no such option, or whose package
-            is missing.
+        InvalidRequestError: an unusable grid, a function that takes no such option, or whose
+            package is missing.
     """
     function = k_diffusion_sampler(sampler) if isinstance(sampler, str) else sampler
     name = getattr(function, "__name__", type(function).__name__)
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError) as error:  # of a function that is not Python's
-        raise InvalidRequest(f"{name} is no sampler: nobody can tell what it takes") from error
+        raise InvalidRequestError(f"{name} is no sampler: nobody can tell what it takes") from error
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for option in options:
         if option in _OURS or not (takes_all or option in parameters):
             own = ", ".join(p for p in list(parameters)[2:] if p not in _OURS) or "none"
-            raise InvalidRequest(f"{name} has no option {option!r}; its options: {own}")
+            raise InvalidRequestError(f"{name} has no option {option!r}; its options: {own}")
     grid = tuple(float(sigma) for sigma in sigmas)
     if len(grid) < 2 or not all(math.inf > high > low >= 0 for high, low in pairwise(grid)):
-        raise InvalidRequest("sigmas must be at least two numbers, finite and descending strictly")
+        raise InvalidRequestError(
+            "sigmas must be at least two numbers, finite and descending strictly"
+        )
     return ForeignPlan(name, grid, function, dict(options))
 
 
@@ -131,8 +133,8 @@ def run_foreign(
         seed: of what the function draws from PyTorch's global generator on its own.
 
     Raises:
-        InvalidRequest: the function asked for what the model cannot do, or did not return latents.
-            Its own exceptions are raised as they are.
+        InvalidRequestError: the function asked for what the model cannot do, or did not return
+            latents. Its own exceptions are raised as they are.
     """
     model = ForeignModel(denoise, latents, noise_schedule)
     # The current stream belongs to a thread, and buffers are written on the caller's.
@@ -183,16 +185,18 @@ class ForeignModel:
             A new tensor of the shape and dtype of ``x``.
 
         Raises:
-            InvalidRequest: another shape than the run's, or a noise level for each image.
+            InvalidRequestError: another shape than the run's, or a noise level for each image.
         """
         if x.shape != self._shape:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"the sampler evaluates the model at shape {list(x.shape)}; this run has buffers "
                 f"for {list(self._shape)} only"
             )
         levels = torch.as_tensor(sigma).flatten().tolist()
         if any(level != levels[0] for level in levels):
-            raise InvalidRequest("the sampler gives each image another sigma; they must be equal")
+            raise InvalidRequestError(
+                "the sampler gives each image another sigma; they must be equal"
+            )
         return self._denoise(x.to(self._dtype), levels[0]).to(x.dtype, copy=True)
 
     @property
@@ -245,7 +249,7 @@ class ForeignModel:
     @property
     def _table(self) -> NoiseSchedule:
         if self._schedule is None:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 "the sampler asks for the training levels of the model; give run_foreign a "
                 "noise_schedule"
             )
@@ -415,7 +419,7 @@ class _OwnRandomState:
 def _checked(result: Any, planned: ForeignPlan, latents: Tensor) -> Tensor:
     if not isinstance(result, Tensor) or result.shape != latents.shape:
         what = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{planned.sampler} returned {what}, expected latents {list(latents.shape)}"
         )
     return result.to(latents.dtype)

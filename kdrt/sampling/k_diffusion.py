@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 
 PREFIX = "k_diffusion."
 _PACKAGE = "_kdrt_k_diffusion"
@@ -28,13 +28,13 @@ def k_diffusion_sampler(name: str) -> Callable[..., Any]:
     """The function that ``k_diffusion.sample_heun`` or ``k_diffusion.sampling.sample_heun`` names.
 
     Raises:
-        InvalidRequest: the package or one that it imports is missing, or has no such sampler.
+        InvalidRequestError: the package or one that it imports is missing, or has no such sampler.
     """
     sampling = k_diffusion_module("sampling", f"sampler {name!r}")
     function = name.removeprefix(PREFIX).removeprefix("sampling.")
     known = [each for each in vars(sampling) if each.startswith("sample_")]
     if function not in known:
-        raise InvalidRequest(f"k-diffusion has no {function!r}; it has: {', '.join(known)}")
+        raise InvalidRequestError(f"k-diffusion has no {function!r}; it has: {', '.join(known)}")
     found: Callable[..., Any] = getattr(sampling, function)
     return found
 
@@ -47,13 +47,13 @@ def k_diffusion_module(module: Literal["sampling", "external"], wanted_by: str) 
         wanted_by: what needs it, for the message of an error.
 
     Raises:
-        InvalidRequest: the package or one that it imports is missing.
+        InvalidRequestError: the package or one that it imports is missing.
     """
     if _PACKAGE not in sys.modules:
         # Unlike importlib.util.find_spec this also finds it beside a half-imported k_diffusion.
         spec = PathFinder.find_spec("k_diffusion")
         if spec is None or not spec.submodule_search_locations:
-            raise InvalidRequest(f"{wanted_by} needs the k-diffusion package: {_INSTALL}")
+            raise InvalidRequestError(f"{wanted_by} needs the k-diffusion package: {_INSTALL}")
         package = ModuleType(_PACKAGE)
         package.__path__ = list(spec.submodule_search_locations)
         utils = ModuleType(f"{_PACKAGE}.utils")
@@ -63,7 +63,7 @@ def k_diffusion_module(module: Literal["sampling", "external"], wanted_by: str) 
     try:
         return importlib.import_module(f"{_PACKAGE}.{module}")
     except ImportError as error:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{wanted_by} needs {error.name}, which k-diffusion imports: {_INSTALL}"
         ) from error
 

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt.sampling.plan import NoiseSlot
 
 _LANES = 16
@@ -53,7 +53,7 @@ class SeededNoise:
         device: where the results are delivered; drawing is on the host.
 
     Raises:
-        InvalidRequest: no seed at all, or a generator that is not on the CPU.
+        InvalidRequestError: no seed at all, or a generator that is not on the CPU.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class SeededNoise:
         device: torch.device | str = "cpu",
     ) -> None:
         if not seeds:
-            raise InvalidRequest("noise needs at least one seed, one per image")
+            raise InvalidRequestError("noise needs at least one seed, one per image")
         self._generators = [_cpu_generator(seed) for seed in seeds]
         self._shape = tuple(shape)
         self._device = torch.device(device)
@@ -122,7 +122,7 @@ class BrownianNoise:
         sigma_max: highest σ of the grid.
 
     Raises:
-        InvalidRequest: torchsde is not installed, or the seeds do not match the batch.
+        InvalidRequestError: torchsde is not installed, or the seeds do not match the batch.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class BrownianNoise:
         else:
             entropies, zeros = list(seeds), torch.zeros(self._shape[1:])
             if len(entropies) != self._shape[0]:
-                raise InvalidRequest(
+                raise InvalidRequestError(
                     f"{len(entropies)} noise seeds for a batch of {self._shape[0]}: give one "
                     "seed for the whole batch, or one per image"
                 )
@@ -151,14 +151,14 @@ class BrownianNoise:
         """Draw the noise of ``slots`` on the host: float32 ``[len(slots), B, C, H, W]``.
 
         Raises:
-            InvalidRequest: a slot outside the range of the tree, or one of churn, whose noise
+            InvalidRequestError: a slot outside the range of the tree, or one of churn, whose noise
                 lies on no Brownian path.
         """
         noise = torch.empty((len(slots), *self._shape), dtype=torch.float32)
         for index, slot in enumerate(slots):
             low, high = _float32(slot.sigma_next), _float32(slot.sigma)
             if not self._low <= low < high <= self._high:
-                raise InvalidRequest(
+                raise InvalidRequestError(
                     f"Brownian noise covers sigma from {self._high:g} to {self._low:g}, not from "
                     f"{slot.sigma:g} to {slot.sigma_next:g}; with s_churn, use seeded noise"
                 )
@@ -210,7 +210,7 @@ def _overlapping(slots: Sequence[NoiseSlot]) -> list[list[tuple[int, float]]]:
 def _cpu_generator(seed: int | torch.Generator) -> torch.Generator:
     if isinstance(seed, torch.Generator):
         if seed.device.type != "cpu":
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"generators must be on the CPU, where noise is drawn, not on {seed.device}"
             )
         return seed
@@ -235,12 +235,12 @@ def torchsde() -> ModuleType:
     """The package of that name.
 
     Raises:
-        InvalidRequest: it is not installed.
+        InvalidRequestError: it is not installed.
     """
     try:
         import torchsde as package
     except ImportError as error:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             "k-diffusion's Brownian noise needs torchsde: pip install torchsde"
         ) from error
     return package  # type: ignore[no-any-return]

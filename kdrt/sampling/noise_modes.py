@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from kdrt.common.validation import plain, shown, word
-from kdrt.errors import InvalidRequest
+from kdrt.common.validation import check_choice, excerpt, plain_number
+from kdrt.errors import InvalidRequestError
 from kdrt.sampling.noise import (
     SEEDS,
     BrownianNoise,
@@ -73,7 +73,7 @@ class NoiseInfo:
 def per_image(
     seeds: Sequence[int], shape: Sequence[int], plan: Plan, noise_seeds: Sequence[int] | None
 ) -> RunNoise:
-    """`SeededNoise`. A noise seed brings the noise on the way of the picture with that seed."""
+    """`SeededNoise`. A noise seed brings the noise on the way of the image with that seed."""
     source = SeededNoise(seeds, shape)
     if noise_seeds is None:
         return source
@@ -126,7 +126,7 @@ def comfyui(
     after the last), for the noise on the way; SDE samplers get one Brownian tree over the batch.
 
     (On a GPU, ComfyUI draws the noise on the way there, and churn comes from torch's global
-    generator: such pictures cannot be had again here.)
+    generator: such images cannot be had again here.)
     """
     batch = (len(seeds), *shape)
     latents = torch.randn(batch, generator=torch.Generator().manual_seed(seeds[0]))
@@ -144,7 +144,7 @@ def _has_tree_by_default(plan: Plan) -> bool:
 
 _ALL = (
     NoiseInfo(
-        *("per_image", "one generator an image: no picture depends on its batch", per_image),
+        *("per_image", "one generator an image: no image depends on its batch", per_image),
         *(True, lambda plan: False),
     ),
     NoiseInfo(
@@ -170,9 +170,9 @@ def find_noise(name: str) -> NoiseInfo:
     """The mode of a name.
 
     Raises:
-        InvalidRequest: there is no such mode.
+        InvalidRequestError: there is no such mode.
     """
-    word("noise", name, NOISES)
+    check_choice("noise", name, NOISES)
     return NOISES[name]
 
 
@@ -186,33 +186,33 @@ def check_noise(
     """Refuse what a mode cannot draw, before anything is drawn.
 
     Raises:
-        InvalidRequest: an unknown option or one out of range; a noise seed where the mode has
+        InvalidRequestError: an unknown option or one out of range; a noise seed where the mode has
             none; several seeds where it has one; churn where it has none; a Brownian tree of a
             GPU's numbers, or without torchsde.
     """
     for name, value in options.items():
         if name not in info.options:
             known = f"accepts {', '.join(info.options)}" if info.options else "has no options"
-            raise InvalidRequest(f"the noise {info.name} has no option {name!r}: it {known}")
+            raise InvalidRequestError(f"the noise {info.name} has no option {name!r}: it {known}")
         allowed, is_valid = _RULES[name]
-        if not is_valid(plain(value)):
-            raise InvalidRequest(f"{name} must be {allowed}, not {shown(value)}")
+        if not is_valid(plain_number(value)):
+            raise InvalidRequestError(f"{name} must be {allowed}, not {excerpt(value)}")
     if noise_seeds is not None and not info.has_noise_seed:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"the noise {info.name} has no noise_seed; give its option eta_noise_seed_delta"
         )
     if info.one_seed and tuple(seeds) != counted(seeds[0], len(seeds)):
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"the noise {info.name} has one seed for the whole batch: give a single number"
         )
     if not info.has_churn and any(slot.sigma == slot.sigma_next for slot in plan.slots):
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{plan.sampler} adds churn, for which the noise {info.name} has none; leave s_churn "
             "at 0, or take per_image"
         )
     if plan.slots and info.tree(plan):
         if options.get("source") == "nv":
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"{plan.sampler} takes its noise from a Brownian tree, which is not emulated with "
                 "the source nv; use cpu"
             )

@@ -115,7 +115,7 @@ class Plan:
     residual: bool = False
 
     def __hash__(self) -> int:
-        # Plans are keys of what is compiled from them, looked up for every picture: the grid tells
+        # Plans are keys of what is compiled from them, looked up for every image: the grid tells
         # most of them apart, and hashing every coefficient would cost more than a step.
         return hash((self.sampler, self.sigmas))
 

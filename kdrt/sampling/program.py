@@ -187,7 +187,7 @@ def _combine(
 def _interpolation(coefficients: Sequence[float]) -> list[float] | None:
     """The weights with which a sum becomes a chain of interpolations, an operation less than the
     sum itself; None where coefficients do not add up to 1, as they do in a method that leaves a
-    finished picture alone, or where a partial sum is small and a weight would amplify rounding."""
+    finished image alone, or where a partial sum is small and a weight would amplify rounding."""
     if len(coefficients) < 2 or not math.isclose(math.fsum(coefficients), 1, rel_tol=_EXACT):
         return None
     low, high = _STABLE

@@ -1,4 +1,4 @@
-"""Between latents and pixels: the VAE's two halves, and the refusal to show a broken picture.
+"""Between latents and pixels: the VAE's two halves, and the refusal to show a broken image.
 
 Latents here are what the sampler works on: the scaling factor of the VAE (and its statistics,
 where it has them) is part of the exported networks.
@@ -12,13 +12,13 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from kdrt.common.lru import Recent
+from kdrt.common.lru import LruCache
 from kdrt.errors import NonFiniteError, ShapeError
 from kdrt.vae.tiling import Tiling, run_tiled
 from kdrt_engines import Binding, Engine
 
 _BINDINGS = 4
-"""A tiled picture has up to four shapes of tiles: inside, at the right, at the bottom, corner."""
+"""A tiled image has up to four shapes of tiles: inside, at the right, at the bottom, corner."""
 
 _OVERFLOWS = (
     "as it does where it overflows in float16; export the model with --vae-precision fp32 or bf16, "
@@ -29,14 +29,14 @@ _OVERFLOWS = (
 class _Coder:
     """One half of the VAE, run on a slice of the batch at a time and, if asked, in tiles.
 
-    This is what needs most memory, and needs it for every picture at once. In slices of one, the
-    default, the peak does not grow with the batch, and neither does a picture depend on it; in
-    tiles it does not grow with the picture either.
+    This is what needs most memory, and needs it for every image at once. In slices of one, the
+    default, the peak does not grow with the batch, and neither does an image depend on it; in
+    tiles it does not grow with the image either.
 
     Args:
         engine: the component.
-        batch: the most pictures run together; None is all of them.
-        tiling: how pictures larger than a tile are cut; None runs them whole. Either way, what is
+        batch: the most images run together; None is all of them.
+        tiling: how images larger than a tile are cut; None runs them whole. Either way, what is
             larger than the engine allows is cut into the largest tiles that it does allow.
         turn: entered to run, as the buffers hold one run at a time.
     """
@@ -56,7 +56,7 @@ class _Coder:
         self._in, self._out = source.name, result.name
         one = {"B": 1, "h": 1, "w": 1}
         self._scale_in, self._scale_out = source.resolve(one)[-1], result.resolve(one)[-1]
-        self._bindings: Recent[tuple[int, int, int], Binding] = Recent(_BINDINGS)
+        self._bindings: LruCache[tuple[int, int, int], Binding] = LruCache(_BINDINGS)
 
     def release(self) -> None:
         """Let go of what was bound for the sizes seen last."""
@@ -121,8 +121,8 @@ class Decoder(_Coder):
 
     Args:
         engine: the ``vae_decoder`` component.
-        batch: the most pictures decoded together; None is all of them.
-        tiling: how large pictures are cut; None decodes them whole where the engine can.
+        batch: the most images decoded together; None is all of them.
+        tiling: how large images are cut; None decodes them whole where the engine can.
         turn: see there too.
     """
 
@@ -145,8 +145,8 @@ class Encoder(_Coder):
 
     Args:
         engine: the ``vae_encoder`` component.
-        batch: the most pictures encoded together; None is all of them.
-        tiling: how large pictures are cut; None encodes them whole where the engine can.
+        batch: the most images encoded together; None is all of them.
+        tiling: how large images are cut; None encodes them whole where the engine can.
         turn: see there too.
     """
 
@@ -164,7 +164,7 @@ class Encoder(_Coder):
         """
         if any(side % self._scale_in for side in image.shape[2:]):
             raise ShapeError(
-                f"the VAE encodes pictures whose sides are multiples of {self._scale_in}, "
+                f"the VAE encodes images whose sides are multiples of {self._scale_in}, "
                 f"not {image.shape[2]} by {image.shape[3]}"
             )
         moments = self._run(image)

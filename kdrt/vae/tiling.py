@@ -1,13 +1,13 @@
-"""Large pictures through a VAE in overlapping tiles, blended where they meet.
+"""Large images through a VAE in overlapping tiles, blended where they meet.
 
 The geometry is that of diffusers' ``AutoencoderKL``: tiles start every ``stride`` latents from the
 top left, each is faded over the overlap from the tile above it and then from the one to its left,
 and the last ones are cut off at the edge. Where a tile size divides by four and the overlap is a
 quarter, results are equal to diffusers'. (Elsewhere diffusers rounds strides in latents and in
-pixels apart, and gives a picture of another size; here the overlap is a whole number of latents.)
+pixels apart, and gives an image of another size; here the overlap is a whole number of latents.)
 
-A tile is not the picture: normalisation and attention see only their tile. Neighbours agree
-closely but not exactly, which is why they are blended, and why a tiled picture differs a little
+A tile is not the image: normalisation and attention see only their tile. Neighbours agree
+closely but not exactly, which is why they are blended, and why a tiled image differs a little
 from one decoded whole.
 """
 
@@ -20,8 +20,8 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from kdrt.common.validation import whole
-from kdrt.errors import InvalidRequest
+from kdrt.common.validation import check_int
+from kdrt.errors import InvalidRequestError
 
 Run = Callable[[Tensor], Tensor]
 
@@ -35,20 +35,20 @@ class Tiling:
         overlap: fraction of a tile that it shares with the next, from 0 to below 1.
 
     Raises:
-        InvalidRequest: a size below 1, or an overlap outside of its range.
+        InvalidRequestError: a size below 1, or an overlap outside of its range.
     """
 
     size: int
     overlap: float = 0.25
 
     def __post_init__(self) -> None:
-        whole("the tile size", self.size, 1)
+        check_int("the tile size", self.size, 1)
         if (
             isinstance(self.overlap, bool)
             or not isinstance(self.overlap, Real)
             or not 0 <= self.overlap < 1
         ):
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"the overlap of tiles must be from 0 to below 1, as 0.25 is, not {self.overlap!r}"
             )
 
@@ -58,7 +58,7 @@ class Tiling:
         return max(1, int(self.size * (1 - self.overlap)))
 
     def applies(self, height: int, width: int) -> bool:
-        """Whether a picture of this many latents is larger than a tile."""
+        """Whether an image of this many latents is larger than a tile."""
         return max(height, width) > self.size
 
 
@@ -84,7 +84,7 @@ def run_tiled(
         scale_in: rows of the source for one latent: 1 to decode, the VAE's scale to encode.
         scale_out: rows of the result for one latent.
         least: the smallest side that ``run`` takes, in latents. Pieces cut short by the edge are
-            run with that much of the picture before them.
+            run with that much of the image before them.
 
     Returns:
         ``[B, D, scale_out·H, scale_out·W]``, of the dtype of ``run``'s results.
@@ -115,7 +115,7 @@ def run_tiled(
             top, left = row.start * scale_out, column.start * scale_out
             result[:, :, top : top + cut.shape[2], left : left + cut.shape[3]] = cut
         above = current
-    assert result is not None  # a picture has at least one tile
+    assert result is not None  # an image has at least one tile
     return result
 
 

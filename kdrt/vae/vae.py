@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager
 from torch import Tensor
 
 from kdrt.bundle import LatentFacts
-from kdrt.common.validation import whole
-from kdrt.errors import BundleError, InvalidRequest
+from kdrt.common.validation import check_int
+from kdrt.errors import BundleError, InvalidRequestError
 from kdrt.vae.coder import Decoder, Encoder
 from kdrt.vae.tiling import Tiling
 from kdrt_engines import Engine
@@ -26,7 +26,7 @@ class Vae:
         decoder: latents to pixels.
 
     Args:
-        engines: ``vae_decoder``, and ``vae_encoder`` where pictures are to be read.
+        engines: ``vae_decoder``, and ``vae_encoder`` where images are to be read.
         facts: scale and sizes of the latents.
         turn: entered to run either half, as its buffers hold one run at a time.
     """
@@ -48,7 +48,7 @@ class Vae:
         if self._encoder is None:
             if "vae_encoder" not in self._engines:
                 raise BundleError(
-                    "this bundle has no vae_encoder, which reads pictures; export the model again"
+                    "this bundle has no vae_encoder, which reads images; export the model again"
                 )
             engine = self._engines["vae_encoder"]
             batch, tiling = self.decoder.batch, self.decoder.tiling
@@ -75,7 +75,7 @@ class Vae:
 
     @property
     def slicing(self) -> bool:
-        """Whether pictures of a batch pass one by one."""
+        """Whether images of a batch pass one by one."""
         return self.decoder.batch == 1
 
     @slicing.setter
@@ -85,7 +85,7 @@ class Vae:
 
     @property
     def tiling(self) -> Tiling | None:
-        """The tiles of pictures larger than one; None runs them whole where the engine can."""
+        """The tiles of images larger than one; None runs them whole where the engine can."""
         return self.decoder.tiling
 
     @tiling.setter
@@ -97,16 +97,16 @@ class Vae:
         """Tiles of ``tile`` pixels; None is the size the VAE was trained at.
 
         Raises:
-            InvalidRequest: no multiple of the VAE's scale, or an overlap outside of [0, 1).
+            InvalidRequestError: no multiple of the VAE's scale, or an overlap outside of [0, 1).
         """
         facts = self._facts
         if tile is None:
             side = facts.vae_tile or max(facts.default_height, facts.default_width) // facts.scale
             return Tiling(side, overlap)
-        pixels = whole("tile", tile, facts.scale)
+        pixels = check_int("tile", tile, facts.scale)
         if pixels % facts.scale:
             below = pixels // facts.scale * facts.scale
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"tile must be a multiple of {facts.scale}, and {pixels} is not: "
                 f"use {below} or {below + facts.scale}"
             )

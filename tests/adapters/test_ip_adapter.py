@@ -1,4 +1,4 @@
-"""IP-Adapter: the pictures are those of diffusers' ``load_ip_adapter``."""
+"""IP-Adapter: the images are those of diffusers' ``load_ip_adapter``."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ import kdrt
 from kdrt import cli
 from kdrt.bundle import ImageEncoderFacts
 from kdrt.compat.ip_adapter import IpAdapterMixin
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt.images.input import clip_pixels
-from kdrt_export.errors import SourceError, UnsupportedModel
+from kdrt_export.errors import SourceError, UnsupportedModelError
 from kdrt_export.ip_adapter import IpAdapter
 from kdrt_export.stage import export
 from kdrt_export.verify import relative_error
@@ -32,7 +32,7 @@ SIDE, EMBEDDING = 32, 20
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-def picture(width: int = 45, height: int = 37, seed: int = 0) -> Image.Image:
+def image(width: int = 45, height: int = 37, seed: int = 0) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
@@ -109,35 +109,35 @@ def test_the_bundle_says_what_it_can_take(prompted: Prompted) -> None:
     assert extra == {"ip_hidden_states", "ip_scale"}
 
 
-def test_pictures_as_prompts_are_those_of_diffusers(prompted: Prompted) -> None:
+def test_images_as_prompts_are_those_of_diffusers(prompted: Prompted) -> None:
     ours = kdrt.load(prompted.model.bundle, engine="onnxruntime")
     base = by_kdrt(ours)
     theirs = prompted.diffusers()
     for scale in (0.6, 1.5):
         theirs.set_ip_adapter_scale(scale)
-        expected = by_diffusers(theirs, ip_adapter_image=picture())
-        result = by_kdrt(ours, ip_adapter_image=picture(), ip_adapter_scale=scale)
+        expected = by_diffusers(theirs, ip_adapter_image=image())
+        result = by_kdrt(ours, ip_adapter_image=image(), ip_adapter_scale=scale)
         assert relative_error(result, expected) < 1e-5
         assert relative_error(result, base) > 1e-2
-    off = by_kdrt(ours, ip_adapter_image=picture(), ip_adapter_scale=0)
-    assert torch.equal(off, by_kdrt(ours))  # the variant without a picture
+    off = by_kdrt(ours, ip_adapter_image=image(), ip_adapter_scale=0)
+    assert torch.equal(off, by_kdrt(ours))  # the variant without an image
     assert relative_error(off, base) < 1e-5
     ours.use_variant(None)
     assert torch.equal(by_kdrt(ours), base)
 
 
-def test_embeddings_in_place_of_pictures(prompted: Prompted) -> None:
+def test_embeddings_in_place_of_images(prompted: Prompted) -> None:
     ours, theirs = kdrt.load(prompted.model.bundle, engine="onnxruntime"), prompted.diffusers()
-    embeddings, _ = theirs.encode_image(picture(), "cpu", 1)
-    expected = by_kdrt(ours, ip_adapter_image=picture())
+    embeddings, _ = theirs.encode_image(image(), "cpu", 1)
+    expected = by_kdrt(ours, ip_adapter_image=image())
     result = by_kdrt(ours, ip_adapter_image_embeds=embeddings)
     assert relative_error(result, expected) < 1e-5
 
 
-def test_an_adaptive_sampler_encodes_pictures_once(prompted: Prompted) -> None:
+def test_an_adaptive_sampler_encodes_images_once(prompted: Prompted) -> None:
     ours = kdrt.load(prompted.model.bundle, engine="onnxruntime")
     options = {"steps": 2, "seed": 1, "height": 32, "width": 32, "output_type": "latent"}
-    ours("a", ip_adapter_image=picture(), **options)
+    ours("a", ip_adapter_image=image(), **options)
     encoder, seen = ours._image_prompts._engines["image_encoder"], []
     bind = encoder.bind
 
@@ -146,20 +146,18 @@ def test_an_adaptive_sampler_encodes_pictures_once(prompted: Prompted) -> None:
         return bind(**dims)
 
     encoder.bind = recording  # type: ignore[method-assign]
-    pictures = [picture(seed=1), picture(seed=2)]
-    ours(["a", "b"], sampler="dpm_adaptive", ip_adapter_image=pictures, **options)
+    images = [image(seed=1), image(seed=2)]
+    ours(["a", "b"], sampler="dpm_adaptive", ip_adapter_image=images, **options)
     assert seen == [2]
 
 
-def test_a_picture_for_each_prompt(prompted: Prompted) -> None:
+def test_an_image_for_each_prompt(prompted: Prompted) -> None:
     ours = kdrt.load(prompted.model.bundle, engine="onnxruntime")
     options = {"steps": 2, "height": 32, "width": 32, "output_type": "latent"}
-    pictures = [picture(seed=1), picture(50, 33, seed=2)]
-    together = ours(
-        ["a star", "a circle"], ip_adapter_image=pictures, seed=[1, 2], **options
-    ).images
+    images = [image(seed=1), image(50, 33, seed=2)]
+    together = ours(["a star", "a circle"], ip_adapter_image=images, seed=[1, 2], **options).images
     for index, prompt in enumerate(["a star", "a circle"]):
-        alone = ours(prompt, ip_adapter_image=pictures[index], seed=index + 1, **options).images
+        alone = ours(prompt, ip_adapter_image=images[index], seed=index + 1, **options).images
         torch.testing.assert_close(together[index : index + 1], alone, rtol=1e-4, atol=1e-4)
 
 
@@ -173,8 +171,8 @@ def test_a_lora_beside_it(prompted: Prompted, tmp_path: Path) -> None:
     by_kdrt(ours)  # on the plain UNet first
     theirs.load_lora_weights(str(tmp_path), weight_name="style.safetensors")
     theirs.set_ip_adapter_scale(0.8)
-    expected = by_diffusers(theirs, ip_adapter_image=picture())
-    result = by_kdrt(ours, ip_adapter_image=picture(), ip_adapter_scale=0.8)
+    expected = by_diffusers(theirs, ip_adapter_image=image())
+    result = by_kdrt(ours, ip_adapter_image=image(), ip_adapter_scale=0.8)
     assert relative_error(result, expected) < 1e-5
 
 
@@ -189,23 +187,25 @@ def test_the_methods_of_diffusers(prompted: Prompted, model: TinyModel) -> None:
     ours.load_ip_adapter(str(prompted.adapter.parent), subfolder="", weight_name="ip.safetensors")
     for pipe in (ours, theirs):
         pipe.set_ip_adapter_scale(0.4)
-    expected = by_diffusers(theirs, ip_adapter_image=picture())
-    options = {"ip_adapter_image": picture(), "ip_adapter_scale": ours.ip_adapter_scale}
+    expected = by_diffusers(theirs, ip_adapter_image=image())
+    options = {"ip_adapter_image": image(), "ip_adapter_scale": ours.ip_adapter_scale}
     assert relative_error(by_kdrt(ours.pipeline, **options), expected) < 1e-5
     ours.unload_ip_adapter()
     assert torch.equal(by_kdrt(ours.pipeline), base)
-    with pytest.raises(InvalidRequest, match="must be a finite number"):
+    with pytest.raises(InvalidRequestError, match="must be a finite number"):
         ours.set_ip_adapter_scale([0.1, 0.2])
-    with pytest.raises(InvalidRequest, match=r"--ip-adapter some/hub:models/other\.safetensors"):
+    with pytest.raises(
+        InvalidRequestError, match=r"--ip-adapter some/hub:models/other\.safetensors"
+    ):
         ours.load_ip_adapter("some/hub", subfolder="models", weight_name="other.safetensors")
-    with pytest.raises(InvalidRequest, match="has no IP-Adapter: export the model with"):
+    with pytest.raises(InvalidRequestError, match="has no IP-Adapter: export the model with"):
         Compatible(model.bundle).load_ip_adapter(prompted.adapter)
 
 
 @pytest.mark.parametrize("size", [(45, 37), (37, 45), (224, 224), (31, 200), (500, 301)])
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
-def test_pictures_are_prepared_as_clip_does(size: tuple[int, int], mode: str) -> None:
-    source = picture(*size).convert(mode)
+def test_images_are_prepared_as_clip_does(size: tuple[int, int], mode: str) -> None:
+    source = image(*size).convert(mode)
     expected = CLIPImageProcessor(size=SIDE, crop_size=SIDE)(source, return_tensors="pt")
     found = clip_pixels([source], SIDE, MEAN, STD)
     torch.testing.assert_close(found, expected.pixel_values, rtol=1e-5, atol=1e-5)
@@ -216,19 +216,19 @@ def test_wrong_requests(prompted: Prompted, model: TinyModel) -> None:
     wrong: list[tuple[dict[str, object], str]] = [
         ({"ip_adapter_image": "cat.png"}, "must be a PIL image"),
         ({"ip_adapter_image": []}, "must be a PIL image"),
-        ({"ip_adapter_image": [picture()] * 2}, "2 image prompts for 1 images"),
+        ({"ip_adapter_image": [image()] * 2}, "2 image prompts for 1 images"),
         ({"ip_adapter_image_embeds": torch.zeros(1, 3)}, r"of shape \[n, 20\], not \[1, 3\]"),
         ({"ip_adapter_image_embeds": torch.zeros(0, 20)}, r"of shape \[n, 20\]"),
         ({"ip_adapter_image_embeds": torch.zeros(1, 20, device="meta")}, "dense tensor"),
         ({"ip_adapter_image_embeds": torch.zeros(1, 20).to_sparse()}, "dense tensor"),
-        ({"ip_adapter_image": picture(), "ip_adapter_scale": float("nan")}, "finite number"),
+        ({"ip_adapter_image": image(), "ip_adapter_scale": float("nan")}, "finite number"),
     ]
     for options, words in wrong:
-        with pytest.raises(InvalidRequest, match=words):
+        with pytest.raises(InvalidRequestError, match=words):
             by_kdrt(ours, **options)
     plain = kdrt.load(model.bundle, engine="onnxruntime")
-    with pytest.raises(InvalidRequest, match=r"`kdrt export .* --ip-adapter FILE`"):
-        by_kdrt(plain, ip_adapter_image=picture())
+    with pytest.raises(InvalidRequestError, match=r"`kdrt export .* --ip-adapter FILE`"):
+        by_kdrt(plain, ip_adapter_image=image())
 
 
 def test_adapters_that_cannot_be_exported(prompted: Prompted, tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_adapters_that_cannot_be_exported(prompted: Prompted, tmp_path: Path) ->
         IpAdapter(str(tmp_path / "other.safetensors"))
     plus = {key.replace("proj.weight", "latents"): value for key, value in state.items()}
     save_file(plus, tmp_path / "plus.safetensors")
-    with pytest.raises(UnsupportedModel, match="another projection than a linear one"):
+    with pytest.raises(UnsupportedModelError, match="another projection than a linear one"):
         IpAdapter(str(tmp_path / "plus.safetensors"))
     small = {key: value for key, value in state.items() if not key.startswith("ip_adapter.3")}
     save_file(small, tmp_path / "small.safetensors")
@@ -252,8 +252,8 @@ def test_adapters_that_cannot_be_exported(prompted: Prompted, tmp_path: Path) ->
         )
 
 
-def test_a_picture_on_the_command_line(prompted: Prompted, tmp_path: Path) -> None:
-    picture().save(tmp_path / "style.png")
+def test_an_image_on_the_command_line(prompted: Prompted, tmp_path: Path) -> None:
+    image().save(tmp_path / "style.png")
     sizes = ["--width", "32", "--height", "32", "--steps", "1", "--seed", "1", "--no-progress"]
     made = []
     for options in ([], ["--ip-adapter-image", str(tmp_path / "style.png")]):

@@ -1,4 +1,4 @@
-"""LoRAs on running engines: the pictures are those of diffusers with the same LoRA."""
+"""LoRAs on running engines: the images are those of diffusers with the same LoRA."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 import kdrt
 from kdrt.adapters.lora import AdapterWarning
-from kdrt.errors import EngineError, InvalidRequest
+from kdrt.errors import EngineError, InvalidRequestError
 from kdrt_engines import Binding, Engine
 from kdrt_export.verify import relative_error
 from tests.support.lora_files import (
@@ -145,7 +145,7 @@ def test_a_refused_change_changes_nothing(
         (lambda: pipe.unload_loras("style", "other"), "no LoRA called 'other'"),
     ]
     for change, words in refusals:
-        with pytest.raises(InvalidRequest, match=words):
+        with pytest.raises(InvalidRequestError, match=words):
             change()
     pipe.engines["unet"] = Fixed(pipe.engines["unet"])
     with pytest.raises(
@@ -242,7 +242,7 @@ def test_layers_of_another_model(tiny_models: Callable[[str], TinyModel], tmp_pa
         {"lora_unet_nowhere.lora_down.weight": down, "lora_unet_nowhere.lora_up.weight": up},
         tmp_path / "none.safetensors",
     )
-    with pytest.raises(InvalidRequest, match=r"no layer of none\.safetensors exists in"):
+    with pytest.raises(InvalidRequestError, match=r"no layer of none\.safetensors exists in"):
         pipe.load_lora(tmp_path / "none.safetensors")
     name = "lora_unet_mid_block_attentions_0_proj_in"
     save_file(

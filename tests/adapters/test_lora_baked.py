@@ -1,4 +1,4 @@
-"""LoRAs merged at export: the bundle's pictures are those of diffusers after ``fuse_lora``."""
+"""LoRAs merged at export: the bundle's images are those of diffusers after ``fuse_lora``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import kdrt
 from kdrt import cli
 from kdrt.adapters.lora_file import lora_option
 from kdrt.bundle import Bundle, sha256
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt_export.errors import SourceError
 from kdrt_export.lora import LorasToBake
 from kdrt_export.report import Silent
@@ -65,7 +65,7 @@ def test_a_lora_with_little_or_nothing_in_common(
     with pytest.raises(SourceError, match=r"no layer of none\.safetensors exists in this model"):
         export(folder, tmp_path / "bundle", loras=[(tmp_path / "none.safetensors", 1.0)])
     assert not (tmp_path / "bundle").exists()
-    with pytest.raises(InvalidRequest, match="there is no LoRA file"):
+    with pytest.raises(InvalidRequestError, match="there is no LoRA file"):
         export(folder, tmp_path / "bundle", loras=[(tmp_path / "no.safetensors", 1.0)])
 
 
@@ -99,7 +99,7 @@ def test_what_of_a_lora_has_no_effect_is_noted_or_with_strict_refused(tmp_path: 
 
 
 def test_a_scale_is_checked_before_the_work(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match=r"scale of LoRA none\.x must be a finite number"):
+    with pytest.raises(InvalidRequestError, match=r"scale of LoRA none\.x must be a finite number"):
         LorasToBake([(Path("none.x"), float("nan"))])
 
 

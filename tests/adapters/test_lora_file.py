@@ -18,7 +18,7 @@ from kdrt.adapters.lora_file import parse_lora, read_lora
 from kdrt.adapters.lora_layer import LoraLayer
 from kdrt.adapters.lora_merge import merged, place
 from kdrt.adapters.lora_names import slots
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt_export.families import KNOWN_MODELS
 from tests.support.lora_files import (
     ATTENTION,
@@ -332,33 +332,35 @@ PAIR = {"unet.x.lora_A.weight": DOWN, "unet.x.lora_B.weight": UP}
     ],
 )
 def test_what_is_no_lora(state: dict[str, Tensor], words: str) -> None:
-    with pytest.raises(InvalidRequest, match=words):
+    with pytest.raises(InvalidRequestError, match=words):
         parse_lora(state, None, "mine.safetensors")
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match="there is no LoRA file"):
+    with pytest.raises(InvalidRequestError, match="there is no LoRA file"):
         read_lora(tmp_path / "none.safetensors")
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
-    with pytest.raises(InvalidRequest, match=r"bad\.safetensors is damaged"):
+    with pytest.raises(InvalidRequestError, match=r"bad\.safetensors is damaged"):
         read_lora(tmp_path / "bad.safetensors")
     (tmp_path / "text.txt").write_text("hello")
-    with pytest.raises(InvalidRequest, match=r"a \.safetensors file is needed"):
+    with pytest.raises(InvalidRequestError, match=r"a \.safetensors file is needed"):
         read_lora(tmp_path / "text.txt")
     save_file(PAIR, tmp_path / "meta.safetensors", {"lora_adapter_metadata": json.dumps([1])})
-    with pytest.raises(InvalidRequest, match="metadata are damaged"):
+    with pytest.raises(InvalidRequestError, match="metadata are damaged"):
         read_lora(tmp_path / "meta.safetensors")
 
 
 def test_pickles_only_when_allowed(tmp_path: Path) -> None:
     path = tmp_path / "lora.bin"
     torch.save({"state_dict": PAIR}, path)
-    with pytest.raises(InvalidRequest, match="a pickle, which can run code"):
+    with pytest.raises(InvalidRequestError, match="a pickle, which can run code"):
         read_lora(path)
     assert set(read_lora(path, allow_pickle=True).layers["unet"]) == {"x"}
 
 
 def test_another_model_is_refused_by_size() -> None:
     placed = place({"a": LoraLayer(DOWN, UP)}, slots({"a.weight": (6, 5)}))
-    with pytest.raises(InvalidRequest, match=r"made for another model: at a\.weight it has 4 x 4"):
+    with pytest.raises(
+        InvalidRequestError, match=r"made for another model: at a\.weight it has 4 x 4"
+    ):
         merged([(placed, 1.0)], {"a.weight": torch.zeros(6, 5)}.__getitem__, "mine")

@@ -20,7 +20,7 @@ import kdrt
 from kdrt.adapters.lora import AdapterWarning, LoraStack
 from kdrt.adapters.lora_file import LoraFile, lora_from_tensors, parse_lora, read_lora
 from kdrt.adapters.lora_metadata import peft_alphas
-from kdrt.errors import InvalidRequest, KdrtError
+from kdrt.errors import InvalidRequestError, KdrtError
 from kdrt_engines import Binding, Engine
 from tests.support.tiny_bundles import TinyModel, by_kdrt
 
@@ -104,17 +104,17 @@ DAMAGED: dict[str, tuple[dict[str, Tensor], str]] = {
 def test_damaged_tensors_are_named(kind: str, tmp_path: Path) -> None:
     tensors, words = DAMAGED[kind]
     save_file({key: tensor.clone() for key, tensor in tensors.items()}, tmp_path / "x.safetensors")
-    with pytest.raises(InvalidRequest, match=words):
+    with pytest.raises(InvalidRequestError, match=words):
         read_lora(tmp_path / "x.safetensors")
-    with pytest.raises(InvalidRequest, match=words):
+    with pytest.raises(InvalidRequestError, match=words):
         lora_from_tensors(tensors)
 
 
 def test_tensors_without_numbers_of_their_own() -> None:
     for strange in (DOWN.to_sparse(), DOWN.to("meta"), torch.ones(1, 1).expand(2, 32)):
-        with pytest.raises(InvalidRequest, match="not stored number by number"):
+        with pytest.raises(InvalidRequestError, match="not stored number by number"):
             lora_from_tensors(pair(strange))
-    with pytest.raises(InvalidRequest, match="must hold tensors by their names"):
+    with pytest.raises(InvalidRequestError, match="must hold tensors by their names"):
         lora_from_tensors(pair() | {"x": 1})  # type: ignore[dict-item]
 
 
@@ -183,7 +183,7 @@ def test_what_is_no_file_of_a_lora_changes_nothing(sd: TinyModel, tmp_path: Path
     pipe = kdrt.load(sd.bundle, engine="onnxruntime")
     engines = dict(pipe.engines)
     for path, words in cases:
-        with pytest.raises(InvalidRequest, match=words):
+        with pytest.raises(InvalidRequestError, match=words):
             pipe.load_lora(path)
     assert (pipe.loras, dict(pipe.engines)) == ({}, engines)
 
@@ -193,10 +193,12 @@ class TestSizes:
 
     def test_a_product_larger_than_its_layer(self, stack: LoraStack, engines: Any) -> None:
         huge = lora_from_tensors(pair(torch.ones(1, 1 << 20), torch.ones(1 << 20, 1)))
-        with pytest.raises(InvalidRequest, match="it has 1048576 x 1048576, the model 32 x 32"):
+        with pytest.raises(
+            InvalidRequestError, match="it has 1048576 x 1048576, the model 32 x 32"
+        ):
             stack.load(engines, huge)
         wide = pair(torch.ones(1, 1 << 20), torch.ones(1 << 20, 1), mid=torch.ones(1, 1, 3, 3))
-        with pytest.raises(InvalidRequest, match="1048576 x 1048576 x 3 x 3"):
+        with pytest.raises(InvalidRequestError, match="1048576 x 1048576 x 3 x 3"):
             stack.load(engines, lora_from_tensors(wide))
 
     def test_a_header_that_claims_more_than_any_adapter(self, tmp_path: Path) -> None:
@@ -207,21 +209,21 @@ class TestSizes:
             with (tmp_path / name).open("wb") as file:
                 file.write(len(header).to_bytes(8, "little") + header)
                 file.truncate(8 + len(header) + 4 * count)  # sparse
-        with pytest.raises(InvalidRequest, match="claims 1073741824 numbers"):
+        with pytest.raises(InvalidRequestError, match="claims 1073741824 numbers"):
             read_lora(tmp_path / "one")
-        with pytest.raises(InvalidRequest, match="larger than any adapter"):
+        with pytest.raises(InvalidRequestError, match="larger than any adapter"):
             read_lora(tmp_path / "whole")
 
     def test_too_many_tensors(self) -> None:
         many = dict.fromkeys((f"{n}.alpha" for n in range(100_001)), torch.tensor(1.0))
-        with pytest.raises(InvalidRequest, match="has 100001 tensors"):
+        with pytest.raises(InvalidRequestError, match="has 100001 tensors"):
             lora_from_tensors(many)
 
     @pytest.mark.parametrize("scale", [1e300, -1e38])
     def test_weights_that_overflow_are_blamed_on_the_lora(
         self, stack: LoraStack, engines: Any, scale: float
     ) -> None:
-        with pytest.raises(InvalidRequest, match=r"mine at .* makes numbers beyond float32"):
+        with pytest.raises(InvalidRequestError, match=r"mine at .* makes numbers beyond float32"):
             stack.load(engines, lora_from_tensors(pair(DOWN * 100, UP)), "mine", scale)
         assert not stack.loras
 
@@ -237,9 +239,9 @@ class TestNames:
             save_file(pair(), file)
             stack.load(engines, read_lora(file))
         assert list(stack.loras) == ["style", "x/style", "c/x/style"]
-        with pytest.raises(InvalidRequest, match="called 'style' is loaded already"):
+        with pytest.raises(InvalidRequestError, match="called 'style' is loaded already"):
             stack.load(engines, read_lora(files[0]))
-        with pytest.raises(InvalidRequest, match="called 'x/style' is loaded already"):
+        with pytest.raises(InvalidRequestError, match="called 'x/style' is loaded already"):
             stack.load(engines, read_lora(files[2]), "x/style")
 
     def test_a_layer_under_two_names_counts_once(self, stack: LoraStack, engines: Any) -> None:
@@ -259,7 +261,9 @@ class TestNames:
     def test_strict_refuses_what_has_no_effect(self, stack: LoraStack, engines: Any) -> None:
         elsewhere = {f"lora_te2_x.lora_{part}.weight": torch.ones(1, 1) for part in ("down", "up")}
         lora = lora_from_tensors(pair() | elsewhere)
-        with pytest.raises(InvalidRequest, match=r"1 of 2 layers .*: text_encoder_2\.x; leave out"):
+        with pytest.raises(
+            InvalidRequestError, match=r"1 of 2 layers .*: text_encoder_2\.x; leave out"
+        ):
             stack.load(engines, lora, strict=True)
         assert not stack.loras
         assert not engines["unet"].weights
@@ -280,7 +284,7 @@ class TestNames:
 )
 def test_arguments_of_other_types(sd: TinyModel, call: Any, words: str) -> None:
     pipe = kdrt.load(sd.bundle, engine="onnxruntime")
-    with pytest.raises(InvalidRequest, match=words):
+    with pytest.raises(InvalidRequestError, match=words):
         call(pipe, lora_from_tensors(pair()))
     assert pipe.loras == {}
 
@@ -324,7 +328,7 @@ class TestBlocks:
     def test_blocks_that_there_are_not(
         self, stack: LoraStack, engines: Any, lora: LoraFile, blocks: Any, words: str
     ) -> None:
-        with pytest.raises(InvalidRequest, match=words):
+        with pytest.raises(InvalidRequestError, match=words):
             stack.load(engines, lora, "x", {"unet": blocks})
 
 
@@ -351,10 +355,10 @@ class TestWordsOfALora:
 
     def test_a_lora_that_is_refused_brings_none(self, sd: TinyModel, tmp_path: Path) -> None:
         pipe = kdrt.load(sd.bundle, engine="onnxruntime")
-        with pytest.raises(InvalidRequest, match="must be a finite number"):
+        with pytest.raises(InvalidRequestError, match="must be a finite number"):
             pipe.load_lora(self.lora(tmp_path / "x.safetensors"), scale=NAN)
         assert pipe.textual_inversions() == {}
-        with pytest.raises(InvalidRequest, match="'sparkle9' has vectors of 7 numbers"):
+        with pytest.raises(InvalidRequestError, match="'sparkle9' has vectors of 7 numbers"):
             pipe.load_lora(self.lora(tmp_path / "y.safetensors", 7))
         assert (pipe.loras, pipe.textual_inversions()) == ({}, {})
 
@@ -384,7 +388,7 @@ class TestAlphas:
         "pattern", ["(a+)+$", ".*", "attn[12]", "(?=x)", "x|y", "", "a" * 50 + "{1,9}" * 9]
     )
     def test_a_regular_expression_is_refused(self, pattern: str) -> None:
-        with pytest.raises(InvalidRequest, match="kdrt takes names of modules"):
+        with pytest.raises(InvalidRequestError, match="kdrt takes names of modules"):
             self.alphas({pattern: 1.0})
 
     @pytest.mark.parametrize(
@@ -401,7 +405,7 @@ class TestAlphas:
         ],
     )
     def test_damaged_metadata(self, text: str) -> None:
-        with pytest.raises(InvalidRequest, match="x: its metadata are damaged"):
+        with pytest.raises(InvalidRequestError, match="x: its metadata are damaged"):
             peft_alphas({"lora_adapter_metadata": text}, "x")
 
 

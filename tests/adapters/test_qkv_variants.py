@@ -1,4 +1,4 @@
-"""Variants of one bundle: other components, the same pictures."""
+"""Variants of one bundle: other components, the same images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import kdrt
 from kdrt.compat.qkv import FusedProjectionsMixin
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt_export.errors import ExportError
 from kdrt_export.stage import export
 from kdrt_export.verify import relative_error
@@ -47,12 +47,12 @@ def test_both_ways_are_in_the_bundle(both: TinyModel) -> None:
         assert {"to_q", "to_k", "to_v"} <= projections(both.bundle, f"{part}-unfused-qkv")
 
 
-def test_the_pictures_are_the_same(both: TinyModel) -> None:
+def test_the_images_are_the_same(both: TinyModel) -> None:
     """Every bias of these networks is random, those of the VAE's attention too."""
     ours, theirs = Compatible(both.bundle), both.diffusers()
     expected = by_diffusers(theirs)
     before = by_kdrt(ours.pipeline)
-    picture = ours.pipeline("a star", seed=1, steps=1, height=32, width=32, output_type="pt").images
+    image = ours.pipeline("a star", seed=1, steps=1, height=32, width=32, output_type="pt").images
     parts = ("unet", "text_encoder", "vae_decoder", "vae_encoder")
     engines = {name: ours.pipeline.engines[name] for name in parts}
     ours.unfuse_qkv_projections()
@@ -60,7 +60,7 @@ def test_the_pictures_are_the_same(both: TinyModel) -> None:
     assert changed == {"unet", "vae_decoder", "vae_encoder"}
     assert relative_error(by_kdrt(ours.pipeline), expected) < 1e-5
     again = ours.pipeline("a star", seed=1, steps=1, height=32, width=32, output_type="pt").images
-    assert relative_error(again, picture) < 1e-5
+    assert relative_error(again, image) < 1e-5
     ours.fuse_qkv_projections()
     assert torch.equal(by_kdrt(ours.pipeline), before)
 
@@ -94,7 +94,7 @@ def test_loras_follow(both: TinyModel, tmp_path: Path) -> None:
 def test_a_variant_that_is_missing_says_what_to_export(model: TinyModel) -> None:
     ours = Compatible(model.bundle)
     ours.fuse_qkv_projections()  # is what it is
-    with pytest.raises(InvalidRequest, match=r"`kdrt export .* --variant unfused-qkv`"):
+    with pytest.raises(InvalidRequestError, match=r"`kdrt export .* --variant unfused-qkv`"):
         ours.unfuse_qkv_projections()
 
 

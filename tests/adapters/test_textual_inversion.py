@@ -66,7 +66,7 @@ def test_every_format_is_read(sd: TinyModel, tmp_path: Path, kind: str) -> None:
     path = saved(tmp_path / "files", kind)
     pickled = path.suffix != ".safetensors"
     if pickled:
-        with pytest.raises(kdrt.InvalidRequest, match=r"is a pickle.*allow_pickle=True"):
+        with pytest.raises(kdrt.InvalidRequestError, match=r"is a pickle.*allow_pickle=True"):
             sd.pipeline.load_textual_inversion(path)
     tokens = sd.pipeline.load_textual_inversion(path, allow_pickle=pickled)
     name = "cat" if kind in ("a1111", "original") else "<cat>"  # the file's, as in the web UI
@@ -84,7 +84,7 @@ def test_a_token_of_ones_own(sd: TinyModel, tmp_path: Path) -> None:
 
 def test_a_folder_is_as_good_as_its_file(sd: TinyModel, tmp_path: Path) -> None:
     folder = saved(tmp_path / "files", "diffusers .bin").parent
-    with pytest.raises(kdrt.InvalidRequest, match=r"has no learned_embeds.safetensors; name"):
+    with pytest.raises(kdrt.InvalidRequestError, match=r"has no learned_embeds.safetensors; name"):
         sd.pipeline.load_textual_inversion(folder)
     sd.pipeline.load_textual_inversion(folder, allow_pickle=True)
     saved(folder, "diffusers")
@@ -162,21 +162,21 @@ def test_unloading_restores_every_bit(request: pytest.FixtureRequest, family: st
     pipe = model.pipeline
     prompts = ["a red circle", "x9 zeb, x9_1", "<cat>"]
 
-    def picture() -> Tensor:
+    def image() -> Tensor:
         # Latents: the tiny decoder saturates.
         return pipe(prompts, "x9", steps=2, seed=0, output_type="latent").images
 
-    before = picture()
+    before = image()
     pipe.load_textual_inversion([{"x9": FIRST}, {"zeb": FIRST[0]}])
-    with_both = picture()
+    with_both = image()
     assert not torch.equal(with_both, before)
     pipe.unload_textual_inversion("zeb")
-    assert not torch.equal(picture(), with_both)
+    assert not torch.equal(image(), with_both)
     pipe.load_textual_inversion({"zeb": FIRST[0]})
-    assert torch.equal(picture(), with_both)
+    assert torch.equal(image(), with_both)
     pipe.unload_textual_inversion()
     assert pipe.textual_inversions() == {}
-    assert torch.equal(picture(), before)
+    assert torch.equal(image(), before)
 
 
 def test_prompts_without_the_token_are_what_they_were(sd: TinyModel) -> None:
@@ -261,7 +261,7 @@ def test_what_cannot_be_loaded_changes_nothing(
     sd: TinyModel, source: object, token: object, message: str
 ) -> None:
     sd.pipeline.load_textual_inversion({"known": FIRST})
-    with pytest.raises(kdrt.InvalidRequest, match=re.escape(message)):
+    with pytest.raises(kdrt.InvalidRequestError, match=re.escape(message)):
         sd.pipeline.load_textual_inversion(source, token)
     assert sd.pipeline.textual_inversions() == {"known": 3}
 
@@ -269,10 +269,10 @@ def test_what_cannot_be_loaded_changes_nothing(
 def test_damaged_and_harmful_files_are_refused(sd: TinyModel, tmp_path: Path) -> None:
     for name in ("x.safetensors", "x.pt"):
         (tmp_path / name).write_bytes(b"nonsense")
-        with pytest.raises(kdrt.InvalidRequest, match=name):
+        with pytest.raises(kdrt.InvalidRequestError, match=name):
             sd.pipeline.load_textual_inversion(tmp_path / name, allow_pickle=True)
     torch.save({"x": Harmful()}, tmp_path / "harm.pt")
-    with pytest.raises(kdrt.InvalidRequest, match="cannot be read safely"):
+    with pytest.raises(kdrt.InvalidRequestError, match="cannot be read safely"):
         sd.pipeline.load_textual_inversion(tmp_path / "harm.pt", allow_pickle=True)
     assert not Harmful.ran
 
@@ -292,10 +292,10 @@ def run() -> None:
 
 def test_unknown_tokens_cannot_be_unloaded(sd: TinyModel) -> None:
     with pytest.raises(
-        kdrt.InvalidRequest, match="no text encoder 'nothing'; this model has text_"
+        kdrt.InvalidRequestError, match="no text encoder 'nothing'; this model has text_"
     ):
         sd.pipeline.unload_textual_inversion(component="nothing")
-    with pytest.raises(kdrt.InvalidRequest, match="x9 is not loaded; loaded: nothing"):
+    with pytest.raises(kdrt.InvalidRequestError, match="x9 is not loaded; loaded: nothing"):
         sd.pipeline.unload_textual_inversion("x9")
     sd.pipeline.unload_textual_inversion()
 
@@ -340,12 +340,16 @@ def test_a_hub_id_is_downloaded(sd: TinyModel, hub: list[dict[str, object]]) -> 
 
 
 def test_what_the_hub_lacks(sd: TinyModel, hub: list[dict[str, object]]) -> None:
-    with pytest.raises(kdrt.InvalidRequest, match=r"some/cat has no learned_embeds\.safetensors;"):
+    with pytest.raises(
+        kdrt.InvalidRequestError, match=r"some/cat has no learned_embeds\.safetensors;"
+    ):
         sd.pipeline.load_textual_inversion("some/cat")
     assert len(hub) == 1
-    with pytest.raises(kdrt.InvalidRequest, match="hub cannot be reached"):
+    with pytest.raises(kdrt.InvalidRequestError, match="hub cannot be reached"):
         sd.pipeline.load_textual_inversion("some/away")
-    with pytest.raises(kdrt.InvalidRequest, match="hub gives no 'other/cat': no such repository"):
+    with pytest.raises(
+        kdrt.InvalidRequestError, match="hub gives no 'other/cat': no such repository"
+    ):
         sd.pipeline.load_textual_inversion("other/cat")
 
 
@@ -362,13 +366,13 @@ def test_what_the_hub_cannot_do_is_said(sd: TinyModel, monkeypatch: pytest.Monke
             raise error
 
         monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-        with pytest.raises(kdrt.InvalidRequest, match=words):
+        with pytest.raises(kdrt.InvalidRequestError, match=words):
             sd.pipeline.load_textual_inversion("some/cat")
 
 
 def test_without_the_hub_library(sd: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(kdrt.InvalidRequest, match="pip install huggingface-hub"):
+    with pytest.raises(kdrt.InvalidRequestError, match="pip install huggingface-hub"):
         sd.pipeline.load_textual_inversion("some/cat")
 
 
@@ -396,9 +400,9 @@ def test_compat_loads_for_the_encoder_it_is_told(sdxl: TinyModel) -> None:
     pipe.load_textual_inversion({"zeb": SECOND}, text_encoder="text_encoder_2")
     assert sdxl.pipeline.textual_inversions("text_encoder") == {"x9": 3}
     assert sdxl.pipeline.textual_inversions("text_encoder_2") == {"x9": 3, "zeb": 3}
-    with pytest.raises(kdrt.InvalidRequest, match="takes 6 in text_encoder"):
+    with pytest.raises(kdrt.InvalidRequestError, match="takes 6 in text_encoder"):
         pipe.load_textual_inversion(SECOND, "y9", text_encoder=pipe.text_encoder)
-    with pytest.raises(kdrt.InvalidRequest, match="those of this pipeline"):
+    with pytest.raises(kdrt.InvalidRequestError, match="those of this pipeline"):
         pipe.load_textual_inversion(SECOND, "y9", text_encoder=object())
     pipe.unload_textual_inversion(["x9", "x9_1", "x9_2"], text_encoder=pipe.text_encoder_2)
     assert sdxl.pipeline.textual_inversions("text_encoder_2") == {"zeb": 3}
@@ -414,7 +418,7 @@ def test_compat_reads_pickles_unless_told_not_to(
 ) -> None:
     pipe = Compat(sd)
     path = saved(tmp_path / "files", "a1111")
-    with pytest.raises(kdrt.InvalidRequest, match="is a pickle"):
+    with pytest.raises(kdrt.InvalidRequestError, match="is a pickle"):
         pipe.load_textual_inversion(path, use_safetensors=True)
     pipe.load_textual_inversion(path)
     pipe.load_textual_inversion("some/cat", "dog", hf_token="t", cache_dir=None, proxies=None)

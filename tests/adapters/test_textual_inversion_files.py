@@ -207,7 +207,7 @@ class TestRefused:
             ("x" * 5000, "a name of over 255 bytes"),
             ("x/" * 5000, "File name too long"),
         ]:
-            with pytest.raises(kdrt.InvalidRequest) as refused:
+            with pytest.raises(kdrt.InvalidRequestError) as refused:
                 sd.pipeline.load_textual_inversion(path, allow_pickle=True)
             assert words in str(refused.value), path
         assert sd.pipeline.textual_inversions() == {}
@@ -223,7 +223,7 @@ class TestRefused:
         pickled_file(tmp_path / "b.pt", {"x9": torch.zeros(1, 1).expand(1000, 1 << 40)})
         pickled_file(tmp_path / "c.pt", {"x9": torch.zeros(1, 1).expand(1000, 6)})
         for name, words in (("a", "is compressed"), ("b", "claims"), ("c", "number by number")):
-            with pytest.raises(kdrt.InvalidRequest, match=words):
+            with pytest.raises(kdrt.InvalidRequestError, match=words):
                 sd.pipeline.load_textual_inversion(tmp_path / f"{name}.pt", allow_pickle=True)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdrt.backends.fallback import FallbackEngine, FallbackWarning
 from kdrt.errors import EngineError, ShapeError
-from kdrt_engines import Engine, EngineSpec, FixedWeights, TensorSpec
+from kdrt_engines import Engine, EngineSpec, FixedWeightsError, TensorSpec
 from kdrt_engines.torch_eager import TorchBinding, TorchEngine
 
 SPEC = EngineSpec((TensorSpec("x", "float32", ("B",)),), (TensorSpec("y", "float32", ("B",)),))
@@ -48,7 +48,7 @@ class BuiltAnew(Built):
 
 class Fixed(TorchEngine):
     def with_weights(self, weights: Mapping[str, Tensor]) -> TorchEngine:
-        raise FixedWeights("a plan whose weights are fixed")
+        raise FixedWeightsError("a plan whose weights are fixed")
 
 
 def result(engine: Engine, batch: int) -> float:

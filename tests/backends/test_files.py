@@ -32,7 +32,7 @@ from kdrt.build import engines
 from kdrt.build.engines import build_engines
 from kdrt.bundle import Bundle
 from kdrt.common.home import home, trust
-from kdrt.errors import EngineRejected, OutputError, ShapeError
+from kdrt.errors import EngineRejectedError, OutputError, ShapeError
 from kdrt_engines.tensorrt.flavour import TENSORRT, TENSORRT_RTX, Flavour
 from kdrt_engines.tensorrt.plan_file import read_header
 from tests.support.engine_bundle import (
@@ -75,8 +75,8 @@ def opened(bundle: Bundle, component: str = "unet", gpu: int = GPU) -> OpenedEng
     return open_engine(bundle, TENSORRT_RTX, component, gpu)
 
 
-def rejected(bundle: Bundle, component: str = "unet", gpu: int = GPU) -> EngineRejected:
-    with pytest.raises(EngineRejected) as caught:
+def rejected(bundle: Bundle, component: str = "unet", gpu: int = GPU) -> EngineRejectedError:
+    with pytest.raises(EngineRejectedError) as caught:
         opened(bundle, component, gpu)
     return caught.value
 
@@ -199,7 +199,7 @@ def test_plans_of_tensorrt_have_no_header_we_know(
     assert bytes(open_engine(bundle, TENSORRT, "unet", 90).plan).endswith(b"itself")
     (folder,) = engine_folders(bundle, TENSORRT, "unet")
     (folder / PLAN).write_bytes(b"a plan of TensorRT Itself")
-    with pytest.raises(EngineRejected, match=r"SHA-256 is wrong; run `kdrt build .* --here"):
+    with pytest.raises(EngineRejectedError, match=r"SHA-256 is wrong; run `kdrt build .* --here"):
         open_engine(bundle, TENSORRT, "unet", 90)
 
 
@@ -274,7 +274,7 @@ def test_an_engine_of_somebody_else_is_loaded_once_it_is_trusted(bundle: Bundle)
 def test_damage_is_not_trusted(bundle: Bundle) -> None:
     path = folder_of(bundle) / PLAN
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(EngineRejected, match="truncated"):
+    with pytest.raises(EngineRejectedError, match="truncated"):
         trust_bundle(bundle)
 
 
@@ -283,7 +283,7 @@ def test_a_record_of_another_known_component(bundle: Bundle, component: str) -> 
     """Whatever its folder is called: the key has to name the component asked for."""
     record = opened(bundle).record
     check_record(bundle, record, "unet", VERSION, GPU)
-    with pytest.raises(EngineRejected, match=f"unet is not one of {component}") as caught:
+    with pytest.raises(EngineRejectedError, match=f"unet is not one of {component}") as caught:
         check_record(bundle, record, component, VERSION, GPU)
     assert caught.value.reason == "foreign"
 

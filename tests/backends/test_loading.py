@@ -14,15 +14,15 @@ import kdrt_engines.registry
 from kdrt.backends import loading
 from kdrt.backends.fallback import FallbackEngine, FallbackWarning
 from kdrt.backends.loading import load_engines, needed_components, torch_program, trust_program
-from kdrt.backends.offload import Turns
+from kdrt.backends.offload import Offloader
 from kdrt.bundle import Bundle
 from kdrt.common.home import trust
 from kdrt.errors import (
     BundleError,
     EngineError,
-    EngineRejected,
-    EngineUnavailable,
-    InvalidRequest,
+    EngineRejectedError,
+    EngineUnavailableError,
+    InvalidRequestError,
     ShapeError,
 )
 from kdrt_engines import Engine
@@ -38,13 +38,13 @@ class Twice(torch.nn.Module):
 
 
 def test_unknown_engines_are_named(sdxl: TinyModel) -> None:
-    with pytest.raises(InvalidRequest, match="unknown engine 'onnx'; known: tensorrt"):
+    with pytest.raises(InvalidRequestError, match="unknown engine 'onnx'; known: tensorrt"):
         load_engines(sdxl.pipeline.bundle, "onnx")
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, True])
 def test_threads_are_checked(sdxl: TinyModel, threads: int) -> None:
-    with pytest.raises(InvalidRequest, match="threads must be"):
+    with pytest.raises(InvalidRequestError, match="threads must be"):
         load_engines(sdxl.pipeline.bundle, threads=threads)
 
 
@@ -57,10 +57,12 @@ def test_tensorrt_needs_its_package_and_a_gpu(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setitem(sys.modules, module, ModuleType(module))
-    with pytest.raises(EngineUnavailable, match=f"{title} runs on NVIDIA GPUs, and CUDA sees none"):
+    with pytest.raises(
+        EngineUnavailableError, match=f"{title} runs on NVIDIA GPUs, and CUDA sees none"
+    ):
         load_engines(sdxl.pipeline.bundle, engine)
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(EngineUnavailable, match=f"{title} is not installed; pip install"):
+    with pytest.raises(EngineUnavailableError, match=f"{title} is not installed; pip install"):
         load_engines(sdxl.pipeline.bundle, engine)
 
 
@@ -69,7 +71,7 @@ def test_onnxruntime_on_cuda_needs_cuda(
     sdxl: TinyModel, monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(EngineUnavailable, match=f"{engine} runs on NVIDIA GPUs"):
+    with pytest.raises(EngineUnavailableError, match=f"{engine} runs on NVIDIA GPUs"):
         load_engines(sdxl.pipeline.bundle, engine)
 
 
@@ -91,7 +93,7 @@ def test_a_fallback_is_taken_and_said(sdxl: TinyModel, monkeypatch: pytest.Monke
     other = sdxl.pipeline.engines["unet"]
 
     def missing(*_: object) -> Engine:
-        raise EngineRejected(
+        raise EngineRejectedError(
             "the bundle has no tensorrt engine of unet; run `kdrt build`", "missing"
         )
 
@@ -118,18 +120,18 @@ def test_sizes_that_were_not_built_go_to_the_fallback(sdxl: TinyModel) -> None:
 
 
 def test_a_fallback_in_turns_is_refused(sdxl: TinyModel) -> None:
-    with pytest.raises(InvalidRequest, match="low_vram needs to know"):
-        load_engines(sdxl.pipeline.bundle, "onnxruntime", fallback="torch", turns=Turns())
+    with pytest.raises(InvalidRequestError, match="low_vram needs to know"):
+        load_engines(sdxl.pipeline.bundle, "onnxruntime", fallback="torch", offloader=Offloader())
 
 
 def test_without_any_engine(sdxl: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "choose", lambda: None)
-    with pytest.raises(EngineUnavailable, match="no engine is installed"):
+    with pytest.raises(EngineUnavailableError, match="no engine is installed"):
         load_engines(sdxl.pipeline.bundle)
 
 
 def test_torch_needs_its_exported_programs(sdxl: TinyModel) -> None:
-    with pytest.raises(EngineUnavailable, match=r"unet\.pt2 is missing.*--target torch"):
+    with pytest.raises(EngineUnavailableError, match=r"unet\.pt2 is missing.*--target torch"):
         load_engines(sdxl.pipeline.bundle, "torch")
 
 
@@ -149,11 +151,13 @@ def test_a_program_of_somebody_else_is_not_loaded(sdxl: TinyModel, home: Path) -
     path.write_bytes(b"a program")
     trust(*loading._description(bundle, "unet"))
     path.write_bytes(b"A program")
-    with pytest.raises(EngineUnavailable, match=f"run `kdrt trust {bundle.path}` if you trust"):
+    with pytest.raises(
+        EngineUnavailableError, match=f"run `kdrt trust {bundle.path}` if you trust"
+    ):
         load_engines(bundle, "torch")
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(EngineUnavailable, match="is missing"):
+    with pytest.raises(EngineUnavailableError, match="is missing"):
         load_engines(bundle, "torch")
 
 

@@ -1,4 +1,4 @@
-"""Components in turn: the same pictures, and never more than one stage in memory."""
+"""Components in turn: the same images, and never more than one stage in memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kdrt.backends.offload import TurnEngine, Turns, stage_of
+from kdrt.backends.offload import OffloadedEngine, Offloader, stage_of
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt_engines import Engine, EngineSpec, TensorSpec
 from kdrt_engines.torch_eager import TorchEngine
@@ -32,18 +32,18 @@ class Encode(torch.nn.Module):
 
 
 class Watched:
-    """A pipeline in turns, and the stages that were in memory at every load."""
+    """A pipeline in offloader, and the stages that were in memory at every load."""
 
     def __init__(self, model: TinyModel) -> None:
         self.alive: dict[str, weakref.ref[Engine]] = {}
         self.together: list[set[str]] = []
-        self.turns = Turns()
+        self.offloader = Offloader()
         modules = {name: e.module for name, e in model.pipeline.engines.items()}  # type: ignore[attr-defined]
         specs = {name: e.spec for name, e in model.pipeline.engines.items()}
         modules["vae_encoder"], specs["vae_encoder"] = Encode(), ENCODER
         engines = {
-            name: TurnEngine(
-                self.turns,
+            name: OffloadedEngine(
+                self.offloader,
                 name,
                 specs[name],
                 torch.device("cpu"),
@@ -51,7 +51,7 @@ class Watched:
             )
             for name in modules
         }
-        self.pipeline = Pipeline(model.pipeline.bundle, engines, turns=self.turns)
+        self.pipeline = Pipeline(model.pipeline.bundle, engines, offloader=self.offloader)
 
     def _load(self, name: str, module: torch.nn.Module, spec: EngineSpec) -> Engine:
         engine = TorchEngine(module, spec)
@@ -63,7 +63,7 @@ class Watched:
 
 
 @pytest.mark.parametrize("options", [{}, {"sampler": "dpm_adaptive"}, {"images_per_prompt": 2}])
-def test_the_pictures_are_the_same_and_one_stage_is_in_memory(
+def test_the_images_are_the_same_and_one_stage_is_in_memory(
     tmp_path: Path, options: dict[str, object]
 ) -> None:
     model = tiny_model(tmp_path, "sdxl")
@@ -76,10 +76,10 @@ def test_the_pictures_are_the_same_and_one_stage_is_in_memory(
     assert watched.together, "something was loaded"
     assert all(len(stages) == 1 for stages in watched.together), watched.together
     assert {stage for stages in watched.together for stage in stages} == {"text", "unet", "vae"}
-    assert watched.turns.loaded() == ("vae_decoder",)
+    assert watched.offloader.loaded() == ("vae_decoder",)
 
 
-def test_beginning_with_a_picture_has_turns_too(tmp_path: Path) -> None:
+def test_beginning_with_an_image_has_turns_too(tmp_path: Path) -> None:
     watched = Watched(tiny_model(tmp_path, "sdxl"))
     image = Image.new("RGB", (48, 64), "red")
     mask = np.zeros((64, 48), np.uint8)
@@ -98,12 +98,12 @@ def test_weights_are_put_in_again_when_the_turn_comes_back(tmp_path: Path) -> No
             return x * self.factor
 
     spec = EngineSpec((TensorSpec("x", "float32", ("B",)),), (TensorSpec("y", "float32", ("B",)),))
-    turns = Turns()
-    engine = TurnEngine(
-        turns, "unet", spec, torch.device("cpu"), lambda: TorchEngine(Scaled(), spec)
+    offloader = Offloader()
+    engine = OffloadedEngine(
+        offloader, "unet", spec, torch.device("cpu"), lambda: TorchEngine(Scaled(), spec)
     )
     engine.with_weights({"factor": torch.tensor([3.0])})
-    turns.begin("vae")
+    offloader.begin("vae")
     assert not engine.is_loaded
     binding = engine.bind(B=1)
     binding.inputs["x"].fill_(2)

@@ -48,7 +48,7 @@ def test_an_export_keeps_all_networks(demo_bundle: Path) -> None:
         assert (made.invariants is not None) == (name == "unet")
 
 
-def test_the_pictures_are_the_same_without(bundle: Bundle) -> None:
+def test_the_images_are_the_same_without(bundle: Bundle) -> None:
     def latents() -> torch.Tensor:
         return kdrt.load(bundle)("a red circle", seed=1, steps=3, output_type="latent").images
 
@@ -58,7 +58,7 @@ def test_the_pictures_are_the_same_without(bundle: Bundle) -> None:
     torch.testing.assert_close(latents(), kept, rtol=1e-5, atol=1e-5)
 
 
-def test_no_picture_depends_on_the_prompt_before_it(bundle: Bundle) -> None:
+def test_no_image_depends_on_the_prompt_before_it(bundle: Bundle) -> None:
     asked = [
         {"prompt": "a red circle"},
         {"prompt": "a blue star"},

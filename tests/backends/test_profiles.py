@@ -102,7 +102,7 @@ def test_the_vae_never_takes_more_than_it_can_bear(sdxl: TinyModel, pixels: int,
 
 @same_model
 @given(h=sizes, w=sizes, rows=st.integers(1, 20), tokens=st.integers(1, 5))
-def test_for_every_picture_there_is_a_profile_to_build(
+def test_for_every_image_there_is_a_profile_to_build(
     sdxl: TinyModel, h: int, w: int, rows: int, tokens: int
 ) -> None:
     dims = {"B": rows, "L": tokens * MAX_LENGTH, "h": h, "w": w}
@@ -123,7 +123,7 @@ def test_the_vae_has_one_up_to_its_limit(sdxl: TinyModel, h: int, w: int) -> Non
 
 @same_model
 @given(h=st.integers(1, 3000), w=st.integers(1, 3000))
-def test_a_picture_above_the_limit_can_be_decoded_in_square_tiles(
+def test_an_image_above_the_limit_can_be_decoded_in_square_tiles(
     sdxl: TinyModel, h: int, w: int
 ) -> None:
     vae = one(sdxl.manifest, "vae_decoder", f"static:{8 * h}x{8 * w}x1")
@@ -149,7 +149,7 @@ def test_names_that_mean_the_same_give_one_profile(sdxl: TinyModel) -> None:
         ("static:64x64", "is no profile"),
         ("static:65x64x1", "must be multiples of 8 pixels"),
         ("static:0x64x1", "must be multiples of 8 pixels"),
-        ("static:64x64x0", "makes no picture"),
+        ("static:64x64x0", "makes no image"),
     ],
 )
 def test_names_that_mean_nothing(sdxl: TinyModel, name: str, said: str) -> None:

@@ -21,7 +21,12 @@ from kdrt.build import engines, refit
 from kdrt.build.engines import build_engines
 from kdrt.build.refit import prove_plan
 from kdrt.bundle import Bundle
-from kdrt.errors import EngineError, EngineRejected, EngineUnavailable, InvalidRequest
+from kdrt.errors import (
+    EngineError,
+    EngineRejectedError,
+    EngineUnavailableError,
+    InvalidRequestError,
+)
 from kdrt_engines.tensorrt.flavour import TENSORRT_RTX, Flavour
 from kdrt_engines.tensorrt.gate import RefitGate
 from kdrt_engines.tensorrt.proof import RefitProof
@@ -107,7 +112,7 @@ def test_an_edited_proof_is_noticed(bundle: Bundle, builder: Builder) -> None:
     (folder,) = engine_folders(bundle, TENSORRT_RTX, "unet")
     text = (folder / RECORD).read_text()
     (folder / RECORD).write_text(text.replace('"built": 0.001', '"built": 0.0001'))
-    with pytest.raises(EngineRejected, match="was changed after the build"):
+    with pytest.raises(EngineRejectedError, match="was changed after the build"):
         read_record(bundle, folder)
 
 
@@ -186,14 +191,18 @@ def test_without_a_gpu_nothing_is_tried(
     bundle: Bundle, builder: Builder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(EngineUnavailable, match=r"no GPU .* --refittable` where .*kdrt export"):
+    with pytest.raises(
+        EngineUnavailableError, match=r"no GPU .* --refittable` where .*kdrt export"
+    ):
         build(bundle)
     assert not builder.jobs
 
 
 def test_the_command_of_a_refittable_engine_builds_one(bundle: Bundle, builder: Builder) -> None:
     build(bundle, components=["unet"])
-    with pytest.raises(EngineRejected, match=r"this GPU is sm86; run `.* --refittable --here "):
+    with pytest.raises(
+        EngineRejectedError, match=r"this GPU is sm86; run `.* --refittable --here "
+    ):
         open_engine(bundle, TENSORRT_RTX, "unet", 86)
 
 
@@ -232,5 +241,7 @@ def test_the_switch(
     assert refit_gate(network)._when == "never"
     monkeypatch.setenv(SWITCH, "always")
     build(bundle)
-    with pytest.raises(InvalidRequest, match="KDRT_REFIT_CHECK must be first, every, never or"):
+    with pytest.raises(
+        InvalidRequestError, match="KDRT_REFIT_CHECK must be first, every, never or"
+    ):
         load_engines(bundle, "tensorrt-rtx")

@@ -15,7 +15,7 @@ from kdrt.backends.loading import load_engines
 from kdrt.build import engines
 from kdrt.build.engines import build_engines
 from kdrt.bundle import Bundle
-from kdrt.errors import EngineRejected, ShapeError
+from kdrt.errors import EngineRejectedError, ShapeError
 from kdrt_engines.tensorrt.flavour import TENSORRT_RTX, Flavour
 from tests.support.engine_bundle import VERSION, Builder, Listener, engine_bundle
 
@@ -67,7 +67,9 @@ def test_the_wrong_gpu_is_refused_with_the_command(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 9))
-    with pytest.raises(EngineRejected, match=r"this GPU is sm89; run `kdrt build .*--gpu sm89"):
+    with pytest.raises(
+        EngineRejectedError, match=r"this GPU is sm89; run `kdrt build .*--gpu sm89"
+    ):
         load_engines(bundle, "tensorrt-rtx")
 
 
@@ -79,5 +81,5 @@ def test_a_damaged_engine_never_reaches_tensorrt(
         data = bytearray(path.read_bytes())
         data[300] ^= 1
         path.write_bytes(data)
-    with pytest.raises(EngineRejected, match="damaged: its SHA-256 is wrong"):
+    with pytest.raises(EngineRejectedError, match="damaged: its SHA-256 is wrong"):
         load_engines(bundle, "tensorrt-rtx")

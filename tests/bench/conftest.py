@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from kdrt_bench.jobs import Generation, Job, Model
+from kdrt_bench.jobs import BenchJob, ImageWorkload, Model
 
-MakeJob = Callable[..., Job]
+MakeJob = Callable[..., BenchJob]
 
 
 @pytest.fixture
@@ -21,13 +21,13 @@ def model(tmp_path: Path) -> Model:
 def job(model: Model, tmp_path: Path) -> MakeJob:
     """A job of a fake worker, its options as keywords."""
 
-    def make(name: str, workloads: int = 1, **options: object) -> Job:
+    def make(name: str, workloads: int = 1, **options: object) -> BenchJob:
         given = {"name": name, "log": tmp_path / "log", "seconds": 0.2, "value": 0.5, **options}
-        return Job(
+        return BenchJob(
             peer="kdrt",
             options={key: str(value) for key, value in given.items()},
             model=model,
-            workloads=(Generation(),) * workloads,
+            workloads=(ImageWorkload(),) * workloads,
             threads=1,
             folder=tmp_path / "out" / name,
         )

@@ -11,7 +11,7 @@ import pytest
 from kdrt import cli as command_line
 from kdrt_bench import peers
 from kdrt_bench.cold import started_up
-from kdrt_bench.errors import BenchmarkError, PeerUnavailable
+from kdrt_bench.errors import BenchmarkError, PeerUnavailableError
 from kdrt_bench.models import model_of
 from kdrt_bench.peers import find_peer
 from kdrt_bench.report import read_report
@@ -41,7 +41,7 @@ def refusal(capfd: pytest.CaptureFixture[str], demo_home: Path, monkeypatch, tmp
 def test_what_there_is_not_is_refused_at_once(refusal) -> None:
     assert "no suite 'slow'; there are quick, full, gpu" in refusal("--suite", "slow")
     assert "no peer 'magic'; there are kdrt, eager" in refusal("--vs", "eager,magic")
-    assert "no experiment 'speed'; it has picture, step" in refusal("--only", "speed")
+    assert "no experiment 'speed'; it has image, step" in refusal("--only", "speed")
     assert "needs a GPU, and CUDA sees none" in refusal("--suite", "gpu")
     assert "no bundle 'nothing'" in refusal("--bundle", "nothing")
 
@@ -61,7 +61,7 @@ def test_a_folder_of_something_else_is_left_alone(refusal, tmp_path: Path) -> No
 def test_a_peer_that_is_not_installed_says_how_to_install_it(monkeypatch) -> None:
     found = peers.find_spec
     monkeypatch.setattr(peers, "find_spec", lambda m: None if m == "openvino" else found(m))
-    with pytest.raises(PeerUnavailable, match="pip install openvino"):
+    with pytest.raises(PeerUnavailableError, match="pip install openvino"):
         find_peer("openvino")
 
 
@@ -95,7 +95,7 @@ def test_the_demo_model_against_eager_for_real(
     # Where kdrt is no folder of the working directory.
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "report"
-    arguments = ["--vs", "eager", "--only", "picture", "--rounds", "2", "--threads", "1", "-o"]
+    arguments = ["--vs", "eager", "--only", "image", "--rounds", "2", "--threads", "1", "-o"]
     assert command_line.run(["bench", *arguments, str(folder)]) == 0
     last = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert last == json.loads((folder / "report.json").read_text())

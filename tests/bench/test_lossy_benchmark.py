@@ -24,7 +24,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def test_psnr_is_a_mean_over_pictures(benchmark: ModuleType) -> None:
+def test_psnr_is_a_mean_over_images(benchmark: ModuleType) -> None:
     wanted = np.zeros((2, 4, 4, 3))
     pixels = wanted.copy()
     pixels[0] = 0.1  # 20 dB; the other is equal

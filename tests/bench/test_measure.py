@@ -11,7 +11,7 @@ import pytest
 
 from kdrt.errors import KdrtError
 from kdrt_bench import measure
-from kdrt_bench.jobs import Generation, Model
+from kdrt_bench.jobs import ImageWorkload, Model
 from kdrt_bench.machine import Peak, measure_peak
 from kdrt_bench.measure import Measurement
 from kdrt_bench.report import Report, read_report
@@ -38,13 +38,13 @@ def plan(model: Model, tmp_path: Path):
 
     def make(kind: str = "rows", points: int = 1, **fails: object) -> Experiment:
         return Experiment(
-            key="picture",
-            title="A <picture>",
+            key="image",
+            title="A <image>",
             question="How long?",
             scenario="SingleStream",
             kind=kind,  # type: ignore[arg-type]
             model=model,
-            workloads=(Generation(batch=2),) * points,
+            workloads=(ImageWorkload(batch=2),) * points,
             points=tuple(map(float, range(points))),
             axis="points" if points > 1 else "",
             rows=(
@@ -117,8 +117,8 @@ def test_a_curve_has_rows_at_every_point(plan, tmp_path: Path) -> None:
     assert [len(list(experiment.at(point))) for point in experiment.points] == [2, 2, 2]
 
 
-def test_a_server_needs_the_time_of_a_picture_first(plan, tmp_path: Path) -> None:
-    with pytest.raises(KdrtError, match="needs the time of a picture"):
+def test_a_server_needs_the_time_of_an_image_first(plan, tmp_path: Path) -> None:
+    with pytest.raises(KdrtError, match="needs the time of an image"):
         run(plan("server"), tmp_path)
 
 
@@ -165,7 +165,7 @@ def test_the_page_holds_every_row_and_needs_nothing_else(
     said = " ".join(page.words)
     for row in report.experiments[0].rows:
         assert row.title in said
-    assert "A <picture>" in said
+    assert "A <image>" in said
     assert "40 dB, SSIM" in said
 
 

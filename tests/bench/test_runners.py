@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from kdrt_bench import runners
-from kdrt_bench.errors import PeerUnavailable
-from kdrt_bench.jobs import Generation, Server
+from kdrt_bench.errors import PeerUnavailableError
+from kdrt_bench.jobs import ImageWorkload, Server
 from kdrt_bench.peers.diffusers_pipeline import DiffusersPipeline
 from kdrt_bench.runners import serve
 from kdrt_bench.stages import StageClock
@@ -46,7 +46,7 @@ def arrivals(workload: Server) -> list[float]:
 def test_latency_counts_from_arrival_and_requests_wait_for_those_before(
     clock: Clock, work: float
 ) -> None:
-    workload = Server(generation=Generation(), rate=0.7, requests=20, seed=3, limit=1e9)
+    workload = Server(generation=ImageWorkload(), rate=0.7, requests=20, seed=3, limit=1e9)
     latencies = serve(lambda: clock.sleep(work), workload)
     free, expected = 0.0, []
     for arrival in arrivals(workload):
@@ -57,16 +57,16 @@ def test_latency_counts_from_arrival_and_requests_wait_for_those_before(
 
 
 def test_what_comes_after_the_limit_is_not_served(clock: Clock) -> None:
-    workload = Server(generation=Generation(), rate=1.0, requests=1000, limit=30)
+    workload = Server(generation=ImageWorkload(), rate=1.0, requests=1000, limit=30)
     latencies = serve(lambda: clock.sleep(0.1), workload)
     assert len(latencies) == sum(arrival <= 30 for arrival in arrivals(workload))
     assert serve(lambda: clock.sleep(100), workload.model_copy(update={"limit": 0.0})) == []
 
 
 def test_a_peer_that_cannot_sample_a_continuous_model_says_so() -> None:
-    """diffusers' EDM schedulers take no noise levels; on others' the picture would be wrong."""
+    """diffusers' EDM schedulers take no noise levels; on others' the image would be wrong."""
     scheduler = scheduler_facts({"_class_name": "EDMEulerScheduler"}, Silent())
     bundle: Any = SimpleNamespace(manifest=SimpleNamespace(scheduler=scheduler))
     job: Any = SimpleNamespace(model=None, threads=1)
-    with pytest.raises(PeerUnavailable, match="leave 'diffusers' out of --vs"):
-        DiffusersPipeline(job, bundle, {}).generator(Generation(), StageClock())
+    with pytest.raises(PeerUnavailableError, match="leave 'diffusers' out of --vs"):
+        DiffusersPipeline(job, bundle, {}).generator(ImageWorkload(), StageClock())

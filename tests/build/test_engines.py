@@ -19,7 +19,7 @@ from kdrt.build.targets import resolve_targets
 from kdrt.bundle import Bundle
 from kdrt.common import atomic_io
 from kdrt.common.atomic_io import UNFINISHED
-from kdrt.errors import EngineError, EngineUnavailable, OutputError
+from kdrt.errors import EngineError, EngineUnavailableError, OutputError
 from kdrt_engines.tensorrt.flavour import (
     TENSORRT,
     TENSORRT_RTX,
@@ -291,7 +291,7 @@ def test_targets_without_a_gpu(without_gpu: None) -> None:
     assert resolve_targets("demo", None, (120, 86), here=False) == (TENSORRT_RTX, (86, 120))
     assert resolve_targets("demo", None, (), here=False) == (TENSORRT_RTX, (80, 86, 89, 120))
     for flavour, here in ((TENSORRT, False), (TENSORRT, True), (None, True)):
-        with pytest.raises(EngineUnavailable, match="no GPU that CUDA sees"):
+        with pytest.raises(EngineUnavailableError, match="no GPU that CUDA sees"):
             resolve_targets("demo", flavour, (), here=here)
 
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from kdrt.bundle import Bundle, bundle_path, folder_name, new_bundle, open_bundle, sha256
 from kdrt.cli import run
 from kdrt.common import atomic_io
-from kdrt.errors import BundleError, InvalidRequest, KdrtError, OutputError
+from kdrt.errors import BundleError, InvalidRequestError, KdrtError, OutputError
 from kdrt.prompt.tokens import PromptTokenizer
 
 # -- a bundle to change ------------------------------------------------------------------------
@@ -547,7 +547,7 @@ NO_NAMES += ["\ud800", "é" * 101, "a" * 201, "\x1b[2J"]
 
 @pytest.mark.parametrize("name", NO_NAMES)
 def test_no_names(name: str) -> None:
-    with pytest.raises(InvalidRequest, match="a bundle cannot be called"):
+    with pytest.raises(InvalidRequestError, match="a bundle cannot be called"):
         folder_name(name)
 
 

@@ -1,4 +1,4 @@
-"""Adapters on the command line and in a picture's parameters."""
+"""Adapters on the command line and in an image's parameters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import kdrt
 from kdrt import cli
 from kdrt.bundle import sha256
-from kdrt.images.infotext import parse_parameters
+from kdrt.images.infotext import parse_infotext
 from tests.support.lora_files import kohya, networks, random_lora
 from tests.support.tiny_bundles import TinyModel
 
@@ -36,7 +36,7 @@ def generate(model: TinyModel, out: Path, *options: object) -> int:
     return cli.run([str(each) for each in arguments])
 
 
-def test_loras_of_a_picture(
+def test_loras_of_an_image(
     sd: TinyModel, files: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     plain, changed = tmp_path / "plain.png", tmp_path / "changed.png"
@@ -45,11 +45,11 @@ def test_loras_of_a_picture(
     assert generate(sd, changed, *options) == 0
     assert "LoRA style at 0.8, other at 1: " in capfd.readouterr().err
     assert plain.read_bytes() != changed.read_bytes()
-    text = str(kdrt.read_parameters(changed))
-    settings = parse_parameters(text)
+    text = str(kdrt.read_infotext(changed))
+    settings = parse_infotext(text)
     hashes = ", ".join(f"{path.stem}: {sha256(path)[:12]}" for path in files)
     assert (settings["Lora hashes"], settings["Lora weights"]) == (hashes, "style: 0.8, other: 1")
-    assert "Lora" not in str(kdrt.read_parameters(plain))
+    assert "Lora" not in str(kdrt.read_infotext(plain))
 
 
 def test_loras_of_one_name_are_told_apart_by_their_folders(
@@ -60,7 +60,7 @@ def test_loras_of_one_name_are_told_apart_by_their_folders(
     options = ["--lora", f"{files[0]}:0.8", "--lora", f"{second}:0.5"]
     assert generate(sd, tmp_path / "both.png", *options) == 0
     assert "LoRA style at 0.8, b/style at 0.5: " in capfd.readouterr().err
-    settings = parse_parameters(str(kdrt.read_parameters(tmp_path / "both.png")))
+    settings = parse_infotext(str(kdrt.read_infotext(tmp_path / "both.png")))
     assert settings["Lora weights"] == "style: 0.8, b/style: 0.5"
 
 

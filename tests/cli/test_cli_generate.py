@@ -20,18 +20,18 @@ PROMPT = "a red circle on a blue background"
 FAST = ("--steps", "2", "--no-progress")
 
 
-def test_a_picture_carries_its_parameters(cli, demo: str, tmp_path: Path) -> None:
-    picture = tmp_path / "new" / "circle.png"
+def test_an_image_carries_its_parameters(cli, demo: str, tmp_path: Path) -> None:
+    image = tmp_path / "new" / "circle.png"
     outcome = cli(
-        *("generate", demo, PROMPT, "-o", picture, *FAST, "--seed", "7", "--negative", "blurry"),
+        *("generate", demo, PROMPT, "-o", image, *FAST, "--seed", "7", "--negative", "blurry"),
         *("--width", "96", "--height", "64", "--sampler", "DPM++ 2M SDE", "--guidance", "4"),
         *("--sampler-option", "eta=0.5", "--sampler-option", "solver_type=heun"),
         *("--freeu", "1.1,1.2,0.9,0.8", "--clip-skip", "1", "--guidance-rescale", "0.5"),
         *("--guidance-interval", "0.5:4"),
     )
-    assert (outcome.code, outcome.out) == (0, f"{picture}\n"), outcome.err
-    assert Image.open(picture).size == (96, 64)
-    known = json.loads(cli("info", picture, "--json").out)
+    assert (outcome.code, outcome.out) == (0, f"{image}\n"), outcome.err
+    assert Image.open(image).size == (96, 64)
+    known = json.loads(cli("info", image, "--json").out)
     assert known["Prompt"] == PROMPT
     assert known["Negative prompt"] == "blurry"
     assert known["Steps"] == "2"
@@ -42,7 +42,7 @@ def test_a_picture_carries_its_parameters(cli, demo: str, tmp_path: Path) -> Non
     assert known["Eta"] == "0.5"
     assert known["FreeU s2"] == "0.8"
     assert known["Guidance interval"] == "0.5 to 4"
-    printed = cli("info", picture)
+    printed = cli("info", image)
     assert printed.code == 0
     assert PROMPT in printed.out
     assert "DPM++ 2M SDE" in printed.out
@@ -73,16 +73,16 @@ def test_previews_can_be_watched_in_a_file(
 
 
 def test_one_run_goes_on_with_the_latents_of_another(cli, demo: str, tmp_path: Path) -> None:
-    latents, picture, whole = (tmp_path / name for name in ("a.safetensors", "a.png", "whole.png"))
+    latents, image, whole = (tmp_path / name for name in ("a.safetensors", "a.png", "whole.png"))
     common = ("generate", demo, PROMPT, "--steps", "4", "--no-progress", "--seed", "3")
     common += ("--sampler", "euler", "--schedule", "trailing")
     first = cli(*common, "--denoising-end", "0.5", "-o", latents)
     assert (first.code, first.out) == (0, f"{latents}\n"), first.err
-    second = cli(*common, "--denoising-start", "0.5", "--latents", latents, "-o", picture)
+    second = cli(*common, "--denoising-start", "0.5", "--latents", latents, "-o", image)
     assert second.code == 0, second.err
     assert cli(*common, "-o", whole).code == 0
     # They meet a little beside a level of the grid, so a step is cut in two.
-    difference = ImageChops.difference(Image.open(picture), Image.open(whole))
+    difference = ImageChops.difference(Image.open(image), Image.open(whole))
     assert max(high for _, high in difference.getextrema()) <= 8
 
     missing = cli(*common, "--denoising-start", "0.5", "--latents", tmp_path / "no.safetensors")
@@ -113,9 +113,7 @@ def test_grids_and_noise_of_ones_own(cli, demo: str, tmp_path: Path) -> None:
     assert known("--sigmas", "9,2,0")["Sigmas"] == "9 2 0"
 
 
-def test_several_pictures_are_numbered_and_seeded_one_by_one(
-    cli, demo: str, tmp_path: Path
-) -> None:
+def test_several_images_are_numbered_and_seeded_one_by_one(cli, demo: str, tmp_path: Path) -> None:
     prompts = ("a green star", "a yellow heart")
     outcome = cli(
         "generate", demo, *prompts, "--count", 2, "--seed", 5, "-o", tmp_path / "a.png", *FAST
@@ -282,7 +280,7 @@ def test_a_folder_that_is_no_bundle(cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["out", "out.bmp", "out.txt"])
-def test_an_unknown_kind_of_picture(cli, home: Path, tmp_path: Path, name: str) -> None:
+def test_an_unknown_kind_of_image(cli, home: Path, tmp_path: Path, name: str) -> None:
     refusal = cli("generate", "nothing", PROMPT, "-o", tmp_path / name).refusal()
     assert ".png" in refusal
 
@@ -317,8 +315,8 @@ def test_what_generate_lets_pass_can_be_saved(tmp_path: Path, suffix: str) -> No
 
 def test_info_on_other_files(cli, tmp_path: Path) -> None:
     assert "No such file" in cli("info", tmp_path / "missing.png").refusal()
-    (tmp_path / "text.png").write_text("no picture")
-    assert "not a picture" in cli("info", tmp_path / "text.png").refusal()
+    (tmp_path / "text.png").write_text("no image")
+    assert "not an image" in cli("info", tmp_path / "text.png").refusal()
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
     assert "no generation parameters" in cli("info", tmp_path / "plain.png").refusal()
 
@@ -358,9 +356,9 @@ def test_generating_loads_nothing_of_the_exporter(demo_home: Path, tmp_path: Pat
     assert (tmp_path / "a.png").is_file()
 
 
-def test_networks_in_turn_make_the_same_picture(cli, demo: str, tmp_path: Path) -> None:
+def test_networks_in_turn_make_the_same_image(cli, demo: str, tmp_path: Path) -> None:
     paths = tmp_path / "at-once.png", tmp_path / "in-turn.png"
-    for path, options in zip(paths, ((), ("--low-vram", "--graph", "off")), strict=True):
+    for path, options in zip(paths, ((), ("--low-vram", "--cuda-graph", "off")), strict=True):
         outcome = cli("generate", demo, PROMPT, "-o", path, *FAST, "--seed", "7", *options)
         assert outcome.code == 0, outcome.err
     assert Image.open(paths[0]).tobytes() == Image.open(paths[1]).tobytes()
@@ -368,8 +366,8 @@ def test_networks_in_turn_make_the_same_picture(cli, demo: str, tmp_path: Path) 
 
 def test_graphs_without_cuda_are_refused(cli, demo: str, tmp_path: Path) -> None:
     command = ("generate", demo, PROMPT, "-o", tmp_path / "a.png", "--engine", "onnxruntime")
-    assert "graph='loop' needs CUDA" in cli(*command, "--graph", "loop").refusal()
-    assert "unknown graph 'all'" in cli(*command, "--graph", "all").refusal()
+    assert "graph='loop' needs CUDA" in cli(*command, "--cuda-graph", "loop").refusal()
+    assert "unknown graph 'all'" in cli(*command, "--cuda-graph", "all").refusal()
     assert "cannot have a fallback" in cli(*command, "--low-vram", "--fallback", "torch").refusal()
 
 

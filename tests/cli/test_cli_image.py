@@ -1,4 +1,4 @@
-"""``kdrt generate`` from a picture, on the demo model."""
+"""``kdrt generate`` from an image, on the demo model."""
 
 from __future__ import annotations
 
@@ -12,26 +12,24 @@ from PIL import Image
 FAST = ("--steps", "4", "--no-progress", "--seed", "3")
 
 
-def test_from_a_picture_with_and_without_a_mask(cli, demo: str, tmp_path: Path) -> None:
+def test_from_an_image_with_and_without_a_mask(cli, demo: str, tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-    picture, mask = tmp_path / "in.png", tmp_path / "mask.png"
-    Image.fromarray(noise).save(picture)
+    image, mask = tmp_path / "in.png", tmp_path / "mask.png"
+    Image.fromarray(noise).save(image)
     area = np.zeros((64, 96), np.uint8)
     area[:, 48:] = 255
     Image.fromarray(area).save(mask)
 
     plain = tmp_path / "plain.png"
     outcome = cli(
-        "generate", demo, "a star", "--image", picture, "--strength", 0.5, "-o", plain, *FAST
+        "generate", demo, "a star", "--image", image, "--strength", 0.5, "-o", plain, *FAST
     )
     assert (outcome.code, outcome.out) == (0, f"{plain}\n"), outcome.err
     assert Image.open(plain).size == (96, 64)
     assert json.loads(cli("info", plain, "--json").out)["Denoising strength"] == "0.5"
 
     masked = tmp_path / "masked.png"
-    outcome = cli(
-        "generate", demo, "a star", "--image", picture, "--mask", mask, "-o", masked, *FAST
-    )
+    outcome = cli("generate", demo, "a star", "--image", image, "--mask", mask, "-o", masked, *FAST)
     assert outcome.code == 0, outcome.err
     result = np.asarray(Image.open(masked))
     assert np.array_equal(result[:, :48], noise[:, :48])
@@ -39,13 +37,13 @@ def test_from_a_picture_with_and_without_a_mask(cli, demo: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(None, "No such file"), (b"text", "it is no picture, or damaged")]
+    ("content", "words"), [(None, "No such file"), (b"text", "it is no image, or damaged")]
 )
-def test_a_picture_that_cannot_be_read(
+def test_an_image_that_cannot_be_read(
     cli, home: Path, tmp_path: Path, content: bytes | None, words: str
 ) -> None:
-    picture = tmp_path / "in.png"
+    image = tmp_path / "in.png"
     if content is not None:
-        picture.write_bytes(content)
-    outcome = cli("generate", "demo", "a star", "--image", picture, "-o", tmp_path / "out.png")
-    assert f"cannot read {picture}: {words}" in outcome.refusal()
+        image.write_bytes(content)
+    outcome = cli("generate", "demo", "a star", "--image", image, "-o", tmp_path / "out.png")
+    assert f"cannot read {image}: {words}" in outcome.refusal()

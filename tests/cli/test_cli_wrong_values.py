@@ -17,7 +17,7 @@ from PIL import Image
 
 import kdrt
 from kdrt.cli import app
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt.images.metadata import check_metadata
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt.request.request import Request
@@ -40,7 +40,7 @@ class Checking:
         request = Request(prompt=prompt, negative_prompt=negative, **arguments)  # type: ignore[arg-type]
         pipe = self.pipeline
         resolve(request, pipe.bundle.manifest, pipe.engines["unet"].spec, pipe._noise_schedule)
-        raise InvalidRequest(RESOLVED)
+        raise InvalidRequestError(RESOLVED)
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def test_any_argument_of_the_lists(cli, folder: Path, command: str, arguments: l
 
 def readable(path: Path) -> bool:
     """Whether a file says how it was made; False where it is refused."""
-    with contextlib.suppress(InvalidRequest):
+    with contextlib.suppress(InvalidRequestError):
         return bool(check_metadata(path).settings)
     return False
 

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from kdrt.common.lru import Recent
+from kdrt.common.lru import LruCache
 
 
 def test_what_was_used_last_is_kept() -> None:
     made: list[str] = []
-    recent: Recent[str, str] = Recent(2)
+    recent: LruCache[str, str] = LruCache(2)
 
     def get(key: str) -> str:
         return recent.get(key, lambda: made.append(key) or key.upper())  # type: ignore[func-returns-value]
@@ -24,7 +24,7 @@ def test_what_was_used_last_is_kept() -> None:
 
 
 def test_a_failure_is_not_remembered() -> None:
-    recent: Recent[str, int] = Recent(2)
+    recent: LruCache[str, int] = LruCache(2)
     with pytest.raises(ZeroDivisionError):
         recent.get("a", lambda: 1 // 0)
     assert recent.get("a", lambda: 1) == 1

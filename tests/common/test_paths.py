@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kdrt.common.home import home
 from kdrt.common.paths import user_path
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 
 
 def test_the_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,7 +39,7 @@ def test_other_paths_stay_as_they_are(path: str) -> None:
     ],
 )
 def test_what_no_file_system_can_hold_is_refused(path: object, says: str) -> None:
-    with pytest.raises(InvalidRequest, match=says):
+    with pytest.raises(InvalidRequestError, match=says):
         user_path(path)  # type: ignore[arg-type]
 
 
@@ -47,6 +47,6 @@ def test_what_no_file_system_can_hold_is_refused(path: object, says: str) -> Non
 def test_what_is_accepted_can_be_asked_for(text: str) -> None:
     try:
         path = user_path(text)
-    except InvalidRequest:
+    except InvalidRequestError:
         return
     path.exists()

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from kdrt.errors import InvalidRequest, OutputError
+from kdrt.errors import InvalidRequestError, OutputError
 
 SIZE = {"height": 24, "width": 16, "num_inference_steps": 2, "output_type": "latent"}
 
@@ -32,7 +32,7 @@ ABSENT = """unet.parameters() unet.state_dict() unet.attn_processors unet.down_b
 @pytest.mark.parametrize("code", ABSENT.split())
 def test_what_is_absent_says_so(tiny: Any, code: str) -> None:
     pipe = tiny.pipe(onnx=True)
-    with pytest.raises(InvalidRequest) as refused:
+    with pytest.raises(InvalidRequestError) as refused:
         eval(f"pipe.{code}", {"pipe": pipe, "torch": torch})
     assert 20 < len(str(refused.value)) < 400
 
@@ -44,13 +44,13 @@ def test_absent_attributes_are_still_told_apart(tiny: Any) -> None:
     assert hasattr(pipe, "tokenizer_2") == (tiny.family == "sdxl")
     # As ConfigMixin has it, and as old code asks.
     assert pipe.unet.in_channels == pipe.unet.config.in_channels == 4
-    with pytest.raises(InvalidRequest, match="use_karras_sigmas"):
+    with pytest.raises(InvalidRequestError, match="use_karras_sigmas"):
         pipe.scheduler.use_karras_sigmas = True
-    with pytest.raises(InvalidRequest, match="cannot be set"):
+    with pytest.raises(InvalidRequestError, match="cannot be set"):
         pipe.device = "cuda"
     assert copy.copy(pipe).pipeline is pipe.pipeline
     for use in (copy.deepcopy, pickle.dumps):
-        with pytest.raises(InvalidRequest, match=r"call kdrt\.load there"):
+        with pytest.raises(InvalidRequestError, match=r"call kdrt\.load there"):
             use(pipe)
 
 
@@ -65,14 +65,14 @@ def test_what_networks_are_asked_for_in_passing(tiny: Any) -> None:
     encoder, tokenizer = pipe.text_encoder, pipe.tokenizer
     pipe.text_encoder = pipe.tokenizer = None
     pipe.text_encoder, pipe.tokenizer = encoder, tokenizer
-    with pytest.raises(InvalidRequest, match="text_encoder cannot be replaced"):
+    with pytest.raises(InvalidRequestError, match="text_encoder cannot be replaced"):
         pipe.text_encoder = pipe.vae
 
 
 @pytest.mark.parametrize("argument", ["callback_on_step_end", "image", "seed", "sigmas", "nothing"])
 def test_arguments_that_a_call_does_not_have(tiny: Any, argument: str) -> None:
     pipe = tiny.pipe()
-    with pytest.raises(InvalidRequest, match=f"no argument '{argument}'"):
+    with pytest.raises(InvalidRequestError, match=f"no argument '{argument}'"):
         pipe("a", **SIZE, **{argument: 1})
     pipe("a", **SIZE, cross_attention_kwargs=None)
     pipe("a", **SIZE, cross_attention_kwargs={})
@@ -112,7 +112,7 @@ def test_the_tokenizer_is_called_as_it_was(tiny: Any) -> None:
         lambda: ours.tokenize(["a", "b"]),
     )
     for each in wrong:
-        with pytest.raises(InvalidRequest):
+        with pytest.raises(InvalidRequestError):
             each()
 
 
@@ -131,10 +131,10 @@ def test_a_safety_checker_of_ones_own(sd: Any) -> None:
         assert bool(out.images.any()) is not flagged
         pipe.pipeline._release_vae()
     for wrong in (5, "off", torch.nn.Identity()):
-        with pytest.raises(InvalidRequest, match=r"pipe\.safety_checker takes None"):
+        with pytest.raises(InvalidRequestError, match=r"pipe\.safety_checker takes None"):
             pipe.safety_checker = wrong
     pipe.safety_checker = lambda images: "no"
-    with pytest.raises(InvalidRequest, match="must say of each"):
+    with pytest.raises(InvalidRequestError, match="must say of each"):
         pipe("a", **shown)
     pipe.safety_checker = None
     assert pipe("a", **shown).nsfw_content_detected is None
@@ -150,7 +150,7 @@ def test_a_sampler_may_be_assigned(sd: Any) -> None:
         pipe.set_scheduler("euler")
         pipe.sampler = given
         assert pipe.sampler == "heun"
-    with pytest.raises(InvalidRequest, match="Please choose one of"):
+    with pytest.raises(InvalidRequestError, match="Please choose one of"):
         pipe.sampler = inspect.getfile
 
 
@@ -165,7 +165,7 @@ def test_a_sampler_may_be_assigned(sd: Any) -> None:
     ],
 )
 def test_loras_that_cannot_be_saved(sd: Any, tmp_path: Path, options: dict[str, Any]) -> None:
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(InvalidRequestError):
         sd.pipe().save_lora_weights(tmp_path, **options)
     assert not [*tmp_path.iterdir()]
 
@@ -173,7 +173,7 @@ def test_loras_that_cannot_be_saved(sd: Any, tmp_path: Path, options: dict[str, 
 def test_loras_that_cannot_be_saved_there(sd: Any, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     layers = {"a": torch.zeros(2)}
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(InvalidRequestError):
         sd.pipe().save_lora_weights(5, unet_lora_layers=layers)
     with pytest.raises(OutputError):
         sd.pipe().save_lora_weights(
@@ -185,9 +185,9 @@ def test_loras_that_cannot_be_saved_there(sd: Any, tmp_path: Path) -> None:
 def test_ip_adapters_that_are_none(tiny: Any, source: Any) -> None:
     pipe = tiny.pipe()
     for arguments in ((source, "models", "a.bin"), ("x/y", "models", source or 5)):
-        with pytest.raises(InvalidRequest, match="takes one adapter"):
+        with pytest.raises(InvalidRequestError, match="takes one adapter"):
             pipe.load_ip_adapter(*arguments)
-    with pytest.raises(InvalidRequest, match=r"--ip-adapter h94/IP-Adapter:models/a\.bin"):
+    with pytest.raises(InvalidRequestError, match=r"--ip-adapter h94/IP-Adapter:models/a\.bin"):
         pipe.load_ip_adapter(["h94/IP-Adapter"], subfolder=["models"], weight_name=["a.bin"])
 
 
@@ -195,13 +195,13 @@ def test_ip_adapters_that_are_none(tiny: Any, source: Any) -> None:
 def test_latents_without_numbers(sd: Any, device: str) -> None:
     latents = torch.zeros(1, 4, 12, 8)
     wrong = latents.to("meta") if device == "meta" else latents.to_sparse()
-    with pytest.raises(InvalidRequest, match="dense tensor"):
+    with pytest.raises(InvalidRequestError, match="dense tensor"):
         sd.pipe()("a", latents=wrong, **SIZE)
 
 
-def test_pictures_as_masks(sd: Any) -> None:
+def test_images_as_masks(sd: Any) -> None:
     processor = sd.pipe().image_processor
-    with pytest.raises(InvalidRequest, match="image="):
+    with pytest.raises(InvalidRequestError, match="image="):
         processor.binarize(Image.new("L", (8, 8)))
-    with pytest.raises(InvalidRequest, match="must be an array"):
+    with pytest.raises(InvalidRequestError, match="must be an array"):
         processor.numpy_to_pil("x")

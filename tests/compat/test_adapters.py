@@ -1,5 +1,5 @@
 """The drop-in classes with every adapter and switch: the same calls as on diffusers' own pipelines
-lead to the same pictures, with kdrt's samplers and with k-diffusion's."""
+lead to the same images, with kdrt's samplers and with k-diffusion's."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kdrt.compat import StableDiffusionKDiffusionPipeline, StableDiffusionXLKDiffusionPipeline
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt_export.verify import relative_error
-from tests.adapters.test_ip_adapter import picture, write_adapter
+from tests.adapters.test_ip_adapter import image, write_adapter
 from tests.support.lora_files import kohya, networks, random_lora
 from tests.support.tiny_bundles import HEIGHT, NEGATIVE, PROMPT, STEPS, WIDTH, TinyModel, latents
 
@@ -146,22 +146,22 @@ def test_ip_adapter(everything: Everything) -> None:
     for scale in (0.6, 1.5):
         for pipe in pipes:
             pipe.set_ip_adapter_scale(scale)
-        assert same(ours, theirs, ip_adapter_image=picture())
-    embeddings, _ = theirs.encode_image(picture(), "cpu", 1)
+        assert same(ours, theirs, ip_adapter_image=image())
+    embeddings, _ = theirs.encode_image(image(), "cpu", 1)
     for exact in (False, True):
-        shown = call(ours, ip_adapter_image=picture(), exact=exact)
+        shown = call(ours, ip_adapter_image=image(), exact=exact)
         told = call(ours, ip_adapter_image_embeds=embeddings, exact=exact)
         assert relative_error(told, shown) < 1e-5
-        assert relative_error(call(ours, exact=exact), before) < 1e-5  # without a picture: off
+        assert relative_error(call(ours, exact=exact), before) < 1e-5  # without an image: off
     ours.unload_ip_adapter()
     assert torch.equal(call(ours), before)
 
 
-def test_a_picture_switches_the_adapter_on(everything: Everything) -> None:
+def test_an_image_switches_the_adapter_on(everything: Everything) -> None:
     ours, _ = everything.pipes()
     before = call(ours)
-    assert relative_error(call(ours, ip_adapter_image=picture()), before) > 1e-2
-    with pytest.raises(InvalidRequest, match="before loading them"):
+    assert relative_error(call(ours, ip_adapter_image=image()), before) > 1e-2
+    with pytest.raises(InvalidRequestError, match="before loading them"):
         ours._move(torch.device("meta"))
 
 

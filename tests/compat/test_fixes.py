@@ -13,7 +13,7 @@ from torch import nn
 from kdrt.bundle import EdmFacts
 from kdrt.compat import StableDiffusionKDiffusionPipeline, StableDiffusionXLKDiffusionPipeline
 from kdrt.compat.grid import karras_grid
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt_engines.torch_eager import TorchEngine
 from tests.support.checkpoints import save_checkpoint
@@ -54,7 +54,7 @@ def test_a_default_sampler_and_names_with_and_without_prefix(sd: Any) -> None:
 
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("sampler", ["dpmpp_2m_sde", "dpmpp_3m_sde"])
-def test_one_step_gives_the_denoised_picture(sd: Any, sampler: str, exact: bool) -> None:
+def test_one_step_gives_the_denoised_image(sd: Any, sampler: str, exact: bool) -> None:
     pipe = sd.pipe()
     pipe.set_scheduler("euler")
     expected = make(pipe, steps=1, use_karras_sigmas=True)
@@ -240,11 +240,11 @@ def test_what_cannot_be_is_refused(sd: Any, sdxl: Any) -> None:
         ({"exact": False, "compat_dtype": True}, "exact"),
         ({"callback_steps": 0}, "callback_steps"),
     ):
-        with pytest.raises(InvalidRequest, match=reason):
+        with pytest.raises(InvalidRequestError, match=reason):
             make(pipe, **options)
-    with pytest.raises(InvalidRequest, match="pooled_prompt_embeds"):
+    with pytest.raises(InvalidRequestError, match="pooled_prompt_embeds"):
         make(sdxl.pipe(), None, prompt_embeds=torch.zeros(1, 16, 64))
-    with pytest.raises(InvalidRequest, match="StableDiffusionXLKDiffusionPipeline"):
+    with pytest.raises(InvalidRequestError, match="StableDiffusionXLKDiffusionPipeline"):
         StableDiffusionKDiffusionPipeline(sdxl.pipe().pipeline)
 
 
@@ -252,27 +252,27 @@ def test_what_the_safety_checker_flags_is_black(sd: Any) -> None:
     pipe, size = sd.pipe(), {"height": 24, "width": 16, "num_inference_steps": 2}
     prompts = ["blue", "a star"]
 
-    def pictures(**options: Any) -> Any:
+    def images(**options: Any) -> Any:
         seeds = [torch.Generator().manual_seed(i) for i in (4, 5)]
         return pipe(prompts, generator=seeds, output_type="np", **size, **options)
 
-    plain = pictures()
+    plain = images()
     assert plain.nsfw_content_detected is None
     seen: list[Any] = []
     pipe.safety_checker = lambda images: seen.extend(images) or [False, True]
-    checked = pictures()
+    checked = images()
     assert checked.nsfw_content_detected == [False, True]
-    assert [picture.size for picture in seen] == [(16, 24)] * 2
+    assert [image.size for image in seen] == [(16, 24)] * 2
     assert (checked.images[0] == plain.images[0]).all()
     assert not checked.images[1].any()
-    assert pictures(return_dict=False)[1] == [False, True]
+    assert images(return_dict=False)[1] == [False, True]
     image, flags = pipe.run_safety_checker(torch.rand(2, 3, 24, 16), "cpu", torch.float32)
     assert flags == [False, True]
     assert not image[1].any()
     latents = pipe(prompts, output_type="latent", **size)
     assert latents.nsfw_content_detected is None
     pipe.safety_checker = None
-    assert pictures().nsfw_content_detected is None
+    assert images().nsfw_content_detected is None
 
 
 @pytest.mark.parametrize("sampler", ["dpm_fast", "dpm_adaptive"])
@@ -285,7 +285,7 @@ def test_samplers_that_lay_their_own_steps(tiny: Any, sampler: str) -> None:
     one = torch.Generator().manual_seed(5)
     alone = make(pipe, "a star", steps=6, generator=one, use_karras_sigmas=True)
     torch.testing.assert_close(both[1:], alone, rtol=1e-3, atol=1e-4)
-    with pytest.raises(InvalidRequest, match="leave exact=True out"):
+    with pytest.raises(InvalidRequestError, match="leave exact=True out"):
         make(pipe, exact=True)
     # The adaptive one is sensitive to the last bits of the table, which is rounded in compat.
     pipe.pipeline._denoising._noise_schedule = pipe._native._noise_schedule
@@ -336,5 +336,5 @@ def test_distilled_models_are_told_the_guidance(
 def test_models_that_the_pipelines_never_knew_are_refused(
     tiny: Any, facts: dict[str, Any], words: str
 ) -> None:
-    with pytest.raises(InvalidRequest, match=f"{words}, .* use kdrt.load"):
+    with pytest.raises(InvalidRequestError, match=f"{words}, .* use kdrt.load"):
         tiny.pipe(**facts)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from kdrt.compat import StableDiffusionKDiffusionPipeline, sources
 from kdrt.compat.sources import Wanted, find_bundle
-from kdrt.errors import BundleError, InvalidRequest, KdrtError
+from kdrt.errors import BundleError, InvalidRequestError, KdrtError
 from kdrt_export.sources import open_source
 from tests.support.checkpoints import SCHEDULER, save_checkpoint
 from tests.support.single_file import checkpoint
@@ -80,18 +80,18 @@ def test_a_bundle_is_opened_as_it_is(sd: Any, exports: list[str]) -> None:
     assert pipe.scheduler.config.prediction_type == "epsilon"
     assert pipe.unet.config.in_channels == 4
     assert not exports
-    with pytest.raises(InvalidRequest, match="fp32"):
+    with pytest.raises(InvalidRequestError, match="fp32"):
         find_bundle(sd.bundle.path, Wanted(dtype=torch.float16))
-    with pytest.raises(InvalidRequest, match="exported in"):
+    with pytest.raises(InvalidRequestError, match="exported in"):
         pipe.to(torch.float16)
 
 
 def test_what_is_nothing_is_said_so(home: Path) -> None:
     with pytest.raises(BundleError, match="no bundle, no folder and no hub id"):
         find_bundle("nonsense", Wanted())
-    with pytest.raises(InvalidRequest, match="no file"):
+    with pytest.raises(InvalidRequestError, match="no file"):
         StableDiffusionKDiffusionPipeline.from_single_file("missing.safetensors")
-    with pytest.raises(InvalidRequest, match="vae cannot be given"):
+    with pytest.raises(InvalidRequestError, match="vae cannot be given"):
         StableDiffusionKDiffusionPipeline.from_pretrained("demo", vae=object())
 
 

@@ -1,4 +1,4 @@
-"""diffusers' LoRA methods: the same calls lead to the same pictures."""
+"""diffusers' LoRA methods: the same calls lead to the same images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import kdrt
 from kdrt.compat.lora import LoraMixin
-from kdrt.errors import InvalidRequest, OutputError
+from kdrt.errors import InvalidRequestError, OutputError
 from kdrt_export.verify import relative_error
 from tests.support.lora_files import kohya, networks, peft, random_lora
 from tests.support.tiny_bundles import TinyModel, by_diffusers, by_kdrt
@@ -49,7 +49,7 @@ def each(pipes: tuple[Any, Any], method: str, *arguments: Any, **options: Any) -
         getattr(pipe, method)(*arguments, **options)
 
 
-def test_the_same_calls_lead_to_the_same_pictures(sd: TinyModel, folder: Path) -> None:
+def test_the_same_calls_lead_to_the_same_images(sd: TinyModel, folder: Path) -> None:
     ours, theirs = pipes = Compatible(sd.bundle), sd.diffusers()
     base = by_kdrt(ours.pipeline)
     each(pipes, "load_lora_weights", str(folder), weight_name="a.safetensors", adapter_name="a")
@@ -164,7 +164,7 @@ def test_a_lora_that_does_not_load_leaves_the_adapters_as_they_were(
     }
     for tensors, words in ((elsewhere, "another kind of model"), (wide, "made for another model")):
         for name, hotswap in (("mine", True), ("new", False)):
-            with pytest.raises(InvalidRequest, match=words):
+            with pytest.raises(InvalidRequestError, match=words):
                 ours.load_lora_weights(tensors, name, hotswap=hotswap)
             assert list(ours.pipeline.loras) == ours.get_active_adapters() == ["mine"]
             assert torch.equal(by_kdrt(ours.pipeline), before)
@@ -237,9 +237,9 @@ def test_wrong_calls_are_refused_and_change_nothing(
         (lambda: ours.save_lora_weights(tmp_path), "at least one of the LoRA layers"),
     ]
     for call, words in refusals:
-        with pytest.raises(InvalidRequest, match=words):
+        with pytest.raises(InvalidRequestError, match=words):
             call()
     assert ours.num_fused_loras == 0
     assert torch.equal(by_kdrt(ours.pipeline), before)
-    with pytest.raises(InvalidRequest, match="no active LoRA"):
+    with pytest.raises(InvalidRequestError, match="no active LoRA"):
         Compatible(sd.bundle).fuse_lora()

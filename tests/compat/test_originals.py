@@ -35,7 +35,7 @@ def exported(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return pipe
 
 
-def test_latents_and_pictures(tiny: Any, exported: Any, wheel: Path) -> None:
+def test_latents_and_images(tiny: Any, exported: Any, wheel: Path) -> None:
     theirs = original.load(wheel, tiny.family, tiny.checkpoint)
     cases: list[dict[str, Any]] = [
         {"prompt": RED, "height": 48, "width": 32},
@@ -60,7 +60,7 @@ def test_latents_and_pictures(tiny: Any, exported: Any, wheel: Path) -> None:
                 )
             assert torch.equal(results[0], results[1]), (sampler, case)
             assert relative(results[2], results[0]) <= 1e-4, (sampler, case)
-    pictures = [
+    images = [
         pipe(
             RED,
             num_inference_steps=2,
@@ -70,7 +70,7 @@ def test_latents_and_pictures(tiny: Any, exported: Any, wheel: Path) -> None:
         ).images
         for pipe in (theirs, exported)
     ]
-    torch.testing.assert_close(pictures[1], pictures[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(images[1], images[0], rtol=0, atol=1e-5)
 
 
 def test_parts_and_short_embeddings(tiny: Any, exported: Any, wheel: Path) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from kdrt.compat import StableDiffusionKDiffusionPipeline, StableDiffusionXLKDiffusionPipeline
 from kdrt.compat.arguments import ARGUMENTS
 from kdrt.compat.sources import Wanted
-from kdrt.errors import InvalidRequest, KdrtError
+from kdrt.errors import InvalidRequestError, KdrtError
 from tests.support.checkpoints import SCHEDULER
 
 CLASSES: dict[str, Any] = {
@@ -74,7 +74,7 @@ def test_every_loading_argument_counts_or_is_answered(sd: Any, tmp_path: Path, m
             with pytest.raises(KdrtError) as refused:
                 load(tmp_path / "missing.safetensors", **{name: value})
             assert "<object" not in str(refused.value) or name in str(refused.value), name
-    with pytest.raises(InvalidRequest, match="no argument 'nonsense'"):
+    with pytest.raises(InvalidRequestError, match="no argument 'nonsense'"):
         load(sd.bundle.path, nonsense=1)
 
 
@@ -115,7 +115,7 @@ def test_arguments_that_say_what_is_so_anyway(sd: Any, sdxl: Any) -> None:
     ],
 )
 def test_what_is_refused_says_what_to_do(sd: Any, options: dict[str, Any], said: str) -> None:
-    with pytest.raises(InvalidRequest, match=said):
+    with pytest.raises(InvalidRequestError, match=said):
         CLASSES["sd"].from_pretrained(sd.bundle.path, **options)
 
 
@@ -149,7 +149,7 @@ def test_a_checkpoint_file_is_exported_as_it_is_asked_for(
         {"config": tmp_path / "nowhere"},
         {"subfolder": "x"},
     ):
-        with pytest.raises(InvalidRequest, match=next(iter(options))):
+        with pytest.raises(InvalidRequestError, match=next(iter(options))):
             CLASSES["sd"].from_single_file(file, **options)
     assert len({json.dumps(Wanted(prediction_type=p).settings()) for p in (None, "epsilon")}) == 2
 
@@ -170,13 +170,13 @@ def test_switches_and_methods(tiny: Any) -> None:
             lambda part=part: part.set_attn_processor(object()),
             lambda part=part: part.save_pretrained("x"),
         ):
-            with pytest.raises(InvalidRequest):
+            with pytest.raises(InvalidRequestError):
                 wrong()
-    with pytest.raises(InvalidRequest, match=r"pipe\.pipeline\.steps"):
+    with pytest.raises(InvalidRequestError, match=r"pipe\.pipeline\.steps"):
         pipe.unet(torch.zeros(1))
     for name in ABSENT.split():
         for owner in (pipe, type(pipe)):
-            with pytest.raises(InvalidRequest):
+            with pytest.raises(InvalidRequestError):
                 getattr(owner, name)("anything", option=1)
 
 
@@ -186,7 +186,7 @@ def test_switches_and_methods(tiny: Any) -> None:
 )
 def test_places_that_are_none(sd: Any, arguments: tuple[Any, ...]) -> None:
     pipe = sd.pipe()
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(InvalidRequestError):
         pipe.to(*arguments)
     assert pipe.to(torch.device("cpu"), torch.float32, silence_dtype_warnings=True) is pipe
 
@@ -212,9 +212,9 @@ def test_components_and_config(tiny: Any) -> None:
     assert {k: v for k, v in pipe.unet.config.items() if k in written and k[0] != "_"} == {
         k: v for k, v in written.items() if k[0] != "_"
     }
-    with pytest.raises(InvalidRequest, match="export it again"):
+    with pytest.raises(InvalidRequestError, match="export it again"):
         pipe.unet.config.sample_size = 96
-    with pytest.raises(InvalidRequest, match="from_pipe"):
+    with pytest.raises(InvalidRequestError, match="from_pipe"):
         CLASSES[tiny.family](**components)
     assert pipe.watermark is None
 
@@ -222,15 +222,17 @@ def test_components_and_config(tiny: Any) -> None:
 def test_networks_cannot_be_replaced_and_schedulers_can(sd: Any) -> None:
     pipe = sd.pipe()
     for name in ("unet", "vae", "text_encoder", "tokenizer", "image_encoder"):
-        with pytest.raises(InvalidRequest, match=f"{name} cannot be replaced.*save_pretrained"):
+        with pytest.raises(
+            InvalidRequestError, match=f"{name} cannot be replaced.*save_pretrained"
+        ):
             setattr(pipe, name, torch.nn.Identity())
         setattr(pipe, name, getattr(pipe, name))
-    with pytest.raises(InvalidRequest, match="unet cannot be replaced"):
+    with pytest.raises(InvalidRequestError, match="unet cannot be replaced"):
         pipe.unet = torch.compile(pipe.unet)
     pipe.text_encoder = pipe.tokenizer = None
     assert pipe.text_encoder is not None
     for wrong in (None, PNDMScheduler(), object()):
-        with pytest.raises(InvalidRequest, match="set_timesteps and sigmas"):
+        with pytest.raises(InvalidRequestError, match="set_timesteps and sigmas"):
             pipe.scheduler = wrong
     pipe.safety_checker = None
     assert pipe.components["safety_checker"] is None
@@ -281,7 +283,7 @@ def test_after_a_karras_run_the_scheduler_shows_its_grid(sd: Any) -> None:
     first, last = pipe.k_diffusion_model.sigmas[-1], pipe.k_diffusion_model.sigmas[0]
     torch.testing.assert_close(pipe.scheduler.sigmas, torch.stack([first, last, 0 * last]))
     assert pipe.scheduler.timesteps[0].round() == 999
-    with pytest.raises(InvalidRequest, match="num_inference_steps"):
+    with pytest.raises(InvalidRequestError, match="num_inference_steps"):
         pipe.scheduler.set_timesteps(0)
 
 
@@ -309,9 +311,9 @@ def test_the_vae_by_itself(tiny: Any) -> None:
     torch.testing.assert_close(encoded.mode(), mean, rtol=1e-4, atol=1e-4)
     assert (vae.dtype, vae.device.type) == (torch.float32, "cpu")
     for wrong in ("x", torch.zeros(1, 5, 4, 4), torch.zeros(4, 4, 4)):
-        with pytest.raises(InvalidRequest, match="latents must be"):
+        with pytest.raises(InvalidRequestError, match="latents must be"):
             vae.decode(wrong)
-        with pytest.raises(InvalidRequest, match="pixels must be"):
+        with pytest.raises(InvalidRequestError, match="pixels must be"):
             vae.encode(wrong)
 
 
@@ -336,10 +338,10 @@ def test_the_image_processor_is_that_of_diffusers(sd: Any) -> None:
     latents = torch.zeros(1, 4, 5, 5)
     assert ours.preprocess(latents) is latents or torch.equal(ours.preprocess(latents), latents)
     for wrong in (5, [], [image, unit], "x"):
-        with pytest.raises(InvalidRequest):
+        with pytest.raises(InvalidRequestError):
             ours.preprocess(wrong)
     for wrong in ("x", array, unit[0]):
-        with pytest.raises(InvalidRequest):
+        with pytest.raises(InvalidRequestError):
             ours.postprocess(wrong)
 
 
@@ -350,7 +352,7 @@ def test_the_progress_bar_is_used_as_tqdms(sd: Any) -> None:
         bar.update()
         bar.set_postfix(loss=1)
     assert (bar.n, bar.total) == (1, 2)
-    with pytest.raises(InvalidRequest, match="iterable"):
+    with pytest.raises(InvalidRequestError, match="iterable"):
         pipe.progress_bar()
 
 
@@ -365,9 +367,9 @@ def test_from_pipe_shares_the_networks(tiny: Any) -> None:
     other.set_scheduler("euler")
     assert pipe.sampler == "dpmpp_2m"
     for options in ({"torch_dtype": torch.float16}, {"scheduler": pipe.scheduler}, {"unet": 1}):
-        with pytest.raises(InvalidRequest):
+        with pytest.raises(InvalidRequestError):
             type(pipe).from_pipe(pipe, **options)
-    with pytest.raises(InvalidRequest, match="from_pretrained"):
+    with pytest.raises(InvalidRequestError, match="from_pretrained"):
         type(pipe).from_pipe(object())
 
 
@@ -381,17 +383,17 @@ def test_a_saved_pipeline_opens_again(tiny: Any, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").touch()
     for target in (tmp_path / "mine", tmp_path / "saved", tmp_path / "mine" / "letter.txt"):
-        with pytest.raises(InvalidRequest, match="exists already"):
+        with pytest.raises(InvalidRequestError, match="exists already"):
             pipe.save_pretrained(target)
     assert [*(tmp_path / "mine").iterdir()] == [tmp_path / "mine" / "letter.txt"]
-    with pytest.raises(InvalidRequest, match="hf upload"):
+    with pytest.raises(InvalidRequestError, match="hf upload"):
         pipe.save_pretrained(tmp_path / "other", push_to_hub=True)
 
 
 def test_what_to_export_can_be_opened(sd: Any) -> None:
     pipe = CLASSES["sd"].from_pretrained(sd.bundle.path)
     pipe.exported_from = "/models/mine"
-    with pytest.raises(InvalidRequest) as refused:
+    with pytest.raises(InvalidRequestError) as refused:
         pipe.unfuse_qkv_projections()
     command = "kdrt export /models/mine --name sd-2 --precision fp32 --variant unfused-qkv`"
     assert command.replace("sd-2", f"{sd.bundle.manifest.name}-2") in str(refused.value)
@@ -451,7 +453,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
 def test_a_wrong_argument_is_one_sentence(tiny: Any, name: str) -> None:
     pipe = tiny.pipe()
     for value in WRONG[name]:
-        with pytest.raises(InvalidRequest) as refused:
+        with pytest.raises(InvalidRequestError) as refused:
             pipe(**({"prompt": "a"} | SIZE | {name: value}))
         assert len(str(refused.value)) < 400
 
@@ -464,13 +466,13 @@ def test_wrong_embeddings_are_one_sentence(tiny: Any) -> None:
         *(torch.zeros(1, 16, width).long(), torch.full((1, 16, width), float("inf"))),
         *(torch.zeros(0, 16, width), torch.zeros(1, 0, width)),
     ):
-        with pytest.raises(InvalidRequest, match="prompt_embeds must be"):
+        with pytest.raises(InvalidRequestError, match="prompt_embeds must be"):
             pipe(prompt_embeds=wrong, **pooled, **SIZE)
     if tiny.family == "sdxl":
         for wrong in ("x", torch.zeros(1, 5), torch.zeros(2, 32)):
-            with pytest.raises(InvalidRequest, match="pooled_prompt_embeds"):
+            with pytest.raises(InvalidRequestError, match="pooled_prompt_embeds"):
                 pipe(prompt_embeds=torch.zeros(1, 16, 64), pooled_prompt_embeds=wrong, **SIZE)
-            with pytest.raises(InvalidRequest, match="pooled_prompt_embeds"):
+            with pytest.raises(InvalidRequestError, match="pooled_prompt_embeds"):
                 pipe("a", pooled_prompt_embeds=wrong, **SIZE)
 
 
@@ -485,5 +487,5 @@ def test_paths_that_are_none(sd: Any, path: Any) -> None:
     if path != "/nowhere/x":
         with pytest.raises(KdrtError):
             pipe.save_pretrained(path)
-    with pytest.raises(InvalidRequest, match="revision must be"):
+    with pytest.raises(InvalidRequestError, match="revision must be"):
         type(pipe).from_pretrained(sd.bundle.path, revision=5)

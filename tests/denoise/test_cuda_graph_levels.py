@@ -1,4 +1,4 @@
-"""Graph levels of a pipeline: who gets which, and the same pictures at each."""
+"""Graph levels of a pipeline: who gets which, and the same images at each."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 
 import kdrt.pipeline.pipeline
 from kdrt.common.streams import OwnStream
-from kdrt.denoise.cuda_graphs import GraphRunner, graph_level
+from kdrt.denoise.cuda_graphs import CudaGraphRunner, cuda_graph_level
 from kdrt.denoise.denoising import Denoising
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt_engines import Engine
 from tests.support.tiny_model import TinyModel, tiny_model
@@ -40,16 +40,18 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Work]:
         works.append(Work(work))
         return works[-1]
 
-    def runner(self: Denoising, denoise: object) -> GraphRunner:
-        return GraphRunner(denoise, self._graph, self.graphs, capture)  # type: ignore[arg-type]
+    def runner(self: Denoising, denoise: object) -> CudaGraphRunner:
+        return CudaGraphRunner(denoise, self._graph, self.graphs, capture)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Denoising, "_runner", runner)
-    monkeypatch.setattr(kdrt.pipeline.pipeline, "graph_level", lambda asked, engine: asked or "off")
+    monkeypatch.setattr(
+        kdrt.pipeline.pipeline, "cuda_graph_level", lambda asked, engine: asked or "off"
+    )
     return works
 
 
 def at(model: TinyModel, level: str) -> Pipeline:
-    return Pipeline(model.pipeline.bundle, model.pipeline.engines, graph=level)  # type: ignore[arg-type]
+    return Pipeline(model.pipeline.bundle, model.pipeline.engines, cuda_graph=level)  # type: ignore[arg-type]
 
 
 MASK = np.zeros((64, 48), np.uint8)
@@ -69,7 +71,7 @@ MASK[:32] = 255
     ],
     ids=["plain", "unguided", "rescaled", "cfg++", "noisy", "masked"],
 )
-def test_every_level_makes_the_same_pictures(
+def test_every_level_makes_the_same_images(
     sdxl: TinyModel, made: list[Work], level: str, options: dict[str, object]
 ) -> None:
     arguments = {"steps": 5, "output_type": "latent", **options}
@@ -78,13 +80,13 @@ def test_every_level_makes_the_same_pictures(
         expected = sdxl.pipeline("a red circle", seed=seed, **arguments).images
         actual = pipe("a red circle", seed=seed, **arguments).images
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
-    assert len(made) == 1, "the second picture needs no new capture"
+    assert len(made) == 1, "the second image needs no new capture"
     assert made[0].replays == (2 if level == "loop" else 2 * len(pipe.steps("a", **arguments)))
 
 
 @pytest.mark.parametrize("level", ["step", "loop"])
 @pytest.mark.parametrize("masked", [False, True])
-def test_an_interval_of_guidance_makes_the_same_pictures(
+def test_an_interval_of_guidance_makes_the_same_images(
     sdxl: TinyModel, made: list[Work], level: str, masked: bool
 ) -> None:
     """Steps have a graph for each kind of evaluation; an interval that leaves the sequence of
@@ -100,7 +102,7 @@ def test_an_interval_of_guidance_makes_the_same_pictures(
 
 
 @pytest.mark.parametrize("level", ["step", "loop"])
-def test_a_deep_cache_makes_the_same_pictures(tmp_path: Path, made: list[Work], level: str) -> None:
+def test_a_deep_cache_makes_the_same_images(tmp_path: Path, made: list[Work], level: str) -> None:
     model = tiny_model(tmp_path, "sdxl", deep=True)
     pipe = at(model, level)
     arguments = {"steps": 6, "sampler": "heun", "output_type": "latent", "deep_cache": 3}
@@ -175,21 +177,21 @@ def test_other_engines_drop_the_graphs(sdxl: TinyModel, made: list[Work]) -> Non
 
 def test_a_cpu_has_no_graphs(sdxl: TinyModel) -> None:
     bundle, engines = sdxl.pipeline.bundle, sdxl.pipeline.engines
-    assert sdxl.pipeline.graph == "off"
-    assert Pipeline(bundle, engines, graph="off").graph == "off"
-    with pytest.raises(InvalidRequest, match=r"graph='step' needs CUDA.*runs on cpu"):
-        Pipeline(bundle, engines, graph="step")
-    with pytest.raises(InvalidRequest, match="unknown graph 'all'; known: off, step, loop"):
-        Pipeline(bundle, engines, graph="all")  # type: ignore[arg-type]
+    assert sdxl.pipeline.cuda_graph == "off"
+    assert Pipeline(bundle, engines, cuda_graph="off").graph == "off"
+    with pytest.raises(InvalidRequestError, match=r"graph='step' needs CUDA.*runs on cpu"):
+        Pipeline(bundle, engines, cuda_graph="step")
+    with pytest.raises(InvalidRequestError, match="unknown graph 'all'; known: off, step, loop"):
+        Pipeline(bundle, engines, cuda_graph="all")  # type: ignore[arg-type]
 
 
 def test_on_cuda_steps_are_captured_unless_the_engine_does_it_itself(sdxl: TinyModel) -> None:
     engine: Engine = sdxl.pipeline.engines["unet"]
     engine.device = torch.device("cuda")
-    assert graph_level(None, engine) == "step"
+    assert cuda_graph_level(None, engine) == "step"
     engine.capturable = False
-    assert graph_level(None, engine) == "off"
-    assert graph_level("loop", engine) == "loop"
+    assert cuda_graph_level(None, engine) == "off"
+    assert cuda_graph_level("loop", engine) == "loop"
 
 
 def test_streams_change_hands_around_every_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Graph levels: the same pictures, the right captures, and a way back where none is possible."""
+"""Graph levels: the same images, the right captures, and a way back where none is possible."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import warnings
 import pytest
 import torch
 
-from kdrt.denoise.cuda_graphs import CaptureWarning, GraphRunner
-from kdrt.sampling import SeededNoise, plan, run
-from kdrt_engines.cuda_graphs import CaptureError, GraphCache
+from kdrt.denoise.cuda_graphs import CaptureWarning, CudaGraphRunner
+from kdrt.sampling import SeededNoise, make_plan, run
+from kdrt_engines.cuda_graphs import CaptureError, CudaGraphCache
 
 SHAPE = (2, 4, 3, 5)
 SIGMAS = (14.6, 7.1, 3.0, 1.2, 0.5, 0.0)
@@ -92,10 +92,10 @@ def ends(steps):
 @pytest.mark.parametrize("level", ["off", "step", "loop"])
 @pytest.mark.parametrize("watched", [True, False])
 def test_every_level_gives_the_same_states(sampler, level, watched, capture):
-    planned = plan(sampler, SIGMAS)
+    planned = make_plan(sampler, SIGMAS)
     latents, noise = latents_and_noise(planned)
     expected = ends(run(planned, latents, Network(), noise))
-    runner = GraphRunner(Network(), level, GraphCache(), capture)
+    runner = CudaGraphRunner(Network(), level, CudaGraphCache(), capture)
     actual = ends(runner.run(planned, latents, noise, watched=watched))
     if level == "loop" and not watched:
         expected = expected[-1:]
@@ -105,9 +105,9 @@ def test_every_level_gives_the_same_states(sampler, level, watched, capture):
 
 
 def test_one_step_graph_serves_all_plans_with_the_same_registers(capture, made):
-    runner = GraphRunner(Network(), "step", GraphCache(), capture)
+    runner = CudaGraphRunner(Network(), "step", CudaGraphCache(), capture)
     for sigmas in (SIGMAS, (9.0, 4.0, 1.0, 0.3, 0.1, 0.0)):
-        planned = plan("dpmpp_2m", sigmas)
+        planned = make_plan("dpmpp_2m", sigmas)
         latents, noise = latents_and_noise(planned)
         list(runner.run(planned, latents, noise))
     assert len(made) == 1
@@ -115,8 +115,8 @@ def test_one_step_graph_serves_all_plans_with_the_same_registers(capture, made):
 
 
 def test_the_whole_loop_is_one_launch_unless_somebody_watches(capture, made):
-    runner = GraphRunner(Network(), "loop", GraphCache(), capture)
-    planned = plan("dpmpp_2m", SIGMAS)
+    runner = CudaGraphRunner(Network(), "loop", CudaGraphCache(), capture)
+    planned = make_plan("dpmpp_2m", SIGMAS)
     latents, noise = latents_and_noise(planned)
     for _ in range(3):
         list(runner.run(planned, latents, noise, watched=False))
@@ -127,8 +127,8 @@ def test_the_whole_loop_is_one_launch_unless_somebody_watches(capture, made):
 
 def test_another_guidance_mode_is_another_graph(capture, made):
     network = Network()
-    runner = GraphRunner(network, "step", GraphCache(), capture)
-    planned = plan("euler", SIGMAS)
+    runner = CudaGraphRunner(network, "step", CudaGraphCache(), capture)
+    planned = make_plan("euler", SIGMAS)
     latents, noise = latents_and_noise(planned)
     for network.is_rescaled in (False, True, False):
         list(runner.run(planned, latents, noise))
@@ -139,13 +139,13 @@ def test_another_guidance_mode_is_another_graph(capture, made):
 def test_evaluations_that_do_less_are_graphs_of_their_own(level, capture, made):
     """One a kind for steps; for a whole run one a sequence of kinds."""
     network = Network()
-    runner = GraphRunner(network, level, GraphCache(), capture)
+    runner = CudaGraphRunner(network, level, CudaGraphCache(), capture)
     for network.near, sigmas in (
         (2.0, SIGMAS),
         (2.0, (9.0, 4.0, 3.0, 1.1, 0.4, 0.0)),
         (0.8, SIGMAS),
     ):
-        planned = plan("heun", sigmas)
+        planned = make_plan("heun", sigmas)
         latents, noise = latents_and_noise(planned)
         expected = ends(run(planned, latents, network, noise))[-1]
         *_, actual = ends(runner.run(planned, latents, noise, watched=False))
@@ -163,16 +163,16 @@ def test_what_cannot_be_captured_runs_one_level_lower_and_says_so_once(capture):
         return Recorded(work)
 
     only_steps.calls = 0
-    planned = plan("dpmpp_2m", SIGMAS)
+    planned = make_plan("dpmpp_2m", SIGMAS)
     latents, noise = latents_and_noise(planned)
     expected = ends(run(planned, latents, Network(), noise))[-1]
-    runner = GraphRunner(Network(), "loop", GraphCache(), only_steps)
+    runner = CudaGraphRunner(Network(), "loop", CudaGraphCache(), only_steps)
     with pytest.warns(CaptureWarning, match="the loop cannot be captured .*graph='step'"):
         *_, actual = ends(runner.run(planned, latents, noise, watched=False))
     assert runner.level == "step"
     torch.testing.assert_close(actual[1], expected[1], rtol=1e-5, atol=2e-5)
 
-    runner = GraphRunner(Network(), "step", GraphCache(), refuse)
+    runner = CudaGraphRunner(Network(), "step", CudaGraphCache(), refuse)
     with pytest.warns(CaptureWarning, match="graph='off'"):
         *_, actual = ends(runner.run(planned, latents, noise))
     assert torch.equal(actual[1], expected[1])
@@ -182,8 +182,8 @@ def test_what_cannot_be_captured_runs_one_level_lower_and_says_so_once(capture):
 
 
 def test_a_run_can_be_left_at_any_step(capture):
-    runner = GraphRunner(Network(), "step", GraphCache(), capture)
-    planned = plan("dpmpp_2m", SIGMAS)
+    runner = CudaGraphRunner(Network(), "step", CudaGraphCache(), capture)
+    planned = make_plan("dpmpp_2m", SIGMAS)
     latents, noise = latents_and_noise(planned)
     for step in runner.run(planned, latents, noise):
         if step.index == 2:
@@ -202,7 +202,7 @@ class Sized:
 
 
 def test_the_cache_forgets_what_was_not_used_for_longest():
-    cache = GraphCache(limit=100, count=3)
+    cache = CudaGraphCache(limit=100, count=3)
     for key in "abc":
         cache.get(key, lambda: Sized(10))
     kept = cache.get("a", pytest.fail)
@@ -215,7 +215,7 @@ def test_the_cache_forgets_what_was_not_used_for_longest():
 
 
 def test_the_cache_is_bounded_by_memory():
-    cache = GraphCache(limit=100)
+    cache = CudaGraphCache(limit=100)
     for key in "abcd":
         cache.get(key, lambda: Sized(40))
     assert cache.size <= 100

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import kdrt
 from kdrt.bundle import Bundle
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt_export.errors import ExportError
 from kdrt_export.stage import check_variants
@@ -32,7 +32,7 @@ from tests.support.tiny_bundles import NEGATIVE, PROMPT, TinyModel
 STEPS, GUIDANCE = 5, 4.0
 BOUND = 2e-5
 SIZES = [(32, 48), (18, 26)]
-"""Of pictures; latents of 16 by 24, and of 9 by 13."""
+"""Of images; latents of 16 by 24, and of 9 by 13."""
 
 
 @pytest.fixture(scope="module", params=["sd", "sdxl"])
@@ -114,7 +114,7 @@ def test_equals_a_loop_written_by_hand(deep: TinyModel, size: tuple[int, int], e
     assert relative_error(by_kdrt(pipe, size, deep_cache=every), expected) < BOUND
     plain = by_kdrt(pipe, size)
     assert relative_error(plain, by_hand(deep, pipe, size, 1)) < BOUND
-    assert relative_error(plain, expected) > 1e-3, "the shortcut is another picture"
+    assert relative_error(plain, expected) > 1e-3, "the shortcut is another image"
 
 
 def test_the_bundle_tells_and_holds_little_more(deep: TinyModel) -> None:
@@ -128,7 +128,7 @@ def test_the_bundle_tells_and_holds_little_more(deep: TinyModel) -> None:
 
 
 def test_every_kind_of_run(deep: TinyModel) -> None:
-    """With all shortcuts at once, on a picture, in turn: what is made is finite, and the same
+    """With all shortcuts at once, on an image, in turn: what is made is finite, and the same
     whichever way the networks are kept."""
     image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
     mask = np.zeros((32, 48), np.uint8)
@@ -179,7 +179,9 @@ def test_variants_go_together(tmp_path: Path) -> None:
 
 def test_what_is_refused(tiny_models: Any) -> None:
     pipe = kdrt.load(tiny_models("sd").bundle)
-    with pytest.raises(InvalidRequest, match=r"has none; export it with .*--variant deepcache`"):
+    with pytest.raises(
+        InvalidRequestError, match=r"has none; export it with .*--variant deepcache`"
+    ):
         pipe("a", deep_cache=2)
     with pytest.raises(ExportError, match="choose unfused-qkv or deepcache"):
         check_variants(["deep"], fuse_qkv=True)

@@ -101,7 +101,7 @@ def reference(
     prediction_type: PredictionType,
     sigma_data: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The network's output and the denoised picture, in float64 and without any cleverness."""
+    """The network's output and the denoised image, in float64 and without any cleverness."""
     x = x.double()
     assert told.text_embeds is not None
     timestep = SCHEDULE.timestep(sigma) if sigma_data is None else 0.25 * math.log(sigma)
@@ -138,7 +138,7 @@ def denoised_of(
 def test_a_network_is_asked_and_understood_as_diffusers_schedulers_do(
     model: Model, sigma: float
 ) -> None:
-    """Against a step of the original: at the last one, to sigma 0, it is the denoised picture."""
+    """Against a step of the original: at the last one, to sigma 0, it is the denoised image."""
     prediction_type, sigma_data = model
     scheduler: Any
     if sigma_data is None:
@@ -178,7 +178,7 @@ def test_a_network_is_asked_and_understood_as_diffusers_schedulers_do(
 def test_the_edm_formulation_is_k_diffusions(sigma_data: float, sigma: float) -> None:
     try:
         original = kdiffusion.load("layers").Denoiser, kdiffusion.load("external").VDenoiser
-    except kdiffusion.OracleUnavailable as error:
+    except kdiffusion.OracleUnavailableError as error:
         pytest.skip(str(error))
     told, ids = conditioning(1), time_ids(IMAGES)
     x = latents() * sigma
@@ -204,7 +204,7 @@ def test_the_edm_formulation_is_k_diffusions(sigma_data: float, sigma: float) ->
 
 @pytest.mark.parametrize("sigma", SIGMAS)
 @of_every_model
-def test_guides_the_denoised_pictures(model: Model, sigma: float) -> None:
+def test_guides_the_denoised_images(model: Model, sigma: float) -> None:
     bound, _ = denoiser(*model)
     positive, negative, ids = conditioning(1), conditioning(2), time_ids(2 * IMAGES)
     bound.prepare(positive, negative, guidance_scale=7.5, time_ids=ids)

@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdrt.denoise.denoiser import Denoiser
-from kdrt.denoise.shortcuts import Course, Shortcuts, every, interval
-from kdrt.errors import InvalidRequest
-from kdrt.images.infotext import parse_parameters
+from kdrt.denoise.shortcuts import Course, Shortcuts, check_deep_cache, check_interval
+from kdrt.errors import InvalidRequestError
+from kdrt.images.infotext import parse_infotext
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt.request.grid import training_table
 from kdrt.request.request import Request
 from kdrt.request.resolve import resolve
-from kdrt.sampling import SeededNoise, plan, sample
+from kdrt.sampling import SeededNoise, make_plan, sample
 from tests.support.tiny_model import (
     TinyModel,
     tiny_deep_unet,
@@ -126,7 +126,7 @@ def test_in_between_each_evaluation_is_the_one_or_the_other(
 
     noise = SeededNoise([3], (4, 8, 6)).latents() * sigmas[0]
     expected = sample(
-        plan("dpmpp_2m", [*sigmas, 0.0]),
+        make_plan("dpmpp_2m", [*sigmas, 0.0]),
         noise,
         lambda x, sigma: (guided if low < sigma <= high else unguided)(x, sigma),
     )
@@ -179,7 +179,7 @@ def test_a_deep_cache_is_a_loop_written_by_hand(family, sampler, tmp_path) -> No
     noise = SeededNoise([3], (4, 8, 6))
     start = noise.latents() * sigmas[0]
     by_hand = ByHand(model, 3)
-    planned = plan(sampler, [*sigmas, 0.0])
+    planned = make_plan(sampler, [*sigmas, 0.0])
     expected = sample(planned, start, by_hand, noise.draw(planned.slots))
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
@@ -211,26 +211,30 @@ def test_the_unet_in_use_must_hand_out_its_depth(tmp_path) -> None:
     table = training_table(model.manifest.scheduler)
     unet = model.manifest.components["unet"].spec()
     assert resolve(request, model.manifest, unet, table).shortcuts.deep_cache == 2
-    with pytest.raises(InvalidRequest, match="for the plain UNet, and an IP-Adapter's is in use"):
+    with pytest.raises(
+        InvalidRequestError, match="for the plain UNet, and an IP-Adapter's is in use"
+    ):
         resolve(request, model.manifest, unet_spec(), table)
 
 
 def test_a_deep_cache_needs_a_shallow_unet(sdxl: TinyModel) -> None:
-    with pytest.raises(InvalidRequest, match=r"'tiny' has none; export it with `kdrt export tests"):
+    with pytest.raises(
+        InvalidRequestError, match=r"'tiny' has none; export it with `kdrt export tests"
+    ):
         sdxl.pipeline("a", deep_cache=2)
 
 
-def test_nothing_is_left_for_the_next_picture(sdxl: TinyModel) -> None:
+def test_nothing_is_left_for_the_next_image(sdxl: TinyModel) -> None:
     expected = latents(sdxl)
     latents(sdxl, guidance_interval=(0.4, 4.0), seed=8)
     assert torch.equal(latents(sdxl), expected)
     assert set(batches(sdxl)) == {2}
 
 
-def test_the_picture_says_so(sdxl: TinyModel) -> None:
+def test_the_image_says_so(sdxl: TinyModel) -> None:
     result = sdxl.pipeline("a", seed=1, steps=2, guidance_interval=(0.25, 5.42))
-    assert parse_parameters(str(result.parameters[0]))["Guidance interval"] == "0.25 to 5.42"
-    assert "Deep cache" not in str(result.parameters[0])
+    assert parse_infotext(str(result.infotexts[0]))["Guidance interval"] == "0.25 to 5.42"
+    assert "Deep cache" not in str(result.infotexts[0])
     plain = sdxl.pipeline("a", seed=1, steps=2)
     assert "Guidance interval" not in str(plain.parameters[0])
 
@@ -239,21 +243,25 @@ def test_the_picture_says_so(sdxl: TinyModel) -> None:
     "value", [(1.0,), (2.0, 1.0), (1.0, 1.0), (0.0, math.inf), (math.nan, 1.0), "12", 3.0, (0, "a")]
 )
 def test_an_interval_is_two_noise_levels(value: object) -> None:
-    with pytest.raises(InvalidRequest, match=r"guidance_interval must be two finite noise levels"):
-        interval("guidance_interval", value)
+    with pytest.raises(
+        InvalidRequestError, match=r"guidance_interval must be two finite noise levels"
+    ):
+        check_interval("guidance_interval", value)
 
 
 @pytest.mark.parametrize("value", [0, -2, 1.5, True, "3"])
 def test_a_deep_cache_is_a_number_of_evaluations(value: object) -> None:
-    with pytest.raises(InvalidRequest, match="deep_cache must be a whole number of at least 1"):
-        every("deep_cache", value)
-    with pytest.raises(InvalidRequest, match="every evaluation full; leave it out, or take 2"):
-        every("deep_cache", 1)
+    with pytest.raises(
+        InvalidRequestError, match="deep_cache must be a whole number of at least 1"
+    ):
+        check_deep_cache("deep_cache", value)
+    with pytest.raises(InvalidRequestError, match="every evaluation full; leave it out, or take 2"):
+        check_deep_cache("deep_cache", 1)
 
 
 def test_where_an_interval_would_do_nothing(sdxl: TinyModel, tmp_path) -> None:
     def refused(pipe: Pipeline, match: str, **options: object) -> None:
-        with pytest.raises(InvalidRequest, match=match):
+        with pytest.raises(InvalidRequestError, match=match):
             pipe("a", guidance_interval=(0.3, 5.0), **options)
 
     refused(sdxl.pipeline, "no effect: at guidance_scale=1 there is no", guidance_scale=1.0)

@@ -10,7 +10,14 @@ import pytest
 import torch
 from onnx import helper
 
-from kdrt_engines import Engine, EngineError, EngineSpec, EngineUnavailable, TensorSpec, registry
+from kdrt_engines import (
+    Engine,
+    EngineError,
+    EngineSpec,
+    EngineUnavailableError,
+    TensorSpec,
+    registry,
+)
 from kdrt_engines.onnxruntime.engine import OrtEngine
 from kdrt_engines.torch_eager import TorchEngine
 
@@ -76,7 +83,9 @@ def test_bindings_do_not_disturb_each_other(engine: Engine) -> None:
 
 
 def test_a_provider_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(EngineUnavailable, match="has no TensorrtExecutionProvider on this machine"):
+    with pytest.raises(
+        EngineUnavailableError, match="has no TensorrtExecutionProvider on this machine"
+    ):
         OrtEngine(onnx_file(tmp_path), SPEC, provider="TensorrtExecutionProvider")
 
 
@@ -86,7 +95,7 @@ def test_a_provider_that_is_silently_dropped_is_an_error(
     names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
     with pytest.raises(
-        EngineUnavailable, match="dropped CUDAExecutionProvider and would run on CPU"
+        EngineUnavailableError, match="dropped CUDAExecutionProvider and would run on CPU"
     ):
         OrtEngine(onnx_file(tmp_path), SPEC, provider="CUDAExecutionProvider")
 

@@ -15,7 +15,7 @@ import torch
 import kdrt
 import kdrt_engines
 import kdrt_export
-from kdrt_engines.errors import EngineRejected, KdrtError, NotEnoughMemory, is_out_of_memory
+from kdrt_engines.errors import EngineRejectedError, KdrtError, OutOfMemoryError, is_out_of_memory
 
 
 def _import_errors(package: ModuleType) -> None:
@@ -52,8 +52,13 @@ def test_an_error_survives_a_pickle(kind: type[KdrtError]) -> None:
 
 def test_every_family_is_among_them() -> None:
     names = {kind.__name__ for kind in KINDS}
-    assert {"EngineRejected", "InvalidRequest", "BenchmarkError", "VerificationError"} <= names
-    rejected = pickle.loads(pickle.dumps(EngineRejected("no engine for this GPU", "missing")))
+    assert {
+        "EngineRejectedError",
+        "InvalidRequestError",
+        "BenchmarkError",
+        "VerificationError",
+    } <= names
+    rejected = pickle.loads(pickle.dumps(EngineRejectedError("no engine for this GPU", "missing")))
     assert rejected.reason == "missing"
 
 
@@ -68,7 +73,7 @@ def test_an_allocation_that_fails_is_known_by_its_words() -> None:
         RuntimeError("std::bad_alloc"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         OSError(12, "Cannot allocate memory"),
-        NotEnoughMemory("one sentence"),
+        OutOfMemoryError("one sentence"),
     ):
         assert is_out_of_memory(error), error
     for error in (

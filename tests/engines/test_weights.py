@@ -10,7 +10,7 @@ import torch
 from onnx import external_data_helper, helper, numpy_helper
 from torch import Tensor, nn
 
-from kdrt_engines import Binding, Engine, EngineError, EngineSpec, FixedWeights, TensorSpec
+from kdrt_engines import Binding, Engine, EngineError, EngineSpec, FixedWeightsError, TensorSpec
 from kdrt_engines.onnx_weights import stored_weights
 from kdrt_engines.onnxruntime.engine import OrtEngine
 from kdrt_engines.torch_eager import TorchEngine
@@ -93,7 +93,7 @@ def test_engines_with_fixed_weights_say_so() -> None:
         def bind(self, **dims: int) -> Binding:
             raise NotImplementedError
 
-    with pytest.raises(FixedWeights, match="Plain whose weights are fixed"):
+    with pytest.raises(FixedWeightsError, match="Plain whose weights are fixed"):
         Plain().with_weights({})
 
 

@@ -121,11 +121,11 @@ def test_all_read_the_same_weights(tmp_path: Path) -> None:
 
 @pytest.fixture
 def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What large pictures gain from, in small ones too."""
-    monkeypatch.setattr(winograd, "LEAST_CHANNELS", (16, 16))
-    monkeypatch.setattr(winograd, "LEAST_ROWS", 1)
-    monkeypatch.setattr(group_norm, "LEAST_ROWS", 1)
-    monkeypatch.setattr(upsampling, "LEAST_CHANNELS", 1)
+    """What large images gain from, in small ones too."""
+    monkeypatch.setattr(winograd, "MIN_CHANNELS", (16, 16))
+    monkeypatch.setattr(winograd, "MIN_ROWS", 1)
+    monkeypatch.setattr(group_norm, "MIN_ROWS", 1)
+    monkeypatch.setattr(upsampling, "MIN_CHANNELS", 1)
 
 
 @pytest.mark.usefixtures("everywhere")

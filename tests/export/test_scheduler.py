@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kdrt.errors import KdrtError
 from kdrt.request.grid import training_table
-from kdrt_export.errors import UnsupportedModel
+from kdrt_export.errors import UnsupportedModelError
 from kdrt_export.report import Silent
 from kdrt_export.scheduler import scheduler_facts
 
@@ -101,7 +101,7 @@ def test_schedulers_of_discrete_timesteps_are_followed(name: str) -> None:
     ],
 )
 def test_other_ways_of_training_are_refused_by_name(kind: object) -> None:
-    with pytest.raises(UnsupportedModel, match=f"scheduler is {kind!r}".replace("[", r"\[")):
+    with pytest.raises(UnsupportedModelError, match=f"scheduler is {kind!r}".replace("[", r"\[")):
         scheduler_facts({"_class_name": kind}, Silent())
 
 
@@ -142,7 +142,7 @@ def test_other_ways_of_training_are_refused_by_name(kind: object) -> None:
     ],
 )
 def test_settings_that_are_of_no_use_are_named(config: dict[str, Any], words: str) -> None:
-    with pytest.raises(UnsupportedModel, match=words):
+    with pytest.raises(UnsupportedModelError, match=words):
         scheduler_facts(config, Silent())
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import kdrt
 from kdrt.bundle import Bundle
-from kdrt.errors import InvalidRequest, KdrtError, OutputError
+from kdrt.errors import InvalidRequestError, KdrtError, OutputError
 from kdrt.sampling import NoiseSchedule, sigmas_for
 from kdrt_export import stage
 from kdrt_export.errors import VerificationError
@@ -100,7 +100,7 @@ def test_a_single_file_exports_to_the_same_networks(
     single = Bundle.open(stage.export(str(path), tmp_path / "single", config=sd_folder)).manifest
     assert single.source == "mine.safetensors"
     networks = {name for name in folder.files if name.startswith("onnx/")}
-    # Two graphs and the weights, one more for CPUs of all with pictures; of the UNet also the one
+    # Two graphs and the weights, one more for CPUs of all with images; of the UNet also the one
     # without FreeU, and the invariants.
     assert len(networks) == 4 * 3 + 3 + 2
     assert {name: single.files[name] for name in networks} == {
@@ -234,7 +234,7 @@ def test_where_a_bundle_cannot_be_is_said_before_the_work(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], words: str
 ) -> None:
     monkeypatch.setattr(stage, "open_source", lambda *_, **__: pytest.fail("the work has begun"))
-    with pytest.raises((InvalidRequest, OutputError), match=words):
+    with pytest.raises((InvalidRequestError, OutputError), match=words):
         stage.export("demo", **options)
 
 

@@ -13,7 +13,7 @@ from transformers import CLIPConfig
 
 import kdrt
 from kdrt_export import stage
-from kdrt_export.errors import ExportError, UnsupportedModel
+from kdrt_export.errors import ExportError, UnsupportedModelError
 from kdrt_export.sources import open_source
 from kdrt_export.walk import Part
 from tests.export.sources.test_sources import sd_folder  # noqa: F401
@@ -43,7 +43,7 @@ def set_checker(folder: Path) -> None:
     network = randomized(
         StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=20))
     )
-    network.concept_embeds_weights.data.fill_(-2.0)  # every picture is beyond it
+    network.concept_embeds_weights.data.fill_(-2.0)  # every image is beyond it
     network.save_pretrained(folder / "safety_checker")
 
 
@@ -99,18 +99,20 @@ def test_the_safety_checker_can_be_left_out(folder: Path, monkeypatch: pytest.Mo
         stage.export(str(folder), folder.parent / "out", safety_checker=True)
 
 
-def test_another_reading_of_pictures_is_refused(folder: Path) -> None:
+def test_another_reading_of_images_is_refused(folder: Path) -> None:
     set_checker(folder)
     (folder / "feature_extractor").mkdir()
     file = folder / "feature_extractor" / "preprocessor_config.json"
     file.write_text(json.dumps({"image_mean": [0.48145466, 0.4578275, 0.40821073]}))
     assert open_source(str(folder)).safety_checker() is not None
     file.write_text(json.dumps({"image_mean": [0.5, 0.5, 0.5]}))
-    with pytest.raises(UnsupportedModel, match=r"has image_mean \[0.5.*--no-safety-checker"):
+    with pytest.raises(UnsupportedModelError, match=r"has image_mean \[0.5.*--no-safety-checker"):
         open_source(str(folder)).safety_checker()
 
 
 def test_other_channels_are_refused(folder: Path) -> None:
     set_unet(folder, in_channels=8)
-    with pytest.raises(UnsupportedModel, match=r"takes 8 channels for latents of 4.*inpainting"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"takes 8 channels for latents of 4.*inpainting"
+    ):
         stage.export(str(folder), folder.parent / "out")

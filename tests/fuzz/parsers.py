@@ -27,8 +27,8 @@ with atheris.instrument_imports(include=["kdrt", "kdrt_export", "kdrt_engines"])
     from kdrt.adapters.lora_file import read_lora
     from kdrt.bundle import Bundle
     from kdrt.errors import KdrtError
-    from kdrt.images.infotext import parse_parameters
-    from kdrt.images.input import open_image, pictures
+    from kdrt.images.infotext import parse_infotext
+    from kdrt.images.input import open_image, read_images
     from kdrt.images.metadata import read_metadata
     from kdrt.prompt.weighting import escape, has_emphasis, parse
     from kdrt_engines.onnx_weights import graph_facts, stored_weights
@@ -45,7 +45,7 @@ def _file(data: bytes, name: str) -> Path:
 
 def settings(data: bytes) -> None:
     """The text that travels with an image."""
-    parse_parameters(data.decode("utf-8", "replace"))
+    parse_infotext(data.decode("utf-8", "replace"))
 
 
 def emphasis(data: bytes) -> None:
@@ -64,7 +64,7 @@ def metadata(data: bytes) -> None:
 def image(data: bytes) -> None:
     """An image's pixels."""
     with open_image(_file(data, "image.png")) as opened:
-        pictures("image", opened, 8, 16, 16)
+        read_images("image", opened, 8, 16, 16)
 
 
 def lora(data: bytes) -> None:

@@ -17,13 +17,13 @@ from torch import Tensor
 
 import kdrt
 from kdrt.backends.loading import load_engines
-from kdrt.backends.offload import TurnEngine
+from kdrt.backends.offload import OffloadedEngine
 from kdrt.build.engines import build_engines
 from kdrt.bundle import Bundle
 from kdrt.denoise.cuda_graphs import CaptureWarning
-from kdrt.errors import EngineRejected
-from kdrt.pipeline.memory import plan_memory
-from kdrt_engines import EngineUnavailable
+from kdrt.errors import EngineRejectedError
+from kdrt.pipeline.memory import estimate_memory
+from kdrt_engines import EngineUnavailableError
 from kdrt_engines.tensorrt.flavour import flavour_for
 
 LEVELS = ("off", "step", "loop")
@@ -76,7 +76,7 @@ def close(actual: Tensor, expected: Tensor, bound: float) -> None:
 def test_torch_at_every_level(
     bundle: Bundle, on_cpu: kdrt.Pipeline, sampler: str, level: str
 ) -> None:
-    pipe = kdrt.load(bundle, engine="torch", graph=level)
+    pipe = kdrt.load(bundle, engine="torch", cuda_graph=level)
     for guidance in (5.0, 2.0):
         options = {**FAST, "sampler": sampler, "guidance_scale": guidance}
         close(pipe(PROMPT, **options).images, on_cpu(PROMPT, **options).images, 1e-2)
@@ -86,11 +86,11 @@ def test_torch_at_every_level(
 def test_tensorrt_at_every_level(
     bundle: Bundle, built: str, on_cpu: kdrt.Pipeline, level: str
 ) -> None:
-    pipe = kdrt.load(bundle, engine=built, graph=level)
+    pipe = kdrt.load(bundle, engine=built, cuda_graph=level)
     for _ in range(2):
         close(pipe(PROMPT, **FAST).images, on_cpu(PROMPT, **FAST).images, 5e-2)
-    pictures = {**FAST, "output_type": "pt"}
-    close(pipe(PROMPT, **pictures).images, on_cpu(PROMPT, **pictures).images, 5e-2)
+    images = {**FAST, "output_type": "pt"}
+    close(pipe(PROMPT, **images).images, on_cpu(PROMPT, **images).images, 5e-2)
 
 
 def test_components_on_tensorrt(bundle: Bundle, built: str) -> None:
@@ -116,7 +116,7 @@ def test_components_on_tensorrt(bundle: Bundle, built: str) -> None:
 
 @pytest.mark.parametrize("level", ["off", "step"])
 def test_nothing_waits_or_allocates_between_steps(bundle: Bundle, level: str) -> None:
-    pipe = kdrt.load(bundle, engine="torch", graph=level)
+    pipe = kdrt.load(bundle, engine="torch", cuda_graph=level)
     pipe(PROMPT, **FAST)
     run = pipe.steps(PROMPT, **FAST)
     next(run)
@@ -133,7 +133,7 @@ def test_nothing_waits_or_allocates_between_steps(bundle: Bundle, level: str) ->
 
 
 def test_results_are_ready_for_the_callers_stream(bundle: Bundle) -> None:
-    pipe = kdrt.load(bundle, engine="torch", graph="loop")
+    pipe = kdrt.load(bundle, engine="torch", cuda_graph="loop")
     first = pipe(PROMPT, **FAST).images.clone()
     for _ in range(5):
         assert torch.equal(pipe(PROMPT, **FAST).images.clone(), first)
@@ -145,15 +145,15 @@ def test_a_damaged_engine_is_refused(bundle: Bundle, built: str, tmp_path: Path)
     data = bytearray(plan.read_bytes())
     data[len(data) // 2] ^= 255
     plan.write_bytes(data)
-    with pytest.raises(EngineRejected, match="damaged"):
+    with pytest.raises(EngineRejectedError, match="damaged"):
         kdrt.load(tmp_path / "demo", engine=built)
 
 
 @pytest.mark.parametrize("level", ["off", "step"])
 def test_onnxruntime_on_cuda(bundle: Bundle, on_cpu: kdrt.Pipeline, level: str) -> None:
     try:
-        pipe = kdrt.load(bundle, engine="onnxruntime-cuda", graph=level)
-    except EngineUnavailable as error:
+        pipe = kdrt.load(bundle, engine="onnxruntime-cuda", cuda_graph=level)
+    except EngineUnavailableError as error:
         pytest.skip(str(error))
     for seed in (1, 2, 3):
         options = {**FAST, "seed": seed}
@@ -165,17 +165,17 @@ def test_in_turn_needs_less_memory(bundle: Bundle) -> None:
     for low_vram in (False, True):
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        pipe = kdrt.load(bundle, engine="torch", graph="off", low_vram=low_vram)
+        pipe = kdrt.load(bundle, engine="torch", cuda_graph="off", low_vram=low_vram)
         pipe(PROMPT, **FAST)
         if low_vram:
-            assert isinstance(pipe.engines["unet"], TurnEngine)
+            assert isinstance(pipe.engines["unet"], OffloadedEngine)
         peaks.append(torch.cuda.max_memory_allocated())
         del pipe
     assert peaks[1] < peaks[0]
 
 
 def test_the_memory_plan_is_of_this_gpu(bundle: Bundle) -> None:
-    plan = plan_memory(bundle, "torch")
+    plan = estimate_memory(bundle, "torch")
     assert plan.device == "cuda"
     assert plan.free is not None
     assert plan.fits

@@ -48,7 +48,7 @@ def open_to_loras(
 
 @pytest.fixture(scope="module")
 def lora(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """It changes pictures for all to see: several projections, by a random matrix of rank 4."""
+    """It changes images for all to see: several projections, by a random matrix of rank 4."""
     generator = torch.Generator().manual_seed(0)
     shapes = {
         name.removeprefix("unet.").removesuffix(".weight"): weight.shape
@@ -88,9 +88,9 @@ def test_every_network_was_proved(open_to_loras: Bundle, flavour: Flavour, capab
 def test_loras_at_every_level(
     bundle: Bundle, open_to_loras: Bundle, flavour: Flavour, lora: Path, level: str
 ) -> None:
-    """The pictures are those of ONNX Runtime with the same LoRA, and without it again those from
+    """The images are those of ONNX Runtime with the same LoRA, and without it again those from
     before, to the bit."""
-    gpu = kdrt.load(open_to_loras, engine=flavour.name, graph=level)
+    gpu = kdrt.load(open_to_loras, engine=flavour.name, cuda_graph=level)
     cpu = kdrt.load(bundle, engine="onnxruntime")
     plain = gpu(PROMPT, **FAST).images.clone()
     close(plain, cpu(PROMPT, **FAST).images, 5e-2)

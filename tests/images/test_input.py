@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageMode, PngImagePlugin
 
-from kdrt.errors import InvalidRequest
-from kdrt.images.input import clip_pixels, masks, open_image, pictures, rgb
+from kdrt.errors import InvalidRequestError
+from kdrt.images.input import clip_pixels, open_image, read_images, read_masks, to_rgb
 
 SIDE = 16
 RAMP: NDArray[np.uint8] = np.arange(256, dtype=np.uint8).reshape(SIDE, SIDE)
@@ -47,12 +47,12 @@ MODES = (
 
 def seen(image: object, name: str = "image") -> NDArray[np.int_]:
     """RGB from 0 to 255, ``[H, W, 3]``."""
-    planes = (pictures(name, image, 8)[0] + 1) * 127.5
+    planes = (read_images(name, image, 8)[0] + 1) * 127.5
     return planes.round().int().permute(1, 2, 0).numpy()
 
 
 def mask_of(mask: object) -> NDArray[np.int_]:
-    return masks("mask_image", mask, SIDE, SIDE)[0, 0].mul(255).round().int().numpy()
+    return read_masks("mask_image", mask, SIDE, SIDE)[0, 0].mul(255).round().int().numpy()
 
 
 def rgba(colours: NDArray[np.uint8], alpha: NDArray[Any]) -> NDArray[np.uint8]:
@@ -93,7 +93,9 @@ def test_what_pillow_converts_is_as_pillow_has_it(mode: str) -> None:
     ids=["negative", "NaN", "infinite", "an overshoot of 1", "beyond 16 bits"],
 )
 def test_grey_of_no_known_range_is_refused(values: NDArray[Any]) -> None:
-    with pytest.raises(InvalidRequest, match="does not say what white is, and holds values from"):
+    with pytest.raises(
+        InvalidRequestError, match="does not say what white is, and holds values from"
+    ):
         seen(Image.fromarray(values))
 
 
@@ -213,7 +215,7 @@ def test_a_mask_that_may_be_colour_or_alpha_is_refused(
 ) -> None:
     for mask in (Image.fromarray(rgba(colours, alpha)), rgba(colours, alpha)):
         with pytest.raises(
-            InvalidRequest, match=r"mask_image has colours and alpha.*without alpha"
+            InvalidRequestError, match=r"mask_image has colours and alpha.*without alpha"
         ):
             mask_of(mask)
 
@@ -229,7 +231,9 @@ def test_a_mask_that_may_be_colour_or_alpha_is_refused(
     ids=["array", "L", "I", "uint16"],
 )
 def test_a_mask_of_0_and_1_is_not_black(mask: object) -> None:
-    with pytest.raises(InvalidRequest, match="nothing would be repainted; if 1 stands for white"):
+    with pytest.raises(
+        InvalidRequestError, match="nothing would be repainted; if 1 stands for white"
+    ):
         mask_of(mask)
     assert mask_of(np.zeros((SIDE, SIDE), np.uint8)).max() == 0
 
@@ -289,9 +293,9 @@ def test_four_channels_are_composited() -> None:
     ids=["int64", "int8", "uint32", "complex", "object", "str", "float to 255", "negative", "NaN"],
 )
 def test_other_numbers_are_refused(array: NDArray[Any]) -> None:
-    with pytest.raises(InvalidRequest, match="floats from 0 to 1, or uint8 from 0 to 255"):
+    with pytest.raises(InvalidRequestError, match="floats from 0 to 1, or uint8 from 0 to 255"):
         seen(array)
-    with pytest.raises(InvalidRequest, match="image"):
+    with pytest.raises(InvalidRequestError, match="image"):
         seen(torch.zeros(3, SIDE, SIDE, dtype=torch.complex64))
 
 
@@ -326,18 +330,18 @@ def _with_transparency(image: Image.Image, value: object) -> Image.Image:
 def test_whatever_is_given_is_read_or_refused(value: object) -> None:
     images = [value] if isinstance(value, Image.Image) else [Image.new("L", (8, 8))]
     for read in (
-        lambda: pictures("image", value, 8),
-        lambda: masks("mask_image", value, SIDE, SIDE),
+        lambda: read_images("image", value, 8),
+        lambda: read_masks("mask_image", value, SIDE, SIDE),
         lambda: clip_pixels(images, 8),
     ):
-        with contextlib.suppress(InvalidRequest):
+        with contextlib.suppress(InvalidRequestError):
             assert read().isfinite().all()
 
 
 def test_every_mode_that_pillow_makes_is_tested() -> None:
     for mode in MODES:
         assert ImageMode.getmode(mode)
-        assert rgb("image", Image.new(mode, (8, 8))).mode == "RGB"
+        assert to_rgb("image", Image.new(mode, (8, 8))).mode == "RGB"
 
 
 def test_exif_orientation_is_followed_in_every_mode() -> None:
@@ -357,15 +361,15 @@ def test_clip_sees_what_the_vae_sees() -> None:
 
 
 def test_a_line_is_too_narrow_for_clip() -> None:
-    with pytest.raises(InvalidRequest, match="20000x1 pixels is too narrow"):
+    with pytest.raises(InvalidRequestError, match="20000x1 pixels is too narrow"):
         clip_pixels([Image.new("RGB", (20000, 1))], 224)
 
 
 def test_an_image_that_is_too_large_is_resized_or_refused() -> None:
     image = Image.new("L", (17000, 16))
-    with pytest.raises(InvalidRequest, match="17000x16, and no side may be longer than 16383"):
-        pictures("image", image, 8)
-    assert pictures("image", image, 8, 16, 16).shape == (1, 3, 16, 16)
+    with pytest.raises(InvalidRequestError, match="17000x16, and no side may be longer than 16383"):
+        read_images("image", image, 8)
+    assert read_images("image", image, 8, 16, 16).shape == (1, 3, 16, 16)
 
 
 # files
@@ -401,16 +405,16 @@ DAMAGED = {
 def test_damaged_files_are_one_sentence(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(DAMAGED[damage])
-    with pytest.raises(InvalidRequest, match=r"cannot read "), open_image(path) as image:
-        pictures("image", image, 8)
+    with pytest.raises(InvalidRequestError, match=r"cannot read "), open_image(path) as image:
+        read_images("image", image, 8)
 
 
 def test_only_files_are_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path, tmp_path / "fifo", Path("/dev/zero")):
-        with pytest.raises(InvalidRequest, match="it is not a file"):
+        with pytest.raises(InvalidRequestError, match="it is not a file"):
             open_image(path)
-    with pytest.raises(InvalidRequest, match="No such file"):
+    with pytest.raises(InvalidRequestError, match="No such file"):
         open_image(tmp_path / "missing.png")
 
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 import kdrt
-from kdrt.errors import InvalidRequest
-from kdrt.images.infotext import json_object, parse_parameters
+from kdrt.errors import InvalidRequestError
+from kdrt.images.infotext import json_object, parse_infotext
 from kdrt.images.metadata import check_metadata, decoded_comment, read_metadata
 
 SETTINGS = "Steps: 4, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 64x64"
@@ -60,7 +60,7 @@ def exif(path: Path, comment: bytes | str, *, beside: bool = False) -> Path:
     ],
 )  # fmt: skip
 def test_values_of_every_form(rest: str, expected: dict[str, str]) -> None:
-    found = parse_parameters(f"a\n{SETTINGS}, {rest}")
+    found = parse_infotext(f"a\n{SETTINGS}, {rest}")
     assert found.pop("Prompt") == "a"
     assert {key: found[key] for key in expected} == expected
     assert found["Seed"] == "1"
@@ -68,7 +68,7 @@ def test_values_of_every_form(rest: str, expected: dict[str, str]) -> None:
 
 
 def test_templates_stand_below_the_settings() -> None:
-    found = parse_parameters(
+    found = parse_infotext(
         f"a red hat\nNegative prompt: dull\n{SETTINGS}\n"
         "Template: a {red|blue} hat,\nSteps: many\nNegative Template: {dull|dark}"
     )
@@ -81,17 +81,17 @@ def test_templates_stand_below_the_settings() -> None:
 
 def test_lines_of_windows() -> None:
     text = f"a\nb\nNegative prompt: c\n{SETTINGS}"
-    assert parse_parameters(text.replace("\n", "\r\n")) == parse_parameters(text)
+    assert parse_infotext(text.replace("\n", "\r\n")) == parse_infotext(text)
 
 
 @pytest.mark.parametrize("prompt", ["{red|blue} hat", "[1, 2]", '{"a"', "{}x"])
 def test_what_only_begins_like_json_is_a_prompt(prompt: str) -> None:
-    assert parse_parameters(f"{prompt}\n{SETTINGS}")["Prompt"] == prompt
-    assert parse_parameters(prompt) == {"Prompt": prompt}
+    assert parse_infotext(f"{prompt}\n{SETTINGS}")["Prompt"] == prompt
+    assert parse_infotext(prompt) == {"Prompt": prompt}
 
 
 def test_json_is_no_prompt() -> None:
-    found = parse_parameters('{"prompt": "a", "seed": 1, "nested": {"b": [2]}, "half": "\\ud800"}')
+    found = parse_infotext('{"prompt": "a", "seed": 1, "nested": {"b": [2]}, "half": "\\ud800"}')
     assert found == {"prompt": "a", "seed": "1", "nested": '{"b": [2]}', "half": "?"}
 
 
@@ -100,9 +100,11 @@ def test_json_is_no_prompt() -> None:
     ['[{"prompt": "a"}]', '{"prompt": "a", "se', '\ufeff{"prompt": {"3": {"inputs": {}}}}', '{"":'],
 )
 def test_other_json_and_what_is_left_of_some_is_no_prompt(text: str, tmp_path: Path) -> None:
-    assert parse_parameters(text) == {}
-    assert parse_parameters(f"{text}\n{SETTINGS}")["Prompt"] == text
-    with pytest.raises(InvalidRequest, match="carries metadata under parameters, of a program"):
+    assert parse_infotext(text) == {}
+    assert parse_infotext(f"{text}\n{SETTINGS}")["Prompt"] == text
+    with pytest.raises(
+        InvalidRequestError, match="carries metadata under parameters, of a program"
+    ):
         check_metadata(png(tmp_path / "a.png", {"parameters": text}))
 
 
@@ -132,7 +134,7 @@ def test_long_texts_are_read_at_once(part: str) -> None:
         f"{SETTINGS}\nTemplate: {long}",
         f'a\nSteps: "{long}',
     ):
-        assert parse_parameters(text)  # fmt: skip
+        assert parse_infotext(text)  # fmt: skip
 
 
 keys = st.sampled_from(["Seed", "Hashes", "A b", "Template"])
@@ -142,13 +144,13 @@ texts = st.lists(st.sampled_from(words) | st.text(max_size=3)).map("".join)
 
 @given(texts)
 def test_whatever_is_read_is_text(text: str) -> None:
-    assert all(isinstance(value, str) for value in parse_parameters(text).values())
+    assert all(isinstance(value, str) for value in parse_infotext(text).values())
 
 
 @given(st.dictionaries(keys, texts.filter(lambda t: t == t.strip()), max_size=4))
 def test_what_is_quoted_is_read_back(values: dict[str, str]) -> None:
     line = ", ".join(f"{key}: {json.dumps(value)}" for key, value in values.items())
-    found = parse_parameters(f"a\nSteps: 1, {line}")
+    found = parse_infotext(f"a\nSteps: 1, {line}")
     halves = {key: value.encode(errors="replace").decode() for key, value in values.items()}
     assert found == {"Prompt": "a", "Steps": "1"} | halves
 
@@ -160,7 +162,7 @@ def test_what_is_quoted_is_read_back(values: dict[str, str]) -> None:
 @pytest.mark.parametrize("itxt", [False, True])
 def test_every_kind_of_png_text(tmp_path: Path, compressed: bool, itxt: bool) -> None:
     path = png(tmp_path / "a.png", {"parameters": TEXT}, compressed=compressed, itxt=itxt)
-    assert kdrt.read_parameters(path) == TEXT
+    assert kdrt.read_infotext(path) == TEXT
 
 
 def test_png_text_behind_the_pixels(tmp_path: Path) -> None:
@@ -189,14 +191,14 @@ COMMENTS = {
 @pytest.mark.parametrize("kind", COMMENTS)
 @pytest.mark.parametrize("suffix", [".jpg", ".webp"])
 def test_every_encoding_of_a_user_comment(tmp_path: Path, kind: str, suffix: str) -> None:
-    assert kdrt.read_parameters(exif(tmp_path / f"a{suffix}", COMMENTS[kind])) == TEXT
+    assert kdrt.read_infotext(exif(tmp_path / f"a{suffix}", COMMENTS[kind])) == TEXT
 
 
 @pytest.mark.parametrize("encoding", ["iso2022_jp", "euc_jp", "cp932"])
 def test_japanese_user_comments(tmp_path: Path, encoding: str) -> None:
     text = f"日本の猫\n{SETTINGS}"
     comment = b"JIS\0\0\0\0\0" + text.encode(encoding)
-    assert kdrt.read_parameters(exif(tmp_path / "a.jpg", comment)) == text
+    assert kdrt.read_infotext(exif(tmp_path / "a.jpg", comment)) == text
 
 
 def test_latin_1_and_broken_text_lose_no_setting() -> None:
@@ -328,7 +330,9 @@ LARGE = {str(i): {"class_type": "x", "inputs": GRAPH["3"]["inputs"]} for i in ra
 )
 def test_what_cannot_be_read_names_its_keys(tmp_path: Path, texts: dict[str, str]) -> None:
     path = png(tmp_path / "a.png", texts)
-    with pytest.raises(InvalidRequest, match=f"carries metadata under {min(texts.keys() & KEYS)}"):
+    with pytest.raises(
+        InvalidRequestError, match=f"carries metadata under {min(texts.keys() & KEYS)}"
+    ):
         check_metadata(path)
 
 

@@ -14,12 +14,12 @@ from PIL import Image
 from sd_parsers import ParserManager
 
 import kdrt
-from kdrt.images.infotext import parse_parameters
+from kdrt.images.infotext import parse_infotext
 from kdrt.images.output import MetadataWarning
-from kdrt.pipeline.metadata import Parameters
+from kdrt.pipeline.metadata import Infotext
 from tests.support.tiny_model import TinyModel, tiny_model
 
-PARAMETERS = Parameters(
+PARAMETERS = Infotext(
     prompt="a red circle, 1: very round\n日本",
     negative_prompt="blurry, Steps",
     steps=20,
@@ -34,7 +34,7 @@ PARAMETERS = Parameters(
 )
 
 
-def picture() -> Image.Image:
+def make_image() -> Image.Image:
     return Image.fromarray(np.arange(48 * 64 * 3, dtype=np.uint8).reshape(48, 64, 3))
 
 
@@ -50,7 +50,7 @@ def test_text_is_the_web_uis() -> None:
 
 
 def test_text_is_read_back() -> None:
-    parsed = parse_parameters(str(PARAMETERS))
+    parsed = parse_infotext(str(PARAMETERS))
     assert parsed["Prompt"] == PARAMETERS.prompt
     assert parsed["Negative prompt"] == PARAMETERS.negative_prompt
     assert parsed["Sampler"] == "DPM++ 2M"
@@ -60,8 +60,8 @@ def test_text_is_read_back() -> None:
 
 
 def test_a_text_without_settings_is_all_prompt() -> None:
-    assert parse_parameters("a red circle, round: very") == {"Prompt": "a red circle, round: very"}
-    assert parse_parameters("a\nNegative prompt: b\nc") == {
+    assert parse_infotext("a red circle, round: very") == {"Prompt": "a red circle, round: very"}
+    assert parse_infotext("a\nNegative prompt: b\nc") == {
         "Prompt": "a",
         "Negative prompt": "b\nc",
     }
@@ -70,28 +70,28 @@ def test_a_text_without_settings_is_all_prompt() -> None:
 @pytest.mark.parametrize("suffix", [".png", ".PNG", ".jpg", ".jpeg", ".webp"])
 def test_round_trip(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / "new" / "folder" / f"x{suffix}"
-    assert kdrt.save_image(picture(), path, PARAMETERS) == path
-    assert kdrt.read_parameters(path) == str(PARAMETERS)
+    assert kdrt.save_image(make_image(), path, PARAMETERS) == path
+    assert kdrt.read_infotext(path) == str(PARAMETERS)
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     with Image.open(path) as image:
         assert image.size == (64, 48)
         if suffix.lower() == ".png":
-            assert np.array_equal(np.asarray(image), np.asarray(picture()))
+            assert np.array_equal(np.asarray(image), np.asarray(make_image()))
 
 
 def test_a_file_without_parameters(tmp_path: Path) -> None:
     for suffix in (".png", ".jpg"):
-        assert kdrt.read_parameters(kdrt.save_image(picture(), tmp_path / f"x{suffix}")) is None
+        assert kdrt.read_infotext(kdrt.save_image(make_image(), tmp_path / f"x{suffix}")) is None
 
 
-def test_arrays_and_tensors_are_pictures_too(tmp_path: Path) -> None:
-    array = np.asarray(picture(), dtype=np.float32) / 255
+def test_arrays_and_tensors_are_images_too(tmp_path: Path) -> None:
+    array = np.asarray(make_image(), dtype=np.float32) / 255
     for index, image in enumerate((array, torch.from_numpy(array).permute(2, 0, 1))):
         with Image.open(kdrt.save_image(image, tmp_path / f"{index}.png")) as saved:
-            assert np.array_equal(np.asarray(saved), np.asarray(picture()))
+            assert np.array_equal(np.asarray(saved), np.asarray(make_image()))
 
 
-def test_sd_parsers_reads_our_pictures(tmp_path: Path) -> None:
+def test_sd_parsers_reads_our_images(tmp_path: Path) -> None:
     model = tiny_model(tmp_path)
     result = model.pipeline(
         "a red circle, round",
@@ -132,8 +132,8 @@ def test_sd_parsers_reads_our_pictures(tmp_path: Path) -> None:
 
 def test_no_negative_prompt_leaves_no_line(sdxl: TinyModel) -> None:
     result = sdxl.pipeline("a", seed=7, steps=1)
-    assert "Negative" not in str(result.parameters[0])
-    assert result.parameters[0].negative_prompt is None
+    assert "Negative" not in str(result.infotexts[0])
+    assert result.infotexts[0].negative_prompt is None
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_no_negative_prompt_leaves_no_line(sdxl: TinyModel) -> None:
 )
 def test_sampler_labels(sdxl: TinyModel, sampler: str, options: dict[str, str], label: str) -> None:
     result = sdxl.pipeline("a", seed=7, steps=2, sampler=sampler, sampler_options=options)
-    assert result.parameters[0].sampler == label
+    assert result.infotexts[0].sampler == label
 
 
 def test_own_sigmas_and_latents_are_told(sdxl: TinyModel) -> None:
@@ -163,9 +163,9 @@ def test_own_sigmas_and_latents_are_told(sdxl: TinyModel) -> None:
 def test_a_quoted_sentence_spoils_no_other_key(sdxl: TinyModel, tmp_path: Path) -> None:
     result = sdxl.pipeline("a", prompt_2="b, c: d", seed=7, steps=1)
     path = result.save(tmp_path / "x.png")
-    text = kdrt.read_parameters(path)
+    text = kdrt.read_infotext(path)
     assert text is not None
-    assert parse_parameters(text)["Prompt 2"] == "b, c: d"
+    assert parse_infotext(text)["Prompt 2"] == "b, c: d"
     info = ParserManager().parse(path)
     assert info is not None
     assert info.samplers[0].parameters["seed"] == "7"
@@ -174,7 +174,7 @@ def test_a_quoted_sentence_spoils_no_other_key(sdxl: TinyModel, tmp_path: Path) 
 def test_unknown_suffix(tmp_path: Path) -> None:
     for name in ("x.bmp", "x"):
         with pytest.raises(kdrt.OutputError, match=r"must end in one of \.png"):
-            kdrt.save_image(picture(), tmp_path / name)
+            kdrt.save_image(make_image(), tmp_path / name)
 
 
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     for target in (tmp_path / "file" / "x.png", tmp_path / "folder.png", tmp_path / "a\0.png"):
         with pytest.raises(kdrt.OutputError, match="cannot write"):
-            kdrt.save_image(picture(), target)
+            kdrt.save_image(make_image(), target)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.png"]
 
 
@@ -190,7 +190,7 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
 def test_a_read_only_folder(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
     with pytest.raises(kdrt.OutputError, match="Permission denied"):
-        kdrt.save_image(picture(), tmp_path / "x.png")
+        kdrt.save_image(make_image(), tmp_path / "x.png")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
@@ -199,9 +199,9 @@ def test_a_read_only_folder(tmp_path: Path) -> None:
 )
 def test_no_text_loses_a_finished_image(tmp_path: Path, suffix: str, prompt: str) -> None:
     parameters = replace(PARAMETERS, prompt=prompt, model="\udcff")
-    text = kdrt.read_parameters(kdrt.save_image(picture(), tmp_path / f"a{suffix}", parameters))
+    text = kdrt.read_infotext(kdrt.save_image(make_image(), tmp_path / f"a{suffix}", parameters))
     assert text == str(parameters).encode(errors="replace").decode()
-    assert parse_parameters(text)["Seed"] == "123456789012"
+    assert parse_infotext(text)["Seed"] == "123456789012"
 
 
 @pytest.mark.parametrize("letter", ["a", "é", "日", "😀"])
@@ -213,25 +213,25 @@ def test_a_long_prompt_loses_its_end_in_a_jpeg_only(
     path = tmp_path / f"a{suffix}"
     if suffix == ".jpg":
         with pytest.warns(MetadataWarning, match="a JPEG holds 32500 characters of parameters"):
-            kdrt.save_image(picture(), path, parameters)
-        found = parse_parameters(str(kdrt.read_parameters(path)))
+            kdrt.save_image(make_image(), path, parameters)
+        found = parse_infotext(str(kdrt.read_infotext(path)))
         assert found["Prompt"] == letter * (len(found["Prompt"]) - 1) + "…"
         assert 14_000 < len(found["Prompt"]) < 33_000
         assert found["Seed"] == "123456789012"
     else:
-        kdrt.save_image(picture(), path, parameters)
-        assert kdrt.read_parameters(path) == str(parameters)
+        kdrt.save_image(make_image(), path, parameters)
+        assert kdrt.read_infotext(path) == str(parameters)
 
 
 def test_settings_that_no_jpeg_holds_are_cut(tmp_path: Path) -> None:
     parameters = replace(PARAMETERS, extras=(("Sigmas", "1 " * 40_000),))
     with pytest.warns(MetadataWarning):
-        path = kdrt.save_image(picture(), tmp_path / "a.jpg", parameters)
-    assert "Seed: 123456789012" in str(kdrt.read_parameters(path))
+        path = kdrt.save_image(make_image(), tmp_path / "a.jpg", parameters)
+    assert "Seed: 123456789012" in str(kdrt.read_infotext(path))
 
 
 def test_integers_are_images_too(tmp_path: Path) -> None:
-    array = np.asarray(picture())
+    array = np.asarray(make_image())
     forms = [array, array.astype(np.uint16) * 257, torch.from_numpy(array.copy()).permute(2, 0, 1)]
     for form in forms:
         with Image.open(kdrt.save_image(form, tmp_path / "a.png")) as saved:
@@ -244,7 +244,7 @@ def test_integers_are_images_too(tmp_path: Path) -> None:
     ids=["too large", "NaN", "five channels", "a row", "a string"],
 )
 def test_what_is_no_image_is_refused(tmp_path: Path, image: Any) -> None:
-    with pytest.raises(kdrt.InvalidRequest, match=r"^image must"):
+    with pytest.raises(kdrt.InvalidRequestError, match=r"^image must"):
         kdrt.save_image(image, tmp_path / "a.png")
     assert not list(tmp_path.iterdir())
 
@@ -263,23 +263,23 @@ def test_a_jpeg_gets_alpha_on_white(tmp_path: Path) -> None:
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = kdrt.save_image(picture(), tmp_path / "x.png", "old")
+    path = kdrt.save_image(make_image(), tmp_path / "x.png", "old")
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(kdrt.OutputError, match="No space left on device"):
-        kdrt.save_image(picture(), path, "new")
-    assert kdrt.read_parameters(path) == "old"
+        kdrt.save_image(make_image(), path, "new")
+    assert kdrt.read_infotext(path) == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["x.png"]
 
 
 def test_result_save_checks_its_index(sdxl: TinyModel, tmp_path: Path) -> None:
     result = sdxl.pipeline(["a", "b"], seed=1, steps=1, output_type="pt")
-    assert "Seed: 2" in str(kdrt.read_parameters(result.save(tmp_path / "x.png", 1)))
-    with pytest.raises(kdrt.InvalidRequest, match="2 images"):
+    assert "Seed: 2" in str(kdrt.read_infotext(result.save(tmp_path / "x.png", 1)))
+    with pytest.raises(kdrt.InvalidRequestError, match="2 images"):
         result.save(tmp_path / "x.png", 2)
     latent = sdxl.pipeline("a", seed=1, steps=1, output_type="latent")
-    with pytest.raises(kdrt.InvalidRequest, match="latents"):
+    with pytest.raises(kdrt.InvalidRequestError, match="latents"):
         latent.save(tmp_path / "x.png")

@@ -9,7 +9,7 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessorPil
 
-from kdrt.errors import InvalidRequest, NonFiniteError
+from kdrt.errors import InvalidRequestError, NonFiniteError
 from kdrt.images.input import clip_pixels
 from kdrt.images.safety import SafetyChecker, is_flagged
 from kdrt_engines.torch_eager import TorchEngine
@@ -35,7 +35,7 @@ def checker() -> StableDiffusionSafetyChecker:
     return randomized(StableDiffusionSafetyChecker(config))
 
 
-def pictures(count: int) -> list[Image.Image]:
+def make_images(count: int) -> list[Image.Image]:
     generator = np.random.default_rng(0)
     result = []
     for index in range(count):
@@ -47,7 +47,7 @@ def pictures(count: int) -> list[Image.Image]:
 
 @pytest.mark.parametrize("size", [(40, 56), (70, 33), (32, 32), (224, 224), (31, 90), (500, 301)])
 @pytest.mark.parametrize("target", [32, 224])
-def test_pictures_are_read_as_clip_reads_them(size: tuple[int, int], target: int) -> None:
+def test_images_are_read_as_clip_reads_them(size: tuple[int, int], target: int) -> None:
     noise = np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     image = Image.fromarray(noise)
     processor = CLIPImageProcessorPil(
@@ -59,9 +59,9 @@ def test_pictures_are_read_as_clip_reads_them(size: tuple[int, int], target: int
 
 def test_flags_are_diffusers() -> None:
     theirs = checker()
-    images = pictures(40)
+    images = make_images(40)
     pixels = clip_pixels(images, SIZE)
-    # Thresholds among the scores: some pictures are flagged, some only near a special concept.
+    # Thresholds among the scores: some images are flagged, some only near a special concept.
     special, concept = ExportSafetyChecker(theirs).reference(pixels)
     theirs.special_care_embeds_weights.data += special.quantile(0.8, dim=0)
     theirs.concept_embeds_weights.data += concept.quantile(0.97, dim=0)
@@ -93,7 +93,7 @@ def test_the_rule(special: list[float], concept: list[float], flagged: bool) -> 
     assert is_flagged(torch.tensor(special), torch.tensor(concept)) == flagged
 
 
-def test_flagged_pictures_are_black(sdxl: TinyModel) -> None:
+def test_flagged_images_are_black(sdxl: TinyModel) -> None:
     pipe = sdxl.pipeline
     options = {"steps": 2, "seed": 0, "output_type": "np"}
     plain = pipe(["a", "b", "c"], **options)
@@ -133,7 +133,7 @@ def test_a_filter_replaces_blacks_out_or_lets_pass(sdxl: TinyModel) -> None:
 
 
 def test_a_filter_is_a_function(sdxl: TinyModel) -> None:
-    with pytest.raises(InvalidRequest, match="image_filter must be a function"):
+    with pytest.raises(InvalidRequestError, match="image_filter must be a function"):
         sdxl.pipeline("a", image_filter="blur")
     assert not sdxl.unet.calls
 
@@ -144,4 +144,4 @@ def test_a_checker_that_overflows_lets_nothing_pass() -> None:
     component = ExportSafetyChecker(network)
     component.rewrite()
     with pytest.raises(NonFiniteError, match="safety checker gave scores that are not finite"):
-        SafetyChecker(TorchEngine(component, component.spec))(pictures(2))
+        SafetyChecker(TorchEngine(component, component.spec))(make_images(2))

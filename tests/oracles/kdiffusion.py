@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Literal
 from unittest.mock import MagicMock, patch
 
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt.sampling.k_diffusion import k_diffusion_module
 
 # 0.1.1.post1. Comparisons to 1e-12 are comparisons with one text.
@@ -22,7 +22,7 @@ _SHA256 = {
 }
 
 
-class OracleUnavailable(Exception):
+class OracleUnavailableError(Exception):
     """k-diffusion or something it imports is not installed, or is another version."""
 
 
@@ -30,7 +30,7 @@ def load(module: Literal["sampling", "external", "layers"] = "sampling") -> Modu
     """k-diffusion's ``sampling``, ``external`` or ``layers`` module.
 
     Raises:
-        OracleUnavailable: see there; the message says which.
+        OracleUnavailableError: see there; the message says which.
     """
     try:
         loaded = k_diffusion_module("sampling", "the oracle")
@@ -41,10 +41,10 @@ def load(module: Literal["sampling", "external", "layers"] = "sampling") -> Modu
             unused = ("dctorch", "einops")
             with patch.dict(sys.modules, {name: MagicMock() for name in unused}):
                 loaded = importlib.import_module(loaded.__name__.replace("sampling", module))
-    except InvalidRequest as error:
-        raise OracleUnavailable(str(error)) from error
+    except InvalidRequestError as error:
+        raise OracleUnavailableError(str(error)) from error
     assert loaded.__file__ is not None
     digest = hashlib.sha256(Path(loaded.__file__).read_bytes()).hexdigest()
     if not digest.startswith(_SHA256[module]):
-        raise OracleUnavailable(f"k-diffusion's {module}.py is not the one of 0.1.1.post1")
+        raise OracleUnavailableError(f"k-diffusion's {module}.py is not the one of 0.1.1.post1")
     return loaded

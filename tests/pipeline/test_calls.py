@@ -73,7 +73,7 @@ def _job(number: int) -> Job:
         return pipe.vae.decoder(latents)
 
     def wrong(pipe: Pipeline) -> np.ndarray:
-        with pytest.raises(kdrt.InvalidRequest, match="multiple of 8"):
+        with pytest.raises(kdrt.InvalidRequestError, match="multiple of 8"):
             pipe(prompt, **{**common, "height": 65})
         return pipe(prompt, **common).images
 
@@ -235,7 +235,7 @@ def test_two_threads_do_not_take_one_step(sdxl: TinyModel) -> None:
     errors: list[str] = []
 
     def meddle(*_: object) -> None:
-        with pytest.raises(kdrt.InvalidRequest) as error:
+        with pytest.raises(kdrt.InvalidRequestError) as error:
             next(generation)
         errors.append(str(error.value))
 
@@ -278,7 +278,7 @@ def test_a_thread_cannot_begin_a_call_in_the_middle_of_another(sdxl: TinyModel, 
 
     def meddle(*_: object) -> None:
         nonlocal refused
-        with pytest.raises(kdrt.InvalidRequest, match=REFUSED):
+        with pytest.raises(kdrt.InvalidRequestError, match=REFUSED):
             CALLS[name](pipe)
         refused += 1
 
@@ -389,7 +389,7 @@ def test_a_callback_of_the_compat_classes_cannot_begin_a_call(sdxl: TinyModel) -
 
     def meddle(*_: object) -> None:
         for call in (lambda: compat("b"), lambda: compat.encode_prompt("b"), compat.disable_lora):
-            with pytest.raises(kdrt.InvalidRequest, match=REFUSED):
+            with pytest.raises(kdrt.InvalidRequestError, match=REFUSED):
                 call()
             refused.append(call)
 

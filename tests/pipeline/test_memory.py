@@ -13,17 +13,17 @@ import torch
 from kdrt.build import engines
 from kdrt.build.engines import build_engines
 from kdrt.pipeline import memory
-from kdrt.pipeline.memory import MemoryPlan, Part, plan_memory
+from kdrt.pipeline.memory import ComponentMemory, MemoryEstimate, estimate_memory
 from kdrt_engines.tensorrt.flavour import TENSORRT_RTX, Flavour
 from tests.support.engine_bundle import VERSION, Builder, Listener, engine_bundle
 
 PARTS = (
-    Part("text_encoder", 100, 5),
-    Part("text_encoder_2", 300, None),
-    Part("unet", 1000, 50),
-    Part("vae_decoder", 60, 70),
+    ComponentMemory("text_encoder", 100, 5),
+    ComponentMemory("text_encoder_2", 300, None),
+    ComponentMemory("unet", 1000, 50),
+    ComponentMemory("vae_decoder", 60, 70),
 )
-PLAN = MemoryPlan("tensorrt", "cuda", PARTS, graphs=9, free=2000, in_turn=False)
+PLAN = MemoryEstimate("tensorrt", "cuda", PARTS, graphs=9, free=2000, offloaded=False)
 
 
 def test_activations_are_one_block_and_weights_add_up() -> None:
@@ -35,28 +35,30 @@ def test_activations_are_one_block_and_weights_add_up() -> None:
 
 
 def test_in_turn_the_largest_stage_counts() -> None:
-    assert replace(PLAN, in_turn=True).weights == 1000
+    assert replace(PLAN, offloaded=True).weights == 1000
 
 
 def test_what_does_not_fit_comes_with_advice() -> None:
     tight = replace(PLAN, free=1100)
     assert "low_vram=True" in (tight.advice() or "")
-    assert replace(tight, in_turn=True).fits
-    hopeless = replace(tight, in_turn=True, free=10)
+    assert replace(tight, offloaded=True).fits
+    hopeless = replace(tight, offloaded=True, free=10)
     assert "low_vram" not in (hopeless.advice() or "")
     assert "half precision" in (hopeless.advice() or "")
     assert replace(PLAN, free=None).fits
 
 
 def test_what_is_not_known_is_said() -> None:
-    unknown = replace(PLAN, parts=(Part("unet", 2_500_000_000, None),), graphs=0, free=None)
+    unknown = replace(
+        PLAN, parts=(ComponentMemory("unet", 2_500_000_000, None),), graphs=0, free=None
+    )
     assert unknown.line() == ("memory: weights 2.5 GB, activations unknown; free on cuda: unknown")
     assert unknown.table() == [("unet", "2.5 GB", "unknown"), ("at once", "2.5 GB", "unknown")]
 
 
 def test_a_plan_is_read_from_the_files(tmp_path: Path) -> None:
     bundle = engine_bundle(tmp_path)
-    plan = plan_memory(bundle, "onnxruntime")
+    plan = estimate_memory(bundle, "onnxruntime")
     folder = tmp_path / "onnx" / "unet"
     unet = next(part for part in plan.parts if part.component == "unet")
     assert unet.weights == sum(file.stat().st_size for file in folder.iterdir())
@@ -72,13 +74,13 @@ def test_built_engines_say_what_they_need(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(engines, "build_plan", Builder())
     bundle = engine_bundle(tmp_path)
     build_engines(bundle, TENSORRT_RTX, (86,), report=Listener())
-    plan = plan_memory(bundle, "tensorrt-rtx", graph="loop")
+    plan = estimate_memory(bundle, "tensorrt-rtx", cuda_graph="loop")
     assert plan.activations == 4096, "what the builder's double says"
     (record,) = tmp_path.glob("engines/tensorrt-rtx/unet-*/engine.plan")
-    assert plan.parts[0] == Part("unet", record.stat().st_size, 4096)
+    assert plan.parts[0] == ComponentMemory("unet", record.stat().st_size, 4096)
     assert plan.graphs > 0
     assert plan.free is None, "there is no such device here"
-    assert plan_memory(bundle, "tensorrt-rtx", graph="off").graphs == 0
+    assert estimate_memory(bundle, "tensorrt-rtx", cuda_graph="off").graphs == 0
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""From a request to pictures."""
+"""From a request to images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_defaults_are_the_models(sdxl: TinyModel) -> None:
     assert isinstance(image, Image.Image)
     assert image.size == (48, 64)
     assert len(sdxl.unet.calls) == 20
-    assert result.parameters[0].guidance_scale == 5.0
+    assert result.infotexts[0].guidance_scale == 5.0
     assert result.seeds == [7]
 
 
@@ -40,7 +40,7 @@ def test_no_guidance_is_half_the_work(sdxl: TinyModel, guidance_scale: float) ->
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "dpmpp_2m_sde", "euler_ancestral"])
-def test_a_seed_is_the_same_picture_alone_and_in_a_batch(sdxl: TinyModel, sampler: str) -> None:
+def test_a_seed_is_the_same_image_alone_and_in_a_batch(sdxl: TinyModel, sampler: str) -> None:
     def make(prompt: str | list[str], seed: int | list[int]) -> np.ndarray:
         options = {"steps": 4, "sampler": sampler, "output_type": "np"}
         return sdxl.pipeline(prompt, "blurry", seed=seed, **options).images
@@ -52,11 +52,11 @@ def test_a_seed_is_the_same_picture_alone_and_in_a_batch(sdxl: TinyModel, sample
     assert np.array_equal(batch, make(PROMPTS, [11, 5]))
 
 
-def test_pictures_of_a_prompt_follow_each_other(sdxl: TinyModel) -> None:
+def test_images_of_a_prompt_follow_each_other(sdxl: TinyModel) -> None:
     result = sdxl.pipeline(PROMPTS, images_per_prompt=2, steps=2, seed=40, output_type="pt")
     assert result.images.shape == (4, 3, 64, 48)
     assert result.seeds == [40, 41, 42, 43]
-    assert [p.prompt for p in result.parameters] == [p for p in PROMPTS for _ in range(2)]
+    assert [p.prompt for p in result.infotexts] == [p for p in PROMPTS for _ in range(2)]
     alone = sdxl.pipeline(PROMPTS[1], steps=2, seed=42, output_type="pt")
     assert torch.equal(result.images[2:3], alone.images)
 
@@ -140,7 +140,7 @@ def test_negative_sizes_pair_with_the_negative_half(sdxl: TinyModel) -> None:
     assert seen == [negative, negative, positive, positive]
 
 
-def test_sizes_default_to_the_picture(sdxl: TinyModel) -> None:
+def test_sizes_default_to_the_image(sdxl: TinyModel) -> None:
     sdxl.pipeline("a", steps=1, seed=0, height=32, width=40, original_size=(512, 256))
     seen = sdxl.unet.calls[0]["time_ids"].tolist()
     assert seen == [[512, 256, 0, 0, 32, 40]] * 2
@@ -148,15 +148,15 @@ def test_sizes_default_to_the_picture(sdxl: TinyModel) -> None:
 
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_sampler_makes_a_picture(tmp_path: Path, family: str, sampler: str) -> None:
+def test_every_sampler_makes_an_image(tmp_path: Path, family: str, sampler: str) -> None:
     model = tiny_model(tmp_path, family, prediction_type="v_prediction")
     result = model.pipeline("a", steps=3, seed=0, sampler=sampler, output_type="np")
     assert np.isfinite(result.images).all()
-    assert result.parameters[0].sampler == SAMPLERS[sampler].label
+    assert result.infotexts[0].sampler == SAMPLERS[sampler].label
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_every_schedule_makes_a_picture(sd: TinyModel, schedule: str) -> None:
+def test_every_schedule_makes_an_image(sd: TinyModel, schedule: str) -> None:
     result = sd.pipeline("a", steps=3, seed=0, schedule=schedule, output_type="np")
     assert np.isfinite(result.images).all()
 
@@ -237,7 +237,7 @@ def test_progress_goes_to_standard_error(
 
 
 @pytest.mark.parametrize("part", ["unet", "vae_decoder"])
-def test_a_broken_picture_is_an_error(sdxl: TinyModel, part: str) -> None:
+def test_a_broken_image_is_an_error(sdxl: TinyModel, part: str) -> None:
     network = getattr(sdxl, part).network
     broken = sdxl.unet if part == "unet" else sdxl.vae_decoder
     broken.network = lambda **inputs: network(**inputs) * float("nan")
@@ -260,13 +260,13 @@ def test_buffers_are_kept_by_size(sdxl: TinyModel) -> None:
     assert [(dims["B"], dims["w"]) for dims in bound] == [(2, 6), (2, 8), (1, 6)]
 
 
-def test_pictures_are_decoded_one_by_one(sdxl: TinyModel) -> None:
+def test_images_are_decoded_one_by_one(sdxl: TinyModel) -> None:
     sdxl.pipeline(PROMPTS, steps=1, seed=0)
     assert [len(call["latents"]) for call in sdxl.vae_decoder.calls] == [1, 1]
 
 
 @pytest.mark.parametrize("options", [{}, {"eta": 0.6}])
-def test_an_adaptive_picture_does_not_depend_on_its_batch(
+def test_an_adaptive_image_does_not_depend_on_its_batch(
     sdxl: TinyModel, options: dict[str, float]
 ) -> None:
     def make(prompt: str | list[str], seed: int | list[int]) -> np.ndarray:
@@ -281,7 +281,7 @@ def test_an_adaptive_picture_does_not_depend_on_its_batch(
         ).images
 
     batch = make(PROMPTS, [11, 5])
-    assert {len(call["sample"]) for call in sdxl.unet.calls} == {2}  # one picture, two halves
+    assert {len(call["sample"]) for call in sdxl.unet.calls} == {2}  # one image, two halves
     assert np.array_equal(batch[:1], make(PROMPTS[0], 11))
     assert np.array_equal(batch[1:], make(PROMPTS[1], 5))
 
@@ -311,7 +311,9 @@ def test_cfg_pp_keeps_the_unconditional_noise(sdxl: TinyModel, guidance_scale: f
 
 def test_cfg_pp_is_refused_by_distilled_models(tmp_path: Path) -> None:
     model = tiny_model(tmp_path, distilled=True)
-    with pytest.raises(kdrt.InvalidRequest, match="euler_cfg_pp needs results without guidance"):
+    with pytest.raises(
+        kdrt.InvalidRequestError, match="euler_cfg_pp needs results without guidance"
+    ):
         model.pipeline("a", sampler="euler_cfg_pp")
 
 
@@ -328,4 +330,4 @@ def test_the_parameters_name_what_ran(
     sdxl: TinyModel, sampler: str, options: dict[str, str], label: str
 ) -> None:
     result = sdxl.pipeline("a", steps=2, seed=0, sampler=sampler, sampler_options=options)
-    assert result.parameters[0].sampler == label
+    assert result.infotexts[0].sampler == label

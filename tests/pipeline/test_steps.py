@@ -15,7 +15,7 @@ from tests.support.tiny_model import SCALE, TinyModel
 FACTORS = ((0.5, 0.0, 0.0), (0.0, 0.5, 0.0), (0.0, 0.0, 0.5), (0.1, -0.1, 0.2), (0.2, 0.0, -0.2))
 
 
-def test_steps_make_the_picture_of_a_call(sdxl: TinyModel) -> None:
+def test_steps_make_the_image_of_a_call(sdxl: TinyModel) -> None:
     arguments = {"steps": 5, "seed": 3, "guidance_scale": 4.0, "original_size": (70, 60)}
     generation = sdxl.pipeline.steps("a red circle", "blurry", **arguments, output_type="np")
     assert len(generation) == 5
@@ -26,7 +26,7 @@ def test_steps_make_the_picture_of_a_call(sdxl: TinyModel) -> None:
     assert result is generation.result()
     called = sdxl.pipeline("a red circle", "blurry", **arguments, output_type="np")
     assert np.array_equal(result.images, called.images)
-    assert result.parameters == called.parameters
+    assert result.infotexts == called.parameters
 
 
 def test_the_result_takes_what_steps_are_left(sdxl: TinyModel) -> None:
@@ -43,7 +43,7 @@ def test_what_is_closed_has_no_result(sdxl: TinyModel) -> None:
     generation.close()
     with pytest.raises(StopIteration):
         next(generation)
-    with pytest.raises(kdrt.InvalidRequest, match="were not finished"):
+    with pytest.raises(kdrt.InvalidRequestError, match="were not finished"):
         generation.result()
 
 
@@ -64,7 +64,7 @@ def test_leaving_cancels(sdxl: TinyModel) -> None:
 
 
 def test_everything_is_checked_before_the_first_step(sdxl: TinyModel) -> None:
-    with pytest.raises(kdrt.InvalidRequest, match="unknown sampler"):
+    with pytest.raises(kdrt.InvalidRequestError, match="unknown sampler"):
         sdxl.pipeline.steps("a", sampler="nonsense")
     for name in ("stepz", "callback", "sizes"):
         with pytest.raises(TypeError, match=rf"steps\(\) has no argument '{name}'"):
@@ -87,9 +87,9 @@ def facts(preview: object = FACTORS) -> LatentFacts:
 
 def test_a_preview_is_an_affine_map_of_the_latents() -> None:
     denoised = torch.randn(2, 4, 5, 3)
-    pictures = Previewer(facts())(denoised)
-    assert [picture.size for picture in pictures] == [(3, 5), (3, 5)]
-    for latents, picture in zip(denoised, pictures, strict=True):
+    images = Previewer(facts())(denoised)
+    assert [image.size for image in images] == [(3, 5), (3, 5)]
+    for latents, image in zip(denoised, images, strict=True):
         for row, column in ((0, 0), (4, 2)):
             values = [
                 sum(FACTORS[c][rgb] * float(latents[c, row, column]) for c in range(4))
@@ -97,7 +97,7 @@ def test_a_preview_is_an_affine_map_of_the_latents() -> None:
                 for rgb in range(3)
             ]
             expected = [round(255 * min(max(v / 2 + 0.5, 0), 1)) for v in values]
-            assert picture.getpixel((column, row)) == pytest.approx(expected, abs=1)
+            assert image.getpixel((column, row)) == pytest.approx(expected, abs=1)
 
 
 def test_every_step_has_a_preview(sdxl: TinyModel) -> None:
@@ -110,13 +110,13 @@ def test_every_step_has_a_preview(sdxl: TinyModel) -> None:
     sdxl.pipeline(["a", "b"], steps=3, seed=1, callback=look)
     assert len(seen) == 3
     for shown, expected in seen:
-        assert [picture.size for picture in shown] == [(6, 8), (6, 8)]
+        assert [image.size for image in shown] == [(6, 8), (6, 8)]
         assert [p.tobytes() for p in shown] == [p.tobytes() for p in expected]
 
 
 def test_a_bundle_without_factors_says_so(sdxl: TinyModel) -> None:
     step = next(sdxl.pipeline.steps("a", steps=1, seed=1))
-    with pytest.raises(kdrt.InvalidRequest, match="without previews; export the model again"):
+    with pytest.raises(kdrt.InvalidRequestError, match="without previews; export the model again"):
         step.preview()
 
 
@@ -126,7 +126,7 @@ def test_a_step_can_be_decoded_in_full(sdxl: TinyModel) -> None:
     for step in generation:
         shown += step.decode()
         denoised.append(step.denoised.clone())
-    assert [picture.size for picture in shown] == [(48, 64)] * 3
+    assert [image.size for image in shown] == [(48, 64)] * 3
     for call, expected in zip(sdxl.vae_decoder.calls, denoised, strict=True):
         assert torch.equal(call["latents"], expected)
     assert shown[-1].tobytes() == generation.result().images[0].tobytes()

@@ -184,7 +184,7 @@ def test_what_diffusers_refuses_we_refuse(tmp_path: Path, source: Any) -> None:
             pipeline.load_textual_inversion(source)
 
 
-def test_a_whole_picture_with_a_learned_token(tmp_path: Path) -> None:
+def test_a_whole_image_with_a_learned_token(tmp_path: Path) -> None:
     theirs, ours = pair(tmp_path, "sdxl")
     latents = torch.randn(1, 4, 16, 16)
     common = {

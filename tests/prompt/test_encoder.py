@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kdrt.bundle import Bundle
-from kdrt.errors import BundleError, InvalidRequest
+from kdrt.errors import BundleError, InvalidRequestError
 from kdrt.prompt import PromptEncoder, PromptTokenizer, Truncation
 from kdrt.prompt.tokens import pooled_index
 from tests.support.tiny_model import (
@@ -126,7 +126,7 @@ def test_clip_skip_counts_from_the_usual_layer(
 
 
 def test_clip_skip_beyond_the_encoder_is_refused(sd: TinyModel) -> None:
-    with pytest.raises(InvalidRequest, match="clip_skip must be from 0 to 3"):
+    with pytest.raises(InvalidRequestError, match="clip_skip must be from 0 to 3"):
         encoder(sd).encode([["a"]], 4)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kdrt
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt.prompt import PromptEncoder, PromptTokenizer, Weighting
 from kdrt.prompt.weighting import (
     Fragment,
@@ -211,9 +211,11 @@ def test_long_prompts_are_read_at_once(part: str) -> None:
 
 def test_weights_have_a_range() -> None:
     check_weights("a prompt", "(a:100) (b:-100) (((c)))")
-    with pytest.raises(InvalidRequest, match=r"a prompt gives 'deep' the weight 117.39"):
+    with pytest.raises(InvalidRequestError, match=r"a prompt gives 'deep' the weight 117.39"):
         check_weights("a prompt", "(" * 50 + "deep" + ")" * 50 + " a")
-    with pytest.raises(InvalidRequest, match=r"gives 'a' the weight -100.001, and weights must be"):
+    with pytest.raises(
+        InvalidRequestError, match=r"gives 'a' the weight -100.001, and weights must be"
+    ):
         check_weights("a prompt", "(a:-100.001)")
 
 
@@ -222,7 +224,9 @@ def test_weights_have_a_range() -> None:
 
 def test_chunks_have_a_limit(tokenizer: PromptTokenizer) -> None:
     assert len(tokenizer.chunks("a BREAK " * 128, 20)) == 128
-    with pytest.raises(InvalidRequest, match=r"is read in 129 chunks.*at most 128 are allowed"):
+    with pytest.raises(
+        InvalidRequestError, match=r"is read in 129 chunks.*at most 128 are allowed"
+    ):
         tokenizer.chunks("a BREAK " * 129, 20)
 
 
@@ -418,7 +422,7 @@ def test_parentheses_are_text_unless_asked(sd: TinyModel) -> None:
 
     def extras(mode: str, **options: object) -> tuple[tuple[str, object], ...]:
         result = sd.pipeline("(red)", steps=1, seed=0, prompt_weighting=mode, **options)
-        return result.parameters[0].extras
+        return result.infotexts[0].extras
 
     assert extras("a1111") == ()
     assert extras("a1111_no_norm") == (("Emphasis", "No norm"),)
@@ -429,7 +433,7 @@ def test_parentheses_are_text_unless_asked(sd: TinyModel) -> None:
     "wrong", [{"prompt_weighting": "magic"}, {"comma_backtrack": -1}, {"comma_backtrack": 0.5}]
 )
 def test_unknown_weightings_are_refused(sd: TinyModel, wrong: dict[str, object]) -> None:
-    with pytest.raises(kdrt.InvalidRequest, match=next(iter(wrong))):
+    with pytest.raises(kdrt.InvalidRequestError, match=next(iter(wrong))):
         sd.pipeline("red", steps=1, **wrong)
 
 

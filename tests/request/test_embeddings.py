@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import kdrt
-from kdrt.images.infotext import parse_parameters
+from kdrt.images.infotext import parse_infotext
 from tests.support.tiny_model import MAX_LENGTH, POOLED, WIDTHS, TinyModel
 
 PROMPTS = ["a red circle", "a green square"]
@@ -104,7 +104,7 @@ def test_the_shorter_half_is_lengthened(sdxl: TinyModel, which: str) -> None:
     assert torch.equal(short[MAX_LENGTH:], empty)
 
 
-def test_a_changed_embedding_changes_the_picture(sdxl: TinyModel) -> None:
+def test_a_changed_embedding_changes_the_image(sdxl: TinyModel) -> None:
     positive, _ = sdxl.pipeline.encode_prompt("a")
     changed = kdrt.Conditioning(positive.encoder_hidden_states * 2, positive.text_embeds)
     sdxl.pipeline(prompt_embeds=changed, steps=1, seed=0)
@@ -127,10 +127,10 @@ def test_any_floating_point_type_will_do(sdxl: TinyModel, dtype: torch.dtype) ->
     assert torch.equal(told, positive.encoder_hidden_states.to(dtype).float())
 
 
-def test_a_picture_says_that_its_embeddings_were_given(sdxl: TinyModel) -> None:
+def test_an_image_says_that_its_embeddings_were_given(sdxl: TinyModel) -> None:
     both = sdxl.pipeline.encode_prompt(PROMPTS, "blurry")
     result = sdxl.pipeline(prompt_embeds=both[0], negative_prompt_embeds=both[1], steps=1, seed=0)
-    settings = parse_parameters(str(result.parameters[1]))
+    settings = parse_infotext(str(result.infotexts[1]))
     assert settings["Prompt"] == ""
     assert "Negative prompt" not in settings
     assert settings["Prompt embeddings"] == settings["Negative embeddings"] == "given"
@@ -195,12 +195,14 @@ NEGATIVE = {"negative_prompt_embeds": HIDDEN, "negative_pooled_prompt_embeds": P
 def test_what_does_not_fit_is_refused(
     sdxl: TinyModel, arguments: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(kdrt.InvalidRequest, match=re.escape(message)):
+    with pytest.raises(kdrt.InvalidRequestError, match=re.escape(message)):
         sdxl.pipeline(steps=1, seed=0, **arguments)
     assert not sdxl.unet.calls
 
 
 def test_sd_has_no_pooled_embeddings(sd: TinyModel) -> None:
     hidden = torch.zeros(1, MAX_LENGTH, WIDTHS[0])
-    with pytest.raises(kdrt.InvalidRequest, match="only SDXL models take pooled_prompt_embeds"):
+    with pytest.raises(
+        kdrt.InvalidRequestError, match="only SDXL models take pooled_prompt_embeds"
+    ):
         sd.pipeline(prompt_embeds=hidden, pooled_prompt_embeds=POOL[:1], steps=1)

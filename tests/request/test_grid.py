@@ -1,4 +1,4 @@
-"""The grid a request asks for, from its arguments to the UNet and the picture's parameters."""
+"""The grid a request asks for, from its arguments to the UNet and the image's parameters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from diffusers import EDMEulerScheduler
 
 from kdrt.bundle import EdmFacts
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt.request.grid import grid_of
 from kdrt.request.request import Request
 from tests.support.tiny_model import TinyModel, tiny_model
@@ -23,7 +23,7 @@ def called_at(model: TinyModel) -> list[float]:
 def test_timesteps_reach_the_unet(sd: TinyModel) -> None:
     result = sd.pipeline("a", timesteps=[999, 500.25, 10], seed=0, sampler="euler")
     assert called_at(sd) == pytest.approx([999, 500.25, 10], abs=1e-3)
-    text = str(result.parameters[0])
+    text = str(result.infotexts[0])
     assert "Steps: 3" in text
     assert "Schedule type: Custom" in text
     assert "Sigmas: 14.6" in text
@@ -65,7 +65,7 @@ def test_a_run_in_two_parts_is_the_whole_run(sdxl: TinyModel, schedule: str, sam
     ],
 )
 def test_refusals(sd: TinyModel, wrong: dict[str, Any], message: str) -> None:
-    with pytest.raises(InvalidRequest, match=message):
+    with pytest.raises(InvalidRequestError, match=message):
         sd.pipeline("a", **wrong)
     assert not sd.unet.calls
 
@@ -75,7 +75,7 @@ def test_text_to_image_has_no_strength(sd: TinyModel) -> None:
 
     request = Request(prompt="a", strength=0.5)
     pipe = sd.pipeline
-    with pytest.raises(InvalidRequest, match="strength says how much of an image to redo"):
+    with pytest.raises(InvalidRequestError, match="strength says how much of an image to redo"):
         resolve(request, pipe.bundle.manifest, pipe._unet.spec, pipe._noise_schedule)
 
 
@@ -134,5 +134,7 @@ def test_two_continuous_models_hand_over_in_the_middle(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrong", [[999, 1], [1.2, 0], [0, -2.0], []])
 def test_timesteps_of_a_continuous_model_have_its_range(tmp_path: Path, wrong: list[float]) -> None:
     pipe = continuous(tmp_path, "karras").pipeline
-    with pytest.raises(InvalidRequest, match=r"timesteps must be from 1\.12495 down to -1\.38037"):
+    with pytest.raises(
+        InvalidRequestError, match=r"timesteps must be from 1\.12495 down to -1\.38037"
+    ):
         pipe("a", timesteps=wrong)

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from kdrt.bundle import Bundle
 from kdrt.denoise.inpaint import InitImage, KnownRegion, Told, begin
-from kdrt.errors import BundleError, InvalidRequest
+from kdrt.errors import BundleError, InvalidRequestError
 from kdrt.pipeline.pipeline import Pipeline
-from kdrt.sampling import SAMPLERS, NoiseSchedule, SeededNoise, plan, run, sigmas_for
+from kdrt.sampling import SAMPLERS, NoiseSchedule, SeededNoise, make_plan, run, sigmas_for
 from kdrt_engines import EngineSpec
 from kdrt_engines.spec import TensorSpec
 from kdrt_engines.torch_eager import TorchEngine
@@ -175,16 +175,18 @@ def test_the_refiner_is_diffusers(tmp_path: Path, scores: dict[str, float]) -> N
     )
     torch.testing.assert_close(result.images, expected, rtol=2e-4, atol=2e-4)
     assert expected.std() > 0.05
-    with pytest.raises(InvalidRequest, match="has one text encoder, so prompt_2 would be of no"):
+    with pytest.raises(
+        InvalidRequestError, match="has one text encoder, so prompt_2 would be of no"
+    ):
         ours("a", prompt_2="b")
 
 
 def test_only_the_refiner_takes_aesthetic_scores(sdxl: TinyModel) -> None:
-    with pytest.raises(InvalidRequest, match="only SDXL's refiner takes aesthetic scores"):
+    with pytest.raises(InvalidRequestError, match="only SDXL's refiner takes aesthetic scores"):
         sdxl.pipeline("a", aesthetic_score=6.0)
 
 
-def picture(count: int = 2) -> Tensor:
+def make_image(count: int = 2) -> Tensor:
     return torch.rand(count, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(1))
 
 
@@ -198,7 +200,7 @@ def mask(count: int = 2) -> Tensor:
 @pytest.mark.parametrize("strength", [0.4, 0.75, 1.0])
 def test_image_to_image_is_diffusers(tmp_path: Path, strength: float) -> None:
     pair = Pair(tmp_path, StableDiffusionImg2ImgPipeline)
-    pair.compare(picture(), None, strength, "pt")
+    pair.compare(make_image(), None, strength, "pt")
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -207,21 +209,21 @@ def test_image_to_image_is_diffusers(tmp_path: Path, strength: float) -> None:
 def test_inpainting_with_an_ordinary_unet_is_diffusers(
     tmp_path: Path, strength: float, output: str
 ) -> None:
-    Pair(tmp_path, StableDiffusionInpaintPipeline).compare(picture(), mask(), strength, output)
+    Pair(tmp_path, StableDiffusionInpaintPipeline).compare(make_image(), mask(), strength, output)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("strength", [0.6, 1.0])
 def test_inpainting_with_an_inpainting_unet_is_diffusers(tmp_path: Path, strength: float) -> None:
     pair = Pair(tmp_path, StableDiffusionInpaintPipeline, in_channels=9)
-    pair.compare(picture(), mask(), strength, "pt")
+    pair.compare(make_image(), mask(), strength, "pt")
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_an_inpainting_unets_channels_are_diffusers(tmp_path: Path) -> None:
-    """Mask, then latents of the picture with grey where the mask is one half or more."""
+    """Mask, then latents of the image with grey where the mask is one half or more."""
     pair = Pair(tmp_path, StableDiffusionInpaintPipeline, in_channels=9)
-    theirs, image = pair.theirs, picture() * 2 - 1
+    theirs, image = pair.theirs, make_image() * 2 - 1
     cells = torch.tensor([0.0, 0.49, 0.5, 0.51, 1.0]).repeat(2 * 16 * 24 // 5 + 1)
     soft = cells[: 2 * 16 * 24].reshape(2, 1, HEIGHT // SCALE, WIDTH // SCALE)
     soft = soft.repeat_interleave(SCALE, 2).repeat_interleave(SCALE, 3)
@@ -248,17 +250,17 @@ def test_an_inpainting_unets_channels_are_diffusers(tmp_path: Path) -> None:
         assert each.known is None
         assert each.mask is None
         torch.testing.assert_close(each.channels, torch.cat(expected, dim=1), rtol=1e-4, atol=1e-5)
-    # The picture is in the noise that is begun with, unless all of it is made anew.
+    # The image is in the noise that is begun with, unless all of it is made anew.
     assert torch.equal(states[True], noise)
     torch.testing.assert_close(states[False], pair.ours.vae.encode(image) + noise)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", [StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline])
-def test_edm_models_begin_with_a_picture_as_in_diffusers(tmp_path: Path, kind: Any) -> None:
+def test_edm_models_begin_with_an_image_as_in_diffusers(tmp_path: Path, kind: Any) -> None:
     pair = Pair(tmp_path, kind, scheduler=EDMEulerScheduler())
     masked = mask() if kind is StableDiffusionInpaintPipeline else None
-    pair.compare(picture(), masked, 0.8, "pt")
+    pair.compare(make_image(), masked, 0.8, "pt")
 
 
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "dpm_adaptive"])
@@ -270,7 +272,7 @@ def test_a_known_region_follows_its_noise_level(sampler: str) -> None:
     region = torch.zeros(2, 1, 6, 6, dtype=torch.bool)
     region[:, :, 2:4, 1:5] = True
     grid = sigmas_for("karras", 8, NOISE_SCHEDULE).tolist()
-    made = plan(sampler, grid)
+    made = make_plan(sampler, grid)
     unguided = torch.empty(shape)
 
     class Network:
@@ -314,7 +316,7 @@ def with_encoder(model: TinyModel) -> Pipeline:
     return Pipeline(model.pipeline.bundle, engines)
 
 
-def test_unmasked_pixels_are_the_pictures_own(sdxl: TinyModel) -> None:
+def test_unmasked_pixels_are_the_images_own(sdxl: TinyModel) -> None:
     pipe = with_encoder(sdxl)
     image = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
     mask = np.zeros((64, 48), np.uint8)
@@ -334,8 +336,8 @@ def test_unmasked_pixels_are_the_pictures_own(sdxl: TinyModel) -> None:
     assert np.abs(blended[chosen] - halfway[chosen]).max() < 0.01
 
 
-def test_an_adaptive_run_keeps_the_region_of_each_picture(sdxl: TinyModel) -> None:
-    """It runs them one by one; each must be told its own picture and mask."""
+def test_an_adaptive_run_keeps_the_region_of_each_image(sdxl: TinyModel) -> None:
+    """It runs them one by one; each must be told its own image and mask."""
     pipe = with_encoder(sdxl)
     images = [Image.new("RGB", (48, 64), colour) for colour in ((10, 200, 30), (200, 20, 90))]
     masks = []
@@ -359,7 +361,7 @@ def test_strength_is_the_fraction_of_steps(sdxl: TinyModel) -> None:
         before = len(sdxl.unet.calls)
         result = pipe("a", image=image, strength=strength, steps=10, seed=0)
         assert len(sdxl.unet.calls) - before == steps
-    assert ("Denoising strength", 0.8) in result.parameters[0].extras
+    assert ("Denoising strength", 0.8) in result.infotexts[0].extras
     before = len(sdxl.unet.calls)
     pipe("a", image=image, mask_image=Image.new("L", (48, 64), 255), steps=10, seed=0)
     assert len(sdxl.unet.calls) - before == 10
@@ -376,7 +378,7 @@ def test_little_strength_changes_little(sdxl: TinyModel) -> None:
     assert little < 0.02 < much
 
 
-def test_a_picture_decides_the_size(sdxl: TinyModel) -> None:
+def test_an_image_decides_the_size(sdxl: TinyModel) -> None:
     pipe = with_encoder(sdxl)
     image = Image.new("RGB", (53, 70))
     options = {"image": image, "steps": 2, "seed": 0}
@@ -387,7 +389,7 @@ def test_a_picture_decides_the_size(sdxl: TinyModel) -> None:
     assert sdxl.unet.calls[-1]["time_ids"][-1].tolist() == [32, 48, 0, 0, 32, 48]
 
 
-def test_pictures_of_a_batch(sdxl: TinyModel) -> None:
+def test_images_of_a_batch(sdxl: TinyModel) -> None:
     pipe = with_encoder(sdxl)
     images = [Image.new("RGB", (48, 64), color) for color in ("red", "blue")]
     options = {"steps": 4, "strength": 0.5, "output_type": "pt"}
@@ -397,7 +399,7 @@ def test_pictures_of_a_batch(sdxl: TinyModel) -> None:
     ):
         alone = pipe(prompt, image=image, seed=5 + index, **options).images
         assert torch.equal(batch[index], alone[0])
-    with pytest.raises(InvalidRequest, match="2 pictures in image for 3 images"):
+    with pytest.raises(InvalidRequestError, match="2 images in image for 3 images"):
         pipe(["a", "b", "c"], image=images)
 
 
@@ -411,12 +413,12 @@ def test_four_channels_of_whole_numbers_are_colours_and_alpha(sd: TinyModel) -> 
     assert np.array_equal(found, expected)
 
 
-def test_latents_are_a_picture_too(sdxl: TinyModel) -> None:
+def test_latents_are_an_image_too(sdxl: TinyModel) -> None:
     pipe = sdxl.pipeline  # it has no encoder, and needs none
     first = pipe("a", steps=4, seed=0, output_type="latent").images
     again = pipe("b", image=first, strength=0.5, steps=4, seed=1, output_type="pt").images
     assert again.shape == (1, 3, 64, 48)
-    with pytest.raises(InvalidRequest, match="these latents are of a 48x64 picture"):
+    with pytest.raises(InvalidRequestError, match="these latents are of a 48x64 image"):
         pipe("b", image=first, height=128)
     with pytest.raises(BundleError, match="no vae_encoder"):
         pipe("b", image=Image.new("RGB", (48, 64)), steps=2)
@@ -442,13 +444,15 @@ def test_two_halves_of_a_run_are_the_whole(sdxl: TinyModel, sampler: str, split:
     assert not torch.allclose(base, expected, atol=1e-2)
 
 
-def test_an_inpainting_model_sees_mask_and_masked_picture(tmp_path: Path) -> None:
+def test_an_inpainting_model_sees_mask_and_masked_image(tmp_path: Path) -> None:
     pair = Pair(tmp_path, StableDiffusionInpaintPipeline, in_channels=9)
-    with pytest.raises(InvalidRequest, match="is an inpainting model: give image and mask_image"):
+    with pytest.raises(
+        InvalidRequestError, match="is an inpainting model: give image and mask_image"
+    ):
         pair.ours("a")
-    with pytest.raises(InvalidRequest, match="is an inpainting model: give mask_image too"):
-        pair.ours("a", image=picture(1))
-    with pytest.raises(InvalidRequest, match="needs the picture itself, not its latents"):
+    with pytest.raises(InvalidRequestError, match="is an inpainting model: give mask_image too"):
+        pair.ours("a", image=make_image(1))
+    with pytest.raises(InvalidRequestError, match="needs the image itself, not its latents"):
         pair.ours("a", image=torch.zeros(1, 4, 16, 24), mask_image=mask(1))
 
 
@@ -464,7 +468,7 @@ GOOD = Image.new("RGB", (48, 64))
         ({"image": GOOD, "strength": 1.5}, "strength must be above 0 and at most 1"),
         ({"image": GOOD, "strength": 0.01}, "leaves none"),
         ({"image": GOOD, "height": 33}, "height must be a multiple of 8"),
-        ({"image": GOOD, "denoising_start": 0.5}, "begin with a picture by strength"),
+        ({"image": GOOD, "denoising_start": 0.5}, "begin with an image by strength"),
         ({"image": torch.full((1, 4, 8, 6), float("nan"))}, "image must be finite"),
         ({"image": "cat.png"}, "image must be a PIL image, an array or a tensor, .* not str"),
         ({"image": []}, "image is an empty list"),
@@ -481,13 +485,13 @@ def test_what_is_wrong_is_said_before_anything_runs(
     sdxl: TinyModel, arguments: dict[str, Any], words: str
 ) -> None:
     pipe = with_encoder(sdxl)
-    with pytest.raises(InvalidRequest, match=words):
+    with pytest.raises(InvalidRequestError, match=words):
         pipe("a", **arguments)
     assert not sdxl.unet.calls
     assert not sdxl.text_encoders[0].calls
 
 
-def test_every_form_of_a_picture_is_the_same(sdxl: TinyModel) -> None:
+def test_every_form_of_an_image_is_the_same(sdxl: TinyModel) -> None:
     pipe = with_encoder(sdxl)
     array = np.random.default_rng(1).integers(0, 256, (64, 48, 3), dtype=np.uint8)
     floats = (array / 255).astype(np.float32)

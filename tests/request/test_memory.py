@@ -55,7 +55,7 @@ def test_what_cannot_fit_is_refused_before_it_is_tried(
     tracemalloc.start()
     try:
         with pytest.raises(
-            kdrt.InvalidRequest, match=r"at least .* GB of memory on cpu, and 1\.0 GB"
+            kdrt.InvalidRequestError, match=r"at least .* GB of memory on cpu, and 1\.0 GB"
         ):
             sdxl.pipeline("a red circle", **(ARGUMENTS | changes))
         assert tracemalloc.get_traced_memory()[1] < 50e6
@@ -70,7 +70,7 @@ def test_noise_is_counted_with_the_steps(sdxl: TinyModel, monkeypatch: pytest.Mo
     needed = request_memory(sdxl.manifest.latents, 1000, 64, 48, draws=99, decoded=False)
     monkeypatch.setattr(memory, "_WORTH_ASKING", 0)
     monkeypatch.setattr(memory, "free_memory", lambda _: needed - 1)
-    with pytest.raises(kdrt.InvalidRequest, match=r"with 99 draws of noise.*or fewer steps"):
+    with pytest.raises(kdrt.InvalidRequestError, match=r"with 99 draws of noise.*or fewer steps"):
         sdxl.pipeline("a", steps=100, seed=1, **request)
     monkeypatch.setattr(memory, "free_memory", lambda _: needed)
     generation = sdxl.pipeline.steps("a", steps=100, seed=1, **request)
@@ -81,7 +81,7 @@ def test_noise_is_counted_with_the_steps(sdxl: TinyModel, monkeypatch: pytest.Mo
 
 def test_the_compat_classes_refuse_it_too(sdxl: TinyModel, little_memory: None) -> None:
     compat = StableDiffusionXLKDiffusionPipeline(sdxl.pipeline)
-    with pytest.raises(kdrt.InvalidRequest, match="of memory on cpu"):
+    with pytest.raises(kdrt.InvalidRequestError, match="of memory on cpu"):
         compat("a", **LARGE, num_inference_steps=2)
     assert sdxl.unet.calls == []
 
@@ -122,7 +122,9 @@ def test_a_failed_allocation_is_a_sentence_and_the_next_call_works(
     }[network]
     expected = sdxl.pipeline("a red circle", **ARGUMENTS).images
     recorder.network = failing = Fails(recorder.network, error)
-    with pytest.raises(kdrt.NotEnoughMemory, match=r"^memory ran out \(.*\): make fewer") as raised:
+    with pytest.raises(
+        kdrt.OutOfMemoryError, match=r"^memory ran out \(.*\): make fewer"
+    ) as raised:
         sdxl.pipeline("a green square", **ARGUMENTS)
     assert "\n" not in str(raised.value)
     gc.collect()
@@ -137,9 +139,9 @@ def test_a_generation_in_steps_fails_in_the_same_way(sdxl: TinyModel) -> None:
     generation = sdxl.pipeline.steps("a", **ARGUMENTS)
     next(generation)
     network, sdxl.unet.network = sdxl.unet.network, Fails(sdxl.unet.network, None)
-    with pytest.raises(kdrt.NotEnoughMemory):
+    with pytest.raises(kdrt.OutOfMemoryError):
         next(generation)
-    with pytest.raises(kdrt.InvalidRequest, match="were not finished"):
+    with pytest.raises(kdrt.InvalidRequestError, match="were not finished"):
         generation.result()
     sdxl.unet.network = network
     sdxl.pipeline("a", **ARGUMENTS)

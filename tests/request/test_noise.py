@@ -1,4 +1,4 @@
-"""Seeds and noise from the arguments of a pipeline to its pictures and their parameters."""
+"""Seeds and noise from the arguments of a pipeline to its images and their parameters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kdrt.bundle import Bundle, SchedulerFacts
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt.request.grid import training_table
 from tests.support.tiny_model import TinyModel, tiny_model
@@ -23,7 +23,7 @@ def make(model: TinyModel, **arguments: Any) -> Any:
     return model.pipeline(PROMPTS, **given | arguments)
 
 
-def test_every_mode_makes_its_own_picture(sd: TinyModel) -> None:
+def test_every_mode_makes_its_own_image(sd: TinyModel) -> None:
     pytest.importorskip("torchsde")
     modes: list[dict[str, Any]] = [
         {},
@@ -33,13 +33,13 @@ def test_every_mode_makes_its_own_picture(sd: TinyModel) -> None:
         {"noise": "a1111", "noise_options": {"source": "nv"}},
         {"noise_seed": 77},
     ]
-    pictures = [make(sd, **mode).images for mode in modes]
-    for index, picture in enumerate(pictures):
-        assert picture.isfinite().all()
-        for other in pictures[:index]:
-            assert not torch.allclose(picture, other, atol=1e-2)
+    images = [make(sd, **mode).images for mode in modes]
+    for index, image in enumerate(images):
+        assert image.isfinite().all()
+        for other in images[:index]:
+            assert not torch.allclose(image, other, atol=1e-2)
     # Same order of draws: the two differ in name only where neither delta nor source is given.
-    assert torch.equal(make(sd, noise="a1111").images, pictures[0])
+    assert torch.equal(make(sd, noise="a1111").images, images[0])
 
 
 def test_what_a_mode_draws_is_in_the_parameters(sd: TinyModel) -> None:
@@ -48,12 +48,12 @@ def test_what_a_mode_draws_is_in_the_parameters(sd: TinyModel) -> None:
     assert "RNG: NV" in text
     assert "ENSD: 31337" in text
     result = make(sd, noise="brownian", noise_seed=8)
-    assert "Noise: brownian" in str(result.parameters[0])
-    assert "Noise seed: 9" in str(result.parameters[1])
+    assert "Noise: brownian" in str(result.infotexts[0])
+    assert "Noise seed: 9" in str(result.infotexts[1])
     assert "RNG" not in str(make(sd).parameters[0])
 
 
-def test_a_generator_gives_seeds_that_give_the_pictures_again(sd: TinyModel) -> None:
+def test_a_generator_gives_seeds_that_give_the_images_again(sd: TinyModel) -> None:
     generator = torch.Generator().manual_seed(11)
     first, second = (make(sd, seed=None, generator=generator) for _ in range(2))
     assert len({*first.seeds, *second.seeds}) == 4
@@ -76,7 +76,7 @@ def test_a_generator_gives_seeds_that_give_the_pictures_again(sd: TinyModel) -> 
     ],
 )
 def test_refusals(sd: TinyModel, wrong: dict[str, Any], message: str) -> None:
-    with pytest.raises(InvalidRequest, match=message):
+    with pytest.raises(InvalidRequestError, match=message):
         make(sd, **wrong)
     assert not sd.unet.calls
 
@@ -84,18 +84,18 @@ def test_refusals(sd: TinyModel, wrong: dict[str, Any], message: str) -> None:
 def test_schedule_options_reach_the_unet_and_the_parameters(sdxl: TinyModel) -> None:
     options = {"rho": 5, "sigma_max": 10.0, "discard_penultimate": True}
     result = sdxl.pipeline("a", seed=1, steps=4, schedule_options=options)
-    text = str(result.parameters[0])
+    text = str(result.infotexts[0])
     for words in ("Schedule type: Karras", "Schedule rho: 5", "Schedule max sigma: 10"):
         assert words in text
     assert "Discard penultimate sigma: True" in text
     assert len(sdxl.unet.calls) == 4
-    with pytest.raises(InvalidRequest, match="karras schedule has no option 'alpha'"):
+    with pytest.raises(InvalidRequestError, match="karras schedule has no option 'alpha'"):
         sdxl.pipeline("a", schedule_options={"alpha": 1.0})
-    with pytest.raises(InvalidRequest, match="no option 'timestep_spacing': it accepts rho"):
+    with pytest.raises(InvalidRequestError, match="no option 'timestep_spacing': it accepts rho"):
         sdxl.pipeline("a", schedule_options={"timestep_spacing": "leading"})
-    with pytest.raises(InvalidRequest, match="schedule_options must be a mapping"):
+    with pytest.raises(InvalidRequestError, match="schedule_options must be a mapping"):
         sdxl.pipeline("a", schedule_options=3)
-    with pytest.raises(InvalidRequest, match="which sigmas and timesteps replace"):
+    with pytest.raises(InvalidRequestError, match="which sigmas and timesteps replace"):
         sdxl.pipeline("a", sigmas=[1, 0], schedule_options={"rho": 1})
 
 
@@ -130,7 +130,7 @@ def test_a_model_of_zero_terminal_snr(tmp_path: Path) -> None:
     manifest = bundle.manifest.model_copy(update={"scheduler": facts})
     pipeline = Pipeline(Bundle(tmp_path, manifest), model.pipeline.engines)
     seen: list[float] = []
-    pictures = pipeline(
+    images = pipeline(
         "a",
         steps=4,
         schedule="sgm_uniform",
@@ -139,11 +139,11 @@ def test_a_model_of_zero_terminal_snr(tmp_path: Path) -> None:
         callback=lambda step: seen.append(step.sigma),
     )
     assert seen[0] == pytest.approx(4096, abs=1e-3)
-    assert np.isfinite(pictures.images).all()
+    assert np.isfinite(images.images).all()
 
 
 def test_zero_terminal_snr_needs_velocity() -> None:
-    with pytest.raises(InvalidRequest, match=r"predicts noise \(epsilon\) cannot begin there"):
+    with pytest.raises(InvalidRequestError, match=r"predicts noise \(epsilon\) cannot begin there"):
         training_table(
             SchedulerFacts(
                 beta_start=0.00085,
@@ -195,5 +195,5 @@ def test_numpys_numbers_are_options(sd: TinyModel) -> None:
 def test_noise_seeds_up_to_the_last(sd: TinyModel) -> None:
     for noise in ("per_image", "comfyui"):
         result = make(sd, noise=noise, noise_seed=2**64 - 1)
-        assert "Noise seed: 18446744073709551615" in str(result.parameters[0])
-        assert "Noise seed: 0" in str(result.parameters[1])
+        assert "Noise seed: 18446744073709551615" in str(result.infotexts[0])
+        assert "Noise seed: 0" in str(result.infotexts[1])

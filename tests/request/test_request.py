@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdrt.bundle import Manifest
-from kdrt.errors import InvalidRequest, KdrtError
-from kdrt.images.infotext import parse_parameters
+from kdrt.errors import InvalidRequestError, KdrtError
+from kdrt.images.infotext import parse_infotext
 from kdrt.request.grid import training_table
 from kdrt.request.request import Request
 from kdrt.request.resolve import resolve
@@ -144,7 +144,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("wrong", "message"), WRONG, ids=[message[:40] for _, message in WRONG])
 def test_wrong_arguments(sdxl: TinyModel, wrong: dict[str, Any], message: str) -> None:
-    with pytest.raises(InvalidRequest, match=message):
+    with pytest.raises(InvalidRequestError, match=message):
         sdxl.pipeline(**({"prompt": "a"} | wrong))
     assert not sdxl.unet.calls
     assert not sdxl.text_encoders[0].calls
@@ -162,7 +162,7 @@ def test_wrong_arguments(sdxl: TinyModel, wrong: dict[str, Any], message: str) -
     ],
 )
 def test_arguments_for_sdxl_only(sd: TinyModel, argument: dict[str, Any]) -> None:
-    with pytest.raises(InvalidRequest, match=f"only SDXL models take {next(iter(argument))}"):
+    with pytest.raises(InvalidRequestError, match=f"only SDXL models take {next(iter(argument))}"):
         sd.pipeline("a", **argument)
 
 
@@ -174,13 +174,13 @@ def test_lists_are_sizes_too(sd: TinyModel, sdxl: TinyModel) -> None:
 
 def test_freeu_needs_a_bundle_with_freeu(tmp_path: Path) -> None:
     model = tiny_model(tmp_path, freeu=False)
-    with pytest.raises(InvalidRequest, match="has no FreeU in its UNet"):
+    with pytest.raises(InvalidRequestError, match="has no FreeU in its UNet"):
         model.pipeline("a", freeu=(1.3, 1.4, 0.9, 0.2))
     assert model.pipeline("a", steps=1, seed=0).images
 
 
 def test_too_many_steps_for_the_checkpoints_own_grid(sd: TinyModel) -> None:
-    with pytest.raises(InvalidRequest, match="at most 1000"):
+    with pytest.raises(InvalidRequestError, match="at most 1000"):
         sd.pipeline("a", steps=1001, schedule="scheduler")
 
 
@@ -193,8 +193,8 @@ def test_numbers_of_numpy_are_numbers(sd: TinyModel) -> None:
         guidance_scale=np.float32(4.0),
     )
     assert result.seeds == [3]
-    assert result.parameters[0].guidance_scale == 4.0
-    assert parse_parameters(str(result.parameters[0]))["Steps"] == "1"
+    assert result.infotexts[0].guidance_scale == 4.0
+    assert parse_infotext(str(result.infotexts[0]))["Steps"] == "1"
     loose = sd.pipeline(
         "a",
         sampler="euler_ancestral",
@@ -227,7 +227,7 @@ def test_empty_prompts_are_prompts(sdxl: TinyModel, prompt: str, weighting: str)
     alone = sdxl.pipeline(prompt, "", prompt_weighting=weighting, steps=2, seed=1, output_type="np")
     assert np.array_equal(result.images[0], alone.images[0])
     assert not np.allclose(result.images[0], result.images[1], atol=1e-3)
-    found = parse_parameters(str(alone.parameters[0]))
+    found = parse_infotext(str(alone.parameters[0]))
     assert found["Prompt"] == ""
     assert "Negative prompt" not in found
     assert found["Seed"] == "1"
@@ -257,7 +257,7 @@ def test_any_number_is_taken_or_refused(
 ) -> None:
     manifest, spec = fixed
     table = training_table(manifest.scheduler)
-    with contextlib.suppress(InvalidRequest):
+    with contextlib.suppress(InvalidRequestError):
         resolve(Request(**{"prompt": "a"} | arguments), manifest, spec, table)
 
 
@@ -283,7 +283,7 @@ def test_any_option_is_taken_or_refused(
             st.just({}) | st.dictionaries(st.sampled_from(others), numbers, max_size=2)
         ),
     )
-    with contextlib.suppress(InvalidRequest):
+    with contextlib.suppress(InvalidRequestError):
         resolve(request, manifest, spec, training_table(manifest.scheduler))
 
 
@@ -360,5 +360,5 @@ def fixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, EngineSpe
 @pytest.mark.parametrize("index", [None, "0", 0.0, [0], -1])
 def test_an_index_of_no_image(sd: TinyModel, tmp_path: Path, index: Any) -> None:
     result = sd.pipeline("a", steps=1, seed=1)
-    with pytest.raises(InvalidRequest, match="index must be a whole number of at least 0"):
+    with pytest.raises(InvalidRequestError, match="index must be a whole number of at least 0"):
         result.save(tmp_path / "a.png", index)

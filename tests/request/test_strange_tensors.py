@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from tests.support.tiny_model import TinyModel
 
 SIZE = {"height": 16, "width": 16, "steps": 2}
@@ -33,19 +33,19 @@ def test_one_sentence_names_the_argument(sd: TinyModel, name: str, kind: str) ->
     }
     given: dict[str, Any] = {} if name == "prompt_embeds" else {"prompt": "red"}
     given |= {"image": tensors["image"]} if name == "mask_image" else {}
-    with pytest.raises(InvalidRequest, match=f"{name} must be a dense tensor"):
+    with pytest.raises(InvalidRequestError, match=f"{name} must be a dense tensor"):
         sd.pipeline(**given | {name: STRANGE[kind](tensors[name])}, **SIZE)
 
 
 def test_numbers_of_eight_bits_are_no_embeddings(sd: TinyModel) -> None:
     embeds = torch.zeros(1, 16, 6).to(torch.float8_e4m3fn)
-    with pytest.raises(InvalidRequest, match="floating-point tensor of shape"):
+    with pytest.raises(InvalidRequestError, match="floating-point tensor of shape"):
         sd.pipeline(prompt_embeds=embeds, **SIZE)
 
 
 @pytest.mark.parametrize("channels", [3, 4])
 def test_no_image_at_all(sd: TinyModel, channels: int) -> None:
     with pytest.raises(
-        InvalidRequest, match=r"at least one|0 pictures|of shape \[B, 4, h, w\], not .* \[0, 4"
+        InvalidRequestError, match=r"at least one|0 images|of shape \[B, 4, h, w\], not .* \[0, 4"
     ):
         sd.pipeline("red", image=torch.zeros(0, channels, 16, 16), **SIZE)

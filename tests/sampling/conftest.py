@@ -13,7 +13,7 @@ def kd() -> ModuleType:
     """k-diffusion's sampling module."""
     try:
         return kdiffusion.load("sampling")
-    except kdiffusion.OracleUnavailable as error:
+    except kdiffusion.OracleUnavailableError as error:
         pytest.skip(str(error))
 
 
@@ -22,7 +22,7 @@ def kd_external() -> ModuleType:
     """k-diffusion's model wrappers."""
     try:
         return kdiffusion.load("external")
-    except kdiffusion.OracleUnavailable as error:
+    except kdiffusion.OracleUnavailableError as error:
         pytest.skip(str(error))
 
 

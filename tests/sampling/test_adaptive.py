@@ -1,4 +1,4 @@
-"""dpm_adaptive: the picture of k-diffusion, one image at a time, one read-back a try."""
+"""dpm_adaptive: the image of k-diffusion, one image at a time, one read-back a try."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdrt.errors import InvalidRequest, NonFiniteError
-from kdrt.sampling import AdaptivePlan, SeededNoise, plan, run, sample
+from kdrt.errors import InvalidRequestError, NonFiniteError
+from kdrt.sampling import AdaptivePlan, SeededNoise, make_plan, run, sample
 from tests.sampling.test_executor import Recorder
 from tests.support.denoisers import flow, gaussian, mixture, rough
 
@@ -61,7 +61,7 @@ def test_equals_k_diffusion(kd: ModuleType, options: dict[str, Any]) -> None:
     draw = draws()
     steps = [
         (step.latents.clone(), step)
-        for step in run(plan("dpm_adaptive", GRID, **options), x, denoise, lambda _: draw()[0])
+        for step in run(make_plan("dpm_adaptive", GRID, **options), x, denoise, lambda _: draw()[0])
     ]
     result, last = steps[-1]
     assert (result - expected).abs().max() <= 1e-12 * expected.abs().max()
@@ -77,7 +77,9 @@ def test_meets_its_tolerance() -> None:
     x = torch.randn(1, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 10
     exact = flow(mixture, x, 10.0, 0.1)
     errors = [
-        (sample(plan("dpm_adaptive", [10.0, 0.1], rtol=rtol, atol=rtol), x, mixture) - exact).norm()
+        (
+            sample(make_plan("dpm_adaptive", [10.0, 0.1], rtol=rtol, atol=rtol), x, mixture) - exact
+        ).norm()
         for rtol in (1e-2, 1e-4, 1e-6)
     ]
     assert errors[0] < 0.05
@@ -87,7 +89,7 @@ def test_meets_its_tolerance() -> None:
 
 @pytest.mark.parametrize("eta", [0.0, 0.7])
 def test_an_image_does_not_depend_on_its_batch(eta: float) -> None:
-    planned = plan("dpm_adaptive", GRID, eta=eta)
+    planned = make_plan("dpm_adaptive", GRID, eta=eta)
 
     def images(seeds: list[int]) -> Tensor:
         source = SeededNoise(seeds, (3, 5, 7))
@@ -104,7 +106,7 @@ def test_yields_the_steps_of_every_image() -> None:
     before = latents.clone()
     seen = [
         (step.index, step.image, step.sigma, step.sigma_next, step.latents.clone())
-        for step in run(plan("dpm_adaptive", GRID), latents, rough(3, torch.float32))
+        for step in run(make_plan("dpm_adaptive", GRID), latents, rough(3, torch.float32))
     ]
     assert torch.equal(latents, before)
     assert [step[0] for step in seen] == list(range(len(seen)))
@@ -120,7 +122,7 @@ def test_yields_the_steps_of_every_image() -> None:
 def test_one_read_back_a_try() -> None:
     latents = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * GRID[0]
     with Recorder() as recorder:
-        *_, last = run(plan("dpm_adaptive", GRID, h_init=3.0), latents, gaussian(0.5))
+        *_, last = run(make_plan("dpm_adaptive", GRID, h_init=3.0), latents, gaussian(0.5))
     assert last.rejected > 0
     tries = last.index + 1 + last.rejected
     assert recorder.names.count("aten._local_scalar_dense.default") == tries
@@ -129,7 +131,7 @@ def test_one_read_back_a_try() -> None:
 @pytest.mark.parametrize("sigmas", [[2.0, 0.0], [2.0, 2.0 - 1e-6, 0.0]])
 def test_nothing_to_solve_returns_the_denoised(sigmas: list[float]) -> None:
     x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
-    steps = list(run(plan("dpm_adaptive", sigmas), x, gaussian(0.5)))
+    steps = list(run(make_plan("dpm_adaptive", sigmas), x, gaussian(0.5)))
     assert len(steps) == 2
     torch.testing.assert_close(steps[-1].latents, gaussian(0.5)(x, 2.0))
 
@@ -138,7 +140,7 @@ def test_the_denoiser_may_reuse_its_result() -> None:
     x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1)) * 14.6
     fresh = rough(3, torch.float32)
     buffer = torch.empty(SHAPE)
-    planned = plan("dpm_adaptive", GRID, h_init=2.0)
+    planned = make_plan("dpm_adaptive", GRID, h_init=2.0)
     reused = sample(planned, x, lambda x, s: buffer.copy_(fresh(x, s)))
     assert torch.equal(reused, sample(planned, x, fresh))
 
@@ -146,22 +148,24 @@ def test_the_denoiser_may_reuse_its_result() -> None:
 def test_refusals() -> None:
     x = torch.ones(1, 3)
     with pytest.raises(ValueError, match="needs a function that draws an image's noise"):
-        run(plan("dpm_adaptive", GRID, eta=1.0), x, gaussian(1.0))
+        run(make_plan("dpm_adaptive", GRID, eta=1.0), x, gaussian(1.0))
     with pytest.raises(ValueError, match="needs its noise drawn before the run"):
-        run(plan("euler", GRID), x, gaussian(1.0), lambda image: x)
+        run(make_plan("euler", GRID), x, gaussian(1.0), lambda image: x)
     with pytest.raises(NonFiniteError, match="not finite"):
-        sample(plan("dpm_adaptive", GRID), x, lambda x, s: x * math.nan)
+        sample(make_plan("dpm_adaptive", GRID), x, lambda x, s: x * math.nan)
 
 
 def test_tolerances_that_cannot_be_met(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdrt.sampling.adaptive._MOST_TRIES", 30)
-    planned = plan("dpm_adaptive", GRID, rtol=1e-9, atol=1e-9)
-    with pytest.raises(InvalidRequest, match="cannot meet rtol=1e-09 and atol=1e-09 in 30 tries"):
+    monkeypatch.setattr("kdrt.sampling.adaptive._MAX_TRIES", 30)
+    planned = make_plan("dpm_adaptive", GRID, rtol=1e-9, atol=1e-9)
+    with pytest.raises(
+        InvalidRequestError, match="cannot meet rtol=1e-09 and atol=1e-09 in 30 tries"
+    ):
         sample(planned, torch.ones(1, 3), gaussian(1.0))
 
 
 def test_a_plan_without_stages() -> None:
-    planned = plan("DPM adaptive", GRID, order=2)
+    planned = make_plan("DPM adaptive", GRID, order=2)
     assert isinstance(planned, AdaptivePlan)
     assert planned.evaluations is None
     assert planned.slots == ()

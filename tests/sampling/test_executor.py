@@ -10,7 +10,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kdrt.sampling import SAMPLERS, NoiseSchedule, Plan, SeededNoise, plan, run, sample, sigmas_for
+from kdrt.sampling import (
+    SAMPLERS,
+    NoiseSchedule,
+    Plan,
+    SeededNoise,
+    make_plan,
+    run,
+    sample,
+    sigmas_for,
+)
 from tests.support.denoisers import gaussian, rough, unguided
 
 NAMES = [name for name, info in SAMPLERS.items() if info.capturable]
@@ -25,7 +34,7 @@ def prepared(
 ) -> tuple[Plan, Tensor, Tensor]:
     """A plan with its latents and noise, float32."""
     sigmas = sigmas_for("karras", steps, sd)
-    planned = plan(name, sigmas, **options)
+    planned = make_plan(name, sigmas, **options)
     source = SeededNoise(range(SHAPE[0]), SHAPE[1:])
     return planned, source.latents() * float(sigmas[0]), source.draw(planned.slots)
 
@@ -107,7 +116,7 @@ def test_an_image_does_not_depend_on_its_batch(
     sd: NoiseSchedule, name: str, options: dict[str, Any]
 ) -> None:
     sigmas = sigmas_for("karras", 5, sd)
-    planned = plan(name, sigmas, **options)
+    planned = make_plan(name, sigmas, **options)
 
     def images(seeds: list[int]) -> Tensor:
         source = SeededNoise(seeds, (4, 8, 8))

@@ -49,7 +49,7 @@ def latents_of(model: TinyModel, sampler: Any, seed: Any = (3, 9), **arguments: 
 
 @needs_k_diffusion
 @pytest.mark.parametrize("name", ORIGINALS)
-def test_the_originals_make_our_pictures(sdxl: TinyModel, name: str) -> None:
+def test_the_originals_make_our_images(sdxl: TinyModel, name: str) -> None:
     """With the images' own noise in the order of our plans, Brownian correlation included."""
     theirs = latents_of(sdxl, f"k_diffusion.sample_{name}")
     assert theirs.isfinite().all()
@@ -73,7 +73,7 @@ def test_churn_of_the_originals_is_ours(sdxl: TinyModel, name: str) -> None:
 
 @needs_k_diffusion
 @pytest.mark.parametrize("name", [n for n in ORIGINALS if n != "dpm_adaptive"])
-def test_a_picture_does_not_depend_on_its_batch(sdxl: TinyModel, name: str) -> None:
+def test_an_image_does_not_depend_on_its_batch(sdxl: TinyModel, name: str) -> None:
     sampler = f"k_diffusion.sample_{name}"
     options = {"s_churn": 2.0} if name in ("euler", "heun", "dpm_2") else None
     batch = latents_of(sdxl, sampler, sampler_options=options)
@@ -128,8 +128,8 @@ def wandering(
 def test_a_function_of_ones_own(sdxl: TinyModel) -> None:
     result = sdxl.pipeline("a red circle", steps=4, seed=5, sampler=wandering)
     assert len(sdxl.unet.calls) == 4
-    assert result.parameters[0].sampler == "wandering"
-    assert "Sampler: wandering" in str(result.parameters[0])
+    assert result.infotexts[0].sampler == "wandering"
+    assert "Sampler: wandering" in str(result.infotexts[0])
 
 
 def test_the_callers_random_numbers_are_left_alone(sdxl: TinyModel) -> None:
@@ -159,9 +159,9 @@ def test_options_reach_the_function_and_no_others(sdxl: TinyModel) -> None:
     still = latents_of(sdxl, wandering, sampler_options={"strength": 0.0})
     torch.testing.assert_close(still, latents_of(sdxl, "euler"), rtol=0, atol=1e-4)
     message = r"wandering has no option 'vigour'; its options: extra_args, strength"
-    with pytest.raises(kdrt.InvalidRequest, match=message):
+    with pytest.raises(kdrt.InvalidRequestError, match=message):
         latents_of(sdxl, wandering, sampler_options={"vigour": 1})
-    with pytest.raises(kdrt.InvalidRequest, match="has no option 'callback'"):
+    with pytest.raises(kdrt.InvalidRequestError, match="has no option 'callback'"):
         latents_of(sdxl, wandering, sampler_options={"callback": print})
 
 
@@ -185,7 +185,7 @@ def test_leaving_ends_the_function(sdxl: TinyModel) -> None:
     generation.close()
     assert cleaned == [True]
     assert threading.active_count() == before
-    with pytest.raises(kdrt.InvalidRequest, match="were not finished"):
+    with pytest.raises(kdrt.InvalidRequestError, match="were not finished"):
         generation.result()
 
 
@@ -207,7 +207,7 @@ def test_its_errors_are_raised_as_they_are(sdxl: TinyModel) -> None:
     ],
 )
 def test_what_the_model_cannot_do_is_said(sdxl: TinyModel, sampler: Any, message: str) -> None:
-    with pytest.raises(kdrt.InvalidRequest, match=message):
+    with pytest.raises(kdrt.InvalidRequestError, match=message):
         latents_of(sdxl, sampler)
 
 
@@ -258,7 +258,9 @@ def test_extensions_see_the_range_of_a_continuous_model(tmp_path: Path) -> None:
 
 @needs_k_diffusion
 def test_an_unknown_original(sdxl: TinyModel) -> None:
-    with pytest.raises(kdrt.InvalidRequest, match=r"k-diffusion has no 'sample_x'; it has: .*heun"):
+    with pytest.raises(
+        kdrt.InvalidRequestError, match=r"k-diffusion has no 'sample_x'; it has: .*heun"
+    ):
         latents_of(sdxl, "k_diffusion.sample_x")
 
 
@@ -266,7 +268,7 @@ def test_a_missing_package_is_named(sdxl: TinyModel, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(k_diffusion.PathFinder, "find_spec", lambda name: None)
     monkeypatch.delitem(sys.modules, k_diffusion._PACKAGE, raising=False)
     command = "pip install 'kdrt[k-diffusion]' && pip install --no-deps k-diffusion"
-    with pytest.raises(kdrt.InvalidRequest, match=re.escape(command)):
+    with pytest.raises(kdrt.InvalidRequestError, match=re.escape(command)):
         latents_of(sdxl, "k_diffusion.sample_heun")
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from kdrt.errors import InvalidRequest
-from kdrt.sampling import BrownianNoise, NoiseSlot, SeededNoise, plan
+from kdrt.errors import InvalidRequestError
+from kdrt.sampling import BrownianNoise, NoiseSlot, SeededNoise, make_plan
 
 SIGMAS = [14.6, 3.0, 0.7, 0.03, 0.0]
 ODD = (3, 5, 7)  # no multiple of a vector's width
@@ -42,7 +42,7 @@ def test_slots_go_on_with_the_generator_of_the_image(shape: tuple[int, ...]) -> 
 
 @pytest.mark.parametrize("name", ["euler_ancestral", "dpmpp_sde", "seeds_3"])
 def test_an_image_does_not_depend_on_its_batch(name: str) -> None:
-    slots = plan(name, SIGMAS).slots
+    slots = make_plan(name, SIGMAS).slots
     together = SeededNoise([1, 2, 3], ODD)
     latents, draws = together.latents(), together.draw(slots)
     for index, seed in enumerate([1, 2, 3]):
@@ -59,7 +59,7 @@ def test_an_image_does_not_depend_on_its_batch(name: str) -> None:
     ],
 )
 def test_overlapping_slots_have_the_brownian_law(name: str, options: dict[str, Any]) -> None:
-    slots = plan(name, SIGMAS, **options).slots
+    slots = make_plan(name, SIGMAS, **options).slots
     draws = SeededNoise([0], (1, 400, 400)).draw(slots).flatten(1).double()
     covariance = draws @ draws.T / draws.shape[1]
     for i, a in enumerate(slots):
@@ -71,7 +71,7 @@ def test_overlapping_slots_have_the_brownian_law(name: str, options: dict[str, A
 
 
 def test_churn_is_independent_of_everything() -> None:
-    slots = plan("euler", SIGMAS, s_churn=3.0).slots
+    slots = make_plan("euler", SIGMAS, s_churn=3.0).slots
     assert len(slots) == 4
     assert all(slot.sigma == slot.sigma_next for slot in slots)
     doubled = [slots[0], slots[0]]
@@ -84,7 +84,7 @@ def test_no_slots_no_noise() -> None:
 
 
 def test_refused_seeds() -> None:
-    with pytest.raises(InvalidRequest, match="noise needs at least one seed, one per image"):
+    with pytest.raises(InvalidRequestError, match="noise needs at least one seed, one per image"):
         SeededNoise([], (4, 8, 8))
 
 
@@ -92,7 +92,7 @@ def test_refused_generators() -> None:
     class Elsewhere(torch.Generator):
         device = torch.device("cuda:0")
 
-    with pytest.raises(InvalidRequest, match=r"generators must be on the CPU.*not on cuda:0"):
+    with pytest.raises(InvalidRequestError, match=r"generators must be on the CPU.*not on cuda:0"):
         SeededNoise([Elsewhere()], (4, 8, 8))
 
 
@@ -102,13 +102,13 @@ class TestBrownianNoise:
         pytest.importorskip("torchsde")
 
     def test_one_tree_per_image_does_not_depend_on_the_batch(self) -> None:
-        slots = plan("dpmpp_sde", SIGMAS).slots
+        slots = make_plan("dpmpp_sde", SIGMAS).slots
         together = BrownianNoise((2, 4, 4, 4), [1, 2], 0.03, 14.6).draw(slots)
         alone = BrownianNoise((1, 4, 4, 4), [2], 0.03, 14.6).draw(slots)
         assert torch.equal(together[:, 1:], alone)
 
     def test_draws_are_normal_and_correlated_like_a_path(self) -> None:
-        slots = plan("dpmpp_sde", SIGMAS).slots[:2]
+        slots = make_plan("dpmpp_sde", SIGMAS).slots[:2]
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             draws = BrownianNoise((1, 1, 200, 200), 0, 0.03, 14.6).draw(slots).flatten(1)
@@ -120,7 +120,7 @@ class TestBrownianNoise:
 
     @pytest.mark.parametrize("name", ["dpmpp_2m_sde", "euler_ancestral"])
     def test_one_step(self, name: str) -> None:
-        slots = plan(name, [14.6, 0.0]).slots
+        slots = make_plan(name, [14.6, 0.0]).slots
         noise = BrownianNoise((1, 4, 4, 4), 0, 14.6, 14.6).draw(slots)
         assert noise.shape == (0, 1, 4, 4, 4)
 
@@ -133,15 +133,17 @@ class TestBrownianNoise:
         ],
     )
     def test_refused_slots(self, slot: NoiseSlot, message: str) -> None:
-        with pytest.raises(InvalidRequest, match=message):
+        with pytest.raises(InvalidRequestError, match=message):
             BrownianNoise((1, 4, 4, 4), 0, 0.03, 14.6).draw([slot])
 
     def test_refused_seeds(self) -> None:
-        with pytest.raises(InvalidRequest, match="3 noise seeds for a batch of 2: give one seed"):
+        with pytest.raises(
+            InvalidRequestError, match="3 noise seeds for a batch of 2: give one seed"
+        ):
             BrownianNoise((2, 4, 4, 4), [1, 2, 3], 0.03, 14.6)
 
 
 def test_torchsde_is_optional(monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "torchsde", None)
-    with pytest.raises(InvalidRequest, match="needs torchsde: pip install torchsde"):
+    with pytest.raises(InvalidRequestError, match="needs torchsde: pip install torchsde"):
         BrownianNoise((1, 4, 4, 4), 0, 0.03, 14.6)

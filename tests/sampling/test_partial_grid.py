@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt.sampling import SCHEDULES, NoiseSchedule, partial_grid, sigmas_for
 
 SD = NoiseSchedule.from_betas(0.00085, 0.012, "scaled_linear")
@@ -32,7 +32,7 @@ def test_strength_keeps_the_tail_that_diffusers_keeps(
     grid = sigmas_for(schedule, steps, SD)
     kept = min(int((len(grid) - 1) * strength), len(grid) - 1)
     if kept == 0:
-        with pytest.raises(InvalidRequest, match="leaves none; ask for at least"):
+        with pytest.raises(InvalidRequestError, match="leaves none; ask for at least"):
             partial_grid(grid, SD, strength=strength)
         return
     part = partial_grid(grid, SD, strength=strength)
@@ -58,7 +58,7 @@ def test_strength_starts_at_the_timestep_of_diffusers(steps: int, strength: floa
     timesteps, count = pipeline.get_timesteps(holder, steps, strength, "cpu")
     grid = sigmas_for("scheduler", steps, SD, timestep_spacing="linspace")
     if count == 0:
-        with pytest.raises(InvalidRequest, match="leaves none"):
+        with pytest.raises(InvalidRequestError, match="leaves none"):
             partial_grid(grid, SD, strength=strength)
         return
     part = partial_grid(grid, SD, strength=strength)
@@ -82,7 +82,7 @@ def test_one_model_ends_exactly_where_the_next_begins(
         sigmas_for(s, min(n, 37), table) for s, n in zip(schedules, steps, strict=True)
     )
     if first[0] <= cut * (1 + 1e-9):
-        with pytest.raises(InvalidRequest, match="begins no higher"):
+        with pytest.raises(InvalidRequestError, match="begins no higher"):
             partial_grid(first, table, denoising_end=fraction)
         return
     if first[-1] > cut * (1 + 1e-9):
@@ -147,12 +147,12 @@ def test_the_middle_of_a_run() -> None:
     ],
 )
 def test_refusals(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(InvalidRequest, match=message):
+    with pytest.raises(InvalidRequestError, match=message):
         partial_grid(sigmas_for("karras", 5, SD), SD, **arguments)
 
 
 def test_a_grid_that_never_gets_there() -> None:
-    with pytest.raises(InvalidRequest, match="this grid ends before, at 5"):
+    with pytest.raises(InvalidRequestError, match="this grid ends before, at 5"):
         partial_grid([10.0, 5.0], SD, denoising_end=0.8)
-    with pytest.raises(InvalidRequest, match="this grid has nothing below that"):
+    with pytest.raises(InvalidRequestError, match="this grid has nothing below that"):
         partial_grid([10.0, 5.0], SD, denoising_start=0.8)

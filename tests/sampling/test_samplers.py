@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdrt.errors import InvalidRequest
-from kdrt.sampling import SAMPLERS, NoiseSlot, find_sampler, plan
+from kdrt.errors import InvalidRequestError
+from kdrt.sampling import SAMPLERS, NoiseSlot, find_sampler, make_plan
 from kdrt.sampling.samplers import label_of, split_label
 
 SIGMAS = [14.6, 3.0, 0.7, 0.03, 0.0]
@@ -48,7 +48,7 @@ NAMES = [name for name, info in SAMPLERS.items() if info.capturable]
 )
 def test_names(spelling: str, name: str) -> None:
     assert find_sampler(spelling).name == name
-    assert plan(spelling, SIGMAS) == plan(name, SIGMAS)
+    assert make_plan(spelling, SIGMAS) == make_plan(name, SIGMAS)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -56,14 +56,14 @@ def test_registry_is_consistent(name: str) -> None:
     info = SAMPLERS[name]
     # Long enough for every sampler to do all it can: restart does so from 20 steps.
     sigmas = [*np.geomspace(14.6, 0.03, 24), 0.0]
-    planned = plan(name, sigmas)
+    planned = make_plan(name, sigmas)
     for spelling in (info.label, f"sample_{name}", *info.aliases):
         assert find_sampler(spelling) is info
     assert info.name == planned.sampler == name
     assert bool(planned.slots) is info.stochastic
     assert planned.evaluations == {"N": 24, "2N-1": 47, "3N-2": 70}[info.evaluations]
     assert planned.steps == (9 if name == "dpm_fast" else 24)
-    assert plan(name, sigmas, **info.options) == planned
+    assert make_plan(name, sigmas, **info.options) == planned
     assert planned.needs_unconditional is name.endswith("cfg_pp")
     with pytest.raises(TypeError):
         SAMPLERS[name] = info  # type: ignore[index]
@@ -90,9 +90,11 @@ def test_keys_of_names_are_distinct() -> None:
     ],
 )
 def test_names_that_imply_options(spelling: str, name: str, options: dict[str, Any]) -> None:
-    assert plan(spelling, SIGMAS) == plan(name, SIGMAS, **options) != plan(name, SIGMAS)
+    assert (
+        make_plan(spelling, SIGMAS) == make_plan(name, SIGMAS, **options) != make_plan(name, SIGMAS)
+    )
     assert find_sampler(label_of(spelling, {})).name == name
-    assert plan(label_of(spelling, {}), SIGMAS) == plan(spelling, SIGMAS)
+    assert make_plan(label_of(spelling, {}), SIGMAS) == make_plan(spelling, SIGMAS)
     assert label_of(spelling, options) == SAMPLERS[name].label
 
 
@@ -113,13 +115,13 @@ def test_split_label(label: str, expected: tuple[str, dict[str, Any], str | None
 
 def test_a_label_with_a_schedule_is_no_sampler() -> None:
     message = "names a sampler and a schedule; give them apart, as 'dpmpp_2m' and 'karras'"
-    with pytest.raises(InvalidRequest, match=message):
-        plan("DPM++ 2M Karras", SIGMAS)
+    with pytest.raises(InvalidRequestError, match=message):
+        make_plan("DPM++ 2M Karras", SIGMAS)
 
 
 @pytest.mark.parametrize("label", ["Karras", "DPM++ 2M Kurras", "Karras Euler", "", None])
 def test_labels_that_cannot_be_split(label: Any) -> None:
-    with pytest.raises(InvalidRequest, match="unknown sampler"):
+    with pytest.raises(InvalidRequestError, match="unknown sampler"):
         split_label(label)
 
 
@@ -127,26 +129,28 @@ def test_what_is_kept_of_a_plan_does_not_cross_settings() -> None:
     """Plans are looked up by their settings: others must not be given."""
     grid = [14.0, 3.0, 0.5, 0.0]
     made = [
-        plan("dpmpp_2m_sde", grid, **options)
+        make_plan("dpmpp_2m_sde", grid, **options)
         for options in ({}, {"eta": 0.5}, {"solver_type": "heun"}, {"eta": 0.5, "s_noise": 0.9})
     ]
     assert len(set(made)) == len(made)
-    assert plan("DPM++ 2M SDE Heun", grid) == plan("dpmpp_2m_sde", grid, solver_type="heun")
-    assert plan("dpmpp_2m_sde", [15.0, *grid[1:]]) != made[0]
-    with pytest.raises(InvalidRequest, match="eta"):
-        plan("dpmpp_2m_sde", grid, eta=True)  # equals 1, which is looked up
+    assert make_plan("DPM++ 2M SDE Heun", grid) == make_plan(
+        "dpmpp_2m_sde", grid, solver_type="heun"
+    )
+    assert make_plan("dpmpp_2m_sde", [15.0, *grid[1:]]) != made[0]
+    with pytest.raises(InvalidRequestError, match="eta"):
+        make_plan("dpmpp_2m_sde", grid, eta=True)  # equals 1, which is looked up
 
 
 def test_a_label_can_imply_an_option() -> None:
-    heun = plan("dpmpp_2m_sde", SIGMAS, solver_type="heun")
-    assert plan("DPM++ 2M SDE Heun", SIGMAS) == heun
-    assert plan("DPM++ 2M SDE Heun", SIGMAS, solver_type="midpoint") != heun
+    heun = make_plan("dpmpp_2m_sde", SIGMAS, solver_type="heun")
+    assert make_plan("DPM++ 2M SDE Heun", SIGMAS) == heun
+    assert make_plan("DPM++ 2M SDE Heun", SIGMAS, solver_type="midpoint") != heun
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_plans_are_well_formed(name: str) -> None:
     for sigmas in (SIGMAS, SIGMAS[:-1], SIGMAS[-2:], SIGMAS[:2], np.array(SIGMAS)):
-        planned = plan(name, sigmas)
+        planned = make_plan(name, sigmas)
         assert sum(stage.ends_step for stage in planned.stages) == planned.steps
         assert planned.stages[-1].ends_step
         used = [stage.slot for stage in planned.stages if stage.slot is not None]
@@ -190,27 +194,27 @@ def test_plans_are_well_formed(name: str) -> None:
     ],
 )
 def test_history(name: str, options: dict[str, Any], history: int) -> None:
-    assert plan(name, SIGMAS, **options).history == history
+    assert make_plan(name, SIGMAS, **options).history == history
 
 
 def test_noise_slots() -> None:
-    assert plan("euler_ancestral", SIGMAS).slots == (
+    assert make_plan("euler_ancestral", SIGMAS).slots == (
         NoiseSlot(14.6, 3.0),
         NoiseSlot(3.0, 0.7),
         NoiseSlot(0.7, 0.03),
     )
-    sde = plan("dpmpp_sde", SIGMAS).slots
+    sde = make_plan("dpmpp_sde", SIGMAS).slots
     assert [slot.sigma for slot in sde] == [14.6, 14.6, 3.0, 3.0, 0.7, 0.7]
     assert [slot.sigma_next for slot in sde[1::2]] == [3.0, 0.7, 0.03]
     assert [slot.sigma_next for slot in sde[::2]] == pytest.approx(
         [math.sqrt(slot.sigma * slot.sigma_next) for slot in sde[1::2]]
     )
-    assert plan("dpmpp_sde", SIGMAS, eta=0.0).slots == ()
-    assert plan("euler_ancestral", SIGMAS, s_noise=0.0).slots == ()
+    assert make_plan("dpmpp_sde", SIGMAS, eta=0.0).slots == ()
+    assert make_plan("euler_ancestral", SIGMAS, s_noise=0.0).slots == ()
 
 
 def test_churn_is_folded_into_the_stage_before() -> None:
-    planned = plan("heun", SIGMAS, s_churn=4.0, s_tmin=0.5, s_tmax=20.0, s_noise=1.1)
+    planned = make_plan("heun", SIGMAS, s_churn=4.0, s_tmin=0.5, s_tmax=20.0, s_noise=1.1)
     gamma = math.sqrt(2) - 1
     raised = [14.6 * (1 + gamma), 3.0 * (1 + gamma), 0.7 * (1 + gamma), 0.03]
     assert [stage.sigma for stage in planned.stages[::2]] == pytest.approx(raised)
@@ -225,15 +229,15 @@ def test_churn_is_folded_into_the_stage_before() -> None:
 @pytest.mark.parametrize("name", ["dpm_2_ancestral", "dpmpp_2s_ancestral", "euler_ancestral"])
 def test_large_eta_keeps_the_noise_level(name: str) -> None:
     """Where eta leaves nothing to step down to, the next state is D plus noise of its σ."""
-    planned = plan(name, [2.0, 1.0, 0.5], eta=3.0)
+    planned = make_plan(name, [2.0, 1.0, 0.5], eta=3.0)
     for stage, sigma in zip(planned.stages, (1.0, 0.5), strict=True):
         assert (stage.base, stage.denoised, stage.noise) == (0.0, (1.0,), sigma)
 
 
 @pytest.mark.parametrize("name", ["Eular", "", "sample_", "heunpp2", "append_zero", None])
 def test_unknown_sampler(name: Any) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        plan(name, SIGMAS)
+    with pytest.raises(InvalidRequestError) as caught:
+        make_plan(name, SIGMAS)
     assert str(caught.value) == f"unknown sampler {name!r}; known: {', '.join(SAMPLERS)}"
 
 
@@ -266,8 +270,8 @@ def test_unknown_sampler(name: Any) -> None:
     ],
 )
 def test_refused_options(name: str, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(InvalidRequest, match=message):
-        plan(name, SIGMAS, **options)
+    with pytest.raises(InvalidRequestError, match=message):
+        make_plan(name, SIGMAS, **options)
 
 
 @pytest.mark.parametrize(
@@ -278,15 +282,15 @@ def test_refused_options(name: str, options: dict[str, Any], message: str) -> No
     ],
 )
 def test_options_begin_at_their_least_value(name: str, option: str, least: float) -> None:
-    plan(name, SIGMAS, **{option: least})
-    with pytest.raises(InvalidRequest, match=f"{option} of"):
-        plan(name, SIGMAS, **{option: -1e-9})
+    make_plan(name, SIGMAS, **{option: least})
+    with pytest.raises(InvalidRequestError, match=f"{option} of"):
+        make_plan(name, SIGMAS, **{option: -1e-9})
 
 
 @pytest.mark.parametrize("name", ["ipndm", "deis"])
 def test_a_last_step_to_zero_takes_the_denoised(name: str) -> None:
     """Extrapolating ε over the last step would leave noise of the steps before in the image."""
-    planned = plan(name, SIGMAS)
+    planned = make_plan(name, SIGMAS)
     last = planned.stages[-1]
     assert SIGMAS[-1] == 0
     assert planned.residual  # the terms are x - D
@@ -307,8 +311,8 @@ def test_a_last_step_to_zero_takes_the_denoised(name: str) -> None:
     ],
 )
 def test_refused_grids(sigmas: list[float], message: str) -> None:
-    with pytest.raises(InvalidRequest, match=message):
-        plan("euler", sigmas)
+    with pytest.raises(InvalidRequestError, match=message):
+        make_plan("euler", sigmas)
 
 
 def test_nothing_heavy_is_imported() -> None:

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt.sampling import SCHEDULES, NoiseSchedule, sigmas_for
 from kdrt.sampling.schedules import ContinuousSchedule
 
@@ -85,7 +85,9 @@ def test_the_table_of_a_continuous_range_is_even_in_the_logarithm() -> None:
     assert schedule.level(250) == pytest.approx(0.4)
     assert schedule.timestep(0.0) == schedule.timestep(0.002)
     for low, high in ((0.0, 1.0), (2.0, 2.0), (3.0, 2.0), (1.0, float("inf")), (float("nan"), 1.0)):
-        with pytest.raises(InvalidRequest, match="sigma_min must be above 0 and below sigma_max"):
+        with pytest.raises(
+            InvalidRequestError, match="sigma_min must be above 0 and below sigma_max"
+        ):
             ContinuousSchedule.from_range(low, high)
 
 
@@ -310,7 +312,7 @@ def test_every_number_of_steps_of_the_scheduler(spacing: str) -> None:
     ],
 )
 def test_refusals(schedule: str, steps: Any, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(InvalidRequest, match=message):
+    with pytest.raises(InvalidRequestError, match=message):
         sigmas_for(schedule, steps, SD, **options)
 
 
@@ -324,11 +326,13 @@ def test_refusals(schedule: str, steps: Any, options: dict[str, Any], message: s
     ],
 )
 def test_refused_betas(arguments: tuple[Any, ...], message: str) -> None:
-    with pytest.raises(InvalidRequest, match=message):
+    with pytest.raises(InvalidRequestError, match=message):
         NoiseSchedule.from_betas(*arguments)
 
 
 @pytest.mark.parametrize("sigmas", [[1.0], [2.0, 1.0], [0.0, 1.0], [1.0, np.inf], [[1.0, 2.0]]])
 def test_refused_tables(sigmas: list[Any]) -> None:
-    with pytest.raises(InvalidRequest, match="at least two finite, positive, strictly ascending"):
+    with pytest.raises(
+        InvalidRequestError, match="at least two finite, positive, strictly ascending"
+    ):
         NoiseSchedule(np.array(sigmas))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kdrt.sampling import SAMPLERS, SeededNoise, plan, run
+from kdrt.sampling import SAMPLERS, SeededNoise, make_plan, run
 from kdrt.sampling.plan import Correction, NoiseSlot, Plan, Stage
 from kdrt.sampling.table import Layout, TableLoop, run_table
 
@@ -84,12 +84,12 @@ FIXED = [name for name, info in SAMPLERS.items() if getattr(info, "capturable", 
 @pytest.mark.parametrize("sampler", FIXED)
 @pytest.mark.parametrize("sigmas", [SIGMAS, SIGMAS[:-1], SIGMAS[-2:]], ids=["zero", "open", "one"])
 def test_every_sampler(sampler, sigmas):
-    assert_same(plan(sampler, sigmas))
+    assert_same(make_plan(sampler, sigmas))
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_2"])
 def test_churn_before_the_first_stage(sampler):
-    assert_same(plan(sampler, SIGMAS, s_churn=3.0))
+    assert_same(make_plan(sampler, SIGMAS, s_churn=3.0))
 
 
 @st.composite
@@ -146,8 +146,8 @@ def test_any_plan(planned):
 
 
 def test_plans_of_one_layout_share_a_loop():
-    planned = plan("dpmpp_2m", SIGMAS)
-    shorter = plan("dpmpp_2m", (9.0, 4.0, 2.0, 1.0, 0.3, 0.2))
+    planned = make_plan("dpmpp_2m", SIGMAS)
+    shorter = make_plan("dpmpp_2m", (9.0, 4.0, 2.0, 1.0, 0.3, 0.2))
     assert Layout.of(planned) == Layout.of(shorter)
     loop = TableLoop(Layout.of(planned), Network(), torch.zeros(SHAPE))
     for again in (planned, shorter, planned):
@@ -155,7 +155,7 @@ def test_plans_of_one_layout_share_a_loop():
 
 
 def test_a_stage_reads_nothing_back_and_makes_no_view_of_new_memory():
-    planned = plan("dpmpp_sde", SIGMAS)
+    planned = make_plan("dpmpp_sde", SIGMAS)
     still = torch.zeros(SHAPE)
 
     class Nothing(Network):

@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 from kdrt_bench.conductor import Worker
-from kdrt_bench.jobs import Job
+from kdrt_bench.jobs import BenchJob
 
 FAKE = (sys.executable, str(Path(__file__).parent / "fake_worker.py"))
 
 
-def start(job: Job) -> Worker:
+def start(job: BenchJob) -> Worker:
     """A fake worker."""
     return Worker(job, FAKE, patience=30)

@@ -1,4 +1,4 @@
-"""Tiny models as diffusers folders and as bundles, and one picture made by both."""
+"""Tiny models as diffusers folders and as bundles, and one image made by both."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def by_diffusers(pipe: Any, **options: Any) -> Tensor:
 
 
 def by_kdrt(pipe: Pipeline, **options: Any) -> Tensor:
-    """The same picture by kdrt."""
+    """The same image by kdrt."""
     images = pipe(
         PROMPT,
         NEGATIVE,

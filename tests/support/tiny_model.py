@@ -1,7 +1,7 @@
 """Tiny models behind real engines: enough structure to see what the runtime feeds them.
 
-Every network works on each picture of its batch by itself and element by element, so that two
-batches with a picture in common agree on it bit by bit. ``Recorder`` keeps what went in.
+Every network works on each image of its batch by itself and element by element, so that two
+batches with an image in common agree on it bit by bit. ``Recorder`` keeps what went in.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ It computes what a plan's ``compute`` says, and nothing otherwise. What the docu
 shapes, shapes inside the profile, every address set and non-zero, activation memory of the right
 size given, nothing but an enqueue while a stream is captured, no refit while enqueued work is
 pending. A refittable plan keeps weights, which a refit really changes. A violation raises
-`Violation`, which is no ``KdrtError``: it must never be caught.
+`ViolationError`, which is no ``KdrtError``: it must never be caught.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DTYPES = {
 Values = dict[str, torch.Tensor]
 
 
-class Violation(AssertionError):
+class ViolationError(AssertionError):
     """The documented contract of TensorRT was broken."""
 
 
@@ -80,7 +80,7 @@ class Calls:
 
     def add(self, name: str, detail: Any = None) -> None:
         if self.capturing and name != "execute_async_v3":
-            raise Violation(f"{name} during a capture")
+            raise ViolationError(f"{name} during a capture")
         self.log.append((name, detail))
 
     def names(self) -> list[str]:
@@ -223,14 +223,14 @@ def module(plans: Mapping[bytes, Plan], *, rtx: bool) -> ModuleType:
         def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
             calls.add("set_input_shape", (name, shape))
             if self._profile is None:
-                raise Violation("an input shape was set before the profile")
+                raise ViolationError("an input shape was set before the profile")
             if not self._tensors[name].is_input:
-                raise Violation(f"'{name}' is no input")
+                raise ViolationError(f"'{name}' is no input")
             low, _, high = self._plan.profiles[self._profile][name]
             if len(shape) != len(low) or any(
                 not a <= x <= b for a, x, b in zip(low, shape, high, strict=True)
             ):
-                raise Violation(f"shape {shape} of '{name}' is outside of {low}..{high}")
+                raise ViolationError(f"shape {shape} of '{name}' is outside of {low}..{high}")
             self._shapes[name] = tuple(shape)
             return True
 
@@ -240,7 +240,7 @@ def module(plans: Mapping[bytes, Plan], *, rtx: bool) -> ModuleType:
         def set_tensor_address(self, name: str, address: int) -> bool:
             calls.add("set_tensor_address", name)
             if address == 0:
-                raise Violation(f"the address of '{name}' is null")
+                raise ViolationError(f"the address of '{name}' is null")
             if name not in self._tensors:
                 return False
             self._addresses[name] = address
@@ -253,7 +253,7 @@ def module(plans: Mapping[bytes, Plan], *, rtx: bool) -> ModuleType:
         def set_device_memory(self, address: int, size: int) -> None:
             calls.add("set_device_memory", size)
             if self._strategy is not strategies.USER_MANAGED:
-                raise Violation("device memory was given to a context that allocates its own")
+                raise ViolationError("device memory was given to a context that allocates its own")
             self._memory = (address, size)
 
         def execute_async_v3(self, stream: int) -> bool:
@@ -263,22 +263,24 @@ def module(plans: Mapping[bytes, Plan], *, rtx: bool) -> ModuleType:
                 self._logger.log(ILogger.ERROR, "out of luck")
                 return False
             if self.infer_shapes():
-                raise Violation(f"no shape for {self.infer_shapes()}")
+                raise ViolationError(f"no shape for {self.infer_shapes()}")
             missing = [name for name in self._tensors if name not in self._addresses]
             if missing:
-                raise Violation(f"no address for {missing}")
+                raise ViolationError(f"no address for {missing}")
             if self._strategy is strategies.USER_MANAGED:
                 address, size = self._memory
                 if size < self._needed() or address == 0:
-                    raise Violation(f"{size} bytes of device memory for {self._needed()} needed")
+                    raise ViolationError(
+                        f"{size} bytes of device memory for {self._needed()} needed"
+                    )
             if self._config is not None:
                 if self._config.cuda_graph_strategy != "disabled":
-                    raise Violation("TensorRT-RTX's own CUDA graphs inside ours")
+                    raise ViolationError("TensorRT-RTX's own CUDA graphs inside ours")
                 kernel = str(sorted(self._shapes.items())).replace(",", ";")
                 cache = self._config.cache
                 if cache is not None and kernel not in cache.kernels:
                     if calls.capturing:
-                        raise Violation("a kernel was compiled during a capture")
+                        raise ViolationError("a kernel was compiled during a capture")
                     cache.kernels.add(kernel)
             calls.pending = True
             if self._plan.compute is not None:
@@ -296,7 +298,7 @@ def module(plans: Mapping[bytes, Plan], *, rtx: bool) -> ModuleType:
 
         def _needed(self) -> int:
             if self.infer_shapes():
-                raise Violation("the memory was asked for before all shapes were set")
+                raise ViolationError("the memory was asked for before all shapes were set")
             elements = sum(math.prod(shape) for shape in self._shapes.values())
             return elements * self._plan.scratch_per_element
 
@@ -327,7 +329,7 @@ def module(plans: Mapping[bytes, Plan], *, rtx: bool) -> ModuleType:
             calls.add("set_named_weights", name)
             prototype = self.get_weights_prototype(name)
             if weights.address == 0:
-                raise Violation(f"the address of the weight '{name}' is null")
+                raise ViolationError(f"the address of the weight '{name}' is null")
             if (prototype.dtype, prototype.size) != (weights.dtype, weights.size):
                 self._logger.log(ILogger.ERROR, f"'{name}' has another prototype")
                 return False
@@ -341,7 +343,7 @@ def module(plans: Mapping[bytes, Plan], *, rtx: bool) -> ModuleType:
         def refit_cuda_engine(self) -> bool:
             calls.add("refit_cuda_engine", sorted(self._given))
             if calls.pending:
-                raise Violation("a refit while enqueued work is pending")
+                raise ViolationError("a refit while enqueued work is pending")
             if self.get_missing_weights():
                 self._logger.log(ILogger.ERROR, "weights are missing")
                 return False
@@ -375,4 +377,6 @@ def _memory(address: int, dtype: torch.dtype, shape: Sequence[int]) -> torch.Ten
 
 def _want_stream(stream: int) -> None:
     if stream == 0:
-        raise Violation("an enqueue on the default stream makes TensorRT synchronise the device")
+        raise ViolationError(
+            "an enqueue on the default stream makes TensorRT synchronise the device"
+        )

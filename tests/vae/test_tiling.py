@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdrt.compat.vae import VaeMixin
-from kdrt.errors import InvalidRequest, NonFiniteError, ShapeError
+from kdrt.errors import InvalidRequestError, NonFiniteError, ShapeError
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt.vae.coder import Decoder, Encoder
 from kdrt.vae.tiling import Tiling, run_tiled
@@ -94,7 +94,7 @@ def test_statistics_of_the_latents_are_part_of_the_encoder() -> None:
     assert relative(std, expected.std * factor / columns[1]) < 2e-6
 
 
-def test_a_picture_no_larger_than_a_tile_is_run_whole(sdxl: TinyModel) -> None:
+def test_an_image_no_larger_than_a_tile_is_run_whole(sdxl: TinyModel) -> None:
     sdxl.pipeline.enable_vae_tiling(tile=16 * SCALE)
     sdxl.pipeline.vae.decoder(torch.randn(1, CHANNELS, 16, 9))
     assert [tuple(call["latents"].shape[2:]) for call in sdxl.vae_decoder.calls] == [(16, 9)]
@@ -176,7 +176,7 @@ def test_the_switches_of_a_pipeline(sdxl: TinyModel) -> None:
 def test_switches_check_what_they_are_given(
     sdxl: TinyModel, tile: int, overlap: float, words: str
 ) -> None:
-    with pytest.raises(InvalidRequest, match=words):
+    with pytest.raises(InvalidRequestError, match=words):
         sdxl.pipeline.enable_vae_tiling(tile, overlap)
     assert sdxl.pipeline.vae.tiling is None
 
@@ -202,7 +202,7 @@ def test_a_vae_in_float16_cannot_be_upcast(tmp_path: Path) -> None:
     class Holder(VaeMixin):
         pipeline = tiny_model(tmp_path, "sdxl", dtype="float16").pipeline
 
-    with pytest.raises(InvalidRequest, match="--vae-precision fp32 or bf16"):
+    with pytest.raises(InvalidRequestError, match="--vae-precision fp32 or bf16"):
         Holder().upcast_vae()
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from kdrt_bench.errors import PeerUnavailable
+from kdrt_bench.errors import PeerUnavailableError
 from kdrt_engines.installed import installed_version
 
 if TYPE_CHECKING:
@@ -116,14 +116,14 @@ def find_peer(name: str) -> PeerInfo:
     """A peer by name.
 
     Raises:
-        PeerUnavailable: there is none, or a package of it is not installed.
+        PeerUnavailableError: there is none, or a package of it is not installed.
     """
     info = PEERS.get(ALIASES.get(name, name))
     if info is None:
-        raise PeerUnavailable(f"there is no peer '{name}'; there are {', '.join(PEERS)}")
+        raise PeerUnavailableError(f"there is no peer '{name}'; there are {', '.join(PEERS)}")
     missing = [pip for module, pip in info.packages.items() if find_spec(module) is None]
     if missing:
-        raise PeerUnavailable(
+        raise PeerUnavailableError(
             f"{info.title} needs {', '.join(missing)}; pip install {' '.join(missing)}, or leave "
             f"'{name}' out of --vs"
         )
@@ -131,7 +131,7 @@ def find_peer(name: str) -> PeerInfo:
 
 
 def load_peer(name: str) -> type[Peer]:
-    """The class of a peer. Raises PeerUnavailable as :func:`find_peer` does."""
+    """The class of a peer. Raises PeerUnavailableError as :func:`find_peer` does."""
     module, _, kind = find_peer(name).home.partition(":")
     found: type[Peer] = getattr(importlib.import_module(module), kind)
     return found

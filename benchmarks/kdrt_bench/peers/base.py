@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdrt.bundle import Bundle
 from kdrt_bench.errors import BenchmarkError
-from kdrt_bench.jobs import Forward, Generation, Job, Model, Workload
+from kdrt_bench.jobs import BenchJob, Forward, ImageWorkload, Model, Workload
 from kdrt_bench.runners import Runner, caller, generator, needed
 from kdrt_bench.stages import StageClock, timed
 from kdrt_engines import Engine
@@ -31,7 +31,7 @@ class Peer(ABC):
     packages: tuple[str, ...] = ("torch", "diffusers", "transformers")
     """Distributions whose versions belong beside a figure."""
 
-    def __init__(self, job: Job, bundle: Bundle, options: Mapping[str, str]) -> None:
+    def __init__(self, job: BenchJob, bundle: Bundle, options: Mapping[str, str]) -> None:
         self.bundle = bundle
         self.model: Model = job.model
         self.threads = job.threads
@@ -58,8 +58,8 @@ class Peer(ABC):
             self._loaded[component] = self.engine(component)
         return self._loaded[component]
 
-    def generator(self, workload: Generation, clock: StageClock) -> Runner:
-        """What makes the pictures of a workload: kdrt's pipeline on this peer's engines."""
+    def generator(self, workload: ImageWorkload, clock: StageClock) -> Runner:
+        """What makes the images of a workload: kdrt's pipeline on this peer's engines."""
         if self._pipeline is None:
             from kdrt.pipeline.pipeline import Pipeline
 

@@ -7,7 +7,7 @@ from kdrt_engines import Engine
 from kdrt_engines.torch_eager import TorchEngine
 
 _WORTHWHILE = ("unet", "vae_decoder")
-"""Text encoders run once a picture; nobody compiles them."""
+"""Text encoders run once an image; nobody compiles them."""
 
 
 class Compiled(Eager):

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from kdrt.sampling import SeededNoise
-from kdrt_bench.errors import PeerUnavailable
-from kdrt_bench.jobs import Generation
+from kdrt_bench.errors import PeerUnavailableError
+from kdrt_bench.jobs import ImageWorkload
 from kdrt_bench.networks import resident, source_of
 from kdrt_bench.peers.base import Peer
 from kdrt_bench.runners import Runner, noise_levels
@@ -24,8 +24,8 @@ class DiffusersPipeline(Peer):
     _theirs: Any = None
 
     def engine(self, component: str) -> Engine:
-        raise PeerUnavailable(
-            f"the diffusers pipeline makes whole pictures; run '{component}' with the peer 'eager'"
+        raise PeerUnavailableError(
+            f"the diffusers pipeline makes whole images; run '{component}' with the peer 'eager'"
         )
 
     def settings(self) -> dict[str, str]:
@@ -36,9 +36,9 @@ class DiffusersPipeline(Peer):
             "weights": "resident",
         }
 
-    def generator(self, workload: Generation, clock: StageClock) -> Runner:
+    def generator(self, workload: ImageWorkload, clock: StageClock) -> Runner:
         if self.bundle.manifest.scheduler.edm is not None:
-            raise PeerUnavailable(
+            raise PeerUnavailableError(
                 "diffusers' EDM schedulers cannot be given kdrt's noise levels, so this model has "
                 "no image to compare; leave 'diffusers' out of --vs"
             )

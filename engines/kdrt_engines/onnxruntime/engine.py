@@ -3,7 +3,7 @@
 Inputs and outputs are torch tensors bound by address, so nothing is copied around a call. A
 provider that ONNX Runtime cannot give is an error here; by itself it would fall back in silence.
 
-On a CPU, a batch as large as there are threads is computed picture by picture, each on a thread of
+On a CPU, a batch as large as there are threads is computed image by image, each on a thread of
 its own: threads that share one operator wait for each other at its end, a thousand times a call,
 and these wait once. Sessions are made when a binding first needs one, and kept. What follows from
 inputs that rarely change, if there is a graph for that, is computed when they have.
@@ -24,7 +24,7 @@ from kdrt_engines.base import Binding, Engine
 from kdrt_engines.errors import (
     EngineError,
     KdrtError,
-    NotEnoughMemory,
+    OutOfMemoryError,
     ShapeError,
     is_out_of_memory,
 )
@@ -76,7 +76,7 @@ class OrtEngine(Engine):
         provider: ONNX Runtime's name of it.
         device: where it runs.
         threads: CPU threads; None is one a core.
-        lean, plan_memory: see :func:`kdrt_engines.onnxruntime.sessions.session_options`.
+        lean, estimate_memory: see :func:`kdrt_engines.onnxruntime.sessions.session_options`.
         weights: in place of the file's, by the name of the initialiser.
         stream: CUDA only: where every run is enqueued. A session is tied to one for life.
         graphs: CUDA only: have ONNX Runtime capture the runs of each binding.
@@ -89,9 +89,9 @@ class OrtEngine(Engine):
             longer those that the rest was read from.
 
     Raises:
-        EngineUnavailable: ONNX Runtime has not got this provider, or does not use it.
+        EngineUnavailableError: ONNX Runtime has not got this provider, or does not use it.
         EngineError: the file cannot be loaded.
-        NotEnoughMemory: it does not fit.
+        OutOfMemoryError: it does not fit.
     """
 
     capturable = False
@@ -105,7 +105,7 @@ class OrtEngine(Engine):
         device: torch.device | str = "cpu",
         threads: int | None = None,
         lean: bool = False,
-        plan_memory: bool = True,
+        estimate_memory: bool = True,
         weights: Mapping[str, torch.Tensor] | None = None,
         stream: torch.cuda.Stream | None = None,
         graphs: bool = False,
@@ -122,7 +122,7 @@ class OrtEngine(Engine):
         self.threads = threads or cores()
         self._graph = graph if isinstance(graph, OrtGraph) else OrtGraph(graph)
         self.reduced, self._graph_of_invariants = reduced, invariants
-        self._lean, self._plan_memory = lean, plan_memory
+        self._lean, self._plan_memory = lean, estimate_memory
         self._usual_batch, self._is_bound = usual_batch, False
         self.stream, self._graphs, self._cache = stream, graphs, cache
         self._on_cpu = provider == CPU
@@ -154,7 +154,7 @@ class OrtEngine(Engine):
             self._providers,
             threads or self.threads,
             lean=self._lean,
-            plan_memory=self._plan_memory,
+            estimate_memory=self._plan_memory,
             weights=self._weights_of(graph),
         )
 
@@ -210,7 +210,7 @@ class OrtEngine(Engine):
             device=self.device,
             threads=self.threads,
             lean=self._lean,
-            plan_memory=self._plan_memory,
+            estimate_memory=self._plan_memory,
             weights=weights,
             stream=self.stream,
             graphs=self._graphs,
@@ -267,7 +267,7 @@ class OrtBinding(Binding):
             raise
         except Exception as error:  # ONNX Runtime raises bare RuntimeErrors of many kinds
             if is_out_of_memory(error):
-                raise NotEnoughMemory(
+                raise OutOfMemoryError(
                     f"ONNX Runtime ran out of memory ({error}): make fewer or smaller images at a "
                     "time"
                 ) from error

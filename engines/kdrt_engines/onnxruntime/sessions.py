@@ -12,8 +12,8 @@ import torch
 
 from kdrt_engines.errors import (
     EngineError,
-    EngineUnavailable,
-    NotEnoughMemory,
+    EngineUnavailableError,
+    OutOfMemoryError,
     is_out_of_memory,
 )
 from kdrt_engines.processors import cores
@@ -30,7 +30,7 @@ _SPIN_MICROSECONDS = "1000"
 """How long threads look for work before they sleep. Between operators it takes less; ONNX Runtime's
 default is so long that the threads of a network that has ended slow down the one after it."""
 _ARENA_BYTES = 2**30
-"""The first region of the arena: what a picture of 512 pixels needs. One that needs more gets
+"""The first region of the arena: what an image of 512 pixels needs. One that needs more gets
 further ones. ONNX Runtime's own notes of a region take a thirtieth of it."""
 _STORED_BYTES = "1024"
 """Initialisers from this size on go into the weights file of an optimised graph."""
@@ -46,14 +46,14 @@ class OrtGraph:
 
 
 def session_options(
-    threads: int | None = None, *, lean: bool = False, plan_memory: bool = True
+    threads: int | None = None, *, lean: bool = False, estimate_memory: bool = True
 ) -> ort.SessionOptions:
     """Options for low latency: one thread a core, spinning for a moment, sequential operators.
     ``lean`` spares memory instead: weights stay as they are, where they would be rearranged and, in
-    float16 on a CPU, kept a second time in float32. ``plan_memory`` lays out in advance where
+    float16 on a CPU, kept a second time in float32. ``estimate_memory`` lays out in advance where
     results will be: faster for small networks, but held besides what the first run took."""
     options = ort.SessionOptions()
-    options.enable_mem_pattern = plan_memory
+    options.enable_mem_pattern = estimate_memory
     options.log_severity_level = _FATAL_ONLY
     options.intra_op_num_threads = threads or cores()
     options.inter_op_num_threads = 1
@@ -69,10 +69,10 @@ def session_options(
 
 
 def check_provider(provider: str) -> None:
-    """Raises EngineUnavailable: this ONNX Runtime has not got it."""
+    """Raises EngineUnavailableError: this ONNX Runtime has not got it."""
     available = ort.get_available_providers()
     if provider not in available:
-        raise EngineUnavailable(
+        raise EngineUnavailableError(
             f"ONNX Runtime has no {provider} on this machine (it has "
             f"{', '.join(available)}); choose another engine or install onnxruntime-gpu"
         )
@@ -84,7 +84,7 @@ def make_session(
     threads: int | None,
     *,
     lean: bool = False,
-    plan_memory: bool = True,
+    estimate_memory: bool = True,
     weights: Mapping[str, ort.OrtValue] | None = None,
 ) -> ort.InferenceSession:
     """A session of a graph. ``weights`` stand in for those of the file, by initialiser; the
@@ -92,10 +92,10 @@ def make_session(
 
     Raises:
         EngineError: the file cannot be loaded.
-        NotEnoughMemory: it does not fit.
-        EngineUnavailable: ONNX Runtime does not use the provider.
+        OutOfMemoryError: it does not fit.
+        EngineUnavailableError: ONNX Runtime does not use the provider.
     """
-    options = session_options(threads, lean=lean, plan_memory=plan_memory)
+    options = session_options(threads, lean=lean, estimate_memory=estimate_memory)
     path = graph.path
     if providers[0][0] == CPU and _shares_arena():
         options.add_session_config_entry("session.use_env_allocators", "1")
@@ -108,11 +108,11 @@ def make_session(
     try:
         session = ort.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # ONNX Runtime raises bare RuntimeErrors of many kinds
-        kind = NotEnoughMemory if is_out_of_memory(error) else EngineError
+        kind = OutOfMemoryError if is_out_of_memory(error) else EngineError
         raise kind(f"ONNX Runtime cannot load {path}: {error}") from error
     provider = providers[0][0]
     if session.get_providers()[0] != provider:
-        raise EngineUnavailable(
+        raise EngineUnavailableError(
             f"ONNX Runtime dropped {provider} and would run on "
             f"{session.get_providers()[0]}; choose another engine"
         )
@@ -124,7 +124,7 @@ def _shares_arena() -> bool:
     """Make one arena for the results of all sessions of this process, if ONNX Runtime lets us.
 
     An arena of its own grows with a session by regions, and what does not fit into one is put into
-    a new one: a network whose pictures double from block to block leaves as much behind as it
+    a new one: a network whose images double from block to block leaves as much behind as it
     uses. One region, of which only the pages that were ever used are in memory, has no such gaps,
     and what the UNet used the VAE uses again.
     """

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from kdrt_engines.errors import EngineError, EngineUnavailable
+from kdrt_engines.errors import EngineError, EngineUnavailableError
 
 RTX_TARGETS = (75, 80, 86, 89, 120, 121)
 """Compute capabilities TensorRT-RTX makes engines for: no 90, no 100 (data-centre GPUs)."""
@@ -42,14 +42,16 @@ class Flavour:
         """The installed version.
 
         Raises:
-            EngineUnavailable: it is not installed.
+            EngineUnavailableError: it is not installed.
         """
         for distribution in (self.module, self.name):
             try:
                 return importlib.metadata.version(distribution)
             except importlib.metadata.PackageNotFoundError:
                 continue
-        raise EngineUnavailable(f"{self.title} is not installed; pip install 'kdrt[{self.name}]'")
+        raise EngineUnavailableError(
+            f"{self.title} is not installed; pip install 'kdrt[{self.name}]'"
+        )
 
 
 # Its execution contexts then take all memory from us, without which they cannot be captured.

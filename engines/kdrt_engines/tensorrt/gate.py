@@ -103,7 +103,7 @@ class RefitGate:
 
     That runs the whole network on the CPU once, in float32 and with all of its weights there. What
     is wrong with every refit of an engine shows at the first, while weights may change with every
-    picture. So only the first refit is compared, unless told otherwise.
+    image. So only the first refit is compared, unless told otherwise.
 
     Args:
         network: the ONNX file that the engine was built from.

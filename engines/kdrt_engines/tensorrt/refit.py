@@ -102,7 +102,7 @@ class PlanWeights:
             if not refitter.refit_cuda_engine():
                 raise self._log.error("refit the engine")
             wait_for(self._device)
-            # What it caches for the next refit is memory that pictures want.
+            # What it caches for the next refit is memory that images want.
             if hasattr(refitter, "release_refit_resources"):
                 refitter.release_refit_resources()
             self._differing = frozenset(weights)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from kdrt_engines.base import Binding, Engine
-from kdrt_engines.errors import EngineError, FixedWeights, ShapeError
+from kdrt_engines.errors import EngineError, FixedWeightsError, ShapeError
 from kdrt_engines.profiles import Profile, choose_profile, limits
 from kdrt_engines.spec import EngineSpec
 from kdrt_engines.tensorrt.log import ErrorLog
@@ -160,13 +160,13 @@ class TensorRTEngine(Engine):
         """This engine, refitted. What is bound stays valid; captured graphs do not.
 
         Raises:
-            FixedWeights: the plan was not built to be refitted.
+            FixedWeightsError: the plan was not built to be refitted.
             EngineError: a weight is not one that can change; nothing has. Or TensorRT could not,
                 or the engine then failed its check: it has the file's weights again, or where
                 not even that went well, refuses to run from now on.
         """
         if self.weights is None:
-            raise FixedWeights("whose weights TensorRT fixed when it built the engine")
+            raise FixedWeightsError("whose weights TensorRT fixed when it built the engine")
         if self._spoiled is not None:
             raise self._spoiled
         refit = self.weights.prepare(weights)

@@ -39,11 +39,11 @@ _PARENT_DEATH_SIGNAL = 1
 """PR_SET_PDEATHSIG of linux/prctl.h."""
 
 
-class BuildFailed(Exception):
+class BuildError(Exception):
     """TensorRT refused; the message is its own."""
 
 
-class PlanUnwritten(Exception):
+class EngineWriteError(Exception):
     """The output file cannot be written; the arguments are the system's number and reason."""
 
 
@@ -51,8 +51,8 @@ def build(trt: Any, job: BuildJob, monitor: Monitor, log: BuildLog) -> Built | N
     """Build the engine of ``job`` with the module ``trt``; None if ``monitor`` cancelled it.
 
     Raises:
-        BuildFailed: the network or the engine was refused.
-        PlanUnwritten: the output file cannot be written.
+        BuildError: the network or the engine was refused.
+        EngineWriteError: the output file cannot be written.
     """
     started = time.perf_counter()
     logger = _logger(trt, log)
@@ -61,7 +61,7 @@ def build(trt: Any, job: BuildJob, monitor: Monitor, log: BuildLog) -> Built | N
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(job.onnx):
         errors = [str(parser.get_error(index)) for index in range(parser.num_errors)]
-        raise BuildFailed("; ".join(errors) or "the network could not be read")
+        raise BuildError("; ".join(errors) or "the network could not be read")
     config = _configuration(trt, builder, network, job)
     if hasattr(config, "progress_monitor"):
         config.progress_monitor = _monitor(trt, monitor)
@@ -69,14 +69,14 @@ def build(trt: Any, job: BuildJob, monitor: Monitor, log: BuildLog) -> Built | N
     if plan is None:
         if monitor.cancelled.is_set():
             return None
-        raise BuildFailed("; ".join(log.errors) or "TensorRT gave no reason")
+        raise BuildError("; ".join(log.errors) or "TensorRT gave no reason")
     try:
         with Path(job.output).open("wb") as file:
             file.write(plan)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise PlanUnwritten(error.errno, error.strerror) from error
+        raise EngineWriteError(error.errno, error.strerror) from error
     return Built(
         version=trt.__version__,
         attention_sites=_attention_sites(trt, network),
@@ -124,7 +124,7 @@ def _configuration(trt: Any, builder: Any, network: Any, job: BuildJob) -> Any:
     for name, wanted in job.flags.items():
         flag = getattr(trt.BuilderFlag, name, None)
         if flag is None:
-            raise BuildFailed(f"{trt.__name__} {trt.__version__} has no builder flag {name}")
+            raise BuildError(f"{trt.__name__} {trt.__version__} has no builder flag {name}")
         (config.set_flag if wanted else config.clear_flag)(flag)
     if job.refittable:
         leave_open(trt, network, config, job.refittable)
@@ -136,7 +136,7 @@ def _configuration(trt: Any, builder: Any, network: Any, job: BuildJob) -> Any:
             if name in names:
                 profile.set_shape(name, least, best, most)
         if config.add_optimization_profile(profile) < 0:
-            raise BuildFailed(f"the sizes {dict(shapes)} do not fit the network")
+            raise BuildError(f"the sizes {dict(shapes)} do not fit the network")
     return config
 
 
@@ -149,7 +149,7 @@ def leave_open(trt: Any, network: Any, config: Any, names: tuple[str, ...]) -> N
         return
     unknown = [name for name in names if not network.mark_weights_refittable(name)]
     if unknown:
-        raise BuildFailed(f"it does not find the weight '{unknown[0]}' under that name")
+        raise BuildError(f"it does not find the weight '{unknown[0]}' under that name")
     config.set_flag(individual)
 
 
@@ -160,7 +160,7 @@ def _set_targets(trt: Any, config: Any, capabilities: tuple[int, ...]) -> None:
     for index, number in enumerate(capabilities):
         target = getattr(trt.ComputeCapability, f"SM{number}", None)
         if target is None:
-            raise BuildFailed(f"{trt.__name__} {trt.__version__} has no target sm{number}")
+            raise BuildError(f"{trt.__name__} {trt.__version__} has no target sm{number}")
         config.set_compute_capability(target, index)
 
 
@@ -236,9 +236,9 @@ def main() -> None:
         built = build(
             importlib.import_module(job.module), job, Monitor(report, cancelled), BuildLog()
         )
-    except BuildFailed as error:
+    except BuildError as error:
         send("failed", message=str(error))
-    except PlanUnwritten as error:
+    except EngineWriteError as error:
         number, reason = error.args
         send("unwritten", number=number, reason=reason)
     except BrokenPipeError:

@@ -33,10 +33,10 @@ class ExportComponent(nn.Module):
     """Inputs that change at every run, if others rarely do."""
 
     usual_height: int | None = None
-    """Rows of the first input at the size the network was made for; None if it is no picture and
+    """Rows of the first input at the size the network was made for; None if it is no image and
     no latents."""
 
-    def picture(self, *, usual: bool = False) -> Rows | None:
+    def image(self, *, usual: bool = False) -> Rows | None:
         """What is known of the size of the first input, at any sizes or at the ``usual`` ones."""
         if self.usual_height is None:
             return None

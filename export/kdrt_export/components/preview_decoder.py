@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderTiny
 
 from kdrt_export.components import ExportDecoder
-from kdrt_export.errors import UnsupportedModel
+from kdrt_export.errors import UnsupportedModelError
 from kdrt_export.sources.part import PartPlace
 from kdrt_export.sources.weights import compare, read_tensors
 
@@ -28,7 +28,7 @@ class ExportPreviewDecoder(ExportDecoder):
         scale: pixels of the model for one latent.
 
     Raises:
-        UnsupportedModel: it decodes latents of another kind.
+        UnsupportedModelError: it decodes latents of another kind.
     """
 
     def __init__(self, autoencoder: AutoencoderTiny, *, channels: int, scale: int) -> None:
@@ -36,7 +36,7 @@ class ExportPreviewDecoder(ExportDecoder):
         config = autoencoder.config
         enlarged = config.upsampling_scaling_factor ** (len(config.num_decoder_blocks) - 1)
         if (config.latent_channels, enlarged) != (channels, scale):
-            raise UnsupportedModel(
+            raise UnsupportedModelError(
                 f"the preview decoder takes latents of {config.latent_channels} channels, "
                 f"{enlarged} pixels each; this model's have {channels} channels, {scale} pixels"
             )

@@ -1,4 +1,4 @@
-"""The affine map from latents to a small picture, fitted to a model's own VAE."""
+"""The affine map from latents to a small image, fitted to a model's own VAE."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from kdrt_export.components import ExportVaeDecoder, vae_scale
 
-_PICTURES, _SIDE = 8, 8
+_IMAGES, _SIDE = 8, 8
 """Latents of 8 by 8: half a million pixels in all for a VAE of scale 8."""
 
 Factors = tuple[tuple[float, float, float], ...]
@@ -18,7 +18,7 @@ Factors = tuple[tuple[float, float, float], ...]
 def preview_factors(vae: AutoencoderKL) -> Factors:
     """Fit ``pixel ≈ Σ factor[c] · latent[c] + constant`` by least squares.
 
-    Pictures of random smooth colours are encoded and decoded again by the VAE itself; a pixel is
+    Images of random smooth colours are encoded and decoded again by the VAE itself; a pixel is
     the mean over the block that one latent stands for.
 
     Returns:
@@ -26,8 +26,8 @@ def preview_factors(vae: AutoencoderKL) -> Factors:
         last the constant.
     """
     scale = vae_scale(vae)
-    pictures = _pictures(_SIDE * scale)
-    mean = vae.encode(pictures).latent_dist.mean
+    images = _images(_SIDE * scale)
+    mean = vae.encode(images).latent_dist.mean
     decoder = ExportVaeDecoder(vae)
     if decoder.statistics is None:
         latents = mean * decoder.scaling_factor
@@ -44,14 +44,14 @@ def preview_factors(vae: AutoencoderKL) -> Factors:
     return tuple((r, g, b) for r, g, b in factors.tolist())
 
 
-def _pictures(side: int) -> torch.Tensor:
+def _images(side: int) -> torch.Tensor:
     """Colours at random on grids of 1 to 4 by 4, blurred or in blocks: float32 ``[B, 3, H, W]``
     in [-1, 1]."""
     generator = torch.Generator().manual_seed(0)
-    pictures = []
-    for index in range(_PICTURES):
+    images = []
+    for index in range(_IMAGES):
         cells = index % 4 + 1
         colours = torch.rand(1, 3, cells, cells, generator=generator) * 2 - 1
         mode = "bilinear" if index % 8 < 4 else "nearest"
-        pictures.append(functional.interpolate(colours, size=(side, side), mode=mode))
-    return torch.cat(pictures)
+        images.append(functional.interpolate(colours, size=(side, side), mode=mode))
+    return torch.cat(images)

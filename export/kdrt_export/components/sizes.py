@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kdrt.common.validation import finite
-from kdrt_export.errors import UnsupportedModel
+from kdrt.common.validation import finite_or_none
+from kdrt_export.errors import UnsupportedModelError
 
 _LARGEST = 16_384
 
@@ -15,12 +15,12 @@ def sides(size: object) -> tuple[int, int]:
     """Height and width, where a configuration may give one number for both.
 
     Raises:
-        UnsupportedModel: it is something else.
+        UnsupportedModelError: it is something else.
     """
     is_pair = isinstance(size, Sequence) and not isinstance(size, str)
     both: list[Any] = list(size) if is_pair else [size, size]  # type: ignore[call-overload]
     if len(both) != 2 or not all(type(side) is int and 1 <= side <= _LARGEST for side in both):
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"sample_size must be a whole number from 1 to {_LARGEST}, or two of them, in the "
             f"model's config.json, not {size!r}"
         )
@@ -32,11 +32,11 @@ def positive(name: str, value: object) -> float:
     """A number above 0.
 
     Raises:
-        UnsupportedModel: it is something else.
+        UnsupportedModelError: it is something else.
     """
-    number = finite(value)
+    number = finite_or_none(value)
     if number is None or number <= 0:
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"{name} must be a number above 0 in the model's config.json, not {value!r}"
         )
     return number

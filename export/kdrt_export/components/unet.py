@@ -15,7 +15,7 @@ from kdrt.bundle.components import DEEP_FEATURE
 from kdrt_engines.spec import EngineSpec, TensorSpec
 from kdrt_export.components.base import ExportComponent
 from kdrt_export.components.sizes import sides
-from kdrt_export.errors import UnsupportedModel
+from kdrt_export.errors import UnsupportedModelError
 from kdrt_export.rewrites.fused_qkv import rewrite_attention
 from kdrt_export.rewrites.transformer import rewrite_transformers
 from kdrt_export.rewrites.up_block import rewrite_up_blocks
@@ -130,7 +130,7 @@ class ExportUNet(ExportComponent):
             ids = self.time_ids * config.addition_time_embed_dim
             pooled = config.projection_class_embeddings_input_dim - ids
             if pooled < 1:
-                raise UnsupportedModel(
+                raise UnsupportedModelError(
                     f"a UNet with projection_class_embeddings_input_dim={pooled + ids} and "
                     f"addition_time_embed_dim={config.addition_time_embed_dim} has no room for a "
                     f"prompt beside {self.time_ids} numbers of size conditioning; is it for "
@@ -234,7 +234,7 @@ def _context_width(unet: UNet2DConditionModel) -> int:
     """The width of the encoder hidden states, which a configuration may give block by block.
 
     Raises:
-        UnsupportedModel: the blocks have different ones, or none attends to the prompt.
+        UnsupportedModelError: the blocks have different ones, or none attends to the prompt.
     """
     widths = {
         module.to_k.in_features
@@ -243,7 +243,7 @@ def _context_width(unet: UNet2DConditionModel) -> int:
     }
     if len(widths) != 1:
         found = " and ".join(map(str, sorted(widths))) or "no cross-attention"
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"a UNet with cross_attention_dim={unet.config.cross_attention_dim!r} cannot be "
             f"exported: every block must take the prompt at one width, and this one has {found}"
         )
@@ -254,7 +254,7 @@ def latent_size(unet: UNet2DConditionModel) -> tuple[int, int]:
     """Height and width of the latents a UNet was made for.
 
     Raises:
-        UnsupportedModel: its configuration gives no sizes.
+        UnsupportedModelError: its configuration gives no sizes.
     """
     return sides(64 if unet.config.sample_size is None else unet.config.sample_size)
 
@@ -274,13 +274,13 @@ def _refuse_unsupported(unet: UNet2DConditionModel) -> None:
     }
     for key, values in allowed.items():
         if config[key] not in values:
-            raise UnsupportedModel(f"a UNet with {key}={config[key]!r} cannot be exported yet")
+            raise UnsupportedModelError(f"a UNet with {key}={config[key]!r} cannot be exported yet")
     blocks = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"}
     unknown = sorted({*config.down_block_types, *config.up_block_types} - blocks)
     if unknown:
-        raise UnsupportedModel(f"a UNet with {', '.join(unknown)} cannot be exported yet")
+        raise UnsupportedModelError(f"a UNet with {', '.join(unknown)} cannot be exported yet")
     if min(len(block.resnets) for block in unet.up_blocks) < 2:
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"a UNet with layers_per_block={config.layers_per_block!r} cannot be exported: every "
             "block needs a layer at least"
         )

@@ -11,12 +11,12 @@ from torch import nn
 from kdrt_engines.spec import Dim, EngineSpec, TensorSpec
 from kdrt_export.components.base import ExportComponent
 from kdrt_export.components.sizes import positive, sides
-from kdrt_export.errors import UnsupportedModel
+from kdrt_export.errors import UnsupportedModelError
 from kdrt_export.rewrites.fused_qkv import rewrite_attention
 
 
 class ExportDecoder(ExportComponent):
-    """What makes pictures of latents: one tensor ``latents`` in, one ``image`` out, in the shapes
+    """What makes images of latents: one tensor ``latents`` in, one ``image`` out, in the shapes
     that a subclass sets."""
 
     latent_shape: tuple[Dim, ...]
@@ -107,11 +107,11 @@ def _scaling_factor(vae: AutoencoderKL) -> float:
     """What the latents are multiplied by.
 
     Raises:
-        UnsupportedModel: it is no such number, or the latents are shifted too, as no pipeline of
-            Stable Diffusion does it.
+        UnsupportedModelError: it is no such number, or the latents are shifted too, as no pipeline
+            of Stable Diffusion does it.
     """
     if vae.config.get("shift_factor"):
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"a VAE with shift_factor={vae.config.shift_factor!r} belongs to another family of "
             "models; kdrt exports those of Stable Diffusion 1, 2 and XL"
         )
@@ -122,7 +122,7 @@ def _latent_statistics(vae: AutoencoderKL) -> nn.ParameterList | None:
     """Mean and standard deviation of each latent channel, ``[1,C,1,1]``, where a VAE has them.
 
     Raises:
-        UnsupportedModel: they are not a number for each channel.
+        UnsupportedModelError: they are not a number for each channel.
     """
     config = vae.config
     mean, std = config.get("latents_mean"), config.get("latents_std")
@@ -134,7 +134,7 @@ def _latent_statistics(vae: AutoencoderKL) -> nn.ParameterList | None:
         rows = []
     sizes = [len(row) for row in rows]
     if sizes != [config.latent_channels] * 2 or not (rows[0].isfinite() & (rows[1] > 0)).all():
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"latents_mean and latents_std must be {config.latent_channels} numbers each in the "
             f"VAE's config.json, the latter above 0, not {mean!r} and {std!r}"
         )
@@ -144,7 +144,7 @@ def _latent_statistics(vae: AutoencoderKL) -> nn.ParameterList | None:
 
 
 def image_shape(vae: AutoencoderKL, channels: int) -> tuple[int | str, ...]:
-    """The symbolic shape of the pictures of a VAE."""
+    """The symbolic shape of the images of a VAE."""
     scale = vae_scale(vae)
     return ("B", channels, f"{scale}*h", f"{scale}*w")
 
@@ -155,5 +155,5 @@ def vae_scale(vae: AutoencoderKL) -> int:
 
 
 def vae_tile(vae: AutoencoderKL) -> int:
-    """Side of the pictures a VAE was trained at, in latents: diffusers' tile size."""
+    """Side of the images a VAE was trained at, in latents: diffusers' tile size."""
     return sides(vae.config.sample_size)[0] // vae_scale(vae)

@@ -47,10 +47,10 @@ class VisionTransformer(nn.Module):
 
 
 class ExportSafetyChecker(ExportComponent):
-    """Stable Diffusion's safety checker: how far a picture lies beyond each threshold.
+    """Stable Diffusion's safety checker: how far an image lies beyond each threshold.
 
     Input: clip_input [B,3,S,S]. Outputs, float32: special_scores [B,M] and concept_scores [B,N],
-    the cosine of the picture's embedding with a concept's, less the concept's threshold. What
+    the cosine of the image's embedding with a concept's, less the concept's threshold. What
     follows from them is a rule for the host: :func:`kdrt.images.safety.is_flagged`.
     """
 

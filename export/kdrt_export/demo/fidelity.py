@@ -1,4 +1,4 @@
-"""Prompt fidelity: does a picture hold the named shapes in the named colours?
+"""Prompt fidelity: does an image hold the named shapes in the named colours?
 
 Plain image analysis, no network: every pixel is given to the nearest palette colour, the
 largest connected patch of the wanted colour is taken, and its silhouette is compared with
@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from kdrt_export.demo.scenes import COLORS, KINDS, Scene, Thing, caption, outline, random_scene
 
 MIN_AREA = 0.012
-"""Smallest patch that counts as a thing, as a fraction of the picture."""
+"""Smallest patch that counts as a thing, as a fraction of the image."""
 MIN_OVERLAP = 0.6
 """Smallest intersection over union with the named kind that counts as that kind, where no other
 kind fits better. A pixel of blur around the thin arms of a star costs a third already."""
@@ -28,7 +28,7 @@ _HELD_OUT_SEED = 20261123
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one picture shows of its scene."""
+    """What one image shows of its scene."""
 
     things: tuple[bool, ...]
     background: bool
@@ -51,7 +51,7 @@ def held_out_prompts(count: int = HELD_OUT_PROMPTS) -> list[tuple[str, Scene]]:
 
 
 def judge(image: Image.Image, scene: Scene) -> Verdict:
-    """Judge one RGB picture against the scene its prompt describes."""
+    """Judge one RGB image against the scene its prompt describes."""
     labels = nearest_colors(image)
     return Verdict(
         things=tuple(_shows(labels, thing) for thing in scene.things),
@@ -60,7 +60,7 @@ def judge(image: Image.Image, scene: Scene) -> Verdict:
 
 
 def score(verdicts: Iterable[Verdict]) -> float:
-    """The share of pictures that show every named shape in its named colour."""
+    """The share of images that show every named shape in its named colour."""
     return float(np.mean([verdict.shown for verdict in verdicts]))
 
 
@@ -93,7 +93,7 @@ def _shows(labels: np.ndarray, thing: Thing) -> bool:
 def largest_patch(mask: np.ndarray) -> np.ndarray:
     """The largest 4-connected patch of a bool [H, W] mask, as a mask of the same shape."""
     # Label propagation: every pixel repeatedly takes the largest label of its neighbourhood.
-    # Pictures are small, so this stays simpler than union-find and needs no SciPy.
+    # Images are small, so this stays simpler than union-find and needs no SciPy.
     labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     while True:
         padded = np.pad(labels, 1)

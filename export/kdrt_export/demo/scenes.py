@@ -57,7 +57,7 @@ _SUPERSAMPLING = 4
 @dataclass(frozen=True)
 class Thing:
     """One shape: ``x``, ``y`` its centre and ``radius`` half its width, as fractions of the
-    picture's width, height and shorter side."""
+    image's width, height and shorter side."""
 
     kind: str
     color: str
@@ -70,7 +70,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows. ``place`` belongs to a single thing, ``relation`` to a pair: the
+    """What an image shows. ``place`` belongs to a single thing, ``relation`` to a pair: the
     first thing stands ``relation`` the second."""
 
     things: tuple[Thing, ...]
@@ -106,7 +106,7 @@ def outline(kind: str) -> np.ndarray:
 
 
 def draw(scene: Scene, width: int = 64, height: int = 64) -> Image.Image:
-    """Rasterise a scene with antialiased edges, as an RGB picture."""
+    """Rasterise a scene with antialiased edges, as an RGB image."""
     scale = _SUPERSAMPLING
     canvas = Image.new("RGB", (width * scale, height * scale), COLORS[scene.background])
     pen = ImageDraw.Draw(canvas)
@@ -153,7 +153,7 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
         joint = pick(RELATION_WORDS[scene.relation]) if rng.random() < 0.75 else "and"
         text = f"{name(first)} {joint} {name(second)}{ground}"
     if rng.random() < 0.15:
-        text = pick(("a picture of ", "a drawing of ")) + text
+        text = pick(("an image of ", "a drawing of ")) + text
     return text
 
 

@@ -2,7 +2,7 @@
 
     python -m kdrt_export.demo.train OUT [--seed 0]
 
-Everything is made here: pictures and captions (``kdrt_export.demo.scenes``), BPE tokenizers,
+Everything is made here: images and captions (``kdrt_export.demo.scenes``), BPE tokenizers,
 the autoencoder, then the UNet together with both text encoders. The result is an ordinary
 diffusers folder that ``StableDiffusionXLPipeline.from_pretrained`` loads. About an hour and a
 half on two CPU cores; the same seed and thread count give the same weights.
@@ -48,7 +48,7 @@ TEXT_WIDTH = 64
 MAX_LENGTH = 32
 """Tokens of a prompt: every caption fits, and short prompts train faster than CLIP's 77."""
 SIZES = ((64, 64), (96, 64), (64, 96))
-"""(width, height) of the training pictures: mostly square, some wide, some tall."""
+"""(width, height) of the training images: mostly square, some wide, some tall."""
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Recipe:
     """Everything that decides the outcome, written beside the weights."""
 
     seed: int = 0
-    pictures: int = 24_000
+    images: int = 24_000
     vae_steps: int = 1_800
     vae_batch: int = 16
     vae_lr: float = 2e-3
@@ -85,13 +85,11 @@ class Progress:
             print(f"{self.name} {step + 1}: loss {mean:.4f}, {seconds:.0f} s", flush=True)
 
 
-def draw_pictures(
-    rng: np.random.Generator, recipe: Recipe
-) -> list[tuple[list[Scene], torch.Tensor]]:
-    """For each size of ``SIZES`` its scenes and pictures, uint8 [N, 3, H, W]."""
+def draw_images(rng: np.random.Generator, recipe: Recipe) -> list[tuple[list[Scene], torch.Tensor]]:
+    """For each size of ``SIZES`` its scenes and images, uint8 [N, 3, H, W]."""
     sets = []
     for index, (width, height) in enumerate(SIZES):
-        count = recipe.pictures if index == 0 else recipe.pictures // 6
+        count = recipe.images if index == 0 else recipe.images // 6
         scenes = [random_scene(rng) for _ in range(count)]
         pixels = np.stack([np.asarray(draw(scene, width, height)) for scene in scenes])
         sets.append((scenes, torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()))
@@ -129,7 +127,7 @@ def train_tokenizers(rng: np.random.Generator) -> tuple[CLIPTokenizer, CLIPToken
 def make_text_encoders(
     tokenizer: CLIPTokenizer,
 ) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
-    """Three layers each: SDXL reads the last but one, so two of them shape the picture."""
+    """Three layers each: SDXL reads the last but one, so two of them shape the image."""
     common = {
         "vocab_size": len(tokenizer),
         "hidden_size": TEXT_WIDTH,
@@ -216,14 +214,14 @@ def optimizer_for(
     return optimizer, schedule
 
 
-def train_vae(vae: AutoencoderKL, pictures: torch.Tensor, recipe: Recipe) -> Progress:
+def train_vae(vae: AutoencoderKL, images: torch.Tensor, recipe: Recipe) -> Progress:
     rng = np.random.default_rng(recipe.seed + 1)
     torch.manual_seed(recipe.seed + 1)
     parameters = list(vae.parameters())
     optimizer, schedule = optimizer_for(parameters, recipe.vae_lr, recipe.vae_steps)
     progress = Progress("vae", 100)
     for step in range(recipe.vae_steps):
-        x = to_model_range(pictures[rng.integers(len(pictures), size=recipe.vae_batch)])
+        x = to_model_range(images[rng.integers(len(images), size=recipe.vae_batch)])
         posterior = vae.encode(x).latent_dist
         error = vae.decode(posterior.sample()).sample - x
         kl = posterior.kl().mean() / posterior.mean[0].numel()
@@ -239,7 +237,7 @@ def train_vae(vae: AutoencoderKL, pictures: torch.Tensor, recipe: Recipe) -> Pro
 
 @torch.inference_mode()
 def encode(vae: AutoencoderKL, pixels: torch.Tensor) -> torch.Tensor:
-    """Posterior means of uint8 pictures, before the scaling factor."""
+    """Posterior means of uint8 images, before the scaling factor."""
     batches = pixels.split(256)
     return torch.cat([vae.encode(to_model_range(batch)).latent_dist.mean for batch in batches])
 
@@ -264,7 +262,7 @@ def standardise_latents(vae: AutoencoderKL, pixels: torch.Tensor) -> None:
 def training_batches(
     scenes: list[list[Scene]], latents: list[torch.Tensor], recipe: Recipe
 ) -> Iterator[tuple[torch.Tensor, list[str], torch.Tensor]]:
-    """Endless (latents [B,4,h,w], captions, time_ids [B,6]); one picture size a batch."""
+    """Endless (latents [B,4,h,w], captions, time_ids [B,6]); one image size a batch."""
     rng = np.random.default_rng(recipe.seed + 2)
     while True:
         bucket = int(rng.choice(len(SIZES), p=[0.8, 0.1, 0.1]))
@@ -377,7 +375,7 @@ def main(
     seed: int = 0,
     vae_steps: int = Recipe.vae_steps,
     unet_steps: int = Recipe.unet_steps,
-    pictures: int = Recipe.pictures,
+    images: int = Recipe.images,
     threads: int = Recipe.threads,
     unet_lr: float = Recipe.unet_lr,
     vae: Annotated[
@@ -393,7 +391,7 @@ def main(
         vae_steps=vae_steps,
         unet_steps=unet_steps,
         unet_lr=unet_lr,
-        pictures=pictures,
+        images=images,
         threads=threads,
     )
     torch.set_num_threads(recipe.threads)
@@ -408,8 +406,8 @@ def main(
             CLIPTokenizer.from_pretrained(resume / name) for name in ("tokenizer", "tokenizer_2")
         )
         vae = resume / "vae"
-    sets = draw_pictures(rng, recipe)
-    print(f"pictures drawn, {time.perf_counter() - start:.0f} s", flush=True)
+    sets = draw_images(rng, recipe)
+    print(f"images drawn, {time.perf_counter() - start:.0f} s", flush=True)
 
     if vae is None:
         autoencoder = make_vae()

@@ -58,7 +58,7 @@ def _spelled_out(graph: ir.Graph, node: ir.Node) -> None:
 def _fused(graph: ir.Graph, node: ir.Node) -> None:
     query, key, value, *masks = node.inputs
     new = Replacement(graph, node)
-    # No bias, no padding, and the mask for every picture and every head.
+    # No bias, no padding, and the mask for every image and every head.
     extra = [None, None, *(new.op("Unsqueeze", mask, integers(graph, 0, 1)) for mask in masks)]
     fused = new.op(
         "MultiHeadAttention",

@@ -36,19 +36,19 @@ def onnxruntime_dialect(traced: ir.Model, *, optional: bool) -> ir.Model:
     return _tidied(model)
 
 
-def cpu_dialect(fused: ir.Model, picture: Rows | None) -> ir.Model | None:
+def cpu_dialect(fused: ir.Model, image: Rows | None) -> ir.Model | None:
     """A copy of :func:`onnxruntime_dialect` in the order that suits a CPU; None where that is no
     other.
 
     Args:
-        picture: the size of the picture it takes; None if it takes none.
+        image: the size of the image it takes; None if it takes none.
     """
-    if picture is None:
+    if image is None:
         return None
     model = fused.clone()
     graph = model.graph
-    changes = winograd(graph, picture) + group_norm(graph, picture)
-    changes += upsampling(graph, picture)  # last: it leaves no trace of what is twice as large
+    changes = winograd(graph, image) + group_norm(graph, image)
+    changes += upsampling(graph, image)  # last: it leaves no trace of what is twice as large
     return _tidied(model) if changes else None
 
 

@@ -75,7 +75,7 @@ class Replacement:
 
 @dataclass(frozen=True)
 class Rows:
-    """What is known of the size of a picture inside a network.
+    """What is known of the size of an image inside a network.
 
     Attributes:
         usual: rows at the size that the network was made for.
@@ -87,12 +87,12 @@ class Rows:
     multiple: float
 
 
-def rows_of(graph: ir.Graph, picture: Rows) -> dict[ir.Value, Rows]:
+def rows_of(graph: ir.Graph, image: Rows) -> dict[ir.Value, Rows]:
     """The heights of everything that is computed, by value, in a network that halves and doubles
-    the ``picture`` it takes. They mean nothing where a value is no picture."""
+    the ``image`` it takes. They mean nothing where a value is no image."""
     halvings = dict.fromkeys(graph.inputs, 0)
     for node in graph:
-        # Numbers that have nothing to do with pictures are at none.
+        # Numbers that have nothing to do with images are at none.
         here = max((halvings[v] for v in node.inputs if v in halvings), key=abs, default=0)
         if node.op_type == "Conv" and 2 in numbers(node, "strides"):
             here += 1
@@ -101,7 +101,7 @@ def rows_of(graph: ir.Graph, picture: Rows) -> dict[ir.Value, Rows]:
             here = halvings.get(node.inputs[0], 0) - 1
         halvings.update(dict.fromkeys(node.outputs, here))
     return {
-        value: Rows(picture.usual / 2**times, picture.multiple / 2**times)
+        value: Rows(image.usual / 2**times, image.multiple / 2**times)
         for value, times in halvings.items()
     }
 

@@ -5,7 +5,7 @@ it. Those two are one operation: a batch norm with mean 0 and variance 1 is ``xÂ
 
 ONNX Runtime's kernel for the instance norm adds up a group in one go in float32: over the two
 million values that a group has at 512 by 512 pixels the sum is off by 1e-5 and more. In large
-pictures it is spelled out,
+images it is spelled out,
 
     mean and mean of squares of every row            two passes that read
     from them the mean and variance of the group     a few thousand numbers
@@ -33,7 +33,7 @@ from kdrt_export.dialects.graphs import (
     rows_of,
 )
 
-LEAST_ROWS = 128
+MIN_ROWS = 128
 """Below, the kernel is exact enough, and the dozen small operations cost more than the pass."""
 
 
@@ -53,16 +53,16 @@ class _Norm:
     channels: int
 
 
-def group_norm(graph: ir.Graph, picture: Rows) -> int:
-    """Group norms in float32, those of pictures that usually have ``LEAST_ROWS`` rows spelled out.
-    ``picture``: the size of the graph's input."""
-    rows = rows_of(graph, picture)
+def group_norm(graph: ir.Graph, image: Rows) -> int:
+    """Group norms in float32, those of images that usually have ``MIN_ROWS`` rows spelled out.
+    ``image``: the size of the graph's input."""
+    rows = rows_of(graph, image)
     changes = 0
     for node in list(graph):
         site = _site(node)
         if site is None:
             continue
-        if rows[node.outputs[0]].usual >= LEAST_ROWS:
+        if rows[node.outputs[0]].usual >= MIN_ROWS:
             _spell_out(graph, site)
         else:
             _join(graph, site)
@@ -149,7 +149,7 @@ def _only_user(node: ir.Node, kind: str) -> ir.Node | None:
 
 
 def _of_channels(node: ir.Node) -> ir.Value | None:
-    """Stored values ``[C]`` that a node applies to a picture as ``[C, 1, 1]``."""
+    """Stored values ``[C]`` that a node applies to an image as ``[C, 1, 1]``."""
     for value in node.inputs:
         shaped = made_by(value, "Unsqueeze")
         if shaped is None or constant_of(shaped.inputs[1]) != [1, 2]:

@@ -1,4 +1,4 @@
-"""Convolutions of pictures twice as large, computed at the size they were before.
+"""Convolutions of images twice as large, computed at the size they were before.
 
 Where every pixel is repeated in both directions and a filter of three by three follows, each result
 sees four different values only: two rows and two columns. So the filter becomes four filters of two
@@ -39,15 +39,15 @@ _NEAREST = {
     "nearest_mode": "floor",
 }
 
-LEAST_CHANNELS = 64
+MIN_CHANNELS = 64
 """In. Of fewer, putting the results side by side costs what it saves."""
 
 
-def upsampling(graph: ir.Graph, picture: Rows) -> int:
-    """Convolutions of 3 x 3, with stride 1 and padding 1, of pictures exactly twice as large as
-    they were. Where the size is computed and the ``picture`` the graph takes cannot be halved that
+def upsampling(graph: ir.Graph, image: Rows) -> int:
+    """Convolutions of 3 x 3, with stride 1 and padding 1, of images exactly twice as large as
+    they were. Where the size is computed and the ``image`` the graph takes cannot be halved that
     often, it may be one less, and they stay as they are."""
-    rows = rows_of(graph, picture)
+    rows = rows_of(graph, image)
     sites = [resize for node in graph if (resize := enlarged_by(node, rows)) is not None]
     for resize in sites:
         _transform(graph, resize)
@@ -58,7 +58,7 @@ def enlarged_by(node: ir.Node, rows: Mapping[ir.Value, Rows]) -> ir.Node | None:
     """What repeats the pixels that a convolution sees, if this pass takes it; None of others.
     ``rows``: of everything that is computed."""
     filters = filters_of(node)
-    if filters is None or filters[1] < LEAST_CHANNELS:
+    if filters is None or filters[1] < MIN_CHANNELS:
         return None
     large = node.inputs[0]
     resize = made_by(large, "Resize")
@@ -102,5 +102,5 @@ def _transform(graph: ir.Graph, resize: ir.Node) -> None:
     squares = new.op("Transpose", squares, attributes={"perm": [0, 1, 3, 4, 2]})
     rows = shaped(squares, 0, 2, -1, new.op("Mul", width, integers(graph, 2)))
     rows = new.op("Transpose", rows, attributes={"perm": [0, 2, 1, 3]})
-    picture = new.op("Mul", size, integers(graph, 2))
-    new.done(shaped(rows, 0, channels[0], picture))
+    image = new.op("Mul", size, integers(graph, 2))
+    new.done(shaped(rows, 0, channels[0], image))

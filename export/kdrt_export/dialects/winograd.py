@@ -3,7 +3,7 @@
 Four neighbouring results of a filter of three taps need twelve products; Winograd's algorithm
 F(4, 3) finds them with six, from sums of the six inputs and of the taps (Winograd, "Arithmetic
 complexity of computations", 1980; for networks Lavin & Gray, arXiv:1509.09308). Here it runs down
-the columns of a picture: the rows of three by three filters stay filters of three taps, which the
+the columns of an image: the rows of three by three filters stay filters of three taps, which the
 kernels of ONNX Runtime compute, so a convolution becomes
 
     six sums of every six rows          a filter of 6 x 1 on every channel, four rows at a time
@@ -11,7 +11,7 @@ kernels of ONNX Runtime compute, so a convolution becomes
     four rows of every six results      a matrix product
 
 The sums are made one by one, and each is gone once it is multiplied: together they would be half as
-large again as the picture.
+large again as the image.
 
 In both directions it would be a quarter of the work, but the sums then cost what they save and the
 error grows fourfold; in one it is about twice that of the plain convolution, 5e-7.
@@ -35,27 +35,27 @@ _POINTS = (0.0, 1.0, -1.0, 0.5, -2.0)
 rounding error for this size (Barabasz et al., arXiv:1803.10986)."""
 _AT_ONE = _POINTS.index(1.0)
 
-LEAST_CHANNELS = (256, 128)
+MIN_CHANNELS = (256, 128)
 """In, out."""
-LEAST_ROWS = 32
+MIN_ROWS = 32
 _BLOCK = 16
 """Kernels that hold channels in blocks, up to this size, want whole blocks in every group."""
 
 
-def winograd(graph: ir.Graph, picture: Rows) -> int:
+def winograd(graph: ir.Graph, image: Rows) -> int:
     """Convolutions of 3 x 3 with stride 1 and padding 1, where that is faster.
 
     Few channels leave little work beside the sums, and few rows make the filters, twice as large,
     the larger part of what is read: both stay as they are.
 
     Args:
-        picture: the size of the graph's input.
+        image: the size of the graph's input.
     """
-    rows = rows_of(graph, picture)
+    rows = rows_of(graph, image)
     sites = [
         node
         for node in graph
-        if rows[node.outputs[0]].usual >= LEAST_ROWS and _is_suitable(node, rows)
+        if rows[node.outputs[0]].usual >= MIN_ROWS and _is_suitable(node, rows)
     ]
     for node in sites:
         _transform(graph, node, whole=rows[node.outputs[0]].multiple % ROWS == 0)
@@ -90,8 +90,8 @@ def _is_suitable(node: ir.Node, rows: Mapping[ir.Value, Rows]) -> bool:
     out_channels, channels = filters
     return (
         enlarged_by(node, rows) is None
-        and channels >= LEAST_CHANNELS[0]
-        and out_channels >= LEAST_CHANNELS[1]
+        and channels >= MIN_CHANNELS[0]
+        and out_channels >= MIN_CHANNELS[1]
         and all(size % _BLOCK == 0 for size in filters)
     )
 

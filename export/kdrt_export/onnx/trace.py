@@ -84,10 +84,10 @@ def onnx_from_component(
         traced = ir.from_proto(proto)
     _attach_weights(traced.graph, component, tensors, folder / WEIGHTS_FILE)
     fused = onnxruntime_dialect(traced, optional=True)
-    cpu, plain = cpu_dialect(fused, component.picture()), None
+    cpu, plain = cpu_dialect(fused, component.image()), None
     if component.neutral:
         plain = onnxruntime_dialect(traced, optional=False)
-        plain = cpu_dialect(plain, component.picture(usual=True)) or plain
+        plain = cpu_dialect(plain, component.image(usual=True)) or plain
     # The same of both: what one can do without does not follow from these inputs.
     of_both = [split_invariants(model, component.varying) for model in (cpu, plain) if model]
     invariants = next((model for model in of_both if model), None)

@@ -11,7 +11,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
-from kdrt_export.errors import UnsupportedModel
+from kdrt_export.errors import UnsupportedModelError
 from kdrt_export.onnx.ops import attention, to_image, to_tokens
 
 ImagePrompted = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -147,4 +147,4 @@ def _refuse_unsupported(source: Attention) -> None:
     }
     for what, present in extras.items():
         if present is not None and present is not False:
-            raise UnsupportedModel(f"attention with {what} cannot be exported yet")
+            raise UnsupportedModelError(f"attention with {what} cannot be exported yet")

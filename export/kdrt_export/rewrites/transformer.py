@@ -1,7 +1,7 @@
 """The transformer between the convolutions, written for tracing.
 
 Same weights and numbers as diffusers' ``Transformer2DModel`` on a continuous input; only the
-reshapes between pictures and tokens differ, so that each is one ONNX node.
+reshapes between images and tokens differ, so that each is one ONNX node.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from diffusers.models.activations import GEGLU
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
-from kdrt_export.errors import UnsupportedModel
+from kdrt_export.errors import UnsupportedModelError
 from kdrt_export.onnx.ops import to_image, to_tokens
 
 
@@ -22,7 +22,7 @@ class ExportTransformer(nn.Module):
     def __init__(self, source: Transformer2DModel) -> None:
         super().__init__()
         if not source.is_input_continuous:
-            raise UnsupportedModel(
+            raise UnsupportedModelError(
                 "a transformer over discrete or patched input cannot be exported yet"
             )
         self.norm, self.proj_in, self.proj_out = source.norm, source.proj_in, source.proj_out

@@ -60,7 +60,7 @@ def open_source(
 
     Raises:
         SourceError: it means nothing, or cannot be read or downloaded.
-        UnsupportedModel: it is no Stable Diffusion 1, 2 or XL text-to-image model.
+        UnsupportedModelError: it is no Stable Diffusion 1, 2 or XL text-to-image model.
     """
     if source == "demo" and not random_weights:
         return FolderSource(demo_folder(), name="demo", origin="demo")

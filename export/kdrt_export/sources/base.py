@@ -14,7 +14,7 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from kdrt_export.errors import UnsupportedModel
+from kdrt_export.errors import UnsupportedModelError
 from kdrt_export.families import DEFAULT_GUIDANCE, Family
 from kdrt_export.sources.reading import refused
 from kdrt_export.sources.weights import Weights
@@ -141,13 +141,13 @@ def text_config(raw: Mapping[str, Any], where: str) -> CLIPTextConfig:
 
     Raises:
         SourceError: it is damaged.
-        UnsupportedModel: it is of another kind than CLIP.
+        UnsupportedModelError: it is of another kind than CLIP.
     """
     half = raw.get("text_config")
     raw = half if isinstance(half, Mapping) and half else raw
     kind = raw.get("model_type", "clip_text_model")
     if kind not in ("clip", "clip_text_model"):
-        raise UnsupportedModel(f"{where} is of a model of type '{kind}'; kdrt exports CLIP's")
+        raise UnsupportedModelError(f"{where} is of a model of type '{kind}'; kdrt exports CLIP's")
     # Weights are read and drawn in float32, in whatever precision they are stored.
     kept = {key: value for key, value in raw.items() if key not in ("dtype", "torch_dtype")}
     with refused(f"{where} describes no CLIP text encoder"):

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from kdrt_export.errors import SourceError, UnsupportedModel
+from kdrt_export.errors import SourceError, UnsupportedModelError
 from kdrt_export.families import SD15, SD20, SD21, SDXL, SDXL_REFINER, Architecture
 
 _UNET = "model.diffusion_model."
@@ -132,7 +132,7 @@ def detect(header: Header, name: str) -> CheckpointKind:
     """Tell what a checkpoint is.
 
     Raises:
-        UnsupportedModel: it is no Stable Diffusion 1, 2 or XL model.
+        UnsupportedModelError: it is no Stable Diffusion 1, 2 or XL model.
     """
     kind = _of_architecture(header, name)
     trained = as_trained(kind.architecture, header, name)
@@ -143,12 +143,14 @@ def detect(header: Header, name: str) -> CheckpointKind:
 
 def _of_architecture(header: Header, name: str) -> CheckpointKind:
     if not header.has(_UNET):
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"{name} holds no Stable Diffusion UNet (a LoRA or a VAE alone?); give a full "
             "checkpoint, or its base model with --lora, --vae or --unet and this file"
         )
     if _FIRST_CONVOLUTION not in header.shapes:
-        raise UnsupportedModel(f"{name} has another architecture than Stable Diffusion 1, 2 and XL")
+        raise UnsupportedModelError(
+            f"{name} has another architecture than Stable Diffusion 1, 2 and XL"
+        )
     if header.has("conditioner.embedders.1."):
         kind = CheckpointKind("SDXL", SDXL)
         return _with_channels(kind, header, name)
@@ -156,9 +158,9 @@ def _of_architecture(header: Header, name: str) -> CheckpointKind:
         if header.has("conditioner.embedders.0.model."):
             return CheckpointKind("SDXL refiner", SDXL_REFINER)
         if header.has("conditioner.embedders.0."):
-            raise UnsupportedModel(f"{name} is an SDXL model without its second text encoder")
+            raise UnsupportedModelError(f"{name} is an SDXL model without its second text encoder")
         if header.has(f"{_UNET}label_emb."):
-            raise UnsupportedModel(
+            raise UnsupportedModelError(
                 f"{name} holds no text encoder; if it is SDXL's UNet alone, export it on its base "
                 f"model: kdrt export sdxl --unet {name}"
             )
@@ -168,7 +170,7 @@ def _of_architecture(header: Header, name: str) -> CheckpointKind:
     if width == 768:
         kind = CheckpointKind("Stable Diffusion 1", SD15)
         return _with_channels(kind, header, name)
-    raise UnsupportedModel(
+    raise UnsupportedModelError(
         f"{name} has cross-attention of width {width}; Stable Diffusion 1 has 768, 2 has 1024"
     )
 
@@ -208,7 +210,7 @@ def as_trained(architecture: Architecture, header: Header, name: str) -> Archite
     """The same with what a file says of its training, of whatever family it is.
 
     Raises:
-        UnsupportedModel: that is damaged, or of no use here.
+        UnsupportedModelError: that is damaged, or of no use here.
     """
     if any(marker in header.shapes for marker in _LATENT_STATISTICS):
         vae = {**architecture.vae, **_latent_statistics(architecture, header, name)}
@@ -234,7 +236,7 @@ def _latent_statistics(architecture: Architecture, header: Header, name: str) ->
         or not all(map(math.isfinite, mean))
         or not all(0 < value < math.inf for value in std)
     ):
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"{name} was trained in the EDM formulation, but its edm_mean and edm_std are not "
             f"{channels} finite numbers each, the latter above 0; is it damaged?"
         )
@@ -242,12 +244,12 @@ def _latent_statistics(architecture: Architecture, header: Header, name: str) ->
 
 
 def _with_channels(kind: CheckpointKind, header: Header, name: str) -> CheckpointKind:
-    """The same for inpainting, whose UNet sees mask and masked picture too."""
+    """The same for inpainting, whose UNet sees mask and masked image too."""
     channels = _channels(header)
     if channels == 4:
         return kind
     if channels != 9:
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"this UNet takes {channels} channels ({name}); kdrt exports text-to-image models (4) "
             "and inpainting models (9)"
         )

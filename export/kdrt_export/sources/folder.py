@@ -11,7 +11,7 @@ from torch import nn
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTokenizer
 
 from kdrt.images.input import CLIP_MEAN, CLIP_STD
-from kdrt_export.errors import SourceError, UnsupportedModel
+from kdrt_export.errors import SourceError, UnsupportedModelError
 from kdrt_export.families import Architecture, Family
 from kdrt_export.scheduler import DISCRETE
 from kdrt_export.sources.base import FileSource, suffix, text_config, text_model
@@ -58,7 +58,7 @@ class FolderSource(FileSource):
         pipeline = self._index.get("_class_name", "?")
         if not isinstance(pipeline, str) or pipeline not in PIPELINES:
             said = pipeline if isinstance(pipeline, str) else f"custom pipeline {pipeline}"
-            raise UnsupportedModel(
+            raise UnsupportedModelError(
                 f"{path} holds a {said}; kdrt exports Stable Diffusion 1, 2 and XL "
                 "text-to-image pipelines"
             )
@@ -151,7 +151,7 @@ class FolderSource(FileSource):
             raise SourceError(f"{self.path} is incomplete: it has no folder '{part}'")
         named = self._named(part)
         if named is not None and named not in _CLASSES[part]:
-            raise UnsupportedModel(
+            raise UnsupportedModelError(
                 f"the {part} of {self.path} is a {named}, by its model_index.json; kdrt exports "
                 f"{' or '.join(_CLASSES[part])}"
             )
@@ -201,13 +201,13 @@ def pipeline_files(*, allow_pickle: bool, without: Collection[str] = ()) -> Choo
 
 
 def _check_clip_input(config: dict[str, Any]) -> None:
-    """Pictures reach a safety checker as CLIP reads them, and no other way."""
+    """Images reach a safety checker as CLIP reads them, and no other way."""
     for key, expected in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)):
         value = config.get(key, expected)
         with refused(f"this model's feature extractor has {key} {value!r}, not three numbers"):
             far = max(abs(a - b) for a, b in zip(value, expected, strict=True)) > 1e-3
         if far:
-            raise UnsupportedModel(
+            raise UnsupportedModelError(
                 f"this model's feature extractor has {key} {value}, where CLIP has "
                 f"{list(expected)}; leave the checker out with --no-safety-checker"
             )

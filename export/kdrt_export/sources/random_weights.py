@@ -20,7 +20,7 @@ from kdrt_export.sources.weights import build
 
 Network = TypeVar("Network", bound=nn.Module)
 
-_MOST_LAYERS = 1000
+_MAX_LAYERS = 1000
 
 
 class RandomSource(Source):
@@ -67,7 +67,7 @@ class RandomSource(Source):
         return tokenizer_for(self.architecture.text_encoders[self.encoder_indices.index(index)])
 
     def _drawn(self, kind: type[Network], config: Any, what: str) -> Network:
-        sizes = build(kind, config, what, most=_MOST_LAYERS)
+        sizes = build(kind, config, what, most=_MAX_LAYERS)
         needed = 4 * sum(parameter.numel() for parameter in sizes.parameters())
         total = psutil.virtual_memory().total
         if needed > total:

@@ -14,7 +14,7 @@ from kdrt.errors import KdrtError
 from kdrt_engines.regular_files import read_regular
 from kdrt_export.errors import SourceError
 
-_MOST_JSON = 16 * 2**20
+_MAX_JSON = 16 * 2**20
 """Bytes of a JSON file; a configuration has some thousands."""
 
 
@@ -59,7 +59,7 @@ def read_json(path: Path, otherwise: str) -> dict[str, Any]:
         otherwise: how the sentence of a :class:`SourceError` begins.
     """
     try:
-        content = json.loads(read_regular(path.resolve(), _MOST_JSON).decode("utf-8-sig"))
+        content = json.loads(read_regular(path.resolve(), _MAX_JSON).decode("utf-8-sig"))
     except FileNotFoundError as error:
         raise SourceError(f"{otherwise}: {path.name} is missing") from error
     except OSError as error:

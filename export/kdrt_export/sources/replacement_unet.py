@@ -10,7 +10,7 @@ from typing import Any
 
 from diffusers import UNet2DConditionModel
 
-from kdrt_export.errors import UnsupportedModel
+from kdrt_export.errors import UnsupportedModelError
 from kdrt_export.families import Architecture
 from kdrt_export.sources.base import Source
 from kdrt_export.sources.checkpoint_file import as_trained, read_header
@@ -33,7 +33,7 @@ def replace_unet(opened: Source, source: str, *, allow_pickle: bool = False) -> 
 
     Raises:
         SourceError: see :func:`replacement_unet`.
-        UnsupportedModel: it was trained in a way that does not go with the model.
+        UnsupportedModelError: it was trained in a way that does not go with the model.
     """
     path = UNET.find(source, allow_pickle=allow_pickle)
     own = opened.config("unet")
@@ -74,7 +74,7 @@ def _scheduler(path: Path, opened: Source) -> dict[str, Any]:
     model = Architecture(opened.family, {}, vae, (), scheduler=opened.scheduler)
     trained = as_trained(model, read_header(path), path.name)
     if trained.vae is not vae and vae.get("latents_mean") is None:
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"{path.name} wants latents of the statistics in its edm_mean and edm_std, which the "
             "base model's VAE does not have; give a base model trained like it (Playground v2.5)"
         )

@@ -66,7 +66,7 @@ def vae_dtype(
     if own is not None:
         if own == torch.float16 and vae.config.force_upcast:
             report.note(
-                "this VAE says that it overflows in float16 (force_upcast); pictures that do are "
+                "this VAE says that it overflows in float16 (force_upcast); images that do are "
                 "refused, not shown black"
             )
         return own

@@ -36,7 +36,7 @@ class SingleFileSource(FileSource):
 
     Raises:
         SourceError: it is no checkpoint, is damaged, or a pickle without permission.
-        UnsupportedModel: it is of another architecture.
+        UnsupportedModelError: it is of another architecture.
     """
 
     def __init__(self, path: Path, *, allow_pickle: bool, config: Path | None) -> None:

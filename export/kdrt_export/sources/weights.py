@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from kdrt_export.errors import SourceError, UnsupportedModel
+from kdrt_export.errors import SourceError, UnsupportedModelError
 from kdrt_export.sources.checkpoint_file import by_name
 from kdrt_export.sources.reading import check_fetched, refused
 
@@ -195,11 +195,11 @@ def build(
 
     Raises:
         SourceError: the configuration describes no network of this class.
-        UnsupportedModel: it is of another class.
+        UnsupportedModelError: it is of another class.
     """
     named = config.get("_class_name") if isinstance(config, Mapping) else None
     if named not in (None, kind.__name__):
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"{where} is a {named}, by its config.json; kdrt exports {kind.__name__} here"
         )
     settings = config if isinstance(config, Mapping) else config.to_dict()

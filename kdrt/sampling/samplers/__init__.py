@@ -18,8 +18,8 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
-from kdrt.common.validation import plain, shown
-from kdrt.errors import InvalidRequest
+from kdrt.common.validation import excerpt, plain_number
+from kdrt.errors import InvalidRequestError
 from kdrt.sampling.plan import Plan
 from kdrt.sampling.samplers import (
     ancestral,
@@ -38,13 +38,13 @@ from kdrt.sampling.samplers import (
 from kdrt.sampling.samplers.options import check_options, options_of
 from kdrt.sampling.schedules import SCHEDULES
 
-__all__ = ["SAMPLERS", "SamplerInfo", "find_sampler", "label_of", "plan", "split_label"]
+__all__ = ["SAMPLERS", "SamplerInfo", "find_sampler", "label_of", "make_plan", "split_label"]
 
 
-_MOST_SIGMA = 1e8
+_MAX_SIGMA = 1e8
 _FLOAT32 = 3.4e38
 
-_MOST_LABEL = 100
+_MAX_LABEL = 100
 """Characters of a name: what is longer names no sampler, and is not taken apart."""
 
 
@@ -63,7 +63,7 @@ class SamplerInfo:
         source: where the method was published.
         diffusers: the diffusers scheduler that does the same, with its arguments; None if none.
         aliases: names that other programs have for it.
-        capturable: its loop does the same whatever the picture, so a CUDA graph can hold it.
+        capturable: its loop does the same whatever the image, so a CUDA graph can hold it.
     """
 
     name: str
@@ -256,7 +256,7 @@ def find_sampler(name: str) -> SamplerInfo:
     Case, spaces, hyphens and underscores do not matter, and ``+`` reads as ``p``.
 
     Raises:
-        InvalidRequest: no sampler is called that.
+        InvalidRequestError: no sampler is called that.
     """
     return _resolve(name)[0]
 
@@ -269,7 +269,7 @@ def split_label(label: str) -> tuple[str, dict[str, Any], str | None]:
         if the label has none.
 
     Raises:
-        InvalidRequest: no way of splitting the label leaves a sampler and a schedule.
+        InvalidRequestError: no way of splitting the label leaves a sampler and a schedule.
     """
     split = _split(label) if isinstance(label, str) else None
     (info, implied), schedule = split if split is not None else (_resolve(label), None)
@@ -281,7 +281,7 @@ def label_of(name: str, options: Mapping[str, Any]) -> str:
     unless an option takes back what the name implies.
 
     Raises:
-        InvalidRequest: no sampler is called that.
+        InvalidRequestError: no sampler is called that.
     """
     info, implied = _resolve(name)
     for preset in _PRESETS:
@@ -290,7 +290,7 @@ def label_of(name: str, options: Mapping[str, Any]) -> str:
     return info.label
 
 
-def plan(sampler: str, sigmas: Sequence[float], /, **options: Any) -> Plan:
+def make_plan(sampler: str, sigmas: Sequence[float], /, **options: Any) -> Plan:
     """Plan a run of ``sampler`` down ``sigmas``.
 
     Args:
@@ -299,17 +299,17 @@ def plan(sampler: str, sigmas: Sequence[float], /, **options: Any) -> Plan:
         options: the sampler's own, see `SamplerInfo.options`; k-diffusion's names and defaults.
 
     Raises:
-        InvalidRequest: an unknown sampler or option, an option out of range, or an unusable grid;
-            or both are such that a coefficient leaves the range of floats.
+        InvalidRequestError: an unknown sampler or option, an option out of range, or an unusable
+            grid; or both are such that a coefficient leaves the range of floats.
     """
     info, preset = _resolve(sampler)
     grid = _checked_grid(sigmas)
-    given = {name: plain(value) for name, value in options.items()}
+    given = {name: plain_number(value) for name, value in options.items()}
     check_options(info.name, info.planner, given)
     try:
         return _planned(info.planner, grid, tuple(sorted({**preset, **given}.items())))
     except (ArithmeticError, ValueError) as error:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{info.name} has no finite steps on this grid with these options; take options nearer "
             "to the defaults, or a grid of fewer orders of magnitude"
         ) from error
@@ -319,7 +319,7 @@ def plan(sampler: str, sigmas: Sequence[float], /, **options: Any) -> Plan:
 def _planned(
     planner: Callable[..., Plan], grid: tuple[float, ...], options: tuple[tuple[str, Any], ...]
 ) -> Plan:
-    """A plan, made once: who makes pictures makes many with the same settings."""
+    """A plan, made once: who makes images makes many with the same settings."""
     planned = planner(grid, **dict(options))
     # Latents are float32. A coefficient beyond would be known only when the run has ended. (An
     # adaptive plan has none.)
@@ -337,18 +337,18 @@ def _checked_grid(sigmas: Sequence[float]) -> tuple[float, ...]:
     try:
         grid = tuple(float(sigma) for sigma in sigmas)
     except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidRequest("sigmas must be a sequence of numbers") from error
+        raise InvalidRequestError("sigmas must be a sequence of numbers") from error
     if len(grid) < 2:
-        raise InvalidRequest(f"a grid needs at least two sigmas, one step; got {len(grid)}")
+        raise InvalidRequestError(f"a grid needs at least two sigmas, one step; got {len(grid)}")
     if not all(math.isfinite(sigma) and sigma >= 0 for sigma in grid):
-        raise InvalidRequest("sigmas must be finite and not negative")
-    if any(sigma > _MOST_SIGMA or 0 < sigma < 1 / _MOST_SIGMA for sigma in (grid[0], *grid[-2:])):
-        raise InvalidRequest(
-            f"sigmas must be from {1 / _MOST_SIGMA:g} to {_MOST_SIGMA:g}, or 0: latents are float32"
+        raise InvalidRequestError("sigmas must be finite and not negative")
+    if any(sigma > _MAX_SIGMA or 0 < sigma < 1 / _MAX_SIGMA for sigma in (grid[0], *grid[-2:])):
+        raise InvalidRequestError(
+            f"sigmas must be from {1 / _MAX_SIGMA:g} to {_MAX_SIGMA:g}, or 0: latents are float32"
         )
     for index in range(1, len(grid)):
         if grid[index] >= grid[index - 1]:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"sigmas must descend strictly, but number {index + 1}, {grid[index]:g}, follows "
                 f"{grid[index - 1]:g}"
             )
@@ -374,23 +374,23 @@ _BY_KEY: dict[str, tuple[SamplerInfo, Mapping[str, Any]]] = {
 
 def _resolve(name: str) -> tuple[SamplerInfo, Mapping[str, Any]]:
     """A sampler and the options that its name implies."""
-    known = isinstance(name, str) and len(name) <= _MOST_LABEL
+    known = isinstance(name, str) and len(name) <= _MAX_LABEL
     found = _BY_KEY.get(_key(name)) if known else None
     if found is None:
         split = _split(name) if isinstance(name, str) else None
         if split is not None:
             (info, _), schedule = split
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"{name!r} names a sampler and a schedule; give them apart, as {info.name!r} and "
                 f"{schedule!r}"
             )
-        raise InvalidRequest(f"unknown sampler {shown(name)}; known: {', '.join(SAMPLERS)}")
+        raise InvalidRequestError(f"unknown sampler {excerpt(name)}; known: {', '.join(SAMPLERS)}")
     return found
 
 
 def _split(label: str) -> tuple[tuple[SamplerInfo, Mapping[str, Any]], str] | None:
     """A sampler with what its name implies, and the schedule whose name follows it."""
-    if len(label) > _MOST_LABEL:
+    if len(label) > _MAX_LABEL:
         return None
     schedules = {_key(schedule): schedule for schedule in SCHEDULES}
     words = re.split(r"[\s_]+", label.strip())

@@ -1,7 +1,7 @@
 """CFG++ samplers: guidance says where to go, the unconditional result which noise was there.
 
 Chung et al. 2024, "CFG++: Manifold-constrained Classifier Free Guidance for Diffusion Models". A
-step takes the picture from D, guided, but the noise to keep from U, the result without guidance:
+step takes the image from D, guided, but the noise to keep from U, the result without guidance:
 ε = (x - U)/s in place of (x - D)/s. Guidance then works at scales of 0 to about 1.5, a twelfth
 of the usual ones. Where U = D these are the samplers without the suffix.
 """

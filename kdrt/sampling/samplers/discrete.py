@@ -53,8 +53,8 @@ def lcm(sigmas: Sequence[float], *, s_noise: float = 1.0) -> Plan:
     """Multistep consistency sampling: x' = D + s_noise·t·ξ (Luo et al. 2023, "Latent Consistency
     Models", algorithm 3).
 
-    For models distilled to jump to the picture in one evaluation. With any other, D is an average
-    of pictures, and so is the result.
+    For models distilled to jump to the image in one evaluation. With any other, D is an average
+    of images, and so is the result.
 
     Args:
         sigmas: the grid, strictly descending.

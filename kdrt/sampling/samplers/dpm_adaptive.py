@@ -12,7 +12,7 @@ from kdrt.sampling.plan import Plan
 
 @dataclass(frozen=True, slots=True)
 class AdaptivePlan(Plan):
-    """A run whose steps depend on the picture: tolerances in place of stages.
+    """A run whose steps depend on the image: tolerances in place of stages.
 
     Of the grid its highest and its lowest positive σ count. Attributes beyond `Plan`'s are
     `dpm_adaptive`'s arguments.
@@ -63,7 +63,7 @@ def dpm_adaptive(
     2022, appendix C).
 
     As in k-diffusion and the web UI, of the grid only the highest and the lowest positive σ
-    count; the run ends at the latter. Every picture of a batch is run by itself, so that its
+    count; the run ends at the latter. Every image of a batch is run by itself, so that its
     neighbours never change it. A grid with one positive σ leaves nothing to solve: D is returned.
 
     Args:

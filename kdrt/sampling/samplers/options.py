@@ -9,8 +9,8 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from kdrt.common.validation import finite, shown
-from kdrt.errors import InvalidRequest
+from kdrt.common.validation import excerpt, finite_or_none
+from kdrt.errors import InvalidRequestError
 
 
 @cache
@@ -26,16 +26,18 @@ def check_options(sampler: str, planner: Callable[..., Any], options: Mapping[st
     An option annotated as a ``Literal`` takes its values; every other has a rule by its name.
 
     Raises:
-        InvalidRequest: the sampler has no such option, or the value is not allowed.
+        InvalidRequestError: the sampler has no such option, or the value is not allowed.
     """
     accepted = _rules_of(planner)
     for name, value in options.items():
         if name not in accepted:
             known = f"accepts {', '.join(accepted)}" if accepted else "has no options"
-            raise InvalidRequest(f"{sampler} has no option {name!r}: it {known}")
+            raise InvalidRequestError(f"{sampler} has no option {name!r}: it {known}")
         allowed, is_valid = accepted[name]
         if not is_valid(value):
-            raise InvalidRequest(f"{name} of {sampler} must be {allowed}, not {shown(value)}")
+            raise InvalidRequestError(
+                f"{name} of {sampler} must be {allowed}, not {excerpt(value)}"
+            )
 
 
 _Rule = tuple[str, Callable[[Any], bool]]
@@ -59,7 +61,7 @@ def _choice(annotation: object) -> _Rule | None:
 
 
 def _is_amount(value: object) -> bool:
-    number = finite(value)
+    number = finite_or_none(value)
     return number is not None and number >= 0
 
 

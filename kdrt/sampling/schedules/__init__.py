@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from kdrt.common.validation import MOST_STEPS, finite, plain, shown, whole
-from kdrt.errors import InvalidRequest
+from kdrt.common.validation import MAX_STEPS, check_int, excerpt, finite_or_none, plain_number
+from kdrt.errors import InvalidRequestError
 from kdrt.sampling.schedules import continuous, discrete, published
 from kdrt.sampling.schedules.discrete import TIMESTEP_SPACINGS
 from kdrt.sampling.schedules.partial import partial_grid
@@ -180,7 +180,7 @@ def find_schedule(name: str) -> ScheduleInfo:
     Case, spaces, hyphens and underscores do not matter.
 
     Raises:
-        InvalidRequest: no schedule is called that, or two programs mean different ones by it.
+        InvalidRequestError: no schedule is called that, or two programs mean different ones by it.
     """
     if isinstance(name, str):
         if name in SCHEDULES:
@@ -190,10 +190,10 @@ def find_schedule(name: str) -> ScheduleInfo:
             return found[0]
         if found:
             one, other = (f"{info.name} ({info.meaning})" for info in found)
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"the schedule {name!r} is not the same everywhere; choose {one} or {other}"
             )
-    raise InvalidRequest(f"unknown schedule {shown(name)}; known: {', '.join(SCHEDULES)}")
+    raise InvalidRequestError(f"unknown schedule {excerpt(name)}; known: {', '.join(SCHEDULES)}")
 
 
 def sigmas_for(
@@ -223,19 +223,22 @@ def sigmas_for(
         options: the schedule's own, see `ScheduleInfo.options`.
 
     Raises:
-        InvalidRequest: an unknown name or option, an impossible number of steps, an option out
+        InvalidRequestError: an unknown name or option, an impossible number of steps, an option out
             of range, or options that make a grid which does not descend.
     """
     info = find_schedule(schedule)
-    steps = whole("steps", steps, 1, MOST_STEPS)
-    options = {name: plain(value) for name, value in options.items()}
-    steps_offset, discard_penultimate = plain(steps_offset), plain(discard_penultimate)
+    steps = check_int("steps", steps, 1, MAX_STEPS)
+    options = {name: plain_number(value) for name, value in options.items()}
+    steps_offset, discard_penultimate = (
+        plain_number(steps_offset),
+        plain_number(discard_penultimate),
+    )
     facts = {"timestep_spacing": timestep_spacing, "steps_offset": steps_offset}
     check_options(info, options)
     for name, value in {**facts, **options, "discard_penultimate": discard_penultimate}.items():
         allowed, is_valid = _RULES[name]
         if not is_valid(value):
-            raise InvalidRequest(f"{name} must be {allowed}, not {shown(value)}")
+            raise InvalidRequestError(f"{name} must be {allowed}, not {excerpt(value)}")
     accepted = info.options
     options |= {name: value for name, value in facts.items() if name in accepted}
     try:
@@ -247,7 +250,7 @@ def sigmas_for(
     if discard_penultimate:
         sigmas = np.delete(sigmas, -2)
     if not (np.isfinite(sigmas).all() and (np.diff(sigmas) < 0).all() and sigmas[-1] >= 0):
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"the {info.name} schedule of {steps} steps does not descend with these options; "
             "leave them nearer to their defaults"
         )
@@ -258,12 +261,12 @@ def check_options(info: ScheduleInfo, options: Mapping[str, Any]) -> None:
     """Refuse options that a schedule does not have.
 
     Raises:
-        InvalidRequest: an unknown option; the message lists those there are.
+        InvalidRequestError: an unknown option; the message lists those there are.
     """
     accepted = info.options
     for name in options:
         if name not in accepted:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"the {info.name} schedule has no option {name!r}: it accepts {', '.join(accepted)}"
             )
 
@@ -278,7 +281,7 @@ def _key(name: str) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return finite(value) is not None
+    return finite_or_none(value) is not None
 
 
 _Rule = tuple[str, Callable[[Any], bool]]
@@ -299,8 +302,8 @@ _RULES: Mapping[str, _Rule] = {
     "mu": ("a finite number", _is_number),
     "threshold_noise": _FRACTION,
     "linear_steps": (
-        f"a whole number from 1 to {MOST_STEPS}",
-        lambda v: v is None or (type(v) is int and 1 <= v <= MOST_STEPS),
+        f"a whole number from 1 to {MAX_STEPS}",
+        lambda v: v is None or (type(v) is int and 1 <= v <= MAX_STEPS),
     ),
     "model": (" or ".join(published.MODELS), lambda v: v in published.MODELS),
     "end_rule": (" or ".join(published.END_RULES), lambda v: v in published.END_RULES),

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt.sampling.schedules.quantile import beta_quantile
 from kdrt.sampling.schedules.training import Float64Array, NoiseSchedule
 
@@ -105,7 +105,7 @@ def linear_quadratic(
         return np.array([high, 0.0])
     linear = steps // 2 if linear_steps is None else linear_steps
     if linear >= steps:
-        raise InvalidRequest(f"linear_steps must be below the {steps} steps, not {linear}")
+        raise InvalidRequestError(f"linear_steps must be below the {steps} steps, not {linear}")
     quadratic = steps - linear
     i = np.arange(steps + 1, dtype=np.float64)
     slope = threshold_noise / linear
@@ -176,7 +176,7 @@ def _range(
     low = table.sigma_min if sigma_min is None else float(sigma_min)
     high = table.sigma_max if sigma_max is None else float(sigma_max)
     if not 0 < low < high < math.inf:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"sigma_min must be above 0 and below sigma_max, not {low:g} and {high:g}"
         )
     return low, high

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt.sampling.schedules.quantile import beta_quantile
 from kdrt.sampling.schedules.training import Float64Array, NoiseSchedule
 
@@ -55,7 +55,9 @@ def sd_turbo(steps: int, table: NoiseSchedule) -> Float64Array:
     """The first of ten entries spaced like `trailing`: those that SD Turbo was distilled for
     (ComfyUI's "SDTurboScheduler"). At most ten steps."""
     if steps > 10:
-        raise InvalidRequest(f"sd_turbo has ten noise levels, so at most 10 steps, not {steps}")
+        raise InvalidRequestError(
+            f"sd_turbo has ten noise levels, so at most 10 steps, not {steps}"
+        )
     count = len(table.sigmas)
     return _entries([round(count * (10 - i) / 10) - 1 for i in range(steps)], table)
 
@@ -94,7 +96,7 @@ def leading(steps: int, table: NoiseSchedule, *, steps_offset: int = 0) -> Float
     count = _at_most_one_each("leading", steps, table)
     timesteps = np.arange(steps, dtype=np.float64)[::-1] * (count // steps) + steps_offset
     if not 0 <= timesteps[-1] <= timesteps[0] <= count - 1:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"leading spacing of {steps} steps with steps_offset {steps_offset} leaves the "
             f"{count} training timesteps; ask for fewer steps or a steps_offset nearer 0"
         )
@@ -117,7 +119,7 @@ def _at_most_one_each(name: str, steps: int, table: NoiseSchedule) -> int:
     """N, after making sure that there are no more steps than that."""
     count = len(table.sigmas)
     if steps > count:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"steps must be at most {count}, the number of training timesteps, for the {name} "
             f"schedule, not {steps}"
         )

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kdrt.common.validation import finite, shown
-from kdrt.errors import InvalidRequest
+from kdrt.common.validation import excerpt, finite_or_none
+from kdrt.errors import InvalidRequestError
 from kdrt.sampling.schedules.training import Float64Array, NoiseSchedule
 
 _SAME = 1e-9
@@ -45,49 +45,51 @@ def partial_grid(
         The noise levels of the part: float64, at least two.
 
     Raises:
-        InvalidRequest: a value out of range, or nothing is left to run.
+        InvalidRequestError: a value out of range, or nothing is left to run.
     """
     grid = np.asarray(sigmas, dtype=np.float64)
     if strength is not None and denoising_start is not None:
-        raise InvalidRequest("strength and denoising_start both say where to begin; give one")
+        raise InvalidRequestError("strength and denoising_start both say where to begin; give one")
     if strength is not None:
         grid = _last_steps(grid, strength)
     start = _cut("denoising_start", denoising_start, noise_schedule)
     end = _cut("denoising_end", denoising_end, noise_schedule)
     if start is not None and end is not None and start <= end:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"denoising_end must be above denoising_start, by a timestep at least, not "
             f"{denoising_end} after {denoising_start}"
         )
     if start is not None:
         grid = np.concatenate([[start], grid[grid < start * (1 - _SAME)]])
         if len(grid) < 2:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"denoising_start {denoising_start} is sigma {start:g}, and this grid has nothing "
                 "below that"
             )
     if end is not None:
         if grid[-1] > end * (1 + _SAME):
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"denoising_end {denoising_end} is sigma {end:g}, but this grid ends before, at "
                 f"{grid[-1]:g}"
             )
         grid = np.concatenate([grid[grid > end * (1 + _SAME)], [end]])
         if len(grid) < 2:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"denoising_end {denoising_end} is sigma {end:g}, and this grid begins no higher"
             )
     return grid
 
 
 def _last_steps(grid: Float64Array, strength: float) -> Float64Array:
-    number = finite(strength)
+    number = finite_or_none(strength)
     if number is None or not 0 < number <= 1:
-        raise InvalidRequest(f"strength must be above 0 and at most 1, not {shown(strength)}")
+        raise InvalidRequestError(
+            f"strength must be above 0 and at most 1, not {excerpt(strength)}"
+        )
     steps = len(grid) - 1
     kept = min(int(steps * number), steps)
     if kept == 0:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"strength {strength} of {steps} steps leaves none; ask for at least "
             f"{-(-1 // number):.0f} steps, or for more strength"
         )
@@ -98,10 +100,10 @@ def _cut(name: str, fraction: float | None, noise_schedule: NoiseSchedule) -> fl
     """The σ at which a fraction of the training timesteps is done."""
     if fraction is None:
         return None
-    number = finite(fraction)
+    number = finite_or_none(fraction)
     if number is None or not 0 < number < 1:
-        raise InvalidRequest(
-            f"{name} must be between 0 and 1, not {shown(fraction)}; leave it out for a whole run"
+        raise InvalidRequestError(
+            f"{name} must be between 0 and 1, not {excerpt(fraction)}; leave it out for a whole run"
         )
     count = len(noise_schedule.sigmas)
     timestep = round(count - number * count)

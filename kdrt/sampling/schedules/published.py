@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt.sampling.schedules.training import Float64Array, NoiseSchedule
 
 MODELS = ("sd", "sdxl")
@@ -111,7 +111,7 @@ def gits(steps: int, table: NoiseSchedule) -> Float64Array:
     """GITS (Chen et al. 2024) with its coefficient 1.20: an own table for each of 2 to 20 steps,
     for Stable Diffusion; 0 replaces the last level (ComfyUI's node)."""
     if steps < 2:
-        raise InvalidRequest(f"gits has tables for 2 steps and more, not for {steps}")
+        raise InvalidRequestError(f"gits has tables for 2 steps and more, not for {steps}")
     return _ended(_GITS_RUNS[min(steps, 20) - 2], steps, "replace")
 
 

@@ -11,7 +11,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 
 Float64Array = NDArray[np.float64]
 
@@ -27,7 +27,7 @@ class NoiseSchedule:
         log_sigmas: its natural logarithm, float64 ``[N]``. Read-only.
 
     Raises:
-        InvalidRequest: the table has fewer than two entries, or is not finite, positive and
+        InvalidRequestError: the table has fewer than two entries, or is not finite, positive and
             strictly ascending (betas of 1, as zero-terminal-SNR rescaling makes them, end in an
             infinite σ).
     """
@@ -40,7 +40,7 @@ class NoiseSchedule:
         sigmas = np.array(self.sigmas, dtype=np.float64)
         usable = sigmas.ndim == 1 and len(sigmas) >= 2 and bool(np.isfinite(sigmas).all())
         if not usable or sigmas[0] <= 0 or bool((np.diff(sigmas) <= 0).any()):
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 "the training sigmas must be at least two finite, positive, strictly ascending "
                 "numbers; check the checkpoint's betas"
             )
@@ -79,7 +79,7 @@ class NoiseSchedule:
                 velocity can say anything about an image there.
 
         Raises:
-            InvalidRequest: an unknown ``beta_schedule``, or betas outside (0, 1).
+            InvalidRequestError: an unknown ``beta_schedule``, or betas outside (0, 1).
         """
         if trained_betas is not None:
             betas = np.asarray(trained_betas, dtype=np.float64)
@@ -90,11 +90,11 @@ class NoiseSchedule:
         elif beta_schedule == "squaredcos_cap_v2":
             betas = _squared_cosine_betas(num_train_timesteps)
         else:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"unknown beta schedule {beta_schedule!r}; known: {', '.join(BETA_SCHEDULES)}"
             )
         if not bool(((betas > 0) & (betas < 1)).all()):
-            raise InvalidRequest("every beta must lie strictly between 0 and 1")
+            raise InvalidRequestError("every beta must lie strictly between 0 and 1")
         if rescale_zero_snr:
             return cls(_zero_snr_sigmas(betas))
         # (1 - ᾱ)/ᾱ = exp(-Σ ln(1 - β)) - 1: no cancellation where ᾱ is close to 1.
@@ -146,10 +146,10 @@ class ContinuousSchedule(NoiseSchedule):
         """``count`` levels from σmin to σmax, even in ln σ (ComfyUI's ModelSamplingContinuousEDM).
 
         Raises:
-            InvalidRequest: the range is not positive, finite and ascending.
+            InvalidRequestError: the range is not positive, finite and ascending.
         """
         if not 0 < sigma_min < sigma_max < math.inf:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"sigma_min must be above 0 and below sigma_max, not {sigma_min:g} and "
                 f"{sigma_max:g}"
             )

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 
-from kdrt_engines import EngineSpec, EngineUnavailable, TensorSpec
+from kdrt_engines import EngineSpec, EngineUnavailableError, TensorSpec
 from kdrt_engines.onnxruntime.engine import OrtEngine
 
 SPEC = EngineSpec((TensorSpec("x", "float16", ("B",)),), (TensorSpec("y", "float16", ("B",)),))
@@ -118,7 +118,7 @@ def test_it_is_not_for_others_to_capture(session: type[Session]) -> None:
 
 def test_a_provider_that_is_dropped_is_an_error(session: type[Session]) -> None:
     session.used = "CPUExecutionProvider"
-    with pytest.raises(EngineUnavailable, match="dropped CUDAExecutionProvider"):
+    with pytest.raises(EngineUnavailableError, match="dropped CUDAExecutionProvider"):
         engine("CUDAExecutionProvider")
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
-from kdrt_engines import EngineSpec, NotEnoughMemory, TensorSpec
+from kdrt_engines import EngineSpec, OutOfMemoryError, TensorSpec
 from kdrt_engines.onnxruntime.engine import OrtEngine, ReducedGraph
 from kdrt_engines.onnxruntime.sessions import OrtGraph
 
@@ -150,7 +150,7 @@ def test_after_an_error_they_belong_to_no_inputs(network: Path, invariants: OrtG
     binding.run()
     binding.inputs["prompt"].fill_(2.0)
     counted.fails = True
-    with pytest.raises(NotEnoughMemory, match="out of memory"):
+    with pytest.raises(OutOfMemoryError, match="out of memory"):
         binding.run()
     counted.fails = False
     binding.inputs["prompt"].fill_(1.0)  # what it was when they were made

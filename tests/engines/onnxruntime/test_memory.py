@@ -36,7 +36,9 @@ def network(path: Path, operator: str) -> OrtGraph:
 def test_what_one_network_used_the_next_uses_again(tmp_path: Path) -> None:
     # Both are made first: whatever loading takes is not what this is about.
     sessions = [
-        make_session(network(tmp_path / f"{name}.onnx", name), [(CPU, {})], 1, plan_memory=False)
+        make_session(
+            network(tmp_path / f"{name}.onnx", name), [(CPU, {})], 1, estimate_memory=False
+        )
         for name in ("Exp", "Neg")
     ]
     grown = []

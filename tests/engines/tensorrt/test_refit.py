@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import kdrt_engines.tensorrt.refit
-from kdrt_engines import EngineError, FixedWeights
+from kdrt_engines import EngineError, FixedWeightsError
 from kdrt_engines.tensorrt.run import TensorRTEngine
 from tests.support.refittable import (
     BIAS,
@@ -28,7 +28,7 @@ from tests.support.refittable import (
     network,
     plan,
 )
-from tests.support.trt_recorder import Calls, Violation
+from tests.support.trt_recorder import Calls, ViolationError
 
 NEW = {name: torch.full_like(value, 0.5) for name, value in base().items()}
 
@@ -227,7 +227,7 @@ def test_an_engine_is_let_go_at_once(loaded) -> None:
 
 def test_a_fixed_plan_says_so(loaded) -> None:
     engine, calls = loaded(refittable=())
-    with pytest.raises(FixedWeights, match="fixed when it built the engine"):
+    with pytest.raises(FixedWeightsError, match="fixed when it built the engine"):
         engine.with_weights({FIRST: NEW[FIRST]})
     assert refits(calls) == []
 
@@ -237,9 +237,9 @@ def test_the_double_forbids_what_tensorrt_forbids(
 ) -> None:
     engine, calls = load(network(tmp_path), plan())
     engine.bind(B=2)
-    with pytest.raises(Violation, match="pending"):
+    with pytest.raises(ViolationError, match="pending"):
         engine.with_weights({FIRST: NEW[FIRST]})
     waiting(monkeypatch, calls)
-    with calls.capture(), pytest.raises(Violation, match="during a capture"):
+    with calls.capture(), pytest.raises(ViolationError, match="during a capture"):
         engine.with_weights({FIRST: NEW[FIRST]})
     assert torch.equal(held(engine)[FIRST], base()[FIRST])

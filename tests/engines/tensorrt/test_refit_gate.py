@@ -60,7 +60,7 @@ def test_a_good_engine_is_proved_and_left_as_it_was(loaded, network: Path) -> No
 
 
 def test_every_profile_is_compared(loaded, network: Path) -> None:
-    """Each has kernels of its own: these are wrong for one picture, which only `many` takes."""
+    """Each has kernels of its own: these are wrong for one image, which only `many` takes."""
 
     def compute(weights: dict[str, Tensor], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         right = computed(weights, inputs)

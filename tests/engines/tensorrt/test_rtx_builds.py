@@ -25,7 +25,7 @@ from kdrt_engines.tensorrt.build import build_plan
 from kdrt_engines.tensorrt.flavour import TENSORRT_RTX
 from kdrt_engines.tensorrt.job import BuildJob
 from kdrt_engines.tensorrt.plan_file import read_header
-from kdrt_engines.tensorrt.worker import BuildFailed, leave_open
+from kdrt_engines.tensorrt.worker import BuildError, leave_open
 
 pytest.importorskip(
     "tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'kdrt[tensorrt-rtx]'"
@@ -145,7 +145,7 @@ def test_every_weight_that_a_lora_changes_is_known_by_its_name(
     assert len(names) > 10
     assert all(network.are_weights_marked_refittable(name) for name in names)
     assert config.get_flag(trt.BuilderFlag.REFIT_INDIVIDUAL)
-    with pytest.raises(BuildFailed, match="does not find the weight 'unheard'"):
+    with pytest.raises(BuildError, match="does not find the weight 'unheard'"):
         leave_open(trt, network, config, ("unheard",))
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kdrt_engines import EngineError, EngineSpec, FixedWeights, ShapeError, TensorSpec
+from kdrt_engines import EngineError, EngineSpec, FixedWeightsError, ShapeError, TensorSpec
 from kdrt_engines.profiles import Profile, Range
 from kdrt_engines.tensorrt.run import Scratch, TensorRTEngine
 from tests.support import trt_recorder
@@ -118,7 +118,7 @@ def test_the_tightest_profile_is_taken_and_named(caplog):
 
 
 def test_the_limits_are_those_of_one_profile():
-    """Upright and lying pictures do not make large squares."""
+    """Upright and lying images do not make large squares."""
     upright = Profile("portrait", {"B": Range(1, 1, 1), "h": Range(1, 8, 16), "w": Range(1, 1, 8)})
     lying = Profile("landscape", {"B": Range(1, 1, 1), "h": Range(1, 1, 7), "w": Range(1, 8, 16)})
     plan = unet_plan()
@@ -162,7 +162,7 @@ def test_a_plan_whose_sizes_are_not_the_records_is_refused():
 
 def test_weights_are_fixed():
     engine, _ = load(unet_plan((8, 64, 1, 4)))
-    with pytest.raises(FixedWeights, match="fixed when it built the engine"):
+    with pytest.raises(FixedWeightsError, match="fixed when it built the engine"):
         engine.with_weights({})
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from kdrt_engines.tensorrt.evidence import BuildLog
 from kdrt_engines.tensorrt.job import BuildJob
-from kdrt_engines.tensorrt.worker import BuildFailed, Monitor, build
+from kdrt_engines.tensorrt.worker import BuildError, Monitor, build
 from tests.support.fake_trt import LAYERS, fake
 
 SHAPES = {"sample": ((1, 4), (2, 4), (8, 4)), "not read": ((1,), (1,), (1,))}
@@ -84,7 +84,7 @@ def test_all_weights_stay_open_where_none_can_be_named(tmp_path: Path) -> None:
 
 
 def test_a_weight_that_tensorrt_does_not_know(tmp_path: Path) -> None:
-    with pytest.raises(BuildFailed, match=r"find the weight 'z\.weight' under that name"):
+    with pytest.raises(BuildError, match=r"find the weight 'z\.weight' under that name"):
         build(
             fake("tensorrt"),
             job(tmp_path, "tensorrt", refittable=("a.weight", "z.weight")),
@@ -111,18 +111,18 @@ def test_several_profiles_keep_their_order(tmp_path: Path) -> None:
 def test_what_a_flavour_lacks_is_named(
     tmp_path: Path, module: str, changes: dict[str, Any], said: str
 ) -> None:
-    with pytest.raises(BuildFailed, match=said):
+    with pytest.raises(BuildError, match=said):
         build(fake(module), job(tmp_path, module, **changes), monitor(), BuildLog())
 
 
 def test_a_network_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(BuildFailed, match="no such operator"):
+    with pytest.raises(BuildError, match="no such operator"):
         build(fake("tensorrt", parses=False), job(tmp_path, "tensorrt"), monitor(), BuildLog())
 
 
 def test_a_refusal_carries_tensorrts_reason(tmp_path: Path) -> None:
     trt = fake("tensorrt_rtx", plan=None, messages=(("ERROR", "FP32 GEMM is not supported"),))
-    with pytest.raises(BuildFailed, match="FP32 GEMM is not supported"):
+    with pytest.raises(BuildError, match="FP32 GEMM is not supported"):
         build(trt, job(tmp_path, "tensorrt_rtx"), monitor(), BuildLog())
     assert not (tmp_path / "engine.plan").exists()
 

@@ -17,7 +17,7 @@ from kdrt_export.components import (
     vae_tile,
 )
 from kdrt_export.components.shallow_unet import ExportShallowUNet
-from kdrt_export.errors import UnsupportedModel
+from kdrt_export.errors import UnsupportedModelError
 from kdrt_export.verify import make_cases, relative_error
 from tests.support.tiny_networks import text_encoder, unet, vae
 
@@ -157,15 +157,15 @@ def test_the_timestep_may_be_fractional() -> None:
     ],
 )
 def test_a_unet_it_does_not_know_is_refused(changes: dict[str, object], words: str) -> None:
-    with pytest.raises(UnsupportedModel, match=words):
+    with pytest.raises(UnsupportedModelError, match=words):
         ExportUNet(unet("sd", **changes))
 
 
 @pytest.mark.parametrize("size", [0, -8, 2.5, "64", "x", [64], [64, 0], [1, 2, 3], True, {}])
 def test_a_size_that_is_none_is_refused(size: object) -> None:
-    with pytest.raises(UnsupportedModel, match="sample_size must be a whole number"):
+    with pytest.raises(UnsupportedModelError, match="sample_size must be a whole number"):
         ExportUNet(unet("sd", sample_size=size))
-    with pytest.raises(UnsupportedModel, match="sample_size must be a whole number"):
+    with pytest.raises(UnsupportedModelError, match="sample_size must be a whole number"):
         vae_tile(SimpleNamespace(config=SimpleNamespace(sample_size=size)))  # type: ignore[arg-type]
 
 
@@ -193,7 +193,7 @@ def test_a_vae_that_scales_its_latents_by_nonsense_is_refused(
     changes: dict[str, object], words: str
 ) -> None:
     for half in (ExportVaeDecoder, ExportVaeEncoder):
-        with pytest.raises(UnsupportedModel, match=words):
+        with pytest.raises(UnsupportedModelError, match=words):
             half(vae(**changes))
 
 

@@ -1,4 +1,4 @@
-"""A tiny autoencoder's decoder: diffusers' pictures, exported, and used for previews."""
+"""A tiny autoencoder's decoder: diffusers' images, exported, and used for previews."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 import kdrt
 from kdrt_export import stage
 from kdrt_export.components.preview_decoder import ExportPreviewDecoder, load_preview_decoder
-from kdrt_export.errors import SourceError, UnsupportedModel
+from kdrt_export.errors import SourceError, UnsupportedModelError
 from tests.export.sources.test_sources import sd_folder  # noqa: F401
 from tests.support.tiny_networks import randomized
 
@@ -39,9 +39,9 @@ def test_it_decodes_as_a_pipeline_with_that_vae_does(factor: float) -> None:
 
 
 def test_another_models_decoder_is_refused() -> None:
-    with pytest.raises(UnsupportedModel, match="takes latents of 16 channels, 2 pixels each"):
+    with pytest.raises(UnsupportedModelError, match="takes latents of 16 channels, 2 pixels each"):
         ExportPreviewDecoder(tiny(latent_channels=16), channels=4, scale=2)
-    with pytest.raises(UnsupportedModel, match="this model's have 4 channels, 8 pixels"):
+    with pytest.raises(UnsupportedModelError, match="this model's have 4 channels, 8 pixels"):
         ExportPreviewDecoder(tiny(), channels=4, scale=8)
 
 
@@ -100,8 +100,8 @@ def test_a_bundle_with_one_previews_with_it(sd_folder: Path, tmp_path: Path) -> 
     assert all(figure.relative_error < 1e-5 for figure in component.verification)
     assert pipe.bundle.manifest.baked.preview_decoder == str(tmp_path / "tiny")
     for step in pipe.steps(["a", "b"], steps=2, seed=1, height=32, width=48):
-        pictures = step.preview()
+        images = step.preview()
         expected = autoencoder.decode(step.denoised).sample.clamp(-1, 1)
-        shown = torch.tensor(np.stack(pictures)).permute(0, 3, 1, 2) / 127.5 - 1
+        shown = torch.tensor(np.stack(images)).permute(0, 3, 1, 2) / 127.5 - 1
         assert shown.shape == (2, 3, 32, 48)
         torch.testing.assert_close(shown, expected, rtol=0, atol=1.5 / 127.5)

@@ -1,4 +1,4 @@
-"""The small picture of a latent, fitted to a VAE."""
+"""The small image of a latent, fitted to a VAE."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ def vae() -> AutoencoderKL:
     return AutoencoderKL.from_pretrained(demo_folder() / "vae").eval().requires_grad_(False)
 
 
-def test_a_preview_looks_like_the_picture(vae: AutoencoderKL) -> None:
+def test_a_preview_looks_like_the_image(vae: AutoencoderKL) -> None:
     """On drawings the fit has never seen. The demo's VAE is far from linear: the best affine map,
     fitted to drawings themselves, leaves 0.36 of their variance."""
     generator = np.random.default_rng(0)
     scenes = [np.asarray(draw(random_scene(generator), 64)) for _ in range(8)]
-    pictures = torch.tensor(np.stack(scenes)).permute(0, 3, 1, 2) / 127.5 - 1
-    latents = vae.encode(pictures).latent_dist.mean * vae.config.scaling_factor
+    images = torch.tensor(np.stack(scenes)).permute(0, 3, 1, 2) / 127.5 - 1
+    latents = vae.encode(images).latent_dist.mean * vae.config.scaling_factor
     facts = LatentFacts(
         channels=4, scale=4, default_height=64, default_width=64, preview=preview_factors(vae)
     )
     previews = np.stack([np.asarray(preview) for preview in Previewer(facts)(latents)])
     shown = torch.tensor(previews).permute(0, 3, 1, 2) / 127.5 - 1
-    wanted = functional.avg_pool2d(pictures, 4)
+    wanted = functional.avg_pool2d(images, 4)
     unexplained = (shown - wanted).square().mean() / wanted.var()
     assert unexplained < 0.6
 
 
 def test_statistics_of_the_latents_are_part_of_the_map(vae: AutoencoderKL) -> None:
-    """A VAE whose latents are shifted and scaled for the sampler gives the same pictures."""
+    """A VAE whose latents are shifted and scaled for the sampler gives the same images."""
     plain = torch.tensor(preview_factors(vae))
     mean, std = [0.3, -0.2, 0.1, 0.5], [0.5, 2.0, 1.5, 0.8]
     vae.register_to_config(latents_mean=mean, latents_std=std)

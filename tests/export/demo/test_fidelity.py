@@ -1,4 +1,4 @@
-"""The judge of pictures, and what it says of the shipped model."""
+"""The judge of images, and what it says of the shipped model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_soft_edges_are_forgiven() -> None:
     assert score(judge(i, scene) for i, (_, scene) in zip(blurred, PROMPTS, strict=True)) > 0.95
 
 
-def test_the_picture_of_another_prompt_is_not() -> None:
+def test_the_image_of_another_prompt_is_not() -> None:
     others = PROMPTS[1:] + PROMPTS[:1]
     pairs = zip(PROMPTS, others, strict=True)
     assert score(judge(draw(other), scene) for (_, scene), (_, other) in pairs) < 0.05
@@ -46,14 +46,14 @@ def test_one_wrong_property_is_enough_to_fail(kind: str) -> None:
     assert judge(draw(right), right).shown
     assert not judge(draw(wrong_color), right).shown
     for other in KINDS:
-        picture = draw(Scene((Thing(other, "red", 0.5, 0.5, 0.25),), "white"))
-        assert judge(picture, right).shown == (other == kind)
+        image = draw(Scene((Thing(other, "red", 0.5, 0.5, 0.25),), "white"))
+        assert judge(image, right).shown == (other == kind)
 
 
-@pytest.mark.parametrize("picture", ["noise", "plain"])
-def test_noise_and_plain_pictures_show_nothing(picture: str) -> None:
+@pytest.mark.parametrize("image", ["noise", "plain"])
+def test_noise_and_plain_images_show_nothing(image: str) -> None:
     rng = np.random.default_rng(0)
-    pixels = rng.integers(256, size=(64, 64, 3)) if picture == "noise" else np.full((64, 64, 3), 22)
+    pixels = rng.integers(256, size=(64, 64, 3)) if image == "noise" else np.full((64, 64, 3), 22)
     image = Image.fromarray(pixels.astype(np.uint8))
     assert not any(judge(image, scene).shown for _, scene in PROMPTS)
 

@@ -24,7 +24,7 @@ seeds = st.integers(0, 2**32)
 
 
 @given(seed=seeds)
-def test_things_stay_inside_the_picture_and_differ_in_colour(seed: int) -> None:
+def test_things_stay_inside_the_image_and_differ_in_colour(seed: int) -> None:
     scene = random_scene(np.random.default_rng(seed), held_out=None)
     colors = [thing.color for thing in scene.things] + [scene.background]
     assert len(set(colors)) == len(colors)

@@ -16,7 +16,7 @@ from kdrt_export.demo.train import SCALING_FACTOR, encode, make_vae, standardise
 
 def test_a_short_run_gives_an_ordinary_pipeline(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
-    sizes = {"vae_steps": 2, "unet_steps": 2, "pictures": 48, "threads": threads}
+    sizes = {"vae_steps": 2, "unet_steps": 2, "images": 48, "threads": threads}
     train.main(tmp_path / "first", **sizes)
     train.main(tmp_path / "again", **sizes)
     train.main(tmp_path / "further", **sizes, resume=tmp_path / "first", seed=1)
@@ -48,7 +48,7 @@ def test_every_caption_fits_into_the_prompt() -> None:
         assert len(ids) <= train.MAX_LENGTH
 
 
-def test_standardising_changes_the_latents_and_not_the_pictures() -> None:
+def test_standardising_changes_the_latents_and_not_the_images() -> None:
     torch.manual_seed(0)
     vae = make_vae().requires_grad_(False).eval()
     pixels = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)

@@ -79,7 +79,7 @@ def test_long_sums_are_exact(mean: float) -> None:
     assert after < before / 5
 
 
-def test_small_pictures_keep_the_operator() -> None:
+def test_small_images_keep_the_operator() -> None:
     model = traced(2, 4)
     before = model.clone()
     assert group_norm(model.graph, SMALL) == 1
@@ -89,7 +89,7 @@ def test_small_pictures_keep_the_operator() -> None:
     np.testing.assert_array_equal(run(model, x)[0], run(before, x)[0])
 
 
-def test_large_pictures_do_without_it() -> None:
+def test_large_images_do_without_it() -> None:
     model = traced(2, 4)
     group_norm(model.graph, LARGE)
     assert not {"InstanceNormalization", "BatchNormalization"} & set(kinds(model))

@@ -20,12 +20,12 @@ NEAREST = {
     "nearest_mode": "floor",
 }
 ANY = Rows(64, 1)
-"""Pictures of any size."""
+"""Images of any size."""
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LEAST_CHANNELS", 1)
+    monkeypatch.setattr(module, "MIN_CHANNELS", 1)
 
 
 def enlarged(
@@ -37,7 +37,7 @@ def enlarged(
     factors: tuple[float, ...] = (1, 1, 2, 2),
     **attributes,
 ):
-    """A picture made larger, and a convolution of it."""
+    """An image made larger, and a convolution of it."""
     attributes = {**SAME, **attributes}
     convolution = weights_of(channels, out, bias=bias, kernel=attributes["kernel_shape"])
 
@@ -113,7 +113,7 @@ def test_others_stay_as_they_are(others: dict) -> None:
 
 
 def there_and_back(halvings: int) -> ir.Model:
-    """A picture that is halved and enlarged to the sizes it had, as a UNet does it."""
+    """An image that is halved and enlarged to the sizes it had, as a UNet does it."""
 
     def build(recorder, values):
         sizes, hidden = [], values["x"]
@@ -167,6 +167,6 @@ def test_winograd_leaves_these_alone() -> None:
 
 
 def test_few_channels_are_not_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LEAST_CHANNELS", 16)
+    monkeypatch.setattr(module, "MIN_CHANNELS", 16)
     assert upsampling(enlarged(15, 16).graph, ANY) == 0
     assert upsampling(enlarged(16, 15).graph, ANY) == 1

@@ -30,7 +30,7 @@ def convolution(channels: int, out: int, *, bias: bool = True, **attributes):
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LEAST_CHANNELS", (16, 16))
+    monkeypatch.setattr(module, "MIN_CHANNELS", (16, 16))
 
 
 @given(

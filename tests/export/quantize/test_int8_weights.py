@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kdrt.bundle import Bundle
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt.pipeline.pipeline import load
 from kdrt_engines.onnx_weights import stored_weights
 from kdrt_engines.onnxruntime.engine import OrtEngine
@@ -158,7 +158,7 @@ def test_a_bundle_is_smaller_and_says_so(int8: Bundle, demo_bundle: Path) -> Non
         assert component.parameters == plain.manifest.components[name].parameters
 
 
-def test_its_pictures_are_nearly_the_same(int8: Bundle, demo_bundle: Path) -> None:
+def test_its_images_are_nearly_the_same(int8: Bundle, demo_bundle: Path) -> None:
     arguments = {"steps": 6, "seed": 3, "output_type": "latent"}
     first, second = (
         load(bundle)("a red circle on a blue background", **arguments).images
@@ -169,7 +169,9 @@ def test_its_pictures_are_nearly_the_same(int8: Bundle, demo_bundle: Path) -> No
 
 def test_loras_are_refused_before_anything_is_read(int8: Bundle, tmp_path: Path) -> None:
     pipe = load(int8)
-    with pytest.raises(InvalidRequest, match=r"as int8 only: bake them in with `kdrt export demo "):
+    with pytest.raises(
+        InvalidRequestError, match=r"as int8 only: bake them in with `kdrt export demo "
+    ):
         pipe.load_lora(tmp_path / "nowhere.safetensors")
 
 

@@ -7,7 +7,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
-from kdrt_export.errors import UnsupportedModel
+from kdrt_export.errors import UnsupportedModelError
 from kdrt_export.rewrites.fused_qkv import ExportAttention, concatenate, rewrite_attention
 from tests.support.tiny_networks import randomized, unet
 
@@ -79,5 +79,5 @@ def test_a_missing_bias_becomes_zeros_next_to_a_present_one() -> None:
     "extra", [{"added_kv_proj_dim": 8}, {"spatial_norm_dim": 8}, {"qk_norm": "layer_norm"}]
 )
 def test_attention_it_does_not_know_is_refused(extra: dict[str, object]) -> None:
-    with pytest.raises(UnsupportedModel, match="cannot be exported"):
+    with pytest.raises(UnsupportedModelError, match="cannot be exported"):
         ExportAttention(Attention(query_dim=32, heads=2, dim_head=8, **extra), fuse=True)

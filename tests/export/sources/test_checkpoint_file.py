@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from kdrt_export import stage
-from kdrt_export.errors import SourceError, UnsupportedModel
+from kdrt_export.errors import SourceError, UnsupportedModelError
 from kdrt_export.families import SD15, SD20, SD21, SDXL, SDXL_REFINER, Architecture
 from kdrt_export.report import Silent
 from kdrt_export.scheduler import scheduler_facts
@@ -208,20 +208,20 @@ def test_the_vocabulary_is_clips() -> None:
     ],
 )
 def test_what_is_none_of_them(shapes: dict[str, tuple[int, ...]], words: str) -> None:
-    with pytest.raises(UnsupportedModel, match=words):
+    with pytest.raises(UnsupportedModelError, match=words):
         detect(Header(shapes), "x.safetensors")
 
 
 def test_a_unet_alone_is_for_its_base_model(tmp_path: Path) -> None:
     path = sparse_checkpoint(tmp_path / "unet.safetensors", SDXL, "none")
-    with pytest.raises(UnsupportedModel, match=r"kdrt export sdxl --unet unet\.safetensors"):
+    with pytest.raises(UnsupportedModelError, match=r"kdrt export sdxl --unet unet\.safetensors"):
         open_source(str(path))
 
 
 def test_other_widths_and_channels_are_named() -> None:
-    with pytest.raises(UnsupportedModel, match="width 640; Stable Diffusion 1 has 768"):
+    with pytest.raises(UnsupportedModelError, match="width 640; Stable Diffusion 1 has 768"):
         detect(Header({FIRST: (320, 4, 3, 3), CROSS: (320, 640)}), "x")
-    with pytest.raises(UnsupportedModel, match="takes 8 channels"):
+    with pytest.raises(UnsupportedModelError, match="takes 8 channels"):
         detect(Header({FIRST: (320, 8, 3, 3), CROSS: (320, 768)}), "x")
     step = Header({FIRST: (320, 4, 3, 3), CROSS: (320, 1024)}, global_step=875_000)
     assert detect(step, "x").architecture == SD20
@@ -283,7 +283,9 @@ def test_markers_of_the_edm_formulation(
 )
 def test_statistics_that_are_damaged_are_refused(markers: dict[str, tuple[float, ...]]) -> None:
     shapes = {FIRST: (320, 4, 3, 3), CROSS: (320, 768)} | dict.fromkeys(markers, (4,))
-    with pytest.raises(UnsupportedModel, match="edm_mean and edm_std are not 4 finite numbers"):
+    with pytest.raises(
+        UnsupportedModelError, match="edm_mean and edm_std are not 4 finite numbers"
+    ):
         detect(Header(shapes, markers=markers), "x")
 
 

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 
 from kdrt.backends.loading import load_engines
 from kdrt.bundle import Bundle
-from kdrt.errors import InvalidRequest
+from kdrt.errors import InvalidRequestError
 from kdrt_export import stage
-from kdrt_export.errors import SourceError, UnsupportedModel
+from kdrt_export.errors import SourceError, UnsupportedModelError
 from kdrt_export.sources import open_source
 from kdrt_export.sources.replacement_unet import replace_unet, replacement_unet
 from kdrt_export.verify import relative_error
@@ -93,7 +93,7 @@ def test_what_does_not_fit(tmp_path: Path) -> None:
     for what in ("nonsense", "a/b/c", "missing.safetensors"):
         with pytest.raises(SourceError, match="is no UNet: give a diffus"):
             replacement_unet(what, own)
-    with pytest.raises(InvalidRequest, match="no home folder for ~nobody-at-all"):
+    with pytest.raises(InvalidRequestError, match="no home folder for ~nobody-at-all"):
         replacement_unet("~nobody-at-all/x", own)
 
 
@@ -137,7 +137,7 @@ def test_what_a_unets_file_says_of_its_training_counts(
     opened = open_source(str(sd_folder))
     own = dict(opened.scheduler)
     if expected is None:
-        with pytest.raises(UnsupportedModel, match=r"edm_mean and edm_std.*Playground"):
+        with pytest.raises(UnsupportedModelError, match=r"edm_mean and edm_std.*Playground"):
             replace_unet(opened, str(tmp_path / "unet.safetensors"))
         return
     replace_unet(opened, str(tmp_path / "unet.safetensors"))

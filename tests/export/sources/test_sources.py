@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import CLIPTokenizer
 
-from kdrt_export.errors import SourceError, UnsupportedModel
+from kdrt_export.errors import SourceError, UnsupportedModelError
 from kdrt_export.families import KNOWN_MODELS
 from kdrt_export.sources import RandomSource, demo_folder, open_source
 from tests.support.single_file import checkpoint
@@ -81,7 +81,7 @@ def test_a_folder_that_is_no_pipeline(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="is not JSON"):
         open_source(str(tmp_path))
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
-    with pytest.raises(UnsupportedModel, match="holds a FluxPipeline; kdrt exports"):
+    with pytest.raises(UnsupportedModelError, match="holds a FluxPipeline; kdrt exports"):
         open_source(str(tmp_path))
 
 
@@ -133,7 +133,7 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
         open_source(str(damaged))
     lora = tmp_path / "lora.safetensors"
     save_file({"lora_unet_x.lora_up.weight": torch.zeros(2, 2)}, lora)
-    with pytest.raises(UnsupportedModel, match="no Stable Diffusion UNet"):
+    with pytest.raises(UnsupportedModelError, match="no Stable Diffusion UNet"):
         open_source(str(lora))
 
 

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from kdrt_export import stage
-from kdrt_export.errors import ExportError, SourceError, UnsupportedModel
+from kdrt_export.errors import ExportError, SourceError, UnsupportedModelError
 from kdrt_export.ip_adapter import IpAdapter
 from kdrt_export.sources import open_source
 from kdrt_export.sources.replacement_vae import replacement_vae
@@ -199,13 +199,17 @@ def test_another_kind_of_text_encoder_is_named(sd_folder: Path, tmp_path: Path) 
     BertModel(BertConfig(hidden_size=24, num_attention_heads=3, **sizes)).save_pretrained(
         folder / "text_encoder"
     )
-    with pytest.raises(UnsupportedModel, match="is of a model of type 'bert'; kdrt exports CLIP"):
+    with pytest.raises(
+        UnsupportedModelError, match="is of a model of type 'bert'; kdrt exports CLIP"
+    ):
         open_source(str(folder)).check()
     index = json.loads((folder / "model_index.json").read_text())
     for part, named in (("text_encoder", "BertModel"), ("vae", "AsymmetricAutoencoderKL")):
         changed = index | {part: ["transformers", named]}
         (folder / "model_index.json").write_text(json.dumps(changed))
-        with pytest.raises(UnsupportedModel, match=f"the {part} of .* is a {named}, by its model_"):
+        with pytest.raises(
+            UnsupportedModelError, match=f"the {part} of .* is a {named}, by its model_"
+        ):
             open_source(str(folder)).make(part)
 
 
@@ -213,9 +217,9 @@ def test_a_network_of_another_class_is_named(sd_folder: Path, tmp_path: Path) ->
     shutil.copytree(sd_folder, folder := tmp_path / "model")
     file = folder / "vae" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"_class_name": "VQModel"}))
-    with pytest.raises(UnsupportedModel, match=r"vae is a VQModel, by its config\.json"):
+    with pytest.raises(UnsupportedModelError, match=r"vae is a VQModel, by its config\.json"):
         open_source(str(folder)).vae()
-    with pytest.raises(UnsupportedModel, match="is a VQModel"):
+    with pytest.raises(UnsupportedModelError, match="is a VQModel"):
         replacement_vae(str(folder), {}).check()
 
 

@@ -1,7 +1,7 @@
-"""One picture of every sampler at 5, 10, 20 and 40 steps: `docs/images/samplers.webp`.
+"""One image of every sampler at 5, 10, 20 and 40 steps: `docs/images/samplers.webp`.
 
     kdrt export demo
-    python benchmarks/sampler_pictures.py docs/images/samplers.webp
+    python benchmarks/sampler_images.py docs/images/samplers.webp
 
 All from one seed and one prompt, on Karras' schedule and the demo model. CFG++ samplers run at a
 twelfth of the others' guidance scale.
@@ -44,26 +44,26 @@ def main() -> None:
 
 
 def sheet(rows: dict[str, list[Image.Image]]) -> Image.Image:
-    """The pictures as a table, its rows in blocks side by side."""
+    """The images as a table, its rows in blocks side by side."""
     width, height = (side + GAP for side in next(iter(rows.values()))[0].size)
     head = 20
     per_block = -(-len(rows) // BLOCKS)
     block_width = LABEL_WIDTH + len(STEPS) * width + 10
-    image = Image.new("RGB", (BLOCKS * block_width, head + per_block * height), "white")
-    draw = ImageDraw.Draw(image)
+    canvas = Image.new("RGB", (BLOCKS * block_width, head + per_block * height), "white")
+    draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(12)
     for block in range(BLOCKS):
         for column, steps in enumerate(STEPS):
             left = block * block_width + LABEL_WIDTH + column * width
             draw.text((left + width // 2, head // 2), f"{steps}", "black", font, anchor="mm")
-    for index, (name, pictures) in enumerate(rows.items()):
+    for index, (name, images) in enumerate(rows.items()):
         block, row = divmod(index, per_block)
         left, top = block * block_width, head + row * height
         middle = (left + LABEL_WIDTH - 8, top + height // 2)
         draw.text(middle, name, "black", font, anchor="rm")
-        for column, picture in enumerate(pictures):
-            image.paste(picture, (left + LABEL_WIDTH + column * width, top))
-    return image
+        for column, image in enumerate(images):
+            canvas.paste(image, (left + LABEL_WIDTH + column * width, top))
+    return canvas
 
 
 if __name__ == "__main__":
