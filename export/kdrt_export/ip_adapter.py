@@ -25,13 +25,8 @@ from kdrt_export.components.vision import VisionTransformer
 from kdrt_export.errors import SourceError, UnsupportedModelError
 from kdrt_export.sources.hub import HubPlace, fetch_file
 from kdrt_export.sources.reading import read_json, refused
-from kdrt_export.sources.weights import (
-    Weights,
-    check_pickle,
-    choose_weights,
-    read_folder,
-    read_tensors,
-)
+from kdrt_export.sources.weight_files import check_pickle, choose_weights, read_folder, read_tensors
+from kdrt_export.sources.weights import Weights
 
 VARIANT = "ip-adapter"
 _MEAN = (0.48145466, 0.4578275, 0.40821073)

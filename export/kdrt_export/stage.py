@@ -14,13 +14,8 @@ from kdrt.backends.ort_cache import keep_optimized
 from kdrt.bundle import (
     Baked,
     Bundle,
-    Component,
-    Dtype,
     Manifest,
-    OrtGraphs,
     Precision,
-    TensorInfo,
-    Verification,
     check_new_bundle,
     folder_name,
     new_bundle,
@@ -29,30 +24,19 @@ from kdrt.bundle import (
 from kdrt.bundle.components import DEEP_CACHE
 from kdrt.common.home import check_home, home
 from kdrt_engines.installed import installed_version
-from kdrt_engines.spec import TensorSpec
-from kdrt_export.components import ExportComponent
+from kdrt_export.component_export import export_component
 from kdrt_export.components.preview_decoder import load_preview_decoder
-from kdrt_export.errors import ExportError
 from kdrt_export.ip_adapter import IpAdapter
 from kdrt_export.lora import LorasToBake
-from kdrt_export.onnx.trace import OnnxFiles, onnx_from_component
-from kdrt_export.programs import program_from_component
+from kdrt_export.options import PRECISIONS, check_choices, check_variants, check_weights
 from kdrt_export.report import Report, Silent
-from kdrt_export.scheduler import PREDICTIONS
 from kdrt_export.sources import open_source
 from kdrt_export.sources.part import short_name
-from kdrt_export.sources.reading import refused
 from kdrt_export.sources.replacement_unet import UNET, replace_unet
 from kdrt_export.sources.replacement_vae import VAE, replacement_vae
-from kdrt_export.sources.weights import is_checkpoint
-from kdrt_export.verify import make_cases, sizes, verify_files
-from kdrt_export.walk import Part, Walk
+from kdrt_export.sources.weight_files import is_checkpoint
+from kdrt_export.walk import Walk
 
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-TARGETS = ("onnxruntime", "torch")
-_INT8 = ("unet", "text_encoder")
-"""What begins so can have its weights as bytes. The VAE cannot: it is small, and whatever it gets
-wrong is in the pixels at once."""
 _TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxruntime")
 
 
@@ -121,10 +105,10 @@ def export(
         InvalidRequestError: a bundle cannot have this name.
         OutputError: the bundle cannot be written. In every case the old bundle stays.
     """
-    _check_choices(precision, targets, prediction_type)
+    check_choices(precision, targets, prediction_type)
     check_variants(variants, fuse_qkv)
     check_weights(weights, precision, targets)
-    _check_choices(vae_precision, ())
+    check_choices(vae_precision, ())
     if precision == "auto":
         precision = "fp16" if torch.cuda.is_available() else "fp32"
     report = report or Silent()
@@ -189,7 +173,7 @@ def export(
             tiny=tiny,
         )
         components = {
-            part.name: _export_part(part, partial, targets, report, weights == "int8")
+            part.name: export_component(part, partial, targets, report, weights == "int8")
             for part in walk.parts()
         }
         report.start("manifest")
@@ -234,120 +218,11 @@ def _named(name: str) -> Path:
     return home() / "bundles" / folder_name(name)
 
 
-def _export_part(
-    part: Part, folder: Path, targets: Sequence[str], report: Report, int8: bool = False
-) -> Component:
-    component = part.component
-    int8 = int8 and part.name.startswith(_INT8)
-    own_precision = next(name for name, dtype in PRECISIONS.items() if dtype == part.dtype)
-    report.start(f"{part.name}: eager reference")
-    with refused(f"{part.name} cannot be run as its configuration describes it"):
-        cases = make_cases(component, part.verified)
-        neutral = bool(component.neutral)
-        neutral_cases = make_cases(component, part.verified, neutral=True) if neutral else []
-    report.done()
-
-    report.start(f"{part.name}: trace")
-    component.rewrite()
-    component.cast(part.dtype)
-    parameters = sum(p.numel() for p in component.parameters())
-    files = onnx_from_component(
-        component, part.traced, folder / "onnx" / part.name, int8_weights=int8
-    )
-    report.done(f"{parameters / 1e6:,.1f} M parameters")
-    if "torch" in targets:
-        report.start(f"{part.name}: torch program")
-        program = folder / "engines" / "torch" / f"{part.name}.pt2"
-        program_from_component(component, part.traced, program)
-        report.done()
-
-    if own_precision != "bf16":
-        component.to("meta")  # the file is verified, beside whose weights a second copy may not fit
-
-    report.start(f"{part.name}: verify")
-    figures = verify_files(
-        part.name, component, files, cases, neutral_cases, own_precision, int8_weights=int8
-    )
-    report.done(f"relative error {_worst(figures)}")
-    return Component(
-        onnx=files.standard.relative_to(folder).as_posix(),
-        onnxruntime=_ort_graphs(component, files, folder),
-        inputs=tuple(_info(tensor) for tensor in component.spec.inputs),
-        outputs=tuple(_info(tensor) for tensor in component.spec.outputs),
-        parameters=parameters,
-        verification=tuple(figures),
-    )
-
-
-def _worst(figures: Sequence[Verification]) -> str:
-    """The largest error at each set of sizes, over all graphs."""
-    errors: dict[str, float] = {}
-    for figure in figures:
-        at = sizes(figure.dims)
-        errors[at] = max(errors.get(at, 0.0), figure.relative_error)
-    return ", ".join(f"{error:.1e} at {at}" for at, error in errors.items())
-
-
-def _ort_graphs(component: ExportComponent, files: OnnxFiles, folder: Path) -> OrtGraphs:
-    def relative(file: Path | None) -> str | None:
-        return None if file is None else file.relative_to(folder).as_posix()
-
-    return OrtGraphs(
-        fused=files.fused.relative_to(folder).as_posix(),
-        cpu=relative(files.cpu),
-        plain=relative(files.plain),
-        invariants=relative(files.invariants),
-        neutral=dict(component.neutral),
-        multiples=dict(component.multiples) if files.plain else {},
-    )
-
-
-def _check_choices(precision: str, targets: Sequence[str], prediction: str | None = None) -> None:
-    if prediction not in (None, *PREDICTIONS):
-        raise ExportError(f"{prediction!r} is no prediction type; choose {', '.join(PREDICTIONS)}")
-    if precision not in ("auto", *PRECISIONS):
-        raise ExportError(f"'{precision}' is no precision; choose auto, {', '.join(PRECISIONS)}")
-    unknown = [target for target in targets if target not in TARGETS]
-    if unknown:
-        raise ExportError(f"'{unknown[0]}' is no target; choose {' or '.join(TARGETS)}")
-
-
-def check_weights(weights: str, precision: str, targets: Sequence[str]) -> None:
-    """Raises ExportError: weights cannot be stored like that, or not for this."""
-    if weights not in ("float", "int8"):
-        raise ExportError(f"weights cannot be stored as '{weights}'; choose float or int8")
-    if weights == "int8" and "torch" in targets:
-        raise ExportError(
-            "int8 weights are for the ONNX files, and a torch program holds its own; leave out "
-            "--target torch or --weights int8"
-        )
-    if weights == "int8" and precision == "bf16":
-        raise ExportError(
-            "int8 weights in bf16 could not be verified, since ONNX Runtime has no bfloat16 on a "
-            "CPU; choose --precision fp32 or fp16"
-        )
-
-
-def check_variants(variants: Sequence[str], fuse_qkv: bool) -> None:
-    """Raises ExportError: a variant is unknown, or is what the bundle holds anyway."""
-    possible = "unfused-qkv" if fuse_qkv else "fused-qkv"
-    for variant in variants:
-        if variant not in (possible, DEEP_CACHE):
-            raise ExportError(
-                f"'{variant}' is no variant of an export {'with' if fuse_qkv else 'without'} fused "
-                f"projections; choose {possible} or {DEEP_CACHE}"
-            )
-
-
 def _unused(unet: str | None, vae: str | None, safety_checker: bool | None) -> Collection[str]:
     """The parts of a source whose weights are not read."""
     parts = {"unet": unet is not None, "vae": vae is not None}
     parts["safety_checker"] = safety_checker is False
     return [name for name, unused in parts.items() if unused]
-
-
-def _info(tensor: TensorSpec) -> TensorInfo:
-    return TensorInfo(name=tensor.name, dtype=cast(Dtype, tensor.dtype), shape=tensor.shape)
 
 
 def _tool_versions() -> dict[str, str]:

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from kdrt.common.paths import user_path
+from kdrt.common.stand_ins import stand_in
 from kdrt.errors import InvalidRequestError
 
 MAX_TENSORS = 100_000
@@ -97,16 +98,8 @@ def kind_of(path: Path) -> Kind:
         return "pickle"
     if start.startswith(_IMAGES) or start[4:8] == b"ftyp":
         return "image"
-    if start.startswith(b"version https://git-lfs"):
-        raise InvalidRequestError(
-            f"{path} is a Git LFS pointer, not the file it stands for: run `git lfs pull`, or "
-            "download the file itself"
-        )
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        raise InvalidRequestError(
-            f"{path} is a web page, not the file that was meant: download it again, logged in "
-            "where the site asks for it"
-        )
+    if (fault := stand_in(start)) is not None:
+        raise InvalidRequestError(f"{path} {fault}")
     return "unknown"
 
 

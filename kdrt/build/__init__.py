@@ -1,6 +1,8 @@
 """Building engines for a target.
 
-engines   bundle → TensorRT engine files
-targets   GPUs by name and compute capability
-refit     engines whose weights a LoRA may change
+Its files:
+
+    engines  bundle → TensorRT engine files
+    targets  GPUs by name and compute capability
+    refit    engines whose weights a LoRA may change
 """

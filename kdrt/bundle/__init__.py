@@ -1,9 +1,11 @@
 """The bundle: one folder that holds all a generation needs.
 
-manifest     what the bundle says of itself: the schema of ``manifest.json``
-components   names of components, and of inputs that more than one room speaks of
-store        opening, finding and writing bundles
-checks       whether an opened bundle is what its manifest says
+Its files:
+
+    manifest    what the bundle says of itself: the schema of ``manifest.json``
+    components  names of components, and of inputs that more than one room speaks of
+    store       opening, finding and writing bundles
+    checks      whether an opened bundle is what its manifest says
 """
 
 from kdrt.bundle.manifest import (

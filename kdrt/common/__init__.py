@@ -1,12 +1,15 @@
 """What every room uses and that knows nothing of diffusion.
 
-validation    the checks of arguments, with messages that say what is allowed
-atomic_io     files and folders that appear whole or not at all
-lock          one process at a time on a folder
-home          ``$KDRT_HOME``: known digests, and what the user trusts
-paths, hub    paths as users type them; errors of the Hugging Face hub
-lru           a least-recently-used cache
-memory        how much is free, and the one sentence when it ran out
-streams       a CUDA stream of one's own
-torch_modes   independence of the caller's grad, autocast and default-dtype modes
+Its files:
+
+    validation   the checks of arguments, with messages that say what is allowed
+    atomic_io    files and folders that appear whole or not at all
+    lock         one process at a time on a folder
+    home         ``$KDRT_HOME``: known digests, and what the user trusts
+    paths, hub   paths as users type them; errors of the Hugging Face hub
+    stand_ins    files that stand for another: Git LFS pointers, web pages
+    lru          a least-recently-used cache
+    memory       how much is free, and the one sentence when it ran out
+    streams      a CUDA stream of one's own
+    torch_modes  independence of the caller's grad, autocast and default-dtype modes
 """

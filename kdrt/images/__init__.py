@@ -1,8 +1,10 @@
 """Pixels on their way in and out.
 
-input      images and masks as users have them, as tensors
-output     PIL, NumPy or torch images, and files with their metadata
-infotext   the text format of the AUTOMATIC1111 web UI, read
-metadata   what image files of this and other programs say of themselves
-safety     the safety checker
+Its files:
+
+    input     images and masks as users have them, as tensors
+    output    PIL, NumPy or torch images, and files with their metadata
+    infotext  the text format of the AUTOMATIC1111 web UI, read
+    metadata  what image files of this and other programs say of themselves
+    safety    the safety checker
 """

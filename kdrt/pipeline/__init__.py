@@ -1,9 +1,11 @@
 """The object a user holds.
 
-pipeline      loads, and makes images
-result        images in the making, and made
-metadata      how an image was made, as it is stored in the file
-adapter_api   LoRAs, variants and learned tokens of a pipeline
-calls         one call at a time
-memory        what loading a bundle will take
+Its files:
+
+    pipeline     loads, and makes images
+    result       images in the making, and made
+    metadata     how an image was made, as it is stored in the file
+    adapter_api  LoRAs, variants and learned tokens of a pipeline
+    calls        one call at a time
+    memory       what loading a bundle will take
 """

@@ -17,7 +17,7 @@ from kdrt.bundle import Bundle
 from kdrt.errors import InvalidRequestError
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt_export.errors import ExportError
-from kdrt_export.stage import check_variants
+from kdrt_export.options import check_variants
 from kdrt_export.verify import relative_error
 from tests.support.lora_files import (
     ATTENTION,

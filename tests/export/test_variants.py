@@ -81,7 +81,7 @@ def test_the_safety_checker_can_be_left_out(folder: Path, monkeypatch: pytest.Mo
         if part.name == "vae_decoder":
             raise Enough
 
-    monkeypatch.setattr(stage, "_export_part", stop)
+    monkeypatch.setattr(stage, "export_component", stop)
     parts: list[str] = []
     for wanted, has, expected in (
         (None, False, ["text_encoder", "vae_decoder"]),

@@ -10,7 +10,8 @@ from diffusers import AutoencoderTiny
 from kdrt_export.components import ExportDecoder
 from kdrt_export.errors import UnsupportedModelError
 from kdrt_export.sources.part import PartPlace
-from kdrt_export.sources.weights import compare, read_tensors
+from kdrt_export.sources.weight_files import read_tensors
+from kdrt_export.sources.weights import compare
 
 _DECODER = PartPlace("preview decoder", "vae", "madebyollin/taesd or madebyollin/taesdxl")
 _FIRST = "layers.0.weight"

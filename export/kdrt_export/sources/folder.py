@@ -18,7 +18,8 @@ from kdrt_export.sources.base import FileSource, suffix, text_config, text_model
 from kdrt_export.sources.hub import Choose
 from kdrt_export.sources.reading import read_json, refused
 from kdrt_export.sources.tokenizer_files import read_tokenizer
-from kdrt_export.sources.weights import Weights, choose_weights, is_checkpoint, read_folder
+from kdrt_export.sources.weight_files import choose_weights, is_checkpoint, read_folder
+from kdrt_export.sources.weights import Weights
 
 if TYPE_CHECKING:
     from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker

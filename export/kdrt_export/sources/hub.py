@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from kdrt.common.hub import hub_failure
 from kdrt_export.errors import SourceError
-from kdrt_export.sources.weights import is_checkpoint
+from kdrt_export.sources.weight_files import is_checkpoint
 
 Choose: TypeAlias = Callable[[Collection[str]], Collection[str]]
 """From the names of all files in a folder or repository to those that are used; raises

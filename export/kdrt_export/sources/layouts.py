@@ -21,7 +21,7 @@ from transformers import CLIPTextConfig
 from kdrt_export.errors import SourceError
 from kdrt_export.sources.checkpoint_file import is_marker
 from kdrt_export.sources.reading import refused
-from kdrt_export.sources.weights import read_tensors
+from kdrt_export.sources.weight_files import read_tensors
 
 UNET = "model.diffusion_model."
 _VAES = ("first_stage_model.", "vae.")

@@ -13,13 +13,13 @@ from kdrt.common.paths import user_path
 from kdrt_export.errors import SourceError
 from kdrt_export.sources.hub import Choose, HubPlace, fetch, fetch_file
 from kdrt_export.sources.reading import read_json
-from kdrt_export.sources.weights import (
-    Weights,
+from kdrt_export.sources.weight_files import (
     check_pickle,
     choose_weights,
     is_checkpoint,
     read_folder,
 )
+from kdrt_export.sources.weights import Weights
 
 Network = TypeVar("Network", bound=nn.Module)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from kdrt.common.stand_ins import stand_in
 from kdrt.errors import KdrtError
 from kdrt_engines.regular_files import read_regular
 from kdrt_export.errors import SourceError
@@ -75,11 +76,12 @@ def read_json(path: Path, otherwise: str) -> dict[str, Any]:
 
 
 def check_fetched(path: Path) -> None:
-    """Raises SourceError: a file cannot be read, or is what Git LFS leaves in place of a large file
-    that it has not fetched."""
+    """Refuse a file that only stands for the one that was meant.
+
+    Raises:
+        SourceError: it cannot be read, or is a Git LFS pointer or a web page.
+    """
     with refused(f"{path} cannot be read"), path.open("rb") as file:
-        if file.read(40).startswith(b"version https://git-lfs.github.com/"):
-            raise SourceError(
-                f"{path} is a pointer of Git LFS, in place of the file itself; fetch it with "
-                "`git lfs pull`, or download the model again"
-            )
+        fault = stand_in(file.read(512))
+    if fault is not None:
+        raise SourceError(f"{path} {fault}")

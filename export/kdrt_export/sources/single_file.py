@@ -18,7 +18,8 @@ from kdrt_export.sources.clip_vocabulary import tokenizer_for
 from kdrt_export.sources.folder import FolderSource
 from kdrt_export.sources.layouts import text_encoder_tensors, unet_tensors, vae_tensors
 from kdrt_export.sources.reading import check_fetched, refused
-from kdrt_export.sources.weights import Weights, check_pickle, is_checkpoint
+from kdrt_export.sources.weight_files import check_pickle, is_checkpoint
+from kdrt_export.sources.weights import Weights
 
 _HINT = (
     "it is incomplete, or of another architecture: then say which with --config and a diffusers "

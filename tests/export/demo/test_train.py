@@ -10,8 +10,9 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from kdrt_export.demo import train
+from kdrt_export.demo.networks import SCALING_FACTOR, make_vae
 from kdrt_export.demo.scenes import caption, random_scene
-from kdrt_export.demo.train import SCALING_FACTOR, encode, make_vae, standardise_latents
+from kdrt_export.demo.train import encode, standardise_latents
 
 
 def test_a_short_run_gives_an_ordinary_pipeline(tmp_path: Path) -> None:

@@ -21,8 +21,9 @@ from kdrt_engines.onnxruntime.sessions import session_options
 from kdrt_export.components import ExportComponent, ExportTextEncoder, ExportUNet
 from kdrt_export.errors import ExportError
 from kdrt_export.onnx.trace import onnx_from_component
+from kdrt_export.options import check_weights
 from kdrt_export.quantize.int8_weights import MIN_SIZE, quantise
-from kdrt_export.stage import check_weights, export
+from kdrt_export.stage import export
 from kdrt_export.verify import make_cases, relative_error
 from tests.support.tiny_networks import text_encoder, unet
 

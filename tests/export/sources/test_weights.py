@@ -29,7 +29,8 @@ from kdrt_export.errors import ExportError, SourceError, UnsupportedModelError
 from kdrt_export.ip_adapter import IpAdapter
 from kdrt_export.sources import open_source
 from kdrt_export.sources.replacement_vae import replacement_vae
-from kdrt_export.sources.weights import Weights, choose_weights, read_tensors
+from kdrt_export.sources.weight_files import choose_weights, read_tensors
+from kdrt_export.sources.weights import Weights
 from tests.export.sources.test_sources import sd_folder  # noqa: F401
 from tests.support.single_file import checkpoint
 from tests.support.tiny_networks import randomized, text_encoder, unet, vae
@@ -447,7 +448,7 @@ def test_damaged_weights_are_one_sentence(
     shutil.copytree(sd_folder, folder := tmp_path / "model")
     (file,) = (folder / part).glob("*.safetensors")
     file.write_bytes(DAMAGE[damage](file.read_bytes()))
-    words = "is a pointer of Git LFS" if damage == "pointer" else "is damaged or holds more"
+    words = "is a Git LFS pointer" if damage == "pointer" else "is damaged or holds more"
     with pytest.raises(SourceError, match=words):
         open_source(str(folder)).check()
 
