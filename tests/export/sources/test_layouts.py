@@ -165,7 +165,7 @@ def test_pickles_of_before_the_zip_format(
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "is a Git LFS pointer"),
         (b"", "is damaged"),
-        (b"<html>404</html>", "is damaged"),
+        (b"<html>404</html>", "is a web page"),
     ],
 )
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
