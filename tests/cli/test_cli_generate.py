@@ -374,7 +374,7 @@ def test_graphs_without_cuda_are_refused(cli, demo: str, tmp_path: Path) -> None
 def test_a_warning_where_memory_is_short(
     cli, demo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdrt.common.memory.free_memory", lambda device: 1000)
+    monkeypatch.setattr("kdrt.pipeline.memory.free_memory", lambda device: 1000)
     outcome = cli("generate", demo, PROMPT, "-o", tmp_path / "a.png", *FAST)
     assert outcome.code == 0
     assert "warning: this needs at least" in outcome.err

@@ -12,7 +12,7 @@ import torch
 
 from kdrt.build import engines
 from kdrt.build.engines import build_engines
-from kdrt.pipeline import memory
+from kdrt.common import memory
 from kdrt.pipeline.memory import ComponentMemory, MemoryEstimate, estimate_memory
 from kdrt_engines.tensorrt.flavour import TENSORRT_RTX, Flavour
 from tests.support.engine_bundle import VERSION, Builder, Listener, engine_bundle

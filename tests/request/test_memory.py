@@ -15,7 +15,7 @@ from torch import Tensor
 
 import kdrt
 from kdrt.compat import StableDiffusionXLKDiffusionPipeline
-from kdrt.pipeline import memory
+from kdrt.request import memory
 from kdrt.request.memory import request_memory
 from tests.support.tiny_model import CHANNELS, SCALE, TinyModel
 
