@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdrt.common.validation import check_int
 from kdrt.errors import InvalidRequestError
-from kdrt.sampling import BrownianNoise, NoiseSlot, Plan
+from kdrt.sampling import AdaptivePlan, BrownianNoise, NoiseSlot, Plan
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 Seeds = int | list[int]
@@ -55,7 +55,7 @@ def noise_seeds(seed: int | Sequence[int] | None, generator: Generators, images:
     return _draw(generators, images)
 
 
-def brownian_noise(plan: Plan, seeds: Seeds, shape: Sequence[int]) -> Tensor:
+def brownian_noise(plan: Plan | AdaptivePlan, seeds: Seeds, shape: Sequence[int]) -> Tensor:
     """The noise k-diffusion's Brownian trees give a plan: float32 ``[slots, *shape]``.
 
     Raises:
@@ -67,7 +67,7 @@ def brownian_noise(plan: Plan, seeds: Seeds, shape: Sequence[int]) -> Tensor:
     return BrownianNoise(shape, seeds, low, high).draw(slots)
 
 
-def _through_logarithm(plan: Plan, low: float, high: float) -> list[NoiseSlot]:
+def _through_logarithm(plan: Plan | AdaptivePlan, low: float, high: float) -> list[NoiseSlot]:
     """The intervals k-diffusion's dpmpp_sde asks its tree for: of σ that went through a float32
     logarithm and back. The tree bisects, so that an ulp leads it elsewhere."""
     grid = torch.tensor(plan.sigmas, dtype=torch.float32)

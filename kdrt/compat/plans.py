@@ -6,20 +6,20 @@ from collections.abc import Sequence
 
 import torch
 
-from kdrt.sampling import Plan, make_plan
+from kdrt.sampling import AdaptivePlan, Plan, make_plan
 from kdrt.sampling.samplers.draft import Draft
 from kdrt.sampling.samplers.karras import midpoint_weights
 
 
-def compat_plan(sampler: str, sigmas: Sequence[float]) -> Plan:
+def compat_plan(sampler: str, sigmas: Sequence[float]) -> Plan | AdaptivePlan:
     """The plan of a sampler, as near to k-diffusion's own numbers as float32 latents show.
 
-    k-diffusion takes the σ that an ancestral step goes down to from a difference of squares, in
-    float32. In a long step hardly a digit of it is left, and two samplers evaluate the network
-    at a midpoint made of it.
+    k-diffusion computes the σ that an ancestral step goes down to from a difference of squares,
+    in float32. Long steps leave hardly a correct digit of it, and two samplers evaluate the
+    network at a midpoint that depends on it.
 
     Raises:
-        InvalidRequestError: see :func:`kdrt.sampling.plan`.
+        InvalidRequestError: see :func:`kdrt.sampling.make_plan`.
     """
     planned = make_plan(sampler, sigmas)
     if planned.sampler not in ("dpm_2_ancestral", "dpmpp_2s_ancestral"):

@@ -32,8 +32,8 @@ from kdrt.common.validation import (
     plain_number,
 )
 from kdrt.denoise.bound_unet import GUIDANCE_INPUT
-from kdrt.denoise.denoiser import FREEU_OFF, is_doubled
-from kdrt.denoise.freeu import FreeU, preset
+from kdrt.denoise.denoiser import is_doubled
+from kdrt.denoise.freeu import FREEU_OFF, FreeU, preset
 from kdrt.denoise.shortcuts import Shortcuts, check_deep_cache, check_interval
 from kdrt.errors import InvalidRequestError
 from kdrt.images.output import OutputType
@@ -46,7 +46,7 @@ from kdrt.request.memory import check_request_fits
 from kdrt.request.request import Job, Request, latent_shape
 from kdrt.request.seeds import seeds_of
 from kdrt.request.size_conditioning import AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE, TimeIds
-from kdrt.sampling import ForeignPlan, NoiseSchedule, Plan, foreign_plan, is_foreign, make_plan
+from kdrt.sampling import AnyPlan, NoiseSchedule, Plan, foreign_plan, is_foreign, make_plan
 from kdrt_engines import EngineSpec
 
 _CPU = torch.device("cpu")
@@ -283,9 +283,7 @@ def _side(name: str, value: int | None, default: int, scale: int) -> int:
     return side
 
 
-def _plan(
-    request: Request, manifest: Manifest, noise_schedule: NoiseSchedule
-) -> Plan | ForeignPlan:
+def _plan(request: Request, manifest: Manifest, noise_schedule: NoiseSchedule) -> AnyPlan:
     sigmas = grid_of(request, manifest, noise_schedule)
     options = check_mapping("sampler_options", request.sampler_options)
     if is_foreign(request.sampler):
@@ -297,7 +295,7 @@ def _shortcuts(
     request: Request,
     manifest: Manifest,
     unet: EngineSpec,
-    planned: Plan | ForeignPlan,
+    planned: AnyPlan,
     guidance_scale: float,
 ) -> Shortcuts:
     limits = cached = None
@@ -311,7 +309,7 @@ def _shortcuts(
 
 
 def _check_guided(
-    manifest: Manifest, unet: EngineSpec, planned: Plan | ForeignPlan, guidance_scale: float
+    manifest: Manifest, unet: EngineSpec, planned: AnyPlan, guidance_scale: float
 ) -> None:
     """Whether an interval of guidance means anything."""
     if planned.needs_unconditional:

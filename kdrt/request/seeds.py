@@ -11,7 +11,7 @@ from torch import Generator
 
 from kdrt.common.validation import check_int, check_mapping, excerpt
 from kdrt.errors import InvalidRequestError
-from kdrt.sampling import AdaptivePlan, ForeignPlan, Plan, check_noise, find_noise
+from kdrt.sampling import AdaptivePlan, AnyPlan, ForeignPlan, check_noise, find_noise
 from kdrt.sampling.noise import SEEDS, counted
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _RANDOM_SEED_LIMIT = 2**32
 
 
 def seeds_of(
-    request: Request, images: int, planned: Plan | ForeignPlan
+    request: Request, images: int, planned: AnyPlan
 ) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
     """The seeds of the images, and of the noise on the way where that has its own.
 

@@ -1,21 +1,32 @@
 """Sampling: σ schedules, samplers as plans, the loop that runs them, and its noise.
 
     sigmas = sigmas_for("karras", 30, noise_schedule)
-    planned = plan("dpmpp_2m_sde", sigmas, eta=0.5)
+    plan = make_plan("dpmpp_2m_sde", sigmas, eta=0.5)
     source = SeededNoise([1234], (4, 64, 64))
     x = source.latents() * sigmas[0]
-    for step in run(planned, x, denoise, source.draw(planned.slots)):
+    for step in run(plan, x, denoise, source.draw(plan.slots)):
         ...
 
-Depends on torch, NumPy and `kdrt.errors`; knows nothing of engines or prompts, only a function
-``denoise(x, sigma)``. The package's name ``plan`` is the function; the module of the dataclasses
-is reached by ``from kdrt.sampling.plan import …``.
+Depends on torch, NumPy, `kdrt.common` and `kdrt.errors`. It knows nothing of engines or prompts,
+only a function ``denoise(x, sigma)``.
+
+    schedules     grids of σ
+    samplers      planners: from a grid to a plan
+    plan          the plan: every coefficient of a run
+    step          what all loops share: denoiser, noise, completed step
+    dispatch      run any plan, by one of the next two
+    program       a plan compiled to elementwise operations
+    executor      the loop over fixed steps
+    adaptive      the loop that chooses its steps
+    table         a plan as a table on the device, for captured graphs
+    foreign       samplers that are not ours (k_diffusion finds that package's own)
+    noise         the random numbers of a run; noise_modes has those of other programs
 """
 
 from __future__ import annotations
 
 from kdrt.sampling.adaptive import AdaptiveStep, run_adaptive
-from kdrt.sampling.executor import Denoise, Step, run, sample
+from kdrt.sampling.dispatch import run, sample
 from kdrt.sampling.foreign import ForeignPlan, foreign_plan, is_foreign, run_foreign
 from kdrt.sampling.noise import BrownianNoise, NoiseSource, SeededNoise
 from kdrt.sampling.noise_modes import NOISES, NoiseInfo, RunNoise, check_noise, find_noise
@@ -30,6 +41,10 @@ from kdrt.sampling.schedules import (
     partial_grid,
     sigmas_for,
 )
+from kdrt.sampling.step import Denoise, Step
+
+AnyPlan = Plan | AdaptivePlan | ForeignPlan
+"""All of them have ``sampler``, ``sigmas``, ``steps`` and ``needs_unconditional``."""
 
 __all__ = [
     "NOISES",
@@ -37,6 +52,7 @@ __all__ = [
     "SCHEDULES",
     "AdaptivePlan",
     "AdaptiveStep",
+    "AnyPlan",
     "BrownianNoise",
     "Denoise",
     "ForeignPlan",

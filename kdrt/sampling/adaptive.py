@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from kdrt.errors import InvalidRequestError, NonFiniteError
-from kdrt.sampling.executor import Denoise, Noise, Step
 from kdrt.sampling.samplers.dpm_adaptive import AdaptivePlan, StepSize
 from kdrt.sampling.samplers.dpm_solver import (
     Coefficients,
@@ -22,6 +21,7 @@ from kdrt.sampling.samplers.dpm_solver import (
     second_order,
     third_order,
 )
+from kdrt.sampling.step import Denoise, Noise, Step
 
 _CLOSE = 1e-5
 """In ln σ. A run that is this near to its end has arrived."""
@@ -54,7 +54,7 @@ def run_adaptive(
     """Execute ``plan`` for one image after the other, yielding after every accepted step.
 
     Args:
-        plan: from `kdrt.sampling.plan`.
+        plan: from `kdrt.sampling.make_plan`.
         latents: ``[B, …]`` of any floating dtype, scaled by ``plan.sigmas[0]``. Not modified.
         denoiser_of: from an image's number to a denoiser for a batch of this one image; asked
             when its turn comes.

@@ -1,4 +1,4 @@
-"""Running a plan, one step at a time.
+"""Running a plan with fixed steps, one at a time.
 
 The loop owns a fixed set of buffers and runs a compiled `Program` on them: it allocates no
 tensor, reads none back and branches on none, so on a GPU it only enqueues. Between two calls of
@@ -8,10 +8,9 @@ the denoiser lie one to six elementwise operations, and hardly any Python.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -24,69 +23,21 @@ from kdrt.sampling.program import (
     Program,
     compile_plan,
 )
-from kdrt.sampling.samplers.dpm_adaptive import AdaptivePlan
+from kdrt.sampling.step import Denoise, HasUnconditional, Step
 
 _set_grad_enabled: Callable[[bool], None] = torch._C._set_grad_enabled
 """What ``torch.no_grad`` calls, without the two microseconds a step that its objects cost."""
 
-Denoise = Callable[[Tensor, float], Tensor]
 
-Noise = Tensor | Callable[[int], Tensor] | None
-"""Of a plan's slots, or for an adaptive plan: from an image's number to its next draw."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A completed step. Its tensors are working buffers, valid until the next step is asked for.
-
-    Attributes:
-        index: 0 for the first step.
-        sigma: noise level at the start of the step.
-        sigma_next: noise level at its end.
-        latents: the new state, of the latents' shape, dtype and device. Where the next step is
-            churned, its noise is already in.
-        denoised: the newest result of the denoiser (a preview of the image).
-    """
-
-    index: int
-    sigma: float
-    sigma_next: float
-    latents: Tensor
-    denoised: Tensor
-
-
-def run(
-    plan: Plan,
-    latents: Tensor,
-    denoise: Denoise,
-    noise: Noise = None,
+def run_fixed(
+    plan: Plan, latents: Tensor, denoise: Denoise, noise: Tensor | None = None
 ) -> Iterator[Step]:
-    """Execute ``plan``, yielding after every step: the caller owns progress, preview and cancel.
-
-    Args:
-        plan: from `kdrt.sampling.plan`.
-        latents: float32 ``[B, C, H, W]`` (or any shape and floating dtype: the state keeps it),
-            already scaled by ``plan.sigmas[0]``. Not modified.
-        denoise: ``(x, sigma) -> denoised``, of the shape and dtype of ``x``. It may return the
-            same tensor every time: a result needed later is copied. It must not modify ``x``.
-        noise: ``[len(plan.slots), *latents.shape]`` on the device of the latents, from a
-            `NoiseSource`. May be None where the plan has no slots. An adaptive plan has none, and
-            takes a function from an image's number to its next draw where its ``eta`` is not 0.
-
-    A plan that needs unconditional results (`Plan.needs_unconditional`) wants a denoiser with an
-    attribute ``unconditional``: after a call, the result without guidance, shaped like the other.
+    """As `kdrt.sampling.run`, for plans with fixed steps.
 
     Raises:
         ValueError: at once, if ``noise`` is missing or misshapen; at the first evaluation, if
             ``denoise`` returns another shape or dtype.
     """
-    if isinstance(plan, AdaptivePlan):
-        # Imported late: it is built on this module.
-        from kdrt.sampling.adaptive import run_adaptive
-
-        return run_adaptive(plan, latents, lambda image: denoise, noise)
-    if noise is not None and not isinstance(noise, Tensor):
-        raise ValueError(f"{plan.sampler} needs its noise drawn before the run, as one tensor")
     expected = (len(plan.slots), *latents.shape)
     if noise is None:
         if plan.slots:
@@ -98,36 +49,29 @@ def run(
     return _steps(plan, latents, denoise, noise)
 
 
-def sample(plan: Plan, latents: Tensor, denoise: Denoise, noise: Noise = None) -> Tensor:
-    """Execute ``plan`` to its end and return the final state; arguments as for `run`."""
-    result = latents
-    for step in run(plan, latents, denoise, noise):
-        result = step.latents
-    return result
-
-
 def _steps(plan: Plan, latents: Tensor, denoise: Denoise, noise: Tensor | None) -> Iterator[Step]:
     program, (prologue, *operations) = _compiled(plan, latents.dtype)
     registers = _registers(program, latents, noise)
     with torch.no_grad():
         for function, out, first, second, number in prologue:
             function(registers[out], registers[first], registers[second], number)
-    known: Tensor | None = None
-    for evaluation, updates in zip(program.evaluations, operations, strict=True):
-        sigma, source, _, result, ending = evaluation
-        # Left again before the step is handed over: the caller's code runs in the caller's mode.
+    guided = cast(HasUnconditional, denoise)
+    checked: Tensor | None = None
+    for stage, updates in zip(program.stages, operations, strict=True):
+        sigma, source, _, result, ending = stage
+        # Restored before the step is handed over: the caller's code runs in the caller's mode.
         callers = torch.is_grad_enabled()
         _set_grad_enabled(False)
         try:
             state = registers[source]
             denoised = denoise(state, sigma)
-            if denoised is not known:
+            if denoised is not checked:
                 _check_denoised(denoised, state)
-                known = denoised
+                checked = denoised
             # The state may be overwritten while the result is still read.
             registers[DENOISED] = denoised.clone() if denoised is state else denoised
             if program.needs_unconditional:
-                registers[UNCONDITIONAL] = denoise.unconditional  # type: ignore[attr-defined]
+                registers[UNCONDITIONAL] = guided.unconditional
             for function, out, first, second, number in updates:
                 function(registers[out], registers[first], registers[second], number)
         finally:
@@ -175,12 +119,12 @@ _FUNCTIONS: Mapping[Operation, _Function] = MappingProxyType(
 
 
 def _bound(program: Program, dtype: torch.dtype) -> list[list[_Bound]]:
-    """The instructions of the prologue and of each evaluation, with their functions.
+    """The instructions of the prologue and of each stage, with their functions.
 
-    PyTorch makes a tensor of a factor at every call of ``mul``, but not of one that already is a
-    tensor without dimensions; wherever the state is, such a factor belongs on the host.
+    ``torch.mul`` makes a tensor of a Python number at every call. A factor that already is a
+    tensor without dimensions, on the host, costs nothing, wherever the state is.
     """
-    parts = [program.prologue, *(each.instructions for each in program.evaluations)]
+    parts = [program.prologue, *(stage.instructions for stage in program.stages)]
     factors = [i.coefficient for part in parts for i in part if i.operation == "scale"]
     table = iter(torch.tensor(factors, dtype=torch.promote_types(dtype, torch.float32)).unbind())
     return [

@@ -25,11 +25,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from kdrt.errors import InvalidRequestError
-from kdrt.sampling.executor import Denoise, Step
 from kdrt.sampling.k_diffusion import PREFIX, k_diffusion_sampler
 from kdrt.sampling.noise import NoiseSource, overlap
 from kdrt.sampling.plan import NoiseSlot
 from kdrt.sampling.schedules import NoiseSchedule
+from kdrt.sampling.step import Denoise, Step
 
 Sampler = Callable[..., Any]
 

@@ -125,8 +125,8 @@ class Plan:
         return len(self.sigmas) - 1
 
     @property
-    def evaluations(self) -> int | None:
-        """Number of calls of the denoiser; None if only the run can tell."""
+    def evaluations(self) -> int:
+        """Number of calls of the denoiser."""
         return len(self.stages)
 
     @property

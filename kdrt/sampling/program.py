@@ -2,9 +2,7 @@
 
 Everything the loop would otherwise decide at each step is decided here, once: which coefficients
 are zero, which results a later stage reads again, which buffer of a ring is meant, and whether a
-sum of terms is an interpolation. What is left is data without a single tensor. Evaluations with
-the same operations on the same registers differ in their coefficients alone, so a captured graph
-can serve all of them by reading the coefficients from a table.
+sum of terms is an interpolation. A program holds no tensors.
 """
 
 from __future__ import annotations
@@ -40,14 +38,14 @@ class Instruction(NamedTuple):
 
 
 class Ending(NamedTuple):
-    """The step that an evaluation completes, counted from 0."""
+    """The step that a stage completes, counted from 0."""
 
     step: int
     sigma: float
     sigma_next: float
 
 
-class Evaluation(NamedTuple):
+class CompiledStage(NamedTuple):
     """A call of the denoiser at ``sigma`` on register ``source``, then what follows from it: the
     new state, in register ``result``."""
 
@@ -63,15 +61,15 @@ class Program:
     """What the executor runs.
 
     Attributes:
-        prologue: before the first evaluation (churn).
-        evaluations: all of them, in order.
+        prologue: before the first stage (churn).
+        stages: all of them, in order.
         start: the register that holds the latents given; the first of the buffers.
         buffers: how many buffers there are, shaped like the latents.
         needs_unconditional: some instruction reads `UNCONDITIONAL`.
     """
 
     prologue: tuple[Instruction, ...]
-    evaluations: tuple[Evaluation, ...]
+    stages: tuple[CompiledStage, ...]
     start: int
     buffers: int
     needs_unconditional: bool
@@ -99,13 +97,13 @@ class _Compiler:
             prologue = (added,)
         return Program(
             prologue=prologue,
-            evaluations=tuple(self._evaluations()),
+            stages=tuple(self._stages()),
             start=self._start,
             buffers=len(self._buffers),
             needs_unconditional=plan.needs_unconditional,
         )
 
-    def _evaluations(self) -> Iterator[Evaluation]:
+    def _stages(self) -> Iterator[CompiledStage]:
         stages, sigmas = self._plan.stages, self._plan.sigmas
         state = self._start
         step = 0
@@ -127,7 +125,7 @@ class _Compiler:
             if stage.ends_step:
                 ending = Ending(step, sigmas[step], sigmas[step + 1])
                 step += 1
-            yield Evaluation(stage.sigma, source, tuple(instructions), state, ending)
+            yield CompiledStage(stage.sigma, source, tuple(instructions), state, ending)
 
     def _remember(self, count: int, state: int) -> Iterator[Instruction]:
         """Keep what the denoiser, which may use its buffers again, has just returned."""

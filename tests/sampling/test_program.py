@@ -16,7 +16,7 @@ from kdrt.sampling.program import compile_plan
 
 
 def operations(planned: Plan, index: int) -> list[str]:
-    return [i.operation for i in compile_plan(planned).evaluations[index].instructions]
+    return [i.operation for i in compile_plan(planned).stages[index].instructions]
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_evaluations_in_the_middle_differ_in_coefficients_only(
     planned = make_plan(name, sigmas_for("exponential", 30, sd), **everywhere)
     shapes = [
         tuple(i._replace(coefficient=0.0, second=0) for i in each.instructions)
-        for each in compile_plan(planned).evaluations[8:28]
+        for each in compile_plan(planned).stages[8:28]
     ]
     # Rings of up to four results, steps of up to three evaluations.
     assert any(

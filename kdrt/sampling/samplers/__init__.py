@@ -5,7 +5,7 @@
 weights from ``integrals``; ``discrete`` has DDPM, DDIM and LCM, ``cfg_pp`` the samplers that need
 the result without guidance; ``dpm_solver`` and ``dpm_adaptive`` take fixed and adaptive singlestep
 methods; ``restart`` and ``er_sde`` are what they are called.
-Planners are pure arithmetic on Python floats and check nothing; `plan` checks the request.
+Planners are pure arithmetic on Python floats and check nothing; `make_plan` checks the request.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from kdrt.sampling.samplers import (
     restart,
     seeds,
 )
+from kdrt.sampling.samplers.dpm_adaptive import AdaptivePlan
 from kdrt.sampling.samplers.options import check_options, options_of
 from kdrt.sampling.schedules import SCHEDULES
 
@@ -68,7 +69,7 @@ class SamplerInfo:
 
     name: str
     label: str
-    planner: Callable[..., Plan]
+    planner: Callable[..., Plan | AdaptivePlan]
     order: int | None
     stochastic: bool
     evaluations: str
@@ -79,7 +80,7 @@ class SamplerInfo:
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """The options `plan` accepts for this sampler, with their defaults."""
+        """The options `make_plan` accepts for this sampler, with their defaults."""
         return options_of(self.planner)
 
 
@@ -290,7 +291,7 @@ def label_of(name: str, options: Mapping[str, Any]) -> str:
     return info.label
 
 
-def make_plan(sampler: str, sigmas: Sequence[float], /, **options: Any) -> Plan:
+def make_plan(sampler: str, sigmas: Sequence[float], /, **options: Any) -> Plan | AdaptivePlan:
     """Plan a run of ``sampler`` down ``sigmas``.
 
     Args:
@@ -317,20 +318,27 @@ def make_plan(sampler: str, sigmas: Sequence[float], /, **options: Any) -> Plan:
 
 @lru_cache(maxsize=64)
 def _planned(
-    planner: Callable[..., Plan], grid: tuple[float, ...], options: tuple[tuple[str, Any], ...]
-) -> Plan:
-    """A plan, made once: who makes images makes many with the same settings."""
+    planner: Callable[..., Plan | AdaptivePlan],
+    grid: tuple[float, ...],
+    options: tuple[tuple[str, Any], ...],
+) -> Plan | AdaptivePlan:
+    """A plan, made once: many images are made with the same settings."""
     planned = planner(grid, **dict(options))
-    # Latents are float32. A coefficient beyond would be known only when the run has ended. (An
-    # adaptive plan has none.)
-    numbers = [planned.initial_noise] if isinstance(planned, Plan) else []
-    for stage in getattr(planned, "stages", ()):
+    if isinstance(planned, Plan):
+        _check_coefficients(planned)
+    return planned
+
+
+def _check_coefficients(plan: Plan) -> None:
+    """Raise OverflowError unless all fit float32, the latents' dtype: one that does not would
+    show only at the end of the run."""
+    numbers = [plan.initial_noise]
+    for stage in plan.stages:
         for update in filter(None, (stage, stage.correction)):
             numbers += [update.base, *update.denoised, update.noise]
         numbers += [stage.sigma, *stage.unconditional]
     if not all(abs(number) < _FLOAT32 for number in numbers):
         raise OverflowError
-    return planned
 
 
 def _checked_grid(sigmas: Sequence[float]) -> tuple[float, ...]:

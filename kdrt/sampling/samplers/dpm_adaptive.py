@@ -7,17 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from kdrt.sampling.plan import Plan
+from kdrt.sampling.plan import NoiseSlot
 
 
 @dataclass(frozen=True, slots=True)
-class AdaptivePlan(Plan):
-    """A run whose steps depend on the image: tolerances in place of stages.
+class AdaptivePlan:
+    """A run whose steps depend on the image: tolerances in place of a `Plan`'s stages.
 
-    Of the grid its highest and its lowest positive σ count. Attributes beyond `Plan`'s are
-    `dpm_adaptive`'s arguments.
+    Of the grid, only the highest and the lowest positive σ count. The other attributes are the
+    arguments of `dpm_adaptive`.
     """
 
+    sampler: str
+    sigmas: tuple[float, ...]
     order: Literal[2, 3] = 3
     rtol: float = 0.05
     atol: float = 0.0078
@@ -30,9 +32,24 @@ class AdaptivePlan(Plan):
     s_noise: float = 1.0
 
     @property
+    def steps(self) -> int:
+        """Number of steps of the grid; the run makes as many as it needs."""
+        return len(self.sigmas) - 1
+
+    @property
+    def slots(self) -> tuple[NoiseSlot, ...]:
+        """Empty: noise is drawn as the run goes."""
+        return ()
+
+    @property
     def evaluations(self) -> None:
         """None: only the run knows."""
         return
+
+    @property
+    def needs_unconditional(self) -> bool:
+        """It needs guided results only."""
+        return False
 
     @property
     def highest(self) -> float:
@@ -82,7 +99,6 @@ def dpm_adaptive(
     return AdaptivePlan(
         sampler="dpm_adaptive",
         sigmas=tuple(sigmas),
-        stages=(),
         order=order,
         rtol=rtol,
         atol=atol,
