@@ -12,7 +12,7 @@ from typing import Literal
 
 from kdrt.backends.loading import ENGINES
 from kdrt.bundle import LatentFacts, open_bundle
-from kdrt.denoise.cuda_graphs import GRAPH_LEVELS
+from kdrt.denoise.cuda_graphs import CUDA_GRAPH_LEVELS
 from kdrt_bench.ablation import AT_REAL_SIZE, TECHNIQUES, Technique
 from kdrt_bench.errors import BenchmarkError
 from kdrt_bench.jobs import Forward, ImageWorkload, Model, Workload
@@ -368,7 +368,7 @@ def gpu(demo: Model, peers: tuple[str, ...]) -> list[Experiment]:
         RowPlan(f"kdrt {engine}, graph {level}", "kdrt", {"engine": engine, "cuda_graph": level})
         for engine in ENGINES
         if engine != "onnxruntime"
-        for level in GRAPH_LEVELS
+        for level in CUDA_GRAPH_LEVELS
     ]
     return [replace(image(demo, peers), rows=tuple(rows), rounds=10)]
 

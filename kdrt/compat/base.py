@@ -30,13 +30,14 @@ from kdrt.compat.grid import TrainingTable, default_schedule, karras_grid
 from kdrt.compat.image_processor import VaeImageProcessor
 from kdrt.compat.loading import LoadingMixin
 from kdrt.compat.moving import as_device, asked_for
-from kdrt.compat.native import NativeSampler
+from kdrt.compat.native import run_native
 from kdrt.compat.noise import Generators, initial_noise, noise_seeds
 from kdrt.compat.parts import PartsMixin
 from kdrt.compat.progress import ProgressBar
 from kdrt.compat.switches import MemorySwitches
 from kdrt.compat.views import SchedulerView
-from kdrt.denoise.denoiser import FREEU_OFF, is_doubled
+from kdrt.denoise.denoiser import is_doubled
+from kdrt.denoise.freeu import FREEU_OFF
 from kdrt.errors import InvalidRequestError
 from kdrt.pipeline.pipeline import Pipeline, load
 from kdrt.prompt import Conditioning, Truncation, TruncationWarning
@@ -56,7 +57,7 @@ class KDiffusionPipeline(LoadingMixin, PartsMixin, MemorySwitches, AbsentMethods
     """A :class:`kdrt.Pipeline` that is called like one of the removed pipelines.
 
     Attributes:
-        pipeline: what does the work; its ``engines`` are looked up anew at every call.
+        pipeline: what does the work.
         exact: whether k-diffusion's own functions sample, unless a call says otherwise.
         vae_scale_factor: pixels for one latent.
         scheduler: the noise schedule; see :class:`kdrt.compat.views.SchedulerView`. Another one,
@@ -107,7 +108,6 @@ class KDiffusionPipeline(LoadingMixin, PartsMixin, MemorySwitches, AbsentMethods
         self._engine = engine
         self._exact_table = TrainingTable.from_facts(manifest.scheduler)
         self._native_table = TrainingTable.from_facts(manifest.scheduler, zero_snr=True)
-        self._native = NativeSampler(manifest.scheduler, self._native_table)
         self.scheduler = SchedulerView(manifest.scheduler, self._exact_table)
         self._sampler = DEFAULT_SAMPLER
         self._progress: dict[str, Any] = {}
@@ -422,8 +422,16 @@ class KDiffusionPipeline(LoadingMixin, PartsMixin, MemorySwitches, AbsentMethods
                 denoise = ExactDenoiser(engine, table, predicts_v, conditions, x)
                 result = run_exact(self._sampler, denoise, x, sigmas, seeds, on_step)
             else:
-                result = self._native.run(
-                    engine, self._sampler, conditions, x, sigmas, seeds, on_step
+                result = run_native(
+                    self.pipeline.denoising,
+                    self._sampler,
+                    conditions,
+                    x,
+                    sigmas,
+                    seeds,
+                    on_step,
+                    noise_schedule=table.noise_schedule,
+                    watched=callback is not None or bar.is_shown,
                 )
         check_latents(result)
         return result.clone()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from kdrt.denoise.denoiser import FREEU_OFF
+from kdrt.denoise.freeu import FREEU_OFF, FreeU
+from kdrt.denoise.inputs import DenoiserInputs, UNetConditioning
 from kdrt.prompt import Conditioning
+from kdrt.sampling import NoiseSchedule
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Conditions:
     time_ids: Tensor | None
     doubled: bool
     guidance_scale: float
-    freeu: tuple[float, float, float, float] = FREEU_OFF
+    freeu: FreeU = FREEU_OFF
     image_tokens: Tensor | None = None
     image_scale: float = 1.0
 
@@ -40,24 +44,22 @@ class Conditions:
         """2 with an unconditional half, else 1."""
         return 2 if self.doubled else 1
 
-    def one(self, image: int) -> Conditions:
-        """Those of one image alone."""
-
-        def rows(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor[image :: len(tensor) // self.halves]
-
-        return replace(
-            self,
-            hidden=self.hidden[image :: len(self.hidden) // self.halves],
-            pooled=rows(self.pooled),
-            time_ids=rows(self.time_ids),
-            image_tokens=rows(self.image_tokens),
+    def inputs(self, noise_schedule: NoiseSchedule) -> DenoiserInputs:
+        """The same, by halves, as kdrt's own denoiser takes it."""
+        parts = (self.hidden, self.pooled, self.time_ids, self.image_tokens)
+        by_half = zip(*(self._split(part) for part in parts), strict=True)
+        *negative, positive = (
+            UNetConditioning(Conditioning(hidden, pooled), time_ids, image_tokens)
+            for hidden, pooled, time_ids, image_tokens in by_half
+        )
+        return DenoiserInputs(
+            positive=positive,
+            negative=negative[0] if negative else None,
+            guidance_scale=self.guidance_scale,
+            freeu=self.freeu,
+            image_scale=self.image_scale,
+            noise_schedule=noise_schedule,
         )
 
-    def split(self) -> list[Conditioning]:
-        """The halves by themselves, the unconditional one first."""
-        hidden = self.hidden.chunk(self.halves)
-        if self.pooled is None:
-            return [Conditioning(half, None) for half in hidden]
-        pooled = self.pooled.chunk(self.halves)
-        return [Conditioning(h, p) for h, p in zip(hidden, pooled, strict=True)]
+    def _split(self, rows: Tensor | None) -> Sequence[Any]:
+        return [None] * self.halves if rows is None else rows.chunk(self.halves)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from kdrt.bundle import SchedulerFacts
 from kdrt.compat.absent import SaysWhatThereIs
 from kdrt.errors import InvalidRequestError
+from kdrt.sampling import NoiseSchedule
 
 _RHO = 7.0
 _MIN_ALPHA = 2.0**-24
@@ -55,6 +57,11 @@ class TrainingTable(SaysWhatThereIs):
             alphas = _rescaled(alphas)
         sigmas = ((1 - alphas) / alphas) ** 0.5
         return cls(alphas, sigmas, sigmas.log())
+
+    @cached_property
+    def noise_schedule(self) -> NoiseSchedule:
+        """The same for kdrt's own denoiser, with these float32 levels."""
+        return NoiseSchedule(self.sigmas.double().numpy())
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """The fractional timesteps of ``sigma [B]``, float32: linear in log σ, clamped to the

@@ -2,103 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from kdrt.bundle import SchedulerFacts
-from kdrt.common.lru import LruCache
 from kdrt.compat.conditions import Conditions
 from kdrt.compat.exact import StepCallback
-from kdrt.compat.grid import TrainingTable
 from kdrt.compat.noise import Seeds, brownian_noise
 from kdrt.compat.plans import compat_plan
-from kdrt.denoise.denoiser import Denoiser
-from kdrt.sampling import AdaptivePlan, NoiseSchedule, Step, run, run_adaptive
-from kdrt_engines import Engine
-
-_KEPT = 4
-"""Sizes whose buffers are kept."""
+from kdrt.denoise.denoising import Denoising
+from kdrt.denoise.inputs import SamplingRun
+from kdrt.sampling import AdaptivePlan, NoiseSchedule, NoiseSlot, Plan
 
 
-class NativeSampler:
-    """Runs plans on a UNet, keeping the buffers of the sizes it saw last.
+@torch.no_grad()
+def run_native(
+    denoising: Denoising,
+    sampler: str,
+    conditions: Conditions,
+    latents: Tensor,
+    sigmas: Tensor,
+    seeds: Callable[[], Seeds],
+    callback: StepCallback,
+    *,
+    noise_schedule: NoiseSchedule,
+    watched: bool = True,
+) -> Tensor:
+    """Sample; arguments as for :func:`kdrt.compat.exact.run_exact`, but for these.
 
     Args:
-        facts: the checkpoint's schedule.
-        table: σ of every training timestep.
+        denoising: the pipeline's.
+        sampler: see there.
+        conditions: what the UNet is told.
+        latents: float32.
+        sigmas: see there.
+        seeds: see there.
+        callback: see there; not ``watched``, it may be told of the last step only.
+        noise_schedule: gives the timestep of a σ.
+        watched: whether every step is wanted.
+
+    Raises:
+        InvalidRequestError: the grid does not descend, or the noise needs torchsde.
+        ShapeError: the engine does not allow these sizes.
     """
+    plan = compat_plan(sampler, sigmas.tolist())
+    run = SamplingRun(
+        plan=plan,
+        latents=latents,
+        noise=_TreeNoise(plan, seeds, latents.shape),
+        inputs=conditions.inputs(noise_schedule),
+    )
+    result = latents
+    for step in denoising.sample(run, watched=watched):
+        result = step.latents
+        callback(step.index, step.sigma, result)
+    return result
 
-    def __init__(self, facts: SchedulerFacts, table: TrainingTable) -> None:
-        self._prediction_type = facts.prediction_type
-        self._noise_schedule = NoiseSchedule(table.sigmas.double().numpy())
-        self._denoisers: LruCache[tuple[Engine, int, int, int, int, bool], Denoiser] = LruCache(
-            _KEPT
-        )
 
-    @torch.no_grad()
-    def run(
-        self,
-        unet: Engine,
-        sampler: str,
-        conditions: Conditions,
-        latents: Tensor,
-        sigmas: Tensor,
-        seeds: Callable[[], Seeds],
-        callback: StepCallback,
-    ) -> Tensor:
-        """Sample; arguments as for :func:`kdrt.compat.exact.run_exact`. Latents are float32.
+class _TreeNoise:
+    """The noise of a plan from k-diffusion's Brownian trees; without slots no seed is drawn."""
 
-        Raises:
-            InvalidRequestError: the grid does not descend, or the noise needs torchsde.
-            ShapeError: the engine does not allow these sizes.
-        """
-        planned = compat_plan(sampler, sigmas.tolist())
-        steps: Iterator[Step]
-        if isinstance(planned, AdaptivePlan):
+    def __init__(
+        self, plan: Plan | AdaptivePlan, seeds: Callable[[], Seeds], shape: Sequence[int]
+    ) -> None:
+        self._plan, self._seeds, self._shape = plan, seeds, shape
 
-            def alone(image: int) -> Denoiser:
-                return self._prepared(unet, conditions.one(image), latents[image : image + 1])
-
-            steps = run_adaptive(planned, latents, alone)
-        else:
-            noise = None
-            if planned.slots:
-                noise = brownian_noise(planned, seeds(), latents.shape).to(latents.device)
-            steps = run(planned, latents, self._prepared(unet, conditions, latents), noise)
-        result = latents
-        for step in steps:
-            result = step.latents
-            callback(step.index, step.sigma, result)
-        return result
-
-    def _prepared(self, unet: Engine, conditions: Conditions, latents: Tensor) -> Denoiser:
-        denoiser = self._denoiser(unet, conditions, latents)
-        parts = conditions.split()
-        denoiser.prepare(
-            parts[-1],
-            parts[0] if conditions.doubled else None,
-            guidance_scale=conditions.guidance_scale,
-            time_ids=conditions.time_ids,
-            freeu=conditions.freeu,
-        )
-        denoiser.prepare_image_prompt(conditions.image_tokens, conditions.image_scale)
-        return denoiser
-
-    def _denoiser(self, unet: Engine, conditions: Conditions, latents: Tensor) -> Denoiser:
-        images, _, height, width = latents.shape
-        tokens, doubled = conditions.hidden.shape[1], conditions.doubled
-        return self._denoisers.get(
-            (unet, images, height, width, tokens, doubled),
-            lambda: Denoiser(
-                unet,
-                self._noise_schedule,
-                self._prediction_type,
-                images=images,
-                height=height,
-                width=width,
-                tokens=tokens,
-                doubled=doubled,
-            ),
-        )
+    def draw(self, slots: Sequence[NoiseSlot]) -> Tensor:
+        if not slots:
+            return torch.empty(0, *self._shape)
+        return brownian_noise(self._plan, self._seeds(), self._shape)

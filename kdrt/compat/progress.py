@@ -43,6 +43,11 @@ class ProgressBar(Generic[Item]):
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
+    @property
+    def is_shown(self) -> bool:
+        """Whether there is a terminal to draw it on, and it is not disabled."""
+        return self._bar is not None
+
     def update(self, n: float = 1) -> None:
         """So many more steps are done."""
         self.n += int(n)

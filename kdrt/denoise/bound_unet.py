@@ -10,21 +10,26 @@ from torch import Tensor
 
 from kdrt.adapters.ip_adapter import write_image_prompt
 from kdrt.bundle.components import DEEP_FEATURE
-from kdrt.prompt import Conditioning
-from kdrt_engines import Engine
+from kdrt.denoise.inputs import DenoiserInputs
+from kdrt_engines import Engine, EngineSpec
 
-Number = float | Tensor
-"""A Python number, or one on the device, without dimensions."""
+Scalar = float | Tensor
+"""A Python number, or a tensor without dimensions on the device."""
 
 GUIDANCE_INPUT = "timestep_cond"
 """The input of distilled models, which take the guidance scale as an embedding."""
 
 
-def host_number() -> Tensor:
-    """A place for a factor of ``torch.mul``, which at every call makes a tensor of a Python number.
-    Without dimensions it lies on the host, wherever the other factor is; of the other's dtype, in
-    which the product is taken anyway, it is not converted either."""
+def host_scalar() -> Tensor:
+    """A float32 tensor without dimensions, on the host, to fill with a factor of ``torch.mul``:
+    that would make a tensor of a Python number at every call."""
     return torch.zeros((), dtype=torch.float32)
+
+
+def is_inpainting(unet: EngineSpec) -> bool:
+    """Whether a UNet sees mask and masked image: its sample has more channels than its
+    prediction."""
+    return unet.input("sample").shape[1] != unet.outputs[0].shape[1]
 
 
 def guidance_embedding(guidance_scale: float, size: int) -> Tensor:
@@ -38,8 +43,6 @@ def guidance_embedding(guidance_scale: float, size: int) -> Tensor:
 
 class BoundUNet:
     """A UNet at one size: one half, the conditional, or two with the unconditional in front.
-
-    It is written with what belongs to two halves, and with one takes the last.
 
     Args:
         unet: the engine; the whole UNet, or the shallow one.
@@ -76,51 +79,43 @@ class BoundUNet:
             # Guidance amplifies differences: they must not be taken in half precision.
             self._prediction = torch.empty_like(self._noise_pred, dtype=torch.float32)
         self.predictions = self._prediction.chunk(halves)
-        self._factor = host_number()
+        self._factor = host_scalar()
 
-    def write(
-        self,
-        halves: Sequence[Conditioning],
-        *,
-        guidance_scale: float,
-        time_ids: Tensor | None,
-        freeu: Sequence[float],
-    ) -> None:
+    def write(self, told: DenoiserInputs) -> None:
         """Write all that does not change from step to step, as far as this network takes it."""
-        halves = halves[-self._halves :]
         inputs = self._binding.inputs
-        if "encoder_hidden_states" in inputs:
-            inputs["encoder_hidden_states"].copy_(
-                torch.cat([half.encoder_hidden_states for half in halves])
-            )
-        pooled = [half.text_embeds for half in halves if half.text_embeds is not None]
-        if "text_embeds" in inputs:
-            inputs["text_embeds"].copy_(torch.cat(pooled))
-        if time_ids is not None:
-            inputs["time_ids"].copy_(self._own(time_ids))
+        halves = told.halves[-self._halves :]
+        self._write("encoder_hidden_states", [half.prompt.encoder_hidden_states for half in halves])
+        self._write("text_embeds", [half.prompt.text_embeds for half in halves])
+        self._write("time_ids", [half.time_ids for half in halves])
+        write_image_prompt(
+            inputs, _joined([half.image_tokens for half in halves]), told.image_scale
+        )
         if "freeu" in inputs:
-            inputs["freeu"].copy_(torch.tensor(freeu))
+            inputs["freeu"].copy_(torch.tensor(told.freeu))
         if GUIDANCE_INPUT in inputs:
             embedding = inputs[GUIDANCE_INPUT]
-            embedding.copy_(guidance_embedding(guidance_scale, embedding.shape[-1]))
+            embedding.copy_(guidance_embedding(told.guidance_scale, embedding.shape[-1]))
+        if told.extra_channels is not None:
+            for half in self._extra:
+                half.copy_(told.extra_channels)
 
-    def write_extra_channels(self, channels: Tensor) -> None:
-        """What an inpainting UNet sees besides the sample, ``[B, extra_channels, h, w]``."""
-        for half in self._extra:
-            half.copy_(channels)
-
-    def write_image_prompt(self, tokens: Tensor | None, scale: float) -> None:
-        """What an IP-Adapter's UNet attends to; see :func:`write_image_prompt`."""
-        own = None if tokens is None else self._own(tokens)
-        write_image_prompt(self._binding.inputs, own, scale)
+    def _write(self, name: str, halves: Sequence[Tensor | None]) -> None:
+        if name not in self._binding.inputs:
+            return
+        rows = _joined(halves)
+        if rows is None:
+            self._binding.inputs[name].zero_()
+        else:
+            self._binding.inputs[name].copy_(rows)
 
     def take_deep_feature(self, full: BoundUNet) -> None:
-        """Go on from what the last run of the ``full`` network left."""
+        """Copy the deep feature that the last run of the ``full`` network computed."""
         self._binding.inputs[DEEP_FEATURE].copy_(full._binding.outputs[DEEP_FEATURE])
 
-    def predict(self, x: Tensor, scale: Number, timestep: Number) -> Sequence[Tensor]:
-        """Run on ``scale · x``, and return the :attr:`predictions`."""
-        factor = scale if isinstance(scale, Tensor) else self._factor.fill_(scale)
+    def predict(self, x: Tensor, c_in: Scalar, timestep: Scalar) -> Sequence[Tensor]:
+        """Run on ``c_in · x``, and return the :attr:`predictions`."""
+        factor = c_in if isinstance(c_in, Tensor) else self._factor.fill_(c_in)
         for half in self._samples:
             torch.mul(x, factor, out=half)
         self._timestep.fill_(timestep)
@@ -133,6 +128,8 @@ class BoundUNet:
         """See `kdrt_engines.Binding.held`."""
         return self._binding.held()
 
-    def _own(self, rows: Tensor) -> Tensor:
-        """The rows of this network's halves."""
-        return rows[-self._timestep.shape[0] :]
+
+def _joined(halves: Sequence[Tensor | None]) -> Tensor | None:
+    """The rows of the whole batch; None where a half has none."""
+    present = [half for half in halves if half is not None]
+    return torch.cat(present) if len(present) == len(halves) else None

@@ -5,9 +5,10 @@
             where some evaluations do less (`kdrt.denoise.shortcuts`), one for each kind of them
     loop    one graph for all stages: one launch an image
 
-The stages read their numbers from a table on the device (`kdrt.sampling.table`), so a graph serves
+The stages read their scalars from a table on the device (`kdrt.sampling.table`), so a graph serves
 every plan that needs the same registers, whatever its noise levels, guidance scale or seed. A run
-that somebody watches goes by steps; what cannot be captured goes one level lower and says so once.
+whose steps are watched is captured by steps. What cannot be captured runs one level lower, with a
+warning.
 """
 
 from __future__ import annotations
@@ -20,26 +21,31 @@ import torch
 from torch import Tensor
 
 from kdrt.common.lru import LruCache
+from kdrt.denoise.shortcuts import (
+    NO_SHORTCUTS,
+    DenoiseByKind,
+    DenoiseInOrder,
+    EvaluationKind,
+    Shortcuts,
+)
 from kdrt.errors import InvalidRequestError
-from kdrt.sampling import Plan, Step, run
+from kdrt.sampling import Denoise, Plan, Step, run
 from kdrt.sampling.table import Layout, TableDenoise, TableLoop, run_table
 from kdrt_engines import Engine
 from kdrt_engines.cuda_graphs import CaptureError, CudaGraph, CudaGraphCache, Graph
 
 CudaGraphLevel = Literal["off", "step", "loop"]
-GRAPH_LEVELS: tuple[CudaGraphLevel, ...] = ("off", "step", "loop")
+CUDA_GRAPH_LEVELS: tuple[CudaGraphLevel, ...] = ("off", "step", "loop")
 
 _LOOPS = 4
 """Layouts whose registers are kept for one size of image."""
 
 
-class CapturableDenoise(TableDenoise, Protocol):
+class CapturableDenoise(DenoiseByKind, TableDenoise, Protocol):
     """What a captured run asks of a denoiser."""
 
-    def __call__(self, x: Tensor, sigma: float) -> Tensor: ...
-
     def mode(self) -> Hashable:
-        """Whatever changes which operations `denoise` enqueues."""
+        """Whatever else changes which operations `denoise` enqueues."""
         ...
 
     def held(self) -> Sequence[Tensor]:
@@ -78,50 +84,47 @@ class CudaGraphRunner:
         self._loops: LruCache[Layout, TableLoop] = LruCache(_LOOPS, on_evict=graphs.drop)
 
     def run(
-        self, plan: Plan, latents: Tensor, noise: Tensor | None = None, *, watched: bool = True
+        self,
+        plan: Plan,
+        latents: Tensor,
+        noise: Tensor | None = None,
+        *,
+        shortcuts: Shortcuts = NO_SHORTCUTS,
+        watched: bool = True,
     ) -> Iterator[Step]:
-        """As `kdrt.sampling.run`. Not ``watched``, only the last step may be yielded."""
-        if self.level == "loop" and not watched:
-            loop = self._loop(plan, latents)
-            replay = self._captured(loop, plan, latents, loop.evaluations(plan), what="loop")
-            if replay is not None:
-                return self._whole(plan, latents, noise, replay)
+        """As `kdrt.sampling.run`, with the evaluations that the shortcuts make of a plan. Not
+        ``watched``, only the last step may be yielded."""
         if self.level != "off":
             loop = self._loop(plan, latents)
-            replays = self._stages(loop, plan, latents)
+            kinds = shortcuts.kinds(stage.sigma for stage in plan.stages)
+            if self.level == "loop" and not watched:
+                replay = self._captured(loop, plan, latents, kinds, what="loop")
+                if replay is not None:
+                    return _whole(loop, plan, latents, noise, replay)
+            replays = self._stages(loop, plan, latents, kinds)
             if replays is not None:
-                return run_table(
-                    loop, plan, latents, noise, do_stage=lambda evaluation: replays[evaluation]()
-                )
-        return run(plan, latents, self._denoise, noise)
+                stages = [replays[kind] for kind in kinds]
+                return run_table(loop, plan, latents, noise, stages)
+        return run(plan, latents, for_one_run(self._denoise, shortcuts), noise)
 
     def close(self) -> None:
         """Let go of all graphs, and of the memory they hold."""
         self._loops.clear()
-
-    def _whole(
-        self, plan: Plan, latents: Tensor, noise: Tensor | None, replay: Callable[[], None]
-    ) -> Iterator[Step]:
-        loop = self._loop(plan, latents)
-        loop.load(plan, latents, noise)
-        replay()
-        *_, sigma, sigma_next = plan.sigmas
-        yield Step(plan.steps - 1, sigma, sigma_next, loop.state, loop.denoised)
 
     def _loop(self, plan: Plan, latents: Tensor) -> TableLoop:
         layout = Layout.of(plan)
         return self._loops.get(layout, lambda: TableLoop(layout, self._denoise, latents))
 
     def _stages(
-        self, loop: TableLoop, plan: Plan, latents: Tensor
-    ) -> dict[Hashable, Callable[[], None]] | None:
+        self, loop: TableLoop, plan: Plan, latents: Tensor, kinds: Sequence[EvaluationKind]
+    ) -> dict[EvaluationKind, Callable[[], None]] | None:
         """The replay of a stage by kind of evaluation; None where one cannot be captured."""
-        replays: dict[Hashable, Callable[[], None]] = {}
-        for evaluation in dict.fromkeys(loop.evaluations(plan)):
-            replay = self._captured(loop, plan, latents, (evaluation,), what="step")
+        replays: dict[EvaluationKind, Callable[[], None]] = {}
+        for kind in dict.fromkeys(kinds):
+            replay = self._captured(loop, plan, latents, (kind,), what="step")
             if replay is None:
                 return None
-            replays[evaluation] = replay
+            replays[kind] = replay
         return replays
 
     def _captured(
@@ -129,33 +132,51 @@ class CudaGraphRunner:
         loop: TableLoop,
         plan: Plan,
         latents: Tensor,
-        evaluations: tuple[Hashable, ...],
+        kinds: tuple[EvaluationKind, ...],
         *,
         what: Literal["step", "loop"],
     ) -> Callable[[], None] | None:
-        """The replay of stages with these evaluations; None where they cannot be captured."""
+        """The replay of stages of these kinds; None where they cannot be captured."""
         capture = cast(Capture, self._capture)
 
         def work() -> None:
-            for evaluation in evaluations:
-                loop.stage(evaluation)
+            for kind in kinds:
+                loop.stage(kind)
 
         def make() -> Graph:
             loop.load(plan, latents, None)
             return capture(work, self._denoise.held())
 
-        key = (loop, evaluations, self._denoise.mode())
+        key = (loop, kinds, self._denoise.mode())
         try:
             return self._graphs.get(key, make).replay
         except CaptureError as error:
             self.level = "step" if what == "loop" else "off"
             warnings.warn(
                 f"the {what} cannot be captured in a CUDA graph ({error}); "
-                f"running with graph={self.level!r}",
+                f"running with cuda_graph={self.level!r}",
                 CaptureWarning,
                 stacklevel=2,
             )
             return None
+
+
+def for_one_run(denoise: CapturableDenoise, shortcuts: Shortcuts) -> Denoise:
+    """A denoiser whose calls are the evaluations of one run, in order."""
+    return denoise if shortcuts == NO_SHORTCUTS else DenoiseInOrder(denoise, shortcuts)
+
+
+def _whole(
+    loop: TableLoop,
+    plan: Plan,
+    latents: Tensor,
+    noise: Tensor | None,
+    replay: Callable[[], None],
+) -> Iterator[Step]:
+    loop.load(plan, latents, noise)
+    replay()
+    *_, sigma, sigma_next = plan.sigmas
+    yield Step(plan.steps - 1, sigma, sigma_next, loop.state, loop.denoised)
 
 
 def cuda_graph_level(asked: object, engine: Engine) -> CudaGraphLevel:
@@ -168,12 +189,14 @@ def cuda_graph_level(asked: object, engine: Engine) -> CudaGraphLevel:
     on_cuda = engine.device.type == "cuda"
     if asked is None:
         return "step" if on_cuda and engine.capturable else "off"
-    if asked not in GRAPH_LEVELS:
-        raise InvalidRequestError(f"unknown graph {asked!r}; known: {', '.join(GRAPH_LEVELS)}")
+    if asked not in CUDA_GRAPH_LEVELS:
+        raise InvalidRequestError(
+            f"unknown cuda_graph {asked!r}; known: {', '.join(CUDA_GRAPH_LEVELS)}"
+        )
     if asked != "off" and not on_cuda:
         raise InvalidRequestError(
-            f"graph={asked!r} needs CUDA, and this engine runs on {engine.device.type}: leave "
-            "graph out, or choose an engine on CUDA"
+            f"cuda_graph={asked!r} needs CUDA, and this engine runs on {engine.device.type}: leave "
+            "cuda_graph out, or choose an engine on CUDA"
         )
     return asked
 

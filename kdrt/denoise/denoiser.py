@@ -2,37 +2,33 @@
 
 A network is trained at variance-preserving scale; samplers work at variance-exploding scale,
 ``x = x₀ + σ·ε``. With the standard deviation d of the data and ``c = 1/√(σ² + d²)`` the network
-sees ``c·x``, and the denoised images are ``skip·x + out·prediction`` (Karras et al. 2022,
-equation 7), with numbers that depend on σ alone:
+sees ``c_in·x``, c_in = c, and the denoised images are ``c_skip·x + c_out·prediction`` (Karras et
+al. 2022, equation 7), with scalars that depend on σ alone:
 
-                                     skip       out
+                                     c_skip     c_out
     noise (ε, d = 1)                 1          −σ         k-diffusion: DiscreteEpsDDPMDenoiser
     velocity (v)                     c²·d²      −c·d·σ     k-diffusion: DiscreteVDDPMDenoiser
     ε in the EDM formulation         c²·d²      c·d·σ      k-diffusion: layers.Denoiser
     the denoised images themselves   0          1
 
-d is 1 but in the EDM formulation.
+d is 1 except in the EDM formulation.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor
 
 from kdrt.bundle import PredictionType
-from kdrt.denoise.bound_unet import GUIDANCE_INPUT, BoundUNet, Number, host_number
-from kdrt.denoise.shortcuts import Course, Evaluation, Shortcuts
-from kdrt.prompt import Conditioning
+from kdrt.denoise.bound_unet import GUIDANCE_INPUT, BoundUNet, Scalar, host_scalar
+from kdrt.denoise.inputs import DenoiserInputs
+from kdrt.denoise.known_region import KnownRegion
+from kdrt.denoise.shortcuts import WHOLE, EvaluationKind
 from kdrt.sampling import NoiseSchedule
 from kdrt_engines import Engine, EngineSpec
-
-FREEU_OFF = (1.0, 1.0, 1.0, 1.0)
-"""(b1, b2, s1, s2) at which FreeU is exactly the identity."""
-
-_PLAIN = Evaluation()
 
 
 def is_doubled(unet: EngineSpec, guidance_scale: float, *, asked: bool = False) -> bool:
@@ -45,13 +41,14 @@ def is_doubled(unet: EngineSpec, guidance_scale: float, *, asked: bool = False) 
 class Denoiser:
     """A UNet bound to one set of sizes, and the guidance around it.
 
-    :meth:`prepare` writes once what stays the same for a whole image. A call then writes the
-    sample and the timestep, runs the UNet, and computes in float32 buffers of its own: it
-    allocates nothing and reads nothing back.
+    :meth:`prepare` writes what stays the same for a whole run. A call then writes the sample and
+    the timestep, runs the UNet, and computes in float32 buffers made before: whatever the options,
+    it allocates nothing on the device and reads nothing back. On the host it allocates no tensor
+    either, except for ``guidance_rescale``, whose ``torch.std`` makes one number.
 
     Args:
         unet: the engine.
-        noise_schedule: gives the timestep of a σ.
+        noise_schedule: the training table, which gives the timestep of a σ.
         prediction_type: what the UNet predicts.
         sigma_data: d of a model in the EDM formulation; None is any other model.
         images: B, the number of images denoised together.
@@ -59,11 +56,11 @@ class Denoiser:
         width: latent columns.
         tokens: L, the length of the conditioning.
         doubled: run an unconditional half in front of the conditional one.
-        shallow: gives the shallow UNet, asked when :meth:`prepare` first needs it.
+        shallow: gives the shallow UNet, called when :meth:`prepare` first needs it.
 
     Attributes:
         extra_channels: channels of the UNet's sample beyond the latents': inpainting models have
-            some, which :meth:`write_extra_channels` fills.
+            some.
 
     Raises:
         ShapeError: the engine does not allow these sizes.
@@ -83,84 +80,68 @@ class Denoiser:
         doubled: bool,
         shallow: Callable[[], Engine] | None = None,
     ) -> None:
-        def bind(evaluation: Evaluation) -> BoundUNet:
+        def bind(kind: EvaluationKind) -> BoundUNet:
             engine = unet
-            if not evaluation.full:
+            if not kind.full:
                 assert shallow is not None  # the request is refused where there is none
                 engine = shallow()
-            halves = 2 if doubled and evaluation.guided else 1
+            halves = 2 if doubled and kind.guided else 1
             return BoundUNet(
                 engine, images=images, halves=halves, height=height, width=width, tokens=tokens
             )
 
         self._bind = bind
-        self._networks = {_PLAIN: bind(_PLAIN)}
+        self._networks = {WHOLE: bind(WHOLE)}
         """One for each kind of evaluation that was ever needed."""
-        self._noise_schedule = noise_schedule
+        self._own_schedule = self._noise_schedule = noise_schedule
         self._prediction_type = prediction_type
         self._sigma_data = sigma_data
         self._skips_whole = prediction_type == "epsilon" and sigma_data is None
-        self._shortcuts = Shortcuts()
-        self._course = Course(self._shortcuts)
         self._guidance_scale = 1.0
         self._rescale = 0.0
-        self._guidance_numbers = torch.zeros(2, device=unet.device)
-        """Both again, where operations that run later read them."""
+        self._guidance_scalars = torch.zeros(2, device=unet.device)
+        """Device copies of both scalars, for captured graphs."""
 
-        self.extra_channels = self._networks[_PLAIN].extra_channels
-        self._guided = torch.empty_like(self._networks[_PLAIN].predictions[0])
+        self.extra_channels = self._networks[WHOLE].extra_channels
+        self._guided = torch.empty_like(self._networks[WHOLE].predictions[0])
         self._denoised = torch.empty_like(self._guided)
         self._unconditional: Tensor | None = None
         self._keeps_unconditional = False
+        self._keeps_deep_feature = False
+        self._region: KnownRegion | None = None
+        self._imposes_region = False
         self._wanted_std = self._guided.new_empty(images, 1, 1, 1)
         self._actual_std = torch.empty_like(self._wanted_std)
         self._one = torch.ones_like(self._wanted_std)
-        self._skip = host_number()
+        self._c_skip = host_scalar()
 
     @torch.no_grad()
-    def prepare(
-        self,
-        positive: Conditioning,
-        negative: Conditioning | None,
-        *,
-        guidance_scale: float,
-        guidance_rescale: float = 0.0,
-        time_ids: Tensor | None = None,
-        freeu: tuple[float, float, float, float] = FREEU_OFF,
-        unconditional: bool = False,
-        shortcuts: Shortcuts | None = None,
-    ) -> None:
-        """Write all that does not change from step to step, and begin a run.
+    def prepare(self, inputs: DenoiserInputs, *, unconditional: bool = False) -> None:
+        """Write all that does not change from step to step.
 
         Args:
-            positive: conditioning of B prompts.
-            negative: the same for the unconditional half; None exactly if not doubled.
-            guidance_scale: w in ``u + w·(c − u)``.
-            guidance_rescale: φ of Lin et al. 2023, from 0 (off) to 1.
-            time_ids: SDXL's size conditioning, ``[B, 6]`` (the refiner's ``[B, 5]``), or twice as
-                many with the negative half first if doubled.
-            freeu: (b1, b2, s1, s2).
+            inputs: what the denoiser is told, for B images; with a negative half exactly if
+                doubled, and with a deep cache only if there is ``shallow``.
             unconditional: offer :attr:`unconditional` too; only if doubled, and not with a
                 guidance interval.
-            shortcuts: which evaluations do less; a deep cache only with ``shallow``.
 
         Raises:
             ShapeError: the shallow engine does not allow these sizes.
         """
-        self._shortcuts = shortcuts or Shortcuts()
-        self._course = Course(self._shortcuts)
+        shortcuts = inputs.shortcuts
+        for kind in shortcuts.possible_kinds():
+            if kind not in self._networks:
+                self._networks[kind] = self._bind(kind)
+            self._networks[kind].write(inputs)
+        self._keeps_deep_feature = shortcuts.deep_cache is not None
         self._keeps_unconditional = unconditional
         if unconditional and self._unconditional is None:
             self._unconditional = torch.empty_like(self._denoised)
-        for evaluation in self._shortcuts.kinds():
-            if evaluation not in self._networks:
-                self._networks[evaluation] = self._bind(evaluation)
-        halves = [positive] if negative is None else [negative, positive]
-        for network in self._networks.values():
-            network.write(halves, guidance_scale=guidance_scale, time_ids=time_ids, freeu=freeu)
-        self._guidance_scale = guidance_scale
-        self._rescale = guidance_rescale
-        self._guidance_numbers.copy_(torch.tensor([guidance_scale, guidance_rescale]))
+        self._write_region(inputs.known_region)
+        self._noise_schedule = inputs.noise_schedule or self._own_schedule
+        self._guidance_scale = inputs.guidance_scale
+        self._rescale = inputs.guidance_rescale
+        self._guidance_scalars.copy_(torch.tensor([self._guidance_scale, self._rescale]))
 
     @property
     def unconditional(self) -> Tensor:
@@ -175,101 +156,106 @@ class Denoiser:
         return self._unconditional
 
     @torch.no_grad()
-    def write_extra_channels(self, channels: Tensor) -> None:
-        """Write once what an inpainting UNet sees in every step besides the sample: ``[B,
-        extra_channels, h, w]``. Unlike the sample it is not scaled with the noise."""
-        for network in self._networks.values():
-            network.write_extra_channels(channels)
+    def __call__(self, x: Tensor, sigma: float, kind: EvaluationKind = WHOLE) -> Tensor:
+        """Denoise ``x`` at a noise level.
 
-    def prepare_image_prompt(self, tokens: Tensor | None, scale: float) -> None:
-        """Write what an IP-Adapter's UNet attends to: tokens ``[B, N, D]``, or ``[2B, N, D]`` with
-        the unconditional half first, and how much they count; None is exactly off."""
-        for network in self._networks.values():
-            network.write_image_prompt(tokens, scale)
-
-    @torch.no_grad()
-    def __call__(self, x: Tensor, sigma: float) -> Tensor:
-        """Denoise float32 ``x [B, C, h, w]`` at noise level ``sigma``: the next evaluation of the
-        run that :meth:`prepare` began.
+        Args:
+            x: float32 ``[B, C, h, w]``.
+            sigma: the noise level.
+            kind: one of the possible kinds of the shortcuts that :meth:`prepare` was given. One
+                that is not full continues from the last full one.
 
         Returns:
             float32 ``[B, C, h, w]``, overwritten by the next call.
         """
-        evaluation = self._course.next(sigma)
-        numbers = self.numbers(sigma)
-        return self._evaluate(x, numbers, self._guidance_scale, self._rescale, evaluation)
+        return self._evaluate(x, self.scalars(sigma), self._guidance_scale, self._rescale, kind)
 
     @torch.no_grad()
-    def denoise(self, x: Tensor, numbers: Tensor, evaluation: Evaluation = _PLAIN) -> Tensor:
-        """Denoise ``x`` with the :meth:`numbers` of a noise level, float32 ``[4]`` on its device.
+    def denoise(self, x: Tensor, scalars: Tensor, kind: EvaluationKind = WHOLE) -> Tensor:
+        """As a call, with the :meth:`scalars` of the noise level as float32 ``[4]`` on the device.
 
         Whatever depends on the noise level or on the guidance scale is read on the device when
-        the operations run, so a captured call serves every value of either. Which operations
-        those are is up to the ``evaluation``, one of :meth:`evaluations`.
+        the operations run, so a captured call serves every value of either.
         """
-        guidance_scale, rescale = self._guidance_numbers.unbind()
-        return self._evaluate(x, numbers.unbind(), guidance_scale, rescale, evaluation)
+        guidance_scale, rescale = self._guidance_scalars.unbind()
+        return self._evaluate(x, scalars.unbind(), guidance_scale, rescale, kind)
 
-    def numbers(self, sigma: float) -> tuple[float, float, float, float]:
-        """(c, timestep, skip, out) of a noise level; see the module's docstring."""
+    def scalars(self, sigma: float) -> tuple[float, float, float, float]:
+        """(c_in, timestep, c_skip, c_out) of a noise level; see the module's docstring."""
         data = 1.0 if self._sigma_data is None else self._sigma_data
-        scale = 1 / math.sqrt(sigma * sigma + data * data)
+        c_in = 1 / math.sqrt(sigma * sigma + data * data)
         if self._skips_whole:
-            skip, out = 1.0, -sigma
+            c_skip, c_out = 1.0, -sigma
         elif self._prediction_type == "sample":
-            skip, out = 0.0, 1.0
+            c_skip, c_out = 0.0, 1.0
         else:
-            kept = scale * data
-            skip, out = kept * kept, sigma * kept
+            kept = c_in * data
+            c_skip, c_out = kept * kept, sigma * kept
             if self._prediction_type == "v_prediction":
-                out = -out
-        return scale, self._noise_schedule.timestep(sigma), skip, out
-
-    def evaluations(self, sigmas: Iterable[float]) -> tuple[Evaluation, ...]:
-        """What kind of evaluation each of a run at these noise levels is."""
-        return self._shortcuts.evaluations(sigmas)
+                c_out = -c_out
+        return c_in, self._noise_schedule.timestep(sigma), c_skip, c_out
 
     def mode(self) -> Hashable:
-        """What decides which operations a call enqueues, besides the sizes and the kind of
-        evaluation."""
-        return self._rescale > 0, self._keeps_unconditional, self._shortcuts.deep_cache is not None
+        """What decides which operations a call enqueues, besides its kind and the sizes."""
+        return (
+            self._rescale > 0,
+            self._keeps_unconditional,
+            self._keeps_deep_feature,
+            self._imposes_region,
+        )
 
     def held(self) -> tuple[Tensor, ...]:
         """See `kdrt_engines.Binding.held`."""
         return tuple(held for network in self._networks.values() for held in network.held())
 
+    def _write_region(self, region: KnownRegion | None) -> None:
+        """Keep a region at the addresses that captured graphs read."""
+        self._imposes_region = region is not None
+        if region is None:
+            return
+        if self._region is None:
+            mask = torch.empty(region.mask.shape, dtype=torch.bool, device=self._denoised.device)
+            self._region = KnownRegion(torch.empty_like(self._denoised), mask)
+        self._region.latents.copy_(region.latents)
+        self._region.mask.copy_(region.mask)
+
     def _evaluate(
         self,
         x: Tensor,
-        numbers: Sequence[Number],
-        guidance_scale: Number,
-        rescale: Number,
-        evaluation: Evaluation,
+        scalars: Sequence[Scalar],
+        guidance_scale: Scalar,
+        rescale: Scalar,
+        kind: EvaluationKind,
     ) -> Tensor:
-        scale, timestep, skip, out = numbers
-        network = self._networks[evaluation]
-        predictions = network.predict(x, scale, timestep)
-        if evaluation.full and self._shortcuts.deep_cache is not None:
-            self._networks[Evaluation(evaluation.guided, full=False)].take_deep_feature(network)
+        c_in, timestep, c_skip, c_out = scalars
+        network = self._networks[kind]
+        predictions = network.predict(x, c_in, timestep)
+        if kind.full and self._keeps_deep_feature:
+            self._networks[EvaluationKind(kind.guided, full=False)].take_deep_feature(network)
 
         guided = self._guided_prediction(predictions, guidance_scale, rescale)
         if self._keeps_unconditional and self._unconditional is not None:
-            self._affine(x, skip, predictions[0], out, into=self._unconditional)
-        return self._affine(x, skip, guided, out, into=self._denoised)
+            self._denoise(x, c_skip, predictions[0], c_out, into=self._unconditional)
+        return self._denoise(x, c_skip, guided, c_out, into=self._denoised)
 
-    def _affine(
-        self, x: Tensor, skip: Number, prediction: Tensor, out: Number, *, into: Tensor
+    def _denoise(
+        self, x: Tensor, c_skip: Scalar, prediction: Tensor, c_out: Scalar, *, into: Tensor
     ) -> Tensor:
-        """``skip·x + out·prediction``; where skip is always 1 it costs no kernel."""
+        """``c_skip·x + c_out·prediction``, and the known region over it. Where c_skip is always 1
+        it costs no kernel."""
         if not self._skips_whole:
-            factor = skip if isinstance(skip, Tensor) else self._skip.fill_(skip)
+            factor = c_skip if isinstance(c_skip, Tensor) else self._c_skip.fill_(c_skip)
             x = torch.mul(x, factor, out=into)
-        if isinstance(out, Tensor):
-            return torch.addcmul(x, prediction, out, out=into)
-        return torch.add(x, prediction, alpha=out, out=into)
+        if isinstance(c_out, Tensor):
+            torch.addcmul(x, prediction, c_out, out=into)
+        else:
+            torch.add(x, prediction, alpha=c_out, out=into)
+        if self._imposes_region and self._region is not None:
+            self._region.impose(into)
+        return into
 
     def _guided_prediction(
-        self, predictions: Sequence[Tensor], guidance_scale: Number, rescale: Number
+        self, predictions: Sequence[Tensor], guidance_scale: Scalar, rescale: Scalar
     ) -> Tensor:
         """Classifier-free guidance, ``u + w·(c − u)``.
 
@@ -285,7 +271,7 @@ class Denoiser:
             self._rescale_to(conditional, rescale)
         return self._guided
 
-    def _rescale_to(self, conditional: Tensor, rescale: Number) -> None:
+    def _rescale_to(self, conditional: Tensor, rescale: Scalar) -> None:
         """Pull each image's standard deviation towards that of the conditional prediction:
         ``φ·x·std(c)/std(x) + (1 − φ)·x`` (Lin et al. 2023, arXiv:2305.08891, equations 15–16).
         As in the paper x is the network's output, not the denoised image."""

@@ -11,6 +11,9 @@ from kdrt.errors import InvalidRequestError
 FreeU = tuple[float, float, float, float]
 """b1, b2, s1, s2: factors on the backbone and on the skips of the first two up blocks."""
 
+FREEU_OFF: FreeU = (1.0, 1.0, 1.0, 1.0)
+"""At which FreeU is exactly the identity."""
+
 FREEU_PRESETS: Mapping[str, Mapping[str, float]] = MappingProxyType(
     {
         "sd14": {"s1": 0.9, "s2": 0.2, "b1": 1.3, "b2": 1.4},

@@ -12,24 +12,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
 
 from kdrt.common.validation import check_int, excerpt, finite_or_none
 from kdrt.errors import InvalidRequestError
+from kdrt.sampling.step import HasUnconditional
 
 Interval = tuple[float, float]
 
 
-class Evaluation(NamedTuple):
+class EvaluationKind(NamedTuple):
     """What one evaluation of the denoiser runs: it decides which operations are enqueued.
 
     Attributes:
         guided: with the unconditional half, where the run has one.
-        full: the whole UNet.
+        full: the whole UNet; otherwise its outermost layers.
     """
 
     guided: bool = True
     full: bool = True
+
+
+WHOLE = EvaluationKind()
+"""An evaluation without shortcuts."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class Shortcuts:
     Attributes:
         guidance_interval: (σ_low, σ_high): guidance where σ_low < σ ≤ σ_high, as in the paper;
             None is everywhere.
-        deep_cache: every that many evaluations one is full; None is all.
+        deep_cache: of that many evaluations one is full; None is all.
     """
 
     guidance_interval: Interval | None = None
@@ -52,42 +59,74 @@ class Shortcuts:
         low, high = self.guidance_interval
         return low < sigma <= high
 
-    def kinds(self) -> tuple[Evaluation, ...]:
-        """Every kind of evaluation that a run may have."""
+    def possible_kinds(self) -> tuple[EvaluationKind, ...]:
+        """Every kind of evaluation that a run may need, `WHOLE` first."""
         guided = (True,) if self.guidance_interval is None else (True, False)
         full = (True,) if self.deep_cache is None else (True, False)
-        return tuple(Evaluation(g, f) for g in guided for f in full)
+        return tuple(EvaluationKind(g, f) for g in guided for f in full)
 
-    def evaluations(self, sigmas: Iterable[float]) -> tuple[Evaluation, ...]:
-        """What the evaluations of a run at these noise levels are, in order."""
-        course = Course(self)
-        return tuple(course.next(sigma) for sigma in sigmas)
+    def kinds(self, sigmas: Iterable[float]) -> tuple[EvaluationKind, ...]:
+        """The kind of each evaluation of a run at these noise levels, in order."""
+        order = EvaluationOrder(self)
+        return tuple(order.next(sigma) for sigma in sigmas)
 
 
-class Course:
-    """Walks through a run: what each evaluation is follows from those before it.
+NO_SHORTCUTS = Shortcuts()
 
-    Where guidance begins or ends the evaluation is full, since what is kept of the depth is of the
-    other batch; the count starts again from there.
+
+class EvaluationOrder:
+    """The kinds of a run's evaluations, one after the other, where its noise levels are not known
+    beforehand.
+
+    An evaluation is full where guidance begins or ends, since the deep feature that was kept is of
+    the other batch; the count starts again from there.
     """
 
     def __init__(self, shortcuts: Shortcuts) -> None:
         self._shortcuts = shortcuts
-        self._last: Evaluation | None = None
-        self._since = 0
+        self._last: EvaluationKind | None = None
+        self._since_full = 0
 
-    def next(self, sigma: float) -> Evaluation:
-        """What the next evaluation is, at this noise level."""
+    def next(self, sigma: float) -> EvaluationKind:
+        """The kind of the next evaluation, at this noise level."""
         guided, every = self._shortcuts.guides(sigma), self._shortcuts.deep_cache
         full = (
             every is None
             or self._last is None
             or self._last.guided != guided
-            or self._since + 1 >= every
+            or self._since_full + 1 >= every
         )
-        self._since = 0 if full else self._since + 1
-        self._last = Evaluation(guided, full)
+        self._since_full = 0 if full else self._since_full + 1
+        self._last = EvaluationKind(guided, full)
         return self._last
+
+
+class DenoiseByKind(HasUnconditional, Protocol):
+    """A denoiser that is told what kind each evaluation is."""
+
+    def __call__(self, x: Tensor, sigma: float, kind: EvaluationKind = WHOLE) -> Tensor: ...
+
+
+class DenoiseInOrder:
+    """A denoiser for one run: each call is the run's next evaluation.
+
+    Args:
+        denoise: the denoiser.
+        shortcuts: of the run.
+    """
+
+    def __init__(self, denoise: DenoiseByKind, shortcuts: Shortcuts) -> None:
+        self._denoise = denoise
+        self._order = EvaluationOrder(shortcuts)
+
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+        """Denoise ``x`` at noise level ``sigma``."""
+        return self._denoise(x, sigma, self._order.next(sigma))
+
+    @property
+    def unconditional(self) -> Tensor:
+        """The last result without guidance."""
+        return self._denoise.unconditional
 
 
 def check_interval(name: str, value: object) -> Interval:

@@ -19,7 +19,7 @@ from kdrt._version import __version__
 from kdrt.adapters.lora import Lora
 from kdrt.bundle import Manifest
 from kdrt.common.validation import excerpt
-from kdrt.denoise.denoiser import FREEU_OFF
+from kdrt.denoise.freeu import FREEU_OFF
 from kdrt.prompt.weighting import COMMA_BACKTRACK, has_emphasis
 from kdrt.request.grid import is_custom
 from kdrt.request.request import Job

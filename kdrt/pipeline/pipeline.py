@@ -34,6 +34,7 @@ from kdrt.images.safety import ImageFilter, SafetyChecker, check_images
 from kdrt.pipeline.adapter_api import AdapterSwitches
 from kdrt.pipeline.calls import Calls
 from kdrt.pipeline.metadata import Infotext, infotexts_of
+from kdrt.pipeline.prepare import prepare
 from kdrt.pipeline.result import Generation, Result
 from kdrt.pipeline.vae_api import VaeSwitches
 from kdrt.prompt import (
@@ -120,6 +121,7 @@ class Pipeline(AdapterSwitches, VaeSwitches):
     belongs to the process that loaded it, not to those forked from it.
 
     Attributes:
+        denoising: samples runs that `kdrt.pipeline.prepare` made.
         safety_checker: blacks out what it flags; None where the bundle has none, or to turn it
             off. Latents and the previews of a callback are not looked at.
 
@@ -161,19 +163,17 @@ class Pipeline(AdapterSwitches, VaeSwitches):
         self._loras = LoraStack(bundle)
         self._variants = Variants(bundle.manifest, load_component)
         self._image_prompts = ImagePrompts(bundle.manifest, load_component)
-        self._denoising = Denoising(
-            bundle.manifest,
+        self.denoising = Denoising(
+            bundle.manifest.scheduler,
             self._unet,
             self._noise_schedule,
-            self.vae.encode,
-            self._image_prompts,
             shallow=lambda: self.engines[SHALLOW_UNET],
             cuda_graph=self.cuda_graph,
             stream=self.stream.stream,
         )
         if offloader is not None:
             offloader.on_release("text", self._prompts.release)
-            offloader.on_release("unet", self._denoising.clear)
+            offloader.on_release("unet", self.denoising.clear)
             offloader.on_release("vae", self._release_vae)
 
     def __reduce__(self) -> NoReturn:
@@ -190,7 +190,7 @@ class Pipeline(AdapterSwitches, VaeSwitches):
     def _let_go(self) -> None:
         """Free what the next call can make again."""
         self._prompts.release()
-        self._denoising.clear()
+        self.denoising.clear()
         self._release_vae()
         torch.cuda.empty_cache()
 
@@ -201,7 +201,7 @@ class Pipeline(AdapterSwitches, VaeSwitches):
         if "unet" in engines:
             self._unet = engines["unet"]
         if "unet" in engines or SHALLOW_UNET in engines:
-            self._denoising.use(self._unet)
+            self.denoising.use(self._unet)
         self.vae.use(engines)
 
     def __call__(
@@ -602,7 +602,16 @@ class Pipeline(AdapterSwitches, VaeSwitches):
         """Sample, step by step; the latents of the last are the result."""
         decode = self._calls.function(self.stream.calling(self.vae.decoder))
         preview = self._calls.function(self._previewer)
-        for step in self._denoising.sample(job, positive, negative, watched=watched):
+        run = prepare(
+            job,
+            positive,
+            negative,
+            manifest=self.bundle.manifest,
+            unet=self._unet,
+            encode=self.vae.encode,
+            image_prompts=self._image_prompts,
+        )
+        for step in self.denoising.sample(run, watched=watched):
             yield PreviewStep(
                 step.index,
                 step.sigma,

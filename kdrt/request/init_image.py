@@ -10,8 +10,9 @@ from torch import Tensor
 
 from kdrt.bundle import Manifest
 from kdrt.common.validation import check_dense, finite_or_none
-from kdrt.denoise.inpaint import InitImage, is_inpainting
+from kdrt.denoise.bound_unet import is_inpainting
 from kdrt.errors import InvalidRequestError
+from kdrt.images.init_image import InitImage
 from kdrt.images.input import read_images, read_masks
 from kdrt.prompt.given import checked_embeddings
 from kdrt_engines import EngineSpec

@@ -15,13 +15,13 @@ from torch import Generator, Tensor
 from kdrt.adapters.ip_adapter import ImagePrompt
 from kdrt.bundle import Manifest
 from kdrt.denoise.freeu import FreeU
-from kdrt.denoise.inpaint import InitImage
 from kdrt.denoise.shortcuts import Shortcuts
+from kdrt.images.init_image import InitImage
 from kdrt.images.output import OutputType
 from kdrt.images.safety import ImageFilter
 from kdrt.prompt import COMMA_BACKTRACK, Conditioning, Weighting, WeightingMode
 from kdrt.request.size_conditioning import SizeConditioning, TimeIds
-from kdrt.sampling import ForeignPlan, Plan, RunNoise, find_noise
+from kdrt.sampling import AnyPlan, RunNoise, find_noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ class Job:
     noise_options: Mapping[str, int | str]
     latents: Tensor | None
     continues: bool
-    plan: Plan | ForeignPlan
+    plan: AnyPlan
     init_image: InitImage | None
     guidance_scale: float
     guidance_rescale: float

@@ -1,8 +1,8 @@
 """A plan as a table on the device, and the one stage that any row of it drives.
 
-The loop of `kdrt.sampling.run` puts each coefficient into the operation that uses it, as a Python
-number. A captured CUDA graph would repeat those numbers for ever. Here they lie in a table on the
-device, and the operations of a stage are always the same:
+The loop of `kdrt.sampling.run` passes each coefficient to the operation that uses it, as a Python
+number. A captured CUDA graph would repeat those numbers. Here they lie in a table on the device,
+and the operations of a stage are always the same:
 
     R = [start of the step, D₀, D₁, …, U₀, …, ξ]         registers, one row each
     new state = (row of the table) · R                    one matrix-vector product
@@ -12,38 +12,29 @@ so one captured stage serves every step of every plan of the same `Layout`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from kdrt.sampling.executor import Step
 from kdrt.sampling.plan import Correction, Plan, Stage
+from kdrt.sampling.step import HasUnconditional, Step
 
 _FIRST_DENOISED = 1
 
 
-class TableDenoise(Protocol):
-    """A denoiser whose numbers for a σ can be read from the device."""
+class TableDenoise(HasUnconditional, Protocol):
+    """A denoiser that can read the scalars of a σ on the device."""
 
-    @property
-    def unconditional(self) -> Tensor:
-        """The last result without guidance."""
+    def scalars(self, sigma: float) -> tuple[float, float, float, float]:
+        """(c_in, timestep, c_skip, c_out) of a noise level."""
         ...
 
-    def numbers(self, sigma: float) -> tuple[float, float, float, float]:
-        """(factor of the network's input, timestep, skip, out) for a noise level."""
-        ...
-
-    def evaluations(self, sigmas: Iterable[float]) -> Sequence[Any]:
-        """What kind of evaluation each of a run at these noise levels is: evaluations that are
-        equal enqueue the same operations."""
-        ...
-
-    def denoise(self, x: Tensor, numbers: Tensor, evaluation: Any) -> Tensor:
-        """Denoise ``x`` with those numbers, float32 ``[4]`` on the device of ``x``."""
+    def denoise(self, x: Tensor, scalars: Tensor, kind: Any) -> Tensor:
+        """Denoise ``x`` with those scalars, float32 ``[4]`` on the device of ``x``. Evaluations
+        of one ``kind`` enqueue the same operations."""
         ...
 
 
@@ -91,8 +82,8 @@ class Layout:
 class TableLoop:
     """The registers of a run and the operations of one stage.
 
-    `load` prepares a run. `stage` then does the next stage, whichever it is: all it is told is the
-    kind of evaluation, it allocates nothing and reads nothing back, so a captured call can be
+    `load` prepares a run. `stage` then does the next stage, whichever it is: it is told only the
+    kind of evaluation, allocates nothing and reads nothing back, so a captured call can be
     replayed in its place.
 
     Args:
@@ -120,11 +111,11 @@ class TableLoop:
         self.denoised = self._state
         """The newest result of the denoiser, after `stage`."""
 
-        # Views are made once: they are what the operations below take.
-        numbers, coefficients, correction, commits, corrects = torch.split(
+        # Views of the row are made once, for the operations below.
+        scalars, coefficients, correction, commits, corrects = torch.split(
             self._row[0], [4, count, count, 1, 1]
         )
-        self._numbers, self._coefficients, self._correction = numbers, coefficients, correction
+        self._scalars, self._coefficients, self._correction = scalars, coefficients, correction
         self._commits, self._corrects = commits[0], corrects[0]
 
     @torch.no_grad()
@@ -144,11 +135,11 @@ class TableLoop:
         self._index.zero_()
 
     @torch.no_grad()
-    def stage(self, evaluation: Hashable) -> None:
-        """Evaluate the denoiser once, in this way, and compute the state that follows."""
+    def stage(self, kind: Hashable = None) -> None:
+        """Evaluate the denoiser once, and compute the state that follows."""
         layout, rows = self.layout, self._rows
         torch.index_select(self._table, 0, self._index, out=self._row)
-        self.denoised = self._denoise.denoise(self._state, self._numbers, evaluation)
+        self.denoised = self._denoise.denoise(self._state, self._scalars, kind)
 
         newest = _FIRST_DENOISED
         self._push(newest)
@@ -172,10 +163,6 @@ class TableLoop:
         torch.lerp(start, state, self._commits, out=start)
         self._index.add_(1)
 
-    def evaluations(self, plan: Plan) -> tuple[Hashable, ...]:
-        """The kind of evaluation of every stage."""
-        return tuple(self._denoise.evaluations(stage.sigma for stage in plan.stages))
-
     @property
     def state(self) -> Tensor:
         """The newest state."""
@@ -198,17 +185,23 @@ def run_table(
     loop: TableLoop,
     plan: Plan,
     latents: Tensor,
-    noise: Tensor | None = None,
-    *,
-    do_stage: Callable[[Hashable], None] | None = None,
+    noise: Tensor | None,
+    stages: Iterable[Callable[[], None]],
 ) -> Iterator[Step]:
-    """As `kdrt.sampling.run`, by the stages of ``loop``. ``do_stage`` stands in for
-    `TableLoop.stage`: the replay of a graph that captured it, for that kind of evaluation."""
+    """As `kdrt.sampling.run`, by the stages of ``loop``.
+
+    Args:
+        loop: of the plan's layout.
+        plan: see `kdrt.sampling.run`, as for ``latents`` and ``noise``.
+        latents: see there.
+        noise: see there.
+        stages: one a stage of the plan: `TableLoop.stage`, or the replay of a graph that captured
+            it.
+    """
     loop.load(plan, latents, noise)
-    do_stage = do_stage or loop.stage
     index = 0
-    for stage, evaluation in zip(plan.stages, loop.evaluations(plan), strict=True):
-        do_stage(evaluation)
+    for stage, do_stage in zip(plan.stages, stages, strict=True):
+        do_stage()
         if stage.ends_step:
             sigmas = plan.sigmas
             yield Step(index, sigmas[index], sigmas[index + 1], loop.state, loop.denoised)
@@ -222,7 +215,7 @@ def _width(layout: Layout) -> int:
 def _table(
     plan: Plan, layout: Layout, denoise: TableDenoise
 ) -> tuple[list[list[float]], list[tuple[int, int]]]:
-    """The rows of a plan: numbers of the denoiser, coefficients of the new state, coefficients of
+    """The rows of a plan: scalars of the denoiser, coefficients of the new state, coefficients of
     the correction, whether the new state starts the next step, whether the start is corrected."""
     table, slots = [], []
     for count, stage in enumerate(plan.stages):
@@ -232,7 +225,7 @@ def _table(
         correction = stage.correction
         table.append(
             [
-                *denoise.numbers(stage.sigma),
+                *denoise.scalars(stage.sigma),
                 *_coefficients(stage, stage.unconditional, layout, draw=0),
                 *_coefficients(correction or _NO_CORRECTION, (), layout, draw=1),
                 float(commits),

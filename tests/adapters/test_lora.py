@@ -229,10 +229,10 @@ def test_captured_runs_are_dropped_after_a_change_that_failed(
     pipe = kdrt.load(model.bundle, engine="onnxruntime")
     pipe._use({"unet": InPlace(pipe.engines["unet"], 0)})
     by_kdrt(pipe)
-    assert len(pipe._denoising._denoisers) == 1
+    assert len(pipe.denoising) == 1
     with pytest.raises(EngineError, match="the refit failed"):
         pipe.load_lora(write(model, tmp_path / "style.safetensors"))
-    assert len(pipe._denoising._denoisers) == 0
+    assert len(pipe.denoising) == 0
 
 
 def test_layers_of_another_model(tiny_models: Callable[[str], TinyModel], tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_one_step_gives_the_denoised_image(sd: Any, sampler: str, exact: bool) -
 def test_no_guidance_runs_one_batch(sd: Any, exact: bool) -> None:
     pipe = sd.pipe(exact=exact)
     engine = TorchEngine(sd.torch_engines["unet"].module, sd.torch_engines["unet"].spec)
-    pipe.pipeline.engines = {**sd.torch_engines, "unet": engine}
+    pipe.pipeline._use({"unet": engine})
     seen = rows(engine)
     make(pipe, guidance_scale=1.0)
     make(pipe, guidance_scale=1.5)
@@ -147,7 +147,7 @@ def test_a_replaced_unet_is_used(sd: Any, exact: bool) -> None:
     pipe = sd.pipe(exact=exact)
     before = make(pipe)
     engine = TorchEngine(Zero(), sd.torch_engines["unet"].spec)
-    pipe.pipeline.engines = {**sd.torch_engines, "unet": engine}
+    pipe.pipeline._use({"unet": engine})
     noise = torch.randn(1, 4, 12, 8)
     assert not torch.equal(make(pipe), before)
     pipe.set_scheduler("euler")
@@ -288,7 +288,8 @@ def test_samplers_that_lay_their_own_steps(tiny: Any, sampler: str) -> None:
     with pytest.raises(InvalidRequestError, match="leave exact=True out"):
         make(pipe, exact=True)
     # The adaptive one is sensitive to the last bits of the table, which is rounded in compat.
-    pipe.pipeline._denoising._noise_schedule = pipe._native._noise_schedule
+    pipe.pipeline.denoising._noise_schedule = pipe._native_table.noise_schedule
+    pipe.pipeline.denoising.clear()
     native = pipe.pipeline(
         "a star",
         negative_prompt="" if tiny.family == "sd" else None,

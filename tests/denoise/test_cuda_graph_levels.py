@@ -41,7 +41,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Work]:
         return works[-1]
 
     def runner(self: Denoising, denoise: object) -> CudaGraphRunner:
-        return CudaGraphRunner(denoise, self._graph, self.graphs, capture)  # type: ignore[arg-type]
+        return CudaGraphRunner(denoise, self._cuda_graph, self.graphs, capture)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Denoising, "_runner", runner)
     monkeypatch.setattr(
@@ -167,21 +167,23 @@ def test_what_decides_as_it_goes_is_not_captured(
 def test_other_engines_drop_the_graphs(sdxl: TinyModel, made: list[Work]) -> None:
     pipe = at(sdxl, "step")
     pipe("a", steps=3)
-    assert len(pipe._denoising.graphs) == 1
+    assert len(pipe.denoising.graphs) == 1
     pipe._use({"unet": sdxl.pipeline.engines["unet"]})
-    assert len(pipe._denoising.graphs) == 0
+    assert len(pipe.denoising.graphs) == 0
     for width in (48, 56, 64, 72, 80):
         pipe("a", steps=3, width=width, output_type="latent")
-    assert len(pipe._denoising.graphs) == 4, "those of sizes that were forgotten are gone"
+    assert len(pipe.denoising.graphs) == 4, "those of sizes that were forgotten are gone"
 
 
 def test_a_cpu_has_no_graphs(sdxl: TinyModel) -> None:
     bundle, engines = sdxl.pipeline.bundle, sdxl.pipeline.engines
     assert sdxl.pipeline.cuda_graph == "off"
-    assert Pipeline(bundle, engines, cuda_graph="off").graph == "off"
-    with pytest.raises(InvalidRequestError, match=r"graph='step' needs CUDA.*runs on cpu"):
+    assert Pipeline(bundle, engines, cuda_graph="off").cuda_graph == "off"
+    with pytest.raises(InvalidRequestError, match=r"cuda_graph='step' needs CUDA.*runs on cpu"):
         Pipeline(bundle, engines, cuda_graph="step")
-    with pytest.raises(InvalidRequestError, match="unknown graph 'all'; known: off, step, loop"):
+    with pytest.raises(
+        InvalidRequestError, match="unknown cuda_graph 'all'; known: off, step, loop"
+    ):
         Pipeline(bundle, engines, cuda_graph="all")  # type: ignore[arg-type]
 
 

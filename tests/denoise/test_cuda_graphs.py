@@ -8,7 +8,8 @@ import warnings
 import pytest
 import torch
 
-from kdrt.denoise.cuda_graphs import CaptureWarning, CudaGraphRunner
+from kdrt.denoise.cuda_graphs import CaptureWarning, CudaGraphRunner, for_one_run
+from kdrt.denoise.shortcuts import WHOLE, Shortcuts
 from kdrt.sampling import SeededNoise, make_plan, run
 from kdrt_engines.cuda_graphs import CaptureError, CudaGraphCache
 
@@ -21,24 +22,20 @@ class Network:
         self._result = torch.zeros(SHAPE)
         self.unconditional = torch.zeros(SHAPE)
         self.is_rescaled = False
-        self.near = 0.0
 
-    def numbers(self, sigma):
+    def scalars(self, sigma):
         return 1 / math.sqrt(sigma**2 + 1), math.log(sigma), 1.0, -sigma
 
-    def evaluations(self, sigmas):
-        return tuple("near" if sigma < self.near else "far" for sigma in sigmas)
-
-    def denoise(self, x, numbers, evaluation):
-        scale, timestep, skip, out = numbers
+    def denoise(self, x, scalars, kind):
+        scale, timestep, skip, out = scalars
         noise = torch.tanh(x * scale + 0.1 * timestep).roll(1, -1)
-        if evaluation == "near":
+        if not kind.guided:
             noise = 0.5 * noise
         self._result.copy_(skip * x + out * noise)
         return self._result
 
-    def __call__(self, x, sigma):
-        return self.denoise(x, torch.tensor(self.numbers(sigma)), *self.evaluations([sigma]))
+    def __call__(self, x, sigma, kind=WHOLE):
+        return self.denoise(x, torch.tensor(self.scalars(sigma)), kind)
 
     def mode(self):
         return self.is_rescaled
@@ -140,15 +137,17 @@ def test_evaluations_that_do_less_are_graphs_of_their_own(level, capture, made):
     """One a kind for steps; for a whole run one a sequence of kinds."""
     network = Network()
     runner = CudaGraphRunner(network, level, CudaGraphCache(), capture)
-    for network.near, sigmas in (
+    for low, sigmas in (
         (2.0, SIGMAS),
         (2.0, (9.0, 4.0, 3.0, 1.1, 0.4, 0.0)),
         (0.8, SIGMAS),
     ):
         planned = make_plan("heun", sigmas)
         latents, noise = latents_and_noise(planned)
-        expected = ends(run(planned, latents, network, noise))[-1]
-        *_, actual = ends(runner.run(planned, latents, noise, watched=False))
+        shortcuts = Shortcuts(guidance_interval=(low, 20.0))
+        expected = ends(run(planned, latents, for_one_run(network, shortcuts), noise))[-1]
+        states = runner.run(planned, latents, noise, shortcuts=shortcuts, watched=False)
+        *_, actual = ends(states)
         torch.testing.assert_close(actual[1], expected[1], rtol=1e-5, atol=2e-5)
     assert len(made) == 2
     replays = [graph.replays for graph in made]
@@ -167,13 +166,13 @@ def test_what_cannot_be_captured_runs_one_level_lower_and_says_so_once(capture):
     latents, noise = latents_and_noise(planned)
     expected = ends(run(planned, latents, Network(), noise))[-1]
     runner = CudaGraphRunner(Network(), "loop", CudaGraphCache(), only_steps)
-    with pytest.warns(CaptureWarning, match="the loop cannot be captured .*graph='step'"):
+    with pytest.warns(CaptureWarning, match="the loop cannot be captured .*cuda_graph='step'"):
         *_, actual = ends(runner.run(planned, latents, noise, watched=False))
     assert runner.level == "step"
     torch.testing.assert_close(actual[1], expected[1], rtol=1e-5, atol=2e-5)
 
     runner = CudaGraphRunner(Network(), "step", CudaGraphCache(), refuse)
-    with pytest.warns(CaptureWarning, match="graph='off'"):
+    with pytest.warns(CaptureWarning, match="cuda_graph='off'"):
         *_, actual = ends(runner.run(planned, latents, noise))
     assert torch.equal(actual[1], expected[1])
     with warnings.catch_warnings():

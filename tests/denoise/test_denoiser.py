@@ -17,6 +17,7 @@ from torch import Tensor
 from kdrt.bundle import PredictionType
 from kdrt.denoise.bound_unet import guidance_embedding
 from kdrt.denoise.denoiser import Denoiser, is_doubled
+from kdrt.denoise.inputs import DenoiserInputs, UNetConditioning
 from kdrt.prompt import Conditioning
 from kdrt.sampling import NoiseSchedule
 from kdrt.sampling.schedules import ContinuousSchedule
@@ -82,6 +83,25 @@ def denoiser(
         doubled=doubled,
     )
     return bound, unet
+
+
+def prepare(
+    bound: Denoiser,
+    positive: Conditioning,
+    negative: Conditioning | None = None,
+    *,
+    time_ids: Tensor | None = None,
+    unconditional: bool = False,
+    **options: Any,
+) -> None:
+    """Prepare with ``time_ids`` of the whole batch, the negative half first."""
+    halves = [positive] if negative is None else [negative, positive]
+    ids = [None] * len(halves) if time_ids is None else time_ids.chunk(len(halves))
+    told = [UNetConditioning(*half) for half in zip(halves, ids, strict=True)]
+    inputs = DenoiserInputs(
+        positive=told[-1], negative=None if negative is None else told[0], **options
+    )
+    bound.prepare(inputs, unconditional=unconditional)
 
 
 def latents(seed: int = 0) -> Tensor:
@@ -153,7 +173,7 @@ def test_a_network_is_asked_and_understood_as_diffusers_schedulers_do(
         kind = EDMDPMSolverMultistepScheduler if sigma > 1 else EDMEulerScheduler
         scheduler = kind(sigma_data=sigma_data, prediction_type=prediction_type)
     bound, unet = denoiser(*model, doubled=False)
-    bound.prepare(conditioning(1), None, guidance_scale=1.0, time_ids=time_ids(IMAGES))
+    prepare(bound, conditioning(1), None, guidance_scale=1.0, time_ids=time_ids(IMAGES))
     x = latents() * sigma
     result = bound(x, sigma)
 
@@ -197,7 +217,7 @@ def test_the_edm_formulation_is_k_diffusions(sigma_data: float, sigma: float) ->
     velocity.sigma_data = sigma_data
     for prediction_type, theirs in (("epsilon", noise), ("v_prediction", velocity)):
         bound, _ = denoiser(prediction_type, sigma_data, doubled=False)  # type: ignore[arg-type]
-        bound.prepare(told, None, guidance_scale=1.0, time_ids=ids)
+        prepare(bound, told, None, guidance_scale=1.0, time_ids=ids)
         expected = theirs(x, torch.full((IMAGES,), sigma))
         torch.testing.assert_close(bound(x, sigma), expected, rtol=1e-5, atol=1e-5)
 
@@ -207,7 +227,7 @@ def test_the_edm_formulation_is_k_diffusions(sigma_data: float, sigma: float) ->
 def test_guides_the_denoised_images(model: Model, sigma: float) -> None:
     bound, _ = denoiser(*model)
     positive, negative, ids = conditioning(1), conditioning(2), time_ids(2 * IMAGES)
-    bound.prepare(positive, negative, guidance_scale=7.5, time_ids=ids)
+    prepare(bound, positive, negative, guidance_scale=7.5, time_ids=ids)
     x = latents() * sigma
 
     _, unconditional = reference(x, sigma, negative, ids[:IMAGES], *model)
@@ -220,7 +240,7 @@ def test_guides_the_denoised_images(model: Model, sigma: float) -> None:
 def test_unconditional_half_comes_first() -> None:
     bound, unet = denoiser()
     positive, negative = conditioning(1), conditioning(2)
-    bound.prepare(positive, negative, guidance_scale=2.0, time_ids=time_ids(2 * IMAGES))
+    prepare(bound, positive, negative, guidance_scale=2.0, time_ids=time_ids(2 * IMAGES))
     bound(latents(), 1.0)
     hidden = unet.calls[0]["encoder_hidden_states"]
     assert torch.equal(hidden[:IMAGES], negative.encoder_hidden_states)
@@ -233,7 +253,7 @@ def test_unconditional_half_comes_first() -> None:
 def test_without_guidance_there_is_one_half(model: Model) -> None:
     bound, unet = denoiser(*model, doubled=False)
     positive, ids = conditioning(1), time_ids(IMAGES)
-    bound.prepare(positive, None, guidance_scale=1.0, time_ids=ids)
+    prepare(bound, positive, None, guidance_scale=1.0, time_ids=ids)
     _, expected = reference(latents(), 1.0, positive, ids, *model)
     torch.testing.assert_close(bound(latents(), 1.0).double(), expected, rtol=1e-5, atol=1e-5)
     assert len(unet.calls[0]["sample"]) == IMAGES
@@ -241,7 +261,7 @@ def test_without_guidance_there_is_one_half(model: Model) -> None:
 
 def test_timesteps_are_fractional_and_float32() -> None:
     bound, unet = denoiser()
-    bound.prepare(conditioning(1), conditioning(2), guidance_scale=5.0)
+    prepare(bound, conditioning(1), conditioning(2), guidance_scale=5.0)
     # Half way between two training levels, in ln σ, is half way between their timesteps.
     between = math.sqrt(SCHEDULE.sigmas[500] * SCHEDULE.sigmas[501])
     for sigma in (SCHEDULE.sigma_max, between, SCHEDULE.sigma_min):
@@ -259,7 +279,7 @@ def test_guidance_rescale_agrees_with_diffusers(model: Model) -> None:
     sigma, x = 2.0, latents() * 2
     bound, _ = denoiser(*model)
     positive, negative, ids = conditioning(1), conditioning(2), time_ids(2 * IMAGES)
-    bound.prepare(positive, negative, guidance_scale=9.0, guidance_rescale=0.7, time_ids=ids)
+    prepare(bound, positive, negative, guidance_scale=9.0, guidance_rescale=0.7, time_ids=ids)
 
     unconditional, _ = reference(x, sigma, negative, ids[:IMAGES], *model)
     conditional, _ = reference(x, sigma, positive, ids[IMAGES:], *model)
@@ -290,8 +310,7 @@ def test_an_inpainting_network_sees_its_channels_in_both_halves_and_unscaled() -
     assert bound.extra_channels == CHANNELS + 1
     assert denoiser()[0].extra_channels == 0
     channels = torch.randn(IMAGES, CHANNELS + 1, HEIGHT, WIDTH)
-    bound.prepare(conditioning(1), conditioning(2), guidance_scale=5.0)
-    bound.write_extra_channels(channels)
+    prepare(bound, conditioning(1), conditioning(2), guidance_scale=5.0, extra_channels=channels)
     x = latents()
     for sigma in SIGMAS:
         bound(x, sigma)
@@ -303,7 +322,7 @@ def test_an_inpainting_network_sees_its_channels_in_both_halves_and_unscaled() -
 def test_half_precision_networks_are_guided_in_float32() -> None:
     """At 100-fold guidance, float16 arithmetic on the difference would be far off."""
     bound, unet = denoiser(dtype="float16")
-    bound.prepare(conditioning(1), conditioning(2), guidance_scale=100.0)
+    prepare(bound, conditioning(1), conditioning(2), guidance_scale=100.0)
     x = latents()
     result = bound(x, 1.0)
     call = unet.calls[0]
@@ -317,7 +336,7 @@ def test_half_precision_networks_are_guided_in_float32() -> None:
 
 def test_a_call_allocates_no_result_and_leaves_its_input() -> None:
     bound, _ = denoiser()
-    bound.prepare(conditioning(1), conditioning(2), guidance_scale=5.0)
+    prepare(bound, conditioning(1), conditioning(2), guidance_scale=5.0)
     x = latents()
     first = bound(x, 3.0)
     assert torch.equal(x, latents())
@@ -327,9 +346,9 @@ def test_a_call_allocates_no_result_and_leaves_its_input() -> None:
 def test_static_inputs_are_written_again_by_prepare() -> None:
     bound, unet = denoiser()
     freeu = (1.3, 1.4, 0.9, 0.2)
-    bound.prepare(conditioning(1), conditioning(2), guidance_scale=5.0, freeu=freeu)
+    prepare(bound, conditioning(1), conditioning(2), guidance_scale=5.0, freeu=freeu)
     bound(latents(), 1.0)
-    bound.prepare(conditioning(1), conditioning(2), guidance_scale=5.0)
+    prepare(bound, conditioning(1), conditioning(2), guidance_scale=5.0)
     bound(latents(), 1.0)
     assert unet.calls[0]["freeu"].tolist() == pytest.approx(freeu)
     assert unet.calls[1]["freeu"].tolist() == [1, 1, 1, 1]
@@ -340,7 +359,7 @@ def test_distilled_models_take_guidance_as_an_input() -> None:
     assert is_doubled(unet_spec(), 8.0)
     assert not is_doubled(unet_spec(), 1.0)
     bound, unet = denoiser(doubled=False, distilled=True)
-    bound.prepare(conditioning(1), None, guidance_scale=8.5, time_ids=time_ids(IMAGES))
+    prepare(bound, conditioning(1), None, guidance_scale=8.5, time_ids=time_ids(IMAGES))
     bound(latents(), 1.0)
     seen = unet.calls[0]["timestep_cond"]
     torch.testing.assert_close(seen, guidance_embedding(8.5, GUIDANCE_WIDTH).expand_as(seen))
@@ -365,11 +384,11 @@ def test_hands_out_the_unconditional_result(model: Model) -> None:
         _ = bound.unconditional
     # Guidance 1 is no guidance, and the unconditional half is still there.
     for scale in (7.5, 1.0):
-        bound.prepare(positive, negative, guidance_scale=scale, time_ids=ids, unconditional=True)
+        prepare(bound, positive, negative, guidance_scale=scale, time_ids=ids, unconditional=True)
         denoised = bound(latents(), 1.5).clone()
         _, expected = reference(latents(), 1.5, negative, ids[:IMAGES], *model)
         torch.testing.assert_close(bound.unconditional.double(), expected, rtol=1e-5, atol=1e-5)
-        bound.prepare(positive, negative, guidance_scale=scale, time_ids=ids)
+        prepare(bound, positive, negative, guidance_scale=scale, time_ids=ids)
         assert torch.equal(bound(latents(), 1.5), denoised)
         with pytest.raises(RuntimeError, match="not prepared"):
             _ = bound.unconditional
@@ -410,7 +429,8 @@ def test_numbers_on_the_device_give_the_same(
         doubled=doubled,
     )
     for guidance in (7.5, 3.0):
-        bound.prepare(
+        prepare(
+            bound,
             conditioning(1),
             conditioning(2) if doubled else None,
             guidance_scale=guidance,
@@ -421,7 +441,7 @@ def test_numbers_on_the_device_give_the_same(
             x = latents() * sigma
             expected = bound(x, sigma).clone()
             unguided = bound.unconditional.clone() if unconditional else None
-            actual = bound.denoise(x, torch.tensor(bound.numbers(sigma)))
+            actual = bound.denoise(x, torch.tensor(bound.scalars(sigma)))
             torch.testing.assert_close(actual, expected, rtol=2e-6, atol=2e-6 * (1 + sigma))
             if unguided is not None:
                 torch.testing.assert_close(
@@ -432,12 +452,12 @@ def test_numbers_on_the_device_give_the_same(
 def test_the_guidance_scale_is_no_part_of_what_is_captured() -> None:
     """Work recorded once gives the results of whatever `prepare` says later."""
     bound, _ = denoiser()
-    x, numbers = latents(), torch.tensor(bound.numbers(1.0))
+    x, scalars = latents(), torch.tensor(bound.scalars(1.0))
     modes = set()
     for guidance in (2.0, 9.0):
-        bound.prepare(conditioning(1), conditioning(2), guidance_scale=guidance)
+        prepare(bound, conditioning(1), conditioning(2), guidance_scale=guidance)
         modes.add(bound.mode())
-        torch.testing.assert_close(bound.denoise(x, numbers).clone(), bound(x, 1.0))
-    bound.prepare(conditioning(1), conditioning(2), guidance_scale=2.0, guidance_rescale=0.5)
+        torch.testing.assert_close(bound.denoise(x, scalars).clone(), bound(x, 1.0))
+    prepare(bound, conditioning(1), conditioning(2), guidance_scale=2.0, guidance_rescale=0.5)
     modes.add(bound.mode())
     assert len(modes) == 2

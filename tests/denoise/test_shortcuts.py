@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdrt.denoise.denoiser import Denoiser
-from kdrt.denoise.shortcuts import Course, Shortcuts, check_deep_cache, check_interval
+from kdrt.denoise.shortcuts import EvaluationOrder, Shortcuts, check_deep_cache, check_interval
 from kdrt.errors import InvalidRequestError
 from kdrt.images.infotext import parse_infotext
 from kdrt.pipeline.pipeline import Pipeline
@@ -37,20 +37,20 @@ MASK[:32] = 255
 @given(SIGMAS, st.none() | LIMITS, st.none() | st.integers(2, 6))
 def test_every_evaluation_has_what_it_needs(sigmas, limits, deep_cache) -> None:
     shortcuts = Shortcuts(limits, deep_cache)
-    evaluations = shortcuts.evaluations(sigmas)
-    course = Course(shortcuts)
-    assert evaluations == tuple(map(course.next, sigmas))
-    assert set(evaluations) <= set(shortcuts.kinds())
+    kinds = shortcuts.kinds(sigmas)
+    order = EvaluationOrder(shortcuts)
+    assert kinds == tuple(map(order.next, sigmas))
+    assert set(kinds) <= set(shortcuts.possible_kinds())
     shallow = 0
-    for index, (sigma, evaluation) in enumerate(zip(sigmas, evaluations, strict=True)):
-        assert evaluation.guided == (limits is None or limits[0] < sigma <= limits[1])
-        shallow = 0 if evaluation.full else shallow + 1
+    for index, (sigma, kind) in enumerate(zip(sigmas, kinds, strict=True)):
+        assert kind.guided == (limits is None or limits[0] < sigma <= limits[1])
+        shallow = 0 if kind.full else shallow + 1
         assert shallow < (deep_cache or 1)
-        if not evaluation.full:  # the one before left what it goes on from, for the same batch
-            assert evaluations[index - 1].guided == evaluation.guided
+        if not kind.full:  # the one before left what it goes on from, for the same batch
+            assert kinds[index - 1].guided == kind.guided
         elif deep_cache and index >= deep_cache:  # and nothing is full without need
-            before = evaluations[index - deep_cache + 1 : index]
-            alike = {each.guided for each in before} == {evaluation.guided}
+            before = kinds[index - deep_cache + 1 : index]
+            alike = {each.guided for each in before} == {kind.guided}
             assert not alike or not any(each.full for each in before)
 
 

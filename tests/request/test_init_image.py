@@ -20,10 +20,11 @@ from PIL import Image
 from torch import Tensor
 
 from kdrt.bundle import Bundle
-from kdrt.denoise.inpaint import InitImage, KnownRegion, Told, begin
 from kdrt.errors import BundleError, InvalidRequestError
+from kdrt.images.init_image import InitImage
 from kdrt.pipeline.pipeline import Pipeline
-from kdrt.sampling import SAMPLERS, NoiseSchedule, SeededNoise, make_plan, run, sigmas_for
+from kdrt.pipeline.prepare import begin_with_image
+from kdrt.sampling import NoiseSchedule, sigmas_for
 from kdrt_engines import EngineSpec
 from kdrt_engines.spec import TensorSpec
 from kdrt_engines.torch_eager import TorchEngine
@@ -231,8 +232,7 @@ def test_an_inpainting_unets_channels_are_diffusers(tmp_path: Path) -> None:
     expected = theirs.prepare_mask_latents(
         condition, image * (condition < 0.5), 2, HEIGHT, WIDTH, image.dtype, "cpu", None, False
     )
-    told: list[Told] = []
-    states = {}
+    states, told = {}, []
     noise = torch.randn(2, CHANNELS, HEIGHT // SCALE, WIDTH // SCALE)
     for anew in (False, True):
         init = InitImage(
@@ -244,12 +244,13 @@ def test_an_inpainting_unets_channels_are_diffusers(tmp_path: Path) -> None:
             height=HEIGHT,
             width=WIDTH,
         )
-        states[anew], last = begin(init, noise, pair.ours.vae.encode, scale=SCALE, inpaints=True)
+        states[anew], *last = begin_with_image(
+            init, noise, pair.ours.vae.encode, scale=SCALE, inpaints=True
+        )
         told.append(last)
-    for each in told:
-        assert each.known is None
-        assert each.mask is None
-        torch.testing.assert_close(each.channels, torch.cat(expected, dim=1), rtol=1e-4, atol=1e-5)
+    for region, channels in told:
+        assert region is None
+        torch.testing.assert_close(channels, torch.cat(expected, dim=1), rtol=1e-4, atol=1e-5)
     # The image is in the noise that is begun with, unless all of it is made anew.
     assert torch.equal(states[True], noise)
     torch.testing.assert_close(states[False], pair.ours.vae.encode(image) + noise)
@@ -261,38 +262,6 @@ def test_edm_models_begin_with_an_image_as_in_diffusers(tmp_path: Path, kind: An
     pair = Pair(tmp_path, kind, scheduler=EDMEulerScheduler())
     masked = mask() if kind is StableDiffusionInpaintPipeline else None
     pair.compare(make_image(), masked, 0.8, "pt")
-
-
-@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "dpm_adaptive"])
-def test_a_known_region_follows_its_noise_level(sampler: str) -> None:
-    """Whatever the sampler: it ends as z; where the sampler adds no noise of its own it is
-    z + σ·ξ after every step, with the noise that it began with."""
-    shape = (2, 4, 6, 6)
-    known, noise = torch.randn(shape), torch.randn(shape)
-    region = torch.zeros(2, 1, 6, 6, dtype=torch.bool)
-    region[:, :, 2:4, 1:5] = True
-    grid = sigmas_for("karras", 8, NOISE_SCHEDULE).tolist()
-    made = make_plan(sampler, grid)
-    unguided = torch.empty(shape)
-
-    class Network:
-        unconditional = unguided
-
-        def __call__(self, x: Tensor, sigma: float) -> Tensor:
-            unguided.copy_(x / (1 + sigma))
-            return x / (1 + sigma**2) + 0.1
-
-    denoise = KnownRegion(Network(), known, region)
-    drawn = SeededNoise([1, 2], shape[1:]).draw(made.slots) if made.slots else None
-    state = known + grid[0] * noise
-    kept = ~region.expand(shape)
-    for step in run(made, state, denoise, drawn):
-        if not made.slots:
-            wanted = known + step.sigma_next * noise
-            torch.testing.assert_close(step.latents[kept], wanted[kept], rtol=1e-4, atol=1e-4)
-    end = known + step.sigma_next * noise  # some samplers end a little above 0
-    torch.testing.assert_close(step.latents[kept], end[kept], rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(step.latents[~kept], known[~kept], atol=0.1)
 
 
 def with_encoder(model: TinyModel) -> Pipeline:

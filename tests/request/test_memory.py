@@ -130,7 +130,7 @@ def test_a_failed_allocation_is_a_sentence_and_the_next_call_works(
     gc.collect()
     assert failing.held is not None
     assert failing.held() is None, "let go although the error is still looked at"
-    assert len(sdxl.pipeline._denoising._denoisers) == 0
+    assert len(sdxl.pipeline.denoising) == 0
     recorder.network = failing.network
     assert np.array_equal(sdxl.pipeline("a red circle", **ARGUMENTS).images, expected)
 
@@ -152,4 +152,4 @@ def test_other_errors_stay_what_they_are(sdxl: TinyModel) -> None:
     sdxl.unet.network = Fails(sdxl.unet.network, RuntimeError("sizes do not match"))
     with pytest.raises(RuntimeError, match="sizes do not match"):
         sdxl.pipeline("a", **ARGUMENTS)
-    assert len(sdxl.pipeline._denoising._denoisers) == 1
+    assert len(sdxl.pipeline.denoising) == 1

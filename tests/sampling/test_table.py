@@ -26,19 +26,14 @@ class Network:
         self.unconditional = torch.zeros(SHAPE)
         self.evaluated: list[float] = []
 
-    def numbers(self, sigma: float) -> tuple[float, float, float, float]:
+    def scalars(self, sigma: float) -> tuple[float, float, float, float]:
         return 1 / math.sqrt(sigma**2 + 1), math.log(sigma), 1.0, -sigma
 
     def __call__(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
-        return self.denoise(x, torch.tensor(self.numbers(sigma)))
+        return self.denoise(x, torch.tensor(self.scalars(sigma)))
 
-    def evaluations(self, sigmas):
-        return [None for _ in sigmas]
-
-    def denoise(
-        self, x: torch.Tensor, numbers: torch.Tensor, evaluation: object = None
-    ) -> torch.Tensor:
-        scale, timestep, skip, out = numbers
+    def denoise(self, x: torch.Tensor, scalars: torch.Tensor, kind: object = None) -> torch.Tensor:
+        scale, timestep, skip, out = scalars
         self.evaluated.append(float(timestep))
         noise = torch.tanh(x * scale + 0.1 * timestep).roll(1, -1)
         self._denoised.copy_(skip * x + out * noise)
@@ -61,7 +56,8 @@ def both(planned: Plan, loop: TableLoop | None = None):
             else:
                 network = loop._denoise
                 network.evaluated.clear()
-            steps = run_table(loop, planned, latents, noise)
+            stages = [loop.stage] * len(planned.stages)
+            steps = run_table(loop, planned, latents, noise, stages)
         else:
             steps = run(planned, latents, network, noise)
         states = [(s.latents.clone(), s.denoised.clone()) for s in steps]
@@ -159,15 +155,15 @@ def test_a_stage_reads_nothing_back_and_makes_no_view_of_new_memory():
     still = torch.zeros(SHAPE)
 
     class Nothing(Network):
-        def denoise(self, x, numbers, evaluation=None):
+        def denoise(self, x, scalars, kind=None):
             return still
 
     loop = TableLoop(Layout.of(planned), Nothing(), still)
     noise = torch.zeros(len(planned.slots), *SHAPE)
     loop.load(planned, still, noise)
-    loop.stage(None)
+    loop.stage()
     with _Operations() as operations:
-        loop.stage(None)
+        loop.stage()
     assert "aten::_local_scalar_dense" not in operations.names
     assert operations.allocating == []
 

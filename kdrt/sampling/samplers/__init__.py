@@ -334,9 +334,9 @@ def _check_coefficients(plan: Plan) -> None:
     show only at the end of the run."""
     numbers = [plan.initial_noise]
     for stage in plan.stages:
-        for update in filter(None, (stage, stage.correction)):
-            numbers += [update.base, *update.denoised, update.noise]
-        numbers += [stage.sigma, *stage.unconditional]
+        numbers += [stage.sigma, stage.base, *stage.denoised, *stage.unconditional, stage.noise]
+        if stage.correction is not None:
+            numbers += [stage.correction.base, *stage.correction.denoised, stage.correction.noise]
     if not all(abs(number) < _FLOAT32 for number in numbers):
         raise OverflowError
 

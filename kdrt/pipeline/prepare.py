@@ -1,0 +1,149 @@
+"""From a job and its conditioning to a sampling run: noise, the images to begin with, and all that
+the denoiser is told.
+
+Image to image begins at the noise level that ``strength`` asks for: at the samplers' scale that is
+``z + σ·ξ``, the image's latents and the seed's noise. With a mask, the rest is given back at every
+step, by :mod:`kdrt.denoise.known_region` or by a UNet trained for inpainting.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kdrt.adapters.ip_adapter import ImagePrompts
+from kdrt.bundle import Manifest
+from kdrt.denoise.bound_unet import is_inpainting
+from kdrt.denoise.inputs import DenoiserInputs, SamplingRun, UNetConditioning
+from kdrt.denoise.known_region import KnownRegion
+from kdrt.images.init_image import Encode, InitImage
+from kdrt.prompt import Conditioning
+from kdrt.request.request import Job, latent_shape, noise_of
+from kdrt.request.size_conditioning import TimeIds
+from kdrt.sampling import RunNoise
+from kdrt_engines import Engine
+
+
+@torch.no_grad()
+def prepare(
+    job: Job,
+    positive: Conditioning,
+    negative: Conditioning | None,
+    *,
+    manifest: Manifest,
+    unet: Engine,
+    encode: Encode,
+    image_prompts: ImagePrompts,
+) -> SamplingRun:
+    """Make the run of a job.
+
+    Args:
+        job: what to make.
+        positive: conditioning of its B images.
+        negative: that of the unconditional half; None where there is none.
+        manifest: of the bundle.
+        unet: what will denoise.
+        encode: the VAE's encoder, for images to begin with.
+        image_prompts: makes an IP-Adapter's tokens.
+
+    Raises:
+        InvalidRequestError: the image prompts are not what the adapter takes.
+    """
+    noise = noise_of(job, latent_shape(manifest, job.height, job.width))
+    latents = _first_latents(job, noise, unet.device)
+    region = channels = None
+    if job.init_image is not None:
+        latents, region, channels = begin_with_image(
+            job.init_image,
+            latents,
+            encode,
+            scale=manifest.latents.scale,
+            inpaints=is_inpainting(unet.spec),
+        )
+    images = len(latents)
+    tokens, negative_tokens = _image_tokens(job, image_prompts, doubled=negative is not None)
+    unconditional = None
+    if negative is not None:
+        negative_ids = _time_ids(job.negative_time_ids, images)
+        unconditional = UNetConditioning(negative, negative_ids, negative_tokens)
+    return SamplingRun(
+        plan=job.plan,
+        latents=latents,
+        noise=noise,
+        seed=job.seeds[0],
+        inputs=DenoiserInputs(
+            positive=UNetConditioning(positive, _time_ids(job.time_ids, images), tokens),
+            negative=unconditional,
+            guidance_scale=job.guidance_scale,
+            guidance_rescale=job.guidance_rescale,
+            freeu=job.freeu,
+            image_scale=job.ip_adapter_scale,
+            known_region=region,
+            extra_channels=channels,
+            shortcuts=job.shortcuts,
+        ),
+    )
+
+
+def begin_with_image(
+    image: InitImage, noise: Tensor, encode: Encode, *, scale: int, inpaints: bool
+) -> tuple[Tensor, KnownRegion | None, Tensor | None]:
+    """The first state of a run that begins with an image, and what the denoiser is told of it.
+
+    Args:
+        image: the image, and its mask if only a part is repainted.
+        noise: float32 ``[B, C, h, w]``, already times the σ of the beginning.
+        encode: the VAE's encoder.
+        scale: pixels for one latent.
+        inpaints: the UNet sees mask and masked image.
+
+    Returns:
+        The first state ``[B, C, h, w]``; the region that is known; and the extra channels of an
+        inpainting UNet, ``[B, 1 + C, h, w]``. At most one of the last two is not None.
+    """
+    known = image.encoded(encode).to(noise)
+    mask = image.latent_mask(scale)
+    if mask is None:
+        return known + noise, None, None
+    mask = mask.to(noise.device)
+    if inpaints:
+        channels = _inpainting_channels(image, mask, encode)
+        return (noise if image.anew else known + noise), None, channels
+    state = torch.where(mask, noise, known + noise) if image.anew else known + noise
+    return state, KnownRegion(known, mask), None
+
+
+def _first_latents(job: Job, noise: RunNoise, device: torch.device) -> Tensor:
+    """The noise at the σ of the beginning, or the state of another run to continue."""
+    latents = noise.latents().to(device)
+    if job.latents is not None:
+        latents.copy_(job.latents)
+    return latents if job.continues else latents.mul_(job.plan.sigmas[0])
+
+
+def _inpainting_channels(image: InitImage, mask: Tensor, encode: Encode) -> Tensor:
+    """The mask, and the latents of the image with the masked pixels grey: ``[B, 1 + C, h, w]``."""
+    assert image.pixels is not None  # both are checked by read_init_image
+    assert image.mask is not None
+    masked = encode(image.pixels * (image.mask < 0.5))
+    return torch.cat([mask.to(masked), masked], dim=1)
+
+
+def _image_tokens(
+    job: Job, image_prompts: ImagePrompts, *, doubled: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """An IP-Adapter's tokens of the positive and of the negative half."""
+    if job.ip_adapter_image is None and job.ip_adapter_image_embeds is None:
+        return None, None
+    tokens = image_prompts.encode(
+        job.ip_adapter_image, job.ip_adapter_image_embeds, len(job.seeds), doubled=doubled
+    )
+    if not doubled:
+        return tokens, None
+    negative, positive = tokens.chunk(2)
+    return positive, negative
+
+
+def _time_ids(ids: TimeIds | None, images: int) -> Tensor | None:
+    """Size conditioning, float32 ``[B, 6]`` (the refiner's ``[B, 5]``)."""
+    return None if ids is None else torch.tensor([ids] * images, dtype=torch.float32)
