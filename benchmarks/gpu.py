@@ -89,7 +89,7 @@ def measure(
         pipe = kdrt.load(bundle, engine=engine, cuda_graph=graph)
 
         def text() -> object:
-            pipe._prompts.invalidate()  # or it would be remembered
+            pipe.prompt_encoder.invalidate()  # or it would be remembered
             return pipe.encode_prompt(PROMPT)
 
         def image(count: int = steps) -> object:

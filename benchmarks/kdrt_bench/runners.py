@@ -57,8 +57,8 @@ def generator(pipeline: Pipeline, workload: ImageWorkload) -> Runner:
 
     def run() -> None:
         if not workload.remember_prompt:
-            pipeline._prompts.invalidate()
-            pipeline._unet.forget()
+            pipeline.prompt_encoder.invalidate()
+            pipeline.engines["unet"].forget()
         result = pipeline(
             workload.prompt,
             steps=workload.steps,

@@ -183,8 +183,8 @@ def export(
         typer.Option(
             metavar="unfused-qkv|fused-qkv|deepcache",
             show_default=False,
-            help="Keep the networks the other way too, for [cyan]pipe.use_variant[/]; or a "
-            "shallow UNet, for [cyan]--deep-cache[/].",
+            help="Keep the networks the other way too, for [cyan]pipe.adapters.use_variant[/]; or "
+            "a shallow UNet, for [cyan]--deep-cache[/].",
         ),
     ] = None,
     ip_adapter: Annotated[

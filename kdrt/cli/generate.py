@@ -527,9 +527,9 @@ def _load_loras(pipe: kdrt.Pipeline, options: list[str], *, strict: bool) -> Non
     with warnings.catch_warnings(record=True) as remarks:
         warnings.simplefilter("always")
         for path, scale in map(lora_option, options):
-            pipe.load_lora(path, scale=0, strict=strict)
-            scales[list(pipe.loras)[-1]] = scale
-        swap = pipe.set_loras(scales)
+            pipe.adapters.load_lora(path, scale=0, strict=strict)
+            scales[list(pipe.adapters.loras)[-1]] = scale
+        swap = pipe.adapters.set_loras(scales)
     for remark in remarks:
         _warn(str(remark.message))
     names = ", ".join(f"{name} at {scale:g}" for name, scale in scales.items())

@@ -58,7 +58,7 @@ def name_memory_failure(error: Exception, let_go: Callable[[], object] = lambda:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     raise OutOfMemoryError(
         f"memory ran out ({reason}): make fewer or smaller images at a time, call "
-        "enable_vae_tiling(), load with low_vram=True, or end other programs"
+        "pipe.vae.enable_tiling(), load with low_vram=True, or end other programs"
     ) from error
 
 

@@ -140,7 +140,11 @@ class KDiffusionPipeline(LoadingMixin, PartsMixin, MemorySwitches, AbsentMethods
         if engine in (None, "onnxruntime", "onnxruntime-cuda"):
             engine = "onnxruntime" if device == "cpu" else "onnxruntime-cuda"
         before = self.pipeline
-        if before.loras or before.textual_inversions() or before.variants_in_use:
+        if (
+            before.adapters.loras
+            or before.adapters.textual_inversions()
+            or before.adapters.variants_in_use
+        ):
             raise InvalidRequestError(
                 f"adapters and variants stay where they were loaded: call to({device!r}) "
                 "before loading them"
@@ -332,7 +336,7 @@ class KDiffusionPipeline(LoadingMixin, PartsMixin, MemorySwitches, AbsentMethods
         ``length`` is that of embeddings which they are used with."""
         skip = 0 if clip_skip is None else check_int("clip_skip", clip_skip, 0)
         truncations: Sequence[Truncation]
-        encoders = self.pipeline._prompts.encoders
+        encoders = self.pipeline.prompt_encoder.encoders
         most = min(encoder.facts.max_length for encoder in encoders)
         is_short = length is not None and length < most
         if together or is_short:
@@ -344,10 +348,10 @@ class KDiffusionPipeline(LoadingMixin, PartsMixin, MemorySwitches, AbsentMethods
             pooled = parts[-1][1] if self.family == "sdxl" else None
             truncations = [each for part in parts for each in part[2]]
         else:
-            conditioning, truncations = self.pipeline._prompts.encode(columns, skip)
+            conditioning, truncations = self.pipeline.prompt_encoder.encode(columns, skip)
             hidden, pooled = conditioning.encoder_hidden_states, conditioning.text_embeds
         if length is not None and length > most:
-            padded = self.pipeline._prompts.pad(Conditioning(hidden, pooled), length, skip)
+            padded = self.pipeline.prompt_encoder.pad(Conditioning(hidden, pooled), length, skip)
             hidden = padded.encoder_hidden_states
         for truncation in dict.fromkeys(truncations):
             warnings.warn(str(truncation), TruncationWarning, stacklevel=3)
@@ -404,7 +408,7 @@ class KDiffusionPipeline(LoadingMixin, PartsMixin, MemorySwitches, AbsentMethods
         )
         x = drawn.to(state) * sigmas[0]
         if callback is not None:
-            callback = self.pipeline._calls.users(callback)
+            callback = self.pipeline.calls.users(callback)
 
         with self.progress_bar(total=len(sigmas) - 1) as bar:
 

@@ -59,7 +59,7 @@ class IpAdapterMixin:
                 f"'{manifest.name}' has {'no IP-Adapter' if facts is None else facts.file}: "
                 + export_again(self.pipeline.bundle, self.exported_from, "--ip-adapter", wanted)
             )
-        self.pipeline.use_variant(VARIANT, ["unet"])
+        self.pipeline.adapters.use_variant(VARIANT, ["unet"])
 
     def set_ip_adapter_scale(self, scale: float | Sequence[float]) -> None:
         """How much images count from now on; 0 is exactly off.
@@ -75,7 +75,7 @@ class IpAdapterMixin:
     def unload_ip_adapter(self) -> None:
         """Go back to the plain UNet."""
         if self.pipeline.bundle.manifest.ip_adapter is not None:
-            self.pipeline.use_variant(None, ["unet"])
+            self.pipeline.adapters.use_variant(None, ["unet"])
         self.ip_adapter_scale = 1.0
 
     def _image_tokens(
@@ -86,8 +86,10 @@ class IpAdapterMixin:
         if prompts is None and embeddings is None:
             return None
         if not self.pipeline.engines["unet"].spec.has_input("ip_scale"):
-            self.pipeline.use_variant(VARIANT, ["unet"])
-        return self.pipeline._image_prompts.encode(prompts, embeddings, images, doubled=doubled)
+            self.pipeline.adapters.use_variant(VARIANT, ["unet"])
+        return self.pipeline.adapters.image_prompts.encode(
+            prompts, embeddings, images, doubled=doubled
+        )
 
 
 def _single(value: object) -> str:

@@ -39,7 +39,7 @@ class FusedProjectionsMixin:
     def _use_projections(self, *, fused: bool, unet: bool, vae: bool) -> None:
         parts = (*(_PARTS["unet"] if unet else ()), *(_PARTS["vae"] if vae else ()))
         if fused == self.pipeline.bundle.manifest.baked.fused_qkv:
-            self.pipeline.use_variant(None, parts)
+            self.pipeline.adapters.use_variant(None, parts)
             return
         variant = "fused-qkv" if fused else "unfused-qkv"
         if parts and variant not in self.pipeline.bundle.manifest.variants:
@@ -51,4 +51,4 @@ class FusedProjectionsMixin:
                 f"'{bundle.manifest.name}' has no variant '{variant}': "
                 + export_again(bundle, self.exported_from, *options)
             )
-        self.pipeline.use_variant(variant, parts)
+        self.pipeline.adapters.use_variant(variant, parts)

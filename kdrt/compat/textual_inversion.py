@@ -85,7 +85,7 @@ class TextualInversionMixin:
             raise UnknownArgumentError(
                 f"load_textual_inversion() has no argument {', '.join(sorted(unknown))}"
             )
-        self.pipeline.load_textual_inversion(
+        self.pipeline.adapters.load_textual_inversion(
             pretrained_model_name_or_path,
             token,
             component=self._component(tokenizer, text_encoder),
@@ -116,7 +116,7 @@ class TextualInversionMixin:
             asked = list(check_texts("tokens", tokens))
             known = [t for t in asked if t in self._tokens(component)]
             tokens = known or asked
-        self.pipeline.unload_textual_inversion(tokens, component=component)
+        self.pipeline.adapters.unload_textual_inversion(tokens, component=component)
 
     @overload
     def maybe_convert_prompt(self, prompt: str, tokenizer: object = None) -> str: ...
@@ -136,7 +136,7 @@ class TextualInversionMixin:
         """Loaded tokens by all of their names, and how many vectors each has."""
         return {
             name: len(ids)
-            for encoder in self.pipeline._prompts.encoders
+            for encoder in self.pipeline.prompt_encoder.encoders
             if component in (None, encoder.facts.component)
             for name, ids in encoder.learned.names.items()
         }
@@ -145,7 +145,7 @@ class TextualInversionMixin:
         facts = self.pipeline.bundle.manifest.text_encoders
         if index >= len(facts):
             raise AbsentAttributeError(f"{type(self).__name__} has {len(facts)} text encoder")
-        encoder = self.pipeline._prompts.encoders[index]
+        encoder = self.pipeline.prompt_encoder.encoders[index]
         return (
             TextEncoderView(self.pipeline, facts[index]),
             TokenizerView(encoder.tokenizer, facts[index]),

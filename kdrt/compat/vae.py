@@ -17,19 +17,19 @@ class VaeMixin:
 
     def enable_vae_slicing(self) -> None:
         """Decode images of a batch one by one: kdrt's default."""
-        self.pipeline.enable_vae_slicing()
+        self.pipeline.vae.enable_slicing()
 
     def disable_vae_slicing(self) -> None:
         """Decode the whole batch at once."""
-        self.pipeline.disable_vae_slicing()
+        self.pipeline.vae.disable_slicing()
 
     def enable_vae_tiling(self) -> None:
         """Decode images larger than the VAE was trained at in tiles of that size."""
-        self.pipeline.enable_vae_tiling()
+        self.pipeline.vae.enable_tiling()
 
     def disable_vae_tiling(self) -> None:
         """Decode whole images, wherever the engine can."""
-        self.pipeline.disable_vae_tiling()
+        self.pipeline.vae.disable_tiling()
 
     def upcast_vae(self) -> None:
         """Make sure that the VAE does not overflow. Its precision is fixed at export, where one

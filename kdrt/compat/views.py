@@ -353,22 +353,22 @@ class VaeView(NetworkView):
 
     def enable_slicing(self) -> None:
         """Decode images of a batch one by one."""
-        self.pipeline.enable_vae_slicing()
+        self.pipeline.vae.enable_slicing()
 
     def disable_slicing(self) -> None:
         """Decode the whole batch at once."""
-        self.pipeline.disable_vae_slicing()
+        self.pipeline.vae.disable_slicing()
 
     def enable_tiling(self, use_tiling: bool = True) -> None:
         """Decode images larger than the VAE was trained at in tiles of that size."""
         if use_tiling:
-            self.pipeline.enable_vae_tiling()
+            self.pipeline.vae.enable_tiling()
         else:
-            self.pipeline.disable_vae_tiling()
+            self.pipeline.vae.disable_tiling()
 
     def disable_tiling(self) -> None:
         """Decode whole images, wherever the engine can."""
-        self.pipeline.disable_vae_tiling()
+        self.pipeline.vae.disable_tiling()
 
     def check_latents(self, latents: object) -> None:
         """Raise InvalidRequestError unless these are latents ``[B, C, h, w]``."""

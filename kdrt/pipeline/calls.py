@@ -228,7 +228,7 @@ def _within(part: Callable[[Calls], AbstractContextManager[None]]) -> Callable[[
     def decorate(method: Method) -> Method:
         @wraps(method)
         def call(self: Any, *arguments: Any, **options: Any) -> Any:
-            with part(self.pipeline._calls):
+            with part(self.pipeline.calls):
                 return method(self, *arguments, **options)
 
         return cast(Method, call)

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from kdrt.adapters.ip_adapter import VARIANT as IP_ADAPTER
-from kdrt.adapters.ip_adapter import ImagePrompt, ImagePrompts
-from kdrt.adapters.lora import LoraStack
-from kdrt.adapters.variants import ComponentLoader, Variants
+from kdrt.adapters.ip_adapter import ImagePrompt
+from kdrt.adapters.variants import ComponentLoader
 from kdrt.backends.loading import load_engines
 from kdrt.backends.offload import Offloader
 from kdrt.bundle import Bundle, open_bundle
@@ -31,12 +30,11 @@ from kdrt.denoise.denoising import Denoising
 from kdrt.errors import InvalidRequestError
 from kdrt.images.output import Images, OutputType, to_images
 from kdrt.images.safety import ImageFilter, SafetyChecker, check_images
-from kdrt.pipeline.adapter_api import AdapterSwitches
+from kdrt.pipeline.adapters import Adapters
 from kdrt.pipeline.calls import Calls
 from kdrt.pipeline.metadata import Infotext, infotexts_of
 from kdrt.pipeline.prepare import prepare
 from kdrt.pipeline.result import Generation, Result
-from kdrt.pipeline.vae_api import VaeSwitches
 from kdrt.prompt import (
     COMMA_BACKTRACK,
     Conditioning,
@@ -112,7 +110,7 @@ def load(
         raise
 
 
-class Pipeline(AdapterSwitches, VaeSwitches):
+class Pipeline:
     """Text to image with one model.
 
     Buffers are made for a size when it is first asked for and used again for the next images of
@@ -147,32 +145,37 @@ class Pipeline(AdapterSwitches, VaeSwitches):
         offloader: Offloader | None = None,
     ) -> None:
         self.bundle = bundle
-        self._calls = Calls(let_go=self._let_go)
+        self.calls = Calls(let_go=self._let_go)
         # What is loaded when it is first asked for must not be asked for by making a copy.
         self.engines = ChainMap[str, Engine]({}, engines)  # type: ignore[arg-type]
         self._unet = engines["unet"]
         self.cuda_graph = cuda_graph_level(cuda_graph, self._unet)
         self.stream = OwnStream(self._unet.device, self._unet.stream)
-        self._noise_schedule = training_table(bundle.manifest.scheduler)
-        self._prompts = PromptEncoder(bundle, engines)
-        self.vae = Vae(self.engines, bundle.manifest.latents, self._calls.part)
-        self._previewer = Previewer(bundle.manifest.latents, engines.get("preview_decoder"))
+        self.noise_schedule = training_table(bundle.manifest.scheduler)
+        self.prompt_encoder = PromptEncoder(bundle, engines)
+        self.vae = Vae(self.engines, bundle.manifest.latents, self.calls.part, self.calls.one)
+        self.previewer = Previewer(bundle.manifest.latents, engines.get("preview_decoder"))
         self.safety_checker: SafetyChecker | None = None
         if "safety_checker" in engines:
-            self.safety_checker = SafetyChecker(engines["safety_checker"], self._calls.one)
-        self._loras = LoraStack(bundle)
-        self._variants = Variants(bundle.manifest, load_component)
-        self._image_prompts = ImagePrompts(bundle.manifest, load_component)
+            self.safety_checker = SafetyChecker(engines["safety_checker"], self.calls.one)
+        self.adapters = Adapters(
+            bundle,
+            self.engines,
+            self.prompt_encoder,
+            self.calls,
+            load_component,
+            self.replace_engines,
+        )
         self.denoising = Denoising(
             bundle.manifest.scheduler,
             self._unet,
-            self._noise_schedule,
+            self.noise_schedule,
             shallow=lambda: self.engines[SHALLOW_UNET],
             cuda_graph=self.cuda_graph,
             stream=self.stream.stream,
         )
         if offloader is not None:
-            offloader.on_release("text", self._prompts.release)
+            offloader.on_release("text", self.prompt_encoder.release)
             offloader.on_release("unet", self.denoising.clear)
             offloader.on_release("vae", self._release_vae)
 
@@ -189,15 +192,16 @@ class Pipeline(AdapterSwitches, VaeSwitches):
 
     def _let_go(self) -> None:
         """Free what the next call can make again."""
-        self._prompts.release()
+        self.prompt_encoder.release()
         self.denoising.clear()
         self._release_vae()
         torch.cuda.empty_cache()
 
-    def _use(self, engines: Mapping[str, Engine]) -> None:
-        """Go on with other engines, by component, and without what was made with the old ones."""
+    def replace_engines(self, engines: Mapping[str, Engine]) -> None:
+        """Run other engines from now on, by component. Buffers and captured CUDA graphs of the old
+        ones are dropped; so they are for an engine whose weights have changed in place."""
         self.engines.update(engines)
-        self._prompts.use(engines)
+        self.prompt_encoder.use(engines)
         if "unet" in engines:
             self._unet = engines["unet"]
         if "unet" in engines or SHALLOW_UNET in engines:
@@ -406,8 +410,8 @@ class Pipeline(AdapterSwitches, VaeSwitches):
         progress = check_bool("progress", progress)
         if callback is not None:
             check_callable("callback", callback)
-            callback = self._calls.users(callback)
-        with self._calls.one():
+            callback = self.calls.users(callback)
+        with self.calls.one():
             generation = self._generation(request, watched=progress or callback is not None)
             with _progress_bar(len(generation), progress) as advance:
                 for step in generation:
@@ -456,20 +460,20 @@ class Pipeline(AdapterSwitches, VaeSwitches):
             sizes=SizeConditioning(**sizes),
             **arguments,
         )
-        with self._calls.one():
+        with self.calls.one():
             return self._generation(request)
 
     def _generation(self, request: Request, *, watched: bool = True) -> Generation:
         """Check, encode, and leave the rest to whoever asks for steps. Not ``watched``, the last
         step may be the only one."""
         if request.has_image_prompt and not self._unet.spec.has_input("ip_scale"):
-            self.use_variant(IP_ADAPTER, ["unet"])
+            self.adapters.use_variant(IP_ADAPTER, ["unet"])
         unet = self._unet.spec
         job = self._resolved(request)
         asked = job.plan.needs_unconditional
         doubled = is_doubled(unet, job.guidance_scale, asked=asked)
         encoded = self._encode(job, doubled=doubled)
-        version, truncations = self._prompts.version, encoded[2]
+        version, truncations = self.prompt_encoder.version, encoded[2]
         for truncation in truncations:
             warnings.warn(str(truncation), TruncationWarning, stacklevel=3)
         chunks = -(-encoded[0].length // self.bundle.manifest.text_encoders[0].max_length)
@@ -481,9 +485,9 @@ class Pipeline(AdapterSwitches, VaeSwitches):
                 raise InvalidRequestError(
                     "another variant is in use than when these steps were asked for; ask again"
                 )
-            if self._prompts.version != version:
+            if self.prompt_encoder.version != version:
                 positive, negative, _ = self._encode(job, doubled=doubled)
-            parameters.extend(infotexts_of(job, self.bundle.manifest, self.loras.values()))
+            parameters.extend(infotexts_of(job, self.bundle.manifest, self.adapters.loras.values()))
             return (yield from self._run(job, positive, negative, watched=watched))
 
         def finish(latents: Tensor) -> Result:
@@ -499,19 +503,19 @@ class Pipeline(AdapterSwitches, VaeSwitches):
                 chunks=chunks,
             )
 
-        steps = self._calls.over(self.stream.over(run()))
-        return Generation(job.plan.steps, steps, self._calls.function(self.stream.calling(finish)))
+        steps = self.calls.over(self.stream.over(run()))
+        return Generation(job.plan.steps, steps, self.calls.function(self.stream.calling(finish)))
 
     def _resolved(self, request: Request) -> Job:
         unet = self._unet
-        job = resolve(request, self.bundle.manifest, unet.spec, self._noise_schedule, unet.device)
+        job = resolve(request, self.bundle.manifest, unet.spec, self.noise_schedule, unet.device)
         # Its own functions run outside of the call.
         image_filter, plan = job.request.image_filter, job.plan
         if image_filter is not None:
-            own = replace(job.request, image_filter=self._calls.users(image_filter))
+            own = replace(job.request, image_filter=self.calls.users(image_filter))
             job = replace(job, request=own)
         if isinstance(plan, ForeignPlan):
-            job = replace(job, plan=replace(plan, function=self._calls.users(plan.function)))
+            job = replace(job, plan=replace(plan, function=self.calls.users(plan.function)))
         return job
 
     def _images(self, job: Job, latents: Tensor) -> tuple[Images, list[bool] | None]:
@@ -558,7 +562,7 @@ class Pipeline(AdapterSwitches, VaeSwitches):
             prompt_weighting=prompt_weighting,
             comma_backtrack=comma_backtrack,
         )
-        with self._calls.one():
+        with self.calls.one():
             job = self._resolved(request)
             positive, negative, truncations = self._encode(job, doubled=True)
         assert negative is not None  # there is a second half
@@ -582,7 +586,9 @@ class Pipeline(AdapterSwitches, VaeSwitches):
         if job.positive is not None:
             positive = job.positive.to(device)
         else:
-            positive, truncations = self._prompts.encode(job.prompts, job.clip_skip, job.weighting)
+            positive, truncations = self.prompt_encoder.encode(
+                job.prompts, job.clip_skip, job.weighting
+            )
         if not doubled:
             return positive, None, truncations
         if job.negative is not None:
@@ -590,18 +596,18 @@ class Pipeline(AdapterSwitches, VaeSwitches):
         elif job.negatives is None:
             negative = zeros_like(positive)
         else:
-            negative, others = self._prompts.encode(job.negatives, weighting=job.weighting)
+            negative, others = self.prompt_encoder.encode(job.negatives, weighting=job.weighting)
             truncations = tuple(dict.fromkeys(truncations + others))
         length = max(positive.length, negative.length)
-        positive = self._prompts.pad(positive, length, job.clip_skip)
-        return positive, self._prompts.pad(negative, length), truncations
+        positive = self.prompt_encoder.pad(positive, length, job.clip_skip)
+        return positive, self.prompt_encoder.pad(negative, length), truncations
 
     def _run(
         self, job: Job, positive: Conditioning, negative: Conditioning | None, *, watched: bool
     ) -> Generator[PreviewStep, None, Tensor]:
         """Sample, step by step; the latents of the last are the result."""
-        decode = self._calls.function(self.stream.calling(self.vae.decoder))
-        preview = self._calls.function(self._previewer)
+        decode = self.calls.function(self.stream.calling(self.vae.decoder))
+        preview = self.calls.function(self.previewer)
         run = prepare(
             job,
             positive,
@@ -609,7 +615,7 @@ class Pipeline(AdapterSwitches, VaeSwitches):
             manifest=self.bundle.manifest,
             unet=self._unet,
             encode=self.vae.encode,
-            image_prompts=self._image_prompts,
+            image_prompts=self.adapters.image_prompts,
         )
         for step in self.denoising.sample(run, watched=watched):
             yield PreviewStep(

@@ -338,7 +338,7 @@ def _check_deep_cache(manifest: Manifest, unet: EngineSpec) -> None:
     if all(tensor.name != DEEP_FEATURE for tensor in unet.outputs):
         raise InvalidRequestError(
             "deep_cache is for the plain UNet, and an IP-Adapter's is in use; leave out deep_cache "
-            "or the image (after `pipe.use_variant(None)`)"
+            "or the image (after `pipe.adapters.use_variant(None)`)"
         )
 
 

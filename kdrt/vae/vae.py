@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor
 
@@ -29,12 +29,20 @@ class Vae:
         engines: ``vae_decoder``, and ``vae_encoder`` where images are to be read.
         facts: scale and sizes of the latents.
         turn: entered to run either half, as its buffers hold one run at a time.
+        change: entered to change slices or tiles, which no run may be in the middle of.
     """
 
-    def __init__(self, engines: Mapping[str, Engine], facts: LatentFacts, turn: Turn) -> None:
+    def __init__(
+        self,
+        engines: Mapping[str, Engine],
+        facts: LatentFacts,
+        turn: Turn = nullcontext,
+        change: Turn = nullcontext,
+    ) -> None:
         self._engines = engines
         self._facts = facts
         self._turn = turn
+        self._change = change
         self.decoder = Decoder(engines["vae_decoder"], turn=turn)
         self._encoder: Encoder | None = None
 
@@ -72,6 +80,37 @@ class Vae:
         """Let go of what was bound for the sizes seen last."""
         for half in self._halves():
             half.release()
+
+    def enable_slicing(self) -> None:
+        """Pass images of a batch through the VAE one by one: the default."""
+        with self._change():
+            self.slicing = True
+
+    def disable_slicing(self) -> None:
+        """Pass the whole batch through the VAE at once: faster where memory allows."""
+        with self._change():
+            self.slicing = False
+
+    def enable_tiling(self, tile: int | None = None, overlap: float = 0.25) -> None:
+        """Pass images larger than a tile through the VAE in overlapping tiles.
+
+        Peak memory then depends on the tile, not on the image. See :mod:`kdrt.vae.tiling` for
+        what it does to the image. Without this, only what the engine was not built for is tiled.
+
+        Args:
+            tile: side of a tile in pixels; None is the size the VAE was trained at.
+            overlap: fraction of a tile shared with its neighbour.
+
+        Raises:
+            InvalidRequestError: no multiple of the VAE's scale, or an overlap outside of [0, 1).
+        """
+        with self._change():
+            self.tiling = self.tiling_of(tile, overlap)
+
+    def disable_tiling(self) -> None:
+        """Run the VAE on whole images wherever the engine can."""
+        with self._change():
+            self.tiling = None
 
     @property
     def slicing(self) -> bool:

@@ -122,7 +122,7 @@ def test_images_as_prompts_are_those_of_diffusers(prompted: Prompted) -> None:
     off = by_kdrt(ours, ip_adapter_image=image(), ip_adapter_scale=0)
     assert torch.equal(off, by_kdrt(ours))  # the variant without an image
     assert relative_error(off, base) < 1e-5
-    ours.use_variant(None)
+    ours.adapters.use_variant(None)
     assert torch.equal(by_kdrt(ours), base)
 
 
@@ -138,7 +138,7 @@ def test_an_adaptive_sampler_encodes_images_once(prompted: Prompted) -> None:
     ours = kdrt.load(prompted.model.bundle, engine="onnxruntime")
     options = {"steps": 2, "seed": 1, "height": 32, "width": 32, "output_type": "latent"}
     ours("a", ip_adapter_image=image(), **options)
-    encoder, seen = ours._image_prompts._engines["image_encoder"], []
+    encoder, seen = ours.adapters.image_prompts._engines["image_encoder"], []
     bind = encoder.bind
 
     def recording(**dims: int) -> Any:
@@ -167,7 +167,7 @@ def test_a_lora_beside_it(prompted: Prompted, tmp_path: Path) -> None:
     )
     save_file(kohya(layers), tmp_path / "style.safetensors")
     ours, theirs = kdrt.load(prompted.model.bundle, engine="onnxruntime"), prompted.diffusers()
-    ours.load_lora(tmp_path / "style.safetensors")
+    ours.adapters.load_lora(tmp_path / "style.safetensors")
     by_kdrt(ours)  # on the plain UNet first
     theirs.load_lora_weights(str(tmp_path), weight_name="style.safetensors")
     theirs.set_ip_adapter_scale(0.8)

@@ -50,7 +50,7 @@ def test_one_lora_is_that_of_diffusers(model: TinyModel, scale: float, tmp_path:
     file = write(model, tmp_path / "style.safetensors")
     pipe = kdrt.load(model.bundle, engine="onnxruntime")
     base = by_kdrt(pipe)
-    swap = pipe.load_lora(file, scale=scale)
+    swap = pipe.adapters.load_lora(file, scale=scale)
     assert set(swap.networks) == set(networks(model.diffusers()))
     result = by_kdrt(pipe)
     assert relative_error(result, base) > 1e-2
@@ -64,13 +64,13 @@ def test_several_at_once_and_switched(model: TinyModel, tmp_path: Path) -> None:
     }
     pipe = kdrt.load(model.bundle, engine="onnxruntime")
     for name, file in files.items():
-        pipe.load_lora(file, name)
+        pipe.adapters.load_lora(file, name)
     for scales in ([1.0, 1.0], [0.3, -1.2]):
-        pipe.set_loras(dict(zip(files, scales, strict=True)))
+        pipe.adapters.set_loras(dict(zip(files, scales, strict=True)))
         assert relative_error(by_kdrt(pipe), expected(model, files, scales)) < BOUND
-    pipe.set_loras({"b": 0.8})
+    pipe.adapters.set_loras({"b": 0.8})
     assert relative_error(by_kdrt(pipe), expected(model, files, [0.0, 0.8])) < BOUND
-    assert {name: lora.scale for name, lora in pipe.loras.items()} == {"a": 0.0, "b": 0.8}
+    assert {name: lora.scale for name, lora in pipe.adapters.loras.items()} == {"a": 0.0, "b": 0.8}
 
 
 @pytest.mark.parametrize("modules", [("to_q",), ("attn2.to_k",), ("attn1.to_v", "q_proj")])
@@ -81,7 +81,7 @@ def test_one_projection_of_a_fused_three(
     file = tmp_path / "one.safetensors"
     save_file(peft(random_lora(networks(model.diffusers()), modules, alpha=None)), file)
     pipe = kdrt.load(model.bundle, engine="onnxruntime")
-    pipe.load_lora(file)
+    pipe.adapters.load_lora(file)
     assert relative_error(by_kdrt(pipe), expected(model, {"one": file}, [1.0])) < BOUND
 
 
@@ -89,14 +89,14 @@ def test_unloading_restores_the_base_bit_for_bit(model: TinyModel, tmp_path: Pat
     pipe = kdrt.load(model.bundle, engine="onnxruntime")
     base = by_kdrt(pipe)
     for leave in (
-        lambda: pipe.unload_loras(),
-        lambda: pipe.unload_loras("style"),
-        lambda: pipe.set_loras({}),
-        lambda: pipe.set_loras({"style": 0}),
+        lambda: pipe.adapters.unload_loras(),
+        lambda: pipe.adapters.unload_loras("style"),
+        lambda: pipe.adapters.set_loras({}),
+        lambda: pipe.adapters.set_loras({"style": 0}),
     ):
-        if pipe.loras:
-            pipe.unload_loras()
-        pipe.load_lora(write(model, tmp_path / "style.safetensors"), scale=3)
+        if pipe.adapters.loras:
+            pipe.adapters.unload_loras()
+        pipe.adapters.load_lora(write(model, tmp_path / "style.safetensors"), scale=3)
         assert not torch.equal(by_kdrt(pipe), base)
         leave()
         assert torch.equal(by_kdrt(pipe), base)
@@ -108,13 +108,13 @@ def test_only_networks_that_change_are_made_again(
     model = tiny_models("sdxl")
     pipe = kdrt.load(model.bundle, engine="onnxruntime")
     before = dict(pipe.engines)
-    swap = pipe.load_lora(write(model, tmp_path / "unet.safetensors", ("to_q",)))
+    swap = pipe.adapters.load_lora(write(model, tmp_path / "unet.safetensors", ("to_q",)))
     assert swap.networks == ("unet",)
     # Every self-attention's fused projection, and every cross-attention's to_q.
     sites = sum(name.endswith("to_q") for name, _ in model.diffusers().unet.named_modules())
     assert (swap.weights, swap.seconds > 0) == (sites, True)
     assert [n for n in before if pipe.engines[n] is not before[n]] == ["unet"]
-    assert pipe.set_loras({"unet": 1.0}).networks == ()
+    assert pipe.adapters.set_loras({"unet": 1.0}).networks == ()
 
 
 class Fixed(Engine):
@@ -132,17 +132,28 @@ def test_a_refused_change_changes_nothing(
 ) -> None:
     model, other = tiny_models("sd"), tiny_models("sdxl")
     pipe = kdrt.load(model.bundle, engine="onnxruntime")
-    pipe.load_lora(write(model, tmp_path / "style.safetensors"))
+    pipe.adapters.load_lora(write(model, tmp_path / "style.safetensors"))
     before = by_kdrt(pipe)
     wrong = write(other, tmp_path / "xl.safetensors", ("attn2.to_k", "attn1.to_q"))
     refusals = [
-        (lambda: pipe.load_lora(tmp_path / "style.safetensors"), "is loaded already"),
-        (lambda: pipe.load_lora(tmp_path / "style.safetensors", "b", scale=float("nan")), "finite"),
-        (lambda: pipe.load_lora(tmp_path / "style.safetensors", "b", scale=True), "finite"),
-        (lambda: pipe.load_lora(wrong), "made for another model"),
-        (lambda: pipe.set_loras({"other": 1.0}), "no LoRA called 'other' is loaded; loaded: style"),
-        (lambda: pipe.set_loras({"style": "1"}), "must be a finite number"),  # type: ignore[dict-item]
-        (lambda: pipe.unload_loras("style", "other"), "no LoRA called 'other'"),
+        (lambda: pipe.adapters.load_lora(tmp_path / "style.safetensors"), "is loaded already"),
+        (
+            lambda: pipe.adapters.load_lora(
+                tmp_path / "style.safetensors", "b", scale=float("nan")
+            ),
+            "finite",
+        ),
+        (
+            lambda: pipe.adapters.load_lora(tmp_path / "style.safetensors", "b", scale=True),
+            "finite",
+        ),
+        (lambda: pipe.adapters.load_lora(wrong), "made for another model"),
+        (
+            lambda: pipe.adapters.set_loras({"other": 1.0}),
+            "no LoRA called 'other' is loaded; loaded: style",
+        ),
+        (lambda: pipe.adapters.set_loras({"style": "1"}), "must be a finite number"),  # type: ignore[dict-item]
+        (lambda: pipe.adapters.unload_loras("style", "other"), "no LoRA called 'other'"),
     ]
     for change, words in refusals:
         with pytest.raises(InvalidRequestError, match=words):
@@ -152,8 +163,8 @@ def test_a_refused_change_changes_nothing(
         EngineError,
         match=r"cannot be put on the running unet.*kdrt export .*--lora.*kdrt build .*--refittable",
     ):
-        pipe.set_loras({})
-    assert list(pipe.loras) == ["style"]
+        pipe.adapters.set_loras({})
+    assert list(pipe.adapters.loras) == ["style"]
     assert torch.equal(by_kdrt(pipe), before)
 
 
@@ -193,15 +204,15 @@ def test_a_change_that_fails_half_way_is_undone(
     doubles = {}
     for name in ("unet", "text_encoder"):
         doubles[name] = InPlace(pipe.engines[name], 1 if name == failing else None)
-    pipe._use(doubles)
-    pipe.load_lora(write(model, tmp_path / "style.safetensors"))
+    pipe.replace_engines(doubles)
+    pipe.adapters.load_lora(write(model, tmp_path / "style.safetensors"))
     before = by_kdrt(pipe)
     file = write(model, tmp_path / "b.safetensors", seed=1)
     with pytest.raises(EngineError, match="the refit failed"):
-        pipe.load_lora(file)
-    assert list(pipe.loras) == ["style"]
+        pipe.adapters.load_lora(file)
+    assert list(pipe.adapters.loras) == ["style"]
     assert torch.equal(by_kdrt(pipe), before)
-    pipe.load_lora(file)
+    pipe.adapters.load_lora(file)
     files = {"style": tmp_path / "style.safetensors", "b": file}
     assert relative_error(by_kdrt(pipe), expected(model, files, [1.0, 1.0])) < BOUND
 
@@ -212,9 +223,9 @@ def test_what_cannot_be_put_back_is_said(
     model = tiny_models("sd")
     pipe = kdrt.load(model.bundle, engine="onnxruntime")
     unet = InPlace(pipe.engines["unet"], 0)
-    pipe._use({"unet": unet, "text_encoder": Broken(pipe.engines["text_encoder"])})
+    pipe.replace_engines({"unet": unet, "text_encoder": Broken(pipe.engines["text_encoder"])})
     with pytest.raises(EngineError, match="cannot be put back on the text_encoder, broken; load"):
-        pipe.load_lora(write(model, tmp_path / "text.safetensors", TEXT))
+        pipe.adapters.load_lora(write(model, tmp_path / "text.safetensors", TEXT))
 
 
 class Broken(InPlace):
@@ -227,11 +238,11 @@ def test_captured_runs_are_dropped_after_a_change_that_failed(
 ) -> None:
     model = tiny_models("sd")
     pipe = kdrt.load(model.bundle, engine="onnxruntime")
-    pipe._use({"unet": InPlace(pipe.engines["unet"], 0)})
+    pipe.replace_engines({"unet": InPlace(pipe.engines["unet"], 0)})
     by_kdrt(pipe)
     assert len(pipe.denoising) == 1
     with pytest.raises(EngineError, match="the refit failed"):
-        pipe.load_lora(write(model, tmp_path / "style.safetensors"))
+        pipe.adapters.load_lora(write(model, tmp_path / "style.safetensors"))
     assert len(pipe.denoising) == 0
 
 
@@ -243,7 +254,7 @@ def test_layers_of_another_model(tiny_models: Callable[[str], TinyModel], tmp_pa
         tmp_path / "none.safetensors",
     )
     with pytest.raises(InvalidRequestError, match=r"no layer of none\.safetensors exists in"):
-        pipe.load_lora(tmp_path / "none.safetensors")
+        pipe.adapters.load_lora(tmp_path / "none.safetensors")
     name = "lora_unet_mid_block_attentions_0_proj_in"
     save_file(
         {
@@ -254,8 +265,8 @@ def test_layers_of_another_model(tiny_models: Callable[[str], TinyModel], tmp_pa
         tmp_path / "some.safetensors",
     )
     with pytest.warns(AdapterWarning, match=r"1 of 2 layers .* no effect: text_encoder_2\.x"):
-        pipe.load_lora(tmp_path / "some.safetensors")
-    assert pipe.loras["some"].unmatched == ("text_encoder_2.x",)
+        pipe.adapters.load_lora(tmp_path / "some.safetensors")
+    assert pipe.adapters.loras["some"].unmatched == ("text_encoder_2.x",)
 
 
 @pytest.mark.slow
@@ -266,10 +277,10 @@ def test_the_torch_engine_does_the_same(tmp_path: Path) -> None:
     pipe = kdrt.load(model.bundle, engine="torch")
     base = by_kdrt(pipe)
     for scale in (1.0, -0.5):
-        if pipe.loras:
-            pipe.set_loras({"style": scale})
+        if pipe.adapters.loras:
+            pipe.adapters.set_loras({"style": scale})
         else:
-            pipe.load_lora(file, scale=scale)
+            pipe.adapters.load_lora(file, scale=scale)
         assert relative_error(by_kdrt(pipe), expected(model, {"style": file}, [scale])) < BOUND
-    pipe.unload_loras()
+    pipe.adapters.unload_loras()
     assert torch.equal(by_kdrt(pipe), base)

@@ -184,8 +184,8 @@ def test_what_is_no_file_of_a_lora_changes_nothing(sd: TinyModel, tmp_path: Path
     engines = dict(pipe.engines)
     for path, words in cases:
         with pytest.raises(InvalidRequestError, match=words):
-            pipe.load_lora(path)
-    assert (pipe.loras, dict(pipe.engines)) == ({}, engines)
+            pipe.adapters.load_lora(path)
+    assert (pipe.adapters.loras, dict(pipe.engines)) == ({}, engines)
 
 
 class TestSizes:
@@ -273,20 +273,26 @@ class TestNames:
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda pipe, lora: pipe.load_lora(lora, 5), "must be a string, not 5"),
-        (lambda pipe, lora: pipe.load_lora(lora, ["x"]), "must be a string"),
-        (lambda pipe, lora: pipe.load_lora(lora, "x", 10**400), "must be a finite number"),
-        (lambda pipe, lora: pipe.load_lora(lora, "x", {1: 2}), "names 1; the networks are"),
-        (lambda pipe, lora: pipe.set_loras(None), "give LoRAs' scales by their names, not None"),
-        (lambda pipe, lora: pipe.set_loras(["x"]), "give LoRAs' scales by their names"),
-        (lambda pipe, lora: pipe.unload_loras(["x"]), "no LoRA called"),
+        (lambda pipe, lora: pipe.adapters.load_lora(lora, 5), "must be a string, not 5"),
+        (lambda pipe, lora: pipe.adapters.load_lora(lora, ["x"]), "must be a string"),
+        (lambda pipe, lora: pipe.adapters.load_lora(lora, "x", 10**400), "must be a finite number"),
+        (
+            lambda pipe, lora: pipe.adapters.load_lora(lora, "x", {1: 2}),
+            "names 1; the networks are",
+        ),
+        (
+            lambda pipe, lora: pipe.adapters.set_loras(None),
+            "give LoRAs' scales by their names, not None",
+        ),
+        (lambda pipe, lora: pipe.adapters.set_loras(["x"]), "give LoRAs' scales by their names"),
+        (lambda pipe, lora: pipe.adapters.unload_loras(["x"]), "no LoRA called"),
     ],
 )
 def test_arguments_of_other_types(sd: TinyModel, call: Any, words: str) -> None:
     pipe = kdrt.load(sd.bundle, engine="onnxruntime")
     with pytest.raises(InvalidRequestError, match=words):
         call(pipe, lora_from_tensors(pair()))
-    assert pipe.loras == {}
+    assert pipe.adapters.loras == {}
 
 
 class TestBlocks:
@@ -343,24 +349,24 @@ class TestWordsOfALora:
     def test_they_come_and_go_with_it(self, sd: TinyModel, tmp_path: Path) -> None:
         pipe = kdrt.load(sd.bundle, engine="onnxruntime")
         base = by_kdrt(pipe)
-        pipe.load_lora(self.lora(tmp_path / "x.safetensors"), scale=0)
-        assert pipe.textual_inversions() == {"sparkle9": 2}
-        pipe.set_loras({"x": 1.0})
-        pipe.unload_loras("x")
-        assert pipe.textual_inversions() == {}
-        pipe.load_lora(tmp_path / "x.safetensors")
-        pipe.unload_textual_inversion()
-        pipe.unload_loras()
+        pipe.adapters.load_lora(self.lora(tmp_path / "x.safetensors"), scale=0)
+        assert pipe.adapters.textual_inversions() == {"sparkle9": 2}
+        pipe.adapters.set_loras({"x": 1.0})
+        pipe.adapters.unload_loras("x")
+        assert pipe.adapters.textual_inversions() == {}
+        pipe.adapters.load_lora(tmp_path / "x.safetensors")
+        pipe.adapters.unload_textual_inversion()
+        pipe.adapters.unload_loras()
         assert torch.equal(by_kdrt(pipe), base)
 
     def test_a_lora_that_is_refused_brings_none(self, sd: TinyModel, tmp_path: Path) -> None:
         pipe = kdrt.load(sd.bundle, engine="onnxruntime")
         with pytest.raises(InvalidRequestError, match="must be a finite number"):
-            pipe.load_lora(self.lora(tmp_path / "x.safetensors"), scale=NAN)
-        assert pipe.textual_inversions() == {}
+            pipe.adapters.load_lora(self.lora(tmp_path / "x.safetensors"), scale=NAN)
+        assert pipe.adapters.textual_inversions() == {}
         with pytest.raises(InvalidRequestError, match="'sparkle9' has vectors of 7 numbers"):
-            pipe.load_lora(self.lora(tmp_path / "y.safetensors", 7))
-        assert (pipe.loras, pipe.textual_inversions()) == ({}, {})
+            pipe.adapters.load_lora(self.lora(tmp_path / "y.safetensors", 7))
+        assert (pipe.adapters.loras, pipe.adapters.textual_inversions()) == ({}, {})
 
 
 class TestAlphas:

@@ -87,7 +87,7 @@ def test_a_lora_on_every_layer_is_that_of_diffusers(pipe: Pipeline, tmp_path: Pa
     save_file(peft(random_lora(networks(theirs), modules, alpha=None)), file)
     theirs.load_lora_weights(str(file))
     plain = by_kdrt(pipe)
-    pipe.load_lora(file)
+    pipe.adapters.load_lora(file)
     ours = by_kdrt(pipe)
     assert relative_error(ours, expected(theirs)) < BOUND
     assert relative_error(ours, plain) > 1e-2

@@ -82,11 +82,11 @@ def test_loras_follow(both: TinyModel, tmp_path: Path) -> None:
     save_file(kohya(layers), tmp_path / "style.safetensors")
     ours = Compatible(both.bundle)
     base = by_kdrt(ours.pipeline)
-    ours.pipeline.load_lora(tmp_path / "style.safetensors", scale=-1.5)
+    ours.pipeline.adapters.load_lora(tmp_path / "style.safetensors", scale=-1.5)
     expected = by_kdrt(ours.pipeline)
     ours.unfuse_qkv_projections()
     assert relative_error(by_kdrt(ours.pipeline), expected) < 1e-5
-    ours.pipeline.unload_loras()
+    ours.pipeline.adapters.unload_loras()
     ours.fuse_qkv_projections()
     assert torch.equal(by_kdrt(ours.pipeline), base)
 

@@ -26,7 +26,7 @@ def given(model: TinyModel, prompt: str, index: int = 0, **options: object) -> T
     """The token embeddings that a text encoder is given for a prompt, all chunks of it."""
     calls = model.text_encoders[index].calls
     before = len(calls)
-    model.pipeline._prompts.invalidate()
+    model.pipeline.prompt_encoder.invalidate()
     model.pipeline.encode_prompt(prompt, prompt, **options)
     # The negative prompt is the same text at the same layer: remembered.
     return torch.cat([call["inputs_embeds"][0] for call in calls[before:]])
@@ -67,17 +67,17 @@ def test_every_format_is_read(sd: TinyModel, tmp_path: Path, kind: str) -> None:
     pickled = path.suffix != ".safetensors"
     if pickled:
         with pytest.raises(kdrt.InvalidRequestError, match=r"is a pickle.*allow_pickle=True"):
-            sd.pipeline.load_textual_inversion(path)
-    tokens = sd.pipeline.load_textual_inversion(path, allow_pickle=pickled)
+            sd.pipeline.adapters.load_textual_inversion(path)
+    tokens = sd.pipeline.adapters.load_textual_inversion(path, allow_pickle=pickled)
     name = "cat" if kind in ("a1111", "original") else "<cat>"  # the file's, as in the web UI
     assert tokens == (name,)
-    assert sd.pipeline.textual_inversions() == {name: 3}
+    assert sd.pipeline.adapters.textual_inversions() == {name: 3}
     assert torch.equal(first_tokens(sd, "<cat> red", 3), FIRST)
 
 
 def test_a_token_of_ones_own(sd: TinyModel, tmp_path: Path) -> None:
     path = saved(tmp_path / "files", "diffusers")
-    assert sd.pipeline.load_textual_inversion(str(path), "my-thing") == ("my-thing",)
+    assert sd.pipeline.adapters.load_textual_inversion(str(path), "my-thing") == ("my-thing",)
     assert torch.equal(first_tokens(sd, "My-Thing red", 3), FIRST)
     assert not torch.equal(first_tokens(sd, "<cat>", 3), FIRST)
 
@@ -85,62 +85,62 @@ def test_a_token_of_ones_own(sd: TinyModel, tmp_path: Path) -> None:
 def test_a_folder_is_as_good_as_its_file(sd: TinyModel, tmp_path: Path) -> None:
     folder = saved(tmp_path / "files", "diffusers .bin").parent
     with pytest.raises(kdrt.InvalidRequestError, match=r"has no learned_embeds.safetensors; name"):
-        sd.pipeline.load_textual_inversion(folder)
-    sd.pipeline.load_textual_inversion(folder, allow_pickle=True)
+        sd.pipeline.adapters.load_textual_inversion(folder)
+    sd.pipeline.adapters.load_textual_inversion(folder, allow_pickle=True)
     saved(folder, "diffusers")
-    sd.pipeline.load_textual_inversion(folder, "other", weight_name="cat.safetensors")
-    assert sd.pipeline.textual_inversions() == {"<cat>": 3, "other": 3}
+    sd.pipeline.adapters.load_textual_inversion(folder, "other", weight_name="cat.safetensors")
+    assert sd.pipeline.adapters.textual_inversions() == {"<cat>": 3, "other": 3}
 
 
 def test_sdxl_files_serve_both_encoders(sdxl: TinyModel, tmp_path: Path) -> None:
     path = tmp_path / "toy.safetensors"
     save_file({"clip_l": FIRST, "clip_g": SECOND}, path)
-    assert sdxl.pipeline.load_textual_inversion(path) == ("toy",)
+    assert sdxl.pipeline.adapters.load_textual_inversion(path) == ("toy",)
     assert torch.equal(first_tokens(sdxl, "toy", 3, 0), FIRST)
     assert torch.equal(first_tokens(sdxl, "toy", 3, 1), SECOND)
-    sdxl.pipeline.unload_textual_inversion("toy")
-    assert sdxl.pipeline.textual_inversions() == {}
+    sdxl.pipeline.adapters.unload_textual_inversion("toy")
+    assert sdxl.pipeline.adapters.textual_inversions() == {}
 
 
 def test_the_width_tells_the_encoder(sdxl: TinyModel) -> None:
-    sdxl.pipeline.load_textual_inversion({"first": FIRST[0]})
-    sdxl.pipeline.load_textual_inversion(SECOND[:1], "second")
-    assert sdxl.pipeline.textual_inversions("text_encoder") == {"first": 1}
-    assert sdxl.pipeline.textual_inversions("text_encoder_2") == {"second": 1}
+    sdxl.pipeline.adapters.load_textual_inversion({"first": FIRST[0]})
+    sdxl.pipeline.adapters.load_textual_inversion(SECOND[:1], "second")
+    assert sdxl.pipeline.adapters.textual_inversions("text_encoder") == {"first": 1}
+    assert sdxl.pipeline.adapters.textual_inversions("text_encoder_2") == {"second": 1}
     assert torch.equal(first_tokens(sdxl, "second", 1, 1), SECOND[:1])
 
 
 def test_several_at_once(sd: TinyModel, tmp_path: Path) -> None:
     path = saved(tmp_path / "files", "diffusers")
     pipe = sd.pipeline
-    assert pipe.load_textual_inversion([path, {"x9": FIRST[0]}]) == ("<cat>", "x9")
-    assert pipe.load_textual_inversion([path, FIRST[1]], ["b7", "c7"]) == ("b7", "c7")
-    assert pipe.load_textual_inversion(FIRST[:2], ["<s0>", "<s1>"]) == ("<s0>", "<s1>")
-    assert pipe.load_textual_inversion({"p9": FIRST, "q9": FIRST[2]}) == ("p9", "q9")
+    assert pipe.adapters.load_textual_inversion([path, {"x9": FIRST[0]}]) == ("<cat>", "x9")
+    assert pipe.adapters.load_textual_inversion([path, FIRST[1]], ["b7", "c7"]) == ("b7", "c7")
+    assert pipe.adapters.load_textual_inversion(FIRST[:2], ["<s0>", "<s1>"]) == ("<s0>", "<s1>")
+    assert pipe.adapters.load_textual_inversion({"p9": FIRST, "q9": FIRST[2]}) == ("p9", "q9")
     assert torch.equal(
         first_tokens(sd, "q9 <s1> <cat> x9", 6), torch.stack([*FIRST[[2, 1]], *FIRST, FIRST[0]])
     )
 
 
 def test_tokens_of_a_name_that_begins_alike(sd: TinyModel) -> None:
-    sd.pipeline.load_textual_inversion([{"zeb": FIRST[:2]}, {"zebra": FIRST[1:]}])
+    sd.pipeline.adapters.load_textual_inversion([{"zeb": FIRST[:2]}, {"zebra": FIRST[1:]}])
     assert torch.equal(first_tokens(sd, "zebra zeb", 4), torch.cat([FIRST[1:], FIRST[:2]]))
 
 
 def test_half_precision_vectors_take_the_type_of_the_table(sd: TinyModel) -> None:
-    sd.pipeline.load_textual_inversion({"x9": FIRST.half()})
+    sd.pipeline.adapters.load_textual_inversion({"x9": FIRST.half()})
     assert torch.equal(first_tokens(sd, "x9", 3), FIRST)
 
 
 def test_what_does_not_fit_is_cut_and_reported(sd: TinyModel) -> None:
-    sd.pipeline.load_textual_inversion({"x9": FIRST})
+    sd.pipeline.adapters.load_textual_inversion({"x9": FIRST})
     with pytest.warns(kdrt.TruncationWarning, match="first 10 tokens.*'x9 blue'"):
         told = given(sd, "red " * 8 + "x9 blue")
     assert torch.equal(told[9:11], FIRST[:2])
 
 
 def test_chunks_do_not_tear_a_token_apart(sd: TinyModel) -> None:
-    sd.pipeline.load_textual_inversion({"x9": FIRST, "long": FIRST.repeat(4, 1)})
+    sd.pipeline.adapters.load_textual_inversion({"x9": FIRST, "long": FIRST.repeat(4, 1)})
     options = {"prompt_weighting": "a1111"}
     told = given(sd, "red " * 8 + "x9 blue", **options)
     assert torch.equal(told[MAX_LENGTH + 1 : MAX_LENGTH + 4], FIRST)
@@ -150,8 +150,8 @@ def test_chunks_do_not_tear_a_token_apart(sd: TinyModel) -> None:
 
 
 def test_emphasis_reaches_every_vector(sd: TinyModel) -> None:
-    sd.pipeline.load_textual_inversion({"x9": FIRST})
-    tokenizer: PromptTokenizer = sd.pipeline._prompts.encoders[0].tokenizer
+    sd.pipeline.adapters.load_textual_inversion({"x9": FIRST})
+    tokenizer: PromptTokenizer = sd.pipeline.prompt_encoder.encoders[0].tokenizer
     (chunk,) = tokenizer.chunks("red (x9:1.5) red", 20)
     assert chunk.weights[1:6] == (1, 1.5, 1.5, 1.5, 1)
 
@@ -167,31 +167,31 @@ def test_unloading_restores_every_bit(request: pytest.FixtureRequest, family: st
         return pipe(prompts, "x9", steps=2, seed=0, output_type="latent").images
 
     before = image()
-    pipe.load_textual_inversion([{"x9": FIRST}, {"zeb": FIRST[0]}])
+    pipe.adapters.load_textual_inversion([{"x9": FIRST}, {"zeb": FIRST[0]}])
     with_both = image()
     assert not torch.equal(with_both, before)
-    pipe.unload_textual_inversion("zeb")
+    pipe.adapters.unload_textual_inversion("zeb")
     assert not torch.equal(image(), with_both)
-    pipe.load_textual_inversion({"zeb": FIRST[0]})
+    pipe.adapters.load_textual_inversion({"zeb": FIRST[0]})
     assert torch.equal(image(), with_both)
-    pipe.unload_textual_inversion()
-    assert pipe.textual_inversions() == {}
+    pipe.adapters.unload_textual_inversion()
+    assert pipe.adapters.textual_inversions() == {}
     assert torch.equal(image(), before)
 
 
 def test_prompts_without_the_token_are_what_they_were(sd: TinyModel) -> None:
     before = sd.pipeline.encode_prompt("a red circle")[0].encoder_hidden_states
-    sd.pipeline.load_textual_inversion({"x9": FIRST})
+    sd.pipeline.adapters.load_textual_inversion({"x9": FIRST})
     after = sd.pipeline.encode_prompt("a red circle")[0].encoder_hidden_states
     assert torch.equal(before, after)
 
 
 def test_only_encoders_that_changed_forget_their_prompts(sdxl: TinyModel) -> None:
     sdxl.pipeline.encode_prompt("a", "a")
-    sdxl.pipeline.load_textual_inversion({"x9": FIRST})
+    sdxl.pipeline.adapters.load_textual_inversion({"x9": FIRST})
     sdxl.pipeline.encode_prompt("a", "a")
     assert [len(recorder.calls) for recorder in sdxl.text_encoders] == [2, 1]
-    sdxl.pipeline._prompts.invalidate("text_encoder_2")
+    sdxl.pipeline.prompt_encoder.invalidate("text_encoder_2")
     sdxl.pipeline.encode_prompt("a", "a")
     assert [len(recorder.calls) for recorder in sdxl.text_encoders] == [2, 2]
 
@@ -260,20 +260,20 @@ def test_where_an_old_encoder_pools(sd: TinyModel, pools: bool) -> None:
 def test_what_cannot_be_loaded_changes_nothing(
     sd: TinyModel, source: object, token: object, message: str
 ) -> None:
-    sd.pipeline.load_textual_inversion({"known": FIRST})
+    sd.pipeline.adapters.load_textual_inversion({"known": FIRST})
     with pytest.raises(kdrt.InvalidRequestError, match=re.escape(message)):
-        sd.pipeline.load_textual_inversion(source, token)
-    assert sd.pipeline.textual_inversions() == {"known": 3}
+        sd.pipeline.adapters.load_textual_inversion(source, token)
+    assert sd.pipeline.adapters.textual_inversions() == {"known": 3}
 
 
 def test_damaged_and_harmful_files_are_refused(sd: TinyModel, tmp_path: Path) -> None:
     for name in ("x.safetensors", "x.pt"):
         (tmp_path / name).write_bytes(b"nonsense")
         with pytest.raises(kdrt.InvalidRequestError, match=name):
-            sd.pipeline.load_textual_inversion(tmp_path / name, allow_pickle=True)
+            sd.pipeline.adapters.load_textual_inversion(tmp_path / name, allow_pickle=True)
     torch.save({"x": Harmful()}, tmp_path / "harm.pt")
     with pytest.raises(kdrt.InvalidRequestError, match="cannot be read safely"):
-        sd.pipeline.load_textual_inversion(tmp_path / "harm.pt", allow_pickle=True)
+        sd.pipeline.adapters.load_textual_inversion(tmp_path / "harm.pt", allow_pickle=True)
     assert not Harmful.ran
 
 
@@ -294,10 +294,10 @@ def test_unknown_tokens_cannot_be_unloaded(sd: TinyModel) -> None:
     with pytest.raises(
         kdrt.InvalidRequestError, match="no text encoder 'nothing'; this model has text_"
     ):
-        sd.pipeline.unload_textual_inversion(component="nothing")
+        sd.pipeline.adapters.unload_textual_inversion(component="nothing")
     with pytest.raises(kdrt.InvalidRequestError, match="x9 is not loaded; loaded: nothing"):
-        sd.pipeline.unload_textual_inversion("x9")
-    sd.pipeline.unload_textual_inversion()
+        sd.pipeline.adapters.unload_textual_inversion("x9")
+    sd.pipeline.adapters.unload_textual_inversion()
 
 
 # the hub
@@ -326,7 +326,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, objec
 
 
 def test_a_hub_id_is_downloaded(sd: TinyModel, hub: list[dict[str, object]]) -> None:
-    sd.pipeline.load_textual_inversion("some/cat@main", allow_pickle=True)
+    sd.pipeline.adapters.load_textual_inversion("some/cat@main", allow_pickle=True)
     assert [each["filename"] for each in hub] == [
         "learned_embeds.safetensors",
         "learned_embeds.bin",
@@ -343,14 +343,14 @@ def test_what_the_hub_lacks(sd: TinyModel, hub: list[dict[str, object]]) -> None
     with pytest.raises(
         kdrt.InvalidRequestError, match=r"some/cat has no learned_embeds\.safetensors;"
     ):
-        sd.pipeline.load_textual_inversion("some/cat")
+        sd.pipeline.adapters.load_textual_inversion("some/cat")
     assert len(hub) == 1
     with pytest.raises(kdrt.InvalidRequestError, match="hub cannot be reached"):
-        sd.pipeline.load_textual_inversion("some/away")
+        sd.pipeline.adapters.load_textual_inversion("some/away")
     with pytest.raises(
         kdrt.InvalidRequestError, match="hub gives no 'other/cat': no such repository"
     ):
-        sd.pipeline.load_textual_inversion("other/cat")
+        sd.pipeline.adapters.load_textual_inversion("other/cat")
 
 
 def test_what_the_hub_cannot_do_is_said(sd: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,13 +367,13 @@ def test_what_the_hub_cannot_do_is_said(sd: TinyModel, monkeypatch: pytest.Monke
 
         monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
         with pytest.raises(kdrt.InvalidRequestError, match=words):
-            sd.pipeline.load_textual_inversion("some/cat")
+            sd.pipeline.adapters.load_textual_inversion("some/cat")
 
 
 def test_without_the_hub_library(sd: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(kdrt.InvalidRequestError, match="pip install huggingface-hub"):
-        sd.pipeline.load_textual_inversion("some/cat")
+        sd.pipeline.adapters.load_textual_inversion("some/cat")
 
 
 # diffusers' methods
@@ -398,19 +398,19 @@ def test_compat_loads_for_the_encoder_it_is_told(sdxl: TinyModel) -> None:
     )
     pipe.load_textual_inversion(SECOND, "x9", tokenizer=pipe.tokenizer_2)
     pipe.load_textual_inversion({"zeb": SECOND}, text_encoder="text_encoder_2")
-    assert sdxl.pipeline.textual_inversions("text_encoder") == {"x9": 3}
-    assert sdxl.pipeline.textual_inversions("text_encoder_2") == {"x9": 3, "zeb": 3}
+    assert sdxl.pipeline.adapters.textual_inversions("text_encoder") == {"x9": 3}
+    assert sdxl.pipeline.adapters.textual_inversions("text_encoder_2") == {"x9": 3, "zeb": 3}
     with pytest.raises(kdrt.InvalidRequestError, match="takes 6 in text_encoder"):
         pipe.load_textual_inversion(SECOND, "y9", text_encoder=pipe.text_encoder)
     with pytest.raises(kdrt.InvalidRequestError, match="those of this pipeline"):
         pipe.load_textual_inversion(SECOND, "y9", text_encoder=object())
     pipe.unload_textual_inversion(["x9", "x9_1", "x9_2"], text_encoder=pipe.text_encoder_2)
-    assert sdxl.pipeline.textual_inversions("text_encoder_2") == {"zeb": 3}
-    assert sdxl.pipeline.textual_inversions("text_encoder") == {"x9": 3}
+    assert sdxl.pipeline.adapters.textual_inversions("text_encoder_2") == {"zeb": 3}
+    assert sdxl.pipeline.adapters.textual_inversions("text_encoder") == {"x9": 3}
     with pytest.raises(ValueError, match="not loaded"):
         pipe.unload_textual_inversion("y9")
     pipe.unload_textual_inversion()
-    assert sdxl.pipeline.textual_inversions() == {}
+    assert sdxl.pipeline.adapters.textual_inversions() == {}
 
 
 def test_compat_reads_pickles_unless_told_not_to(

@@ -85,14 +85,14 @@ def test_every_layout_answers_to_the_name_of_its_file(
     name, content = FILES[kind]
     (tmp_path / name).write_bytes(content)
     is_pickle = content[:2] in (b"PK", b"\x80\x02")
-    sd.pipeline.load_textual_inversion(tmp_path / name, allow_pickle=is_pickle)
+    sd.pipeline.adapters.load_textual_inversion(tmp_path / name, allow_pickle=is_pickle)
     precision = {"half precision": torch.bfloat16, "eight bits": torch.float8_e5m2}
     vectors = FIRST.to(precision.get(kind, torch.float32)).float()
     assert torch.equal(first_tokens(sd, "cat9", 3), vectors)
     if b"<cat>" in content or base64.b64encode(b'"<cat>"')[2:-4] in content:
         assert torch.equal(first_tokens(sd, "<cat>", 3), vectors)
-    sd.pipeline.unload_textual_inversion("cat9")
-    assert sd.pipeline.textual_inversions() == {}
+    sd.pipeline.adapters.unload_textual_inversion("cat9")
+    assert sd.pipeline.adapters.textual_inversions() == {}
 
 
 @pytest.mark.parametrize("keys", [("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1")])
@@ -102,17 +102,23 @@ def test_the_encoders_of_a_file_are_no_words(
     path = tmp_path / "toy9.safetensors"
     save_file(dict(zip(keys, (FIRST, SECOND), strict=True)), path)
     pipe = sdxl.pipeline
-    assert pipe.load_textual_inversion(path) == ("toy9",)
+    assert pipe.adapters.load_textual_inversion(path) == ("toy9",)
     assert torch.equal(first_tokens(sdxl, "toy9", 3, 1), SECOND)
-    pipe.unload_textual_inversion()
+    pipe.adapters.unload_textual_inversion()
     # As pivotal tuning means it: a token for every row.
-    assert pipe.load_textual_inversion(path, ["<s0>", "<s1>", "<s2>"]) == ("<s0>", "<s1>", "<s2>")
+    assert pipe.adapters.load_textual_inversion(path, ["<s0>", "<s1>", "<s2>"]) == (
+        "<s0>",
+        "<s1>",
+        "<s2>",
+    )
     assert torch.equal(first_tokens(sdxl, "<s2><s0>", 2, 1), SECOND[[2, 0]])
-    pipe.unload_textual_inversion()
-    pipe.load_textual_inversion(path, component="text_encoder_2")
-    assert pipe.textual_inversions("text_encoder") == {}
+    pipe.adapters.unload_textual_inversion()
+    pipe.adapters.load_textual_inversion(path, component="text_encoder_2")
+    assert pipe.adapters.textual_inversions("text_encoder") == {}
     both = [{"a": FIRST}, {"b": SECOND}]
-    pipe.load_textual_inversion(pickled_file(tmp_path / "both9.bin", both), allow_pickle=True)
+    pipe.adapters.load_textual_inversion(
+        pickled_file(tmp_path / "both9.bin", both), allow_pickle=True
+    )
     assert torch.equal(first_tokens(sdxl, "both9", 3, 1), SECOND)
 
 
@@ -127,10 +133,12 @@ class TestNames:
     ) -> None:
         save_file({"<cat>": FIRST}, tmp_path / "a.safetensors")
         before = embeddings(sd, "a red circle")
-        assert sd.pipeline.load_textual_inversion(tmp_path / "a.safetensors") == ("<cat>",)
+        assert sd.pipeline.adapters.load_textual_inversion(tmp_path / "a.safetensors") == ("<cat>",)
         assert torch.equal(embeddings(sd, "a red circle"), before)
         save_file({"a": FIRST}, tmp_path / "dog9.safetensors")
-        assert sd.pipeline.load_textual_inversion(tmp_path / "dog9.safetensors") == ("dog9",)
+        assert sd.pipeline.adapters.load_textual_inversion(tmp_path / "dog9.safetensors") == (
+            "dog9",
+        )
 
     def test_other_names_give_way_to_the_own_names_of_others(
         self, sd: TinyModel, tmp_path: Path
@@ -138,40 +146,42 @@ class TestNames:
         one = pickled_file(tmp_path / "one9.pt", web_ui("two9"))
         two = pickled_file(tmp_path / "two9.pt", web_ui("run9", FIRST[:1]))
         three = pickled_file(tmp_path / "three9.pt", web_ui("run9", FIRST[1:]))
-        sd.pipeline.load_textual_inversion([one, two, three], allow_pickle=True)
+        sd.pipeline.adapters.load_textual_inversion([one, two, three], allow_pickle=True)
         assert torch.equal(first_tokens(sd, "two9", 1), FIRST[:1])
         assert torch.equal(first_tokens(sd, "run9", 1), FIRST[:1])
-        sd.pipeline.unload_textual_inversion("two9")
+        sd.pipeline.adapters.unload_textual_inversion("two9")
         assert torch.equal(first_tokens(sd, "two9", 3), FIRST)
         assert torch.equal(first_tokens(sd, "run9", 2), FIRST[1:])
-        sd.pipeline.unload_textual_inversion("run9")
-        assert sd.pipeline.textual_inversions() == {"one9": 3}
+        sd.pipeline.adapters.unload_textual_inversion("run9")
+        assert sd.pipeline.adapters.textual_inversions() == {"one9": 3}
 
     def test_a_given_token_is_the_only_name(self, sd: TinyModel, tmp_path: Path) -> None:
         file = pickled_file(tmp_path / "one9.pt", web_ui("two9"))
         before = embeddings(sd, "one9 two9")
-        sd.pipeline.load_textual_inversion(file, "mine9", allow_pickle=True)
+        sd.pipeline.adapters.load_textual_inversion(file, "mine9", allow_pickle=True)
         assert torch.equal(embeddings(sd, "one9 two9"), before)
 
     def test_single_vectors_give_way_to_tokens(self, sd: TinyModel) -> None:
-        sd.pipeline.load_textual_inversion([{"bad_hands": FIRST}, {"bad_hands_2": FIRST[:1]}])
+        sd.pipeline.adapters.load_textual_inversion(
+            [{"bad_hands": FIRST}, {"bad_hands_2": FIRST[:1]}]
+        )
         assert torch.equal(first_tokens(sd, "bad_hands_1 bad_hands_2", 2), FIRST[[1, 0]])
         assert torch.equal(first_tokens(sd, "bad_hands", 3), FIRST)
         assert Compat(sd).maybe_convert_prompt("a bad_hands") == "a bad_hands"
-        sd.pipeline.unload_textual_inversion("bad_hands_2")
+        sd.pipeline.adapters.unload_textual_inversion("bad_hands_2")
         assert torch.equal(first_tokens(sd, "bad_hands_2", 1), FIRST[2:])
 
     @pytest.mark.parametrize("prompt", ["a schulzang", "ulz9 ulz_1", "(schulz:1.2) ulzulz"])
     def test_a_word_is_not_found_inside_of_another(self, sd: TinyModel, prompt: str) -> None:
         options = {"prompt_weighting": "a1111"}
         before = embeddings(sd, prompt, **options)
-        sd.pipeline.load_textual_inversion({"ulz": FIRST[:1]})
+        sd.pipeline.adapters.load_textual_inversion({"ulz": FIRST[:1]})
         assert torch.equal(embeddings(sd, prompt, **options), before)
         assert Compat(sd).maybe_convert_prompt(prompt) == prompt
         assert torch.equal(embeddings(sd, "(Ulz:1.2),", **options)[1:2], FIRST[:1])
 
     def test_marks_may_touch_words(self, sd: TinyModel) -> None:
-        sd.pipeline.load_textual_inversion({"<ulz>": FIRST[:1]})
+        sd.pipeline.adapters.load_textual_inversion({"<ulz>": FIRST[:1]})
         assert torch.equal(first_tokens(sd, "<ulz>red", 1), FIRST[:1])
 
 
@@ -208,9 +218,9 @@ class TestRefused:
             ("x/" * 5000, "File name too long"),
         ]:
             with pytest.raises(kdrt.InvalidRequestError) as refused:
-                sd.pipeline.load_textual_inversion(path, allow_pickle=True)
+                sd.pipeline.adapters.load_textual_inversion(path, allow_pickle=True)
             assert words in str(refused.value), path
-        assert sd.pipeline.textual_inversions() == {}
+        assert sd.pipeline.adapters.textual_inversions() == {}
 
     def test_compressed_and_expanded_pickles(self, sd: TinyModel, tmp_path: Path) -> None:
         """A kilobyte may unpack to a gigabyte, or point at one number a million times."""
@@ -224,7 +234,9 @@ class TestRefused:
         pickled_file(tmp_path / "c.pt", {"x9": torch.zeros(1, 1).expand(1000, 6)})
         for name, words in (("a", "is compressed"), ("b", "claims"), ("c", "number by number")):
             with pytest.raises(kdrt.InvalidRequestError, match=words):
-                sd.pipeline.load_textual_inversion(tmp_path / f"{name}.pt", allow_pickle=True)
+                sd.pipeline.adapters.load_textual_inversion(
+                    tmp_path / f"{name}.pt", allow_pickle=True
+                )
 
 
 dtypes = st.sampled_from(
@@ -259,10 +271,10 @@ def test_whatever_a_file_holds_it_is_learned_or_refused(
     sd: TinyModel, state: Any, token: str | None
 ) -> None:
     try:
-        learned = sd.pipeline.load_textual_inversion(state, token)
+        learned = sd.pipeline.adapters.load_textual_inversion(state, token)
     except kdrt.KdrtError:
-        assert sd.pipeline.textual_inversions() == {}
+        assert sd.pipeline.adapters.textual_inversions() == {}
     else:
         for word in learned:
             assert embeddings(sd, word).isfinite().all()
-        sd.pipeline.unload_textual_inversion()
+        sd.pipeline.adapters.unload_textual_inversion()

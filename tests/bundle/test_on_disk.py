@@ -43,7 +43,7 @@ def image(pipe: kdrt.Pipeline, **changes: object) -> np.ndarray:
 
 Reader = Callable[[kdrt.Pipeline, Path], object]
 READERS: dict[str, Reader] = {
-    "a LoRA": lambda pipe, lora: pipe.load_lora(lora),
+    "a LoRA": lambda pipe, lora: pipe.adapters.load_lora(lora),
     "the whole graph": lambda pipe, _: image(pipe, freeu=(1.1, 1.2, 0.9, 0.2)),
     "the encoder": lambda pipe, _: image(pipe, image=np.zeros((64, 64, 3)), strength=1),
     "every component": lambda pipe, _: image(pipe),
@@ -105,6 +105,6 @@ def test_a_bundle_that_changed_is_not_read_any_more(
         READERS[reader](pipe, lora)
     if reader != "every component":
         assert np.array_equal(image(pipe), before), "what was read before still works"
-        assert pipe.loras == {}
+        assert pipe.adapters.loras == {}
     if change == "exported again":
         READERS[reader](loaded(copied, reader), lora)

@@ -39,7 +39,7 @@ class Checking:
         del arguments["callback"], arguments["progress"]
         request = Request(prompt=prompt, negative_prompt=negative, **arguments)  # type: ignore[arg-type]
         pipe = self.pipeline
-        resolve(request, pipe.bundle.manifest, pipe.engines["unet"].spec, pipe._noise_schedule)
+        resolve(request, pipe.bundle.manifest, pipe.engines["unet"].spec, pipe.noise_schedule)
         raise InvalidRequestError(RESOLVED)
 
 

@@ -101,8 +101,8 @@ def _real_image(bundle: Path, lora: Path, mode: Mode = nullcontext) -> np.ndarra
     learned = torch.full((1, 64), 0.1)
     with mode():
         pipe = kdrt.load(bundle, engine="onnxruntime", threads=1)
-        pipe.load_textual_inversion(learned, "<word>")
-        pipe.load_lora(lora, scale=0.7)
+        pipe.adapters.load_textual_inversion(learned, "<word>")
+        pipe.adapters.load_lora(lora, scale=0.7)
         images = pipe("a red <word> circle", **arguments).images
     assert isinstance(images, np.ndarray)
     return images

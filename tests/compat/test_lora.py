@@ -135,7 +135,7 @@ def test_text_encoders_scaled_for_one_prompt(sd: TinyModel, folder: Path) -> Non
     before = by_kdrt(ours.pipeline)
     expected = theirs.encode_prompt("a star", "cpu", 1, False, lora_scale=0.4)[0]
     with ours._text_scaled(0.4):
-        found, _ = ours.pipeline._prompts.encode([["a star"]])
+        found, _ = ours.pipeline.prompt_encoder.encode([["a star"]])
     torch.testing.assert_close(found.encoder_hidden_states, expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(by_kdrt(ours.pipeline), before)
 
@@ -166,7 +166,7 @@ def test_a_lora_that_does_not_load_leaves_the_adapters_as_they_were(
         for name, hotswap in (("mine", True), ("new", False)):
             with pytest.raises(InvalidRequestError, match=words):
                 ours.load_lora_weights(tensors, name, hotswap=hotswap)
-            assert list(ours.pipeline.loras) == ours.get_active_adapters() == ["mine"]
+            assert list(ours.pipeline.adapters.loras) == ours.get_active_adapters() == ["mine"]
             assert torch.equal(by_kdrt(ours.pipeline), before)
 
 

@@ -168,7 +168,7 @@ def test_other_engines_drop_the_graphs(sdxl: TinyModel, made: list[Work]) -> Non
     pipe = at(sdxl, "step")
     pipe("a", steps=3)
     assert len(pipe.denoising.graphs) == 1
-    pipe._use({"unet": sdxl.pipeline.engines["unet"]})
+    pipe.replace_engines({"unet": sdxl.pipeline.engines["unet"]})
     assert len(pipe.denoising.graphs) == 0
     for width in (48, 56, 64, 72, 80):
         pipe("a", steps=3, width=width, output_type="latent")

@@ -97,7 +97,7 @@ def by_hand(model: TinyModel, pipe: Pipeline, size: tuple[int, int], every: int)
     with torch.no_grad():
         for sigma, following in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
             sample = torch.cat([x, x]) / math.sqrt(sigma**2 + 1)
-            timestep = torch.full((2,), pipe._noise_schedule.timestep(sigma))
+            timestep = torch.full((2,), pipe.noise_schedule.timestep(sigma))
             predicted = cached.unet(
                 sample, timestep, context, added_cond_kwargs=added, return_dict=False
             )[0]
@@ -160,11 +160,11 @@ def test_loras_are_in_both_networks(deep: TinyModel, names: Any, tmp_path: Path)
     expected = by_kdrt(kdrt.load(baked.bundle), SIZES[0], deep_cache=3)
     pipe = kdrt.load(deep.bundle)
     base = by_kdrt(pipe, SIZES[0], deep_cache=3)
-    swap = pipe.load_lora(file, scale=0.7)
+    swap = pipe.adapters.load_lora(file, scale=0.7)
     assert "unet_shallow" in swap.networks
     assert relative_error(by_kdrt(pipe, SIZES[0], deep_cache=3), expected) < BOUND
     assert relative_error(base, expected) > 1e-2
-    pipe.unload_loras()
+    pipe.adapters.unload_loras()
     assert torch.equal(by_kdrt(pipe, SIZES[0], deep_cache=3), base)
 
 
@@ -173,7 +173,7 @@ def test_variants_go_together(tmp_path: Path) -> None:
     pipe = kdrt.load(both.bundle)
     assert pipe.bundle.manifest.variants.keys() == {"unfused-qkv"}
     expected = by_kdrt(pipe, SIZES[0], deep_cache=2)
-    pipe.use_variant("unfused-qkv")
+    pipe.adapters.use_variant("unfused-qkv")
     assert relative_error(by_kdrt(pipe, SIZES[0], deep_cache=2), expected) < BOUND
 
 

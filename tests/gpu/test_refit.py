@@ -95,14 +95,14 @@ def test_loras_at_every_level(
     plain = gpu(PROMPT, **FAST).images.clone()
     close(plain, cpu(PROMPT, **FAST).images, 5e-2)
     for pipe in (gpu, cpu):
-        pipe.load_lora(lora)
+        pipe.adapters.load_lora(lora)
     for scale in (1.0, -0.5):
         for pipe in (gpu, cpu):
-            pipe.set_loras({"style": scale})
+            pipe.adapters.set_loras({"style": scale})
         styled = gpu(PROMPT, **FAST).images
         assert distance(styled, plain) > 0.1, "this LoRA must be seen"
         close(styled, cpu(PROMPT, **FAST).images, 5e-2)
-    gpu.unload_loras()
+    gpu.adapters.unload_loras()
     assert torch.equal(gpu(PROMPT, **FAST).images, plain)
 
 
@@ -111,9 +111,9 @@ def test_every_refit_can_be_compared(
 ) -> None:
     monkeypatch.setenv(SWITCH, "every")
     pipe = kdrt.load(open_to_loras, engine=flavour.name)
-    pipe.load_lora(lora)
-    pipe.set_loras({"style": 2.0})
-    pipe.unload_loras()
+    pipe.adapters.load_lora(lora)
+    pipe.adapters.set_loras({"style": 2.0})
+    pipe.adapters.unload_loras()
 
 
 def test_a_weight_that_cannot_change_is_refused(open_to_loras: Bundle, flavour: Flavour) -> None:

@@ -79,9 +79,9 @@ def _job(number: int) -> Job:
 
     def taught(pipe: Pipeline) -> np.ndarray:
         token = f"<{number}>"
-        pipe.load_textual_inversion(torch.ones(1, WIDTHS[0]) * number, token)
-        pipe.enable_vae_slicing()
-        pipe.unload_textual_inversion(token)
+        pipe.adapters.load_textual_inversion(torch.ones(1, WIDTHS[0]) * number, token)
+        pipe.vae.enable_slicing()
+        pipe.adapters.unload_textual_inversion(token)
         return pipe(prompt, **common).images
 
     kinds: tuple[Job, ...] = (
@@ -211,7 +211,7 @@ def test_what_changed_before_the_first_step_counts(sdxl: TinyModel) -> None:
     arguments: dict[str, Any] = {"steps": 2, "seed": 3, "output_type": "np"}
     before = sdxl.pipeline("a red circle", **arguments).images
     asked = sdxl.pipeline.steps("a red circle", **arguments)
-    sdxl.pipeline.load_textual_inversion(torch.ones(1, WIDTHS[0]), "red")
+    sdxl.pipeline.adapters.load_textual_inversion(torch.ones(1, WIDTHS[0]), "red")
     after = sdxl.pipeline("a red circle", **arguments).images
     assert np.array_equal(asked.result().images, after)
     assert not np.array_equal(before, after)
@@ -257,14 +257,14 @@ CALLS: dict[str, Callable[[Pipeline], object]] = {
     "call": lambda pipe: pipe("b", steps=1),
     "steps": lambda pipe: pipe.steps("b", steps=1),
     "encode": lambda pipe: pipe.encode_prompt("b"),
-    "set_loras": lambda pipe: pipe.set_loras({}),
-    "unload_loras": lambda pipe: pipe.unload_loras(),
-    "load_lora": lambda pipe: pipe.load_lora(LORA),
-    "variant": lambda pipe: pipe.use_variant(None),
-    "learn": lambda pipe: pipe.load_textual_inversion(torch.ones(1, WIDTHS[0]), "word"),
-    "forget": lambda pipe: pipe.unload_textual_inversion(),
-    "slicing": lambda pipe: pipe.disable_vae_slicing(),
-    "tiling": lambda pipe: pipe.enable_vae_tiling(),
+    "set_loras": lambda pipe: pipe.adapters.set_loras({}),
+    "unload_loras": lambda pipe: pipe.adapters.unload_loras(),
+    "load_lora": lambda pipe: pipe.adapters.load_lora(LORA),
+    "variant": lambda pipe: pipe.adapters.use_variant(None),
+    "learn": lambda pipe: pipe.adapters.load_textual_inversion(torch.ones(1, WIDTHS[0]), "word"),
+    "forget": lambda pipe: pipe.adapters.unload_textual_inversion(),
+    "slicing": lambda pipe: pipe.vae.disable_slicing(),
+    "tiling": lambda pipe: pipe.vae.enable_tiling(),
 }
 
 

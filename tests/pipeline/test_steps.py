@@ -101,7 +101,7 @@ def test_a_preview_is_an_affine_map_of_the_latents() -> None:
 
 
 def test_every_step_has_a_preview(sdxl: TinyModel) -> None:
-    sdxl.pipeline._previewer = Previewer(facts())
+    sdxl.pipeline.previewer = Previewer(facts())
     seen: list[tuple[list[Image.Image], list[Image.Image]]] = []
 
     def look(step: kdrt.PreviewStep) -> None:

@@ -412,7 +412,7 @@ def test_a_long_negative_prompt_lengthens_the_positive_one(sdxl: TinyModel) -> N
     sdxl.pipeline("red BREAK", "", steps=1, seed=0, clip_skip=1, prompt_weighting="a1111")
     padded, plain = (call["encoder_hidden_states"][1] for call in sdxl.unet.calls)
     assert torch.equal(padded[:MAX_LENGTH], plain)
-    empty = sdxl.pipeline._prompts.encode([[""], [""]], 1)[0].encoder_hidden_states[0]
+    empty = sdxl.pipeline.prompt_encoder.encode([[""], [""]], 1)[0].encoder_hidden_states[0]
     assert torch.equal(padded[MAX_LENGTH:], empty)
 
 

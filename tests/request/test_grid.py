@@ -41,8 +41,8 @@ def test_a_run_in_two_parts_is_the_whole_run(sdxl: TinyModel, schedule: str, sam
     refined = make(steps=9, schedule=schedule, denoising_start=0.7, latents=base.images)
     request = Request(prompt="a", steps=9, schedule=schedule)
     manifest = sdxl.pipeline.bundle.manifest
-    grid = grid_of(request, manifest, sdxl.pipeline._noise_schedule)
-    cut = float(sdxl.pipeline._noise_schedule.sigmas[300])
+    grid = grid_of(request, manifest, sdxl.pipeline.noise_schedule)
+    cut = float(sdxl.pipeline.noise_schedule.sigmas[300])
     whole = make(sigmas=sorted({*grid, cut}, reverse=True))
     torch.testing.assert_close(refined.images, whole.images, rtol=1e-5, atol=1e-5)
     assert "Denoising end: 0.7" in str(base.parameters[0])
@@ -76,7 +76,7 @@ def test_text_to_image_has_no_strength(sd: TinyModel) -> None:
     request = Request(prompt="a", strength=0.5)
     pipe = sd.pipeline
     with pytest.raises(InvalidRequestError, match="strength says how much of an image to redo"):
-        resolve(request, pipe.bundle.manifest, pipe._unet.spec, pipe._noise_schedule)
+        resolve(request, pipe.bundle.manifest, pipe.engines["unet"].spec, pipe.noise_schedule)
 
 
 def continuous(folder: Path, sigma_schedule: Literal["karras", "exponential"]) -> TinyModel:
@@ -97,7 +97,7 @@ def test_a_continuous_model_walks_its_own_grid(
 
     def grid(**arguments: Any) -> list[float]:
         request = Request(prompt="a", steps=7, **arguments)
-        return grid_of(request, pipe.bundle.manifest, pipe._noise_schedule)
+        return grid_of(request, pipe.bundle.manifest, pipe.noise_schedule)
 
     own = grid(schedule="scheduler")
     assert own == pytest.approx(theirs.sigmas.tolist(), rel=1e-5)
@@ -123,10 +123,10 @@ def test_two_continuous_models_hand_over_in_the_middle(tmp_path: Path) -> None:
     base = make(steps=5, schedule="scheduler", denoising_end=0.5)
     refined = make(steps=5, schedule="scheduler", denoising_start=0.5, latents=base.images)
     # Half of the way is half of the way in the logarithm.
-    cut = float(model.pipeline._noise_schedule.sigmas[500])
+    cut = float(model.pipeline.noise_schedule.sigmas[500])
     assert cut == pytest.approx((0.004 * 90.0) ** 0.5, rel=0.01)
     request = Request(prompt="a", steps=5, schedule="scheduler")
-    grid = grid_of(request, model.manifest, model.pipeline._noise_schedule)
+    grid = grid_of(request, model.manifest, model.pipeline.noise_schedule)
     whole = make(sigmas=sorted({*grid, cut}, reverse=True))
     torch.testing.assert_close(refined.images, whole.images, rtol=1e-4, atol=1e-4)
 

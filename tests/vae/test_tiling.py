@@ -95,7 +95,7 @@ def test_statistics_of_the_latents_are_part_of_the_encoder() -> None:
 
 
 def test_an_image_no_larger_than_a_tile_is_run_whole(sdxl: TinyModel) -> None:
-    sdxl.pipeline.enable_vae_tiling(tile=16 * SCALE)
+    sdxl.pipeline.vae.enable_tiling(tile=16 * SCALE)
     sdxl.pipeline.vae.decoder(torch.randn(1, CHANNELS, 16, 9))
     assert [tuple(call["latents"].shape[2:]) for call in sdxl.vae_decoder.calls] == [(16, 9)]
 
@@ -145,19 +145,19 @@ def test_the_switches_of_a_pipeline(sdxl: TinyModel) -> None:
     options = {"steps": 1, "seed": 0, "height": 64, "width": 96, "output_type": "pt"}
     whole = pipe(["a", "b"], **options).images
     assert [len(call["latents"]) for call in sdxl.vae_decoder.calls] == [1, 1]
-    pipe.disable_vae_slicing()
+    pipe.vae.disable_slicing()
     pipe(["a", "b"], **options)
     assert [len(call["latents"]) for call in sdxl.vae_decoder.calls[2:]] == [2]
-    pipe.enable_vae_slicing()
-    pipe.enable_vae_tiling(tile=64)
+    pipe.vae.enable_slicing()
+    pipe.vae.enable_tiling(tile=64)
     assert pipe.vae.tiling == Tiling(8)
     tiled = pipe(["a", "b"], **options).images
     assert len(sdxl.vae_decoder.calls) == 3 + 2 * 2 * 2
     torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-6)
-    pipe.disable_vae_tiling()
+    pipe.vae.disable_tiling()
     pipe("a", **options)
     assert len(sdxl.vae_decoder.calls) == 3 + 8 + 1
-    pipe.enable_vae_tiling()
+    pipe.vae.enable_tiling()
     assert pipe.vae.tiling == Tiling(64 // SCALE)
 
 
@@ -177,7 +177,7 @@ def test_switches_check_what_they_are_given(
     sdxl: TinyModel, tile: int, overlap: float, words: str
 ) -> None:
     with pytest.raises(InvalidRequestError, match=words):
-        sdxl.pipeline.enable_vae_tiling(tile, overlap)
+        sdxl.pipeline.vae.enable_tiling(tile, overlap)
     assert sdxl.pipeline.vae.tiling is None
 
 

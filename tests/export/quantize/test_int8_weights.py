@@ -173,7 +173,7 @@ def test_loras_are_refused_before_anything_is_read(int8: Bundle, tmp_path: Path)
     with pytest.raises(
         InvalidRequestError, match=r"as int8 only: bake them in with `kdrt export demo "
     ):
-        pipe.load_lora(tmp_path / "nowhere.safetensors")
+        pipe.adapters.load_lora(tmp_path / "nowhere.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -1,42 +1,71 @@
-"""What a pipeline offers of adapters: LoRAs, variants, learned tokens."""
+"""What is added to a model while it runs: LoRAs, textual inversions, variants, image prompts."""
 
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
 from collections import ChainMap
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from kdrt.adapters import textual_inversion
+from kdrt.adapters.ip_adapter import ImagePrompts
 from kdrt.adapters.lora import NETWORKS, Changed, Lora, LoraStack, LoraSwap, Scale
 from kdrt.adapters.lora_file import LoraFile, read_lora
-from kdrt.adapters.variants import Variants
+from kdrt.adapters.variants import ComponentLoader, Variants
 from kdrt.bundle import Bundle
 from kdrt.errors import InvalidRequestError
 from kdrt.pipeline.calls import Calls
 from kdrt.prompt import PromptEncoder
 from kdrt_engines import Engine
 
+ReplaceEngines = Callable[[Mapping[str, Engine]], None]
+"""Makes a pipeline run these engines, by component, from now on."""
 
-class AdapterSwitches(ABC):
-    """LoRAs, variants and learned tokens of a pipeline."""
 
-    bundle: Bundle
-    engines: MutableMapping[str, Engine]
-    _calls: Calls
-    _prompts: PromptEncoder
-    _loras: LoraStack
-    _variants: Variants
+class Adapters:
+    """The adapters of one pipeline, at ``pipe.adapters``.
 
-    @abstractmethod
-    def _use(self, engines: Mapping[str, Engine]) -> None:
-        """Go on with other engines, by component."""
+    A change takes effect with the next image. It waits for a running call, as every call does. A
+    change that is refused leaves everything as it was.
+
+    Attributes:
+        image_prompts: makes the tokens of an IP-Adapter.
+
+    Args:
+        bundle: holds the base weights, and names the variants.
+        engines: the engines at work, by component; only read here.
+        prompt_encoder: learns the tokens of textual inversions.
+        calls: of the pipeline.
+        load_component: loads one more component; without it there are no variants.
+        replace_engines: called with the engines that take the place of others.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        engines: Mapping[str, Engine],
+        prompt_encoder: PromptEncoder,
+        calls: Calls,
+        load_component: ComponentLoader | None,
+        replace_engines: ReplaceEngines,
+    ) -> None:
+        self._bundle = bundle
+        self._engines = engines
+        self._prompt_encoder = prompt_encoder
+        self._calls = calls
+        self._replace_engines = replace_engines
+        self._loras = LoraStack(bundle)
+        self._variants = Variants(bundle.manifest, load_component)
+        self.image_prompts = ImagePrompts(bundle.manifest, load_component)
 
     @property
     def loras(self) -> dict[str, Lora]:
         """Every loaded LoRA by name, those at scale 0 too."""
         return self._loras.loras
+
+    def lora_modules(self, network: str) -> frozenset[str]:
+        """The modules of a network that a LoRA can change, by their dotted paths."""
+        return self._loras.modules(network)
 
     def load_lora(
         self,
@@ -53,16 +82,16 @@ class AdapterSwitches(ABC):
         Args:
             path: a file in kohya's, diffusers', peft's or ComfyUI's format, or one that was read
                 before.
-            name: for :meth:`set_loras`; None is the file's name without its suffix, with the
-                folders before it that tell it from other files: ``style``, then ``b/style``.
-            scale: how strong it is; below 0 and above 1 too. A mapping gives ``unet``,
-                ``text_encoder`` and ``text_encoder_2`` each their own, and in place of a number
-                one by block: ``{"unet": {"mid_block": 0.5, "down_blocks.1": 0}}``.
+            name: for :meth:`set_loras`. None takes the file's name without its suffix, preceded
+                by as many folders as are needed to make it unique: ``style``, then ``b/style``.
+            scale: strength, also below 0 and above 1. A mapping gives ``unet``, ``text_encoder``
+                and ``text_encoder_2`` one each, and each may be a mapping by block:
+                ``{"unet": {"mid_block": 0.5, "down_blocks.1": 0}}``.
             strict: refuse it if any of its layers has no effect.
             allow_pickle: read PyTorch's files too; only tensors are loaded.
 
         Raises:
-            InvalidRequestError: it is no LoRA, or for another model, or the name is taken.
+            InvalidRequestError: the file is no LoRA, or for another model, or the name is taken.
             EngineError: the weights of this engine are fixed; the message says what to export.
 
         Warns:
@@ -74,12 +103,12 @@ class AdapterSwitches(ABC):
             words: tuple[str, ...] = ()
             if file.embeddings:
                 words = textual_inversion.load(
-                    self._prompts, list(file.embeddings.values()), list(file.embeddings)
+                    self._prompt_encoder, list(file.embeddings.values()), list(file.embeddings)
                 )
             try:
                 with self._nothing_stale():
                     return self._swap(
-                        self._loras.load(self.engines, file, name, scale, strict=strict)
+                        self._loras.load(self._engines, file, name, scale, strict=strict)
                     )
             except BaseException:
                 self._forget_words(words)
@@ -92,10 +121,11 @@ class AdapterSwitches(ABC):
             InvalidRequestError: a name is not loaded, or a scale is no finite number.
         """
         with self._calls.one(), self._nothing_stale():
-            return self._swap(self._loras.set(self.engines, scales))
+            return self._swap(self._loras.set(self._engines, scales))
 
     def unload_loras(self, *names: str) -> LoraSwap:
-        """Forget these LoRAs, or all of them: then the weights are the bundle's, bit for bit.
+        """Remove these LoRAs, or all of them. Without any, the weights are the bundle's, bit for
+        bit.
 
         Raises:
             InvalidRequestError: a name is not loaded.
@@ -103,54 +133,59 @@ class AdapterSwitches(ABC):
         with self._calls.one():
             before = self.loras
             with self._nothing_stale():
-                swap = self._swap(self._loras.unload(self.engines, names or tuple(before)))
+                swap = self._swap(self._loras.unload(self._engines, names or tuple(before)))
             gone = before.keys() - self.loras.keys()
             self._forget_words(word for name in gone for word in before[name].file.embeddings)
             return swap
 
     def _forget_words(self, words: Iterable[str]) -> None:
-        """Those that LoRAs brought and that were not forgotten since."""
+        """Forget the tokens that LoRAs brought, as far as they are still loaded."""
         if known := [word for word in words if word in self.textual_inversions()]:
             self.unload_textual_inversion(known)
 
     def use_variant(self, name: str | None, parts: Sequence[str] | None = None) -> None:
-        """Compute another way from now on; LoRAs stay as they are.
+        """Run other networks from now on, such as those with unfused projections. LoRAs stay
+        loaded, and are applied to the new networks.
 
         Args:
-            name: one of ``bundle.manifest.variants``; None is what was exported without a name.
-            parts: the components to change (``unet``, ``vae_decoder``, …); None is all.
+            name: one of ``bundle.manifest.variants``; None returns to the plain networks.
+            parts: the components to replace (``unet``, ``vae_decoder``, …); None is all.
 
         Raises:
             InvalidRequestError: the bundle has no such variant; the message says what to export.
         """
         with self._calls.one():
             components = self._variants.choose(name, parts)
-            engines = self._variants.load(components, self.engines)
-            with_loras, _ = self._loras.move(components, ChainMap(engines, self.engines))
+            engines = self._variants.load(components, self._engines)
+            with_loras, _ = self._loras.move(components, ChainMap(engines, self._engines))
             self._variants.chosen(components)
-            self._use(engines | with_loras)
+            self._replace_engines(engines | with_loras)
 
     @property
     def variants_in_use(self) -> dict[str, str]:
-        """The components that play another's part, by part."""
+        """The variant components at work, by the component that each replaces."""
         return self._variants.in_use
 
     @contextmanager
     def _nothing_stale(self) -> Iterator[None]:
-        """A change that is refused may have been made and undone in the engines. Their weights are
-        then what they were, but of what was captured before TensorRT promises nothing."""
-        self.bundle.check_unchanged()  # the base weights are read from it again
+        """Drop buffers and captured CUDA graphs if a change of weights fails half-way.
+
+        The weights are back to what they were by then, but TensorRT does not promise that graphs
+        captured before a refit are still valid."""
+        self._bundle.check_unchanged()  # the base weights are read from it again
         try:
             yield
         except InvalidRequestError:
-            raise  # before an engine was touched
+            raise  # no engine was touched
         except BaseException:
-            self._use({name: self.engines[name] for name in NETWORKS if name in self.engines})
+            self._replace_engines(
+                {name: self._engines[name] for name in NETWORKS if name in self._engines}
+            )
             raise
 
     def _swap(self, change: Changed) -> LoraSwap:
         engines, swap = change
-        self._use(engines)
+        self._replace_engines(engines)
         return swap
 
     def load_textual_inversion(
@@ -164,15 +199,15 @@ class AdapterSwitches(ABC):
         pool_at_learned: bool = False,
         hub_options: Mapping[str, object] | None = None,
     ) -> tuple[str, ...]:
-        """Teach the text encoders learned tokens, on the engines as they are; see
+        """Add learned tokens to the text encoders; see
         :func:`kdrt.adapters.textual_inversion.load` for arguments and errors.
 
         Returns:
-            The tokens, to be written in prompts.
+            The tokens, as they are written in prompts.
         """
         with self._calls.one():
             return textual_inversion.load(
-                self._prompts,
+                self._prompt_encoder,
                 source,
                 token,
                 component=component,
@@ -185,16 +220,20 @@ class AdapterSwitches(ABC):
     def unload_textual_inversion(
         self, token: str | Sequence[str] | None = None, *, component: str | None = None
     ) -> None:
-        """Forget learned tokens, None all of them; prompts then become, bit by bit, what they were
-        before. Raises InvalidRequestError: a token is not loaded."""
+        """Remove learned tokens, or all of them for None. Prompts are then encoded as before, bit
+        for bit.
+
+        Raises:
+            InvalidRequestError: a token is not loaded.
+        """
         with self._calls.one():
-            textual_inversion.unload(self._prompts, token, component=component)
+            textual_inversion.unload(self._prompt_encoder, token, component=component)
 
     def textual_inversions(self, component: str | None = None) -> dict[str, int]:
         """The learned tokens of one text encoder or of all, and how many vectors each has."""
         return {
             token: len(ids)
-            for encoder in self._prompts.encoders
+            for encoder in self._prompt_encoder.encoders
             if component in (None, encoder.facts.component)
             for token, ids in encoder.learned.tokens.items()
         }
