@@ -34,8 +34,8 @@ from kdrt.compat.native import run_native
 from kdrt.compat.noise import Generators, initial_noise, noise_seeds
 from kdrt.compat.parts import PartsMixin
 from kdrt.compat.progress import ProgressBar
+from kdrt.compat.scheduler_view import SchedulerView
 from kdrt.compat.switches import MemorySwitches
-from kdrt.compat.views import SchedulerView
 from kdrt.denoise.denoiser import is_doubled
 from kdrt.denoise.freeu import FREEU_OFF
 from kdrt.errors import InvalidRequestError
@@ -60,8 +60,9 @@ class KDiffusionPipeline(LoadingMixin, PartsMixin, MemorySwitches, AbsentMethods
         pipeline: what does the work.
         exact: whether k-diffusion's own functions sample, unless a call says otherwise.
         vae_scale_factor: pixels for one latent.
-        scheduler: the noise schedule; see :class:`kdrt.compat.views.SchedulerView`. Another one,
-            as diffusers' EulerDiscreteScheduler, may be assigned: its sigmas are the default grid.
+        scheduler: the noise schedule, a :class:`kdrt.compat.scheduler_view.SchedulerView`. One of
+            diffusers' own, such as EulerDiscreteScheduler, may be assigned: its sigmas are then
+            the default grid.
         image_processor: turns the VAE's pixels into images.
     """
 

@@ -8,8 +8,10 @@ from typing import Any, NoReturn
 from kdrt.bundle import Manifest
 from kdrt.compat.config import Config
 from kdrt.compat.grid import TrainingTable
+from kdrt.compat.scheduler_view import SchedulerView
 from kdrt.compat.text_views import inner
-from kdrt.compat.views import SchedulerView, UNetView, VaeView
+from kdrt.compat.unet_view import UNetView
+from kdrt.compat.vae_view import VaeView
 from kdrt.errors import InvalidRequestError
 from kdrt.pipeline.pipeline import Pipeline
 

@@ -11,7 +11,7 @@ from kdrt.bundle import TextEncoderFacts
 from kdrt.common.validation import check_int, check_texts
 from kdrt.compat.absent import AbsentAttributeError, SaysWhatThereIs
 from kdrt.compat.config import Config, recorded
-from kdrt.compat.views import NetworkView
+from kdrt.compat.network_view import NetworkView
 from kdrt.errors import InvalidRequestError
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt.prompt import PromptTokenizer
@@ -21,10 +21,13 @@ class TextEncoderView(NetworkView):
     """A text encoder's configuration, dtype and switches."""
 
     def __init__(self, pipeline: Pipeline, facts: TextEncoderFacts) -> None:
-        super().__init__(pipeline.engines[facts.component])
-        self.name = facts.component
-        self.config = Config(
-            recorded(pipeline.bundle, facts.component),
+        super().__init__(pipeline, facts.component, facts.component)
+        self._facts = facts
+
+    def _config(self) -> Config:
+        facts = self._facts
+        return Config(
+            recorded(self.pipeline.bundle, facts.component),
             hidden_size=facts.hidden_size,
             max_position_embeddings=facts.max_length,
             bos_token_id=facts.bos,
