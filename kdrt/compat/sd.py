@@ -13,14 +13,16 @@ from torch import Tensor
 from kdrt.adapters.ip_adapter import ImagePrompt
 from kdrt.common.validation import check_int, check_texts
 from kdrt.compat.absent import refuse_arguments
-from kdrt.compat.base import (
-    KDiffusionPipeline,
+from kdrt.compat.base import KDiffusionPipeline
+from kdrt.compat.checks import (
     check_callback,
     check_exclusive,
+    check_prompt,
+    check_shapes,
     check_size,
-    repeat,
 )
 from kdrt.compat.conditions import Conditions
+from kdrt.compat.encoding import repeat
 from kdrt.compat.image_processor import output_type_of
 from kdrt.compat.ip_adapter import IpAdapterMixin
 from kdrt.compat.lora import LoraMixin
@@ -313,22 +315,3 @@ class StableDiffusionKDiffusionPipeline(
         # Flagged images are black as they are.
         plain = None if flagged is None else [not each for each in flagged]
         return self.image_processor.postprocess(pixels, output_type, plain), flagged
-
-
-def check_prompt(name: str, prompt: object, embeds: Tensor | None) -> None:
-    """Raise InvalidRequestError unless there is a prompt, of a type a prompt has, or embeddings."""
-    if prompt is None and embeds is None:
-        raise InvalidRequestError(f"Provide either `{name}` or `{name}_embeds`; both are missing.")
-    if prompt is not None and not isinstance(prompt, (str, list)):
-        raise InvalidRequestError(
-            f"`{name}` has to be of type `str` or `list` but is {type(prompt)}"
-        )
-
-
-def check_shapes(positive: Tensor | None, negative: Tensor | None) -> None:
-    """Raise InvalidRequestError if both are given and differ in shape."""
-    if positive is not None and negative is not None and positive.shape != negative.shape:
-        raise InvalidRequestError(
-            "`prompt_embeds` and `negative_prompt_embeds` must have the same shape, but got "
-            f"{list(positive.shape)} and {list(negative.shape)}"
-        )

@@ -11,14 +11,16 @@ from torch import Tensor
 from kdrt.adapters.ip_adapter import ImagePrompt
 from kdrt.common.validation import check_int, check_texts
 from kdrt.compat.absent import refuse_arguments
-from kdrt.compat.base import (
-    KDiffusionPipeline,
+from kdrt.compat.base import KDiffusionPipeline
+from kdrt.compat.checks import (
     check_callback,
     check_exclusive,
+    check_prompt,
+    check_shapes,
     check_size,
-    repeat,
 )
 from kdrt.compat.conditions import Conditions
+from kdrt.compat.encoding import repeat
 from kdrt.compat.image_processor import output_type_of
 from kdrt.compat.ip_adapter import IpAdapterMixin
 from kdrt.compat.lora import LoraMixin
@@ -26,7 +28,7 @@ from kdrt.compat.moving import as_device
 from kdrt.compat.noise import Generators
 from kdrt.compat.outputs import StableDiffusionXLPipelineOutput
 from kdrt.compat.qkv import FusedProjectionsMixin
-from kdrt.compat.sd import Text, check_prompt, check_shapes
+from kdrt.compat.sd import Text
 from kdrt.compat.textual_inversion import TextualInversionMixin
 from kdrt.compat.vae import VaeMixin
 from kdrt.errors import InvalidRequestError

@@ -157,7 +157,9 @@ class Adapters:
         with self._calls.one():
             components = self._variants.choose(name, parts)
             engines = self._variants.load(components, self._engines)
-            with_loras, _ = self._loras.move(components, ChainMap(engines, self._engines))
+            # Not a dict of both: that would load every component that is loaded on demand.
+            present = ChainMap[str, Engine](engines, self._engines)  # type: ignore[arg-type]
+            with_loras, _ = self._loras.move(components, present)
             self._variants.chosen(components)
             self._replace_engines(engines | with_loras)
 
