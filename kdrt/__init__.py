@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kdrt.bundle import Bundle
     from kdrt.errors import (
         BundleError,
+        CancelledError,
         EngineError,
         EngineRejectedError,
         EngineUnavailableError,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         NonFiniteError,
         OutOfMemoryError,
         OutputError,
+        PipelineClosedError,
         ShapeError,
     )
     from kdrt.images.output import read_infotext, save_image
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Bundle",
     "BundleError",
+    "CancelledError",
     "Conditioning",
     "EngineError",
     "EngineRejectedError",
@@ -59,6 +62,7 @@ __all__ = [
     "OutOfMemoryError",
     "OutputError",
     "Pipeline",
+    "PipelineClosedError",
     "PreviewStep",
     "Request",
     "Result",

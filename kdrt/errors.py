@@ -13,6 +13,7 @@ from kdrt_engines.errors import (
 
 __all__ = [
     "BundleError",
+    "CancelledError",
     "EngineError",
     "EngineRejectedError",
     "EngineUnavailableError",
@@ -22,6 +23,7 @@ __all__ = [
     "NonFiniteError",
     "OutOfMemoryError",
     "OutputError",
+    "PipelineClosedError",
     "ShapeError",
 ]
 
@@ -44,3 +46,11 @@ class NonFiniteError(KdrtError):
 
 class OutputError(KdrtError):
     """A file cannot be written where the user asked for it."""
+
+
+class CancelledError(KdrtError):
+    """A call was ended at a step, by ``pipe.cancel()`` or by its callback."""
+
+
+class PipelineClosedError(KdrtError):
+    """A pipeline was used after ``close()``."""

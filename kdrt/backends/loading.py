@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import shlex
+import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -44,6 +46,8 @@ ENGINES = (
     "torch",
 )
 """Every name ``engine=`` takes."""
+
+_logger = logging.getLogger(__name__)
 
 _MAX_THREADS = 1024
 
@@ -98,7 +102,9 @@ def load_engines(
             "a fallback; leave one of the two out"
         )
     chosen = chosen_engine(engine, bundle)
-    loader = _loader(chosen, threads, own_graphs)
+    reason = "the best of this machine and bundle" if engine is None else "asked for"
+    _logger.info("engine %s, %s", chosen, reason)
+    loader = _logged(_loader(chosen, threads, own_graphs), chosen)
     if fallback is not None:
         loader = _with_fallback(loader, chosen, _known(fallback), threads, own_graphs)
     if offloader is not None:
@@ -221,7 +227,8 @@ def _with_fallback(
 ) -> Loader:
     # What the fallback needs is only asked for if it is needed.
     def other(bundle: Bundle, name: str, component: Component) -> Engine:
-        return _loader(fallback, threads, own_graphs)(bundle, name, component)
+        load = _logged(_loader(fallback, threads, own_graphs), fallback)
+        return load(bundle, name, component)
 
     def load_either(bundle: Bundle, name: str, component: Component) -> Engine:
         try:
@@ -244,6 +251,19 @@ def _loader(engine: str, threads: int | None, own_graphs: bool) -> Loader:
             torch.set_num_threads(threads)
         return _load_torch
     return _onnxruntime_loader(engine, threads, own_graphs)
+
+
+def _logged(load: Loader, engine: str) -> Loader:
+    """The same loader, which logs what it loaded and how long that took."""
+
+    def load_and_log(bundle: Bundle, name: str, component: Component) -> Engine:
+        started = time.perf_counter()
+        loaded = load(bundle, name, component)
+        seconds = time.perf_counter() - started
+        _logger.info("loaded %s with %s on %s in %.3f s", name, engine, loaded.device, seconds)
+        return loaded
+
+    return load_and_log
 
 
 def _tensorrt_loader(flavour: Flavour) -> Loader:

@@ -99,6 +99,17 @@ def _options(
     _debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of every error.")
     ] = False,
+    verbose: Annotated[
+        int,
+        typer.Option(
+            "--verbose",
+            "-v",
+            count=True,
+            metavar="",
+            show_default=False,
+            help="Print what is loaded, chosen and captured, and how long it took.",
+        ),
+    ] = 0,
     _version: Annotated[
         bool,
         typer.Option(
@@ -107,6 +118,10 @@ def _options(
     ] = False,
 ) -> None:
     """What comes before the command; ``run`` looks for --debug itself."""
+    if verbose:
+        from kdrt.common.log import print_log
+
+        print_log(verbose)
 
 
 def _add(panel: str, *commands: Callable[..., None]) -> None:

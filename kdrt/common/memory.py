@@ -46,13 +46,13 @@ def _resident() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def name_memory_failure(error: Exception, let_go: Callable[[], object] = lambda: None) -> None:
-    """Raises OutOfMemoryError: that is what ``error`` means. ``let_go`` has freed what can be made
+def name_memory_failure(error: Exception, free: Callable[[], object] = lambda: None) -> None:
+    """Raises OutOfMemoryError: that is what ``error`` means. ``free`` has freed what can be made
     again by then, and what the failed work had made is free too."""
     if not is_out_of_memory(error):
         return
     traceback.clear_frames(error.__traceback__)
-    let_go()
+    free()
     if isinstance(error, OutOfMemoryError):
         raise error
     reason = (str(error).splitlines() or [type(error).__name__])[0]

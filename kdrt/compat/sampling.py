@@ -184,6 +184,7 @@ class SamplingMixin:
         with self.progress_bar(total=len(sigmas) - 1) as bar:
 
             def on_step(index: int, sigma: float, state: Tensor) -> None:
+                self.pipeline.calls.check_cancelled()
                 if callback is not None and index % (callback_steps or 1) == 0:
                     timestep = table.timestep(torch.tensor([sigma]))
                     callback(index, float(timestep), state.clone())

@@ -13,6 +13,8 @@ warning.
 
 from __future__ import annotations
 
+import logging
+import time
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Literal, Protocol, cast
@@ -33,6 +35,8 @@ from kdrt.sampling import Denoise, Plan, Step, run
 from kdrt.sampling.table import Layout, TableDenoise, TableLoop, run_table
 from kdrt_engines import Engine
 from kdrt_engines.cuda_graphs import CaptureError, CudaGraph, CudaGraphCache, Graph
+
+_logger = logging.getLogger(__name__)
 
 CudaGraphLevel = Literal["off", "step", "loop"]
 CUDA_GRAPH_LEVELS: tuple[CudaGraphLevel, ...] = ("off", "step", "loop")
@@ -145,7 +149,11 @@ class CudaGraphRunner:
 
         def make() -> Graph:
             loop.load(plan, latents, None)
-            return capture(work, self._denoise.held())
+            started = time.perf_counter()
+            graph = capture(work, self._denoise.held())
+            seconds = time.perf_counter() - started
+            _logger.info("captured a %s in a CUDA graph in %.3f s", what, seconds)
+            return graph
 
         key = (loop, kinds, self._denoise.mode())
         try:

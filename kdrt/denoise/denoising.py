@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 
 from kdrt.bundle import SchedulerFacts
+from kdrt.common.log import timed_steps
 from kdrt.common.lru import LruCache
 from kdrt.denoise.cuda_graphs import CudaGraphLevel, CudaGraphRunner, capture_on, for_one_run
 from kdrt.denoise.denoiser import Denoiser
@@ -25,7 +27,9 @@ from kdrt.sampling import (
 from kdrt_engines import Engine
 from kdrt_engines.cuda_graphs import CudaGraphCache
 
-_SIZES = 4
+_logger = logging.getLogger(__name__)
+
+SIZES_KEPT = 4
 """Sizes whose buffers are kept: enough for a service that alternates, little enough to fit."""
 
 
@@ -80,7 +84,7 @@ class Denoising:
         self._stream = stream
         self.graphs = CudaGraphCache()
         self._bound: LruCache[_Size, _Bound] = LruCache(
-            _SIZES, on_evict=lambda bound: bound.runner.close()
+            SIZES_KEPT, on_evict=lambda bound: bound.runner.close()
         )
 
     def __len__(self) -> int:
@@ -105,6 +109,11 @@ class Denoising:
         Raises:
             ShapeError: the engine does not allow these sizes.
         """
+        stage = f"sampled {len(run.latents)} image(s), {run.plan.steps} step(s)"
+        steps = self._sample(run, watched=watched)
+        return timed_steps(_logger, stage, steps, self._unet.device)
+
+    def _sample(self, run: SamplingRun, *, watched: bool) -> Iterator[Step]:
         plan, latents, inputs = run.plan, run.latents, run.inputs
         if isinstance(plan, AdaptivePlan):
             return self._sample_adaptively(plan, run)
@@ -136,6 +145,7 @@ class Denoising:
         return bound
 
     def _bind(self, size: _Size) -> _Bound:
+        _logger.debug("binding the UNet: %s", size)
         denoiser = Denoiser(
             self._unet,
             self._noise_schedule,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections import ChainMap
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import fields, replace
 from typing import Any, NoReturn
 
@@ -35,6 +36,7 @@ from kdrt.pipeline.calls import Calls
 from kdrt.pipeline.metadata import Infotext, infotexts_of
 from kdrt.pipeline.prepare import prepare
 from kdrt.pipeline.result import Generation, Result
+from kdrt.pipeline.service import Service
 from kdrt.prompt import (
     COMMA_BACKTRACK,
     Conditioning,
@@ -53,6 +55,8 @@ from kdrt.vae.coder import check_latents
 from kdrt.vae.preview import Previewer, PreviewStep
 from kdrt.vae.vae import Vae
 from kdrt_engines import Engine
+
+_logger = logging.getLogger(__name__)
 
 
 @in_neutral_modes
@@ -91,6 +95,12 @@ def load(
     """
     try:
         bundle = name_or_path if isinstance(name_or_path, Bundle) else open_bundle(name_or_path)
+        _logger.info(
+            "opened bundle '%s' (%s) in %s",
+            bundle.manifest.name,
+            bundle.manifest.family,
+            bundle.path,
+        )
         offloader = Offloader() if check_bool("low_vram", low_vram) else None
         engines = load_engines(
             bundle,
@@ -110,7 +120,7 @@ def load(
         raise
 
 
-class Pipeline:
+class Pipeline(Service):
     """Text to image with one model.
 
     Buffers are made for a size when it is first asked for and used again for the next images of
@@ -145,7 +155,7 @@ class Pipeline:
         offloader: Offloader | None = None,
     ) -> None:
         self.bundle = bundle
-        self.calls = Calls(let_go=self._let_go)
+        self.calls = Calls(self._release_buffers)
         # What is loaded when it is first asked for must not be asked for by making a copy.
         self.engines = ChainMap[str, Engine]({}, engines)  # type: ignore[arg-type]
         self._unet = engines["unet"]
@@ -190,7 +200,7 @@ class Pipeline:
         if self.safety_checker is not None:
             self.safety_checker.release()
 
-    def _let_go(self) -> None:
+    def _release_buffers(self) -> None:
         """Free what the next call can make again."""
         self.prompt_encoder.release()
         self.denoising.clear()
@@ -339,7 +349,8 @@ class Pipeline:
             output_type: ``"pil"``, ``"np"``, ``"pt"`` or ``"latent"``; see :class:`Result`.
             image_filter: called with every image as a PIL image; see
                 :data:`kdrt.images.safety.ImageFilter`.
-            callback: called after every step. Its tensors are valid during the call only.
+            callback: called after every step. Its tensors are valid during the call only. If it
+                returns False, the call ends with CancelledError.
             progress: show a progress bar on standard error.
 
         Raises:
@@ -348,6 +359,8 @@ class Pipeline:
             OutOfMemoryError: memory ran out on the way; the next call works.
             NonFiniteError: the network overflowed.
             EngineError: the pipeline was loaded in another process.
+            CancelledError: :meth:`cancel` or the callback ended the call.
+            PipelineClosedError: the pipeline is closed.
 
         Warns:
             TruncationWarning: a prompt is too long; see :attr:`Result.truncations`.
@@ -410,15 +423,16 @@ class Pipeline:
         progress = check_bool("progress", progress)
         if callback is not None:
             check_callable("callback", callback)
-            callback = self.calls.users(callback)
+            callback = self.calls.callback(callback)
         with self.calls.one():
             generation = self._generation(request, watched=progress or callback is not None)
-            with _progress_bar(len(generation), progress) as advance:
+            # Closed at once: a caller who keeps an exception of the callback keeps this frame.
+            with closing(generation), _progress_bar(len(generation), progress) as advance:
                 for step in generation:
                     if callback is not None:
                         callback(step)
                     advance()
-            return generation.result()
+                return generation.result()
 
     def steps(
         self,

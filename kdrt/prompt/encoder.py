@@ -8,6 +8,7 @@ it is in.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kdrt.bundle import Bundle, TextEncoderFacts
+from kdrt.common.log import timed
 from kdrt.common.lru import LruCache
 from kdrt.errors import BundleError, InvalidRequestError
 from kdrt.prompt.conditioning import Conditioning
@@ -23,6 +25,8 @@ from kdrt.prompt.learned import LearnedTokens
 from kdrt.prompt.tokens import PromptTokenizer, Tokens, Truncation
 from kdrt.prompt.weighting import Weighting, emphasize
 from kdrt_engines import Binding, Engine
+
+_logger = logging.getLogger(__name__)
 
 REMEMBERED_PROMPTS = 64
 """Per text encoder. An SDXL prompt holds half a megabyte, a long one that for each chunk."""
@@ -108,6 +112,11 @@ class TextEncoder:
         truncations = [each.truncation for each in tokens if each.truncation]
         hidden = binding.outputs["hidden_states"][:, layer].clone()
         return hidden, binding.outputs["pooled"].clone(), truncations
+
+    @property
+    def device(self) -> torch.device:
+        """Where the engine runs."""
+        return self._engine.device
 
     def use(self, engine: Engine) -> None:
         """Go on with another engine, or with the same one after its weights have changed."""
@@ -208,10 +217,12 @@ class PromptEncoder:
         Raises:
             InvalidRequestError: ``clip_skip`` is out of range.
         """
-        columns = [
-            [encoder.encode(text, clip_skip, weighting) for text in texts]
-            for encoder, texts in zip(self.encoders, prompts, strict=True)
-        ]
+        stage = f"encoded {len(prompts[0])} prompt(s)"
+        with timed(_logger, stage, self.encoders[0].device):
+            columns = [
+                [encoder.encode(text, clip_skip, weighting) for text in texts]
+                for encoder, texts in zip(self.encoders, prompts, strict=True)
+            ]
         length = max(len(encoded.hidden) for column in columns for encoded in column)
         hidden = [
             torch.stack([self._padded(encoder, e.hidden, length, clip_skip) for e in column])

@@ -6,16 +6,20 @@ where it has them) is part of the exported networks.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
+from kdrt.common.log import timed
 from kdrt.common.lru import LruCache
 from kdrt.errors import NonFiniteError, ShapeError
 from kdrt.vae.tiling import Tiling, run_tiled
 from kdrt_engines import Binding, Engine
+
+_logger = logging.getLogger(__name__)
 
 _BINDINGS = 4
 """A tiled image has up to four shapes of tiles: inside, at the right, at the bottom, corner."""
@@ -134,7 +138,8 @@ class Decoder(_Coder):
             NonFiniteError: a pixel is not finite.
             ShapeError: the engine does not allow this size.
         """
-        pixels = self._run(latents)
+        with timed(_logger, f"decoded {len(latents)} image(s)", self._engine.device):
+            pixels = self._run(latents)
         if not _is_finite(pixels):
             raise NonFiniteError(f"the VAE's decoder gave pixels that are not finite, {_OVERFLOWS}")
         return pixels
@@ -167,7 +172,8 @@ class Encoder(_Coder):
                 f"the VAE encodes images whose sides are multiples of {self._scale_in}, "
                 f"not {image.shape[2]} by {image.shape[3]}"
             )
-        moments = self._run(image)
+        with timed(_logger, f"encoded {len(image)} image(s)", self._engine.device):
+            moments = self._run(image)
         if not _is_finite(moments):
             raise NonFiniteError(
                 f"the VAE's encoder gave latents that are not finite, {_OVERFLOWS}"
