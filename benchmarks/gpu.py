@@ -25,11 +25,11 @@ import torch
 import typer
 
 import kdrt
-from kdrt.backends.loading import ENGINES
 from kdrt.bundle import open_bundle
 from kdrt.denoise.cuda_graphs import CudaGraphLevel
 from kdrt.errors import KdrtError
 from kdrt_bench.cuda_calls import count_calls
+from kdrt_engines.registry import ENGINES
 
 PROMPT = "a red circle on a blue background"
 LEVELS: tuple[CudaGraphLevel, ...] = get_args(CudaGraphLevel)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdrt_engines.spec import DTYPES, EngineSpec
+from kdrt_engines.dtypes import DTYPES
+from kdrt_engines.spec import EngineSpec
 
 NOT_READ = ("freeu",)
 """Inputs of components that the untouched networks have not."""
@@ -32,5 +33,5 @@ def example_inputs(spec: EngineSpec, dims: dict[str, int], seed: int) -> dict[st
             value = torch.full(shape, dims["L"] - 1)
         else:
             value = torch.randn(shape, generator=generator)
-        inputs[tensor.name] = value.to(DTYPES[tensor.dtype])
+        inputs[tensor.name] = value.to(DTYPES[tensor.dtype].torch)
     return inputs

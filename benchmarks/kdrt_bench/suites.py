@@ -10,13 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from kdrt.backends.loading import ENGINES
 from kdrt.bundle import LatentFacts, open_bundle
 from kdrt.denoise.cuda_graphs import CUDA_GRAPH_LEVELS
 from kdrt_bench.ablation import AT_REAL_SIZE, TECHNIQUES, Technique
 from kdrt_bench.errors import BenchmarkError
 from kdrt_bench.jobs import Forward, ImageWorkload, Model, Workload
 from kdrt_bench.peers import ALIASES, PEERS
+from kdrt_engines.registry import ENGINES
 
 Scenario = Literal["SingleStream", "Offline", "Server", "Startup"]
 Kind = Literal["rows", "curve", "ablation", "server", "startup"]

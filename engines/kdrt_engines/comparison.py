@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from kdrt_engines.base import Binding
-from kdrt_engines.spec import DTYPES, EngineSpec
+from kdrt_engines.dtypes import DTYPES
+from kdrt_engines.spec import EngineSpec
 
 BOUNDS = {"float32": 5e-3, "float16": 1e-2}
 """Largest relative error between two engines of one network that compute alike, by the coarsest
@@ -43,7 +44,7 @@ def random_inputs(spec: EngineSpec, dims: Mapping[str, int], seed: int = 0) -> d
     generator = torch.Generator().manual_seed(seed)
     inputs = {}
     for tensor in spec.inputs:
-        dtype, shape = DTYPES[tensor.dtype], tensor.resolve(dims)
+        dtype, shape = DTYPES[tensor.dtype].torch, tensor.resolve(dims)
         inputs[tensor.name] = (
             torch.randn(shape, generator=generator).to(dtype)
             if dtype.is_floating_point

@@ -1,8 +1,6 @@
-"""Which engines this machine has, and which one to use.
+"""The engines kdrt knows, which of them this machine can run, and which one to use.
 
-The order of preference is fixed: TensorRT, TensorRT-RTX, ONNX Runtime on CUDA, ONNX Runtime on
-the CPU. (ONNX Runtime's TensorRT provider builds while the first image waits, so it is never
-chosen, only asked for.) Nothing is imported that is not installed, and nothing heavy just to look.
+Nothing is imported that is not installed, and nothing heavy just to look.
 """
 
 from __future__ import annotations
@@ -10,12 +8,22 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 
-import torch
-
 from kdrt_engines.installed import installed_version
 from kdrt_engines.tensorrt.flavour import FLAVOURS
 
-PREFERENCE = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime")
+ENGINES = (
+    "tensorrt",
+    "tensorrt-rtx",
+    "onnxruntime-cuda",
+    "onnxruntime",
+    "onnxruntime-tensorrt",
+    "torch",
+)
+"""Every name ``engine=`` takes, those that are chosen automatically first, best first."""
+
+ON_REQUEST = frozenset({"onnxruntime-tensorrt", "torch"})
+"""Engines that are never chosen automatically: the TensorRT provider of ONNX Runtime builds while
+the first image waits, and torch is the reference, not the fastest."""
 
 
 @dataclass(frozen=True)
@@ -29,25 +37,32 @@ class EngineStatus:
 
 
 def find_engines() -> tuple[EngineStatus, ...]:
-    """Every engine kdrt knows, best first."""
-    return (
-        _tensorrt("tensorrt", "tensorrt"),
-        _tensorrt("tensorrt-rtx", "tensorrt_rtx"),
-        _onnxruntime_cuda(),
-        _onnxruntime_cpu(),
-    )
+    """The status of every engine, in the order of ``ENGINES``."""
+    return tuple(map(_status, ENGINES))
 
 
 def choose(statuses: tuple[EngineStatus, ...] | None = None) -> EngineStatus | None:
-    """The best usable engine, or None."""
-    return next((status for status in statuses or find_engines() if status.usable), None)
+    """The best usable engine that may be chosen automatically, or None."""
+    found = find_engines() if statuses is None else statuses
+    return next((each for each in found if each.usable and each.name not in ON_REQUEST), None)
 
 
-def _tensorrt(name: str, module: str) -> EngineStatus:
+def _status(name: str) -> EngineStatus:
+    if name in FLAVOURS:
+        return _tensorrt(name)
+    if name == "torch":
+        return _torch()
+    if name == "onnxruntime":
+        return _onnxruntime_cpu()
+    return _onnxruntime_gpu(name)
+
+
+def _tensorrt(name: str) -> EngineStatus:
+    module = FLAVOURS[name].module
     if importlib.util.find_spec(module) is None:
         return EngineStatus(name, False, None, f"not installed (pip install 'kdrt[{name}]')")
-    version = installed_version(module, module.replace("_", "-"))
-    if torch.cuda.is_available():
+    version = installed_version(module, name)
+    if _has_cuda():
         return EngineStatus(name, True, version, "CUDA device found; runs what `kdrt build` built")
     if FLAVOURS[name].builds_anywhere:
         reason = "no CUDA device; `kdrt build` works without one"
@@ -56,14 +71,14 @@ def _tensorrt(name: str, module: str) -> EngineStatus:
     return EngineStatus(name, False, version, reason)
 
 
-def _onnxruntime_cuda() -> EngineStatus:
-    name = "onnxruntime-cuda"
-    if not torch.cuda.is_available():
-        return EngineStatus(name, False, installed_version("onnxruntime-gpu"), "no CUDA device")
+def _onnxruntime_gpu(name: str) -> EngineStatus:
     version = installed_version("onnxruntime-gpu")
+    if not _has_cuda():
+        return EngineStatus(name, False, version, "no CUDA device")
     if version is None:
         return EngineStatus(name, False, None, "not installed (pip install 'kdrt[gpu]')")
-    return EngineStatus(name, True, version, "CUDA device found")
+    building = "; builds while the first image waits" if name == "onnxruntime-tensorrt" else ""
+    return EngineStatus(name, True, version, f"CUDA device found{building}")
 
 
 def _onnxruntime_cpu() -> EngineStatus:
@@ -71,3 +86,15 @@ def _onnxruntime_cpu() -> EngineStatus:
     if version is None:
         return EngineStatus("onnxruntime", False, None, "not installed (pip install onnxruntime)")
     return EngineStatus("onnxruntime", True, version, "runs on any CPU")
+
+
+def _torch() -> EngineStatus:
+    where = "CUDA device found" if _has_cuda() else "runs on any CPU"
+    reason = f"{where}; runs what `kdrt export --target torch` exported"
+    return EngineStatus("torch", True, installed_version("torch"), reason)
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

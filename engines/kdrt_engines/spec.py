@@ -10,29 +10,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-
 from kdrt_engines.errors import ShapeError
 
 Dim = int | str
-
-DTYPES: dict[str, torch.dtype] = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "int64": torch.int64,
-    "int32": torch.int32,
-}
-
-ELEMENT_TYPES = {"float32": 1, "int32": 6, "int64": 7, "float16": 10, "bfloat16": 16}
-"""onnx.TensorProto.DataType, by the same names."""
 
 _MULTIPLE = re.compile(r"(?:(\d+)\*)?([A-Za-z]\w*)")
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output: its name, dtype (a key of ``DTYPES``) and symbolic shape."""
+    """One input or output: its name, dtype (a key of ``kdrt_engines.dtypes.DTYPES``) and symbolic
+    shape."""
 
     name: str
     dtype: str

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from kdrt_engines.base import Binding, Engine
+from kdrt_engines.dtypes import DTYPES
 from kdrt_engines.errors import EngineError
-from kdrt_engines.spec import DTYPES, EngineSpec, TensorSpec
+from kdrt_engines.spec import EngineSpec, TensorSpec
 
 ALIGNMENT = 64
 """Bytes; what PyTorch's own allocations are aligned to."""
@@ -65,7 +66,8 @@ def allocate(
 ) -> dict[str, torch.Tensor]:
     """Zeroed tensors for these specs and sizes."""
     return {
-        t.name: torch.zeros(t.resolve(dims), dtype=DTYPES[t.dtype], device=device) for t in tensors
+        t.name: torch.zeros(t.resolve(dims), dtype=DTYPES[t.dtype].torch, device=device)
+        for t in tensors
     }
 
 

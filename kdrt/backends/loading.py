@@ -30,22 +30,12 @@ from kdrt.errors import (
     InvalidRequestError,
 )
 from kdrt_engines import Engine, EngineSpec
-from kdrt_engines.registry import EngineStatus, choose, find_engines
+from kdrt_engines.registry import ENGINES, choose, find_engines
 from kdrt_engines.tensorrt.flavour import FLAVOURS, Flavour
 from kdrt_engines.torch_programs import refuse_pickles
 
 if TYPE_CHECKING:
     from kdrt_engines.tensorrt.gate import RefitGate
-
-ENGINES = (
-    "tensorrt",
-    "tensorrt-rtx",
-    "onnxruntime-cuda",
-    "onnxruntime-tensorrt",
-    "onnxruntime",
-    "torch",
-)
-"""Every name ``engine=`` takes."""
 
 _logger = logging.getLogger(__name__)
 
@@ -71,8 +61,8 @@ def load_engines(
 
     Args:
         bundle: an opened bundle.
-        engine: one of ``ENGINES``; None takes the best that this machine has and the bundle was
-            built for.
+        engine: one of ``kdrt_engines.registry.ENGINES``; None takes the best that this machine
+            has and the bundle was built for.
         threads: CPU threads a component may use; None is one a core. For ``torch`` this sets the
             threads of the whole process, since PyTorch has one pool.
         fallback: another of ``ENGINES``, for what the first has not, may not load, or was not
@@ -185,15 +175,12 @@ def chosen_engine(engine: str | None, bundle: Bundle) -> str:
         return _known(engine)
     best = choose()
     if best is not None and not _is_built(bundle, best.name):
-        best = choose(tuple(e for e in find_engines() if _is_built(bundle, e.name)) or (_NONE,))
+        best = choose(tuple(e for e in find_engines() if _is_built(bundle, e.name)))
     if best is None:
         raise EngineUnavailableError(
             "no engine is installed here; pip install onnxruntime, or see `kdrt doctor`"
         )
     return best.name
-
-
-_NONE = EngineStatus("none", False, None, "")
 
 
 def _known(engine: str) -> str:

@@ -15,9 +15,9 @@ from kdrt.bundle.manifest import Component, Manifest, TensorInfo
 from kdrt.common.home import Digests
 from kdrt.common.validation import printable
 from kdrt.errors import BundleError, EngineError
-from kdrt_engines.onnx_weights import GraphFacts, graph_facts
+from kdrt_engines.dtypes import DTYPES
+from kdrt_engines.onnx_model import GraphFacts, graph_facts
 from kdrt_engines.regular_files import read_regular
-from kdrt_engines.spec import ELEMENT_TYPES
 
 Shape = tuple[int | str | range, ...]
 """What the shape of a tensor must be."""
@@ -188,8 +188,8 @@ def _plain(size: int | str) -> int | str:
 
 def _check_graphs(path: Path, manifest: Manifest, name: str, component: Component) -> None:
     """Whether the graphs of a component have its inputs and outputs, and weights of the bundle."""
-    inputs = {t.name: ELEMENT_TYPES[t.dtype] for t in component.inputs}
-    outputs = {t.name: ELEMENT_TYPES[t.dtype] for t in component.outputs}
+    inputs = {t.name: DTYPES[t.dtype].onnx for t in component.inputs}
+    outputs = {t.name: DTYPES[t.dtype].onnx for t in component.outputs}
     graphs = component.onnxruntime
     given: Mapping[str, int] = {}
     if graphs is not None and graphs.invariants is not None:

@@ -13,7 +13,7 @@ from kdrt.common.validation import check_int
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt.prompt import Conditioning, Truncation, TruncationWarning
 from kdrt.prompt.given import checked_embeddings
-from kdrt_engines.spec import DTYPES
+from kdrt_engines.dtypes import DTYPES
 
 
 class EncodingMixin:
@@ -33,7 +33,7 @@ class EncodingMixin:
             checked_embeddings(pooled_name, pooled, (rows, width))
 
     def _text_dtype(self, component: str) -> torch.dtype:
-        return DTYPES[self.pipeline.engines[component].spec.outputs[0].dtype]
+        return DTYPES[self.pipeline.engines[component].spec.outputs[0].dtype].torch
 
     @torch.no_grad()
     @on_own_stream

@@ -14,7 +14,7 @@ from kdrt.compat.moving import asked_for
 from kdrt.errors import InvalidRequestError
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt_engines import Engine
-from kdrt_engines.spec import DTYPES
+from kdrt_engines.dtypes import DTYPES
 
 _OF_THE_PIPELINE = {
     **dict.fromkeys(("load_attn_procs", "load_lora_adapter"), "load_lora_weights"),
@@ -71,7 +71,7 @@ class NetworkView(SaysWhatThereIs):
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights."""
-        return DTYPES[self.engine.spec.inputs[0].dtype]
+        return DTYPES[self.engine.spec.inputs[0].dtype].torch
 
     @property
     def device(self) -> torch.device:

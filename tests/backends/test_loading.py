@@ -10,7 +10,6 @@ from types import ModuleType
 import pytest
 import torch
 
-import kdrt_engines.registry
 from kdrt.backends import loading
 from kdrt.backends.fallback import FallbackEngine, FallbackWarning
 from kdrt.backends.loading import load_engines, needed_components, torch_program, trust_program
@@ -26,7 +25,7 @@ from kdrt.errors import (
     ShapeError,
 )
 from kdrt_engines import Engine
-from kdrt_engines.registry import EngineStatus
+from kdrt_engines.registry import ENGINES, EngineStatus
 from kdrt_engines.torch_eager import TorchBinding, TorchEngine
 from tests.support.tiny_model import TinyModel
 
@@ -196,5 +195,8 @@ def test_a_missing_onnx_file_is_an_engine_error(sdxl: TinyModel, tmp_path: Path)
         load_engines(Bundle(tmp_path, sdxl.manifest), "onnxruntime")
 
 
-def test_the_choice_is_the_registrys() -> None:
-    assert set(kdrt_engines.registry.PREFERENCE) <= set(loading.ENGINES)
+@pytest.mark.parametrize("engine", [name for name in ENGINES if name != "onnxruntime"])
+def test_an_engine_that_lacks_something_names_the_way_out(sdxl: TinyModel, engine: str) -> None:
+    """The bundle has no built engines and no programs, and this machine may have no GPU."""
+    with pytest.raises(EngineError, match=r"pip install|choose another engine|export it with"):
+        load_engines(sdxl.pipeline.bundle, engine)

@@ -27,6 +27,7 @@ from kdrt_engines.tensorrt.flavour import (
     parse_capabilities,
     split_targets,
 )
+from tests.support import engine_bundle as engine_bundle_fakes
 from tests.support.engine_bundle import VERSION, Builder, Listener, engine_bundle, exported_anew
 
 
@@ -234,7 +235,7 @@ def test_unknown_components(bundle: Bundle, builder: Builder) -> None:
 def test_an_engine_for_other_gpus_than_asked_for_is_refused(
     bundle: Bundle, builder: Builder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine_bundle.BITS", {89: 4})
+    monkeypatch.setattr(engine_bundle_fakes, "BITS", {89: 4})
     with pytest.raises(EngineError, match="cannot check the engines of this version"):
         build_engines(bundle, TENSORRT_RTX, (89,), report=Listener())
     assert names_in(bundle) == [".lock"]

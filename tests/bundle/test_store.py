@@ -455,7 +455,8 @@ def test_weights_that_are_cut_off(bundle: Path) -> None:
 def test_any_bytes_are_a_graph_or_a_sentence(
     demo_bundle: Path, tmp_path: Path, data: st.DataObject
 ) -> None:
-    from kdrt_engines.onnx_weights import graph_facts, stored_weights
+    from kdrt_engines.onnx_model import graph_facts
+    from kdrt_engines.onnx_weights import stored_weights
 
     content = bytearray((demo_bundle / "onnx/text_encoder/model.onnx").read_bytes())
     start = data.draw(st.integers(0, len(content)))

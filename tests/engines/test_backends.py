@@ -108,10 +108,11 @@ def test_a_file_that_is_no_model(tmp_path: Path) -> None:
 
 
 def test_every_engine_says_whether_it_can_be_used_and_why() -> None:
-    statuses = registry.find_engines()
-    assert tuple(status.name for status in statuses) == registry.PREFERENCE
-    assert all(status.reason for status in statuses)
-    assert statuses[-1].usable
+    statuses = {status.name: status for status in registry.find_engines()}
+    assert list(statuses) == list(registry.ENGINES)
+    assert all(status.reason for status in statuses.values())
+    assert statuses["onnxruntime"].usable
+    assert statuses["torch"].usable
 
 
 @pytest.mark.parametrize("cuda", [False, True])
@@ -132,3 +133,11 @@ def test_the_best_usable_engine_is_chosen() -> None:
     assert registry.choose((status("tensorrt", False), better, good)) == better
     assert registry.choose((good,)) == good
     assert registry.choose((status("tensorrt", False),)) is None
+    assert registry.choose(()) is None
+
+
+@pytest.mark.parametrize("name", ["torch", "onnxruntime-tensorrt"])
+def test_what_is_slow_to_start_or_to_run_is_only_chosen_by_name(name: str) -> None:
+    only = registry.EngineStatus(name, True, None, "because")
+    assert name in registry.ENGINES
+    assert registry.choose((only,)) is None

@@ -31,7 +31,8 @@ with atheris.instrument_imports(include=["kdrt", "kdrt_export", "kdrt_engines"])
     from kdrt.images.input import open_image, read_images
     from kdrt.images.metadata import read_metadata
     from kdrt.prompt.weighting import escape, has_emphasis, parse
-    from kdrt_engines.onnx_weights import graph_facts, stored_weights
+    from kdrt_engines.onnx_model import graph_facts
+    from kdrt_engines.onnx_weights import stored_weights
     from kdrt_export.sources.checkpoint_file import detect, read_header
 
 FOLDER = Path(tempfile.mkdtemp(prefix="kdrt-fuzz-"))

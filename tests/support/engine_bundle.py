@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 
 from kdrt.bundle import Bundle, Manifest, write_manifest
-from kdrt_engines.spec import ELEMENT_TYPES
+from kdrt_engines.dtypes import DTYPES
 from kdrt_engines.tensorrt.build import Follow
 from kdrt_engines.tensorrt.job import BuildJob, Built
 from tests.support.tiny_model import tiny_model
@@ -38,7 +38,7 @@ def empty_graph(name: str, manifest: Manifest) -> bytes:
     """A model that has the inputs and outputs of a component, and computes nothing."""
     component = manifest.components[name]
     values = [
-        [onnx.helper.make_tensor_value_info(t.name, ELEMENT_TYPES[t.dtype], t.shape) for t in side]
+        [onnx.helper.make_tensor_value_info(t.name, DTYPES[t.dtype].onnx, t.shape) for t in side]
         for side in (component.inputs, component.outputs)
     ]
     graph = onnx.helper.make_graph([], name, *values)

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from kdrt_bench.networks import plain_network, source_of
 from kdrt_bench.peers.base import Peer
 from kdrt_engines import Engine
-from kdrt_engines.spec import DTYPES, EngineSpec
+from kdrt_engines.dtypes import DTYPES
+from kdrt_engines.spec import EngineSpec
 from kdrt_engines.torch_eager import TorchEngine
 
 
@@ -33,7 +34,7 @@ class Eager(Peer):
 
     @property
     def dtype(self) -> torch.dtype:
-        return DTYPES[self.options.get("dtype", "float32")]
+        return DTYPES[self.options.get("dtype", "float32")].torch
 
     def settings(self) -> dict[str, str]:
         return {

@@ -18,7 +18,7 @@ from kdrt_engines.onnxruntime.sessions import OrtGraph
 class Kdrt(Peer):
     """Options:
 
-    engine      one of `kdrt.backends.loading.ENGINES`; without it, the one kdrt chooses
+    engine      one of `kdrt_engines.registry.ENGINES`; without it, the one kdrt chooses
     cuda_graph  off, step or loop
     network     shipped: whatever `kdrt.load` loads. On ONNX Runtime, batches undivided: plain,
                 diffusers' own graph; unfused, fused: the standard graph of a bundle, with

@@ -21,6 +21,7 @@ import onnxruntime as ort
 import torch
 
 from kdrt_engines.base import Binding, Engine
+from kdrt_engines.dtypes import from_torch
 from kdrt_engines.errors import (
     EngineError,
     KdrtError,
@@ -31,7 +32,6 @@ from kdrt_engines.errors import (
 from kdrt_engines.onnx_weights import stored_weights
 from kdrt_engines.onnxruntime.sessions import (
     CPU,
-    ELEMENT_TYPES,
     OrtGraph,
     check_provider,
     make_session,
@@ -369,7 +369,7 @@ def _address(name: str, tensor: torch.Tensor) -> tuple[str, str, int, int, list[
         name,
         device.type,
         device.index or 0,
-        ELEMENT_TYPES[tensor.dtype],
+        from_torch(tensor.dtype).onnx,
         list(tensor.shape),
         tensor.data_ptr(),
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 import onnxruntime as ort
 import torch
 
+from kdrt_engines.dtypes import from_torch
 from kdrt_engines.errors import (
     EngineError,
     EngineUnavailableError,
@@ -17,11 +18,7 @@ from kdrt_engines.errors import (
     is_out_of_memory,
 )
 from kdrt_engines.processors import cores
-from kdrt_engines.spec import DTYPES, EngineSpec
-from kdrt_engines.spec import ELEMENT_TYPES as _NUMBERS
-
-ELEMENT_TYPES = {DTYPES[name]: number for name, number in _NUMBERS.items()}
-"""onnx.TensorProto.DataType: unlike numpy's dtypes it has bfloat16."""
+from kdrt_engines.spec import EngineSpec
 
 CPU = "CPUExecutionProvider"
 _FATAL_ONLY = 4
@@ -200,4 +197,4 @@ def value_of(tensor: torch.Tensor) -> ort.OrtValue:
     # NumPy has no bfloat16: the bits travel as integers of the same size.
     plain = tensor.cpu().contiguous()
     array = plain.view(torch.int16).numpy() if tensor.itemsize == 2 else plain.numpy()
-    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, ELEMENT_TYPES[tensor.dtype])
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, from_torch(tensor.dtype).onnx)

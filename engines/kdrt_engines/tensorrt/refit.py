@@ -23,19 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdrt_engines.dtypes import FROM_TENSORRT, from_torch
 from kdrt_engines.errors import EngineError
 from kdrt_engines.onnx_weights import StoredWeight, stored_weights
-from kdrt_engines.spec import DTYPES
 from kdrt_engines.tensorrt.log import ErrorLog
-
-DTYPE_NAMES = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "BF16": "bfloat16",
-    "INT64": "int64",
-    "INT32": "int32",
-}
-"""TensorRT's dtypes under their names in a spec."""
 
 
 class PlanWeights:
@@ -141,8 +132,9 @@ class PlanWeights:
     def _hand_over(self, refitter: Any, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in tensors.items():
             prototype = refitter.get_weights_prototype(name)
-            dtype = DTYPES.get(DTYPE_NAMES.get(prototype.dtype.name, ""))
-            if (dtype, prototype.size) != (tensor.dtype, tensor.numel()):
+            dtype = FROM_TENSORRT.get(prototype.dtype.name)
+            given = from_torch(tensor.dtype)
+            if (dtype, prototype.size) != (given, tensor.numel()):
                 raise EngineError(
                     f"the weight '{name}' of the engine is not the one in {self._network}; build "
                     "it again with `kdrt build`"

@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from kdrt_engines.base import Binding, Engine
+from kdrt_engines.dtypes import FROM_TENSORRT
 from kdrt_engines.errors import EngineError, FixedWeightsError, ShapeError
 from kdrt_engines.profiles import Profile, choose_profile, limits
 from kdrt_engines.spec import EngineSpec
 from kdrt_engines.tensorrt.log import ErrorLog
-from kdrt_engines.tensorrt.refit import DTYPE_NAMES, PlanWeights
+from kdrt_engines.tensorrt.refit import PlanWeights
 from kdrt_engines.tensorrt.runtime_cache import RuntimeCache
 from kdrt_engines.torch_eager import allocate
 
@@ -247,7 +248,8 @@ class TensorRTEngine(Engine):
                 )
         by_name = {tensor.name: tensor for tensor in (*self.spec.inputs, *self.spec.outputs)}
         for name in names:
-            dtype = DTYPE_NAMES.get(plan.get_tensor_dtype(name).name)
+            found = FROM_TENSORRT.get(plan.get_tensor_dtype(name).name)
+            dtype = found.name if found else plan.get_tensor_dtype(name).name
             if dtype != by_name[name].dtype:
                 raise EngineError(
                     f"'{name}' is {dtype} in the engine and {by_name[name].dtype} in the bundle; "

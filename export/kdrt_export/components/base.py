@@ -9,7 +9,8 @@ from types import MappingProxyType
 import torch
 from torch import nn
 
-from kdrt_engines.spec import DTYPES, EngineSpec, TensorSpec
+from kdrt_engines.dtypes import DTYPES
+from kdrt_engines.spec import EngineSpec, TensorSpec
 from kdrt_export.dialects.graphs import Rows
 
 
@@ -72,4 +73,4 @@ class ExportComponent(nn.Module):
     def example_input(
         self, tensor: TensorSpec, shape: tuple[int, ...], generator: torch.Generator
     ) -> torch.Tensor:
-        return torch.randn(shape, generator=generator).to(DTYPES[tensor.dtype])
+        return torch.randn(shape, generator=generator).to(DTYPES[tensor.dtype].torch)
