@@ -20,6 +20,7 @@ from kdrt_engines import Engine
 
 if TYPE_CHECKING:
     from kdrt.pipeline.pipeline import Pipeline
+    from kdrt_bench.stages import TimedEngine
 
 SAMPLER, SCHEDULE = "euler", "karras"
 
@@ -51,14 +52,14 @@ def noise_levels(bundle: Bundle, steps: int) -> list[float]:
     return levels
 
 
-def generator(pipeline: Pipeline, workload: ImageWorkload) -> Runner:
-    """Prompt to pixels with a pipeline."""
+def generator(pipeline: Pipeline, unet: TimedEngine, workload: ImageWorkload) -> Runner:
+    """Prompt to pixels with a pipeline, whose UNet is ``unet``."""
     made: list[np.ndarray] = []
 
     def run() -> None:
         if not workload.remember_prompt:
             pipeline.prompt_encoder.invalidate()
-            pipeline.engines["unet"].forget()
+            unet.invalidate()
         result = pipeline(
             workload.prompt,
             steps=workload.steps,

@@ -6,7 +6,9 @@ What is left of a run is the host's own: tokenizer, sampler, guidance, images.
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -71,6 +73,13 @@ class StageClock:
         return dict(self._seconds)
 
 
+@runtime_checkable
+class _Invalidates(Protocol):
+    """A binding that keeps results between runs, as ONNX Runtime's."""
+
+    def invalidate(self) -> None: ...
+
+
 class TimedEngine(Engine):
     """An engine whose runs are timed."""
 
@@ -78,9 +87,17 @@ class TimedEngine(Engine):
         self.engine, self.stage, self.clock = engine, stage, clock
         self.spec, self.device, self.stream = engine.spec, engine.device, engine.stream
         self.capturable = engine.capturable
+        self._bindings: weakref.WeakSet[TimedBinding] = weakref.WeakSet()
 
     def bind(self, **dims: int) -> TimedBinding:
-        return TimedBinding(self.engine.bind(**dims), self.stage, self.clock)
+        binding = TimedBinding(self.engine.bind(**dims), self.stage, self.clock)
+        self._bindings.add(binding)
+        return binding
+
+    def invalidate(self) -> None:
+        """Have every binding compute anew, at its next run, what it keeps between runs."""
+        for binding in self._bindings:
+            binding.invalidate()
 
     def limits(self) -> Mapping[str, tuple[int, int]]:
         return self.engine.limits()
@@ -99,10 +116,15 @@ class TimedBinding(Binding):
         self._binding.run()
         self._clock.end(self._stage, begun)
 
+    def invalidate(self) -> None:
+        """As the binding itself; most keep nothing between runs, and cannot be invalidated."""
+        if isinstance(self._binding, _Invalidates):
+            self._binding.invalidate()
+
     def held(self) -> tuple[torch.Tensor, ...]:
         return self._binding.held()
 
 
-def timed(engines: Mapping[str, Engine], clock: StageClock) -> dict[str, Engine]:
+def timed(engines: Mapping[str, Engine], clock: StageClock) -> dict[str, TimedEngine]:
     """The same engines, with their runs timed by stage."""
     return {name: TimedEngine(e, stage_of(name), clock) for name, e in engines.items()}

@@ -48,9 +48,6 @@ class Engine(ABC):
     in_place: bool = False
     """Whether :meth:`with_weights` changes this very engine."""
 
-    times_forgotten: int = 0
-    """How often :meth:`forget` was called."""
-
     @abstractmethod
     def bind(self, **dims: int) -> Binding:
         """Allocate inputs and outputs for these sizes, one keyword a symbol of the spec.
@@ -73,11 +70,6 @@ class Engine(ABC):
         take others (see :meth:`allows`). What is not listed is not limited. Empty unless an
         engine was built for a range of sizes."""
         return {}
-
-    def forget(self) -> None:
-        """Have the next run of every binding compute anew what an engine keeps from run to run,
-        for whoever measures what that takes. Most keep nothing."""
-        self.times_forgotten += 1
 
     def with_weights(self, weights: Mapping[str, torch.Tensor]) -> Engine:
         """This network as it is in its file, except for some weights.

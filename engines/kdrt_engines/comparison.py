@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -59,16 +58,3 @@ def results(binding: Binding, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]
         binding.inputs[name].copy_(tensor)
     binding.run()
     return {name: tensor.to("cpu", copy=True) for name, tensor in binding.outputs.items()}
-
-
-@contextlib.contextmanager
-def stream_of_its_own(device: torch.device) -> Iterator[None]:
-    """Enqueue on a new CUDA stream, behind and before all else on the device: TensorRT makes the
-    default stream wait more than it must. Nothing on a CPU."""
-    if device.type != "cuda":
-        yield
-        return
-    torch.cuda.synchronize(device)
-    with torch.cuda.stream(torch.cuda.Stream(device)):  # type: ignore[no-untyped-call]
-        yield
-    torch.cuda.synchronize(device)

@@ -12,8 +12,9 @@ import torch
 from kdrt.bundle import GraphName, Verification
 from kdrt_engines.base import Engine
 from kdrt_engines.comparison import relative_error as relative_error
+from kdrt_engines.onnxruntime.config import OrtConfig
 from kdrt_engines.onnxruntime.engine import OrtEngine
-from kdrt_engines.onnxruntime.sessions import OrtGraph
+from kdrt_engines.onnxruntime.graphs import OrtGraph, OrtNetwork
 from kdrt_engines.torch_eager import TorchEngine
 from kdrt_export.components import ExportComponent
 from kdrt_export.errors import VerificationError
@@ -109,7 +110,8 @@ def verify_files(
 
     def on_file(path: Path, invariants: Path | None = None) -> Engine:
         others = OrtGraph(invariants) if invariants else None
-        return OrtEngine(path, component.spec, lean=True, invariants=others)
+        network = OrtNetwork(OrtGraph(path), invariants=others)
+        return OrtEngine(network, component.spec, OrtConfig(lean=True))
 
     bound = "int8" if int8_weights else precision
     figures = verify(name, on_file(files.standard), cases, bound)

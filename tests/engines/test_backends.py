@@ -18,6 +18,7 @@ from kdrt_engines import (
     TensorSpec,
     registry,
 )
+from kdrt_engines.onnxruntime.config import CUDA, TENSORRT, OrtConfig
 from kdrt_engines.onnxruntime.engine import OrtEngine
 from kdrt_engines.torch_eager import TorchEngine
 
@@ -86,7 +87,7 @@ def test_a_provider_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(
         EngineUnavailableError, match="has no TensorrtExecutionProvider on this machine"
     ):
-        OrtEngine(onnx_file(tmp_path), SPEC, provider="TensorrtExecutionProvider")
+        OrtEngine(onnx_file(tmp_path), SPEC, OrtConfig(TENSORRT))
 
 
 def test_a_provider_that_is_silently_dropped_is_an_error(
@@ -97,7 +98,7 @@ def test_a_provider_that_is_silently_dropped_is_an_error(
     with pytest.raises(
         EngineUnavailableError, match="dropped CUDAExecutionProvider and would run on CPU"
     ):
-        OrtEngine(onnx_file(tmp_path), SPEC, provider="CUDAExecutionProvider")
+        OrtEngine(onnx_file(tmp_path), SPEC, OrtConfig(CUDA))
 
 
 def test_a_file_that_is_no_model(tmp_path: Path) -> None:

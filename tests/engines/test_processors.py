@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from kdrt_engines import processors
-from kdrt_engines.onnxruntime.teams import Team
+from kdrt_engines.onnxruntime.thread_pool import ThreadPool
 from kdrt_engines.processors import Processors
 
 PROCESSORS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
@@ -51,17 +51,17 @@ def system(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], Tables]:
 
 
 @pytest.mark.parametrize("size", range(2, PROCESSORS + 1))
-def test_nobody_in_a_team_is_where_the_caller_is(size: int) -> None:
+def test_nobody_in_a_pool_is_where_the_caller_is(size: int) -> None:
     before = os.sched_getaffinity(0)
-    team, seen = Team(size), dict[int, set[int]]()
+    pool, seen = ThreadPool(size), dict[int, set[int]]()
     for _ in range(3):
-        team.run([lambda i=i: seen.update({i: os.sched_getaffinity(0)}) for i in range(size)])
-        helpers = [seen[i] for i in range(1, size)]
+        pool.run([lambda i=i: seen.update({i: os.sched_getaffinity(0)}) for i in range(size)])
+        workers = [seen[i] for i in range(1, size)]
         if size == PROCESSORS:
-            assert sorted([*seen[0]] + [one for (one,) in helpers]) == sorted(before)
+            assert sorted([*seen[0]] + [one for (one,) in workers]) == sorted(before)
         else:
             assert seen[0] == before
-            assert all(len(before - places) == 1 for places in helpers)
+            assert all(len(before - places) == 1 for places in workers)
         assert os.sched_getaffinity(0) == before
 
 
@@ -73,11 +73,11 @@ def test_the_caller_is_free_again_after_an_error() -> None:
         raise ValueError("of the caller's part")
 
     with pytest.raises(ValueError, match="caller's part"):
-        Team(PROCESSORS).run([fails, lambda: None])
+        ThreadPool(PROCESSORS).run([fails, lambda: None])
     assert os.sched_getaffinity(0) == before
 
 
-def test_every_thread_of_a_full_team_has_one(system: Callable[[int, int], Tables]) -> None:
+def test_every_thread_of_a_full_pool_has_one(system: Callable[[int, int], Tables]) -> None:
     tables = system(4, 2)
     with Processors([11, 12, 13]).apart():
         assert tables.of_caller == {2}

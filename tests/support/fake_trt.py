@@ -91,7 +91,7 @@ def fake(
         ("INFO", "Max Scratch Memory: 4096 bytes"),
         ("VERBOSE", LAYERS),
     ),
-    plan: bytes | None = b"plan",
+    content: bytes | None = b"engine",
     parses: bool = True,
     individual: bool = True,
     during: Callable[[], None] = lambda: None,
@@ -146,7 +146,7 @@ def fake(
                 if not monitor.step_complete("Building engine", step):
                     return None
             monitor.phase_finish("Building engine")
-            return plan
+            return content
 
     class Parser:
         num_errors = 1

@@ -1,4 +1,4 @@
-"""A network of two layers as an ONNX file, and as a plan of the recorder that computes the same."""
+"""A network of two layers as an ONNX file, and as an engine of the recorder that does the same."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from kdrt_engines import EngineSpec, TensorSpec
 from kdrt_engines.profiles import Profile, Range
-from kdrt_engines.tensorrt.run import Scratch, TensorRTEngine
+from kdrt_engines.tensorrt.engine import TensorRTEngine
+from kdrt_engines.tensorrt.scratch import ScratchMemory
 from tests.support import trt_recorder
 
 SPEC = EngineSpec((TensorSpec("x", "float32", ("B", 5)),), (TensorSpec("y", "float32", ("B", 3)),))
@@ -63,8 +64,8 @@ def network(folder: Path, added: dict[str, Tensor] | None = None) -> Path:
     return folder / "model.onnx"
 
 
-def plan(**options: Any) -> trt_recorder.Plan:
-    return trt_recorder.Plan(
+def engine_file(**options: Any) -> trt_recorder.EngineFile:
+    return trt_recorder.EngineFile(
         [
             trt_recorder.Tensor("x", True, "FLOAT", (-1, 5)),
             trt_recorder.Tensor("y", False, "FLOAT", (-1, 3)),
@@ -78,18 +79,17 @@ def plan(**options: Any) -> trt_recorder.Plan:
 
 
 def load(
-    network: Path, plan: trt_recorder.Plan, **options: Any
+    network: Path, file: trt_recorder.EngineFile, *, waits: bool = True, **options: Any
 ) -> tuple[TensorRTEngine, trt_recorder.Calls]:
-    trt = trt_recorder.module({b"plan": plan}, rtx=True)
-    cpu = torch.device("cpu")
+    trt = trt_recorder.module({b"engine": file}, rtx=True)
+    gpu = trt_recorder.RecordedGpu(trt.calls, waits=waits)
     engine = TensorRTEngine(
         trt,
-        b"plan",
+        b"engine",
         SPEC,
         profiles=PROFILES,
-        scratch=Scratch(cpu),
-        device=cpu,
-        current_stream=lambda: 7,
+        scratch=ScratchMemory(gpu.device),
+        gpu=gpu,
         network=network,
         **options,
     )
@@ -98,7 +98,7 @@ def load(
 
 def held(engine: TensorRTEngine) -> dict[str, Tensor]:
     """The weights in the engine."""
-    weights: dict[str, Tensor] = engine.plan.weights
+    weights: dict[str, Tensor] = engine.cuda_engine.weights
     return weights
 
 

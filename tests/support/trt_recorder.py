@@ -1,10 +1,10 @@
 """A double of TensorRT's runtime that enforces its documented contract and records the calls.
 
-It computes what a plan's ``compute`` says, and nothing otherwise. What the documentation of
+It computes what the ``compute`` of an engine file says, or nothing. What the documentation of
 ``IExecutionContext`` and ``IRefitter`` asks for is checked when the call is made: a profile before
 shapes, shapes inside the profile, every address set and non-zero, activation memory of the right
 size given, nothing but an enqueue while a stream is captured, no refit while enqueued work is
-pending. A refittable plan keeps weights, which a refit really changes. A violation raises
+pending. A refittable engine keeps weights, which a refit really changes. A violation raises
 `ViolationError`, which is no ``KdrtError``: it must never be caught.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
@@ -21,13 +21,9 @@ from typing import Any
 
 import torch
 
-DTYPES = {
-    "FLOAT": torch.float32,
-    "HALF": torch.float16,
-    "BF16": torch.bfloat16,
-    "INT32": torch.int32,
-    "INT64": torch.int64,
-}
+from kdrt_engines.dtypes import FROM_TENSORRT, from_torch
+from kdrt_engines.tensorrt.gpu import Gpu
+
 Values = dict[str, torch.Tensor]
 
 
@@ -45,7 +41,7 @@ class Tensor:
 
 
 @dataclass
-class Plan:
+class EngineFile:
     """What the recorder "deserialises": tensors, and per profile (min, opt, max) of every input."""
 
     tensors: Sequence[Tensor]
@@ -95,8 +91,43 @@ class Calls:
             self.capturing = False
 
 
-def module(plans: Mapping[bytes, Plan], *, rtx: bool) -> ModuleType:
-    """A module shaped like ``tensorrt_rtx`` (or ``tensorrt``) that loads ``plans``."""
+class RecordedGpu(Gpu):
+    """The device of the recorder: its memory is the CPU's.
+
+    Args:
+        calls: of the recorder's module.
+        capability: 89 for 8.9.
+        waits: whether waiting for it has an effect; without, work stays pending.
+    """
+
+    def __init__(
+        self, calls: Calls | None = None, capability: int = 89, *, waits: bool = True
+    ) -> None:
+        self.device = torch.device("cpu")
+        self.capability = capability
+        self._calls, self._waits = calls or Calls(), waits
+
+    def current_stream(self) -> int:
+        return 7
+
+    def wait_for_stream(self) -> None:
+        self.wait()
+
+    def wait(self) -> None:
+        if self._calls.capturing:
+            raise ViolationError("the device was waited for during a capture")
+        if self._waits:
+            self._calls.wait()
+
+    @contextmanager
+    def own_stream(self) -> Iterator[None]:
+        self.wait()
+        yield
+        self.wait()
+
+
+def module(files: Mapping[bytes, EngineFile], *, rtx: bool) -> ModuleType:
+    """A module shaped like ``tensorrt_rtx`` (or ``tensorrt``) that loads ``files``."""
     calls = Calls()
     trt = ModuleType("tensorrt_rtx" if rtx else "tensorrt")
     trt.calls = calls
@@ -122,10 +153,10 @@ def module(plans: Mapping[bytes, Plan], *, rtx: bool) -> ModuleType:
 
         def deserialize_cuda_engine(self, data: bytes):
             calls.add("deserialize_cuda_engine", len(data))
-            if data not in plans:
+            if data not in files:
                 self.logger.log(ILogger.ERROR, "the magic tag does not match")
                 return None
-            return Engine(plans[data], self.logger)
+            return Engine(files[data], self.logger)
 
     trt.Runtime = Runtime
 
@@ -168,16 +199,16 @@ def module(plans: Mapping[bytes, Plan], *, rtx: bool) -> ModuleType:
         )
 
     class Engine:
-        def __init__(self, plan: Plan, logger: ILogger) -> None:
-            self._plan, self._logger = plan, logger
-            self.by_name = {tensor.name: tensor for tensor in plan.tensors}
-            self.num_io_tensors = len(plan.tensors)
-            self.num_optimization_profiles = len(plan.profiles)
-            self.refittable = bool(plan.refittable)
-            self.weights = {name: value.clone() for name, value in plan.weights.items()}
+        def __init__(self, file: EngineFile, logger: ILogger) -> None:
+            self._file, self._logger = file, logger
+            self.by_name = {tensor.name: tensor for tensor in file.tensors}
+            self.num_io_tensors = len(file.tensors)
+            self.num_optimization_profiles = len(file.profiles)
+            self.refittable = bool(file.refittable)
+            self.weights = {name: value.clone() for name, value in file.weights.items()}
 
         def get_tensor_name(self, index: int) -> str:
-            return self._plan.tensors[index].name
+            return self._file.tensors[index].name
 
         def get_tensor_mode(self, name: str):
             modes = trt.TensorIOMode
@@ -187,13 +218,13 @@ def module(plans: Mapping[bytes, Plan], *, rtx: bool) -> ModuleType:
             return trt.DataType[self.by_name[name].dtype]
 
         def get_tensor_profile_shape(self, name: str, index: int):
-            return [list(shape) for shape in self._plan.profiles[index][name]]
+            return [list(shape) for shape in self._file.profiles[index][name]]
 
         def create_execution_context(self, how) -> Context:
             calls.add("create_execution_context")
             config = how if isinstance(how, RuntimeConfig) else None
             strategy = config.strategy if config else how
-            return Context(self, self._plan, self.by_name, strategy, config, self._logger)
+            return Context(self, self._file, self.by_name, strategy, config, self._logger)
 
         if rtx:
 
@@ -201,9 +232,9 @@ def module(plans: Mapping[bytes, Plan], *, rtx: bool) -> ModuleType:
                 return RuntimeConfig()
 
     class Context:
-        def __init__(self, engine, plan: Plan, tensors, strategy, config, logger) -> None:
+        def __init__(self, engine, file: EngineFile, tensors, strategy, config, logger) -> None:
             self._engine = engine
-            self._plan, self._tensors, self._logger = plan, tensors, logger
+            self._file, self._tensors, self._logger = file, tensors, logger
             self._strategy = strategy
             self._config = config
             self._profile: int | None = None
@@ -215,7 +246,7 @@ def module(plans: Mapping[bytes, Plan], *, rtx: bool) -> ModuleType:
         def set_optimization_profile_async(self, index: int, stream: int) -> bool:
             calls.add("set_optimization_profile_async", index)
             _want_stream(stream)
-            if not 0 <= index < len(self._plan.profiles):
+            if not 0 <= index < len(self._file.profiles):
                 return False
             self._profile, self._shapes = index, {}
             return True
@@ -226,7 +257,7 @@ def module(plans: Mapping[bytes, Plan], *, rtx: bool) -> ModuleType:
                 raise ViolationError("an input shape was set before the profile")
             if not self._tensors[name].is_input:
                 raise ViolationError(f"'{name}' is no input")
-            low, _, high = self._plan.profiles[self._profile][name]
+            low, _, high = self._file.profiles[self._profile][name]
             if len(shape) != len(low) or any(
                 not a <= x <= b for a, x, b in zip(low, shape, high, strict=True)
             ):
@@ -235,7 +266,7 @@ def module(plans: Mapping[bytes, Plan], *, rtx: bool) -> ModuleType:
             return True
 
         def infer_shapes(self) -> list[str]:
-            return [t.name for t in self._plan.tensors if t.is_input and t.name not in self._shapes]
+            return [t.name for t in self._file.tensors if t.is_input and t.name not in self._shapes]
 
         def set_tensor_address(self, name: str, address: int) -> bool:
             calls.add("set_tensor_address", name)
@@ -283,24 +314,26 @@ def module(plans: Mapping[bytes, Plan], *, rtx: bool) -> ModuleType:
                         raise ViolationError("a kernel was compiled during a capture")
                     cache.kernels.add(kernel)
             calls.pending = True
-            if self._plan.compute is not None:
-                self._compute(self._plan.compute)
+            if self._file.compute is not None:
+                self._compute(self._file.compute)
             return True
 
         def _compute(self, compute: Callable[[Values, Values], Values]) -> None:
             inputs = {
-                name: _memory(self._addresses[name], DTYPES[self._tensors[name].dtype], shape)
+                name: _memory(
+                    self._addresses[name], FROM_TENSORRT[self._tensors[name].dtype].torch, shape
+                )
                 for name, shape in self._shapes.items()
             }
             for name, value in compute(self._engine.weights, inputs).items():
-                dtype = DTYPES[self._tensors[name].dtype]
+                dtype = FROM_TENSORRT[self._tensors[name].dtype].torch
                 _memory(self._addresses[name], dtype, value.shape).copy_(value)
 
         def _needed(self) -> int:
             if self.infer_shapes():
                 raise ViolationError("the memory was asked for before all shapes were set")
             elements = sum(math.prod(shape) for shape in self._shapes.values())
-            return elements * self._plan.scratch_per_element
+            return elements * self._file.scratch_per_element
 
     class Weights:
         def __init__(self, dtype, address: int = 0, size: int = 0) -> None:
@@ -312,17 +345,17 @@ def module(plans: Mapping[bytes, Plan], *, rtx: bool) -> ModuleType:
         def __init__(self, engine: Engine, logger: ILogger) -> None:
             if not engine.refittable:
                 raise TypeError("factory function returned nullptr")
-            self._engine, self._plan, self._logger = engine, engine._plan, logger
+            self._engine, self._file, self._logger = engine, engine._file, logger
             self._given: dict[str, Weights] = {}
 
         def get_all_weights(self) -> list[str]:
-            return list(self._plan.refittable)
+            return list(self._file.refittable)
 
         def get_weights_prototype(self, name: str) -> Weights:
-            if name not in self._plan.refittable:
+            if name not in self._file.refittable:
                 return Weights(trt.DataType.FLOAT, 0, -1)
             value = self._engine.weights[name]
-            dtype = next(key for key, dtype in DTYPES.items() if dtype == value.dtype)
+            dtype = from_torch(value.dtype).tensorrt
             return Weights(trt.DataType[dtype], 0, value.numel())
 
         def set_named_weights(self, name: str, weights: Weights) -> bool:
@@ -337,7 +370,7 @@ def module(plans: Mapping[bytes, Plan], *, rtx: bool) -> ModuleType:
             return True
 
         def get_missing_weights(self) -> list[str]:
-            groups = [group for group in self._plan.together if group & self._given.keys()]
+            groups = [group for group in self._file.together if group & self._given.keys()]
             return sorted(frozenset().union(*groups) - self._given.keys())
 
         def refit_cuda_engine(self) -> bool:
@@ -349,16 +382,16 @@ def module(plans: Mapping[bytes, Plan], *, rtx: bool) -> ModuleType:
                 return False
             old = self._engine.weights
             new = {
-                name: _memory(w.address, DTYPES[w.dtype.name], old[name].shape).clone()
+                name: _memory(w.address, FROM_TENSORRT[w.dtype.name].torch, old[name].shape).clone()
                 for name, w in self._given.items()
             }
-            if self._plan.failing_refits:
-                self._plan.failing_refits -= 1
+            if self._file.failing_refits:
+                self._file.failing_refits -= 1
                 first = min(new)
                 self._engine.weights = {**old, first: new[first]}
                 self._logger.log(ILogger.ERROR, "out of memory")
                 return False
-            self._engine.weights = {**old, **self._plan.refit(old, new)}
+            self._engine.weights = {**old, **self._file.refit(old, new)}
             return True
 
         def release_refit_resources(self) -> bool:

@@ -11,7 +11,7 @@ from kdrt.bundle import Bundle
 from kdrt_bench.errors import BenchmarkError
 from kdrt_bench.jobs import BenchJob, Forward, ImageWorkload, Model, Workload
 from kdrt_bench.runners import Runner, caller, generator, needed
-from kdrt_bench.stages import StageClock, timed
+from kdrt_bench.stages import StageClock, TimedEngine, timed
 from kdrt_engines import Engine
 from kdrt_engines.spec import EngineSpec
 
@@ -38,6 +38,7 @@ class Peer(ABC):
         self.options = dict(options)
         self._loaded: dict[str, Engine] = {}
         self._pipeline: Pipeline | None = None
+        self._timed: Mapping[str, TimedEngine] = {}
 
     @abstractmethod
     def engine(self, component: str) -> Engine:
@@ -63,9 +64,9 @@ class Peer(ABC):
         if self._pipeline is None:
             from kdrt.pipeline.pipeline import Pipeline
 
-            engines = timed({name: self.load(name) for name in needed(self.bundle)}, clock)
-            self._pipeline = Pipeline(self.bundle, engines, **self.pipeline_options())
-        return generator(self._pipeline, workload)
+            self._timed = timed({name: self.load(name) for name in needed(self.bundle)}, clock)
+            self._pipeline = Pipeline(self.bundle, self._timed, **self.pipeline_options())
+        return generator(self._pipeline, self._timed["unet"], workload)
 
     def pipeline_options(self) -> dict[str, Any]:
         """Further arguments of :class:`kdrt.pipeline.pipeline.Pipeline`."""

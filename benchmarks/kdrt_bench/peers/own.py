@@ -11,8 +11,9 @@ from kdrt_bench.networks_kept import plain_onnx, unfused_bundle
 from kdrt_bench.peers.base import Peer
 from kdrt_bench.peers.onnxruntime_plain import ArraysEngine
 from kdrt_engines import Engine
-from kdrt_engines.onnxruntime.engine import OrtBinding, OrtEngine, ReducedGraph
-from kdrt_engines.onnxruntime.sessions import OrtGraph
+from kdrt_engines.onnxruntime.config import OrtConfig
+from kdrt_engines.onnxruntime.engine import OrtBinding, OrtEngine
+from kdrt_engines.onnxruntime.graphs import OrtGraph, OrtNetwork, ReducedGraph
 
 
 class Kdrt(Peer):
@@ -53,12 +54,12 @@ class Kdrt(Peer):
             path = self.bundle.file(graphs.fused if network == "dialect" else graphs.whole_on_cpu)
             if network != "dialect" and graphs.invariants is not None:
                 invariants = OrtGraph(self.bundle.file(graphs.invariants))
-            kind = _Undivided if network == "invariants" else _Forgetful
-            return kind(path, spec, threads=self.threads, reduced=reduced, invariants=invariants)
+            kind = _Undivided if network == "invariants" else _Recomputing
+            return kind(OrtNetwork(OrtGraph(path), reduced, invariants), spec, self._config())
         path = self._file(network, component)
         if self._option("io", "bound") == "arrays":
             return ArraysEngine(path, spec, self.threads)
-        return _Undivided(path, spec, threads=self.threads)
+        return _Undivided(path, spec, self._config())
 
     def pipeline_options(self) -> dict[str, Any]:
         level = self.options.get("cuda_graph")
@@ -75,9 +76,12 @@ class Kdrt(Peer):
                 self.bundle,
                 self.options.get("engine"),
                 threads=self.threads,
-                own_graphs=self.options.get("cuda_graph") not in ("off", None),
+                own_cuda_graphs=self.options.get("cuda_graph") not in ("off", None),
             )
         return self._engines[component]
+
+    def _config(self) -> OrtConfig:
+        return OrtConfig(threads=self.threads)
 
     def _option(self, name: str, otherwise: str) -> str:
         return self.options.get(name, otherwise)
@@ -96,14 +100,14 @@ class _Undivided(OrtEngine):
         return 1
 
 
-class _Forgetful(_Undivided):
+class _Recomputing(_Undivided):
     """It also computes what follows from the prompt at every run."""
 
     def bind(self, **dims: int) -> OrtBinding:
-        return _ForgetfulBinding(self, dims)
+        return _RecomputingBinding(self, dims)
 
 
-class _ForgetfulBinding(OrtBinding):
+class _RecomputingBinding(OrtBinding):
     def run(self) -> None:
-        self._engine.forget()
+        self.invalidate()
         super().run()

@@ -3,17 +3,16 @@
 Inputs and outputs are torch tensors bound by address, so nothing is copied around a call. A
 provider that ONNX Runtime cannot give is an error here; by itself it would fall back in silence.
 
-On a CPU, a batch as large as there are threads is computed image by image, each on a thread of
-its own: threads that share one operator wait for each other at its end, a thousand times a call,
-and these wait once. Sessions are made when a binding first needs one, and kept. What follows from
-inputs that rarely change, if there is a graph for that, is computed when they have.
+On a CPU, a batch as large as there are threads is computed image by image, each on a thread of its
+own: threads that share one operator wait for each other at its end, a thousand times a call, and
+these wait once.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,25 +20,19 @@ import onnxruntime as ort
 import torch
 
 from kdrt_engines.base import Binding, Engine
-from kdrt_engines.dtypes import from_torch
-from kdrt_engines.errors import (
-    EngineError,
-    KdrtError,
-    OutOfMemoryError,
-    ShapeError,
-    is_out_of_memory,
-)
+from kdrt_engines.errors import KdrtError, OutOfMemoryError, ShapeError, is_out_of_memory
 from kdrt_engines.onnx_weights import stored_weights
+from kdrt_engines.onnxruntime.config import OrtConfig
+from kdrt_engines.onnxruntime.graphs import OrtGraph, OrtNetwork, ReducedGraph
+from kdrt_engines.onnxruntime.invariants import Invariants, invariant_specs
+from kdrt_engines.onnxruntime.io_binding import bind_tensors
 from kdrt_engines.onnxruntime.sessions import (
-    CPU,
-    OrtGraph,
+    SessionCache,
     check_provider,
     make_session,
-    providers_of,
     value_of,
 )
-from kdrt_engines.onnxruntime.teams import Team
-from kdrt_engines.processors import cores
+from kdrt_engines.onnxruntime.thread_pool import ThreadPool
 from kdrt_engines.spec import EngineSpec, TensorSpec
 from kdrt_engines.torch_eager import allocate
 
@@ -47,49 +40,19 @@ _BATCH = "B"
 """The symbol of the size along which a run can be divided, where it is the first of a tensor."""
 
 
-@dataclass(frozen=True)
-class ReducedGraph:
-    """A graph that computes the same as the whole one, and less, at certain sizes and while inputs
-    hold certain values.
-
-    Attributes:
-        graph: the smaller graph; it does not read those inputs.
-        neutral: the values, by input.
-        multiples: what its sizes can be divided by, by symbol.
-    """
-
-    graph: OrtGraph
-    neutral: Mapping[str, tuple[float, ...]]
-    multiples: Mapping[str, int] = field(default_factory=dict)
-
-    def fits(self, dims: Mapping[str, int]) -> bool:
-        """Whether it computes these sizes."""
-        return all(dims.get(s, 0) % divisor == 0 for s, divisor in self.multiples.items())
-
-
 class OrtEngine(Engine):
     """An ONNX file, external weights beside it, run by one execution provider.
 
     Args:
-        graph: the file, or with what ONNX Runtime made of it before.
+        network: the file, or all graphs of the component.
         spec: what the component takes and gives.
-        provider: ONNX Runtime's name of it.
-        device: where it runs.
-        threads: CPU threads; None is one a core.
-        lean, estimate_memory: see :func:`kdrt_engines.onnxruntime.sessions.session_options`.
-        weights: in place of the file's, by the name of the initialiser.
-        stream: CUDA only: where every run is enqueued. A session is tied to one for life.
-        graphs: CUDA only: have ONNX Runtime capture the runs of each binding.
-        cache: where the TensorRT provider keeps what it builds.
-        reduced: CPU only: a smaller graph for usual sizes and values of some inputs.
-        invariants: CPU only: what computes further inputs of the graphs from some of the spec's,
-            those that rarely change.
-        usual_batch: the batch most bindings will have: what it needs is loaded at once.
-        check: called before a file is read, which happens later too; raises if the files are no
-            longer those that the rest was read from.
+        config: options; by default those of a CPU.
+        weights: replace the file's, by the name of the initialiser.
+        check: called before a file is read, which can be long after the engine was made; raises
+            if the files are no longer those that the rest was read from.
 
     Raises:
-        EngineUnavailableError: ONNX Runtime has not got this provider, or does not use it.
+        EngineUnavailableError: ONNX Runtime does not have this provider, or does not use it.
         EngineError: the file cannot be loaded.
         OutOfMemoryError: it does not fit.
     """
@@ -98,135 +61,99 @@ class OrtEngine(Engine):
 
     def __init__(
         self,
-        graph: Path | OrtGraph,
+        network: OrtNetwork | Path,
         spec: EngineSpec,
+        config: OrtConfig | None = None,
         *,
-        provider: str = CPU,
-        device: torch.device | str = "cpu",
-        threads: int | None = None,
-        lean: bool = False,
-        estimate_memory: bool = True,
         weights: Mapping[str, torch.Tensor] | None = None,
-        stream: torch.cuda.Stream | None = None,
-        graphs: bool = False,
-        cache: Path | None = None,
-        reduced: ReducedGraph | None = None,
-        invariants: OrtGraph | None = None,
-        usual_batch: int = 1,
         check: Callable[[], object] = lambda: None,
     ) -> None:
-        check_provider(provider)
-        self._check = check
+        self.network = OrtNetwork(OrtGraph(network)) if isinstance(network, Path) else network
         self.spec = spec
-        self.device = torch.device(device)
-        self.threads = threads or cores()
-        self._graph = graph if isinstance(graph, OrtGraph) else OrtGraph(graph)
-        self.reduced, self._graph_of_invariants = reduced, invariants
-        self._lean, self._plan_memory = lean, estimate_memory
-        self._usual_batch, self._is_bound = usual_batch, False
-        self.stream, self._graphs, self._cache = stream, graphs, cache
-        self._on_cpu = provider == CPU
-        self._provider = provider
-        self._providers = providers_of(provider, spec, self.device, stream, graphs, cache)
+        self.config = config or OrtConfig()
+        self.device, self.stream = self.config.device, self.config.stream
+        check_provider(self.config.provider)
+        if self.config.engine_cache is not None:
+            self.config.engine_cache.mkdir(parents=True, exist_ok=True)
+        self._check = check
+        self._providers = self.config.providers(spec)
         # The sessions read from these as long as they live.
         self._weights = {name: value_of(tensor) for name, tensor in (weights or {}).items()}
-        self.invariants = None if invariants is None else self._make_session(invariants)
-        self.given = () if self.invariants is None else _results(self.invariants)
-        """What :attr:`invariants` gives the graphs besides the inputs of the spec."""
-        self._sessions: dict[tuple[OrtGraph, int], ort.InferenceSession] = {}
-        self._graph_ids = itertools.count(1)
-        self._team: Team | None = None
-        self.session(self.parts(usual_batch), whole=reduced is None)
-
-    def session(self, parts: int = 1, *, whole: bool = True) -> ort.InferenceSession:
-        """The session that computes one of so many parts of a batch, with the whole graph or the
-        reduced one."""
-        graph = self._graph if whole or self.reduced is None else self.reduced.graph
-        key = graph, self.threads // parts
-        if key not in self._sessions:
-            self._sessions[key] = self._make_session(graph, key[1])
-        return self._sessions[key]
-
-    def _make_session(self, graph: OrtGraph, threads: int | None = None) -> ort.InferenceSession:
-        self._check()
-        return make_session(
-            graph,
-            self._providers,
-            threads or self.threads,
-            lean=self._lean,
-            estimate_memory=self._plan_memory,
-            weights=self._weights_of(graph),
+        self.invariants: ort.InferenceSession | None = None
+        self.invariant_specs: tuple[TensorSpec, ...] = ()
+        """What ``network.invariants`` gives the other graphs besides the inputs of the spec."""
+        if self.network.invariants is not None:
+            self.invariants = self._make_session(self.network.invariants, self.config.threads)
+            self.invariant_specs = invariant_specs(self.invariants)
+        self._cuda_graph_ids = itertools.count(1)
+        self._pool: ThreadPool | None = None
+        self._sessions = SessionCache(self._make_session)
+        self._sessions.make_ahead(
+            self.network.usual, self.config.threads // self.parts(self.config.usual_batch)
         )
 
+    def bind(self, **dims: int) -> OrtBinding:
+        """See :meth:`Engine.bind`. Makes the session for these sizes unless it exists; the one made
+        with the engine is dropped if the first binding needs another."""
+        return OrtBinding(self, dims)
+
+    def with_weights(self, weights: Mapping[str, torch.Tensor]) -> OrtEngine:
+        """New sessions; this engine stays usable, and both are in memory until one is dropped."""
+        return OrtEngine(self.network, self.spec, self.config, weights=weights, check=self._check)
+
+    def session(self, graph: OrtGraph, parts: int = 1) -> ort.InferenceSession:
+        """The session that computes one of so many parts of a batch with a graph."""
+        return self._sessions.get(graph, self.config.threads // parts)
+
+    def reduced_for(self, dims: Mapping[str, int]) -> ReducedGraph | None:
+        """The reduced graph, if it computes these sizes."""
+        reduced = self.network.reduced
+        return reduced if reduced is not None and reduced.fits(dims) else None
+
+    def parts(self, batch: int) -> int:
+        """Into how many parts a batch is divided: one for each thread, or none at all."""
+        threads = self.config.threads
+        tensors = [*self.spec.inputs, *self.invariant_specs, *self.spec.outputs]
+        divisible = (
+            self.config.on_cpu
+            and batch % threads == 0
+            and all(_BATCH not in t.symbols() or t.shape[0] == _BATCH for t in tensors)
+            and all(t.shape[:1] == (_BATCH,) for t in self.spec.outputs)
+        )
+        return threads if divisible else 1
+
+    def thread_pool(self) -> ThreadPool:
+        """The threads that share a divided batch."""
+        if self._pool is None:
+            self._pool = ThreadPool(self.config.threads)
+        return self._pool
+
+    def run_options(self) -> ort.RunOptions | None:
+        """Options of one binding's runs: on a stream of ours nothing waits, and every binding has
+        a CUDA graph of its own, since a CUDA graph repeats addresses. None on the CPU."""
+        if self.stream is None:
+            return None
+        options = ort.RunOptions()
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        if self.config.cuda_graphs:
+            options.add_run_config_entry("gpu_graph_id", str(next(self._cuda_graph_ids)))
+        return options
+
+    def _make_session(self, graph: OrtGraph, threads: int) -> ort.InferenceSession:
+        self._check()
+        config = replace(self.config, threads=threads)
+        return make_session(graph, config, self._providers, self._weights_of(graph))
+
     def _weights_of(self, graph: OrtGraph) -> Mapping[str, ort.OrtValue]:
-        """Those that a graph has: ONNX Runtime takes no others. What neither has is the caller's
-        mistake, and ONNX Runtime says so of the network."""
-        invariants = self._graph_of_invariants
+        """The replaced weights that a graph has: ONNX Runtime takes no others. Names that no graph
+        has are kept, so that ONNX Runtime refuses them."""
+        invariants = self.network.invariants
         if invariants is None or not self._weights:
             return self._weights
         own = stored_weights(graph.path).keys()
         others = set() if graph is invariants else stored_weights(invariants.path).keys()
         wanted = own if graph is invariants else self._weights.keys() - (others - own)
         return {name: value for name, value in self._weights.items() if name in wanted}
-
-    def reduced_for(self, dims: Mapping[str, int]) -> ReducedGraph | None:
-        """The reduced graph, if it computes these sizes."""
-        return self.reduced if self.reduced is not None and self.reduced.fits(dims) else None
-
-    def parts(self, batch: int) -> int:
-        """Into how many parts a batch is divided: one for each thread, or none at all."""
-        tensors = [*self.spec.inputs, *self.given, *self.spec.outputs]
-        divisible = (
-            self._on_cpu
-            and batch % self.threads == 0
-            and all(_BATCH not in t.symbols() or t.shape[0] == _BATCH for t in tensors)
-            and all(t.shape[:1] == (_BATCH,) for t in self.spec.outputs)
-        )
-        return self.threads if divisible else 1
-
-    def team(self) -> Team:
-        """The threads that share a divided batch."""
-        if self._team is None:
-            self._team = Team(self.threads)
-        return self._team
-
-    def run_options(self) -> ort.RunOptions | None:
-        """Those of one binding: on a stream of ours nothing waits, and every binding has a graph
-        of its own, since a graph repeats addresses. None on the CPU."""
-        if self.stream is None:
-            return None
-        options = ort.RunOptions()
-        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        if self._graphs:
-            options.add_run_config_entry("gpu_graph_id", str(next(self._graph_ids)))
-        return options
-
-    def with_weights(self, weights: Mapping[str, torch.Tensor]) -> OrtEngine:
-        """New sessions; this engine stays usable, and both are in memory until one is dropped."""
-        return OrtEngine(
-            self._graph,
-            self.spec,
-            provider=self._provider,
-            device=self.device,
-            threads=self.threads,
-            lean=self._lean,
-            estimate_memory=self._plan_memory,
-            weights=weights,
-            stream=self.stream,
-            graphs=self._graphs,
-            cache=self._cache,
-            reduced=self.reduced,
-            invariants=self._graph_of_invariants,
-            usual_batch=self._usual_batch,
-            check=self._check,
-        )
-
-    def bind(self, **dims: int) -> OrtBinding:
-        is_usual = self.parts(dims.get(_BATCH, 1)) == self.parts(self._usual_batch)
-        if not self._is_bound and not (is_usual and self.reduced_for(dims) is self.reduced):
-            self._sessions.clear()  # what was loaded is not needed
-        self._is_bound = True
-        return OrtBinding(self, dims)
 
 
 class OrtBinding(Binding):
@@ -237,18 +164,18 @@ class OrtBinding(Binding):
         self._parts = engine.parts(dims.get(_BATCH, 1))
         self.inputs = allocate(engine.spec.inputs, dims, engine.device)
         self.outputs = allocate(engine.spec.outputs, dims, engine.device)
-        self._given = allocate(engine.given, dims, engine.device)
-        self._invariants: _Invariants | None = None
+        self._invariant_tensors = allocate(engine.invariant_specs, dims, engine.device)
+        self._invariants: Invariants | None = None
         if engine.invariants is not None:
-            self._invariants = _Invariants(engine.invariants, self.inputs, self._given)
-        self._whole: Callable[[], None] | None = None
-        self._short: Callable[[], None] | None = None
+            self._invariants = Invariants(engine.invariants, self.inputs, self._invariant_tensors)
+        self._run_whole: Callable[[], None] | None = None
+        self._run_reduced: Callable[[], None] | None = None
         self._neutral: list[tuple[torch.Tensor, list[float]]] = []
         reduced = engine.reduced_for(dims)
         if reduced is None:
-            self._whole = self._run_of(whole=True)
+            self._run_whole = self._run_of(engine.network.whole)
         else:
-            self._short = self._run_of(whole=False)
+            self._run_reduced = self._run_of(reduced.graph)
             self._neutral = [
                 (self.inputs[name], list(values)) for name, values in reduced.neutral.items()
             ]
@@ -256,13 +183,13 @@ class OrtBinding(Binding):
     def run(self) -> None:
         try:
             if self._invariants is not None:
-                self._invariants.refresh(self._engine.times_forgotten)
-            if self._short is not None and all(t.tolist() == v for t, v in self._neutral):
-                self._short()
+                self._invariants.refresh()
+            if self._run_reduced is not None and all(t.tolist() == v for t, v in self._neutral):
+                self._run_reduced()
                 return
             # Loaded when the reduced graph will not do for the first time: most never come here.
-            self._whole = self._whole or self._run_of(whole=True)
-            self._whole()
+            self._run_whole = self._run_whole or self._run_of(self._engine.network.whole)
+            self._run_whole()
         except KdrtError:
             raise
         except Exception as error:  # ONNX Runtime raises bare RuntimeErrors of many kinds
@@ -273,103 +200,34 @@ class OrtBinding(Binding):
                 ) from error
             raise ShapeError(f"ONNX Runtime rejected these sizes: {error}") from error
 
-    def _run_of(self, *, whole: bool) -> Callable[[], None]:
-        session, spec = self._engine.session(self._parts, whole=whole), self._engine.spec
-        options = self._engine.run_options()
+    def invalidate(self) -> None:
+        """Compute everything anew at the next run, also what follows from inputs that have not
+        changed."""
+        if self._invariants is not None:
+            self._invariants.invalidate()
+
+    def _run_of(self, graph: OrtGraph) -> Callable[[], None]:
+        engine = self._engine
+        session, options = engine.session(graph, self._parts), engine.run_options()
 
         def run_part(io: ort.IOBinding) -> None:
             session.run_with_iobinding(io, options)
 
         runs = []
         for part in range(self._parts):
-            inputs = self._part((*spec.inputs, *self._engine.given), part)
-            runs.append(partial(run_part, _bound(session, inputs, self._part(spec.outputs, part))))
+            inputs = self._part((*engine.spec.inputs, *engine.invariant_specs), part)
+            io = bind_tensors(session, inputs, self._part(engine.spec.outputs, part))
+            runs.append(partial(run_part, io))
         if len(runs) == 1:
             return runs[0]
-        return partial(self._engine.team().run, runs)
+        return partial(engine.thread_pool().run, runs)
 
     def _part(self, specs: Iterable[TensorSpec], part: int) -> dict[str, torch.Tensor]:
         """One part of these tensors; of those that have no batch the whole."""
-        tensors = {**self.inputs, **self._given, **self.outputs}
+        tensors = {**self.inputs, **self._invariant_tensors, **self.outputs}
         return {
             spec.name: tensors[spec.name].chunk(self._parts)[part]
             if spec.shape[:1] == (_BATCH,)
             else tensors[spec.name]
             for spec in specs
         }
-
-
-class _Invariants:
-    """Results that follow from inputs that rarely change, computed when those have."""
-
-    def __init__(
-        self,
-        session: ort.InferenceSession,
-        inputs: Mapping[str, torch.Tensor],
-        results: Mapping[str, torch.Tensor],
-    ) -> None:
-        self._session, self._io = session, _bound(session, inputs, results)
-        # As integers: they are compared by their bits.
-        self._inputs = [_bits(inputs[value.name]) for value in session.get_inputs()]
-        self._before: list[torch.Tensor] | None = None
-        self._times_forgotten = 0
-
-    def refresh(self, times_forgotten: int) -> None:
-        """Make the results those of the inputs. See :meth:`Engine.forget`."""
-        is_made = self._before is not None and all(map(torch.equal, self._inputs, self._before))
-        if is_made and times_forgotten == self._times_forgotten:
-            return
-        self._before = None  # until they are made, they belong to no inputs
-        self._session.run_with_iobinding(self._io)
-        self._before = [tensor.clone() for tensor in self._inputs]
-        self._times_forgotten = times_forgotten
-
-
-def _results(session: ort.InferenceSession) -> tuple[TensorSpec, ...]:
-    """What a session makes, in float32.
-
-    Raises:
-        EngineError: it makes something else, or does not say what size that has.
-    """
-    values = session.get_outputs()
-    for value in values:
-        if value.type != "tensor(float)" or not all(isinstance(d, int | str) for d in value.shape):
-            raise EngineError(
-                f"the network's '{value.name}' is {value.type} {value.shape}, where float32 of "
-                "known sizes is needed; export the model again"
-            )
-    return tuple(TensorSpec(v.name, "float32", tuple(v.shape)) for v in values)
-
-
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    sizes = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return tensor.view(sizes[tensor.itemsize])
-
-
-def _bound(
-    session: ort.InferenceSession,
-    inputs: Mapping[str, torch.Tensor],
-    outputs: Mapping[str, torch.Tensor],
-) -> ort.IOBinding:
-    """A session at these addresses. It need not read every input: a UNet without time conditioning
-    has one too many."""
-    io = session.io_binding()
-    used = {value.name for value in session.get_inputs()}
-    for name, tensor in inputs.items():
-        if name in used:
-            io.bind_input(*_address(name, tensor))
-    for name, tensor in outputs.items():
-        io.bind_output(*_address(name, tensor))
-    return io
-
-
-def _address(name: str, tensor: torch.Tensor) -> tuple[str, str, int, int, list[int], int]:
-    device = tensor.device
-    return (
-        name,
-        device.type,
-        device.index or 0,
-        from_torch(tensor.dtype).onnx,
-        list(tensor.shape),
-        tensor.data_ptr(),
-    )

@@ -1,8 +1,11 @@
 """TensorRT and TensorRT-RTX: two flavours of one library, one implementation for both.
 
-``flavour`` is the table of their differences; ``build`` makes an engine file in a process of its
-own (``worker``), which reports what became of the network (``evidence``); ``plan_file`` reads the
-header of such a file. Building needs no torch in the worker, and TensorRT-RTX needs no GPU.
-``run`` runs a plan; ``refit`` changes the weights of one that was built for it, and ``gate``
-compares it with ONNX Runtime (``proof`` is what is kept of that).
+flavour        the table of their differences, and which GPUs each serves
+build          builds an engine file in a process of its own (worker, job), and what the builder's
+               log says of it (evidence); needs no GPU for TensorRT-RTX
+engine_file    the header of an engine file
+engine         runs an engine; its memory (scratch), its GPU (gpu), its kernels (runtime_cache)
+validation     whether a loaded engine is the one its record describes
+refit          changes the weights of an engine that was built for it
+refit_check    compares a refittable engine with ONNX Runtime (refit_result)
 """

@@ -1,4 +1,4 @@
-"""Building an engine file in a process of its own, and following it."""
+"""Building an engine file in a process of its own, and reporting on its progress."""
 
 from __future__ import annotations
 
@@ -22,39 +22,40 @@ from kdrt_engines.tensorrt.job import BuildJob, Built
 Follow = Callable[[str, int], None]
 """Called a few times a second with the builder's phase and the memory (bytes) it holds."""
 
-_LOOK_EVERY = 0.25
-_PATIENCE = 3.0
-_LAST_WORDS = 400
+_POLL_SECONDS = 0.25
+_GRACE_SECONDS = 3.0
+_STDERR_CHARACTERS = 400
 
 
-def build_plan(job: BuildJob, follow: Follow = lambda _phase, _memory: None) -> Built:
-    """Build ``job`` and return what came of it; ``job.output`` then holds the engine, synced.
+def build_engine(job: BuildJob, follow: Follow = lambda _phase, _memory: None) -> Built:
+    """Build the engine of ``job`` and return its figures; ``job.output`` then holds the engine,
+    written to disk.
 
-    An exception out of ``follow``, or Ctrl-C, ends the builder before it is passed on; what
-    ``job.output`` then holds is worthless.
+    An exception out of ``follow``, or Ctrl-C, stops the builder before it propagates;
+    ``job.output`` may then hold part of an engine.
 
     Raises:
         EngineError: TensorRT refused, or its process died.
         OSError: ``job.output`` cannot be written.
     """
-    with tempfile.TemporaryFile() as last_words:
+    with tempfile.TemporaryFile() as stderr:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "kdrt_engines.tensorrt.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=last_words,
+            stderr=stderr,
             text=True,
             encoding="utf-8",
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            # Ctrl-C in a terminal goes to every process of the group. This one is told by us.
+            # Ctrl-C in a terminal goes to every process of the group. We stop this one ourselves.
             start_new_session=True,
         )
         try:
-            outcome = _follow(process, job, follow)
+            outcome = _run(process, job, follow)
         finally:
             _end(process)
         if outcome is None:
-            raise EngineError(_obituary(process.returncode, job, last_words))
+            raise EngineError(_death_of_worker(process.returncode, job, stderr))
     event = outcome.pop("event")
     if event == "failed":
         raise EngineError(f"TensorRT cannot build {job.onnx}: {outcome['message']}")
@@ -63,7 +64,7 @@ def build_plan(job: BuildJob, follow: Follow = lambda _phase, _memory: None) -> 
     return Built(**outcome | {"warnings": tuple(outcome["warnings"])})
 
 
-def _follow(process: subprocess.Popen[str], job: BuildJob, follow: Follow) -> dict[str, Any] | None:
+def _run(process: subprocess.Popen[str], job: BuildJob, follow: Follow) -> dict[str, Any] | None:
     """The worker's last event, or None if it ended without one."""
     assert process.stdin is not None
     assert process.stdout is not None
@@ -76,7 +77,7 @@ def _follow(process: subprocess.Popen[str], job: BuildJob, follow: Follow) -> di
     while True:
         follow(phase, _memory(process.pid))
         try:
-            line = lines.get(timeout=_LOOK_EVERY)
+            line = lines.get(timeout=_POLL_SECONDS)
         except queue.Empty:
             continue
         if line is None:
@@ -101,26 +102,26 @@ def _memory(pid: int) -> int:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Ask the worker to stop, and wait; end it where it does not listen."""
+    """Ask the worker to stop, and wait; kill it if it does not."""
     assert process.stdin is not None
     with contextlib.suppress(OSError):
         process.stdin.close()
     try:
-        process.wait(_PATIENCE)
+        process.wait(_GRACE_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
 
 
-def _obituary(code: int, job: BuildJob, last_words: IO[bytes]) -> str:
+def _death_of_worker(code: int, job: BuildJob, stderr: IO[bytes]) -> str:
     if code < 0:
         how = f"was ended by {signal.Signals(-code).name}"
         if code == -signal.SIGKILL:
             how += ", as happens when memory runs out"
     else:
         how = f"ended with exit code {code}"
-    last_words.seek(0)
-    said = " ".join(last_words.read().decode(errors="replace").split())[-_LAST_WORDS:]
+    stderr.seek(0)
+    said = " ".join(stderr.read().decode(errors="replace").split())[-_STDERR_CHARACTERS:]
     return f"the process that built {job.onnx} {how}" + (
         f"; its last words: {said}" if said else ""
     )

@@ -21,10 +21,10 @@ _HEAD = 200
 
 @dataclass
 class BuildLog:
-    """Takes the builder's messages one by one and keeps what matters.
+    """Collects what matters from the builder's messages.
 
-    Messages may be missing: those that are not UTF-8 never reach Python. So what was not seen is
-    None, never 0.
+    Messages may be missing: those that are not UTF-8 never reach Python. So a figure that was not
+    seen is None, never 0.
     """
 
     kernels: Counter[str] | None = None

@@ -1,6 +1,6 @@
 """The two flavours of TensorRT, and which of them serves which GPU.
 
-What differs beyond this table is found out by asking the module what it has, never by its version.
+What differs beyond this table is probed (``hasattr``), never derived from a version number.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ RTX_TARGETS = (75, 80, 86, 89, 120, 121)
 """Compute capabilities TensorRT-RTX makes engines for: no 90, no 100 (data-centre GPUs)."""
 
 DEFAULT_TARGETS = (80, 86, 89, 120)
-"""Ampere to Blackwell. Turing (75) is a plan of its own: in a common one it would deprive the
-others of their kernels."""
+"""Ampere to Blackwell. Turing (75) needs an engine of its own: in a common one the others
+would lose their faster kernels."""
 
 _OLDEST = 75
 
@@ -54,7 +54,7 @@ class Flavour:
         )
 
 
-# Its execution contexts then take all memory from us, without which they cannot be captured.
+# Execution contexts then take all memory from us; otherwise they could not be captured.
 TENSORRT_RTX = Flavour(
     "tensorrt-rtx", "TensorRT-RTX", "tensorrt_rtx", True, b"vtrt", ("REQUIRE_USER_ALLOCATION",)
 )
@@ -92,7 +92,7 @@ def parse_capabilities(texts: Iterable[str]) -> tuple[int, ...]:
 
 
 def split_targets(capabilities: Iterable[int]) -> list[tuple[int, ...]]:
-    """One group for each plan to build: Turing by itself, the others together."""
+    """One group for each engine to build: Turing by itself, the others together."""
     ordered = sorted(set(capabilities))
     groups = [tuple(c for c in ordered if c < 80), tuple(c for c in ordered if c >= 80)]
     return [group for group in groups if group]

@@ -1,4 +1,4 @@
-"""What is said between the process that asks for an engine and the one that builds it: JSON, one
+"""The messages between the process that asks for an engine and the one that builds it: JSON, one
 object a line."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 Shapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
-"""Least, best and greatest shape of every input with open sizes."""
+"""Least, best and greatest shape of every input with dynamic sizes."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class BuildJob:
 
 @dataclass(frozen=True)
 class Built:
-    """What came of a job.
+    """The figures of a finished build.
 
     ``attention_sites``: softmax over scores in the network. ``fused_attention``: kernels that
     compute a whole attention, over all profiles. None: the builder's log did not say. Memory in
-    bytes; ``scratch_memory`` is what the engine will need besides its weights, ``peak_memory`` what
-    building needed. ``cpu_seconds`` are those of all its threads, ``seconds`` went by on the clock.
+    bytes; ``scratch_memory`` is what the engine needs besides its weights, ``peak_memory`` what
+    building needed. ``cpu_seconds`` is CPU time of all threads, ``seconds`` wall time.
     """
 
     version: str

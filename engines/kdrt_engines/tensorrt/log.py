@@ -1,4 +1,4 @@
-"""What TensorRT says when something fails."""
+"""The reasons TensorRT gives when something fails."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kdrt_engines.errors import EngineError
 
 
 class ErrorLog:
-    """Keeps the last error: TensorRT says in its log what its calls do not return."""
+    """Keeps the last error: TensorRT logs the reasons that its calls do not return."""
 
     def __init__(self, trt: ModuleType) -> None:
         self.last = "it gave no reason"

@@ -1,15 +1,14 @@
-"""The weights of a loaded plan that was built to take others: TensorRT's refit.
+"""The weights of a loaded engine that was built to take others: TensorRT's refit.
 
 What its documentation asks for, and where it is done:
 
 - No enqueued run of the engine may be pending: the device is waited for, before and after.
-- Given weights are read until the refit returns: they are kept in memory until then.
-- A weight may only change together with others: those are found out, and given too.
-- A refit that fails may have changed some weights: which ones may differ from the file is known
-  at every moment, so that they can be put back.
+- TensorRT reads new weights until the refit returns: they are kept in memory until then.
+- Some weights only change together with others: it is asked for those, and gives them too.
+- A refit that fails may have changed some weights: those that may differ from the file are
+  tracked, so that they can be put back.
 
-Execution contexts stay valid. Of captured CUDA graphs it says nothing, so they must be captured
-anew.
+Execution contexts stay valid. Captured CUDA graphs are not mentioned, so capture them anew.
 """
 
 from __future__ import annotations
@@ -26,36 +25,37 @@ from torch import Tensor
 from kdrt_engines.dtypes import FROM_TENSORRT, from_torch
 from kdrt_engines.errors import EngineError
 from kdrt_engines.onnx_weights import StoredWeight, stored_weights
+from kdrt_engines.tensorrt.gpu import Gpu
 from kdrt_engines.tensorrt.log import ErrorLog
 
 
-class PlanWeights:
-    """What a refittable plan holds.
+class EngineWeights:
+    """The weights of a refittable engine.
 
     Args:
         trt: the module ``tensorrt`` or ``tensorrt_rtx``.
-        plan: the deserialised engine.
+        cuda_engine: the deserialised engine.
         log: the one it was deserialised with.
         network: the ONNX file it was built from, which has the base weights under the same names.
-        device: where it runs.
+        gpu: where it runs.
     """
 
     def __init__(
         self,
         trt: ModuleType,
-        plan: Any,
+        cuda_engine: Any,
         log: ErrorLog,
         network: Path,
-        device: torch.device,
+        gpu: Gpu,
     ) -> None:
-        self._trt, self._plan, self._log = trt, plan, log
-        self._network, self._device = network, device
+        self._trt, self._cuda_engine, self._log = trt, cuda_engine, log
+        self._network, self._gpu = network, gpu
         self._differing: frozenset[str] = frozenset()
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """The weights that can change. The builder may have fixed some of those it was asked to
-        leave open."""
+        """The weights that can change. The builder may have fixed some that it was asked to keep
+        refittable."""
         return frozenset(self._refitter().get_all_weights())
 
     def base(self, name: str) -> Tensor:
@@ -63,14 +63,18 @@ class PlanWeights:
         return self._stored(name).read()
 
     def prepare(self, weights: Mapping[str, Tensor]) -> Callable[[], None]:
-        """Check new weights, and hand them to TensorRT; the result then puts them in.
+        """Check new weights, and hand them to TensorRT.
 
         Args:
-            weights: in place of the file's, all others become the file's.
+            weights: replace the file's; all others become the file's.
+
+        Returns:
+            A function that refits the engine. If it raises EngineError, some weights may have
+            changed.
 
         Raises:
             EngineError: a weight cannot change, or has another dtype or shape. Nothing has
-                changed. The result raises it too: then some weights may have.
+                changed.
         """
         for name, tensor in weights.items():
             self._check(name, tensor)
@@ -79,30 +83,30 @@ class PlanWeights:
         refitter = self._refitter()
         given = {name: _on_host(tensor) for name, tensor in weights.items()}
         given |= {name: self.base(name) for name in self._differing - weights.keys()}
-        self._hand_over(refitter, given)
+        self._set_weights(refitter, given)
         while missing := refitter.get_missing_weights():
             more = {name: self.base(name) for name in missing if name not in given}
             if not more:
                 raise self._log.error(f"take '{missing[0]}', which it has been given")
-            self._hand_over(refitter, more)
+            self._set_weights(refitter, more)
             given |= more
 
-        def put_in() -> None:
+        def refit() -> None:
             self._differing = self._differing.union(given)
-            wait_for(self._device)
+            self._gpu.wait()
             if not refitter.refit_cuda_engine():
                 raise self._log.error("refit the engine")
-            wait_for(self._device)
-            # What it caches for the next refit is memory that images want.
+            self._gpu.wait()
+            # It caches memory for the next refit that images need.
             if hasattr(refitter, "release_refit_resources"):
                 refitter.release_refit_resources()
             self._differing = frozenset(weights)
 
-        return put_in
+        return refit
 
     def _refitter(self) -> Any:
-        """A new one every time: it would go on reading from where earlier weights lay."""
-        return self._trt.Refitter(self._plan, self._log.logger)
+        """A new one every time: an old one would read from where earlier weights were."""
+        return self._trt.Refitter(self._cuda_engine, self._log.logger)
 
     @cached_property
     def _file(self) -> Mapping[str, StoredWeight]:
@@ -129,7 +133,7 @@ class PlanWeights:
                 f"{_kind(tensor.dtype, tensor.shape)}"
             )
 
-    def _hand_over(self, refitter: Any, tensors: Mapping[str, Tensor]) -> None:
+    def _set_weights(self, refitter: Any, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in tensors.items():
             prototype = refitter.get_weights_prototype(name)
             dtype = FROM_TENSORRT.get(prototype.dtype.name)
@@ -142,12 +146,6 @@ class PlanWeights:
             weights = self._trt.Weights(prototype.dtype, tensor.data_ptr(), tensor.numel())
             if not refitter.set_named_weights(name, weights):
                 raise self._log.error(f"take the weight '{name}'")
-
-
-def wait_for(device: torch.device) -> None:
-    """Wait until all that was enqueued on a device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _on_host(tensor: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from typing import Any
 
 
 class RuntimeCache:
-    """Compiled kernels on disk. What cannot be read or written is compiled again, no error."""
+    """Compiled kernels on disk. If they cannot be read or written they are compiled again; that is
+    no error."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path

@@ -5,10 +5,10 @@ only at its end, and since it is native code, which may abort where Python would
 
 The job comes on standard input as one line of JSON; on standard output go events, one JSON object a
 line: ``phase`` whenever the builder enters one, then ``built``, ``failed``, ``unwritten`` or
-``cancelled``. When standard input ends, the build is cancelled at its next step: because the parent
-closed it, or is gone. TensorRT makes no steps while it compiles, which is most of the time, so the
-process ends itself if that takes long; it has then written at most its output file. Where native
-code lets no Python run, Linux ends it with its parent.
+``cancelled``. When standard input ends, because the parent closed it or is gone, the build is
+cancelled at its next step. TensorRT takes no steps while it compiles, which is most of the time, so
+the process exits by itself if that takes long; it has then written at most its output file. Should
+native code let no Python run, Linux kills it with its parent.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from kdrt_engines.tensorrt.evidence import BuildLog
 from kdrt_engines.tensorrt.job import BuildJob, Built
 
 _GRACE = 5.0
-"""Seconds from the wish to stop to the end."""
+"""Seconds from the request to stop until the process exits."""
 
 _PARENT_DEATH_SIGNAL = 1
 """PR_SET_PDEATHSIG of linux/prctl.h."""
@@ -65,14 +65,14 @@ def build(trt: Any, job: BuildJob, monitor: Monitor, log: BuildLog) -> Built | N
     config = _configuration(trt, builder, network, job)
     if hasattr(config, "progress_monitor"):
         config.progress_monitor = _monitor(trt, monitor)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
+    content = builder.build_serialized_network(network, config)
+    if content is None:
         if monitor.cancelled.is_set():
             return None
         raise BuildError("; ".join(log.errors) or "TensorRT gave no reason")
     try:
         with Path(job.output).open("wb") as file:
-            file.write(plan)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -91,7 +91,7 @@ def build(trt: Any, job: BuildJob, monitor: Monitor, log: BuildLog) -> Built | N
 
 
 class Monitor:
-    """Told of the builder's phases; says at every step whether to go on."""
+    """Reports the builder's phases, and cancels the build at its next step."""
 
     def __init__(self, report: Callable[[str], None], cancelled: threading.Event) -> None:
         self.cancelled = cancelled
@@ -113,7 +113,7 @@ class Monitor:
 
 
 def _network_flags(trt: Any) -> int:
-    """Precision is that of the graph: to be asked for where it is a choice, else the rule."""
+    """Strong typing, so that the graph states the precision; newer versions have nothing else."""
     strong = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if strong is None else 1 << int(strong)
 
@@ -127,7 +127,7 @@ def _configuration(trt: Any, builder: Any, network: Any, job: BuildJob) -> Any:
             raise BuildError(f"{trt.__name__} {trt.__version__} has no builder flag {name}")
         (config.set_flag if wanted else config.clear_flag)(flag)
     if job.refittable:
-        leave_open(trt, network, config, job.refittable)
+        mark_refittable(trt, network, config, job.refittable)
     _set_targets(trt, config, job.compute_capabilities)
     names = {network.get_input(index).name for index in range(network.num_inputs)}
     for shapes in job.profiles:
@@ -140,9 +140,9 @@ def _configuration(trt: Any, builder: Any, network: Any, job: BuildJob) -> Any:
     return config
 
 
-def leave_open(trt: Any, network: Any, config: Any, names: tuple[str, ...]) -> None:
-    """Let these weights be changed in the engine, and no others where that can be said: every
-    weight that may change keeps the builder from folding and fusing."""
+def mark_refittable(trt: Any, network: Any, config: Any, names: tuple[str, ...]) -> None:
+    """Let these weights be changed in the engine, and if TensorRT can mark single weights, no
+    others: every weight that may change prevents folding and fusing."""
     individual = getattr(trt.BuilderFlag, "REFIT_INDIVIDUAL", None)
     if individual is None or not hasattr(network, "mark_weights_refittable"):
         config.set_flag(trt.BuilderFlag.REFIT)

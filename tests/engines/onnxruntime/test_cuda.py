@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from kdrt_engines import EngineSpec, EngineUnavailableError, TensorSpec
+from kdrt_engines.onnxruntime.config import OrtConfig
 from kdrt_engines.onnxruntime.engine import OrtEngine
 
 SPEC = EngineSpec((TensorSpec("x", "float16", ("B",)),), (TensorSpec("y", "float16", ("B",)),))
@@ -58,20 +59,19 @@ def session(monkeypatch: pytest.MonkeyPatch) -> type[Session]:
 
 def engine(provider: str, **options: Any) -> OrtEngine:
     # The memory may lie anywhere: it is only its address that is handed over.
-    return OrtEngine(
-        Path("unet.onnx"), SPEC, provider=provider, device="cpu", stream=STREAM, **options
-    )
+    config = OrtConfig(provider, torch.device("cpu"), stream=STREAM, **options)
+    return OrtEngine(Path("unet.onnx"), SPEC, config)
 
 
-@pytest.mark.parametrize("graphs", [False, True])
-def test_cuda_runs_on_our_stream(session: type[Session], graphs: bool) -> None:
-    engine("CUDAExecutionProvider", graphs=graphs)
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_cuda_runs_on_our_stream(session: type[Session], cuda_graphs: bool) -> None:
+    engine("CUDAExecutionProvider", cuda_graphs=cuda_graphs)
     ((name, options),) = session.made[0].providers
     assert name == "CUDAExecutionProvider"
     assert options == {
         "device_id": "0",
         "user_compute_stream": "4242",
-        "enable_cuda_graph": str(int(graphs)),
+        "enable_cuda_graph": str(int(cuda_graphs)),
     }
 
 
@@ -79,7 +79,7 @@ def test_tensorrt_has_cuda_behind_it_and_keeps_what_it_builds(
     session: type[Session], tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
-    engine("TensorrtExecutionProvider", graphs=True, cache=cache)
+    engine("TensorrtExecutionProvider", cuda_graphs=True, engine_cache=cache)
     (name, options), (behind, rest) = session.made[0].providers
     assert (name, behind) == ("TensorrtExecutionProvider", "CUDAExecutionProvider")
     assert options["user_compute_stream"] == rest["user_compute_stream"] == "4242"
@@ -91,8 +91,8 @@ def test_tensorrt_has_cuda_behind_it_and_keeps_what_it_builds(
     assert rest["enable_cuda_graph"] == "0", "only one of the two captures"
 
 
-def test_a_run_does_not_wait_and_every_binding_has_a_graph(session: type[Session]) -> None:
-    made = engine("CUDAExecutionProvider", graphs=True)
+def test_a_run_does_not_wait_and_every_binding_has_a_cuda_graph(session: type[Session]) -> None:
+    made = engine("CUDAExecutionProvider", cuda_graphs=True)
     for binding in (made.bind(B=1), made.bind(B=2)):
         binding.run()
         binding.run()

@@ -10,8 +10,9 @@ import torch
 from onnx import helper, numpy_helper
 
 from kdrt_engines import EngineSpec, OutOfMemoryError, TensorSpec
-from kdrt_engines.onnxruntime.engine import OrtEngine, ReducedGraph
-from kdrt_engines.onnxruntime.sessions import OrtGraph
+from kdrt_engines.onnxruntime.config import OrtConfig
+from kdrt_engines.onnxruntime.engine import OrtEngine
+from kdrt_engines.onnxruntime.graphs import OrtGraph, OrtNetwork, ReducedGraph
 
 SPEC = EngineSpec(
     (
@@ -70,6 +71,10 @@ def network(tmp_path: Path) -> Path:
     return onnx_file(tmp_path / "network.onnx", nodes, inputs, [("y", ("B", 2))], b=torch.zeros(2))
 
 
+def with_invariants(network: Path, invariants: OrtGraph) -> OrtNetwork:
+    return OrtNetwork(OrtGraph(network), invariants=invariants)
+
+
 class Counted:
     """A session that says how often it ran, and fails if told to."""
 
@@ -98,7 +103,7 @@ def expected(inputs, w: torch.Tensor | None = None) -> torch.Tensor:
 def test_they_are_computed_when_their_inputs_have_changed(
     network: Path, invariants: OrtGraph, threads: int, batch: int
 ) -> None:
-    engine = OrtEngine(network, SPEC, threads=threads, invariants=invariants)
+    engine = OrtEngine(with_invariants(network, invariants), SPEC, OrtConfig(threads=threads))
     assert engine.parts(batch) == (threads if batch % threads == 0 else 1)
     counted, binding = Counted(engine), engine.bind(B=batch, L=3)
     for tensor in binding.inputs.values():
@@ -111,7 +116,7 @@ def test_they_are_computed_when_their_inputs_have_changed(
 
 
 def test_the_smallest_change_is_seen(network: Path, invariants: OrtGraph) -> None:
-    engine = OrtEngine(network, SPEC, invariants=invariants)
+    engine = OrtEngine(with_invariants(network, invariants), SPEC)
     counted, binding = Counted(engine), engine.bind(B=1, L=1)
     for times, value in enumerate((0.0, -0.0, float("nan"), 1.0, 1.0 + 2**-23), start=1):
         binding.inputs["scale"].fill_(value)
@@ -120,11 +125,12 @@ def test_the_smallest_change_is_seen(network: Path, invariants: OrtGraph) -> Non
             assert counted.runs == times, "not again while it stays, whatever it is"
 
 
-def test_what_is_forgotten_is_computed_anew(network: Path, invariants: OrtGraph) -> None:
-    engine = OrtEngine(network, SPEC, invariants=invariants)
+def test_an_invalidated_binding_computes_them_anew(network: Path, invariants: OrtGraph) -> None:
+    engine = OrtEngine(with_invariants(network, invariants), SPEC)
     counted, bindings = Counted(engine), [engine.bind(B=1, L=1) for _ in range(2)]
     for _ in range(2):
-        engine.forget()
+        for binding in bindings:
+            binding.invalidate()
         for _ in range(2):
             for binding in bindings:
                 binding.run()
@@ -132,7 +138,7 @@ def test_what_is_forgotten_is_computed_anew(network: Path, invariants: OrtGraph)
 
 
 def test_bindings_have_results_of_their_own(network: Path, invariants: OrtGraph) -> None:
-    engine = OrtEngine(network, SPEC, invariants=invariants)
+    engine = OrtEngine(with_invariants(network, invariants), SPEC)
     first, second = engine.bind(B=1, L=2), engine.bind(B=1, L=2)
     for binding, value in ((first, 1.0), (second, 5.0)):
         for tensor in binding.inputs.values():
@@ -143,7 +149,7 @@ def test_bindings_have_results_of_their_own(network: Path, invariants: OrtGraph)
 
 
 def test_after_an_error_they_belong_to_no_inputs(network: Path, invariants: OrtGraph) -> None:
-    engine = OrtEngine(network, SPEC, invariants=invariants)
+    engine = OrtEngine(with_invariants(network, invariants), SPEC)
     counted, binding = Counted(engine), engine.bind(B=1, L=2)
     for tensor in binding.inputs.values():
         tensor.fill_(1.0)
@@ -164,7 +170,7 @@ def test_each_graph_takes_its_own_weights(
     network: Path, invariants: OrtGraph, names: tuple[str, ...]
 ) -> None:
     weights = {"w": torch.tensor([[0.0, -1.0], [2.0, 0.5]]), "b": torch.tensor([7.0, -7.0])}
-    engine = OrtEngine(network, SPEC, invariants=invariants)
+    engine = OrtEngine(with_invariants(network, invariants), SPEC)
     changed = engine.with_weights({name: weights[name] for name in names})
     for each, chosen in ((changed, names), (engine, ()), (changed.with_weights({}), ())):
         binding = each.bind(B=2, L=3)
@@ -178,7 +184,7 @@ def test_each_graph_takes_its_own_weights(
 
 def test_the_reduced_graph_takes_them_too(network: Path, invariants: OrtGraph) -> None:
     reduced = ReducedGraph(OrtGraph(network), {"scale": (2.0,)})
-    binding = OrtEngine(network, SPEC, invariants=invariants, reduced=reduced).bind(B=1, L=3)
+    binding = OrtEngine(OrtNetwork(OrtGraph(network), reduced, invariants), SPEC).bind(B=1, L=3)
     for scale in (2.0, 3.0, 2.0):
         for name in ("x", "prompt"):
             binding.inputs[name].normal_()

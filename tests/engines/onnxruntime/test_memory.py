@@ -10,8 +10,12 @@ import pytest
 from onnx import TensorProto, helper
 
 from kdrt_bench.memory import resident
-from kdrt_engines.onnxruntime.sessions import CPU, OrtGraph, make_session
+from kdrt_engines import EngineSpec
+from kdrt_engines.onnxruntime.config import OrtConfig
+from kdrt_engines.onnxruntime.graphs import OrtGraph
+from kdrt_engines.onnxruntime.sessions import make_session
 
+NO_TENSORS = EngineSpec((), ())
 SIDE = 4096
 RESULT = SIDE * SIDE * 4
 """Bytes of what a network computes on its way."""
@@ -35,10 +39,9 @@ def network(path: Path, operator: str) -> OrtGraph:
 @pytest.mark.skipif(resident() is None, reason="this system does not say what is in memory")
 def test_what_one_network_used_the_next_uses_again(tmp_path: Path) -> None:
     # Both are made first: whatever loading takes is not what this is about.
+    config = OrtConfig(threads=1, estimate_memory=False)
     sessions = [
-        make_session(
-            network(tmp_path / f"{name}.onnx", name), [(CPU, {})], 1, estimate_memory=False
-        )
+        make_session(network(tmp_path / f"{name}.onnx", name), config, config.providers(NO_TENSORS))
         for name in ("Exp", "Neg")
     ]
     grown = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import onnx
@@ -10,9 +11,12 @@ import torch
 from onnx import helper
 
 from kdrt_engines import EngineError, EngineSpec, ShapeError, TensorSpec
-from kdrt_engines.onnxruntime.engine import OrtEngine, ReducedGraph
-from kdrt_engines.onnxruntime.sessions import OrtGraph, save_optimized
+from kdrt_engines.onnxruntime.config import OrtConfig
+from kdrt_engines.onnxruntime.engine import OrtEngine
+from kdrt_engines.onnxruntime.graphs import OrtGraph, OrtNetwork, ReducedGraph
+from kdrt_engines.onnxruntime.sessions import save_optimized
 
+TWO = OrtConfig(threads=2)
 SPEC = EngineSpec(
     (
         TensorSpec("x", "float32", ("B", 4)),
@@ -48,6 +52,10 @@ def onnx_file(folder: Path, *, shifted: bool = True) -> Path:
     return path
 
 
+def with_reduced(folder: Path, reduced: ReducedGraph) -> OrtNetwork:
+    return OrtNetwork(OrtGraph(onnx_file(folder)), reduced)
+
+
 @pytest.fixture
 def reduced(tmp_path: Path) -> ReducedGraph:
     return ReducedGraph(OrtGraph(onnx_file(tmp_path, shifted=False)), {"shift": (0.0, 0.0)})
@@ -56,7 +64,7 @@ def reduced(tmp_path: Path) -> ReducedGraph:
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("batch", [1, 2, 3, 4, 6])
 def test_a_divided_batch_is_the_same(tmp_path: Path, threads: int, batch: int) -> None:
-    engine = OrtEngine(onnx_file(tmp_path), SPEC, threads=threads)
+    engine = OrtEngine(onnx_file(tmp_path), SPEC, OrtConfig(threads=threads))
     assert engine.parts(batch) == (threads if batch % threads == 0 else 1)
     binding = engine.bind(B=batch)
     for scale in (1.0, -3.0):
@@ -70,14 +78,14 @@ def test_a_divided_batch_is_the_same(tmp_path: Path, threads: int, batch: int) -
 
 def test_a_batch_that_is_not_first_is_not_divided(tmp_path: Path) -> None:
     inputs = (TensorSpec("x", "float32", (4, "B")), SPEC.inputs[1])
-    engine = OrtEngine(onnx_file(tmp_path), EngineSpec(inputs, SPEC.outputs), threads=2)
+    engine = OrtEngine(onnx_file(tmp_path), EngineSpec(inputs, SPEC.outputs), TWO)
     assert engine.parts(2) == 1
     no_batch = EngineSpec(SPEC.inputs, (TensorSpec("y", "float32", (2, 4)),))
-    assert OrtEngine(onnx_file(tmp_path), no_batch, threads=2).parts(2) == 1
+    assert OrtEngine(onnx_file(tmp_path), no_batch, TWO).parts(2) == 1
 
 
 def test_an_error_in_one_part_is_an_error(tmp_path: Path) -> None:
-    engine = OrtEngine(onnx_file(tmp_path), SPEC, threads=2)
+    engine = OrtEngine(onnx_file(tmp_path), SPEC, TWO)
     wide = (TensorSpec("x", "float32", ("B", 5)), SPEC.inputs[1])
     engine.spec = EngineSpec(wide, SPEC.outputs)
     with pytest.raises(ShapeError, match="rejected these sizes"):
@@ -92,9 +100,13 @@ def test_sessions_are_made_when_needed_and_kept(
     made = []
     real = ort.make_session
     monkeypatch.setattr(
-        ort, "make_session", lambda *a, **k: made.append((a[0].path.stem, a[2])) or real(*a, **k)
+        ort,
+        "make_session",
+        lambda graph, config, *rest: (
+            made.append((graph.path.stem, config.threads)) or real(graph, config, *rest)
+        ),
     )
-    engine = OrtEngine(onnx_file(tmp_path), SPEC, threads=2, reduced=reduced, usual_batch=2)
+    engine = OrtEngine(with_reduced(tmp_path, reduced), SPEC, OrtConfig(threads=2, usual_batch=2))
     assert made == [("plain", 1)]
     for batch in (2, 4, 2):
         engine.bind(B=batch).run()
@@ -112,7 +124,7 @@ def test_the_reduced_graph_runs_while_inputs_are_neutral(
     tmp_path: Path, reduced: ReducedGraph, batch: int
 ) -> None:
     wrong = ReducedGraph(reduced.graph, {"shift": (7.0, 0.0)})
-    binding = OrtEngine(onnx_file(tmp_path), SPEC, threads=2, reduced=wrong).bind(B=batch)
+    binding = OrtEngine(with_reduced(tmp_path, wrong), SPEC, TWO).bind(B=batch)
     binding.inputs["x"].fill_(1)
     for shift, expected in ((0.0, 2.0), (7.0, 2.0), (1.0, 3.0), (7.0, 2.0)):
         binding.inputs["shift"].copy_(torch.tensor([shift, 0.0]))
@@ -125,9 +137,9 @@ def test_the_reduced_graph_runs_at_the_sizes_it_is_for(
     tmp_path: Path, reduced: ReducedGraph, batch: int, expected: float
 ) -> None:
     other = ReducedGraph(reduced.graph, {"shift": (1.0, 0.0)}, {"B": 2})
-    engine = OrtEngine(onnx_file(tmp_path), SPEC, reduced=other)
+    engine = OrtEngine(with_reduced(tmp_path, other), SPEC)
     binding = engine.bind(B=batch)
-    assert len(engine._sessions) == 1, "the other graph is let go"
+    assert len(engine._sessions) == 1, "the session made with the engine is dropped"
     binding.inputs["x"].fill_(1)
     binding.inputs["shift"].copy_(torch.tensor([1.0, 0.0]))
     binding.run()
@@ -139,7 +151,7 @@ def test_an_optimised_graph_is_loaded_in_its_place(tmp_path: Path) -> None:
     other.mkdir()
     save_optimized(onnx_file(other, shifted=False), tmp_path / "optimized.onnx", "weights.bin")
     graph = OrtGraph(onnx_file(tmp_path), tmp_path / "optimized.onnx")
-    binding = OrtEngine(graph, SPEC).bind(B=1)
+    binding = OrtEngine(OrtNetwork(graph), SPEC).bind(B=1)
     binding.inputs["x"].fill_(1)
     binding.inputs["shift"].fill_(5)
     binding.run()
@@ -153,12 +165,14 @@ def test_what_cannot_be_optimised(tmp_path: Path) -> None:
         save_optimized(path, tmp_path / "o.onnx", "weights.bin")
 
 
-def test_what_was_loaded_for_another_batch_is_let_go(tmp_path: Path) -> None:
-    engine = OrtEngine(onnx_file(tmp_path), SPEC, threads=2, usual_batch=2)
-    usual = dict(engine._sessions)
+def test_the_session_made_with_the_engine_is_dropped_if_the_first_binding_needs_another(
+    tmp_path: Path,
+) -> None:
+    engine = OrtEngine(onnx_file(tmp_path), SPEC, OrtConfig(threads=2, usual_batch=2))
+    usual = weakref.ref(engine._sessions._sessions[engine.network.whole, 1])
     engine.bind(B=1).run()
     assert len(engine._sessions) == 1
-    assert engine._sessions.keys() != usual.keys()
+    assert usual() is None, "it has given its memory back"
     engine.bind(B=2).run()
     engine.bind(B=1).run()
     assert len(engine._sessions) == 2, "once bound, both stay"

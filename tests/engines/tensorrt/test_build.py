@@ -13,7 +13,7 @@ import torch  # noqa: F401  (makes this process large)
 
 from kdrt_engines import EngineError
 from kdrt_engines.tensorrt import build as building
-from kdrt_engines.tensorrt.build import build_plan
+from kdrt_engines.tensorrt.build import build_engine
 from kdrt_engines.tensorrt.job import BuildJob
 
 ROOT = Path(__file__).parents[3]
@@ -40,22 +40,22 @@ def test_a_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     phases: list[str] = []
     # What native code prints to standard output must not disturb the events.
     task = job(tmp_path, monkeypatch, "os.write(1, b'noise\\n'); time.sleep(0.6)")
-    built = build_plan(task, lambda phase, memory: phases.append(f"{phase} {memory > 0}"))
+    built = build_engine(task, lambda phase, memory: phases.append(f"{phase} {memory > 0}"))
     assert built.fused_attention == 2
     assert built.warnings == ()
     # The worker's own: this process, from which it was forked, holds several times that.
     assert 1_000_000 < built.peak_memory < psutil.Process().memory_info().rss
     assert phases[-1] == "Building engine True"
-    assert Path(task.output).read_bytes() == b"plan"
+    assert Path(task.output).read_bytes() == b"engine"
 
 
 def test_messages_that_are_not_utf8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     messages = r"(('WARNING', 'caf\udce9'), ('ERROR', '\udcff\udcfe'))"
     task = job(tmp_path, monkeypatch, "pass", messages=messages)
-    assert build_plan(task).warnings == ("caf\udce9",)
-    refused = job(tmp_path, monkeypatch, "pass", messages=messages, plan="None")
+    assert build_engine(task).warnings == ("caf\udce9",)
+    refused = job(tmp_path, monkeypatch, "pass", messages=messages, content="None")
     with pytest.raises(EngineError, match=r"TensorRT cannot build model\.onnx"):
-        build_plan(refused)
+        build_engine(refused)
 
 
 def test_an_engine_that_does_not_fit_on_the_disk(
@@ -64,7 +64,7 @@ def test_an_engine_that_does_not_fit_on_the_disk(
     no_room = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"
     task = job(tmp_path, monkeypatch, no_room)
     with pytest.raises(OSError, match="too large") as raised:
-        build_plan(task)
+        build_engine(task)
     assert (raised.value.errno, raised.value.filename) == (errno.EFBIG, task.output)
 
 
@@ -81,7 +81,7 @@ def test_a_dying_builder_is_an_error_and_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, during: str, said: str
 ) -> None:
     with pytest.raises(EngineError, match=said):
-        build_plan(job(tmp_path, monkeypatch, during))
+        build_engine(job(tmp_path, monkeypatch, during))
 
 
 class Cancel(Exception):
@@ -96,14 +96,14 @@ def test_whatever_stops_the_caller_stops_the_builder(
     during: str,
     error: type[BaseException],
 ) -> None:
-    monkeypatch.setattr(building, "_PATIENCE", 1.0)
+    monkeypatch.setattr(building, "_GRACE_SECONDS", 1.0)
 
     def stop(phase: str, _memory: int) -> None:
         if phase == "Building engine":
             raise error
 
     with pytest.raises(error):
-        build_plan(job(tmp_path, monkeypatch, during), stop)
+        build_engine(job(tmp_path, monkeypatch, during), stop)
     assert not [child for child in psutil.Process().children() if _is_worker(child)]
     assert not (tmp_path / "engine.plan").exists()
 
@@ -138,9 +138,9 @@ def test_a_builder_whose_parent_is_killed_ends_with_it(
     task = job(tmp_path, monkeypatch, "import ctypes; ctypes.PyDLL(None).sleep(600)")
     script = (
         "import sys\n"
-        "from kdrt_engines.tensorrt.build import build_plan\n"
+        "from kdrt_engines.tensorrt.build import build_engine\n"
         "from kdrt_engines.tensorrt.job import BuildJob\n"
-        "build_plan(BuildJob.from_json(sys.argv[1]), lambda phase, _: print(phase, flush=True))"
+        "build_engine(BuildJob.from_json(sys.argv[1]), lambda phase, _: print(phase, flush=True))"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", script, task.to_json()],

@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-import kdrt_engines.tensorrt.refit
 from kdrt_engines import EngineError, FixedWeightsError
-from kdrt_engines.tensorrt.run import TensorRTEngine
+from kdrt_engines.tensorrt.engine import TensorRTEngine
 from tests.support.refittable import (
     BIAS,
     FIRST,
@@ -22,29 +21,22 @@ from tests.support.refittable import (
     SECOND,
     base,
     computed,
+    engine_file,
     held,
     holds,
     load,
     network,
-    plan,
 )
 from tests.support.trt_recorder import Calls, ViolationError
 
 NEW = {name: torch.full_like(value, 0.5) for name, value in base().items()}
 
 
-def waiting(monkeypatch: pytest.MonkeyPatch, calls: Calls) -> None:
-    """Let the engine wait for the double's device."""
-    monkeypatch.setattr(kdrt_engines.tensorrt.refit, "wait_for", lambda _device: calls.wait())
-
-
 @pytest.fixture
-def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def loaded(tmp_path: Path):
     def make(**options) -> tuple[TensorRTEngine, Calls]:
         check = options.pop("check", None)
-        engine, calls = load(network(tmp_path), plan(**options), check=check)
-        waiting(monkeypatch, calls)
-        return engine, calls
+        return load(network(tmp_path), engine_file(**options), after_refit=check)
 
     return make
 
@@ -90,13 +82,11 @@ CHANGES = st.lists(
 def test_only_the_last_change_counts(
     tmp_path_factory: pytest.TempPathFactory, changes: list[dict[str, float]]
 ) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        engine, calls = load(network(tmp_path_factory.mktemp("refit")), plan())
-        waiting(patch, calls)
-        for change in [*changes, {}]:
-            weights = {name: torch.full_like(base()[name], x) for name, x in change.items()}
-            engine.with_weights(weights)
-            assert holds(engine, weights)
+    engine, _ = load(network(tmp_path_factory.mktemp("refit")), engine_file())
+    for change in [*changes, {}]:
+        weights = {name: torch.full_like(base()[name], x) for name, x in change.items()}
+        engine.with_weights(weights)
+        assert holds(engine, weights)
 
 
 def test_weights_that_change_together_are_given_together(loaded) -> None:
@@ -225,21 +215,19 @@ def test_an_engine_is_let_go_at_once(loaded) -> None:
         gc.enable()
 
 
-def test_a_fixed_plan_says_so(loaded) -> None:
+def test_a_fixed_engine_says_so(loaded) -> None:
     engine, calls = loaded(refittable=())
     with pytest.raises(FixedWeightsError, match="fixed when it built the engine"):
         engine.with_weights({FIRST: NEW[FIRST]})
     assert refits(calls) == []
 
 
-def test_the_double_forbids_what_tensorrt_forbids(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine, calls = load(network(tmp_path), plan())
+def test_the_double_forbids_what_tensorrt_forbids(tmp_path: Path) -> None:
+    engine, _ = load(network(tmp_path), engine_file(), waits=False)
     engine.bind(B=2)
     with pytest.raises(ViolationError, match="pending"):
         engine.with_weights({FIRST: NEW[FIRST]})
-    waiting(monkeypatch, calls)
+    engine, calls = load(network(tmp_path), engine_file())
     with calls.capture(), pytest.raises(ViolationError, match="during a capture"):
         engine.with_weights({FIRST: NEW[FIRST]})
     assert torch.equal(held(engine)[FIRST], base()[FIRST])

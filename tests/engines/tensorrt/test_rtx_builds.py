@@ -15,17 +15,18 @@ from pathlib import Path
 
 import pytest
 
-from kdrt.backends.files import EngineRecord, open_engine
+from kdrt.backends.engine_files import open_engine
+from kdrt.backends.records import EngineRecord
 from kdrt.build.engines import build_engines
 from kdrt.build.refit import changeable_weights
 from kdrt.bundle import Bundle
 from kdrt.common.atomic_io import UNFINISHED
 from kdrt.errors import EngineError
-from kdrt_engines.tensorrt.build import build_plan
+from kdrt_engines.tensorrt.build import build_engine
+from kdrt_engines.tensorrt.engine_file import read_header
 from kdrt_engines.tensorrt.flavour import TENSORRT_RTX
 from kdrt_engines.tensorrt.job import BuildJob
-from kdrt_engines.tensorrt.plan_file import read_header
-from kdrt_engines.tensorrt.worker import BuildError, leave_open
+from kdrt_engines.tensorrt.worker import BuildError, mark_refittable
 
 pytest.importorskip(
     "tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'kdrt[tensorrt-rtx]'"
@@ -141,12 +142,12 @@ def test_every_weight_that_a_lora_changes_is_known_by_its_name(
     onnx = bundle.file(bundle.manifest.components[component].onnx)
     assert trt.OnnxParser(network, logger).parse_from_file(str(onnx))
     names = changeable_weights(bundle, component)
-    leave_open(trt, network, config, names)
+    mark_refittable(trt, network, config, names)
     assert len(names) > 10
     assert all(network.are_weights_marked_refittable(name) for name in names)
     assert config.get_flag(trt.BuilderFlag.REFIT_INDIVIDUAL)
     with pytest.raises(BuildError, match="does not find the weight 'unheard'"):
-        leave_open(trt, network, config, ("unheard",))
+        mark_refittable(trt, network, config, ("unheard",))
 
 
 def test_tensorrts_own_refusal_is_passed_on(bundle: Bundle, tmp_path: Path) -> None:
@@ -155,7 +156,7 @@ def test_tensorrts_own_refusal_is_passed_on(bundle: Bundle, tmp_path: Path) -> N
     shapes = {"latents": ((1, 4, 8, 8), (1, 4, 8, 8), (1, 4, 0, 8))}
     job = BuildJob("tensorrt_rtx", onnx, str(tmp_path / "x.plan"), (89,), (shapes,), {})
     with pytest.raises(EngineError, match=f"TensorRT cannot build {re.escape(onnx)}: "):
-        build_plan(job)
+        build_engine(job)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")

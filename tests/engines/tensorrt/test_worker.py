@@ -40,7 +40,7 @@ def test_what_both_flavours_do(tmp_path: Path, module: str) -> None:
     trt = fake(module)
     built = build(trt, job(tmp_path, module), monitor(), BuildLog())
     assert built is not None
-    assert (tmp_path / "engine.plan").read_bytes() == b"plan"
+    assert (tmp_path / "engine.plan").read_bytes() == b"engine"
     assert built.version == trt.__version__
     assert (built.attention_sites, built.fused_attention) == (2, 2)
     assert built.kernels == {"kgen": 2, "gemm": 1}
@@ -121,7 +121,7 @@ def test_a_network_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_a_refusal_carries_tensorrts_reason(tmp_path: Path) -> None:
-    trt = fake("tensorrt_rtx", plan=None, messages=(("ERROR", "FP32 GEMM is not supported"),))
+    trt = fake("tensorrt_rtx", content=None, messages=(("ERROR", "FP32 GEMM is not supported"),))
     with pytest.raises(BuildError, match="FP32 GEMM is not supported"):
         build(trt, job(tmp_path, "tensorrt_rtx"), monitor(), BuildLog())
     assert not (tmp_path / "engine.plan").exists()

@@ -16,6 +16,7 @@ from kdrt.bundle import Bundle
 from kdrt.errors import InvalidRequestError
 from kdrt.pipeline.pipeline import load
 from kdrt_engines.onnx_weights import stored_weights
+from kdrt_engines.onnxruntime.config import OrtConfig
 from kdrt_engines.onnxruntime.engine import OrtEngine
 from kdrt_engines.onnxruntime.sessions import session_options
 from kdrt_export.components import ExportComponent, ExportTextEncoder, ExportUNet
@@ -105,7 +106,7 @@ def test_the_graph_computes_with_rounded_weights(
         result = component(*case.inputs)
     expected = (result,) if isinstance(result, Tensor) else result
     for lean in (False, True):
-        binding = OrtEngine(path, component.spec, lean=lean).bind(**dims)
+        binding = OrtEngine(path, component.spec, OrtConfig(lean=lean)).bind(**dims)
         for tensor, value in zip(binding.inputs.values(), case.inputs, strict=True):
             tensor.copy_(value)
         binding.run()

@@ -9,16 +9,26 @@ import pytest
 import torch
 from torch import Tensor
 
-import kdrt_engines.tensorrt.gate
-import kdrt_engines.tensorrt.refit
+import kdrt_engines.tensorrt.refit_check
 from kdrt_engines import EngineError
 from kdrt_engines.comparison import bound_of, greatest_error, random_inputs, relative_error
+from kdrt_engines.onnxruntime.config import OrtConfig
 from kdrt_engines.onnxruntime.engine import OrtEngine
 from kdrt_engines.spec import EngineSpec, TensorSpec
-from kdrt_engines.tensorrt.gate import CHANGE, RefitGate, changed_weights, prove
-from kdrt_engines.tensorrt.run import TensorRTEngine
+from kdrt_engines.tensorrt.engine import TensorRTEngine
+from kdrt_engines.tensorrt.refit_check import CHANGE, RefitGate, changed_weights, check_refit
 from tests.support import refittable
-from tests.support.refittable import BIAS, FIRST, OPEN, SECOND, base, computed, holds, load, plan
+from tests.support.refittable import (
+    BIAS,
+    FIRST,
+    OPEN,
+    SECOND,
+    base,
+    computed,
+    engine_file,
+    holds,
+    load,
+)
 
 
 @pytest.fixture
@@ -27,10 +37,9 @@ def network(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def loaded(network: Path, monkeypatch: pytest.MonkeyPatch):
+def loaded(network: Path):
     def make(check=None, **options: Any) -> TensorRTEngine:
-        engine, calls = load(network, plan(**options), check=check)
-        monkeypatch.setattr(kdrt_engines.tensorrt.refit, "wait_for", lambda _device: calls.wait())
+        engine, _ = load(network, engine_file(**options), after_refit=check)
         return engine
 
     return make
@@ -41,17 +50,17 @@ def sessions(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
     """The weights of every session of ONNX Runtime that the gate opens."""
     opened: list[dict[str, Tensor]] = []
 
-    def engine(path: Path, spec: EngineSpec, **options: Any) -> OrtEngine:
+    def engine(path: Path, spec: EngineSpec, config: OrtConfig, **options: Any) -> OrtEngine:
         opened.append(options["weights"])
-        return OrtEngine(path, spec, **options)
+        return OrtEngine(path, spec, config, **options)
 
-    monkeypatch.setattr(kdrt_engines.tensorrt.gate, "OrtEngine", engine)
+    monkeypatch.setattr(kdrt_engines.tensorrt.refit_check, "OrtEngine", engine)
     return opened
 
 
 def test_a_good_engine_is_proved_and_left_as_it_was(loaded, network: Path) -> None:
     engine = loaded()
-    proof = prove(engine, network, OPEN)
+    proof = check_refit(engine, network, OPEN)
     assert proof.weights == 2
     assert max(proof.built, proof.refitted) < 1e-5
     assert proof.restored == 0
@@ -67,7 +76,7 @@ def test_every_profile_is_compared(loaded, network: Path) -> None:
         return right if len(inputs["x"]) > 1 else {"y": 2 * right["y"]}
 
     with pytest.raises(EngineError, match=r"as built, the engine is off by 1 relative at B=1, "):
-        prove(loaded(compute=compute), network, OPEN)
+        check_refit(loaded(compute=compute), network, OPEN)
 
 
 def without_bias(weights: dict[str, Tensor], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -93,7 +102,7 @@ def test_engines_that_err_are_found(
     loaded, network: Path, options: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(EngineError, match=said):
-        prove(loaded(**options), network, OPEN)
+        check_refit(loaded(**options), network, OPEN)
 
 
 def test_a_weight_that_counts_for_little_and_stays_behind_is_found(tmp_path: Path, loaded) -> None:
@@ -109,9 +118,9 @@ def test_a_weight_that_counts_for_little_and_stays_behind_is_found(tmp_path: Pat
     options: dict[str, Any] = {"weights": weights, "compute": compute}
     options["refittable"] = (*OPEN, "little")
     network = refittable.network(tmp_path, {"little": weights["little"]})
-    assert prove(loaded(**options), network, options["refittable"]).weights == 3
+    assert check_refit(loaded(**options), network, options["refittable"]).weights == 3
     with pytest.raises(EngineError, match="does not follow the weight 'little'"):
-        prove(loaded(**options, refit=refit), network, options["refittable"])
+        check_refit(loaded(**options, refit=refit), network, options["refittable"])
 
 
 def test_weights_that_do_not_come_back_are_found(loaded, network: Path) -> None:
@@ -121,17 +130,17 @@ def test_weights_that_do_not_come_back_are_found(loaded, network: Path) -> None:
         return {} if back else new
 
     with pytest.raises(EngineError, match="restored, the engine is off"):
-        prove(loaded(refit=refit), network, OPEN)
+        check_refit(loaded(refit=refit), network, OPEN)
 
 
 def test_an_engine_of_which_nothing_can_change(loaded, network: Path) -> None:
     with pytest.raises(EngineError, match="no weight can change"):
-        prove(loaded(refittable=()), network, OPEN)
+        check_refit(loaded(refittable=()), network, OPEN)
 
 
 def test_weights_that_the_builder_fixed_are_counted(loaded, network: Path) -> None:
     """And others that it left open, as where it cannot be told which, are nobody's business."""
-    proof = prove(loaded(refittable=(SECOND, BIAS, "unnamed")), network, OPEN)
+    proof = check_refit(loaded(refittable=(SECOND, BIAS, "unnamed")), network, OPEN)
     assert (proof.weights, proof.fixed) == (1, 1)
     assert str(proof).startswith("1 of 2 weights")
 
@@ -139,9 +148,9 @@ def test_weights_that_the_builder_fixed_are_counted(loaded, network: Path) -> No
 def test_agreement_that_says_nothing_is_no_proof(
     loaded, network: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kdrt_engines.tensorrt.gate, "CHANGE", 1e-4)
+    monkeypatch.setattr(kdrt_engines.tensorrt.refit_check, "CHANGE", 1e-4)
     with pytest.raises(EngineError, match="too little to tell whether the engine follows"):
-        prove(loaded(), network, OPEN)
+        check_refit(loaded(), network, OPEN)
 
 
 def test_every_element_is_changed_and_always_alike(loaded) -> None:

@@ -1,4 +1,4 @@
-"""The first 64 bytes of a TensorRT-RTX engine file.
+"""The header of a TensorRT-RTX engine file: its first 64 bytes.
 
 Nothing on a machine without a GPU can load an engine, and the library's own validity check only
 looks at the first four bytes. The layout below is not documented; it was read off files of
@@ -22,7 +22,7 @@ _LAYOUT = struct.Struct("<4s12xQ4B4xI")
 
 
 @dataclass(frozen=True)
-class PlanHeader:
+class EngineHeader:
     """What a header says."""
 
     length: int
@@ -30,12 +30,12 @@ class PlanHeader:
     compute_capabilities: tuple[int, ...]
 
 
-def read_header(plan: memoryview) -> PlanHeader | None:
+def read_header(content: memoryview) -> EngineHeader | None:
     """The header of an engine file, or None where there is none."""
-    if plan.nbytes < SIZE:
+    if content.nbytes < SIZE:
         return None
-    magic, length, *version, mask = _LAYOUT.unpack_from(plan)
+    magic, length, *version, mask = _LAYOUT.unpack_from(content)
     if magic != MAGIC:
         return None
     capabilities = tuple(number for number, bit in _BITS.items() if mask & bit)
-    return PlanHeader(length, ".".join(map(str, version)), capabilities)
+    return EngineHeader(length, ".".join(map(str, version)), capabilities)

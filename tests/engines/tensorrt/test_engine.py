@@ -8,7 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdrt_engines import EngineError, EngineSpec, FixedWeightsError, ShapeError, TensorSpec
 from kdrt_engines.profiles import Profile, Range
-from kdrt_engines.tensorrt.run import Scratch, TensorRTEngine
+from kdrt_engines.tensorrt.engine import TensorRTEngine
+from kdrt_engines.tensorrt.scratch import ScratchMemory
 from tests.support import trt_recorder
 
 SPEC = EngineSpec(
@@ -25,9 +26,9 @@ PIXELS = EngineSpec(
 )
 
 
-def unet_plan(*ranges: tuple[int, int, int, int]) -> trt_recorder.Plan:
-    """Profiles as (lowest side, highest side, lowest batch, highest batch). The plan does not read
-    ``time_ids``, as a traced graph drops what it does not use."""
+def unet_file(*ranges: tuple[int, int, int, int]) -> trt_recorder.EngineFile:
+    """Profiles as (lowest side, highest side, lowest batch, highest batch). The engine does not
+    read ``time_ids``, as a traced graph drops what it does not use."""
     tensors = [
         trt_recorder.Tensor("sample", True, "HALF", (-1, 4, -1, -1)),
         trt_recorder.Tensor("timestep", True, "FLOAT", (-1,)),
@@ -40,20 +41,20 @@ def unet_plan(*ranges: tuple[int, int, int, int]) -> trt_recorder.Plan:
         }
         for s0, s1, b0, b1 in ranges
     ]
-    return trt_recorder.Plan(tensors, profiles)
+    return trt_recorder.EngineFile(tensors, profiles)
 
 
-def pixel_plan() -> trt_recorder.Plan:
+def pixel_file() -> trt_recorder.EngineFile:
     tensors = [
         trt_recorder.Tensor("image", True, "FLOAT", (-1, 3, -1, -1)),
         trt_recorder.Tensor("moments", False, "FLOAT", (-1, 8, -1, -1)),
     ]
     shapes = ((1, 3, 64, 64), (1, 3, 64, 64), (2, 3, 128, 128))
-    return trt_recorder.Plan(tensors, [{"image": shapes}])
+    return trt_recorder.EngineFile(tensors, [{"image": shapes}])
 
 
 def ranges(name: str, low: int, high: int, least: int, most: int) -> Profile:
-    """The profile that `unet_plan` writes for the same numbers."""
+    """The profile that `unet_file` writes for the same numbers."""
     side, batch = Range(low, low, high), Range(least, least, most)
     return Profile(name, {"B": batch, "h": side, "w": side})
 
@@ -61,17 +62,16 @@ def ranges(name: str, low: int, high: int, least: int, most: int) -> Profile:
 SQUARE = ranges("square", 8, 64, 1, 4)
 
 
-def load(plan, *, rtx=True, spec=SPEC, profiles=(SQUARE,), scratch=None, **options):
-    trt = trt_recorder.module({b"plan": plan}, rtx=rtx)
-    cpu = torch.device("cpu")
+def load(file, *, rtx=True, spec=SPEC, profiles=(SQUARE,), scratch=None, **options):
+    trt = trt_recorder.module({b"engine": file}, rtx=rtx)
+    gpu = trt_recorder.RecordedGpu(trt.calls)
     engine = TensorRTEngine(
         trt,
-        b"plan",
+        b"engine",
         spec,
         profiles=profiles,
-        scratch=scratch or Scratch(cpu),
-        device=cpu,
-        current_stream=lambda: 7,
+        scratch=scratch or ScratchMemory(gpu.device),
+        gpu=gpu,
         **options,
     )
     return engine, trt.calls
@@ -79,11 +79,13 @@ def load(plan, *, rtx=True, spec=SPEC, profiles=(SQUARE,), scratch=None, **optio
 
 @pytest.mark.parametrize("rtx", [True, False])
 def test_binding_sets_everything_before_the_first_enqueue(rtx):
-    engine, calls = load(unet_plan((8, 64, 1, 4)), rtx=rtx)
+    engine, calls = load(unet_file((8, 64, 1, 4)), rtx=rtx)
     binding = engine.bind(B=2, h=16, w=24)
 
     assert binding.inputs["sample"].shape == (2, 4, 16, 24)
-    assert binding.inputs["time_ids"].shape == (2, 6), "inputs a plan dropped can still be written"
+    assert binding.inputs["time_ids"].shape == (2, 6), (
+        "inputs an engine dropped can still be written"
+    )
     assert binding.outputs["noise_pred"].dtype == torch.float16
     assert calls.names().count("execute_async_v3") == 1, "the warm-up run"
     assert ("set_input_shape", ("sample", (2, 4, 16, 24))) in calls.log
@@ -91,7 +93,7 @@ def test_binding_sets_everything_before_the_first_enqueue(rtx):
 
 @pytest.mark.parametrize("rtx", [True, False])
 def test_a_run_is_one_enqueue_and_nothing_else(rtx):
-    engine, calls = load(unet_plan((8, 64, 1, 4)), rtx=rtx)
+    engine, calls = load(unet_file((8, 64, 1, 4)), rtx=rtx)
     binding = engine.bind(B=1, h=8, w=8)
     before = len(calls.log)
     with _NoTorch(), calls.capture():
@@ -105,7 +107,7 @@ def test_the_tightest_profile_is_taken_and_named(caplog):
     sizes = (8, 128, 1, 8), (8, 64, 1, 2), (64, 64, 1, 1)
     names = ("any", "square", "static")
     profiles = [ranges(name, *each) for name, each in zip(names, sizes, strict=True)]
-    engine, calls = load(unet_plan(*sizes), profiles=profiles)
+    engine, calls = load(unet_file(*sizes), profiles=profiles)
     assert engine.bind(B=1, h=64, w=64).profile == "static"
     assert engine.bind(B=2, h=64, w=64).profile == "square"
     assert engine.bind(B=2, h=65, w=64).profile == "any"
@@ -121,8 +123,8 @@ def test_the_limits_are_those_of_one_profile():
     """Upright and lying images do not make large squares."""
     upright = Profile("portrait", {"B": Range(1, 1, 1), "h": Range(1, 8, 16), "w": Range(1, 1, 8)})
     lying = Profile("landscape", {"B": Range(1, 1, 1), "h": Range(1, 1, 7), "w": Range(1, 8, 16)})
-    plan = unet_plan()
-    plan.profiles = [
+    file = unet_file()
+    file.profiles = [
         {
             "sample": ((1, 4, 1, 1), (1, 4, 8, 1), (1, 4, 16, 8)),
             "timestep": ((1,), (1,), (1,)),
@@ -132,22 +134,22 @@ def test_the_limits_are_those_of_one_profile():
             "timestep": ((1,), (1,), (1,)),
         },
     ]
-    engine, _ = load(plan, profiles=(upright, lying))
+    engine, _ = load(file, profiles=(upright, lying))
     assert engine.limits() == {"B": (1, 1), "h": (1, 16), "w": (1, 8)}
     assert engine.allows(B=1, h=7, w=16)
     assert not engine.allows(B=1, h=16, w=16)
 
 
 def test_sizes_outside_of_every_profile_are_refused_with_what_there_is():
-    engine, _ = load(unet_plan((8, 64, 1, 4)))
+    engine, _ = load(unet_file((8, 64, 1, 4)))
     with pytest.raises(ShapeError, match=r"h=72.*square \(B=1\.\.4 h=8\.\.64 w=8\.\.64\)"):
         engine.bind(B=1, h=72, w=64)
     with pytest.raises(ShapeError, match="no size was given for 'w'"):
         engine.bind(B=1, h=8)
 
 
-def test_profiles_are_in_latents_where_the_plan_is_in_pixels():
-    engine, _ = load(pixel_plan(), spec=PIXELS, profiles=(ranges("any", 8, 16, 1, 2),))
+def test_profiles_are_in_latents_where_the_engine_is_in_pixels():
+    engine, _ = load(pixel_file(), spec=PIXELS, profiles=(ranges("any", 8, 16, 1, 2),))
     engine.bind(B=1, h=8, w=8)
     engine.bind(B=2, h=16, w=16)
     for h in (7, 17):
@@ -155,20 +157,20 @@ def test_profiles_are_in_latents_where_the_plan_is_in_pixels():
             engine.bind(B=1, h=h, w=8)
 
 
-def test_a_plan_whose_sizes_are_not_the_records_is_refused():
+def test_an_engine_whose_sizes_are_not_the_records_is_refused():
     with pytest.raises(EngineError, match="sizes of 'sample' in the engine are not those of its"):
-        load(unet_plan((8, 63, 1, 4)))
+        load(unet_file((8, 63, 1, 4)))
 
 
 def test_weights_are_fixed():
-    engine, _ = load(unet_plan((8, 64, 1, 4)))
+    engine, _ = load(unet_file((8, 64, 1, 4)))
     with pytest.raises(FixedWeightsError, match="fixed when it built the engine"):
         engine.with_weights({})
 
 
 def test_networks_share_one_block_that_grows_and_stays_valid_for_all():
-    scratch = Scratch(torch.device("cpu"))
-    engine, calls = load(unet_plan((8, 64, 1, 4)), scratch=scratch)
+    scratch = ScratchMemory(torch.device("cpu"))
+    engine, calls = load(unet_file((8, 64, 1, 4)), scratch=scratch)
     small = engine.bind(B=1, h=8, w=8)
     first = scratch.block
     assert small.held()[0] is first
@@ -187,13 +189,13 @@ def test_networks_share_one_block_that_grows_and_stays_valid_for_all():
 
 def test_compiled_kernels_are_kept_between_processes(tmp_path):
     path = tmp_path / "engines" / "runtime.cache"
-    engine, calls = load(unet_plan((8, 64, 1, 4)), runtime_cache=path)
+    engine, calls = load(unet_file((8, 64, 1, 4)), runtime_cache=path)
     engine.bind(B=1, h=8, w=8)
     written = path.read_bytes()
     engine.bind(B=1, h=8, w=8)
     assert path.read_bytes() == written
 
-    engine, calls = load(unet_plan((8, 64, 1, 4)), runtime_cache=path)
+    engine, calls = load(unet_file((8, 64, 1, 4)), runtime_cache=path)
     assert ("cache.deserialize", len(written)) in calls.log
     engine.bind(B=2, h=8, w=8)
     assert len(path.read_bytes()) > len(written)
@@ -202,16 +204,18 @@ def test_compiled_kernels_are_kept_between_processes(tmp_path):
 def test_a_cache_of_another_gpu_is_replaced(tmp_path):
     path = tmp_path / "runtime.cache"
     path.write_bytes(b"somebody else's")
-    engine, _ = load(unet_plan((8, 64, 1, 4)), runtime_cache=path)
+    engine, _ = load(unet_file((8, 64, 1, 4)), runtime_cache=path)
     engine.bind(B=1, h=8, w=8)
     assert path.read_bytes().startswith(b"cache:")
 
 
-def test_a_plan_that_does_not_load_says_why():
+def test_an_engine_that_does_not_load_says_why():
     trt = trt_recorder.module({}, rtx=True)
-    cpu = torch.device("cpu")
+    gpu = trt_recorder.RecordedGpu()
     with pytest.raises(EngineError, match="magic tag"):
-        TensorRTEngine(trt, b"?", SPEC, profiles=[SQUARE], scratch=Scratch(cpu), device=cpu)
+        TensorRTEngine(
+            trt, b"?", SPEC, profiles=[SQUARE], scratch=ScratchMemory(gpu.device), gpu=gpu
+        )
 
 
 @pytest.mark.parametrize(
@@ -221,20 +225,20 @@ def test_a_plan_that_does_not_load_says_why():
         ("noise_pred", "FLOAT", "'noise_pred' is float32 in the engine and float16"),
     ],
 )
-def test_a_plan_of_another_component_is_refused(name, dtype, message):
-    plan = unet_plan((8, 64, 1, 4))
-    plan.tensors[2] = trt_recorder.Tensor(name, False, dtype, (-1, 4, -1, -1))
+def test_an_engine_of_another_component_is_refused(name, dtype, message):
+    file = unet_file((8, 64, 1, 4))
+    file.tensors[2] = trt_recorder.Tensor(name, False, dtype, (-1, 4, -1, -1))
     with pytest.raises(EngineError, match=message):
-        load(plan)
+        load(file)
 
 
 def test_profiles_that_the_record_does_not_name_are_refused():
     with pytest.raises(EngineError, match="has 2 optimization profiles, its record names 1"):
-        load(unet_plan((8, 64, 1, 4), (8, 16, 1, 1)))
+        load(unet_file((8, 64, 1, 4), (8, 16, 1, 1)))
 
 
 def test_a_failed_enqueue_carries_the_reason():
-    engine, _ = load(unet_plan((8, 64, 1, 4)))
+    engine, _ = load(unet_file((8, 64, 1, 4)))
     binding = engine.bind(B=1, h=8, w=8)
     binding._context.fails = True
     with pytest.raises(EngineError, match="could not enqueue the network: out of luck"):
