@@ -15,7 +15,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from kdrt.backends.files import engine_folders, read_record
+from kdrt.backends.engine_files import engine_folders
+from kdrt.backends.records import read_record
 from kdrt.bundle import Bundle, open_bundle
 from kdrt_engines.tensorrt.flavour import TENSORRT, TENSORRT_RTX
 

@@ -9,8 +9,8 @@ from typing import Literal, cast
 import torch
 
 from kdrt._version import __version__ as kdrt_version
-from kdrt.backends.loading import trust_program
 from kdrt.backends.ort_cache import keep_optimized
+from kdrt.backends.torch_programs import trust_program
 from kdrt.bundle import (
     Baked,
     Bundle,

@@ -17,7 +17,7 @@ from torch import Tensor
 from kdrt.adapters.lora_file import LoraFile
 from kdrt.adapters.lora_merge import LayerScale, merged, place
 from kdrt.adapters.lora_names import slots
-from kdrt.backends.files import handle
+from kdrt.backends.commands import bundle_argument
 from kdrt.bundle import Bundle
 from kdrt.bundle.components import SHALLOW_UNET
 from kdrt.common.validation import finite_or_none
@@ -272,7 +272,8 @@ class LoraStack:
             raise EngineError(
                 f"LoRAs cannot be put on the running {network}, {error}: bake them in with "
                 f"`{self._bundle.manifest.export_command} {_export_options(loras)}`, build an "
-                f"engine that takes them with `kdrt build {handle(self._bundle)} --refittable "
+                "engine that takes them with "
+                f"`kdrt build {bundle_argument(self._bundle)} --refittable "
                 "--here`, or choose the engine onnxruntime or torch"
             ) from error
 

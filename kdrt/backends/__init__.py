@@ -2,13 +2,16 @@
 
 Its files:
 
-    loading     components → engines
-    files       built engine files, their records and checks
-    profiles    which sizes an engine is built for
-    fallback    another engine where the first refuses
-    ort_cache   ONNX Runtime's optimised graphs, kept for this processor
-    offload     components loaded stage after stage
-    refit_gate  whether changed weights give the right numbers
-    trust       a user's word for files that run code
-    doctor      what this machine has
+    loading         chooses the engine and loads the components (loader is the contract)
+    onnxruntime     loads with ONNX Runtime; ort_cache keeps the graphs it optimised
+    tensorrt        loads built TensorRT engines
+    torch_programs  loads exported PyTorch programs
+    fallback        a second engine where the first refuses
+    offload         components loaded stage by stage
+    engine_files    built engine files and their checks; records describe them
+    profiles        the sizes an engine is built for
+    commands        the commands that messages name
+    refit_gate      how often changed weights are compared with ONNX Runtime
+    trust           what a user trusts that others built
+    doctor          what this machine has
 """

@@ -1,14 +1,21 @@
-"""Another engine for what the chosen one cannot do, never in silence."""
+"""A second engine for what the chosen one cannot run, always with a warning."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from functools import cache
 from types import MappingProxyType
 
 import torch
 
-from kdrt.errors import EngineError, ShapeError
+from kdrt.backends.loader import Loader
+from kdrt.errors import (
+    EngineError,
+    EngineRejectedError,
+    EngineUnavailableError,
+    ShapeError,
+)
 from kdrt_engines import Binding, Engine, FixedWeightsError
 
 
@@ -17,8 +24,38 @@ class FallbackWarning(UserWarning):
 
 
 def warn_of_fallback(component: str, fallback: str, reason: Exception) -> None:
-    """Say that, and why."""
+    """Warn that a component runs on the fallback, and why."""
     warnings.warn(f"{component} runs on {fallback}: {reason}", FallbackWarning, stacklevel=2)
+
+
+class FallbackLoader:
+    """Loads components with one loader, and with another what the first cannot load; see
+    :class:`kdrt.backends.loader.Loader`. An engine that is limited to some sizes gets the other
+    for the rest.
+
+    Args:
+        loader: of the chosen engine.
+        fallback: the other engine's name.
+        make_fallback: makes its loader, when it is first needed: the machine may lack what that
+            engine needs.
+    """
+
+    def __init__(self, loader: Loader, fallback: str, make_fallback: Callable[[], Loader]) -> None:
+        self._loader, self.device = loader, loader.device
+        self._name, self._make_fallback = fallback, cache(make_fallback)
+
+    def load(self, component: str) -> Engine:
+        try:
+            engine = self._loader.load(component)
+        except (EngineRejectedError, EngineUnavailableError) as error:
+            warn_of_fallback(component, self._name, error)
+            return self._load_fallback(component)
+        if not engine.limits():
+            return engine
+        return FallbackEngine(engine, component, self._name, lambda: self._load_fallback(component))
+
+    def _load_fallback(self, component: str) -> Engine:
+        return self._make_fallback().load(component)
 
 
 class FallbackEngine(Engine):
@@ -29,7 +66,7 @@ class FallbackEngine(Engine):
         component: its name in the manifest.
         fallback: the other's name.
         load: loads the other, when it is first needed.
-        weights: those that ``engine`` was given in place of its file's.
+        weights: those of ``engine`` that are not its file's.
     """
 
     def __init__(
@@ -49,12 +86,12 @@ class FallbackEngine(Engine):
         self._weights = weights
 
     def bind(self, **dims: int) -> Binding:
-        """As either.
+        """Bind the built engine, or else the other.
 
         Raises:
-            ShapeError: neither takes these sizes, or the other runs on another device, where the
-                pipeline is not.
-            EngineError: the other cannot take the weights that this has been given.
+            ShapeError: neither takes these sizes, or the other runs on another device than the
+                pipeline.
+            EngineError: the other cannot take the weights that this engine was given.
         """
         try:
             return self._engine.bind(**dims)
@@ -74,12 +111,8 @@ class FallbackEngine(Engine):
     def limits(self) -> Mapping[str, tuple[int, int]]:
         return self._engine.limits()
 
-    def forget(self) -> None:
-        for engine in filter(None, (self._engine, self._other)):
-            engine.forget()
-
     def with_weights(self, weights: Mapping[str, torch.Tensor]) -> FallbackEngine:
-        """As the built engine's own. The other has the same weights, now or when it is loaded."""
+        """As the built engine's own. The other gets the same weights, now or when it is loaded."""
         engine = self._engine.with_weights(weights)
         if engine is not self._engine:
             return FallbackEngine(engine, self._component, self._fallback, self._load, weights)
@@ -100,6 +133,6 @@ class FallbackEngine(Engine):
             return other.with_weights(self._weights)
         except FixedWeightsError as error:
             raise EngineError(
-                f"the fallback {self._fallback} of {self._component} cannot take the LoRAs at "
-                f"work, being {error}: unload them, or choose another fallback"
+                f"the fallback {self._fallback} of {self._component} cannot take the LoRAs in "
+                f"use, being {error}: unload them, or choose another fallback"
             ) from error

@@ -1,10 +1,10 @@
-"""Components in turn, for when not all of them fit: each is loaded when an image comes to it, and
-let go before the next.
+"""Offloading, for when not all components fit into memory: each is loaded at its stage of an image,
+and freed before the next.
 
-    text encoders → UNet → VAE (and what looks at the images)
+    text encoders → UNet → VAE (and the safety checker)
 
-The price is that every image loads them anew. What was bound with an engine refers to it, so
-whoever keeps bindings is told to forget them first.
+The price is that every image loads them anew. Bindings keep their engine in memory, so whoever has
+some drops them when their stage ends.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from kdrt.backends.loader import Loader
+from kdrt.bundle import Bundle
 from kdrt.bundle.components import SHALLOW_UNET
 from kdrt_engines import Binding, Engine, EngineSpec
 
-_LATER = {
+_STAGES = {
     "unet": "unet",
     SHALLOW_UNET: "unet",
     "vae_decoder": "vae",
@@ -26,34 +28,37 @@ _LATER = {
 
 
 def stage_of(component: str) -> str:
-    """The turn of a component: ``text``, ``unet`` or ``vae``."""
-    return _LATER.get(component, "text")
+    """The stage that needs a component: ``text``, ``unet`` or ``vae``."""
+    return _STAGES.get(component, "text")
 
 
 class Offloader:
-    """Whose turn it is."""
+    """Keeps the engines of one stage in memory."""
 
     def __init__(self) -> None:
         self._engines: dict[str, OffloadedEngine] = {}
-        self._forget: dict[str, Callable[[], object]] = {}
+        self._on_release: dict[str, Callable[[], object]] = {}
 
-    def add(self, component: str, engine: OffloadedEngine) -> OffloadedEngine:
-        """Let ``engine`` take part."""
+    def add(self, component: str, engine: OffloadedEngine) -> None:
+        """Manage ``engine``."""
         self._engines[component] = engine
-        return engine
 
-    def on_release(self, stage: str, forget: Callable[[], object]) -> None:
-        """Have ``forget`` called when the turn of a stage is over, to drop its bindings."""
-        self._forget[stage] = forget
+    def on_release(self, stage: str, callback: Callable[[], object]) -> None:
+        """Call ``callback`` when the engines of a stage are about to be freed, to drop what was
+        bound with them."""
+        self._on_release[stage] = callback
 
     def begin(self, stage: str) -> None:
-        """The turn of ``stage``: let go of the engines of every other."""
-        over = [(name, engine) for name, engine in self._engines.items() if stage_of(name) != stage]
-        for left in {stage_of(name) for name, engine in over if engine.is_loaded}:
-            self._forget.get(left, lambda: None)()
-        for _, engine in over:
+        """Free the engines of every other stage."""
+        others = [
+            (name, engine) for name, engine in self._engines.items() if stage_of(name) != stage
+        ]
+        for ended in {stage_of(name) for name, engine in others if engine.is_loaded}:
+            if ended in self._on_release:
+                self._on_release[ended]()
+        for _, engine in others:
             engine.release()
-        torch.cuda.empty_cache()  # what torch keeps for itself, other libraries cannot have
+        torch.cuda.empty_cache()  # other libraries cannot use memory that torch caches
 
     def loaded(self) -> tuple[str, ...]:
         """The components in memory."""
@@ -61,7 +66,7 @@ class Offloader:
 
 
 class OffloadedEngine(Engine):
-    """An engine that is loaded when it is bound, and let go when another's turn begins.
+    """An engine that is loaded when it is bound, and freed when another stage begins.
 
     Args:
         offloader: of the pipeline.
@@ -92,7 +97,7 @@ class OffloadedEngine(Engine):
         return self._engine is not None
 
     def release(self) -> None:
-        """Let go of the engine."""
+        """Free the engine."""
         self._engine = None
 
     def bind(self, **dims: int) -> Binding:
@@ -100,10 +105,6 @@ class OffloadedEngine(Engine):
 
     def limits(self) -> Mapping[str, tuple[int, int]]:
         return self._loaded().limits()
-
-    def forget(self) -> None:
-        if self._engine is not None:
-            self._engine.forget()
 
     def with_weights(self, weights: Mapping[str, torch.Tensor]) -> OffloadedEngine:
         """As the engine's own; the weights are put in again whenever it is loaded."""
@@ -118,3 +119,27 @@ class OffloadedEngine(Engine):
             self._engine = engine.with_weights(self._weights) if self._weights else engine
             self.device = self._engine.device
         return self._engine
+
+
+class OffloadLoader:
+    """Wraps every engine of another loader in an :class:`OffloadedEngine`, and loads nothing yet.
+    See :class:`kdrt.backends.loader.Loader`.
+
+    Args:
+        bundle: whose components they are.
+        loader: loads the engines.
+        offloader: decides which of them are in memory.
+    """
+
+    def __init__(self, bundle: Bundle, loader: Loader, offloader: Offloader) -> None:
+        self._components = bundle.manifest.components
+        self._loader, self._offloader, self.device = loader, offloader, loader.device
+
+    def load(self, component: str) -> OffloadedEngine:
+        return OffloadedEngine(
+            self._offloader,
+            component,
+            self._components[component].spec(),
+            self.device,
+            lambda: self._loader.load(component),
+        )

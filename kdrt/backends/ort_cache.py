@@ -30,7 +30,7 @@ from typing import Protocol
 
 import psutil
 
-from kdrt.backends.files import network_hash
+from kdrt.backends.records import network_hash
 from kdrt.bundle import Bundle
 from kdrt.common.atomic_io import new_folder, other_files
 from kdrt.common.home import Digests, check_home, is_trusted, trust

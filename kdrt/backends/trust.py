@@ -1,27 +1,27 @@
-"""Trusting what somebody else derived from a bundle; see SECURITY.md."""
+"""Trusting engines and programs that somebody else derived from a bundle; see SECURITY.md."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from kdrt.backends.files import engine_folders, trust_engine
-from kdrt.backends.loading import trust_program
+from kdrt.backends.engine_files import engine_folders, trust_engine
 from kdrt.backends.ort_cache import trust_optimized
+from kdrt.backends.torch_programs import trust_program
 from kdrt.bundle import Bundle
 from kdrt.common.home import check_home
 from kdrt_engines.tensorrt.flavour import FLAVOURS
 
 
 def trust_bundle(bundle: Bundle) -> list[Path]:
-    """Let this user load what is in the ``engines`` folder of a bundle now. What is changed or
-    added later is not trusted.
+    """Trust what is in the ``engines`` folder of a bundle now. What is changed or added later is
+    not trusted.
 
     Returns:
-        The files and folders that can be used now.
+        The files and folders that are trusted now.
 
     Raises:
         EngineRejectedError, EngineError: one of them is damaged.
-        OutputError: it cannot be noted; see :func:`kdrt.common.home.check_home`.
+        OutputError: that cannot be recorded; see :func:`kdrt.common.home.check_home`.
     """
     check_home()
     found = [

@@ -1,8 +1,8 @@
-"""Engines whose weights can change: which can be built where, and the proof that they compute what
+"""Engines whose weights can change: which can be built where, and the check that they compute what
 they should.
 
 TensorRT compiles such an engine with the help of the GPU: on a machine without one the builder
-aborts. The proof needs that GPU too. So they are built for the GPU of this machine and no other.
+aborts. The check needs that GPU too. So they are built for the GPU of this machine only.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from kdrt.adapters.lora import NETWORKS
 from kdrt.adapters.lora_names import slots
-from kdrt.backends.files import handle
+from kdrt.backends.commands import bundle_argument
 from kdrt.bundle import Bundle
 from kdrt.errors import EngineError, EngineUnavailableError
 from kdrt_engines.keys import EngineKey
 from kdrt_engines.onnx_weights import stored_weights
+from kdrt_engines.tensorrt import gpu
 from kdrt_engines.tensorrt.flavour import FLAVOURS
 
 if TYPE_CHECKING:
-    from kdrt_engines.tensorrt.proof import RefitProof
+    from kdrt_engines.tensorrt.gpu import Gpu
+    from kdrt_engines.tensorrt.refit_result import RefitResult
 
 
 def check_refittable(
@@ -42,7 +42,6 @@ def check_refittable(
         EngineError: the GPUs are others than this machine's, no LoRA can change a component, or
             nothing can be compared with the engines.
     """
-    baked = f"bake LoRAs in with `{bundle.manifest.export_command} --lora FILE`"
     if components and not set(components) & set(NETWORKS):
         raise EngineError(
             f"no LoRA changes {', '.join(components)}, but {', '.join(NETWORKS)}; leave out "
@@ -51,16 +50,9 @@ def check_refittable(
     if bundle.manifest.precision == "bf16":
         raise EngineError(
             "a refittable engine is compared with ONNX Runtime, which has no bfloat16 on a CPU, "
-            f"and this bundle is bf16: export it with --precision fp16, or {baked}"
+            f"and this bundle is bf16: export it with --precision fp16, or {_bake(bundle)}"
         )
-    if not torch.cuda.is_available():
-        raise EngineUnavailableError(
-            "this machine has no GPU that CUDA sees, and without one TensorRT cannot build an "
-            f"engine whose weights can change: run `kdrt build {handle(bundle)} --refittable` "
-            f"where the GPU is, or {baked}"
-        )
-    major, minor = torch.cuda.get_device_capability()
-    here = 10 * major + minor
+    here = _find_gpu(bundle).capability
     if set(capabilities) - {here}:
         raise EngineError(
             "a refittable engine is compared on the GPU it is built for, which has to be the one "
@@ -77,33 +69,51 @@ def changeable_weights(bundle: Bundle, component: str) -> tuple[str, ...]:
     return tuple(sorted(name for name in wanted if len(shapes[name]) > 1))
 
 
-def prove_plan(bundle: Bundle, key: EngineKey, plan: Path) -> RefitProof:
-    """Run a plan that was just built, refit it, and compare; see
-    :func:`kdrt_engines.tensorrt.gate.prove`.
+def check_built_engine(bundle: Bundle, key: EngineKey, path: Path) -> RefitResult:
+    """Load an engine that was just built, refit it, and compare it with ONNX Runtime; see
+    :func:`kdrt_engines.tensorrt.refit_check.check_refit`.
 
     Raises:
-        EngineError: it is off, or does not load; it must not be used.
+        EngineError: it is wrong, or does not load; it must not be used.
     """
-    from kdrt_engines.tensorrt.gate import prove
-    from kdrt_engines.tensorrt.run import Scratch, TensorRTEngine
+    # Both need ONNX Runtime, which other builds do not.
+    from kdrt_engines.tensorrt.engine import TensorRTEngine
+    from kdrt_engines.tensorrt.refit_check import check_refit
+    from kdrt_engines.tensorrt.scratch import ScratchMemory
 
     component = bundle.manifest.components[key.component]
     network = bundle.file(component.onnx)
-    device = torch.device("cuda", torch.cuda.current_device())
+    here = _find_gpu(bundle)
     try:
         engine = TensorRTEngine(
             importlib.import_module(FLAVOURS[key.backend].module),
-            plan.read_bytes(),
+            path.read_bytes(),
             component.spec(),
             profiles=key.profiles,
-            scratch=Scratch(device),
-            device=device,
+            scratch=ScratchMemory(here.device),
+            gpu=here,
             network=network,
         )
-        return prove(engine, network, changeable_weights(bundle, key.component))
+        return check_refit(engine, network, changeable_weights(bundle, key.component))
     except EngineError as error:
         raise EngineError(
             f"the refittable engine of {key.component} is not kept: {error}; build without "
             f"--refittable, and bake LoRAs in with `{bundle.manifest.export_command} --lora "
             "FILE`"
         ) from error
+
+
+def _find_gpu(bundle: Bundle) -> Gpu:
+    found = gpu.find_gpu()
+    if found is None:
+        raise EngineUnavailableError(
+            "this machine has no GPU that CUDA sees, and without one TensorRT cannot build an "
+            "engine whose weights can change: run "
+            f"`kdrt build {bundle_argument(bundle)} --refittable` where the GPU is, or "
+            f"{_bake(bundle)}"
+        )
+    return found
+
+
+def _bake(bundle: Bundle) -> str:
+    return f"bake LoRAs in with `{bundle.manifest.export_command} --lora FILE`"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from kdrt.backends.files import build_command
+from kdrt.backends.commands import build_command
 from kdrt.errors import EngineError, EngineUnavailableError
 from kdrt_engines.tensorrt.flavour import (
     DEFAULT_TARGETS,

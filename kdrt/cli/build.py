@@ -77,7 +77,7 @@ def build(
       [cyan]kdrt build demo --engine onnxruntime[/cyan]
       [cyan]kdrt build sdxl --refittable[/cyan]
     """
-    from kdrt.backends.files import handle
+    from kdrt.backends.commands import bundle_argument
     from kdrt.bundle import open_bundle
 
     opened = open_bundle(bundle)
@@ -90,7 +90,7 @@ def build(
 
         check_refittable(opened, component or [])
         here = here or not gpu
-    flavour, capabilities = targets_of(handle(opened), engine, gpu or [], here)
+    flavour, capabilities = targets_of(bundle_argument(opened), engine, gpu or [], here)
     run(
         opened,
         flavour,

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from kdrt.backends.files import (
-    EngineRecord,
-    check_record,
-    engine_folders,
-    evidence,
-    read_record,
-)
+from kdrt.backends.engine_files import engine_folders
+from kdrt.backends.records import EngineRecord, check_record, read_record
 from kdrt.bundle import Bundle
 from kdrt.common.units import duration, size
 from kdrt.errors import EngineRejectedError
@@ -22,12 +17,12 @@ def row(record: EngineRecord) -> tuple[str, str]:
     profiles = "; ".join(map(str, key.profiles))
     cost = f"built in {duration(built.seconds)} with {size(built.peak_memory)}"
     refit = f"\nrefittable: {record.refit}" if key.refittable else ""
-    return key.component, f"{targets}, {key.dtype}, {cost}\n{evidence(record)}\n{profiles}{refit}"
+    return key.component, f"{targets}, {key.dtype}, {cost}\n{record.summary()}\n{profiles}{refit}"
 
 
 def rows(bundle: Bundle) -> dict[str, list[tuple[str, str]]]:
     """Every engine of a bundle by flavour and version; those that will not be used with the
-    reason. Plans are not read: that happens when they are opened."""
+    reason. The engine files are not read: that happens when they are opened."""
     found: dict[str, list[tuple[str, str]]] = {}
     for flavour in FLAVOURS.values():
         for folder in engine_folders(bundle, flavour):

@@ -12,9 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdrt.backends.files import EngineRecord, check_record, engine_folders, read_record
-from kdrt.backends.loading import chosen_engine, device_of, needed_components, torch_program
+from kdrt.backends.engine_files import engine_folders
+from kdrt.backends.loading import chosen_engine, device_of, needed_components
 from kdrt.backends.offload import stage_of
+from kdrt.backends.records import EngineRecord, check_record, read_record
+from kdrt.backends.torch_programs import torch_program
 from kdrt.bundle import Bundle
 from kdrt.common.memory import _size, free_memory
 from kdrt.denoise.cuda_graphs import CudaGraphLevel

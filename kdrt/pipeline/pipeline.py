@@ -108,10 +108,10 @@ def load(
             threads=threads,
             fallback=fallback,
             offloader=offloader,
-            own_graphs=cuda_graph not in ("off", None),
+            own_cuda_graphs=cuda_graph not in ("off", None),
         )
         pipeline = Pipeline(
-            bundle, engines, engines.another, cuda_graph=cuda_graph, offloader=offloader
+            bundle, engines, engines.reload, cuda_graph=cuda_graph, offloader=offloader
         )
         bundle.check_unchanged()  # while it was read
         return pipeline

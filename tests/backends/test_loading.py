@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
-from kdrt.backends import loading
-from kdrt.backends.fallback import FallbackEngine, FallbackWarning
-from kdrt.backends.loading import load_engines, needed_components, torch_program, trust_program
+from kdrt.backends import loading, torch_programs
+from kdrt.backends.fallback import FallbackEngine, FallbackLoader, FallbackWarning
+from kdrt.backends.loader import Loader
+from kdrt.backends.loading import LazyEngines, load_engines, needed_components
 from kdrt.backends.offload import Offloader
+from kdrt.backends.torch_programs import torch_program, trust_program
 from kdrt.bundle import Bundle
 from kdrt.common.home import trust
 from kdrt.errors import (
@@ -79,7 +82,6 @@ def test_an_engine_that_was_not_built_is_not_chosen(
 ) -> None:
     there = [EngineStatus(name, True, None, "") for name in ("tensorrt-rtx", "onnxruntime")]
     monkeypatch.setattr(loading, "find_engines", lambda: tuple(there))
-    monkeypatch.setattr(loading, "choose", lambda found=there: found[0])
     bundle = sdxl.pipeline.bundle
     assert loading.chosen_engine(None, bundle) == "onnxruntime"
     for name in needed_components(bundle.manifest):
@@ -87,19 +89,83 @@ def test_an_engine_that_was_not_built_is_not_chosen(
     assert loading.chosen_engine(None, bundle) == "tensorrt-rtx"
 
 
-def test_a_fallback_is_taken_and_said(sdxl: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    component = sdxl.manifest.components["unet"]
-    other = sdxl.pipeline.engines["unet"]
+class Engines(Loader):
+    """Loads the engines it was given; the others are missing."""
 
-    def missing(*_: object) -> Engine:
-        raise EngineRejectedError(
-            "the bundle has no tensorrt engine of unet; run `kdrt build`", "missing"
-        )
+    device = torch.device("cpu")
 
-    monkeypatch.setattr(loading, "_loader", lambda *_: lambda *_: other)
-    load = loading._with_fallback(missing, "tensorrt", "torch", None, False)
+    def __init__(self, engines: Mapping[str, Engine]) -> None:
+        self.engines = engines
+
+    def load(self, component: str) -> Engine:
+        if component not in self.engines:
+            raise EngineRejectedError(
+                f"the bundle has no tensorrt engine of {component}; run `kdrt build`", "missing"
+            )
+        return self.engines[component]
+
+
+def test_a_fallback_is_taken_and_said(sdxl: TinyModel) -> None:
+    engines = sdxl.pipeline.engines
+    made: list[Loader] = []
+
+    def make() -> Loader:
+        made.append(Engines(engines))
+        return made[-1]
+
+    loader = FallbackLoader(Engines({"vae_decoder": engines["vae_decoder"]}), "torch", make)
+    assert loader.load("vae_decoder") is engines["vae_decoder"]
+    assert made == [], "the fallback's needs are looked at when it is needed"
     with pytest.warns(FallbackWarning, match="unet runs on torch: the bundle has no tensorrt"):
-        assert load(sdxl.pipeline.bundle, "unet", component) is other
+        assert loader.load("unet") is engines["unet"]
+    with pytest.warns(FallbackWarning):
+        loader.load("text_encoder")
+    assert len(made) == 1
+
+
+def test_an_engine_with_limits_gets_the_fallback_for_what_is_beyond(sdxl: TinyModel) -> None:
+    engines = sdxl.pipeline.engines
+
+    class Limited(TorchEngine):
+        def limits(self) -> Mapping[str, tuple[int, int]]:
+            return {"h": (1, 8)}
+
+        def bind(self, **dims: int) -> TorchBinding:
+            if dims["h"] > 8:
+                raise ShapeError("no optimization profile takes h=9")
+            return super().bind(**dims)
+
+    limited = Limited(sdxl.vae_decoder, engines["vae_decoder"].spec)
+    loader = FallbackLoader(Engines({"vae_decoder": limited}), "torch", lambda: Engines(engines))
+    engine = loader.load("vae_decoder")
+    engine.bind(B=1, h=8, w=8)
+    with pytest.warns(FallbackWarning, match="vae_decoder runs on torch: no optimization profile"):
+        engine.bind(B=1, h=9, w=8)
+
+
+def test_engines_are_loaded_when_they_are_asked_for(sdxl: TinyModel) -> None:
+    loaded: list[str] = []
+
+    class Watched(Engines):
+        def load(self, component: str) -> Engine:
+            loaded.append(component)
+            return TorchEngine(sdxl.vae_decoder, self.engines[component].spec)
+
+    engines = LazyEngines(Watched(sdxl.pipeline.engines), sdxl.manifest.components)
+    assert set(engines) == set(sdxl.manifest.components)
+    assert "unet" in engines
+    assert "no such" not in engines
+    assert engines.get("no such") is None
+    assert len(engines) == len(sdxl.manifest.components)
+    assert loaded == []
+    first = engines["unet"]
+    assert engines["unet"] is first
+    assert loaded == ["unet"]
+    again = engines.reload("unet")
+    assert again is not first
+    assert engines["unet"] is again
+    engines.reload("vae_decoder")
+    assert loaded == ["unet", "unet", "vae_decoder"]
 
 
 def test_sizes_that_were_not_built_go_to_the_fallback(sdxl: TinyModel) -> None:
@@ -124,7 +190,7 @@ def test_a_fallback_in_turns_is_refused(sdxl: TinyModel) -> None:
 
 
 def test_without_any_engine(sdxl: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "choose", lambda: None)
+    monkeypatch.setattr(loading, "find_engines", lambda: ())
     with pytest.raises(EngineUnavailableError, match="no engine is installed"):
         load_engines(sdxl.pipeline.bundle)
 
@@ -138,7 +204,7 @@ def test_a_damaged_program_is_an_engine_error(sdxl: TinyModel) -> None:
     path = torch_program(sdxl.pipeline.bundle, "unet")
     path.parent.mkdir(parents=True)
     path.write_bytes(b"nonsense")
-    trust(*loading._description(sdxl.pipeline.bundle, "unet"))
+    trust(*torch_programs._description(sdxl.pipeline.bundle, "unet"))
     with pytest.raises(EngineError, match="cannot load"):
         load_engines(sdxl.pipeline.bundle, "torch")
 
@@ -148,7 +214,7 @@ def test_a_program_of_somebody_else_is_not_loaded(sdxl: TinyModel, home: Path) -
     path = torch_program(bundle, "unet")
     path.parent.mkdir(parents=True)
     path.write_bytes(b"a program")
-    trust(*loading._description(bundle, "unet"))
+    trust(*torch_programs._description(bundle, "unet"))
     path.write_bytes(b"A program")
     with pytest.raises(
         EngineUnavailableError, match=f"run `kdrt trust {bundle.path}` if you trust"

@@ -6,15 +6,18 @@ import os
 import re
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
 from filelock import FileLock
 
-from kdrt.backends.files import PLAN, RECORD, engine_folders, open_engine
+from kdrt.backends.engine_files import ENGINE_FILE, engine_folders, open_engine
+from kdrt.backends.records import RECORD_FILE
 from kdrt.build import engines
-from kdrt.build.engines import build_engines, fusion_warning
+from kdrt.build.engines import Tools, build_engines
+from kdrt.build.fusion import fusion_warning
 from kdrt.build.targets import resolve_targets
 from kdrt.bundle import Bundle
 from kdrt.common import atomic_io
@@ -28,14 +31,19 @@ from kdrt_engines.tensorrt.flavour import (
     split_targets,
 )
 from tests.support import engine_bundle as engine_bundle_fakes
-from tests.support.engine_bundle import VERSION, Builder, Listener, engine_bundle, exported_anew
+from tests.support.engine_bundle import Builder, Listener, engine_bundle, exported_anew
+from tests.support.rtx_machine import install_tensorrt
+
+
+@pytest.fixture(autouse=True)
+def _machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_tensorrt(monkeypatch, tmp_path / "installed")
 
 
 @pytest.fixture
 def builder(monkeypatch: pytest.MonkeyPatch) -> Builder:
-    monkeypatch.setattr(Flavour, "version", lambda _: VERSION)
     double = Builder()
-    monkeypatch.setattr(engines, "build_plan", double)
+    monkeypatch.setattr(engines, "TOOLS", Tools(build=double))
     return double
 
 
@@ -72,7 +80,7 @@ def test_every_component_is_built_once(bundle: Bundle, builder: Builder) -> None
     assert report.stages == [f"{name}: sm86, sm89" for name in bundle.manifest.components]
     for record in records:
         folder = bundle.file("engines/tensorrt-rtx") / record.key.folder()
-        assert sorted(p.name for p in folder.iterdir()) == [PLAN, RECORD]
+        assert sorted(p.name for p in folder.iterdir()) == [ENGINE_FILE, RECORD_FILE]
         open_engine(bundle, TENSORRT_RTX, record.key.component, 86)
 
     again = Listener()
@@ -106,7 +114,7 @@ def test_full_precision_is_kept_where_it_was_asked_for(tmp_path: Path, builder: 
     assert builder.jobs[0].flags["TF32"] is False
 
 
-def test_turing_is_a_plan_of_its_own(bundle: Bundle, builder: Builder) -> None:
+def test_turing_is_an_engine_of_its_own(bundle: Bundle, builder: Builder) -> None:
     assert split_targets((89, 75, 86)) == [(75,), (86, 89)]
     baked = bundle.manifest.baked.model_copy(update={"freeu": False})
     components = {
@@ -175,7 +183,7 @@ def test_what_a_killed_build_left_is_cleared_away(bundle: Bundle, builder: Build
     name = f"{UNFINISHED}{atomic_io._host()}-{os.getpid()}-{started}-{'0' * 8}"
     left = bundle.file(f"engines/tensorrt-rtx/{name}")
     left.mkdir(parents=True)
-    (left / PLAN).write_bytes(b"half")
+    (left / ENGINE_FILE).write_bytes(b"half")
     build_engines(bundle, TENSORRT_RTX, (89,), components=["unet"], report=Listener())
     assert not left.exists()
 
@@ -194,7 +202,7 @@ def test_a_damaged_engine_is_built_again(bundle: Bundle, builder: Builder) -> No
 
     build()
     (folder,) = engine_folders(bundle, TENSORRT_RTX, "unet")
-    (folder / PLAN).write_bytes(b"nonsense")
+    (folder / ENGINE_FILE).write_bytes(b"nonsense")
     build()
     assert len(builder.jobs) == 2
     open_engine(bundle, TENSORRT_RTX, "unet", 89)
@@ -268,7 +276,7 @@ def test_a_unet_without_fused_attention_is_a_warning(
 def test_too_little_memory_is_said_before(
     bundle: Bundle, builder: Builder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "_MEMORY_FOR_WEIGHTS", 1e12)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10))
     report = Listener()
     build_engines(bundle, TENSORRT_RTX, (89,), components=["unet"], report=report)
     assert "building unet takes about" in report.warnings[0]

@@ -10,18 +10,20 @@ import pytest
 import torch
 
 from kdrt.build import engines
+from kdrt.build.engines import Tools
 from kdrt.bundle import Bundle
-from kdrt_engines.tensorrt.flavour import Flavour
-from kdrt_engines.tensorrt.proof import RefitProof
-from tests.support.engine_bundle import VERSION, Builder, engine_bundle
+from kdrt_engines.tensorrt.refit_result import RefitResult
+from tests.support.engine_bundle import VERSION, WEIGHTS, Builder, Checker, engine_bundle
+from tests.support.rtx_machine import install_tensorrt, plug_in
+from tests.support.trt_recorder import RecordedGpu
 
 
 @pytest.fixture(autouse=True)
-def builder(monkeypatch: pytest.MonkeyPatch) -> Builder:
+def builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Builder:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(Flavour, "version", lambda _: VERSION)
+    install_tensorrt(monkeypatch, tmp_path / "installed")
     double = Builder()
-    monkeypatch.setattr(engines, "build_plan", double)
+    monkeypatch.setattr(engines, "TOOLS", Tools(build=double))
     return double
 
 
@@ -100,14 +102,14 @@ def test_refittable_engines_are_shown_as_such(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
-    monkeypatch.setattr(engines, "changeable_weights", lambda *_: ("a.weight",))
-    proof = RefitProof(114, 0, 1.2e-3, 1.3e-3, 0.0)
-    monkeypatch.setattr(engines, "prove_plan", lambda *_: proof)
+    plug_in(monkeypatch, RecordedGpu(capability=89))
+    result = RefitResult(114, 0, 1.2e-3, 1.3e-3, 0.0)
+    monkeypatch.setattr(engines, "TOOLS", Tools(builder, Checker(result)))
     outcome = cli("build", bundle.path, "--refittable", "--component", "unet")
     assert outcome.code == 0
     assert "✓ unet: sm89, refittable" in outcome.err
     (job,) = builder.jobs
-    assert (job.compute_capabilities, job.refittable) == ((89,), ("a.weight",))
+    assert (job.compute_capabilities, job.refittable) == ((89,), WEIGHTS)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for shown in (outcome, cli("inspect", bundle.path)):
         words = " ".join(shown.out.split())

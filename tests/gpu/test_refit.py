@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 
 import kdrt
 from kdrt.adapters.lora import NETWORKS
-from kdrt.backends.files import open_engine
+from kdrt.backends.engine_files import open_engine
 from kdrt.backends.loading import load_engines
-from kdrt.backends.refit_gate import SWITCH
+from kdrt.backends.refit_gate import VARIABLE
 from kdrt.build.engines import build_engines
 from kdrt.build.refit import changeable_weights
 from kdrt.bundle import Bundle, open_bundle
@@ -109,7 +109,7 @@ def test_loras_at_every_level(
 def test_every_refit_can_be_compared(
     open_to_loras: Bundle, flavour: Flavour, lora: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(SWITCH, "every")
+    monkeypatch.setenv(VARIABLE, "every")
     pipe = kdrt.load(open_to_loras, engine=flavour.name)
     pipe.adapters.load_lora(lora)
     pipe.adapters.set_loras({"style": 2.0})

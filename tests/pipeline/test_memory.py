@@ -10,12 +10,12 @@ import psutil
 import pytest
 import torch
 
-from kdrt.build import engines
-from kdrt.build.engines import build_engines
+from kdrt.build.engines import Tools, build_engines
 from kdrt.common import memory
 from kdrt.pipeline.memory import ComponentMemory, MemoryEstimate, estimate_memory
-from kdrt_engines.tensorrt.flavour import TENSORRT_RTX, Flavour
-from tests.support.engine_bundle import VERSION, Builder, Listener, engine_bundle
+from kdrt_engines.tensorrt.flavour import TENSORRT_RTX
+from tests.support.engine_bundle import Builder, Listener, engine_bundle
+from tests.support.rtx_machine import install_tensorrt
 
 PARTS = (
     ComponentMemory("text_encoder", 100, 5),
@@ -70,10 +70,10 @@ def test_a_plan_is_read_from_the_files(tmp_path: Path) -> None:
 
 def test_built_engines_say_what_they_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(Flavour, "version", lambda _: VERSION)
-    monkeypatch.setattr(engines, "build_plan", Builder())
+    install_tensorrt(monkeypatch, tmp_path / "installed")
     bundle = engine_bundle(tmp_path)
-    build_engines(bundle, TENSORRT_RTX, (86,), report=Listener())
+    tools = Tools(build=Builder())
+    build_engines(bundle, TENSORRT_RTX, (86,), report=Listener(), tools=tools)
     plan = estimate_memory(bundle, "tensorrt-rtx", cuda_graph="loop")
     assert plan.activations == 4096, "what the builder's double says"
     (record,) = tmp_path.glob("engines/tensorrt-rtx/unet-*/engine.plan")

@@ -15,43 +15,39 @@ import pytest
 import typer
 
 from kdrt import cli
-from kdrt.backends.files import (
-    PLAN,
-    RECORD,
-    EngineRecord,
+from kdrt.backends.engine_files import (
+    ENGINE_FILE,
     OpenedEngine,
-    check_record,
     engine_folders,
-    network_hash,
     open_engine,
     profile_of,
 )
 from kdrt.backends.profiles import component_profiles
+from kdrt.backends.records import RECORD_FILE, EngineRecord, check_record, network_hash
 from kdrt.backends.trust import trust_bundle
-from kdrt.build import engines
-from kdrt.build.engines import build_engines
+from kdrt.build.engines import Tools, build_engines
 from kdrt.bundle import Bundle
 from kdrt.common.home import home, trust
 from kdrt.errors import EngineRejectedError, OutputError, ShapeError
-from kdrt_engines.tensorrt.flavour import TENSORRT, TENSORRT_RTX, Flavour
-from kdrt_engines.tensorrt.plan_file import read_header
+from kdrt_engines.tensorrt.engine_file import read_header
+from kdrt_engines.tensorrt.flavour import TENSORRT, TENSORRT_RTX
 from tests.support.engine_bundle import (
     VERSION,
     Builder,
     Listener,
     engine_bundle,
+    engine_bytes,
     exported_anew,
-    plan_bytes,
 )
+from tests.support.rtx_machine import install_tensorrt
 from tests.support.tiny_model import MAX_LENGTH
 
 GPU = 89
 
 
 @pytest.fixture(autouse=True)
-def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Flavour, "version", lambda _: VERSION)
-    monkeypatch.setattr(engines, "build_plan", Builder())
+def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_tensorrt(monkeypatch, tmp_path / "installed")
 
 
 @pytest.fixture
@@ -67,6 +63,7 @@ def built(bundle: Bundle, *names: str, capabilities: tuple[int, ...] = (86, GPU)
         profiles=names or ("any",),
         components=["unet", "vae_decoder"],
         report=Listener(),
+        tools=Tools(build=Builder()),
     )
     return bundle
 
@@ -98,18 +95,18 @@ def command_in(error: Exception) -> list[str]:
 
 def test_a_good_engine_is_handed_out_whole(bundle: Bundle) -> None:
     engine = opened(bundle)
-    assert bytes(engine.plan) == (folder_of(bundle) / PLAN).read_bytes()
+    assert bytes(engine.content) == (folder_of(bundle) / ENGINE_FILE).read_bytes()
     assert engine.spec == bundle.manifest.components["unet"].spec()
     assert engine.profiles == component_profiles(bundle.manifest, "unet")
     assert engine.runtime_cache.is_relative_to(home()), "a bundle could bring one along"
     assert engine.runtime_cache.name == f"{engine.record.sha256}-sm89.cache"
-    header = read_header(engine.plan)
+    header = read_header(engine.content)
     assert header is not None
     assert (header.version, header.compute_capabilities) == (VERSION, (86, GPU))
 
 
 def test_every_flipped_byte_is_noticed(bundle: Bundle) -> None:
-    path = folder_of(bundle) / PLAN
+    path = folder_of(bundle) / ENGINE_FILE
     good = path.read_bytes()
     for position in range(len(good)):
         bad = bytearray(good)
@@ -121,7 +118,7 @@ def test_every_flipped_byte_is_noticed(bundle: Bundle) -> None:
 
 
 def test_every_truncation_is_noticed(bundle: Bundle) -> None:
-    path = folder_of(bundle) / PLAN
+    path = folder_of(bundle) / ENGINE_FILE
     good = path.read_bytes()
     for length in range(len(good)):
         path.write_bytes(good[:length])
@@ -131,14 +128,14 @@ def test_every_truncation_is_noticed(bundle: Bundle) -> None:
 
 
 def test_bytes_too_many(bundle: Bundle) -> None:
-    path = folder_of(bundle) / PLAN
+    path = folder_of(bundle) / ENGINE_FILE
     path.write_bytes(path.read_bytes() + b"x")
     assert rejected(bundle).reason == "damaged"
 
 
-def test_the_plan_of_something_else(bundle: Bundle) -> None:
-    path = folder_of(bundle) / PLAN
-    path.write_bytes(plan_bytes((86, GPU), 5000))
+def test_the_engine_of_something_else(bundle: Bundle) -> None:
+    path = folder_of(bundle) / ENGINE_FILE
+    path.write_bytes(engine_bytes((86, GPU), 5000))
     error = rejected(bundle)
     assert error.reason == "foreign"
     assert "is another engine" in str(error)
@@ -173,8 +170,8 @@ def test_stale_after_an_export(bundle: Bundle) -> None:
     opened(built(again))
 
 
-def test_wrong_version(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Flavour, "version", lambda _: "1.8.0.1")
+def test_wrong_version(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_tensorrt(monkeypatch, tmp_path / "newer", "1.8.0.1")
     error = rejected(bundle)
     assert error.reason == "wrong version"
     assert "built with version 1.7.1.116, and 1.8.0.1 is installed" in str(error)
@@ -189,16 +186,14 @@ def test_wrong_gpu(bundle: Bundle, gpu: int) -> None:
     assert f"sm{gpu}" in command_in(error)
 
 
-def test_plans_of_tensorrt_have_no_header_we_know(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_engines_of_tensorrt_have_no_header_we_know(tmp_path: Path) -> None:
     """Length and SHA-256 are checked all the same."""
     bundle = engine_bundle(tmp_path / "hopper")
-    monkeypatch.setattr(engines, "build_plan", Builder(plan=lambda _: b"a plan of TensorRT itself"))
-    build_engines(bundle, TENSORRT, (90,), components=["unet"], report=Listener())
-    assert bytes(open_engine(bundle, TENSORRT, "unet", 90).plan).endswith(b"itself")
+    tools = Tools(build=Builder(content=lambda _: b"a file of TensorRT itself"))
+    build_engines(bundle, TENSORRT, (90,), components=["unet"], report=Listener(), tools=tools)
+    assert bytes(open_engine(bundle, TENSORRT, "unet", 90).content).endswith(b"itself")
     (folder,) = engine_folders(bundle, TENSORRT, "unet")
-    (folder / PLAN).write_bytes(b"a plan of TensorRT Itself")
+    (folder / ENGINE_FILE).write_bytes(b"a file of TensorRT Itself")
     with pytest.raises(EngineRejectedError, match=r"SHA-256 is wrong; run `kdrt build .* --here"):
         open_engine(bundle, TENSORRT, "unet", 90)
 
@@ -211,7 +206,7 @@ def test_none_at_all(bundle: Bundle) -> None:
 
 def test_every_edit_of_a_record_is_noticed(bundle: Bundle) -> None:
     """Every value of the record, changed in a way that still parses where there is one."""
-    path = folder_of(bundle) / RECORD
+    path = folder_of(bundle) / RECORD_FILE
     good = json.loads(path.read_text())
     for keys in list(_leaves(good)):
         record = json.loads(json.dumps(good))
@@ -240,17 +235,17 @@ def _leaves(value: object, path: tuple[object, ...] = ()) -> list[tuple[object, 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"key": 3}'])
 def test_a_record_that_is_none(bundle: Bundle, text: str) -> None:
-    (folder_of(bundle) / RECORD).write_text(text)
+    (folder_of(bundle) / RECORD_FILE).write_text(text)
     assert rejected(bundle).reason == "damaged"
 
 
 def test_a_record_made_to_fit_another_gpu(bundle: Bundle) -> None:
-    """Even with a new checksum, the folder's name and the plan's header contradict it."""
+    """Even with a new checksum, the folder's name and the file's header contradict it."""
     folder = folder_of(bundle)
-    record = EngineRecord.model_validate_json((folder / RECORD).read_text())
+    record = EngineRecord.model_validate_json((folder / RECORD_FILE).read_text())
     key = replace(record.key, compute_capabilities=(120,))
     forged = record.model_copy(update={"key": key}).sealed()
-    (folder / RECORD).write_text(forged.model_dump_json())
+    (folder / RECORD_FILE).write_text(forged.model_dump_json())
     assert rejected(bundle, gpu=120).reason == "foreign"
     folder.rename(folder.with_name(key.folder()))
     assert rejected(bundle, gpu=120).reason == "untrusted"
@@ -272,7 +267,7 @@ def test_an_engine_of_somebody_else_is_loaded_once_it_is_trusted(bundle: Bundle)
 
 @pytest.mark.usefixtures("home")
 def test_damage_is_not_trusted(bundle: Bundle) -> None:
-    path = folder_of(bundle) / PLAN
+    path = folder_of(bundle) / ENGINE_FILE
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(EngineRejectedError, match="truncated"):
         trust_bundle(bundle)
@@ -295,12 +290,14 @@ def test_an_engine_whose_name_begins_like_anothers(bundle: Bundle) -> None:
     components = {**manifest.components, "unet-twin": twin}
     both = Bundle(bundle.path, manifest.model_copy(update={"components": components}))
     shutil.rmtree(folder_of(both))
-    record = EngineRecord.model_validate_json((folder_of(both, "vae_decoder") / RECORD).read_text())
+    record = EngineRecord.model_validate_json(
+        (folder_of(both, "vae_decoder") / RECORD_FILE).read_text()
+    )
     key = replace(record.key, component="unet-twin", network=network_hash(manifest, "unet"))
     folder = folder_of(both, "vae_decoder").with_name(key.folder())
     folder.mkdir()
     forged = record.model_copy(update={"key": key}).sealed()
-    (folder / RECORD).write_text(forged.model_dump_json())
+    (folder / RECORD_FILE).write_text(forged.model_dump_json())
     trust(forged.checksum)
     error = rejected(both)
     assert error.reason == "foreign"
@@ -319,7 +316,7 @@ def test_links_in_the_place_of_engines_are_not_followed(bundle: Bundle, tmp_path
 
 
 def test_a_pipe_in_the_place_of_a_file_does_not_hang(bundle: Bundle) -> None:
-    for name in (RECORD, PLAN):
+    for name in (RECORD_FILE, ENGINE_FILE):
         path = folder_of(bundle, "vae_decoder") / name
         path.unlink()
         os.mkfifo(path)
@@ -327,7 +324,7 @@ def test_a_pipe_in_the_place_of_a_file_does_not_hang(bundle: Bundle) -> None:
 
 
 def test_a_bad_engine_does_not_hide_a_good_one(bundle: Bundle) -> None:
-    (folder_of(bundle) / RECORD).write_text("{}")
+    (folder_of(bundle) / RECORD_FILE).write_text("{}")
     built(bundle, "square")
     assert [profile.name for profile in opened(bundle).profiles] == ["square"]
 
