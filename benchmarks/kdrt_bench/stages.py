@@ -121,8 +121,8 @@ class TimedBinding(Binding):
         if isinstance(self._binding, _Invalidates):
             self._binding.invalidate()
 
-    def held(self) -> tuple[torch.Tensor, ...]:
-        return self._binding.held()
+    def workspace(self) -> tuple[torch.Tensor, ...]:
+        return self._binding.workspace()
 
 
 def timed(engines: Mapping[str, Engine], clock: StageClock) -> dict[str, TimedEngine]:

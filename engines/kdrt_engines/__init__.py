@@ -1,13 +1,26 @@
 """Engines: run a network at fixed addresses, whatever executes it.
 
 An :class:`Engine` is a loaded network; :meth:`Engine.bind` gives a :class:`Binding` for one set
-of sizes, with tensors that never move; :meth:`Binding.run` does nothing but compute. Backends:
-``torch_eager`` (modules and exported programs), ``ort`` (ONNX Runtime) and ``tensorrt`` (both
-flavours of TensorRT). ``registry`` says what this machine has and chooses; ``profiles`` and
-``keys`` say what an engine was built for.
+of sizes, with tensors that never move; :meth:`Binding.run` does nothing but compute.
 
 This package knows nothing of diffusion and imports neither ``kdrt`` nor ``kdrt_export``. Names are
 imported when they are first used: the process that builds a TensorRT engine needs no torch.
+
+Its files:
+
+    base           the contract; spec, dtypes and errors belong to it
+    registry       the names of all engines, and which of them this machine can run
+    onnxruntime    ONNX Runtime
+    tensorrt       TensorRT and TensorRT-RTX
+    torch_eager    modules and exported programs; torch_programs looks into their files
+    cuda_graphs    captured work
+    profiles       the sizes that a built engine takes
+    keys           what a built engine depends on
+    comparison     how far two engines are apart
+    onnx_model     what an ONNX file says of itself (onnx_weights, protobuf)
+    processors     which processors threads run on
+    regular_files  reading files from strangers
+    installed      versions of packages
 """
 
 from __future__ import annotations

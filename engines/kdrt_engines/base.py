@@ -1,4 +1,4 @@
-"""The contract every backend keeps: an engine binds to sizes, a binding runs at addresses."""
+"""The contract of every backend: an engine is bound to sizes, a binding runs at fixed addresses."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from kdrt_engines.spec import EngineSpec
 class Binding(ABC):
     """A network bound to one set of sizes.
 
-    ``inputs`` and ``outputs`` are tensors whose addresses never change: callers write into the
-    inputs, call :meth:`run`, and read the outputs. Whatever was written stays until it is
-    overwritten, so inputs that do not change between calls are written once.
+    Attributes:
+        inputs: tensors by name, whose addresses never change. Callers write into them before
+            :meth:`run`; what was written stays, so inputs that do not change are written once.
+        outputs: tensors by name, at fixed addresses too; valid until the next run.
     """
 
     inputs: Mapping[str, torch.Tensor]
@@ -27,9 +28,9 @@ class Binding(ABC):
         """Compute the outputs from the inputs, on the current stream. On CUDA it only enqueues:
         it never allocates and never synchronises."""
 
-    def held(self) -> tuple[torch.Tensor, ...]:
-        """Memory besides inputs and outputs that an enqueued run uses. Who captures a run in a
-        CUDA graph must keep it for as long as the graph."""
+    def workspace(self) -> tuple[torch.Tensor, ...]:
+        """Memory besides inputs and outputs that an enqueued run uses. A CUDA graph of the run
+        needs it for as long as it lives."""
         return ()
 
 
@@ -40,17 +41,17 @@ class Engine(ABC):
     device: torch.device
 
     stream: torch.cuda.Stream | None = None
-    """The one stream that runs are enqueued on, whatever the current one is; None is any."""
+    """The stream that every run is enqueued on; None is the current one."""
 
     capturable: bool = True
-    """Whether a caller can capture runs in a CUDA graph. Where not, the engine makes its own."""
+    """Whether callers can capture runs in a CUDA graph. If not, the engine can make its own."""
 
     in_place: bool = False
-    """Whether :meth:`with_weights` changes this very engine."""
+    """Whether :meth:`with_weights` changes this engine instead of making another."""
 
     @abstractmethod
     def bind(self, **dims: int) -> Binding:
-        """Allocate inputs and outputs for these sizes, one keyword a symbol of the spec.
+        """Allocate inputs and outputs for these sizes, one keyword for each symbol of the spec.
 
         Raises:
             ShapeError: a symbol is missing, or the sizes are outside of what the engine allows.
@@ -67,23 +68,23 @@ class Engine(ABC):
 
     def limits(self) -> Mapping[str, tuple[int, int]]:
         """Least and greatest size of each symbol: :meth:`bind` takes all sizes within, and may
-        take others (see :meth:`allows`). What is not listed is not limited. Empty unless an
-        engine was built for a range of sizes."""
+        take others (see :meth:`allows`). A symbol that is not listed has no limits. Empty unless
+        the engine was built for a range of sizes."""
         return {}
 
     def with_weights(self, weights: Mapping[str, torch.Tensor]) -> Engine:
-        """This network as it is in its file, except for some weights.
+        """The network of the file with some weights replaced.
 
-        The result takes this engine's place: it may be this very engine, changed. With no
-        weights it computes again exactly what was built or exported. What was bound of a changed
-        engine stays valid; runs that were captured must be captured anew.
+        The result takes this engine's place: it may be this engine, changed (see
+        :attr:`in_place`). Without weights it computes again exactly what was built or exported.
+        Bindings of a changed engine stay valid; captured runs must be captured anew.
 
         Args:
             weights: by the name of the initialiser, in its dtype and shape.
 
         Raises:
-            FixedWeightsError: those of this kind of engine cannot change; nothing has.
-            EngineError: they were refused. An engine that changes in place holds what it held
-                before, or what was built or exported.
+            FixedWeightsError: this kind of engine cannot change its weights; nothing has changed.
+            EngineError: they were refused. An engine that changes in place has the weights from
+                before, or those of the file.
         """
         raise FixedWeightsError(f"a {type(self).__name__} whose weights are fixed when it is built")

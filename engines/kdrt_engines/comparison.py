@@ -1,4 +1,4 @@
-"""Two engines of one network on the same inputs, and how far apart their results are."""
+"""How far apart two engines of one network are on the same inputs."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def greatest_error(outputs: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 
 
 def bound_of(spec: EngineSpec) -> float:
-    """What ``BOUNDS`` allows a network."""
+    """The largest relative error that ``BOUNDS`` allows for a network."""
     dtypes = {tensor.dtype for tensor in (*spec.inputs, *spec.outputs)}
     return max(BOUNDS[dtype] for dtype in dtypes if dtype in BOUNDS)
 
 
 def random_inputs(spec: EngineSpec, dims: Mapping[str, int], seed: int = 0) -> dict[str, Tensor]:
-    """An input for every one of a network, on the CPU: numbers are normal, indices are 0."""
+    """All inputs of a network, on the CPU: normally distributed numbers, indices 0."""
     generator = torch.Generator().manual_seed(seed)
     inputs = {}
     for tensor in spec.inputs:

@@ -1,8 +1,8 @@
-"""CUDA graphs: work captured once, launched as one from then on.
+"""CUDA graphs: work captured once, and launched as one from then on.
 
-A graph repeats what was enqueued while it was captured, at the same addresses. So whatever it
-touches must stay where it is for as long as the graph lives: inputs, outputs, and the memory that
-:meth:`Binding.held <kdrt_engines.base.Binding.held>` names.
+A CUDA graph repeats what was enqueued during its capture, at the same addresses. So all memory it
+uses must stay allocated for as long as it lives: inputs, outputs, and the
+:meth:`workspace <kdrt_engines.base.Binding.workspace>` of bindings.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Graph(Protocol):
     """Captured work."""
 
     size: int
-    """Bytes of device memory that the graph holds for itself."""
+    """Bytes of device memory that the CUDA graph owns."""
 
     def replay(self) -> None:
         """Enqueue the work on the current stream."""
@@ -35,25 +35,26 @@ class Graph(Protocol):
 class CudaGraph:
     """``work`` captured on ``stream``.
 
-    The work is run once before, uncaptured: what a library puts off until it is first called
-    (handles, workspaces, compiled kernels) cannot happen inside a capture.
+    The work is run once before, uncaptured: what libraries do at their first call (handles,
+    workspaces, compiled kernels) cannot happen inside a capture.
 
     Args:
         work: what to capture; takes nothing and returns nothing.
         stream: a stream that is not the default one.
-        held: memory that must live as long as the graph, besides what ``work`` itself refers to.
+        workspace: memory that must live as long as the CUDA graph, besides what ``work`` itself
+            refers to.
 
     Raises:
-        CaptureError: the work cannot be captured; nothing is left captured or half done.
+        CaptureError: the work cannot be captured; no capture is left open.
     """
 
     def __init__(
         self,
         work: Callable[[], None],
         stream: torch.cuda.Stream,
-        held: Sequence[Tensor] = (),
+        workspace: Sequence[Tensor] = (),
     ) -> None:
-        self._held = (work, *held)
+        self._kept_alive = (work, *workspace)
         self._graph = torch.cuda.CUDAGraph()
         stream.wait_stream(torch.cuda.current_stream(stream.device))
         with torch.cuda.stream(stream):
@@ -77,15 +78,15 @@ class CudaGraph:
 
 
 CUDA_GRAPH_MEMORY = 2 << 30
-"""Most bytes that the graphs of a pipeline hold together."""
+"""Most bytes that all CUDA graphs of a pipeline may own."""
 
 
 class CudaGraphCache:
-    """Captured graphs by key, the least recently used dropped first.
+    """CUDA graphs by key; the least recently used is dropped first.
 
     Args:
-        limit: most bytes that the graphs may hold together.
-        count: most graphs.
+        limit: most bytes that all of them may own.
+        count: most CUDA graphs.
     """
 
     def __init__(self, limit: int = CUDA_GRAPH_MEMORY, count: int = 16) -> None:
@@ -97,12 +98,12 @@ class CudaGraphCache:
 
     @property
     def size(self) -> int:
-        """Bytes that the graphs hold together."""
+        """Bytes that all of them own."""
         return sum(graph.size for graph in self._graphs.values())
 
     def get(self, key: Hashable, capture: Callable[[], Graph]) -> Graph:
-        """The graph of ``key``, captured if there is none. A graph larger than the limit is
-        returned but replaces all others."""
+        """The CUDA graph of ``key``, captured if there is none. One larger than the limit replaces
+        all others."""
         if key not in self._graphs:
             self._graphs[key] = capture()
         self._graphs.move_to_end(key)
@@ -113,10 +114,10 @@ class CudaGraphCache:
         return self._graphs[key]
 
     def drop(self, owner: object) -> None:
-        """Drop the graphs whose key begins with ``owner``."""
+        """Drop those whose key begins with ``owner``."""
         for key in [k for k in self._graphs if isinstance(k, tuple) and k[0] is owner]:
             del self._graphs[key]
 
     def clear(self) -> None:
-        """Drop all graphs."""
+        """Drop all."""
         self._graphs.clear()

@@ -1,6 +1,6 @@
-"""The root of kdrt's exceptions, and those that engines raise.
+"""The base class of kdrt's exceptions, and those that engines raise.
 
-Every message is one sentence a user can act on: what was wrong, what is allowed, what to do.
+Every message is one sentence a user can act on: what was wrong, what is allowed, what to do next.
 A bug inside kdrt is never a ``KdrtError``.
 """
 
@@ -12,8 +12,8 @@ from typing import Any, Literal
 class KdrtError(Exception):
     """Something the user can put right. The command line prints it and exits with 2.
 
-    It survives a pickle, and so the way from another process, with all its attributes, whatever
-    arguments its class takes.
+    It can be pickled with all its attributes, so that it can be raised in another process,
+    whatever arguments its class takes.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -33,11 +33,11 @@ class EngineUnavailableError(EngineError):
 
 
 class ShapeError(EngineError, ValueError):
-    """A size outside of what an engine was made for."""
+    """A size that an engine does not take."""
 
 
 class OutOfMemoryError(EngineError):
-    """Memory ran out while something was loaded or computed. What was there before still works."""
+    """Memory ran out while something was loaded or computed. What was loaded before still works."""
 
 
 class FixedWeightsError(EngineError):
@@ -55,11 +55,11 @@ Reason = Literal[
     "untrusted",
 ]
 """Why an engine file is not loaded. ``stale``: its network has been exported anew; ``foreign``: it
-is a whole engine, but of something else; ``untrusted``: somebody else built it."""
+is a valid engine of something else; ``untrusted``: somebody else built it."""
 
 
 class EngineRejectedError(EngineError):
-    """A built engine is not what is asked for, or not what was built. It was not loaded."""
+    """A built engine is missing, damaged, or not the one that is needed. It was not loaded."""
 
     def __init__(self, message: str, reason: Reason) -> None:
         super().__init__(message)
@@ -70,8 +70,8 @@ _OUT_OF_MEMORY = ("out of memory", "allocate memory", "bad_alloc", "alloc_failed
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: PyTorch, ONNX Runtime, cuBLAS and the operating system have no
-    common type for that, but a few phrases."""
+    """Whether an allocation failed. PyTorch, ONNX Runtime, cuBLAS and the operating system have no
+    common exception for that, so their messages are searched."""
     if isinstance(error, KdrtError | MemoryError):
         return isinstance(error, OutOfMemoryError | MemoryError)
     return any(phrase in str(error).lower() for phrase in _OUT_OF_MEMORY)

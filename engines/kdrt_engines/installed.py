@@ -1,18 +1,18 @@
-"""Versions of what is installed."""
+"""Versions of installed packages."""
 
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
-_INSTEAD = {"onnxruntime": ("onnxruntime-gpu",)}
-"""Distributions with the same module in them."""
+_ALTERNATIVES = {"onnxruntime": ("onnxruntime-gpu",)}
+"""Distributions that provide the same module."""
 
 
 def installed_version(*distributions: str) -> str | None:
-    """The version of the first of ``distributions`` that is installed, or of one with the same
-    module in it; None if there is none."""
+    """The version of the first of ``distributions`` that is installed, or of an alternative that
+    provides the same module; None if there is none."""
     for name in distributions:
-        for candidate in (name, *_INSTEAD.get(name, ())):
+        for candidate in (name, *_ALTERNATIVES.get(name, ())):
             try:
                 return version(candidate)
             except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""What makes one engine file different from another. All of it is checked before one is loaded."""
+"""What a built engine depends on. All of it is checked before one is loaded."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class EngineKey:
 
     @property
     def refittable(self) -> bool:
-        """Whether weights of the engine can be changed; its flag is ``REFIT``, of whatever kind
-        TensorRT has."""
+        """Whether weights of the engine can change. The flag is ``REFIT``, whichever kind of refit
+        TensorRT offers."""
         return self.flags.get(REFIT, False)
 
     def digest(self) -> str:

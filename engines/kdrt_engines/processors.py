@@ -1,8 +1,9 @@
-"""The processors of this process: how many, and one for each of some threads that work together.
+"""The processors of this process: how many there are, and how threads that work together are kept
+on different ones.
 
-Linux wakes a thread beside the one that calls it if no other processor seems idle. In a virtual
-machine a processor that has slept for a while counts as taken by the host, so two threads share one
-until the scheduler parts them: a run of a network takes twice as long, and often the next one too.
+Linux wakes a thread on its caller's processor if no other seems idle. In a virtual machine a
+processor that has slept for a while counts as taken by the host, so two threads share one until the
+scheduler separates them: a run of a network takes twice as long, and often the next one too.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 
 
 def cores() -> int:
-    """The cores this process may use, which in a container are fewer than the machine's."""
+    """The cores this process may use: in a container fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -35,18 +36,19 @@ class Processors:
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """For as long as this lasts the others are not where the caller is now. Where there is
-        just one processor for each, all stay on theirs, the caller too; where there are more, the
-        scheduler has a choice, and with fewer, or where none can be chosen, nothing changes."""
-        allowed = self._hold()
+        """Within this context the other threads do not run on the caller's processor. If there are
+        just as many processors as threads, each thread is pinned to one, the caller too. With
+        more, the scheduler chooses among the rest. With fewer, or on systems without affinity,
+        nothing changes."""
+        allowed = self._pin()
         try:
             yield
         finally:
             if allowed is not None:
                 os.sched_setaffinity(0, allowed)
 
-    def _hold(self) -> set[int] | None:
-        """The processors that the caller may use again afterwards; None if it is not held."""
+    def _pin(self) -> set[int] | None:
+        """The processors to give back to the caller afterwards; None if it was not pinned."""
         if self._current is None or not self._threads:
             return None
         allowed, here = os.sched_getaffinity(0), self._current()
@@ -68,9 +70,9 @@ class Processors:
 
 
 def _current_processor() -> Callable[[], int] | None:
-    """What tells on which processor its caller is; None if this system does not."""
+    """A function that returns the processor its caller runs on; None if this system has none."""
     if sys.platform != "linux":
         return None
-    # Unlike CDLL it keeps the interpreter, which others may be waiting for.
+    # Unlike CDLL, PyDLL does not release the interpreter, which others may be waiting for.
     current: Callable[[], int] | None = getattr(ctypes.PyDLL(None), "sched_getcpu", None)
     return current

@@ -87,8 +87,8 @@ def choose_profile(profiles: Iterable[Profile], dims: Mapping[str, int]) -> Prof
 
 
 def limits(profiles: Iterable[Profile]) -> dict[str, tuple[int, int]]:
-    """Least and greatest size of each symbol that can be had together: those of the loosest
-    profile. Between the profiles of an engine there may be sizes that none allows."""
+    """Least and greatest size of each symbol in the loosest profile: one profile allows all of them
+    together, while between the profiles of an engine there may be sizes that none allows."""
     loosest = max(profiles, key=lambda profile: profile.looseness)
     return {symbol: (r.min, r.max) for symbol, r in loosest.ranges.items()}
 

@@ -1,5 +1,5 @@
-"""Reading files that others wrote: a link, a pipe or a device in the place of one is an error,
-where opening it would lead elsewhere or never end."""
+"""Reading files that strangers wrote. A link, a pipe or a device in the place of a file is an
+error: opening it would lead elsewhere or block forever."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def open_regular(path: Path) -> BinaryIO:
     """Open a regular file to read.
 
     Raises:
-        OSError: it is none, or cannot be read.
+        OSError: it is not a regular file, or cannot be read.
     """
     descriptor = os.open(path, _FLAGS)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -1,4 +1,4 @@
-"""Eager PyTorch behind the engine contract: the reference, and the benchmark baseline."""
+"""Eager PyTorch behind the engine contract: the reference, and the baseline of benchmarks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kdrt_engines.errors import EngineError
 from kdrt_engines.spec import EngineSpec, TensorSpec
 
 ALIGNMENT = 64
-"""Bytes; what PyTorch's own allocations are aligned to."""
+"""Bytes that PyTorch aligns its own allocations to."""
 
 PLACES = "places.json"
 """In an exported program: by parameter, its address modulo ``ALIGNMENT`` when it was exported."""
@@ -26,19 +26,20 @@ def load_program(path: Path, device: torch.device | str = "cpu") -> torch.nn.Mod
     """An exported program as a module that, on a CPU, computes the bits of the network it was made
     from.
 
-    Two things besides the operations decide those. Kernels on a CPU sum in an order that depends
-    on how weights are aligned, and a checkpoint's are as its file has them. And ``linear`` takes
-    another path for weights that want no gradient, which those of a freshly loaded network do.
+    Two things besides the operations decide the bits. Kernels on a CPU sum in an order that depends
+    on the alignment of weights, and those of a checkpoint are aligned as in its file. And
+    ``linear`` takes another path for weights that require no gradient, while those of a freshly
+    loaded network do.
     """
     extra = {PLACES: ""}
     program = torch.export.load(path, extra_files=extra)
     if torch.device(device).type == "cuda":
         from torch.export.passes import move_to_device_pass
 
-        # Traced on a CPU, its graph makes tensors there, which moving a module leaves alone.
+        # Traced on a CPU, it creates tensors there, which moving a module does not change.
         program = move_to_device_pass(program, device)
-    # torch.export guards against every size that it took for special while tracing, such as a side
-    # of 1 in the deepest block. The operations are right for those too.
+    # torch.export refuses sizes that it specialised on while tracing, such as a side of 1 in the
+    # deepest block. The operations are right for those too.
     guards = "check_guards" in inspect.signature(program.module).parameters  # since torch 2.9
     exported: Any = program.module(**({"check_guards": False} if guards else {}))
     exported.validate_inputs = False
@@ -87,8 +88,8 @@ class TorchEngine(Engine):
 
     @torch.no_grad()
     def with_weights(self, weights: Mapping[str, torch.Tensor]) -> TorchEngine:
-        """This engine, its weights overwritten in place: bindings and captured graphs stay
-        valid. What was there before is kept, and put back by a later call."""
+        """This engine, its weights overwritten in place: bindings and captured CUDA graphs stay
+        valid. The weights from before are kept, and restored by a later call."""
         state = _weights_by_name(self.module)
         unknown = [name for name in weights if name not in state]
         if unknown:

@@ -1,7 +1,7 @@
-"""What is in the file of an exported PyTorch program, found without PyTorch.
+"""What the file of an exported PyTorch program contains, read without PyTorch.
 
-Loading one can run any code: its graph calls functions of ``torch`` by name, and PyTorch unpickles
-what the file says is a pickle. So only programs that the user made or trusts are loaded, and none
+Loading one can run any code: it calls functions of ``torch`` by name, and PyTorch unpickles what
+the file declares as a pickle. So only programs that the user made or trusts are loaded, and none
 with a pickle in it.
 """
 
@@ -33,7 +33,7 @@ def refuse_pickles(path: Path) -> None:
             suspect = [
                 entry.filename for entry in archive.infolist() if not _harmless(archive, entry)
             ]
-    except Exception as error:  # what a damaged archive and a foreign config raise is no short list
+    except Exception as error:  # a damaged archive or config raises many kinds
         raise EngineError(f"PyTorch cannot load {path}: it is damaged ({error})") from error
     if suspect:
         raise EngineError(

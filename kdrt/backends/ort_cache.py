@@ -1,16 +1,15 @@
-"""What ONNX Runtime made of a bundle's networks on this machine, kept so that loading them again
-is only to map a file.
+"""The graphs that ONNX Runtime optimised for this machine, kept in the bundle: loading one then
+only maps a file.
 
     engines/onnxruntime/unet-0123456789abcdef/
         model.onnx      the optimised graph
         weights.bin     its weights, as the kernels of this processor want them
-        invariants*     both again, of what the network takes besides its component's inputs
+        invariants*     the same for the graph of the invariants
 
 The digits are a digest of all it depends on: the network, the version of ONNX Runtime, and the
-processor. What does not fit, or was not made or trusted by this user byte for byte (see
-:mod:`kdrt.common.home`), is not looked at; the bundle's own graph is then loaded and optimised in
-memory.
-Only float32 networks are kept: on a CPU the half precisions are computed in float32.
+processor. A file that does not match, or that this user neither made nor trusts byte for byte (see
+:mod:`kdrt.common.home`), is ignored; the bundle's own graph is then loaded and optimised in memory.
+Only float32 networks are kept: on a CPU half precision is computed in float32.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Protocol
 
 import psutil
 
@@ -34,6 +32,7 @@ from kdrt.backends.records import network_hash
 from kdrt.bundle import Bundle
 from kdrt.common.atomic_io import new_folder, other_files
 from kdrt.common.home import Digests, check_home, is_trusted, trust
+from kdrt.common.progress import Progress
 
 _logger = logging.getLogger("kdrt.engines")
 
@@ -44,30 +43,23 @@ _MEMORY_FOR_WEIGHTS = 2.5
 _DISK_FOR_WEIGHTS = 1.5
 
 
-class Report(Protocol):
-    """What is told of the work; see `kdrt_export.report.Report`."""
-
-    def start(self, stage: str) -> None: ...
-    def done(self, detail: str = "") -> None: ...
-    def note(self, message: str) -> None: ...
-
-
 @dataclass(frozen=True)
 class Optimized:
-    """The optimised graphs of a component: what is loaded most of its network, and its invariants
-    (see `kdrt.bundle.OrtGraphs`) if it has any."""
+    """The optimised graphs of a component: the one that most runs use, and its invariants (see
+    `kdrt.bundle.OrtGraphs`) if it has any."""
 
     network: Path
     invariants: Path | None
 
     @property
     def folder(self) -> Path:
-        """Where they are, and their weights."""
+        """The folder of the graphs and their weights."""
         return self.network.parent
 
 
 def optimized(bundle: Bundle, component: str) -> Optimized | None:
-    """The optimised graphs of a component for this machine, if there are any and intact."""
+    """The optimised graphs of a component for this machine, or None if there are none that this
+    user can trust."""
     folder = bundle.file(_folder(bundle, component))
     sources = _sources(bundle, component)
     if not sources:
@@ -79,11 +71,11 @@ def optimized(bundle: Bundle, component: str) -> Optimized | None:
     if not is_trusted(*made):
         _logger.info("%s is not used: it is damaged, or somebody else made it", folder)
         return None
-    return _made(folder, sources)
+    return _optimized(folder, sources)
 
 
 def trust_optimized(bundle: Bundle, component: str) -> Path | None:
-    """Use the optimised graphs of a component, whoever made them.
+    """Trust the optimised graphs of a component, whoever made them.
 
     Returns:
         Where they are; None if there are none for this machine.
@@ -100,16 +92,16 @@ def trust_optimized(bundle: Bundle, component: str) -> Path | None:
 
 
 def keep_optimized(
-    bundle: Bundle, components: Iterable[str], report: Report, *, force: bool = False
+    bundle: Bundle, components: Iterable[str], report: Progress, *, force: bool = False
 ) -> list[Optimized]:
-    """Optimise components for this machine; what is there already stays, but for ``force``.
+    """Optimise components for this machine, unless they are already; ``force`` does it again.
 
     Returns:
         The graphs made now.
 
     Raises:
         EngineError: ONNX Runtime cannot load a network.
-        OutputError: the bundle cannot be written to, or what is made not be noted.
+        OutputError: the bundle or the list of trusted files cannot be written.
     """
     # Only builds need it, and loading imports this module.
     from kdrt.common.lock import only_builder
@@ -123,18 +115,18 @@ def keep_optimized(
         for name, files in sources.items():
             if force or optimized(bundle, name) is None:
                 made.append(_optimize(bundle, name, files, report))
-        _forget_others(bundle)
+        _remove_stale(bundle)
     return [each for each in made if each is not None]
 
 
 def _optimize(
-    bundle: Bundle, name: str, sources: dict[tuple[str, str], Path], report: Report
+    bundle: Bundle, name: str, sources: dict[tuple[str, str], Path], report: Progress
 ) -> Optimized | None:
     """Optimise a component; None if this machine has no room for that."""
     from kdrt_engines.onnxruntime.sessions import save_optimized
 
     report.start(f"{name}: optimise for this CPU")
-    missing = _lacks(sources[_NETWORK])
+    missing = _missing_resources(sources[_NETWORK])
     if missing is not None:
         report.done("left out")
         report.note(f"{name} is not optimised beforehand: {missing}; it will load more slowly")
@@ -148,14 +140,14 @@ def _optimize(
         total = sum(file.stat().st_size for file in partial.iterdir())
     trust(*_description(target, sources))
     report.done(f"{total / 1e6:,.1f} MB")
-    return _made(target, sources)
+    return _optimized(target, sources)
 
 
 def _sources(bundle: Bundle, component: str) -> dict[tuple[str, str], Path]:
-    """What is optimised of a component, by the files it goes to: the graph that is loaded most, and
-    its invariants. Empty if that is not worth keeping."""
+    """The graphs of a component to optimise, by the names of the resulting files: the one that most
+    runs use, and its invariants. Empty if that is not worth it."""
     if bundle.manifest.baked.weights == "int8":
-        return {}  # they would be kept as what they were rounded from, four times the size
+        return {}  # the optimised graph would hold float32 weights, four times the size
     described = bundle.manifest.components[component]
     graphs = described.onnxruntime
     if graphs is None or any(t.dtype in ("float16", "bfloat16") for t in described.inputs):
@@ -166,13 +158,13 @@ def _sources(bundle: Bundle, component: str) -> dict[tuple[str, str], Path]:
     return sources
 
 
-def _made(folder: Path, sources: Mapping[tuple[str, str], Path]) -> Optimized:
+def _optimized(folder: Path, sources: Mapping[tuple[str, str], Path]) -> Optimized:
     invariants = folder / _INVARIANTS[0] if _INVARIANTS in sources else None
     return Optimized(folder / _NETWORK[0], invariants)
 
 
 def _description(folder: Path, sources: Mapping[tuple[str, str], Path]) -> list[str]:
-    """What the files of a component are; raises OSError where one is missing."""
+    """What identifies the files of a component. Raises OSError where one is missing."""
     digests = Digests(folder)
     names = [name for files in sources for name in files]
     described = [folder.name, *(f"{name} {digests.of(name)}" for name in names)]
@@ -181,7 +173,7 @@ def _description(folder: Path, sources: Mapping[tuple[str, str], Path]) -> list[
 
 
 def _foreign(folder: Path) -> str | None:
-    known = {*_NETWORK, *_INVARIANTS, "record.json"}  # the last one was written once
+    known = {*_NETWORK, *_INVARIANTS, "record.json"}  # earlier versions wrote the last one
     return other_files(folder, known.__contains__)
 
 
@@ -206,7 +198,7 @@ def _runtime_version() -> str:
 
 @cache
 def _processor() -> str:
-    """What decides which kernels there are: the instruction sets, as Linux lists them."""
+    """What decides which kernels are used: the instruction sets, as Linux lists them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -215,8 +207,9 @@ def _processor() -> str:
     return f"{platform.machine()} {' '.join(sorted(flags.split()))}"
 
 
-def _lacks(source: Path) -> str | None:
-    """What optimising a network needs and this machine has not; None if nothing."""
+def _missing_resources(source: Path) -> str | None:
+    """The memory or disk space that optimising a network needs and this machine lacks; None if
+    there is enough."""
     weights = sum(file.stat().st_size for file in source.parent.iterdir())
     memory = psutil.virtual_memory().available
     if memory < _MEMORY_FOR_WEIGHTS * weights:
@@ -226,9 +219,9 @@ def _lacks(source: Path) -> str | None:
     return None
 
 
-def _forget_others(bundle: Bundle) -> None:
-    """Remove graphs of networks, versions and processors that are no more: they are large, and
-    made again with one command."""
+def _remove_stale(bundle: Bundle) -> None:
+    """Remove the graphs of other networks, versions and processors: they are large, and one command
+    makes them again."""
     known = {_folder(bundle, name) for name in bundle.manifest.components}
     for folder in bundle.place(FOLDER).iterdir():
         is_old = _NAME.fullmatch(folder.name) and f"{FOLDER}/{folder.name}" not in known

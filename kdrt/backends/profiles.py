@@ -1,11 +1,11 @@
-"""Optimization profiles by name: which image sizes an engine is built for.
+"""Optimization profiles by name: the image sizes that an engine is built for.
 
     square · portrait · landscape · any      ranges around the model's default size
     static:HxWxB                             H by W pixels, B images, and nothing else
 
-A name stands for ranges of image sizes, images at once and prompt length. What that means for
-a network follows from the network: guidance doubles the batch of the UNet, a text encoder only
-sees prompts, and the VAE decodes one image at a time, up to a size that its attention can bear.
+A name stands for ranges of image sizes, batch sizes and prompt lengths. What that means for a
+network depends on the network: guidance doubles the batch of the UNet, a text encoder only sees
+prompts, and the VAE decodes one image at a time, up to a size that its attention allows.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ IMAGES = Range(1, 1, 4)
 """Images made at once, of the profiles that are not static."""
 
 PROMPTS = Range(1, 1, 8)
-"""Prompts, or pieces of one, that a text encoder takes at once."""
+"""Prompts, or chunks of one, that a text encoder takes at once."""
 
-PIECES = 3
-"""A prompt may be this many times as long as the text encoder reads at once."""
+CHUNKS = 3
+"""Most chunks of a prompt; each is as long as the text encoder reads at once."""
 
 VAE_LATENTS = 20_480
 """Most latents, height times width, that the VAE takes at once: 1280 × 1024 pixels where one
-latent is 8 × 8. Its attention has heads too wide for a fused kernel, so it keeps its scores, the
-square of this, in memory. What is larger is decoded in tiles."""
+latent is 8 × 8. Its attention heads are too wide for a fused kernel, so the scores, the square of
+this, are in memory. Larger images are decoded in tiles."""
 
 _Sides = tuple[Fraction, Fraction, Fraction]
 
@@ -45,7 +45,7 @@ def _sides(least: str, best: str, most: str) -> _Sides:
     return Fraction(least), Fraction(best), Fraction(most)
 
 
-# Height and width, as parts of the default size. SDXL was trained at many shapes of one area,
+# Height and width, as fractions of the default size. SDXL was trained at many shapes of one area,
 # 1216 × 832 among them; its predecessors at one size, from which people stretch one side.
 _SHAPES: dict[str, dict[str, tuple[_Sides, _Sides]]] = {
     "sd": {
@@ -66,8 +66,8 @@ _STATIC = re.compile(r"static:(\d+)x(\d+)x(\d+)(?:x(\d+))?")
 
 
 @dataclass(frozen=True)
-class _Meaning:
-    """What a name means for a model: latent sizes, images at once, prompt tokens."""
+class _Sizes:
+    """What a name stands for in a model: latent sizes, images at once, prompt tokens."""
 
     height: Range
     width: Range
@@ -109,36 +109,36 @@ def is_guided(manifest: Manifest) -> bool:
 
 
 def _profile(manifest: Manifest, component: str, name: str) -> Profile:
-    meaning = _meaning(manifest, name)
+    wanted = _sizes_of(manifest, name)
     if component in ("unet", SHALLOW_UNET):
         rows = 2 if is_guided(manifest) else 1
-        images = meaning.images
+        images = wanted.images
         return Profile(
             name,
             {
                 # Guidance can be switched off: then the same images need half the rows.
                 "B": Range(images.min, rows * images.opt, rows * images.max),
-                "L": meaning.tokens,
-                "h": meaning.height,
-                "w": meaning.width,
+                "L": wanted.tokens,
+                "h": wanted.height,
+                "w": wanted.width,
             },
         )
     for facts in manifest.text_encoders:
         if facts.component == component:
             return Profile("prompts", {"B": PROMPTS, "L": Range.fixed(facts.max_length)})
     if component in ("vae_decoder", "vae_encoder", "preview_decoder"):
-        height, width = _limited(meaning.height, meaning.width)
+        height, width = _limited(wanted.height, wanted.width)
         return Profile(name, {"B": Range.fixed(1), "h": height, "w": width})
     raise EngineError(f"kdrt knows no sizes for the component '{component}', so cannot build it")
 
 
-def _meaning(manifest: Manifest, name: str) -> _Meaning:
+def _sizes_of(manifest: Manifest, name: str) -> _Sizes:
     length = manifest.text_encoders[0].max_length
-    tokens = Range(length, length, PIECES * length)
+    tokens = Range(length, length, CHUNKS * length)
     latents = manifest.latents
     if name in NAMES:
         height, width = _SHAPES[manifest.family][name]
-        return _Meaning(
+        return _Sizes(
             _range(latents.default_height, latents.scale, height),
             _range(latents.default_width, latents.scale, width),
             IMAGES,
@@ -154,7 +154,7 @@ def _meaning(manifest: Manifest, name: str) -> _Meaning:
     chosen = int(match[4]) if match[4] else length
     if count < 1 or chosen < 1:
         raise EngineError(f"'{name}' makes no image; write at least static:HxWx1")
-    return _Meaning(
+    return _Sizes(
         Range.fixed(_latents(name, height_, latents)),
         Range.fixed(_latents(name, width_, latents)),
         Range.fixed(count),

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from kdrt._version import __version__
 from kdrt.backends.engine_files import (
@@ -33,6 +32,7 @@ from kdrt.bundle import Bundle, Manifest
 from kdrt.common.atomic_io import new_folder
 from kdrt.common.home import check_home, trust
 from kdrt.common.lock import only_builder
+from kdrt.common.progress import BuildProgress
 from kdrt.errors import EngineError, EngineRejectedError
 from kdrt_engines.keys import REFIT, EngineKey
 from kdrt_engines.profiles import Profile
@@ -41,16 +41,6 @@ from kdrt_engines.tensorrt.engine_file import read_header
 from kdrt_engines.tensorrt.flavour import FLAVOURS, TENSORRT_RTX, Flavour
 from kdrt_engines.tensorrt.job import BuildJob, Built, Shapes
 from kdrt_engines.tensorrt.refit_result import RefitResult
-
-
-class Report(Protocol):
-    """Receives the progress of a build."""
-
-    def start(self, stage: str) -> None: ...
-    def running(self, detail: str, memory: int) -> None: ...
-    def done(self, detail: str = "") -> None: ...
-    def note(self, text: str) -> None: ...
-    def warn(self, text: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -79,7 +69,7 @@ def build_engines(
     components: Sequence[str] = (),
     refittable: bool = False,
     force: bool = False,
-    report: Report,
+    report: BuildProgress,
     tools: Tools | None = None,
 ) -> list[EngineRecord]:
     """Build what is missing, one engine for each component and group of GPUs.
@@ -134,7 +124,12 @@ class _Builder:
     """Builds engines into a folder of a bundle, one by one."""
 
     def __init__(
-        self, bundle: Bundle, folder: Path, names: Sequence[str], report: Report, tools: Tools
+        self,
+        bundle: Bundle,
+        folder: Path,
+        names: Sequence[str],
+        report: BuildProgress,
+        tools: Tools,
     ) -> None:
         self._bundle, self._folder, self._names = bundle, folder, names
         self._report, self._tools = report, tools

@@ -125,8 +125,8 @@ class BoundUNet:
         return self.predictions
 
     def held(self) -> tuple[Tensor, ...]:
-        """See `kdrt_engines.Binding.held`."""
-        return self._binding.held()
+        """See `kdrt_engines.Binding.workspace`."""
+        return self._binding.workspace()
 
 
 def _joined(halves: Sequence[Tensor | None]) -> Tensor | None:

@@ -205,7 +205,7 @@ class Denoiser:
         )
 
     def held(self) -> tuple[Tensor, ...]:
-        """See `kdrt_engines.Binding.held`."""
+        """See `kdrt_engines.Binding.workspace`."""
         return tuple(held for network in self._networks.values() for held in network.held())
 
     def _write_region(self, region: KnownRegion | None) -> None:

@@ -63,7 +63,7 @@ def test_what_is_loaded_can_be_bound_in_its_profiles(bundle: Bundle) -> None:
 def test_all_engines_compute_in_one_block_of_memory(bundle: Bundle) -> None:
     engines = load_engines(bundle, "tensorrt-rtx")
     bindings = [engines["unet"].bind(**UNET), engines["vae_decoder"].bind(B=1, h=8, w=6)]
-    one, other = (binding.held() for binding in bindings)
+    one, other = (binding.workspace() for binding in bindings)
     assert one[0] is other[0]
 
 

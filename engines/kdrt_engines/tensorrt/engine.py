@@ -236,7 +236,7 @@ class TensorRTBinding(Binding):
 
         self._execute = execute
 
-    def held(self) -> tuple[Tensor, ...]:
+    def workspace(self) -> tuple[Tensor, ...]:
         return (self._scratch,)
 
     def use_scratch(self, block: Tensor) -> None:

@@ -22,7 +22,7 @@ class ScratchMemory:
 
     Networks run one after the other on one stream, so each may overwrite what the one before left.
     The block grows when a binding needs more, and every living binding then gets the new one.
-    Captured CUDA graphs keep the old block (see :meth:`Binding.held`), so they stay valid.
+    Captured CUDA graphs keep the old block (see :meth:`Binding.workspace`), so they stay valid.
 
     Args:
         device: where the block lies.

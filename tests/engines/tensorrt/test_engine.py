@@ -173,16 +173,16 @@ def test_networks_share_one_block_that_grows_and_stays_valid_for_all():
     engine, calls = load(unet_file((8, 64, 1, 4)), scratch=scratch)
     small = engine.bind(B=1, h=8, w=8)
     first = scratch.block
-    assert small.held()[0] is first
+    assert small.workspace()[0] is first
 
     large = engine.bind(B=4, h=64, w=64)
     assert scratch.block.numel() > first.numel()
-    assert small.held()[0] is large.held()[0] is scratch.block
+    assert small.workspace()[0] is large.workspace()[0] is scratch.block
     # The recorder raises if the small binding were left with memory of the wrong size.
     small.run()
 
     again = engine.bind(B=1, h=9, w=9)
-    assert again.held()[0] is scratch.block
+    assert again.workspace()[0] is scratch.block
     sizes = [detail for name, detail in calls.log if name == "set_device_memory"]
     assert sizes[-1] == scratch.block.numel()
 
