@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import kdrt
+import kdrt_bench
 import kdrt_engines
 import kdrt_export
 from kdrt_engines.errors import EngineRejectedError, KdrtError, OutOfMemoryError, is_out_of_memory
@@ -30,7 +31,7 @@ def _kinds(kind: type[KdrtError]) -> Iterator[type[KdrtError]]:
         yield from _kinds(each)
 
 
-for _package in (kdrt, kdrt_engines, kdrt_export):
+for _package in (kdrt, kdrt_bench, kdrt_engines, kdrt_export):
     _import_errors(_package)
 KINDS = sorted(set(_kinds(KdrtError)), key=lambda kind: kind.__qualname__)
 
