@@ -567,7 +567,7 @@ def _opened(path: Path | None) -> Any:
     """The image in a file; a PIL image, with its pixels."""
     import warnings
 
-    from kdrt.images.input import open_image, readable
+    from kdrt.images.files import open_image, readable
 
     if path is None:
         return None

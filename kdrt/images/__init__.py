@@ -2,6 +2,7 @@
 
 Its files:
 
+    files     opening image files
     input     images and masks as users have them, as tensors
     output    PIL, NumPy or torch images, and files with their metadata
     infotext  the text format of the AUTOMATIC1111 web UI, read

@@ -12,20 +12,18 @@ meant, and it is refused.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from kdrt.common.paths import user_path
 from kdrt.common.validation import MAX_SIDE, check_dense
 from kdrt.errors import InvalidRequestError
+from kdrt.images.files import readable
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -115,36 +113,6 @@ def pil_image(name: str, value: object) -> Image.Image:
             f"has {list(planes.shape)} (channels first)"
         )
     return _pil(planes)
-
-
-def open_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Open an image file; its pixels are not read yet. Only regular files are: anything else may
-    never end.
-
-    Raises:
-        InvalidRequestError: there is no such file, or it is no image that Pillow reads.
-    """
-    file = user_path(path)
-    if file.exists() and not file.is_file():
-        raise InvalidRequestError(f"cannot read {path}: it is not a file")
-    with readable(str(path)):
-        image = Image.open(file)
-        if image.format == "EPS":  # a program, which Pillow has Ghostscript run
-            raise InvalidRequestError(f"cannot read {path}: PostScript is not read")
-    return image
-
-
-@contextmanager
-def readable(name: str) -> Iterator[None]:
-    """Whatever Pillow raises on damaged files as a sentence: it has no exception of its own for
-    that, and hands on those of many decoders."""
-    try:
-        yield
-    except InvalidRequestError:
-        raise
-    except Exception as error:
-        system = error.strerror if isinstance(error, OSError) else None
-        raise InvalidRequestError(f"cannot read {name}: {system or _reason(error)}") from error
 
 
 def clip_pixels(
@@ -355,10 +323,3 @@ def _unit(name: str, values: Tensor | NDArray[np.generic]) -> Tensor:
     else:
         tensor = values.to("cpu", torch.float32, copy=True)
     return tensor.div_(_FULL.get(kind, 1))
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "it is no image, or damaged (not an image that Pillow knows)"
-    said = " ".join(str(error).split())[:200] or type(error).__name__
-    return f"it is no image, or damaged, or too large ({said}); an editor may save it anew"

@@ -17,8 +17,8 @@ from typing import Any
 from PIL import Image
 
 from kdrt.errors import InvalidRequestError
+from kdrt.images.files import open_image, readable
 from kdrt.images.infotext import as_text, json_object, parse_infotext
-from kdrt.images.input import open_image, readable
 
 PARAMETERS = "parameters"
 """The key of the web UI's text."""

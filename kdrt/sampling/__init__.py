@@ -25,26 +25,27 @@ only a function ``denoise(x, sigma)``.
 
 from __future__ import annotations
 
-from kdrt.sampling.adaptive import AdaptiveStep, run_adaptive
-from kdrt.sampling.dispatch import run, sample
-from kdrt.sampling.foreign import ForeignPlan, foreign_plan, is_foreign, run_foreign
-from kdrt.sampling.noise import BrownianNoise, NoiseSource, SeededNoise
-from kdrt.sampling.noise_modes import NOISES, NoiseInfo, RunNoise, check_noise, find_noise
-from kdrt.sampling.plan import NoiseSlot, Plan, Stage
-from kdrt.sampling.samplers import SAMPLERS, SamplerInfo, find_sampler, make_plan, split_label
-from kdrt.sampling.samplers.dpm_adaptive import AdaptivePlan
-from kdrt.sampling.schedules import (
-    SCHEDULES,
-    NoiseSchedule,
-    ScheduleInfo,
-    find_schedule,
-    partial_grid,
-    sigmas_for,
-)
-from kdrt.sampling.step import Denoise, Step
+import importlib
+from typing import TYPE_CHECKING
 
-AnyPlan = Plan | AdaptivePlan | ForeignPlan
-"""All of them have ``sampler``, ``sigmas``, ``steps`` and ``needs_unconditional``."""
+if TYPE_CHECKING:
+    from kdrt.sampling.adaptive import AdaptiveStep, run_adaptive
+    from kdrt.sampling.dispatch import run, sample
+    from kdrt.sampling.foreign import AnyPlan, ForeignPlan, foreign_plan, is_foreign, run_foreign
+    from kdrt.sampling.noise import BrownianNoise, NoiseSource, SeededNoise
+    from kdrt.sampling.noise_modes import NOISES, NoiseInfo, RunNoise, check_noise, find_noise
+    from kdrt.sampling.plan import NoiseSlot, Plan, Stage
+    from kdrt.sampling.samplers import SAMPLERS, SamplerInfo, find_sampler, make_plan, split_label
+    from kdrt.sampling.samplers.dpm_adaptive import AdaptivePlan
+    from kdrt.sampling.schedules import (
+        SCHEDULES,
+        NoiseSchedule,
+        ScheduleInfo,
+        find_schedule,
+        partial_grid,
+        sigmas_for,
+    )
+    from kdrt.sampling.step import Denoise, Step
 
 __all__ = [
     "NOISES",
@@ -82,3 +83,48 @@ __all__ = [
     "sigmas_for",
     "split_label",
 ]
+
+_HOME = {
+    "AdaptivePlan": "kdrt.sampling.samplers.dpm_adaptive",
+    "AdaptiveStep": "kdrt.sampling.adaptive",
+    "AnyPlan": "kdrt.sampling.foreign",
+    "BrownianNoise": "kdrt.sampling.noise",
+    "Denoise": "kdrt.sampling.step",
+    "ForeignPlan": "kdrt.sampling.foreign",
+    "NOISES": "kdrt.sampling.noise_modes",
+    "NoiseInfo": "kdrt.sampling.noise_modes",
+    "NoiseSchedule": "kdrt.sampling.schedules",
+    "NoiseSlot": "kdrt.sampling.plan",
+    "NoiseSource": "kdrt.sampling.noise",
+    "Plan": "kdrt.sampling.plan",
+    "RunNoise": "kdrt.sampling.noise_modes",
+    "SAMPLERS": "kdrt.sampling.samplers",
+    "SCHEDULES": "kdrt.sampling.schedules",
+    "SamplerInfo": "kdrt.sampling.samplers",
+    "ScheduleInfo": "kdrt.sampling.schedules",
+    "SeededNoise": "kdrt.sampling.noise",
+    "Stage": "kdrt.sampling.plan",
+    "Step": "kdrt.sampling.step",
+    "check_noise": "kdrt.sampling.noise_modes",
+    "find_noise": "kdrt.sampling.noise_modes",
+    "find_sampler": "kdrt.sampling.samplers",
+    "find_schedule": "kdrt.sampling.schedules",
+    "foreign_plan": "kdrt.sampling.foreign",
+    "is_foreign": "kdrt.sampling.foreign",
+    "make_plan": "kdrt.sampling.samplers",
+    "partial_grid": "kdrt.sampling.schedules",
+    "run": "kdrt.sampling.dispatch",
+    "run_adaptive": "kdrt.sampling.adaptive",
+    "run_foreign": "kdrt.sampling.foreign",
+    "sample": "kdrt.sampling.dispatch",
+    "sigmas_for": "kdrt.sampling.schedules",
+    "split_label": "kdrt.sampling.samplers",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'kdrt.sampling' has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value

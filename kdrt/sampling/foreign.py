@@ -27,7 +27,8 @@ from torch.overrides import TorchFunctionMode
 from kdrt.errors import InvalidRequestError
 from kdrt.sampling.k_diffusion import PREFIX, k_diffusion_sampler
 from kdrt.sampling.noise import NoiseSource, overlap
-from kdrt.sampling.plan import NoiseSlot
+from kdrt.sampling.plan import NoiseSlot, Plan
+from kdrt.sampling.samplers.dpm_adaptive import AdaptivePlan
 from kdrt.sampling.schedules import NoiseSchedule
 from kdrt.sampling.step import Denoise, Step
 
@@ -63,6 +64,10 @@ class ForeignPlan:
     def steps(self) -> int:
         """Number of steps of the grid (a sampler that only takes its ends may make others)."""
         return len(self.sigmas) - 1
+
+
+AnyPlan = Plan | AdaptivePlan | ForeignPlan
+"""All of them have ``sampler``, ``sigmas``, ``steps`` and ``needs_unconditional``."""
 
 
 def is_foreign(sampler: object) -> bool:

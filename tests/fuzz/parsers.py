@@ -27,8 +27,9 @@ with atheris.instrument_imports(include=["kdrt", "kdrt_export", "kdrt_engines"])
     from kdrt.adapters.lora_file import read_lora
     from kdrt.bundle import Bundle
     from kdrt.errors import KdrtError
+    from kdrt.images.files import open_image
     from kdrt.images.infotext import parse_infotext
-    from kdrt.images.input import open_image, read_images
+    from kdrt.images.input import read_images
     from kdrt.images.metadata import read_metadata
     from kdrt.prompt.weighting import escape, has_emphasis, parse
     from kdrt_engines.onnx_model import graph_facts

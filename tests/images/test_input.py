@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageMode, PngImagePlugin
 
 from kdrt.errors import InvalidRequestError
-from kdrt.images.input import clip_pixels, open_image, read_images, read_masks, to_rgb
+from kdrt.images.files import open_image
+from kdrt.images.input import clip_pixels, read_images, read_masks, to_rgb
 
 SIDE = 16
 RAMP: NDArray[np.uint8] = np.arange(256, dtype=np.uint8).reshape(SIDE, SIDE)
