@@ -11,6 +11,7 @@
     machine     what the figures depend on, and the most this machine can do
     suites      which experiments there are
     measure     suite → report
+    command     ``kdrt bench``; progress: what it says while it runs
     report      the report's JSON; page, plots: the same for people
 
 Nothing here is imported by the runtime. Diffusers and the peers are imported in workers only.

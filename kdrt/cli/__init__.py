@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import inspect as reflection
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable
@@ -34,6 +32,7 @@ from kdrt.cli import (
     schedules,
     trust,
 )
+from kdrt.cli.app import add_command, new_app
 
 __all__ = ["app", "interrupt", "run"]
 
@@ -65,25 +64,7 @@ that is.
 """
 
 
-def _reflowed(text: str) -> str:
-    """Paragraphs as one line each, for the terminal to wrap; indented ones as they are."""
-    paragraphs = reflection.cleandoc(text).split("\n\n")
-    return "\n\n".join(_kept(p) if p.startswith(" ") else p.replace("\n", " ") for p in paragraphs)
-
-
-def _kept(paragraph: str) -> str:
-    """Hide the indentation from typer, which would remove it."""
-    return re.sub(r"^ +", r"[default]\g<0>[/default]", paragraph, flags=re.MULTILINE)
-
-
-app = typer.Typer(
-    name="kdrt",
-    help=_reflowed(_HELP),
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = new_app("kdrt", _HELP)
 
 
 def _print_version(asked: bool) -> None:
@@ -126,12 +107,20 @@ def _options(
 
 def _add(panel: str, *commands: Callable[..., None]) -> None:
     for command in commands:
-        app.command(rich_help_panel=panel, help=_reflowed(command.__doc__ or ""))(command)
+        add_command(app, command, rich_help_panel=panel)
 
 
 _add("Models", export.export, build.build, inspect.inspect, trust.trust)
 _add("Images", generate.generate, info.info)
-_add("What there is", samplers.samplers, schedules.schedules, doctor.doctor, bench.bench)
+_add("What there is", samplers.samplers, schedules.schedules, doctor.doctor)
+add_command(
+    app,
+    bench.bench,
+    rich_help_panel="What there is",
+    # The options are those of another package.
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
 
 
 _interrupted = False

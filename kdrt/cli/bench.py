@@ -1,114 +1,14 @@
-"""``kdrt bench``: how fast this machine makes images, beside other ways to make them."""
+"""``kdrt bench``: a command of the benchmarks, which are no part of the runtime."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
-_REAL, _SIDE = "sd15", 64
 
-
-def bench(
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", metavar="FOLDER", help="Where the report goes."),
-    ] = Path("bench"),
-    suite: Annotated[
-        str, typer.Option(help="quick (two minutes), full (half an hour) or gpu.")
-    ] = "quick",
-    versus: Annotated[
-        str | None,
-        typer.Option(
-            "--vs",
-            metavar="PEER,…",
-            help="Peers to compare with; the suite has its own.",
-            show_default=False,
-        ),
-    ] = None,
-    bundle: Annotated[str, typer.Option(help="Name or folder of the model.")] = "demo",
-    real: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SOURCE",
-            show_default="sd15",
-            help="Architecture of the full suite's networks of real size, with random weights: "
-            "a short name or a diffusers folder. 'none' leaves them out.",
-        ),
-    ] = None,
-    side: Annotated[
-        int | None,
-        typer.Option(min=1, max=512, show_default="64", help="Latents a side of those."),
-    ] = None,
-    only: Annotated[
-        str | None,
-        typer.Option(metavar="KEY,…", help="Some experiments of the suite.", show_default=False),
-    ] = None,
-    rounds: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=1000, help="Of every experiment; each has its own.", show_default=False
-        ),
-    ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(min=1, max=1024, help="Of every row; one a core.", show_default=False),
-    ] = None,
-) -> None:
+def bench(context: typer.Context) -> None:
     """
     Measure how fast this machine makes images with kdrt and with its peers.
-
-    Every row is a process of its own; the rows of an experiment take turns, and their images are
-    compared. Writes [bold]report.json[/bold], [bold]report.html[/bold] and the images into a
-    folder; the last line of standard output is the report as one JSON document.
-
-    Peers: eager, diffusers, compile, compile-max, onnxruntime-plain, openvino, openvino-default,
-    eager-bf16.
-
-    [bold]Examples[/bold]
-
-      [cyan]kdrt bench[/cyan]
-      [cyan]kdrt bench --vs openvino,compile -o against-peers[/cyan]
-      [cyan]kdrt bench --suite full -o results[/cyan]
     """
-    from kdrt_bench.requirements import check_possible
+    from kdrt.cli.extension import run_extension
 
-    check_possible(suite)
-    from kdrt.backends.doctor import examine
-    from kdrt.cli.bench_progress import BenchProgress, print_table
-    from kdrt.errors import InvalidRequestError
-    from kdrt_bench.measure import Measurement
-    from kdrt_bench.models import model_of, real_size
-    from kdrt_bench.suites import experiments, peers_of, selected
-    from kdrt_bench.writing import new_report, write_report
-
-    if suite != "full" and (real is not None or side is not None):
-        raise InvalidRequestError(
-            f"--real and --side are for the networks of the full suite, and --suite is {suite}; "
-            "leave them out or add --suite full"
-        )
-    chosen, keys = _names(versus), _names(only)
-    peers_of(suite, chosen)
-    model = model_of(bundle)
-    with new_report(output) as partial:
-        with BenchProgress() as progress:
-            large = None
-            if suite == "full" and real != "none":
-                progress.say(f"export {real or _REAL} with random weights")
-                large = real_size(real or _REAL, side or _SIDE)
-            plans = selected(experiments(suite, model, large, chosen, rounds), keys)
-            cores = threads or examine().cores
-            report = Measurement(suite, cores, partial, watch=progress.say).report(plans)
-        print_table(report)
-        # Before the files: figures that took half an hour are not lost to a full disk.
-        typer.echo(report.model_dump_json())
-        write_report(report, partial)
-    typer.echo(f"{output}: report.html, report.json", err=True)
-    if report.failed():
-        raise typer.Exit(1)
-
-
-def _names(text: str | None) -> tuple[str, ...] | None:
-    """What an option with commas holds; None where it was not given."""
-    return tuple(name.strip() for name in text.split(",") if name.strip()) if text else None
+    run_extension("bench", context.args)
