@@ -162,7 +162,7 @@ def test_an_export_that_is_stopped_leaves_nothing(
     tmp_path: Path, number: int, code: int, said: str
 ) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "kdrt.cli", "export", "demo", "-o", str(tmp_path / "bundle")],
+        [sys.executable, "-m", "kdrt", "export", "demo", "-o", str(tmp_path / "bundle")],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},

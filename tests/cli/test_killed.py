@@ -29,7 +29,7 @@ FEW_AND_MANY = [pytest.param(1, id="few"), pytest.param(40, id="many", marks=pyt
 
 def start(*arguments: str | Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "kdrt.cli", *map(str, arguments)],
+        [sys.executable, "-m", "kdrt", *map(str, arguments)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": ":".join(sys.path)},

@@ -163,7 +163,7 @@ def test_tensorrts_own_refusal_is_passed_on(bundle: Bundle, tmp_path: Path) -> N
 def test_control_c_in_the_middle_of_a_build(bundle: Bundle) -> None:
     command = ["build", str(bundle.path), "--gpu", "sm80", "--component", "unet"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "kdrt.cli", *command],
+        [sys.executable, "-m", "kdrt", *command],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
