@@ -4,7 +4,8 @@ Its files:
 
     manifest    what the bundle says of itself: the schema of ``manifest.json``
     components  names of components, and of inputs that more than one room speaks of
-    store       opening, finding and writing bundles
+    store       finding and opening bundles
+    writing     new bundles in the place of old ones, and the removal of bundles
     checks      whether an opened bundle is what its manifest says
 """
 
@@ -32,11 +33,16 @@ from kdrt.bundle.store import (
     Bundle,
     bundle_names,
     bundle_path,
-    check_new_bundle,
     config_file,
     folder_name,
-    new_bundle,
     open_bundle,
+    read_manifest,
+)
+from kdrt.bundle.writing import (
+    check_new_bundle,
+    check_removable,
+    new_bundle,
+    remove_bundle,
     sha256,
     write_manifest,
 )
@@ -64,10 +70,13 @@ __all__ = [
     "bundle_names",
     "bundle_path",
     "check_new_bundle",
+    "check_removable",
     "config_file",
     "folder_name",
     "new_bundle",
     "open_bundle",
+    "read_manifest",
+    "remove_bundle",
     "sha256",
     "write_manifest",
 ]

@@ -1,4 +1,4 @@
-"""The bundle: one folder that holds all a generation needs.
+"""Finding and opening bundles.
 
     manifest.json     what the bundle is, described by :class:`Manifest`
     onnx/             one folder a component: ``weights.bin``, and the graphs that read it:
@@ -7,20 +7,17 @@
     tokenizer*/       ``tokenizer.json`` and ``token_embedding.safetensors`` of a text encoder
     engines/          everything derived for one machine; may be deleted at any time
 
-Bundles appear by a rename, so a killed export leaves the old bundle or none. A bundle may come from
-a stranger. Opening one bounds all that the manifest says, checks every file it names against its
-SHA-256, and finds whether the networks are those described; see SECURITY.md. What was checked is
-noted on the user's side (:mod:`kdrt.common.home`), which spares unchanged files the second time.
+A bundle may come from a stranger. Opening one bounds all that the manifest says, checks every file
+it names against its SHA-256, and finds whether the networks are those described; see SECURITY.md.
+What was checked is noted on the user's side (:mod:`kdrt.common.home`), which spares unchanged files
+the second time.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,27 +27,15 @@ from pydantic import (
 
 from kdrt.bundle.checks import check_bundle, damaged, unique
 from kdrt.bundle.manifest import SCHEMA_VERSION, Manifest
-from kdrt.common.atomic_io import check_folder, clear_leftovers, new_folder, other_files
+from kdrt.common.atomic_io import clear_leftovers
 from kdrt.common.home import home
 from kdrt.common.validation import excerpt, printable
 from kdrt.errors import BundleError, InvalidRequestError, OutputError
 from kdrt_engines.regular_files import read_regular
 
 MANIFEST = "manifest.json"
-ENGINES = "engines"
 _MANIFEST_BYTES = 16 * 2**20
 _NAME_BYTES = 200
-
-_DERIVED = re.compile(
-    r"engines/(checked\.json"
-    r"|[a-z-]+/\.lock"
-    r"|torch/[^/]+\.pt2"
-    r"|onnxruntime/[^/]+/(model\.onnx|weights\.bin|invariants\.(onnx|bin)|record\.json)"
-    r"|onnxruntime-tensorrt/.+"
-    r"|tensorrt(-rtx)?/[^/]+/(engine\.plan|record\.json|kernels-sm\d+\.cache|\.cache\.[^/]+)"
-    r"|[a-z-]+/\.unfinished-.+)"
-)
-"""What kdrt writes below ``engines/``, or did once."""
 
 
 class Bundle:
@@ -100,7 +85,7 @@ class Bundle:
         Raises:
             BundleError: there is none, it is damaged, or its schema is unknown.
         """
-        manifest = _read_manifest(path)
+        manifest = read_manifest(path)
         opened = _identity(path, manifest)
         check_bundle(path, manifest)
         bundle = cls(path, manifest)
@@ -172,12 +157,17 @@ def open_bundle(name_or_path: str | os.PathLike[str]) -> Bundle:
     path = bundle_path(name_or_path)
     clear_leftovers(path.parent)  # a killed export may have moved the bundle away
     if not _is_folder(path):
-        known = ", ".join(bundle_names()) or "none yet"
-        raise BundleError(
-            f"there is no bundle '{_shown(name_or_path)}' (bundles in {home() / 'bundles'}: "
-            f"{known}); make it with `kdrt export {_shown(name_or_path)}`"
-        )
+        raise missing_bundle(name_or_path)
     return Bundle.open(path)
+
+
+def missing_bundle(name_or_path: str | os.PathLike[str]) -> BundleError:
+    """That there is no such bundle, with those there are."""
+    known = ", ".join(bundle_names()) or "none yet"
+    return BundleError(
+        f"there is no bundle '{_shown(name_or_path)}' (bundles in {home() / 'bundles'}: "
+        f"{known}); make it with `kdrt export {_shown(name_or_path)}`"
+    )
 
 
 def _is_folder(path: Path) -> bool:
@@ -199,71 +189,12 @@ def bundle_names() -> list[str]:
     return sorted(p.name for p in folder.iterdir() if (p / MANIFEST).is_file() and p.name[0] != ".")
 
 
-def check_new_bundle(path: Path) -> Path:
-    """Where a new bundle at ``path`` will be; for the time before the work of making one.
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object in which no key is given twice.
 
     Raises:
-        OutputError: see :func:`kdrt.common.atomic_io.check_folder`.
+        BundleError: there is none.
     """
-    return check_folder(path, _foreign)
-
-
-@contextlib.contextmanager
-def new_bundle(path: Path) -> Iterator[Path]:
-    """A temporary folder that becomes the bundle ``path`` when the block ends without an
-    exception, and vanishes otherwise. ``manifest.json`` must have been written by then.
-
-    Raises:
-        OutputError: ``path`` holds something else, or :func:`kdrt.common.atomic_io.new_folder`
-            raises it.
-    """
-    with new_folder(path, _foreign) as partial:
-        yield partial
-
-
-def _foreign(folder: Path) -> str | None:
-    """That a folder is no bundle, or holds more than one; None if all in it can be replaced."""
-    if not any(folder.iterdir()):
-        return None
-    try:
-        manifest = _read_json(folder / MANIFEST)
-    except BundleError:
-        return "exists and is not a bundle"
-    # Not the whole schema: a bundle that is damaged, or of another version, is exported again.
-    needed = {name for name, field in Manifest.model_fields.items() if field.is_required()}
-    files = manifest.get("files")
-    if (
-        not manifest.keys() >= needed
-        or not isinstance(files, dict)
-        or not all(re.fullmatch(r"[0-9a-f]{64}", str(digest)) for digest in files.values())
-    ):
-        return "exists and is not a bundle"
-    return other_files(
-        folder, lambda path: path == MANIFEST or path in files or bool(_DERIVED.fullmatch(path))
-    )
-
-
-def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
-    """Add the SHA-256 of every file in ``folder`` and write ``manifest.json``."""
-    files = {
-        file.relative_to(folder).as_posix(): sha256(file)
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
-        and file.name != MANIFEST
-        and file.relative_to(folder).parts[0] != "engines"
-    }
-    manifest = manifest.model_copy(update={"files": files})
-    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    return manifest
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """A JSON object in which no key is given twice."""
     try:
         content = read_regular(file, _MANIFEST_BYTES)
     except OSError as error:
@@ -285,9 +216,14 @@ def _no_number(text: str) -> None:
     raise ValueError(f"{text} is no number of JSON")
 
 
-def _read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
+    """What the bundle in a folder says of itself. None of its other files is looked at.
+
+    Raises:
+        BundleError: the manifest is missing or damaged, or its schema is unknown.
+    """
     file = path / MANIFEST
-    found = _read_json(file)
+    found = read_json(file)
     version = found.get("schema_version")
     if type(version) is int and version != SCHEMA_VERSION:
         raise BundleError(

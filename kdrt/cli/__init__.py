@@ -23,11 +23,13 @@ import typer
 from kdrt.cli import (
     bench,
     build,
+    bundles,
     doctor,
     export,
     generate,
     info,
     inspect,
+    rm,
     samplers,
     schedules,
     trust,
@@ -110,7 +112,9 @@ def _add(panel: str, *commands: Callable[..., None]) -> None:
         add_command(app, command, rich_help_panel=panel)
 
 
-_add("Models", export.export, build.build, inspect.inspect, trust.trust)
+_add("Models", export.export, build.build, inspect.inspect)
+add_command(app, bundles.list_bundles, name="list", rich_help_panel="Models")
+_add("Models", rm.rm, trust.trust)
 _add("Images", generate.generate, info.info)
 _add("What there is", samplers.samplers, schedules.schedules, doctor.doctor)
 add_command(

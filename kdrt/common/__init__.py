@@ -4,6 +4,7 @@ Its files:
 
     validation   the checks of arguments, with messages that say what is allowed
     atomic_io    files and folders that appear whole or not at all
+    removal      folders that are removed whole or not at all
     lock         one process at a time on a folder
     progress     who is told of the progress of long work
     home         ``$KDRT_HOME``: known digests, and what the user trusts

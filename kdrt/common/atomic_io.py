@@ -45,7 +45,7 @@ def new_file(target: Path) -> Iterator[Path]:
         OutputError: the system does not let it be written, or :func:`check_file` raises it.
     """
     place = check_file(target)
-    partial = place.with_name(_owned_name())
+    partial = place.with_name(owned_name())
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         _clear_leftovers_once(place.parent)
@@ -82,7 +82,7 @@ def new_folder(target: Path, foreign: Callable[[Path], str | None] | None = None
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         clear_leftovers(place.parent)
-        working = place.with_name(_owned_name())
+        working = place.with_name(owned_name())
         working.mkdir(mode=0o700)
         partial = working / "new"
         partial.mkdir()
@@ -121,7 +121,7 @@ def check_file(target: Path) -> Path:
             raise OutputError(f"cannot write {target}: it is a folder")
         if not stat.S_ISREG(mode):
             raise OutputError(f"cannot write {target}: it is a device or a pipe, and no file")
-    _refuse_mounts(target, place)
+    refuse_mounts(target, place)
     _check_writable(target, place)
     return place
 
@@ -150,7 +150,7 @@ def check_folder(target: Path, foreign: Callable[[Path], str | None] | None = No
             raise OutputError(f"cannot write {target}: it is a file, not a folder")
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error.strerror}") from error
-    _refuse_mounts(target, place)
+    refuse_mounts(target, place)
     _check_writable(target, place)
     return place
 
@@ -208,7 +208,9 @@ def _is_left(path: Path) -> bool:
         return False
 
 
-def _owned_name() -> str:
+def owned_name() -> str:
+    """A name for what this process is at work on; what it leaves under it when it is killed is
+    removed by :func:`clear_leftovers`."""
     pid = os.getpid()
     started = int(psutil.Process(pid).create_time())
     return f"{UNFINISHED}{_host()}-{pid}-{started}-{uuid.uuid4().hex[:8]}"
@@ -230,8 +232,12 @@ def _resolved(target: Path) -> Path:
         raise OutputError(f"cannot write to {str(target)!r}: {error}") from error
 
 
-def _refuse_mounts(target: Path, place: Path) -> None:
-    """A mount point cannot be renamed, and what is mounted inside a folder is not part of it."""
+def refuse_mounts(target: Path, place: Path) -> None:
+    """A mount point cannot be renamed, and what is mounted inside a folder is not part of it.
+
+    Raises:
+        OutputError: something is mounted there. ``place`` is ``target`` without links.
+    """
     mounts = []
     with suppress(OSError):
         mounts = [Path(each.mountpoint) for each in psutil.disk_partitions(all=True)]

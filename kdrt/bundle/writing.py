@@ -1,0 +1,131 @@
+"""Writing bundles, and removing them.
+
+Bundles appear by a rename, so a killed export leaves the old bundle or none; and they go by one.
+What kdrt did not write is neither replaced nor removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from kdrt.bundle.manifest import Manifest
+from kdrt.bundle.store import MANIFEST, bundle_path, missing_bundle, read_json
+from kdrt.common.atomic_io import check_folder, new_folder, other_files
+from kdrt.common.removal import remove_folder
+from kdrt.errors import BundleError, OutputError
+
+_DERIVED = re.compile(
+    r"engines/(checked\.json"
+    r"|[a-z-]+/\.lock"
+    r"|torch/[^/]+\.pt2"
+    r"|onnxruntime/[^/]+/(model\.onnx|weights\.bin|invariants\.(onnx|bin)|record\.json)"
+    r"|onnxruntime-tensorrt/.+"
+    r"|tensorrt(-rtx)?/[^/]+/(engine\.plan|record\.json|kernels-sm\d+\.cache|\.cache\.[^/]+)"
+    r"|[a-z-]+/\.unfinished-.+)"
+)
+"""What kdrt writes below ``engines/``, or did once."""
+
+
+def check_new_bundle(path: Path) -> Path:
+    """Where a new bundle at ``path`` will be; for the time before the work of making one.
+
+    Raises:
+        OutputError: see :func:`kdrt.common.atomic_io.check_folder`.
+    """
+    return check_folder(path, _foreign)
+
+
+@contextlib.contextmanager
+def new_bundle(path: Path) -> Iterator[Path]:
+    """A temporary folder that becomes the bundle ``path`` when the block ends without an
+    exception, and vanishes otherwise. ``manifest.json`` must have been written by then.
+
+    Raises:
+        OutputError: ``path`` holds something else, or :func:`kdrt.common.atomic_io.new_folder`
+            raises it.
+    """
+    with new_folder(path, _foreign) as partial:
+        yield partial
+
+
+def check_removable(name_or_path: str | os.PathLike[str]) -> Path:
+    """The folder of a bundle, after a look at whether kdrt wrote all that is in it. Damaged bundles
+    and those of another version are bundles too.
+
+    Raises:
+        BundleError: there is no such bundle.
+        OutputError: the folder is a link, or holds what kdrt did not write there.
+    """
+    path = bundle_path(name_or_path)
+    if not (path / MANIFEST).is_file():
+        raise missing_bundle(name_or_path)
+    if path.is_symlink():
+        raise OutputError(
+            f"{path} is a link to {path.resolve()}; remove that bundle by its folder, or delete "
+            "the link yourself"
+        )
+    stranger = _foreign(path)
+    if stranger is not None:
+        raise OutputError(f"cannot remove {path}: it {stranger}; delete the folder yourself")
+    return path
+
+
+def remove_bundle(name_or_path: str | os.PathLike[str]) -> Path:
+    """Remove a bundle with everything built from it, at once or not at all.
+
+    Returns:
+        Where it was.
+
+    Raises:
+        BundleError, OutputError: see :func:`check_removable`.
+        OutputError: :func:`kdrt.common.removal.remove_folder` raises it.
+    """
+    path = check_removable(name_or_path)
+    remove_folder(path)
+    return path
+
+
+def _foreign(folder: Path) -> str | None:
+    """That a folder is no bundle, or holds more than one; None if all in it can be replaced."""
+    if not any(folder.iterdir()):
+        return None
+    try:
+        manifest = read_json(folder / MANIFEST)
+    except BundleError:
+        return "exists and is not a bundle"
+    # Not the whole schema: a bundle that is damaged, or of another version, is exported again.
+    needed = {name for name, field in Manifest.model_fields.items() if field.is_required()}
+    files = manifest.get("files")
+    if (
+        not manifest.keys() >= needed
+        or not isinstance(files, dict)
+        or not all(re.fullmatch(r"[0-9a-f]{64}", str(digest)) for digest in files.values())
+    ):
+        return "exists and is not a bundle"
+    return other_files(
+        folder, lambda path: path == MANIFEST or path in files or bool(_DERIVED.fullmatch(path))
+    )
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Add the SHA-256 of every file in ``folder`` and write ``manifest.json``."""
+    files = {
+        file.relative_to(folder).as_posix(): sha256(file)
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+        and file.name != MANIFEST
+        and file.relative_to(folder).parts[0] != "engines"
+    }
+    manifest = manifest.model_copy(update={"files": files})
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return manifest
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

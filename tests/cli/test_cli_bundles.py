@@ -1,0 +1,97 @@
+"""``kdrt list`` and ``kdrt rm``."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdrt.build import engines
+from kdrt.build.engines import build_engines
+from kdrt_engines.tensorrt.flavour import TENSORRT_RTX, Flavour
+from tests.support.engine_bundle import VERSION, Builder, Listener, engine_bundle
+
+
+@pytest.fixture
+def bundles(home: Path, demo_bundle: Path) -> Path:
+    """The folder of bundles with a name, which holds "demo" and the manifest of "broken"."""
+    folder = home / "bundles"
+    (folder / "broken").mkdir(parents=True)
+    (folder / "broken" / "manifest.json").write_text("{")
+    shutil.copytree(demo_bundle, folder / "demo", copy_function=os.link)
+    return folder
+
+
+def test_bundles_are_listed_with_their_facts(cli, bundles: Path) -> None:
+    outcome = cli("list")
+    assert outcome.code == 0
+    assert "demo    sdxl    fp32" in outcome.out
+    assert "MB  none built" in outcome.out
+    assert "is damaged" in outcome.out
+    broken, demo = json.loads(cli("list", "--json").out)
+    files = [file for file in (bundles / "demo").rglob("*") if file.is_file()]
+    assert demo == {
+        "name": "demo",
+        "path": str(bundles / "demo"),
+        "size": sum(file.stat().st_size for file in files),
+        "family": "sdxl",
+        "precision": "fp32",
+        "engines": {},
+        "problem": "",
+    }
+    assert "is damaged" in broken["problem"]
+
+
+def test_engines_are_listed_by_gpu(cli, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Flavour, "version", lambda _: VERSION)
+    monkeypatch.setattr(engines, "build_plan", Builder())
+    bundle = engine_bundle(home / "bundles" / "mine")
+    build_engines(bundle, TENSORRT_RTX, (86, 120), report=Listener())
+    assert "tensorrt-rtx (sm86, sm120)" in cli("list").out
+    (row,) = json.loads(cli("list", "--json").out)
+    assert row["engines"] == {"tensorrt-rtx": ["sm86", "sm120"]}
+
+
+def test_no_bundles_say_how_to_make_one(cli, home: Path) -> None:
+    outcome = cli("list")
+    assert (outcome.code, outcome.out) == (0, "")
+    assert "`kdrt export demo` makes the first" in outcome.err
+    assert json.loads(cli("list", "--json").out) == []
+
+
+def test_bundles_are_removed_by_name(cli, bundles: Path) -> None:
+    assert cli("rm", "demo", "--yes").out == f"removed {bundles / 'demo'}\n"
+    assert [*bundles.iterdir()] == [bundles / "broken"]
+
+
+def test_nothing_is_removed_where_one_of_them_cannot_be(cli, bundles: Path) -> None:
+    assert "cannot remove" in cli("rm", "demo", "broken", "--yes").refusal()
+    assert "there is no bundle 'nothing'" in cli("rm", "demo", "nothing", "--yes").refusal()
+    assert (bundles / "demo" / "manifest.json").is_file()
+
+
+def test_where_nobody_can_be_asked_nothing_is_removed(cli, bundles: Path, monkeypatch) -> None:
+    with Path(os.devnull).open(encoding="utf-8") as nothing:
+        monkeypatch.setattr(sys, "stdin", nothing)
+        assert "add --yes" in cli("rm", "demo").refusal()
+    assert (bundles / "demo").is_dir()
+
+
+@pytest.mark.parametrize(("answer", "stays"), [("n", True), ("", True), ("y", False)])
+def test_it_is_asked_on_a_terminal(
+    cli, bundles: Path, monkeypatch, answer: str, stays: bool
+) -> None:
+    keyboard, terminal = pty.openpty()
+    with os.fdopen(terminal, encoding="utf-8") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        os.write(keyboard, f"{answer}\n".encode())
+        outcome = cli("rm", "demo")
+    os.close(keyboard)
+    assert outcome.code == 0
+    assert f"remove {bundles / 'demo'} (" in outcome.err
+    assert (bundles / "demo").exists() == stays
