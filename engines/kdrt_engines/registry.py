@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 
+from kdrt_engines.cuda_devices import cuda_available
 from kdrt_engines.installed import installed_version
 from kdrt_engines.tensorrt.flavour import FLAVOURS
 
@@ -62,7 +63,7 @@ def _tensorrt(name: str) -> EngineStatus:
     if importlib.util.find_spec(module) is None:
         return EngineStatus(name, False, None, f"not installed (pip install 'kdrt[{name}]')")
     version = installed_version(module, name)
-    if _has_cuda():
+    if cuda_available():
         return EngineStatus(name, True, version, "CUDA device found; runs what `kdrt build` built")
     if FLAVOURS[name].builds_anywhere:
         reason = "no CUDA device; `kdrt build` works without one"
@@ -73,7 +74,7 @@ def _tensorrt(name: str) -> EngineStatus:
 
 def _onnxruntime_gpu(name: str) -> EngineStatus:
     version = installed_version("onnxruntime-gpu")
-    if not _has_cuda():
+    if not cuda_available():
         return EngineStatus(name, False, version, "no CUDA device")
     if version is None:
         return EngineStatus(name, False, None, "not installed (pip install 'kdrt[gpu]')")
@@ -89,12 +90,6 @@ def _onnxruntime_cpu() -> EngineStatus:
 
 
 def _torch() -> EngineStatus:
-    where = "CUDA device found" if _has_cuda() else "runs on any CPU"
+    where = "CUDA device found" if cuda_available() else "runs on any CPU"
     reason = f"{where}; runs what `kdrt export --target torch` exported"
     return EngineStatus("torch", True, installed_version("torch"), reason)
-
-
-def _has_cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()

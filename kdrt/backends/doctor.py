@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 from kdrt._version import __version__
 from kdrt.bundle import bundle_names
 from kdrt.common.home import home
+from kdrt_engines.cuda_devices import cuda_devices, torch_cuda_version
 from kdrt_engines.processors import cores
 from kdrt_engines.registry import EngineStatus, choose, find_engines
 
@@ -79,7 +79,7 @@ def examine() -> Machine:
         cores=cores(),
         memory=memory.total,
         memory_free=memory.available,
-        cuda=torch.version.cuda,
+        cuda=torch_cuda_version(),
         gpus=_gpus(),
         packages={name: _version(name) for name in PACKAGES},
         engines=engines,
@@ -90,10 +90,9 @@ def examine() -> Machine:
 
 
 def _gpus() -> tuple[Gpu, ...]:
-    if not torch.cuda.is_available():
-        return ()
-    found = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
-    return tuple(Gpu(g.name, f"{g.major}.{g.minor}", g.total_memory) for g in found)
+    return tuple(
+        Gpu(each.name, ".".join(map(str, each.capability)), each.memory) for each in cuda_devices()
+    )
 
 
 def _version(distribution: str) -> str | None:
