@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kdrt.backends.loading import needed_components
+from kdrt.backends.choice import needed_components
 from kdrt.bundle import Bundle
 from kdrt.request.grid import training_table
 from kdrt.sampling import sigmas_for

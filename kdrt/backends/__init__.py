@@ -2,11 +2,13 @@
 
 Its files:
 
-    loading         chooses the engine and loads the components (loader is the contract)
+    choice          the engine to use, and where it runs
+    loading         loads the components (loader is the contract)
     onnxruntime     loads with ONNX Runtime; ort_cache keeps the graphs it optimised
     tensorrt        loads built TensorRT engines
     torch_programs  loads exported PyTorch programs
     fallback        a second engine where the first refuses
+    stages          the order in which components take part in an image
     offload         components loaded stage by stage
     engine_files    built engine files and their checks; records describe them
     profiles        the sizes an engine is built for

@@ -7,17 +7,16 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from kdrt.backends.engine_files import engine_folders
+from kdrt.backends.choice import chosen_engine, device_type, known_engine, needed_components
 from kdrt.backends.fallback import FallbackLoader
 from kdrt.backends.loader import Loader, LoggingLoader
 from kdrt.backends.offload import Offloader, OffloadLoader
 from kdrt.backends.tensorrt import TensorRTLoader
 from kdrt.backends.torch_programs import TorchLoader
-from kdrt.bundle import Bundle, Component, Manifest
+from kdrt.bundle import Bundle, Component
 from kdrt.common.validation import check_int
-from kdrt.errors import BundleError, EngineUnavailableError, InvalidRequestError
+from kdrt.errors import EngineUnavailableError, InvalidRequestError
 from kdrt_engines import Engine
-from kdrt_engines.registry import ENGINES, choose, find_engines
 from kdrt_engines.tensorrt.flavour import FLAVOURS
 
 _logger = logging.getLogger(__name__)
@@ -111,7 +110,7 @@ def load_engines(
     _logger.info("engine %s, %s", chosen, reason)
     loader: Loader = make_loader(bundle, chosen, threads, own_cuda_graphs)
     if fallback is not None:
-        name = _check_name(fallback)
+        name = known_engine(fallback)
         loader = FallbackLoader(
             loader, name, lambda: make_loader(bundle, name, threads, own_cuda_graphs)
         )
@@ -134,9 +133,7 @@ def make_loader(
     return LoggingLoader(_make_loader(bundle, engine, threads, own_cuda_graphs), engine)
 
 
-def _make_loader(
-    bundle: Bundle, engine: str, threads: int | None, own_cuda_graphs: bool
-) -> Loader:
+def _make_loader(bundle: Bundle, engine: str, threads: int | None, own_cuda_graphs: bool) -> Loader:
     if engine in FLAVOURS:
         return TensorRTLoader(bundle, FLAVOURS[engine])
     if engine == "torch":
@@ -152,53 +149,6 @@ def _make_loader(
     return OrtLoader(bundle, engine, threads, own_cuda_graphs)
 
 
-def needed_components(manifest: Manifest) -> Mapping[str, Component]:
-    """The components text-to-image runs: the UNet, every text encoder, the VAE's decoder.
-
-    Raises:
-        BundleError: one is missing.
-    """
-    names = ["unet", *(facts.component for facts in manifest.text_encoders), "vae_decoder"]
-    missing = [name for name in names if name not in manifest.components]
-    if missing:
-        raise BundleError(
-            f"the bundle '{manifest.name}' has no {', '.join(missing)}; export the model again"
-        )
-    return {name: manifest.components[name] for name in names}
-
-
-def chosen_engine(engine: str | None, bundle: Bundle) -> str:
-    """The engine asked for, or the best one that is on this machine and in the bundle.
-
-    Raises:
-        InvalidRequestError: an unknown name.
-        EngineUnavailableError: there is none.
-    """
-    if engine is not None:
-        return _check_name(engine)
-    best = choose(tuple(status for status in find_engines() if _is_built(bundle, status.name)))
-    if best is None:
-        raise EngineUnavailableError(
-            "no engine is installed here; pip install onnxruntime, or see `kdrt doctor`"
-        )
-    return best.name
-
-
 def device_of(engine: str) -> torch.device:
     """Where an engine runs."""
-    on_cuda = torch.cuda.is_available() if engine == "torch" else engine != "onnxruntime"
-    return torch.device("cuda" if on_cuda else "cpu")
-
-
-def _check_name(engine: str) -> str:
-    if engine not in ENGINES:
-        raise InvalidRequestError(f"unknown engine {engine!r}; known: {', '.join(ENGINES)}")
-    return engine
-
-
-def _is_built(bundle: Bundle, engine: str) -> bool:
-    """Whether the bundle has what the engine needs; only TensorRT's are built beforehand."""
-    return engine not in FLAVOURS or all(
-        engine_folders(bundle, FLAVOURS[engine], name)
-        for name in needed_components(bundle.manifest)
-    )
+    return torch.device(device_type(engine))

@@ -14,22 +14,9 @@ from collections.abc import Callable, Mapping
 import torch
 
 from kdrt.backends.loader import Loader
+from kdrt.backends.stages import stage_of
 from kdrt.bundle import Bundle
-from kdrt.bundle.components import SHALLOW_UNET
 from kdrt_engines import Binding, Engine, EngineSpec
-
-_STAGES = {
-    "unet": "unet",
-    SHALLOW_UNET: "unet",
-    "vae_decoder": "vae",
-    "vae_encoder": "vae",
-    "safety_checker": "vae",
-}
-
-
-def stage_of(component: str) -> str:
-    """The stage that needs a component: ``text``, ``unet`` or ``vae``."""
-    return _STAGES.get(component, "text")
 
 
 class Offloader:

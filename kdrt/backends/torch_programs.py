@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from kdrt.backends.choice import torch_program
 from kdrt.backends.commands import bundle_argument
 from kdrt.backends.records import network_hash
 from kdrt.bundle import Bundle
@@ -15,11 +16,6 @@ from kdrt.common.home import Digests, is_trusted, trust
 from kdrt.errors import EngineError, EngineUnavailableError
 from kdrt_engines.torch_eager import TorchEngine, load_program
 from kdrt_engines.torch_programs import refuse_pickles
-
-
-def torch_program(bundle: Bundle, component: str) -> Path:
-    """Where the exported program of a component is, if there is one."""
-    return bundle.file(f"engines/torch/{component}.pt2")
 
 
 class TorchLoader:

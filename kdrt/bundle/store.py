@@ -107,7 +107,7 @@ def _identity(path: Path, manifest: Manifest) -> _Identity:
 
 def config_file(network: str) -> str:
     """Where a bundle keeps the configuration of a network of the model, for those who ask for it:
-    nothing that is computed depends on it."""
+    no image depends on it."""
     return f"configs/{network}.json"
 
 

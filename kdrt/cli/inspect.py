@@ -129,14 +129,16 @@ def _print_memory(bundle: Bundle) -> None:
     from kdrt.pipeline.memory import estimate_memory
 
     try:
-        plan = estimate_memory(bundle)
+        memory = estimate_memory(bundle, ask_device=False)
     except EngineUnavailableError:
         return
+    latents = bundle.manifest.latents
+    width, height = latents.default_width, latents.default_height
     typer.echo()
     print_table(
         ("memory", "weights#", "activations#", ""),
-        [(*row, "") for row in plan.table()],
-        title=f"with {plan.engine} on {plan.device}",
+        [(*row, "") for row in memory.table()],
+        title=f"with {memory.engine} on {memory.device}, an image of {width} x {height} pixels",
     )
 
 

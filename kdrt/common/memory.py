@@ -6,12 +6,15 @@ import contextlib
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
-import torch
 
 from kdrt.errors import OutOfMemoryError
 from kdrt_engines.errors import is_out_of_memory
+
+if TYPE_CHECKING:
+    import torch
 
 _LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
@@ -20,14 +23,16 @@ _LIMITS = (
 """Where Linux says what a container may have: control groups of version 2, and of version 1."""
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that are free, those that PyTorch keeps for itself included; None where there is no
-    such device."""
-    if device.type != "cuda":
+def free_memory(device: torch.device | str) -> int | None:
+    """Bytes that are free on ``cpu`` or a CUDA device, those that PyTorch keeps for itself
+    included; None where there is no such device."""
+    if not str(device).startswith("cuda"):
         available = int(psutil.virtual_memory().available)
         limit = _container_limit()
         # Others in the container may have some of it too, so it is the most that can be left.
         return available if limit is None else min(available, limit - _resident())
+    import torch
+
     if not torch.cuda.is_available():
         return None
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

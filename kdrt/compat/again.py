@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from kdrt.backends.torch_programs import torch_program
+from kdrt.backends.choice import torch_program
 from kdrt.bundle import Bundle
 
 

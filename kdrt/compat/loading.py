@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import torch
 
-from kdrt.backends.torch_programs import torch_program
+from kdrt.backends.choice import torch_program
 from kdrt.bundle import MANIFEST, Bundle
 from kdrt.common.atomic_io import new_folder
 from kdrt.common.paths import user_path

@@ -1,9 +1,9 @@
 """How much memory a bundle or a request will take at least, known before anything is allocated.
 
 Weights are files, so their sizes are known; some engines keep them in another form too, so it is
-what they take at least. What a network needs while it runs is known of engines that were built,
-whose builder said so, and of no other: that is said, not guessed. Of a request the latents, their
-noise and the decoded images are known. What fails all the same is named in one sentence.
+what they take at least. What a network needs while it runs is known of engines whose builder said
+so; of the others it is at least what :mod:`kdrt.pipeline.activations` counts. That is said, not
+guessed. torch is not imported unless a CUDA device is asked what it has left.
 """
 
 from __future__ import annotations
@@ -11,27 +11,32 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from kdrt.backends.choice import chosen_engine, device_type, needed_components, torch_program
 from kdrt.backends.engine_files import engine_folders
-from kdrt.backends.loading import chosen_engine, device_of, needed_components
-from kdrt.backends.offload import stage_of
 from kdrt.backends.records import EngineRecord, check_record, read_record
-from kdrt.backends.torch_programs import torch_program
+from kdrt.backends.stages import stage_of
 from kdrt.bundle import Bundle
-from kdrt.common.memory import _size, free_memory
-from kdrt.denoise.cuda_graphs import CudaGraphLevel
+from kdrt.common.memory import free_memory
+from kdrt.common.units import size
 from kdrt.errors import EngineRejectedError
-from kdrt_engines.cuda_graphs import CUDA_GRAPH_MEMORY
+from kdrt.pipeline.activations import least_activations
 from kdrt_engines.tensorrt.flavour import FLAVOURS
+
+if TYPE_CHECKING:
+    from kdrt.denoise.cuda_graphs import CudaGraphLevel
 
 
 @dataclass(frozen=True)
 class ComponentMemory:
-    """One component: bytes of its weights, and of what it needs while it runs, if that is known."""
+    """One component: bytes of its weights, and of what it needs while it runs, if that is known;
+    ``at_least`` says that it may be more."""
 
     component: str
     weights: int
     activations: int | None
+    at_least: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class MemoryEstimate:
         device: ``cuda`` or ``cpu``.
         parts: what text to image loads.
         graphs: the most that captured graphs may hold.
-        free: what the device has left now; None if it cannot be asked.
+        free: what the device has left now; None if it was not asked, or cannot be.
         offloaded: components are loaded one stage after another.
     """
 
@@ -70,6 +75,11 @@ class MemoryEstimate:
         return max((p.activations for p in self.parts if p.activations is not None), default=None)
 
     @property
+    def at_least(self) -> bool:
+        """Whether the activations may take more."""
+        return any(part.at_least for part in self.parts)
+
+    @property
     def needed(self) -> int:
         """Weights and what is known of activations: it takes at least that."""
         return self.weights + (self.activations or 0)
@@ -80,15 +90,15 @@ class MemoryEstimate:
         return self.free is None or self.needed <= self.free
 
     def line(self) -> str:
-        """The plan in one line."""
-        activations = "unknown" if self.activations is None else _size(self.activations)
+        """The estimate in one line."""
+        activations = _activations(self.activations, self.at_least)
         parts = [
-            f"weights {_size(self.weights)}" + (" (in turn)" if self.offloaded else ""),
+            f"weights {size(self.weights)}" + (" (in turn)" if self.offloaded else ""),
             f"activations {activations}",
         ]
         if self.graphs:
-            parts.append(f"graphs up to {_size(self.graphs)}")
-        free = "unknown" if self.free is None else _size(self.free)
+            parts.append(f"graphs up to {size(self.graphs)}")
+        free = "unknown" if self.free is None else size(self.free)
         return f"memory: {', '.join(parts)}; free on {self.device}: {free}"
 
     def table(self) -> list[tuple[str, str, str]]:
@@ -96,13 +106,13 @@ class MemoryEstimate:
         rows = [
             (
                 part.component,
-                _size(part.weights),
-                "unknown" if part.activations is None else _size(part.activations),
+                size(part.weights),
+                _activations(part.activations, part.at_least),
             )
             for part in self.parts
         ]
-        total = "unknown" if self.activations is None else _size(self.activations)
-        return [*rows, ("at once", _size(self.weights), total)]
+        total = _activations(self.activations, self.at_least)
+        return [*rows, ("at once", size(self.weights), total)]
 
     def advice(self) -> str | None:
         """What to do where it does not fit; None where it does."""
@@ -110,8 +120,8 @@ class MemoryEstimate:
             return None
         assert self.free is not None  # or it would fit
         lacking = (
-            f"this needs at least {_size(self.needed)} of memory on {self.device}, and "
-            f"{_size(self.free)} are free"
+            f"this needs at least {size(self.needed)} of memory on {self.device}, and "
+            f"{size(self.free)} are free"
         )
         if self.offloaded:
             return f"{lacking}; end other programs, or export the model in half precision"
@@ -124,22 +134,26 @@ def estimate_memory(
     *,
     cuda_graph: CudaGraphLevel | None = None,
     low_vram: bool = False,
+    ask_device: bool = True,
 ) -> MemoryEstimate:
     """What ``kdrt.load`` with the same arguments will take.
+
+    Args:
+        bundle, engine, cuda_graph, low_vram: see ``kdrt.load``.
+        ask_device: whether to ask how much is free; of a CUDA device that takes seconds.
 
     Raises:
         InvalidRequestError, EngineUnavailableError: as ``kdrt.load``.
         BundleError: the bundle lacks a component that every generation needs.
     """
     name = chosen_engine(engine, bundle)
-    device = device_of(name)
-    on_cuda = device.type == "cuda"
+    device = device_type(name)
     return MemoryEstimate(
         engine=name,
-        device=device.type,
+        device=device,
         parts=tuple(_part(bundle, name, each) for each in needed_components(bundle.manifest)),
-        graphs=CUDA_GRAPH_MEMORY if on_cuda and cuda_graph != "off" else 0,
-        free=free_memory(device),
+        graphs=_cuda_graphs() if ask_device and device == "cuda" and cuda_graph != "off" else 0,
+        free=free_memory(device) if ask_device else None,
         offloaded=low_vram,
     )
 
@@ -147,14 +161,20 @@ def estimate_memory(
 def _part(bundle: Bundle, engine: str, component: str) -> ComponentMemory:
     if engine in FLAVOURS:
         records = list(_records(bundle, engine, component))
-        if not records:
-            return ComponentMemory(component, _network_size(bundle, component), None)
-        record = max(records, key=lambda r: sum(p.looseness for p in r.key.profiles))
-        return ComponentMemory(component, record.size, record.built.scratch_memory)
+        if records:
+            record = max(records, key=lambda r: sum(p.looseness for p in r.key.profiles))
+            return ComponentMemory(component, record.size, record.built.scratch_memory)
     program = torch_program(bundle, component)
-    if engine == "torch" and program.is_file():
-        return ComponentMemory(component, program.stat().st_size, None)
-    return ComponentMemory(component, _network_size(bundle, component), None)
+    in_program = engine == "torch" and program.is_file()
+    weights = program.stat().st_size if in_program else _network_size(bundle, component)
+    # On a CPU, ONNX Runtime computes in float32 whatever the weights are.
+    dtype = "float32" if engine == "onnxruntime" else _dtype(bundle, component)
+    return ComponentMemory(component, weights, least_activations(bundle, component, dtype), True)
+
+
+def _dtype(bundle: Bundle, component: str) -> str:
+    """What a component computes in: the dtype of its first output."""
+    return bundle.manifest.components[component].outputs[0].dtype
 
 
 def _records(bundle: Bundle, engine: str, component: str) -> Iterable[EngineRecord]:
@@ -170,3 +190,15 @@ def _records(bundle: Bundle, engine: str, component: str) -> Iterable[EngineReco
 def _network_size(bundle: Bundle, component: str) -> int:
     folder: Path = bundle.file(bundle.manifest.components[component].onnx).parent
     return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+
+
+def _activations(count: int | None, at_least: bool) -> str:
+    if count is None:
+        return "unknown"
+    return f"at least {size(count)}" if at_least else size(count)
+
+
+def _cuda_graphs() -> int:
+    from kdrt_engines.cuda_graphs import CUDA_GRAPH_MEMORY
+
+    return CUDA_GRAPH_MEMORY

@@ -11,12 +11,13 @@ from types import ModuleType
 import pytest
 import torch
 
-from kdrt.backends import loading, torch_programs
+from kdrt.backends import choice, torch_programs
+from kdrt.backends.choice import needed_components, torch_program
 from kdrt.backends.fallback import FallbackEngine, FallbackLoader, FallbackWarning
 from kdrt.backends.loader import Loader
-from kdrt.backends.loading import LazyEngines, load_engines, needed_components
+from kdrt.backends.loading import LazyEngines, load_engines
 from kdrt.backends.offload import Offloader
-from kdrt.backends.torch_programs import torch_program, trust_program
+from kdrt.backends.torch_programs import trust_program
 from kdrt.bundle import Bundle
 from kdrt.common.home import trust
 from kdrt.errors import (
@@ -81,12 +82,12 @@ def test_an_engine_that_was_not_built_is_not_chosen(
     sdxl: TinyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = [EngineStatus(name, True, None, "") for name in ("tensorrt-rtx", "onnxruntime")]
-    monkeypatch.setattr(loading, "find_engines", lambda: tuple(there))
+    monkeypatch.setattr(choice, "find_engines", lambda: tuple(there))
     bundle = sdxl.pipeline.bundle
-    assert loading.chosen_engine(None, bundle) == "onnxruntime"
+    assert choice.chosen_engine(None, bundle) == "onnxruntime"
     for name in needed_components(bundle.manifest):
         (bundle.path / "engines" / "tensorrt-rtx" / f"{name}-sm89-0").mkdir(parents=True)
-    assert loading.chosen_engine(None, bundle) == "tensorrt-rtx"
+    assert choice.chosen_engine(None, bundle) == "tensorrt-rtx"
 
 
 class Engines(Loader):
@@ -190,7 +191,7 @@ def test_a_fallback_in_turns_is_refused(sdxl: TinyModel) -> None:
 
 
 def test_without_any_engine(sdxl: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "find_engines", lambda: ())
+    monkeypatch.setattr(choice, "find_engines", lambda: ())
     with pytest.raises(EngineUnavailableError, match="no engine is installed"):
         load_engines(sdxl.pipeline.bundle)
 

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kdrt.backends.offload import OffloadedEngine, Offloader, stage_of
+from kdrt.backends.offload import OffloadedEngine, Offloader
+from kdrt.backends.stages import stage_of
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt_engines import Engine, EngineSpec, TensorSpec
 from kdrt_engines.torch_eager import TorchEngine

@@ -56,13 +56,21 @@ def test_what_is_not_known_is_said() -> None:
     assert unknown.table() == [("unet", "2.5 GB", "unknown"), ("at once", "2.5 GB", "unknown")]
 
 
+def test_the_least_is_not_shown_as_the_whole() -> None:
+    least = replace(PLAN, parts=(*PARTS[:-1], ComponentMemory("vae_decoder", 60, 70, True)))
+    assert "activations at least 70 B;" in replace(least, graphs=0).line()
+    assert [row[2] for row in least.table()] == ["5 B", "unknown", "50 B", *["at least 70 B"] * 2]
+    assert least.needed == PLAN.needed
+
+
 def test_a_plan_is_read_from_the_files(tmp_path: Path) -> None:
     bundle = engine_bundle(tmp_path)
     plan = estimate_memory(bundle, "onnxruntime")
     folder = tmp_path / "onnx" / "unet"
     unet = next(part for part in plan.parts if part.component == "unet")
     assert unet.weights == sum(file.stat().st_size for file in folder.iterdir())
-    assert plan.activations is None
+    assert plan.activations is not None
+    assert plan.at_least
     assert plan.graphs == 0
     assert plan.device == "cpu"
     assert plan.free
@@ -80,6 +88,7 @@ def test_built_engines_say_what_they_need(tmp_path: Path, monkeypatch: pytest.Mo
     assert plan.parts[0] == ComponentMemory("unet", record.stat().st_size, 4096)
     assert plan.graphs > 0
     assert plan.free is None, "there is no such device here"
+    assert not plan.at_least
     assert estimate_memory(bundle, "tensorrt-rtx", cuda_graph="off").graphs == 0
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdrt.backends.loading import chosen_engine, load_engines
+from kdrt.backends.choice import chosen_engine
+from kdrt.backends.loading import load_engines
 from kdrt_bench.networks_kept import plain_onnx, unfused_bundle
 from kdrt_bench.peers.base import Peer
 from kdrt_bench.peers.onnxruntime_plain import ArraysEngine

@@ -1,0 +1,75 @@
+"""Which engine runs a bundle, and where; nothing is loaded, and torch is not imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from kdrt.backends.engine_files import engine_folders
+from kdrt.bundle import Bundle, Component, Manifest
+from kdrt.errors import BundleError, EngineUnavailableError, InvalidRequestError
+from kdrt_engines.cuda_devices import cuda_available
+from kdrt_engines.registry import ENGINES, choose, find_engines
+from kdrt_engines.tensorrt.flavour import FLAVOURS
+
+
+def chosen_engine(engine: str | None, bundle: Bundle) -> str:
+    """The engine asked for, or the best one that is here and in the bundle.
+
+    Raises:
+        InvalidRequestError: an unknown name.
+        EngineUnavailableError: there is none.
+    """
+    if engine is not None:
+        return known_engine(engine)
+    best = choose(tuple(status for status in find_engines() if _is_built(bundle, status.name)))
+    if best is None:
+        raise EngineUnavailableError(
+            "no engine is installed here; pip install onnxruntime, or see `kdrt doctor`"
+        )
+    return best.name
+
+
+def known_engine(engine: str) -> str:
+    """``engine``, if it is the name of one.
+
+    Raises:
+        InvalidRequestError: it is not.
+    """
+    if engine not in ENGINES:
+        raise InvalidRequestError(f"unknown engine {engine!r}; known: {', '.join(ENGINES)}")
+    return engine
+
+
+def _is_built(bundle: Bundle, engine: str) -> bool:
+    """Whether the bundle has what the engine needs; only TensorRT's are built beforehand."""
+    return engine not in FLAVOURS or all(
+        engine_folders(bundle, FLAVOURS[engine], name)
+        for name in needed_components(bundle.manifest)
+    )
+
+
+def device_type(engine: str) -> str:
+    """Where an engine runs: ``cuda`` or ``cpu``."""
+    on_cuda = cuda_available() if engine == "torch" else engine != "onnxruntime"
+    return "cuda" if on_cuda else "cpu"
+
+
+def needed_components(manifest: Manifest) -> Mapping[str, Component]:
+    """The components text-to-image runs: the UNet, every text encoder, the VAE's decoder.
+
+    Raises:
+        BundleError: one is missing.
+    """
+    names = ["unet", *(facts.component for facts in manifest.text_encoders), "vae_decoder"]
+    missing = [name for name in names if name not in manifest.components]
+    if missing:
+        raise BundleError(
+            f"the bundle '{manifest.name}' has no {', '.join(missing)}; export the model again"
+        )
+    return {name: manifest.components[name] for name in names}
+
+
+def torch_program(bundle: Bundle, component: str) -> Path:
+    """Where ``--target torch`` keeps a component's exported program."""
+    return bundle.file(f"engines/torch/{component}.pt2")
