@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kdrt.bundle.components import SHALLOW_UNET
 
-_LATER = {
+_STAGES = {
     "unet": "unet",
     SHALLOW_UNET: "unet",
     "vae_decoder": "vae",
@@ -14,5 +14,5 @@ _LATER = {
 
 
 def stage_of(component: str) -> str:
-    """The turn of a component: ``text``, ``unet`` or ``vae``."""
-    return _LATER.get(component, "text")
+    """The stage that needs a component: ``text``, ``unet`` or ``vae``."""
+    return _STAGES.get(component, "text")

@@ -2,10 +2,11 @@
 
 Its files:
 
-    engines  bundle → TensorRT engine files
-    keys     which engines a build makes
-    cost     memory and time of a build
-    fusion   whether attention was fused
-    targets  GPUs by name and compute capability
-    refit    engines whose weights a LoRA may change
+    engines    bundle → TensorRT engine files
+    keys       which engines a build makes
+    cost       memory and time of a build
+    fusion     whether attention was fused
+    targets    which flavour of TensorRT builds for which GPUs
+    gpu_names  GPUs by name
+    refit      engines whose weights a LoRA may change
 """

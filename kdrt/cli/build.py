@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from kdrt_engines.tensorrt.flavour import Flavour
 
 GPU_HELP = (
-    "Compute capabilities to build for, as in [cyan]sm86,sm89[/]; without it those of Ampere to "
-    "Blackwell."
+    "GPUs to build for, by name or compute capability, as in [cyan]'RTX 4090'[/] or "
+    "[cyan]sm86,sm89[/]; without it those of Ampere to Blackwell."
 )
 HERE_HELP = "Build for the GPU of this machine."
 REFITTABLE_HELP = (
@@ -40,7 +40,7 @@ def build(
         ),
     ] = None,
     gpu: Annotated[
-        list[str] | None, typer.Option(metavar="SM", show_default=False, help=GPU_HELP)
+        list[str] | None, typer.Option(metavar="GPU", show_default=False, help=GPU_HELP)
     ] = None,
     here: Annotated[bool, typer.Option("--here", help=HERE_HELP)] = False,
     profile: Annotated[
@@ -73,7 +73,7 @@ def build(
 
       [cyan]kdrt build demo --engine tensorrt-rtx --gpu sm86,sm89,sm120[/cyan]
       [cyan]kdrt build sdxl --here --profile portrait --profile static:1024x1024x1[/cyan]
-      [cyan]kdrt build demo --gpu sm75 --component vae_decoder[/cyan]
+      [cyan]kdrt build demo --gpu 'RTX 2080 Ti' --component vae_decoder[/cyan]
       [cyan]kdrt build demo --engine onnxruntime[/cyan]
       [cyan]kdrt build sdxl --refittable[/cyan]
     """
@@ -106,9 +106,10 @@ def targets_of(
     bundle: str, engine: str | None, gpu: Sequence[str], here: bool
 ) -> tuple[Flavour, tuple[int, ...]]:
     """What the options ``--engine``, ``--gpu`` and ``--here`` ask for together."""
+    from kdrt.build.gpu_names import gpu_capabilities
     from kdrt.build.targets import resolve_targets
     from kdrt.errors import InvalidRequestError
-    from kdrt_engines.tensorrt.flavour import FLAVOURS, parse_capabilities
+    from kdrt_engines.tensorrt.flavour import FLAVOURS
 
     if engine is not None and engine not in FLAVOURS:
         raise InvalidRequestError(
@@ -118,7 +119,7 @@ def targets_of(
     flavour, capabilities = resolve_targets(
         bundle,
         None if engine is None else FLAVOURS[engine],
-        parse_capabilities(gpu) if gpu else (),
+        gpu_capabilities(gpu) if gpu else (),
         here=here,
     )
     flavour.version()  # says how to install it, before any work is done

@@ -114,7 +114,7 @@ def export(
     gpu: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="SM", show_default=False, help=GPU_HELP, rich_help_panel=_FOR_TENSORRT
+            metavar="GPU", show_default=False, help=GPU_HELP, rich_help_panel=_FOR_TENSORRT
         ),
     ] = None,
     here: Annotated[

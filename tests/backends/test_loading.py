@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from kdrt.backends import choice, torch_programs
+from kdrt.backends import choice, loading, torch_programs
 from kdrt.backends.choice import needed_components, torch_program
 from kdrt.backends.fallback import FallbackEngine, FallbackLoader, FallbackWarning
 from kdrt.backends.loader import Loader
