@@ -69,6 +69,7 @@ def build_engines(
     components: Sequence[str] = (),
     refittable: bool = False,
     force: bool = False,
+    strict: bool = False,
     report: BuildProgress,
     tools: Tools | None = None,
 ) -> list[EngineRecord]:
@@ -83,6 +84,7 @@ def build_engines(
         refittable: let LoRAs change the weights of those networks that they know. Such an engine
             is compared with ONNX Runtime before it is kept, see :mod:`kdrt.build.refit`.
         force: build again what is there and good.
+        strict: refuse an engine in which the UNet's attention was not fused, rather than warn.
         report: receives the progress.
         tools: by default TensorRT itself.
 
@@ -90,8 +92,8 @@ def build_engines(
         The record of each engine, whether built now or before.
 
     Raises:
-        EngineError: unknown components or profiles, a network that the GPU cannot run, or a build
-            that failed. Engines that were complete stay.
+        EngineError: unknown components or profiles, a network that the GPU cannot run, a build
+            that failed, or one that ``strict`` refuses. Engines that were complete stay.
         EngineUnavailableError: the flavour is not installed, or a refittable engine is asked for on
             a machine without a GPU.
         OutputError: the bundle or the list of trusted files cannot be written.
@@ -106,8 +108,14 @@ def build_engines(
     folder = bundle.place(f"engines/{flavour.name}")
     with only_builder(folder, report.note):
         _remove_stale(bundle, flavour)
-        builder = _Builder(bundle, folder, profiles, report, tools or TOOLS)
+        builder = _Builder(bundle, folder, profiles, report, tools or TOOLS, strict=strict)
         return [builder.get(key, force=force) for key in keys]
+
+
+def _refuse_unfused(manifest: Manifest, record: EngineRecord) -> None:
+    warning = fusion_warning(manifest, record)
+    if warning is not None:
+        raise EngineError(f"{warning}; strict builds keep no such engine (--strict)")
 
 
 def wanted_components(manifest: Manifest, components: Sequence[str]) -> list[str]:
@@ -130,9 +138,11 @@ class _Builder:
         names: Sequence[str],
         report: BuildProgress,
         tools: Tools,
+        *,
+        strict: bool,
     ) -> None:
         self._bundle, self._folder, self._names = bundle, folder, names
-        self._report, self._tools = report, tools
+        self._report, self._tools, self._strict = report, tools, strict
         self._clock = BuildClock()
 
     def get(self, key: EngineKey, *, force: bool) -> EngineRecord:
@@ -140,8 +150,14 @@ class _Builder:
         found = None if force else self._existing(key)
         if found is None:
             return self._build(key)
+        self._refuse_unfused(found)
         self._report.note(f"{title(key)} is built already; --force builds it again")
         return found
+
+    def _refuse_unfused(self, record: EngineRecord) -> None:
+        warning = fusion_warning(self._bundle.manifest, record) if self._strict else None
+        if warning is not None:
+            raise EngineError(f"{warning}; strict builds keep no such engine (--strict)")
 
     def _existing(self, key: EngineKey) -> EngineRecord | None:
         folder = self._folder / key.folder()
@@ -165,6 +181,7 @@ class _Builder:
         with new_folder(target, foreign_files) as partial:
             built = self._run(key, partial / ENGINE_FILE, size)
             record = _record(partial / ENGINE_FILE, key, self._names, built)
+            self._refuse_unfused(record)
             if key.refittable:
                 self._report.running("comparing with ONNX Runtime", 0)
                 result = self._tools.check(self._bundle, key, partial / ENGINE_FILE)

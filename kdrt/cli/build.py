@@ -59,6 +59,14 @@ def build(
     force: Annotated[
         bool, typer.Option("--force", help="Build again what is there and good.")
     ] = False,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Fail, instead of warning, where the attention of the UNet does not become fused "
+            "kernels.",
+        ),
+    ] = False,
 ) -> None:
     """
     Build the engines of a bundle: TensorRT's, or what ONNX Runtime makes of it on this CPU.
@@ -82,7 +90,9 @@ def build(
 
     opened = open_bundle(bundle)
     if engine == "onnxruntime":
-        _check_no_gpu(gpu, here, profile, refittable)
+        _check_for_tensorrt(
+            gpu=gpu, here=here, profile=profile, refittable=refittable, strict=strict
+        )
         optimize(opened, component or [], force=force)
         return
     if refittable:
@@ -99,6 +109,7 @@ def build(
         component or [],
         refittable=refittable,
         force=force,
+        strict=strict,
     )
 
 
@@ -135,6 +146,7 @@ def run(
     *,
     refittable: bool = False,
     force: bool = False,
+    strict: bool = False,
 ) -> None:
     """Build with the progress on the terminal, and print what was built."""
     from kdrt.backends.profiles import DEFAULT
@@ -152,6 +164,7 @@ def run(
             components=components,
             refittable=refittable,
             force=force,
+            strict=strict,
             report=report,
         )
     print_rows(f"{flavour.title} engines", [row(record) for record in records])
@@ -172,13 +185,13 @@ def optimize(bundle: Bundle, components: Sequence[str], *, force: bool) -> None:
         typer.echo("nothing to do: every network that is kept for this CPU is there", err=True)
 
 
-def _check_no_gpu(
-    gpu: Sequence[str] | None, here: bool, profile: Sequence[str] | None, refittable: bool
-) -> None:
+def _check_for_tensorrt(**options: object) -> None:
+    """Refuse what ONNX Runtime has no use for."""
     from kdrt.errors import InvalidRequestError
 
-    if gpu or here or profile or refittable:
+    given = [f"--{name}" for name, value in options.items() if value]
+    if given:
         raise InvalidRequestError(
-            "--gpu, --here, --profile and --refittable are for TensorRT; ONNX Runtime's graphs are "
-            "for this CPU and any size, and take LoRAs as they are: leave them out"
+            f"{', '.join(given)} is for TensorRT; ONNX Runtime's graphs are for this CPU and any "
+            "size, and take LoRAs as they are: leave it out"
         )

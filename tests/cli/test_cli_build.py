@@ -76,6 +76,39 @@ def test_a_unet_that_is_not_fused_is_a_loud_warning(cli, bundle: Bundle, builder
     assert outcome.err.count("warning: only 0 of 2 attentions of the UNet") == 1
 
 
+def test_a_strict_build_keeps_no_unet_that_is_not_fused(
+    cli, bundle: Bundle, builder: Builder
+) -> None:
+    command = ("build", bundle.path, "--gpu", "sm89", "--component", "unet", "--strict")
+    builder.fused = 1
+    outcome = cli(*command)
+    assert outcome.code == 2
+    assert "error: only 1 of 2 attentions of the UNet became fused" in outcome.err
+    assert not [*bundle.path.glob("engines/*/[!.]*")]
+    builder.fused = None
+    assert "did not say whether" in cli(*command).err
+    builder.fused = 2
+    assert cli(*command).code == 0
+    assert [*bundle.path.glob("engines/*/unet-*")]
+
+
+def test_a_strict_build_does_not_take_what_was_built_before(
+    cli, bundle: Bundle, builder: Builder
+) -> None:
+    builder.fused = 0
+    command = ("build", bundle.path, "--gpu", "sm89", "--component", "unet")
+    assert cli(*command).code == 0
+    assert cli(*command, "--strict").code == 2
+    assert [*bundle.path.glob("engines/*/unet-*")], "what was there stays"
+    assert len(builder.jobs) == 1
+
+
+def test_onnx_runtime_takes_no_options_of_tensorrt(cli, bundle: Bundle) -> None:
+    command = ("build", bundle.path, "--engine", "onnxruntime")
+    assert "--gpu is for TensorRT" in cli(*command, "--gpu", "sm89").refusal()
+    assert "--here, --strict is for TensorRT" in cli(*command, "--strict", "--here").refusal()
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
