@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from kdrt.cli.build import GPU_HELP, HERE_HELP, PROFILE_HELP, PROFILE_METAVAR
 
-if TYPE_CHECKING:
-    from kdrt_engines.tensorrt.flavour import Flavour
-
 _FOR_TENSORRT = "With --target tensorrt or tensorrt-rtx"
-
-_PACKAGES = {
-    "accelerate",
-    "diffusers",
-    "huggingface_hub",
-    "onnx",
-    "onnx_ir",
-    "transformers",
-}
-"""What the extra ``export`` installs, by import name."""
 
 
 def export(
@@ -245,105 +232,50 @@ def export(
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-    from kdrt.adapters.lora_file import lora_option
     from kdrt.bundle import folder_name, open_bundle
     from kdrt.cli import build
+    from kdrt.cli.bundle_rows import folder_size
+    from kdrt.cli.export_checks import builds_of, check_effect, exporter, own_targets, read_loras
     from kdrt.common.terminal_report import TerminalReport
     from kdrt.common.units import duration, size
-    from kdrt.errors import ExportError
 
     if name is not None:
         folder_name(name)  # also where -o says where it goes
-    _check_effect(source, revision, config, ip_adapter, image_encoder)
-    builds = _builds(str(output or name or source), target or [], gpu or [], here, profile)
+    check_effect(source, revision, config, ip_adapter, image_encoder)
+    builds = builds_of(str(output or name or source), target or [], gpu or [], here, profile)
     if builds and precision == "auto":
         precision = "fp16"
+    loras = read_loras(lora or [], allow_pickle=allow_pickle)
     started = time.perf_counter()
-    try:
-        from kdrt_export.stage import export as export_bundle
-
-        with TerminalReport() as report:
-            path = export_bundle(
-                source,
-                output,
-                name=name,
-                precision=precision,
-                weights=weights,
-                unet=unet,
-                vae=vae,
-                vae_precision=vae_precision,
-                preview_decoder=preview_decoder,
-                targets=_without_builds(target or []),
-                random_weights=random_weights,
-                seed=seed,
-                fuse_qkv=fuse_qkv,
-                variants=tuple(variant or ()),
-                ip_adapter=ip_adapter,
-                image_encoder=image_encoder,
-                loras=[lora_option(text) for text in lora or ()],
-                strict_loras=strict_lora,
-                safety_checker=safety_checker,
-                allow_pickle=allow_pickle,
-                revision=revision,
-                config=config,
-                prediction_type=prediction_type,
-                report=report,
-            )
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in _PACKAGES:
-            raise
-        raise ExportError(
-            f"exporting needs the package '{package}', which is not installed: "
-            "pip install 'kdrt[export]'"
-        ) from error
+    with exporter() as export_bundle, TerminalReport() as report:
+        path = export_bundle(
+            source,
+            output,
+            name=name,
+            precision=precision,
+            weights=weights,
+            unet=unet,
+            vae=vae,
+            vae_precision=vae_precision,
+            preview_decoder=preview_decoder,
+            targets=own_targets(target or []),
+            random_weights=random_weights,
+            seed=seed,
+            fuse_qkv=fuse_qkv,
+            variants=tuple(variant or ()),
+            ip_adapter=ip_adapter,
+            image_encoder=image_encoder,
+            loras=loras,
+            strict_loras=strict_lora,
+            safety_checker=safety_checker,
+            allow_pickle=allow_pickle,
+            revision=revision,
+            config=config,
+            prediction_type=prediction_type,
+            report=report,
+        )
     for flavour, capabilities in builds:
         build.run(open_bundle(path), flavour, capabilities, profile or [])
-    total = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     handle = str(output) if output else open_bundle(path).manifest.name
-    typer.echo(f"{path}  ({size(total)}, {duration(time.perf_counter() - started)})")
+    typer.echo(f"{path}  ({size(folder_size(path))}, {duration(time.perf_counter() - started)})")
     typer.echo(f'next: kdrt generate {handle} "your prompt"', err=True)
-
-
-def _check_effect(
-    source: str,
-    revision: str | None,
-    config: Path | None,
-    ip_adapter: str | None,
-    image_encoder: Path | None,
-) -> None:
-    """Raises ExportError: an option would have no effect."""
-    from kdrt.common.paths import user_path
-    from kdrt.errors import ExportError
-
-    if image_encoder is not None and ip_adapter is None:
-        raise ExportError("--image-encoder belongs to --ip-adapter; give both or neither")
-    path = user_path(source)
-    if revision is not None and (source == "demo" or path.exists()):
-        raise ExportError(
-            f"--revision is for models of the hub, and '{source}' is on this machine; leave it out"
-        )
-    if config is not None and (source == "demo" or path.is_dir()):
-        raise ExportError(
-            f"--config describes a checkpoint file, and '{source}' is none; leave it out"
-        )
-
-
-def _without_builds(targets: list[str]) -> tuple[str, ...]:
-    """The targets the exporter itself prepares."""
-    return tuple(t for t in targets if not t.startswith("tensorrt")) or ("onnxruntime",)
-
-
-def _builds(
-    bundle: str, targets: list[str], gpu: list[str], here: bool, profile: list[str] | None
-) -> list[tuple[Flavour, tuple[int, ...]]]:
-    """What to build after the export; what is wrong with it is said before."""
-    from kdrt.cli.build import targets_of
-    from kdrt.errors import InvalidRequestError
-
-    engines = [target for target in dict.fromkeys(targets) if target.startswith("tensorrt")]
-    if not engines and (gpu or here or profile):
-        raise InvalidRequestError(
-            "--gpu, --here and --profile say what to build; add --target tensorrt-rtx or tensorrt"
-        )
-    return [targets_of(bundle, engine, gpu, here) for engine in engines]

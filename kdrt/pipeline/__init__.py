@@ -8,4 +8,5 @@ Its files:
     adapter_api  LoRAs, variants and learned tokens of a pipeline
     calls        one call at a time
     memory       what loading a bundle will take
+    activations  what its networks need at least while they run
 """

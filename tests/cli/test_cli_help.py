@@ -12,12 +12,15 @@ import typer
 
 import kdrt
 from kdrt import cli as command_line
+from kdrt.cli.app import _CALLED_HERE
 from kdrt.errors import KdrtError
 
 COMMANDS = (
     "export",
     "build",
     "inspect",
+    "list",
+    "rm",
     "trust",
     "generate",
     "info",
@@ -77,6 +80,30 @@ def test_wrong_usage_exits_with_2(cli, arguments: list[str]) -> None:
     outcome = cli(*arguments)
     assert outcome.code == 2
     assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["exprt"], "Did you mean 'export'?"),
+        (["ls"], "Did you mean 'list'?"),
+        (["remove", "demo"], "Did you mean 'rm'?"),
+        (["txt2img", "demo", "a cat"], "Did you mean 'generate'?"),
+        (["inspect", "demo", "--jsn"], "--json"),
+        (["build", "demo", "--gpus", "sm89"], "--gpu"),
+        (["rm", "demo", "--force"], "No such option: --force"),
+    ],
+)
+def test_near_misses_are_answered_with_the_right_word(cli, arguments: list[str], said: str) -> None:
+    outcome = cli(*arguments)
+    assert outcome.code == 2
+    assert said in outcome.err
+
+
+def test_words_of_other_programs_lead_to_commands() -> None:
+    commands = typer.main.get_command(command_line.app).commands
+    assert {*_CALLED_HERE.values()} <= {*commands}
+    assert not {*_CALLED_HERE} & {*commands}
 
 
 def test_debug_keeps_the_traceback(home) -> None:

@@ -23,16 +23,29 @@ sys.exit(code)
 
 def loaded_by(*arguments: str, home: Path) -> set[str]:
     """The packages that a command had loaded at its end."""
-    done = subprocess.run(
+    done = run(*arguments, home=home)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    return {*done.stderr.split()}
+
+
+def refused_by(*arguments: str, home: Path) -> tuple[set[str], str]:
+    """The packages that a refused command had loaded, and what it said."""
+    done = run(*arguments, home=home)
+    assert done.returncode == 2, done.stderr
+    *said, modules = done.stderr.splitlines()
+    return {*modules.split()}, " ".join(said)
+
+
+def run(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
+    """A command in a process that tells at its end what it had loaded."""
+    return subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path!r}\n{RUN}", *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, "KDRT_HOME": str(home)},
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout
-    return {*done.stderr.split()}
 
 
 @pytest.mark.parametrize(
@@ -64,3 +77,10 @@ def test_an_image_is_read_without_what_makes_images(home: Path, tmp_path: Path) 
     texts.add_text("parameters", "a red circle\nSteps: 20, Sampler: Euler, Seed: 7")
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=texts)
     assert not loaded_by("info", str(tmp_path / "a.png"), home=home) & HEAVY
+
+
+def test_a_wrong_lora_is_refused_before_the_exporter_is_loaded(home: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "cat.png")
+    loaded, said = refused_by("export", "demo", "--lora", f"{tmp_path / 'cat.png'}:0.5", home=home)
+    assert "error: cat.png is an image; a .safetensors file is needed" in said
+    assert not loaded & {"diffusers", "transformers", "kdrt_export"}

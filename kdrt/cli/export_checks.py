@@ -1,0 +1,105 @@
+"""What ``kdrt export`` looks at before it loads anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kdrt_engines.tensorrt.flavour import Flavour
+
+_PACKAGES = {
+    "accelerate",
+    "diffusers",
+    "huggingface_hub",
+    "onnx",
+    "onnx_ir",
+    "transformers",
+}
+"""What the extra ``export`` installs, by import name."""
+
+
+@contextmanager
+def exporter() -> Iterator[Callable[..., Path]]:
+    """`kdrt_export.stage.export`.
+
+    Raises:
+        ExportError: a package is missing that only exports need.
+    """
+    from kdrt.errors import ExportError
+
+    try:
+        from kdrt_export.stage import export
+
+        yield export
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _PACKAGES:
+            raise
+        raise ExportError(
+            f"exporting needs the package '{package}', which is not installed: "
+            "pip install 'kdrt[export]'"
+        ) from error
+
+
+def read_loras(options: Sequence[str], *, allow_pickle: bool) -> list[tuple[Path, float]]:
+    """The files and scales of ``--lora``. All are read: what is wrong with them is said before the
+    libraries of the exporter and the model are loaded.
+
+    Raises:
+        InvalidRequestError: see :func:`kdrt.adapters.lora_file.read_lora`.
+    """
+    if not options:
+        return []
+    from kdrt.adapters.lora_file import lora_option, read_lora
+
+    loras = [lora_option(text) for text in options]
+    for path, _ in loras:
+        read_lora(path, allow_pickle=allow_pickle)
+    return loras
+
+
+def check_effect(
+    source: str,
+    revision: str | None,
+    config: Path | None,
+    ip_adapter: str | None,
+    image_encoder: Path | None,
+) -> None:
+    """Raises ExportError: an option would have no effect."""
+    from kdrt.common.paths import user_path
+    from kdrt.errors import ExportError
+
+    if image_encoder is not None and ip_adapter is None:
+        raise ExportError("--image-encoder belongs to --ip-adapter; give both or neither")
+    path = user_path(source)
+    if revision is not None and (source == "demo" or path.exists()):
+        raise ExportError(
+            f"--revision is for models of the hub, and '{source}' is on this machine; leave it out"
+        )
+    if config is not None and (source == "demo" or path.is_dir()):
+        raise ExportError(
+            f"--config describes a checkpoint file, and '{source}' is none; leave it out"
+        )
+
+
+def own_targets(targets: Sequence[str]) -> tuple[str, ...]:
+    """The targets the exporter itself prepares."""
+    return tuple(t for t in targets if not t.startswith("tensorrt")) or ("onnxruntime",)
+
+
+def builds_of(
+    bundle: str, targets: Sequence[str], gpu: Sequence[str], here: bool, profile: list[str] | None
+) -> list[tuple[Flavour, tuple[int, ...]]]:
+    """What to build after the export; what is wrong with it is said before."""
+    from kdrt.cli.build import targets_of
+    from kdrt.errors import InvalidRequestError
+
+    engines = [target for target in dict.fromkeys(targets) if target.startswith("tensorrt")]
+    if not engines and (gpu or here or profile):
+        raise InvalidRequestError(
+            "--gpu, --here and --profile say what to build; add --target tensorrt-rtx or tensorrt"
+        )
+    return [targets_of(bundle, engine, gpu, here) for engine in engines]
