@@ -23,6 +23,7 @@ __all__ = [
     "NonFiniteError",
     "OutOfMemoryError",
     "OutputError",
+    "OutputExistsError",
     "PipelineClosedError",
     "ShapeError",
 ]
@@ -46,6 +47,10 @@ class NonFiniteError(KdrtError):
 
 class OutputError(KdrtError):
     """A file cannot be written where the user asked for it."""
+
+
+class OutputExistsError(OutputError):
+    """A file is there already, and was not to be replaced."""
 
 
 class CancelledError(KdrtError):

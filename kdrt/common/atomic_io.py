@@ -24,7 +24,7 @@ from pathlib import Path
 
 import psutil
 
-from kdrt.errors import OutputError
+from kdrt.errors import OutputError, OutputExistsError
 
 UNFINISHED = ".unfinished-"
 """How the names begin of what is being written, or was when its process was killed."""
@@ -37,11 +37,17 @@ _logger = logging.getLogger("kdrt")
 
 
 @contextmanager
-def new_file(target: Path) -> Iterator[Path]:
+def new_file(target: Path, *, overwrite: bool = True) -> Iterator[Path]:
     """A file to write, beside ``target``. It takes the place of ``target`` when the block ends
     without an exception, and vanishes otherwise. Missing folders are made.
 
+    Args:
+        target: where the file will be.
+        overwrite: replace a file that is there.
+
     Raises:
+        OutputExistsError: something is there and ``overwrite`` is off. Of several processes that
+            write to one place, only one succeeds.
         OutputError: the system does not let it be written, or :func:`check_file` raises it.
     """
     place = check_file(target)
@@ -50,7 +56,10 @@ def new_file(target: Path) -> Iterator[Path]:
         place.parent.mkdir(parents=True, exist_ok=True)
         _clear_leftovers_once(place.parent)
         yield partial
-        partial.replace(place)
+        if overwrite:
+            partial.replace(place)
+        else:
+            _publish(partial, place)
     except Exception as error:
         system = _system_error(error)
         if system is None:
@@ -175,6 +184,20 @@ def clear_leftovers(folder: Path) -> None:
         for left in [path for path in folder.iterdir() if _is_left(path)]:
             _discard(left)
             _logger.warning("removed %s, left by a killed process", left)
+
+
+def _publish(partial: Path, place: Path) -> None:
+    """Give a finished file its name, unless the name is taken: checked and done in one call."""
+    try:
+        try:
+            os.link(partial, place)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            place.touch(exist_ok=False)
+            partial.replace(place)
+    except FileExistsError as error:
+        raise OutputExistsError(f"cannot write {place}: it exists; choose another name") from error
 
 
 def _discard(working: Path) -> None:

@@ -53,6 +53,8 @@ def save_image(
     image: Image.Image | NDArray[Any] | Tensor,
     path: str | os.PathLike[str],
     parameters: object = None,
+    *,
+    overwrite: bool = True,
 ) -> Path:
     """Save an image; the file appears complete or not at all.
 
@@ -63,8 +65,10 @@ def save_image(
         parameters: a :class:`kdrt.Infotext` or a text, stored where web UIs look for it: the
             ``parameters`` text of a PNG, the EXIF user comment of a JPEG or WebP. JPEG has room
             for 32,000 characters: of a longer text the prompt is cut.
+        overwrite: replace a file that is there.
 
     Raises:
+        OutputExistsError: a file is there, and ``overwrite`` is off.
         OutputError: an unknown suffix, or a place that cannot be written.
         InvalidRequestError: the array or tensor is no image.
 
@@ -90,7 +94,7 @@ def save_image(
         text = str(parameters).encode("utf-8", errors="replace").decode()
         options |= _metadata(kind, text)
     try:
-        with new_file(target) as partial, partial.open("xb") as file:
+        with new_file(target, overwrite=overwrite) as partial, partial.open("xb") as file:
             image.save(file, kind, **options)
     except ValueError as error:  # a side that the format does not allow
         raise OutputError(f"cannot write {target}: {error}") from error

@@ -41,12 +41,13 @@ class Result:
     chunks: int = 1
     nsfw: list[bool] | None = None
 
-    def save(self, path: str | os.PathLike[str], index: int = 0) -> Path:
+    def save(self, path: str | os.PathLike[str], index: int = 0, *, overwrite: bool = True) -> Path:
         """Save one image with its parameters; see :func:`kdrt.save_image`.
 
         Raises:
             InvalidRequestError: there is no image ``index``, or these are latents.
-            OutputError: the file cannot be written, or its suffix is unknown.
+            OutputError: the file cannot be written, its suffix is unknown, or it exists and
+                ``overwrite`` is off.
         """
         if self.is_latent:
             raise InvalidRequestError(
@@ -54,7 +55,7 @@ class Result:
             )
         if check_int("index", index, 0) >= len(self.seeds):
             raise InvalidRequestError(f"there are {len(self.seeds)} images, so no image {index}")
-        return save_image(self.images[index], path, self.parameters[index])
+        return save_image(self.images[index], path, self.parameters[index], overwrite=overwrite)
 
 
 class Generation(Iterator[PreviewStep]):
