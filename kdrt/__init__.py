@@ -33,14 +33,16 @@ if TYPE_CHECKING:
         NonFiniteError,
         OutOfMemoryError,
         OutputError,
+        OutputExistsError,
         PipelineClosedError,
         ShapeError,
     )
     from kdrt.images.output import read_infotext, save_image
+    from kdrt.images.sheet import image_grid
     from kdrt.pipeline.metadata import Infotext
     from kdrt.pipeline.pipeline import Pipeline, load
     from kdrt.pipeline.result import Generation, Result
-    from kdrt.prompt import Conditioning, Truncation, TruncationWarning
+    from kdrt.prompt import Conditioning, PromptSyntaxWarning, Truncation, TruncationWarning
     from kdrt.request.request import Request
     from kdrt.sampling import Step
     from kdrt.vae.preview import PreviewStep
@@ -61,9 +63,11 @@ __all__ = [
     "NonFiniteError",
     "OutOfMemoryError",
     "OutputError",
+    "OutputExistsError",
     "Pipeline",
     "PipelineClosedError",
     "PreviewStep",
+    "PromptSyntaxWarning",
     "Request",
     "Result",
     "ShapeError",
@@ -71,6 +75,7 @@ __all__ = [
     "Truncation",
     "TruncationWarning",
     "__version__",
+    "image_grid",
     "load",
     "read_infotext",
     "save_image",
@@ -83,11 +88,13 @@ _HOME = {
     "Infotext": "kdrt.pipeline.metadata",
     "Pipeline": "kdrt.pipeline.pipeline",
     "PreviewStep": "kdrt.vae.preview",
+    "PromptSyntaxWarning": "kdrt.prompt",
     "Request": "kdrt.request.request",
     "Result": "kdrt.pipeline.result",
     "Step": "kdrt.sampling",
     "Truncation": "kdrt.prompt",
     "TruncationWarning": "kdrt.prompt",
+    "image_grid": "kdrt.images.sheet",
     "load": "kdrt.pipeline.pipeline",
     "read_infotext": "kdrt.images.output",
     "save_image": "kdrt.images.output",

@@ -9,6 +9,7 @@ from collections import ChainMap
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import fields, replace
+from itertools import chain
 from typing import Any, NoReturn
 
 import torch
@@ -41,6 +42,7 @@ from kdrt.prompt import (
     COMMA_BACKTRACK,
     Conditioning,
     PromptEncoder,
+    PromptSyntaxWarning,
     Truncation,
     TruncationWarning,
     WeightingMode,
@@ -364,6 +366,8 @@ class Pipeline(Service):
 
         Warns:
             TruncationWarning: a prompt is too long; see :attr:`Result.truncations`.
+            PromptSyntaxWarning: part of a prompt is written for another program, and is read as
+                plain text; see :mod:`kdrt.prompt.hints`.
         """
         request = Request(
             prompt=prompt,
@@ -490,6 +494,8 @@ class Pipeline(Service):
         version, truncations = self.prompt_encoder.version, encoded[2]
         for truncation in truncations:
             warnings.warn(str(truncation), TruncationWarning, stacklevel=3)
+        for hint in self._hints(job):
+            warnings.warn(hint, PromptSyntaxWarning, stacklevel=3)
         chunks = -(-encoded[0].length // self.bundle.manifest.text_encoders[0].max_length)
         parameters: list[Infotext] = []
 
@@ -582,7 +588,13 @@ class Pipeline(Service):
         assert negative is not None  # there is a second half
         for truncation in truncations:
             warnings.warn(str(truncation), TruncationWarning, stacklevel=2)
+        for hint in self._hints(job):
+            warnings.warn(hint, PromptSyntaxWarning, stacklevel=2)
         return positive, negative
+
+    def _hints(self, job: Job) -> list[str]:
+        columns = (*job.prompts, *(job.negatives or ()))
+        return self._prompts.hints(chain.from_iterable(columns), job.weighting)
 
     def _encode(
         self, job: Job, *, doubled: bool

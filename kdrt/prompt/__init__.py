@@ -1,11 +1,13 @@
 """From prompts to the UNet's conditioning.
 
 ``tokens`` turns text into ids, ``weighting`` reads emphasis, ``encoder`` runs the text encoders,
-and ``given`` checks embeddings that a caller brings.
+``given`` checks embeddings that a caller brings, and ``hints`` knows what is written for other
+programs.
 """
 
 from kdrt.prompt.conditioning import Conditioning, zeros_like
 from kdrt.prompt.encoder import PromptEncoder, TextEncoder, hidden_layer
+from kdrt.prompt.hints import PromptSyntaxWarning
 from kdrt.prompt.tokens import PromptTokenizer, Tokens, Truncation, TruncationWarning
 from kdrt.prompt.weighting import COMMA_BACKTRACK, Weighting, WeightingMode
 
@@ -13,6 +15,7 @@ __all__ = [
     "COMMA_BACKTRACK",
     "Conditioning",
     "PromptEncoder",
+    "PromptSyntaxWarning",
     "PromptTokenizer",
     "TextEncoder",
     "Tokens",

@@ -9,7 +9,7 @@ it is in.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,7 @@ from kdrt.common.log import timed
 from kdrt.common.lru import LruCache
 from kdrt.errors import BundleError, InvalidRequestError
 from kdrt.prompt.conditioning import Conditioning
+from kdrt.prompt.hints import syntax_hints
 from kdrt.prompt.learned import LearnedTokens
 from kdrt.prompt.tokens import PromptTokenizer, Tokens, Truncation
 from kdrt.prompt.weighting import Weighting, emphasize
@@ -231,6 +232,12 @@ class PromptEncoder:
         pooled = torch.stack([encoded.pooled for encoded in columns[-1]]) if self._pools else None
         truncations = [e.truncation for column in columns for e in column if e.truncation]
         return Conditioning(torch.cat(hidden, dim=-1), pooled), tuple(dict.fromkeys(truncations))
+
+    def hints(self, prompts: Iterable[str], weighting: Weighting = PLAIN) -> list[str]:
+        """What in prompts is read as plain text, though other programs give it a meaning; see
+        :func:`kdrt.prompt.hints.syntax_hints`."""
+        learned = {name for encoder in self.encoders for name in encoder.learned.names}
+        return syntax_hints(prompts, weighting.mode, learned)
 
     @torch.no_grad()
     def pad(self, conditioning: Conditioning, length: int, clip_skip: int = 0) -> Conditioning:

@@ -1,0 +1,105 @@
+"""Hints for prompts that were written for another program: what is read as plain text, and how to
+have it read.
+
+Only what is hardly ever meant as text counts: ``(a portrait)``, ``(16:9)`` and ``PRISON BREAK`` do
+not. Every pattern takes linear time, as prompts come from strangers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from kdrt.common.validation import excerpt
+from kdrt.prompt.weighting import WeightingMode
+
+
+class PromptSyntaxWarning(UserWarning):
+    """Part of a prompt is written for another program, and is read as plain text."""
+
+
+@dataclass(frozen=True)
+class _Syntax:
+    """What other programs read.
+
+    Attributes:
+        patterns: regular expressions that find it.
+        advice: what to do about it.
+        is_weighting: every ``prompt_weighting`` but ``"none"`` reads it.
+    """
+
+    patterns: tuple[str, ...]
+    advice: str
+    is_weighting: bool = False
+
+    def example(self, texts: Collection[str], learned: Collection[str]) -> str | None:
+        """The first place where it is written; None if there is none."""
+        found = (
+            match[0]
+            for pattern in self.patterns
+            for text in texts
+            for match in re.finditer(pattern, text)
+        )
+        return next((each for each in found if each not in learned), None)
+
+
+_NUMBER = r"(?:\d+(?:\.\d+)?|\.\d+)"
+_SYNTAXES = (
+    _Syntax(
+        (
+            r"\([^()]*[^()\s\d\\]:\s*[+-]?(?:\d(?:\.\d+)?|\.\d+)\s*\)",  # (red:1.3)
+            r"(?<!\\)\(\([^()]+\)\)",  # ((red))
+            r"(?<!\\)\[[^\[\]:|]*[^\[\]:|\\]\]",  # [red]
+            # Among other words in capitals it is one of them.
+            r"(?<![A-Z]{2} )\bBREAK\b(?! [A-Z]{2})",
+        ),
+        'prompt_weighting="a1111" (--weighting a1111) reads it',
+        is_weighting=True,
+    ),
+    _Syntax(
+        (
+            r"(?<!\\)\[[^\[\]:|]*\|[^\[\]]*\]",  # [red|blue]
+            rf"(?<!\\)\[[^\[\]:|]*:[^\[\]:|]*:\s*{_NUMBER}\s*\]",  # [red:blue:0.5]
+            rf"(?<!\\)\[[^\[\]:|]*[^\[\]:|\d\s]:\s*{_NUMBER}\s*\]",  # [red:0.5]
+        ),
+        "a prompt cannot change from step to step; write what it should show all the time",
+    ),
+    _Syntax(
+        (r"(?i)<(?:lora|lyco|locon):[^<>]+>",),
+        "load the file itself with load_lora (--lora FILE:SCALE)",
+    ),
+    _Syntax((r"(?i)<hypernet:[^<>]+>",), "there are no hypernetworks; leave it out"),
+    _Syntax(
+        (r"(?i)\bembedding:[\w.\-/]+",),
+        "load the file with load_textual_inversion, and write the word that it returns",
+    ),
+    _Syntax(
+        (r"(?<!\w)__[A-Za-z0-9][\w/*-]{0,60}__(?!\w)", r"\{[^{}|]+\|[^{}]+\}"),
+        "there are no wildcards; write out every prompt, in a list or with --prompts-file",
+    ),
+)
+
+
+def syntax_hints(
+    prompts: Iterable[str], mode: WeightingMode = "none", learned: Collection[str] = ()
+) -> list[str]:
+    """What in prompts is read as plain text, though other programs give it a meaning.
+
+    Args:
+        prompts: the texts, negative ones too.
+        mode: how they are read.
+        learned: tokens of textual inversions: they are read, however they are written.
+
+    Returns:
+        A sentence for each kind of syntax, with the first example of it.
+    """
+    texts = tuple(dict.fromkeys(prompts))
+    hints = []
+    for syntax in _SYNTAXES:
+        if syntax.is_weighting and mode != "none":
+            continue
+        example = syntax.example(texts, learned)
+        if example is not None:
+            hints.append(f"{excerpt(example)} is read as plain text: {syntax.advice}")
+    return hints
