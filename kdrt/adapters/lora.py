@@ -145,19 +145,20 @@ class LoraStack:
                 f"a LoRA called '{name}' is loaded already; give this one another name, or unload "
                 "that one first"
             )
-        lora = self._matched(file, name, self._scale(name, scale))
-        without_effect = (
-            f"{len(lora.unmatched)} of {len(lora.file)} layers of {file.path.name} do not exist in "
-            f"this model, or are there twice, and have no effect: {some(lora.unmatched)}"
-        )
-        if lora.unmatched and strict:
-            raise InvalidRequestError(
-                f"{without_effect}; leave out strict (--strict-lora) to go on without"
-            )
+        lora = self._matched(file, name, self._scale(name, scale), strict=strict)
         changed = self._apply(engines, {**self._loras, name: lora}, started)
         if lora.unmatched:
-            warnings.warn(without_effect, AdapterWarning, stacklevel=3)
+            warnings.warn(_without_effect(lora), AdapterWarning, stacklevel=3)
         return changed
+
+    def check(self, file: LoraFile, scale: Scale = 1.0, *, strict: bool = False) -> None:
+        """Refuse a LoRA that :meth:`load` would refuse, without any engine.
+
+        Raises:
+            InvalidRequestError: see :meth:`load`.
+        """
+        self.check_base()
+        self._matched(file, file.path.stem, self._scale(file.path.stem, scale), strict=strict)
 
     def _free_name(self, file: LoraFile) -> str:
         """The file's name without its suffix, with as many of its folders before it as tell it
@@ -219,7 +220,7 @@ class LoraStack:
             self._components, self._networks, self._applied = before
             raise
 
-    def _matched(self, file: LoraFile, name: str, scale: Scale) -> Lora:
+    def _matched(self, file: LoraFile, name: str, scale: Scale, *, strict: bool) -> Lora:
         unmatched = [
             f"{network}.{layer}"
             for network, layers in file.layers.items()
@@ -235,7 +236,12 @@ class LoraStack:
                 f"no layer of {file.path.name} exists in '{model.name}' (family {model.family}): "
                 f"it is made for another kind of model; it has {some(unmatched)}"
             )
-        return Lora(name, scale, file, tuple(unmatched))
+        lora = Lora(name, scale, file, tuple(unmatched))
+        if unmatched and strict:
+            raise InvalidRequestError(
+                f"{_without_effect(lora)}; leave out strict (--strict-lora) to go on without"
+            )
+        return lora
 
     def _apply(
         self, engines: Mapping[str, Engine], loras: dict[str, Lora], started: float
@@ -398,6 +404,13 @@ def _number(name: str, value: object) -> float:
 
 def _export_options(loras: Mapping[str, Lora]) -> str:
     return " ".join(f"--lora {lora.file.path}:{lora.told()}" for lora in loras.values())
+
+
+def _without_effect(lora: Lora) -> str:
+    return (
+        f"{len(lora.unmatched)} of {len(lora.file)} layers of {lora.file.path.name} do not exist "
+        f"in this model, or are there twice, and have no effect: {some(lora.unmatched)}"
+    )
 
 
 def _told(scale: Scale | LayerScale) -> str:
