@@ -12,11 +12,12 @@ from rich.markup import escape
 from rich.table import Table
 
 
-def print_json(value: Any) -> None:
-    """One JSON document on standard output, never wrapped or coloured."""
+def print_json(value: Any, *, indent: int | None = 2) -> None:
+    """One JSON document on standard output, never wrapped or coloured; without ``indent`` on one
+    line."""
     # Elsewhere JSON's own escapes are the only ones that are JSON.
     unicode = "utf" in (sys.stdout.encoding or "").lower()
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=not unicode) + "\n")
+    sys.stdout.write(json.dumps(value, indent=indent, ensure_ascii=not unicode) + "\n")
 
 
 def print_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     import kdrt
+    from kdrt.adapters.lora_file import LoraFile
 
 _IMAGE, _SAMPLING, _RUNNING = "Image", "Sampling", "Running"
 _BEGINNING = "From an image"
@@ -22,23 +22,52 @@ def generate(
         typer.Argument(metavar="BUNDLE", show_default=False, help="Name or folder of a bundle."),
     ],
     prompts: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
-            metavar="PROMPT", show_default=False, help="What to draw; several make a batch."
+            metavar="PROMPT", show_default=False, help="What to draw; several make several images."
         ),
-    ],
+    ] = None,
     output: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--output",
             "-o",
             metavar="FILE",
             rich_help_panel=_IMAGE,
+            show_default="out.png",
             help="Where to save: .png, .jpg or .webp. Several images are numbered: "
-            "[cyan]out-1.png[/], [cyan]out-2.png[/] and so on. Latents go to .safetensors, all in "
-            "one file.",
+            "[cyan]out-1.png[/], [cyan]out-2.png[/] and so on; one image is where the name is "
+            "taken. Latents go to .safetensors, all in one file.",
         ),
-    ] = Path("out.png"),
+    ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            rich_help_panel=_IMAGE,
+            help="Replace files that are there, in place of taking the next number.",
+        ),
+    ] = False,
+    grid: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=_IMAGE,
+            show_default=False,
+            help="Put all images and their labels on one sheet too.",
+        ),
+    ] = None,
+    prompts_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts-file",
+            metavar="FILE",
+            rich_help_panel=_IMAGE,
+            show_default=False,
+            help="Read prompts from a file, one on each line; [cyan]-[/] is standard input. Lines "
+            "that begin with # are skipped.",
+        ),
+    ] = None,
     negative: Annotated[
         str | None,
         typer.Option(
@@ -329,6 +358,16 @@ def generate(
             help="CPU threads.",
         ),
     ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size",
+            metavar="N",
+            rich_help_panel=_RUNNING,
+            show_default="1 on a CPU, 4 on a GPU",
+            help="Images to make at once; they are saved when all of them are done.",
+        ),
+    ] = None,
     preview: Annotated[
         Path | None,
         typer.Option(
@@ -367,200 +406,141 @@ def generate(
     progress: Annotated[
         bool,
         typer.Option(
-            "--progress/--no-progress", rich_help_panel=_RUNNING, help="Show a progress bar."
+            "--progress/--no-progress",
+            rich_help_panel=_RUNNING,
+            help="Say how far it is and how long the rest will take.",
         ),
     ] = True,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            rich_help_panel=_RUNNING,
+            help="Print a JSON object for each image, one a line: path, seed, prompt.",
+        ),
+    ] = False,
 ) -> None:
     """
     Make images.
 
-    The parameters are written into the image, where [cyan]kdrt info[/cyan] and the tools of the
-    AUTOMATIC1111 web UI find them. Every image has its own seed: made alone or in a batch, it
-    is the same.
+    Each is saved as soon as it is done, and its path and seed are printed. A file that is there
+    is never replaced, unless you say --overwrite. The parameters are written into the image, where
+    [cyan]kdrt info[/cyan] and the tools of the AUTOMATIC1111 web UI find them. Every image has its
+    own seed: made alone or in a batch, it is the same.
 
     [bold]Examples[/bold]
 
       [cyan]kdrt generate demo "a red circle on a blue background" -o circle.png[/cyan]
       [cyan]kdrt generate demo "a green star" "a yellow heart" --seed 7 -o shapes.png[/cyan]
-      [cyan]kdrt generate demo "a red star" --image shapes.png --strength 0.6 -o star.png[/cyan]
+      [cyan]kdrt generate demo --prompts-file prompts.txt --grid sheet.png[/cyan]
+      [cyan]kdrt generate demo "a red star" --image circle.png --strength 0.6 -o star.png[/cyan]
       [cyan]kdrt generate demo "a small white square" --sampler euler_ancestral \\
           --schedule exponential --steps 30 --sampler-option eta=0.8[/cyan]
     """
-    import sys
-    import warnings
-
-    from kdrt.cli.latents_file import SUFFIX, read_latents, save_latents
+    from kdrt.adapters.lora_file import lora_option, read_lora
+    from kdrt.cli.batches import Series
+    from kdrt.cli.image_run import is_latents, make_images, open_output
+    from kdrt.cli.latents_file import read_latents
+    from kdrt.cli.notices import told_warnings
     from kdrt.cli.preview_file import preview_file
-    from kdrt.common.validation import MAX_IMAGES, check_int
+    from kdrt.cli.prompts_file import as_text, given_prompts
 
-    check_int("count", count, 1, MAX_IMAGES)
-    sampler_options = _options("--sampler-option", sampler_option, "eta=0.5")
-    schedule_options = _options("--schedule-option", schedule_option, "rho=5")
-    noise_options = _options("--noise-option", noise_option, "source=nv")
-    own_sigmas = _numbers("--sigmas", sigmas, "14.6,6,2.5,1,0.4,0")
-    own_timesteps = _numbers("--timesteps", timesteps, "999,749,499,249")
-    freeu_numbers = _freeu(freeu)
-    interval = _interval(guidance_interval)
-    to_latents = output.suffix.lower() == SUFFIX
-    paths = _output_paths(output, 1 if to_latents else len(prompts) * count, (SUFFIX,))
-    given_latents = None if latents is None else read_latents(latents)
-    watch = None if preview is None else preview_file(_output_paths(preview, 1)[0])
-    image, mask_image, image_prompt = map(_opened, (image, mask, ip_adapter_image))
-
-    import kdrt
-
-    pipe = _loaded(bundle, engine, threads, cuda_graph, fallback, low_vram)
-    _load_loras(pipe, lora or [], strict=strict_lora)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", kdrt.TruncationWarning)  # told below, in our words
-        result = pipe(
-            [_as_text(prompt) for prompt in prompts],
-            None if negative is None else _as_text(negative),
-            prompt_weighting=weighting,
-            height=height,
-            width=width,
-            steps=steps,
-            sampler=sampler,
-            schedule=schedule,
-            image=image,
-            mask_image=mask_image,
-            strength=strength,
-            latents=given_latents,
-            denoising_start=denoising_start,
-            denoising_end=denoising_end,
-            output_type="latent" if to_latents else "pil",
-            sampler_options=sampler_options,
-            schedule_options=schedule_options,
-            sigmas=own_sigmas,
-            timesteps=own_timesteps,
-            noise=noise,
-            noise_seed=noise_seed,
-            noise_options=noise_options,
-            guidance_scale=guidance,
-            guidance_rescale=guidance_rescale,
-            guidance_interval=interval,
-            deep_cache=deep_cache,
-            images_per_prompt=count,
-            seed=seed,
-            clip_skip=clip_skip,
-            freeu=freeu_numbers,
-            ip_adapter_image=image_prompt,
-            ip_adapter_scale=ip_adapter_scale,
-            callback=watch,
-            progress=progress and sys.stderr.isatty(),
-        )
-    for truncation in dict.fromkeys(result.truncations):
-        _warn(str(truncation))
-    if result.chunks > 1:
-        typer.echo(f"The longest prompt is read in {result.chunks} chunks.", err=True)
-    for index, path in enumerate(paths):
-        if to_latents:
-            save_latents(result, path)
-        else:
-            with warnings.catch_warnings(record=True) as remarks:
-                warnings.simplefilter("always")
-                result.save(path, index)
-            for remark in remarks:
-                _warn(str(remark.message))
-        typer.echo(path)
-
-
-def _as_text(argument: str) -> str:
-    """A prompt as it was typed, in UTF-8. Where Python takes the terminal for an ASCII one, all
-    else arrives as lone surrogates that stand for its bytes."""
-    try:
-        argument.encode()
-    except UnicodeEncodeError:
-        return os.fsencode(argument).decode(errors="surrogateescape")
-    return argument
+    series = Series.of(
+        {
+            "prompt": given_prompts(prompts or [], prompts_file),
+            "negative_prompt": None if negative is None else as_text(negative),
+            "prompt_weighting": weighting,
+            "height": height,
+            "width": width,
+            "steps": steps,
+            "sampler": sampler,
+            "schedule": schedule,
+            "image": _opened(image),
+            "mask_image": _opened(mask),
+            "strength": strength,
+            "latents": None if latents is None else read_latents(latents),
+            "denoising_start": denoising_start,
+            "denoising_end": denoising_end,
+            "output_type": "latent" if is_latents(output) else "pil",
+            "sampler_options": _options("--sampler-option", sampler_option, "eta=0.5"),
+            "schedule_options": _options("--schedule-option", schedule_option, "rho=5"),
+            "sigmas": _numbers("--sigmas", sigmas, "14.6,6,2.5,1,0.4,0"),
+            "timesteps": _numbers("--timesteps", timesteps, "999,749,499,249"),
+            "noise": noise,
+            "noise_seed": noise_seed,
+            "noise_options": _options("--noise-option", noise_option, "source=nv"),
+            "guidance_scale": guidance,
+            "guidance_rescale": guidance_rescale,
+            "guidance_interval": _interval(guidance_interval),
+            "deep_cache": deep_cache,
+            "images_per_prompt": count,
+            "seed": seed,
+            "clip_skip": clip_skip,
+            "freeu": _freeu(freeu),
+            "ip_adapter_image": _opened(ip_adapter_image),
+            "ip_adapter_scale": ip_adapter_scale,
+        }
+    )
+    images = open_output(series, output, grid=grid, overwrite=overwrite, as_json=as_json)
+    watch = None if preview is None else preview_file(preview)
+    loras = [(read_lora(path), scale) for path, scale in map(lora_option, lora or [])]
+    with told_warnings():
+        pipe = _loaded(bundle, loras, strict_lora, engine, threads, cuda_graph, fallback, low_vram)
+        _load_loras(pipe, loras, strict=strict_lora)
+        make_images(pipe, series, images, batch_size=batch_size, preview=watch, progress=progress)
 
 
 def _loaded(
     name: str,
+    loras: list[tuple[LoraFile, float]],
+    strict_lora: bool,
     engine: str | None,
     threads: int | None,
     cuda_graph: str | None,
     fallback: str | None,
     low_vram: bool,
 ) -> kdrt.Pipeline:
-    """The pipeline, after a look at what it will take."""
+    """The pipeline, after a look at what it will take and at the LoRAs that it will get."""
     import sys
-    import warnings
     from typing import cast
 
     import kdrt
-    from kdrt.backends.fallback import FallbackWarning
+    from kdrt.adapters.lora import LoraStack
     from kdrt.bundle import open_bundle
+    from kdrt.cli.notices import note
     from kdrt.pipeline.memory import estimate_memory
 
     opened = open_bundle(name)
+    stack = LoraStack(opened)
+    for file, scale in loras:
+        stack.check(file, scale, strict=strict_lora)
     level = cast(Any, cuda_graph)  # checked where it is used
     memory = estimate_memory(opened, engine, cuda_graph=level, low_vram=low_vram)
     if sys.stderr.isatty():
         typer.echo(memory.line(), err=True)
     advice = memory.advice()
     if advice is not None:
-        _warn(advice)
-    with warnings.catch_warnings(record=True) as remarks:
-        warnings.simplefilter("always", FallbackWarning)
-        pipe = kdrt.load(
-            opened,
-            engine=engine,
-            threads=threads,
-            cuda_graph=level,
-            fallback=fallback,
-            low_vram=low_vram,
-        )
-    for remark in remarks:
-        _warn(str(remark.message))
-    return pipe
+        note("warning", advice)
+    return kdrt.load(
+        opened,
+        engine=engine,
+        threads=threads,
+        cuda_graph=level,
+        fallback=fallback,
+        low_vram=low_vram,
+    )
 
 
-def _load_loras(pipe: kdrt.Pipeline, options: list[str], *, strict: bool) -> None:
-    import warnings
-
-    from kdrt.adapters.lora_file import lora_option
-
-    if not options:
+def _load_loras(pipe: kdrt.Pipeline, loras: list[tuple[LoraFile, float]], *, strict: bool) -> None:
+    if not loras:
         return
     scales: dict[str, float] = {}
-    with warnings.catch_warnings(record=True) as remarks:
-        warnings.simplefilter("always")
-        for path, scale in map(lora_option, options):
-            pipe.adapters.load_lora(path, scale=0, strict=strict)
-            scales[list(pipe.adapters.loras)[-1]] = scale
-        swap = pipe.adapters.set_loras(scales)
-    for remark in remarks:
-        _warn(str(remark.message))
+    for file, scale in loras:
+        pipe.adapters.load_lora(file, scale=0, strict=strict)
+        scales[list(pipe.adapters.loras)[-1]] = scale
+    swap = pipe.adapters.set_loras(scales)
     names = ", ".join(f"{name} at {scale:g}" for name, scale in scales.items())
     typer.echo(f"LoRA {names}: {swap.weights} weights changed in {swap.seconds:.1f} s", err=True)
-
-
-def _warn(text: str) -> None:
-    typer.secho("warning:", err=True, fg=typer.colors.YELLOW, bold=True, nl=False)
-    typer.echo(f" {text}", err=True)
-
-
-def _output_paths(output: Path, count: int, besides: tuple[str, ...] = ()) -> list[Path]:
-    """Where the images will go, after making sure that they can: nothing is worse than an hour
-    of work that cannot be saved. ``besides`` images, files of these suffixes are meant too."""
-    from kdrt.common.atomic_io import check_file
-    from kdrt.common.paths import user_path
-    from kdrt.errors import OutputError
-    from kdrt.images.output import SUFFIXES
-
-    allowed = (*SUFFIXES, *besides)
-    if output.suffix.lower() not in allowed:
-        raise OutputError(f"cannot save '{output}': the name must end in {', '.join(allowed)}")
-    output = user_path(output)
-    if count == 1:
-        paths = [output]
-    else:
-        paths = [user_path(output.with_stem(f"{output.stem}-{i + 1}")) for i in range(count)]
-    for path in paths:
-        if path is paths[0] or os.path.lexists(path):
-            check_file(path)
-    return paths
 
 
 def _opened(path: Path | None) -> Any:

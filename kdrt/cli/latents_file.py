@@ -9,23 +9,21 @@ from torch import Tensor
 from kdrt.common.atomic_io import new_file
 from kdrt.common.paths import user_path
 from kdrt.errors import InvalidRequestError
-from kdrt.pipeline.result import Result
 
 SUFFIX = ".safetensors"
 _NAME = "latents"
 
 
-def save_latents(result: Result, path: Path) -> None:
-    """Write the latents ``[B, C, h, w]`` of a result; the file appears complete or not at all.
+def save_latents(latents: Tensor, path: Path, *, overwrite: bool = True) -> None:
+    """Write latents ``[B, C, h, w]``; the file appears complete or not at all.
 
     Raises:
         OutputError: it cannot be written.
+        OutputExistsError: a file is there, and ``overwrite`` is off.
     """
     from safetensors.torch import save_file
 
-    latents = result.images
-    assert isinstance(latents, Tensor)  # what output_type="latent" gives
-    with new_file(path) as partial:
+    with new_file(path, overwrite=overwrite) as partial:
         save_file({_NAME: latents.cpu().contiguous()}, partial)
 
 

@@ -18,3 +18,11 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s"
+
+
+def rough_duration(seconds: float) -> str:
+    """Seconds for people who wait: ``40 s``, ``21 min``, ``3 h 20 min``."""
+    if seconds < 59.5:
+        return f"{max(round(seconds), 1)} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"

@@ -29,7 +29,7 @@ def test_an_image_carries_its_parameters(cli, demo: str, tmp_path: Path) -> None
         *("--freeu", "1.1,1.2,0.9,0.8", "--clip-skip", "1", "--guidance-rescale", "0.5"),
         *("--guidance-interval", "0.5:4"),
     )
-    assert (outcome.code, outcome.out) == (0, f"{image}\n"), outcome.err
+    assert (outcome.code, outcome.out) == (0, f"{image}\tseed 7\n"), outcome.err
     assert Image.open(image).size == (96, 64)
     known = json.loads(cli("info", image, "--json").out)
     assert known["Prompt"] == PROMPT
@@ -63,7 +63,8 @@ def test_previews_can_be_watched_in_a_file(
     monkeypatch.setattr("kdrt.cli.preview_file.save_image", look)
     outcome = cli(
         *("generate", demo, PROMPT, "a green star", "-o", tmp_path / "a.png"),
-        *("--steps", "3", "--no-progress", "--seed", "1", "--preview", watched),
+        *("--steps", "3", "--no-progress", "--seed", "1", "--batch-size", "2"),
+        *("--preview", watched),
     )
     assert outcome.code == 0, outcome.err
     assert len(set(seen)) == 3
@@ -77,7 +78,7 @@ def test_one_run_goes_on_with_the_latents_of_another(cli, demo: str, tmp_path: P
     common = ("generate", demo, PROMPT, "--steps", "4", "--no-progress", "--seed", "3")
     common += ("--sampler", "euler", "--schedule", "trailing")
     first = cli(*common, "--denoising-end", "0.5", "-o", latents)
-    assert (first.code, first.out) == (0, f"{latents}\n"), first.err
+    assert (first.code, first.out) == (0, f"{latents}\tseed 3\n"), first.err
     second = cli(*common, "--denoising-start", "0.5", "--latents", latents, "-o", image)
     assert second.code == 0, second.err
     assert cli(*common, "-o", whole).code == 0
@@ -95,7 +96,8 @@ def test_one_run_goes_on_with_the_latents_of_another(cli, demo: str, tmp_path: P
 def test_grids_and_noise_of_ones_own(cli, demo: str, tmp_path: Path) -> None:
     def known(*arguments: str) -> dict[str, str]:
         path = tmp_path / "a.png"
-        outcome = cli("generate", demo, PROMPT, "-o", path, "--no-progress", *arguments)
+        options = ("-o", path, "--overwrite", "--no-progress")
+        outcome = cli("generate", demo, PROMPT, *options, *arguments)
         assert outcome.code == 0, outcome.err
         return json.loads(cli("info", path, "--json").out)
 
@@ -119,7 +121,8 @@ def test_several_images_are_numbered_and_seeded_one_by_one(cli, demo: str, tmp_p
         "generate", demo, *prompts, "--count", 2, "--seed", 5, "-o", tmp_path / "a.png", *FAST
     )
     paths = [tmp_path / f"a-{number}.png" for number in range(1, 5)]
-    assert outcome.out.splitlines() == [str(path) for path in paths]
+    lines = [f"{path}\tseed {seed}" for seed, path in enumerate(paths, start=5)]
+    assert outcome.out.splitlines() == lines
     known = [json.loads(cli("info", path, "--json").out) for path in paths]
     assert [k["Prompt"] for k in known] == ["a green star"] * 2 + ["a yellow heart"] * 2
     assert [k["Seed"] for k in known] == ["5", "6", "7", "8"]
@@ -296,7 +299,7 @@ def test_an_unwritable_place_is_refused_before_the_bundle_is_opened(
     assert "folder" in cli("generate", "nothing", PROMPT, "-o", tmp_path / "a.png").refusal()
     os.mkfifo(tmp_path / "d-2.png")
     (tmp_path / "b.png").symlink_to("/dev/null")
-    for option in ("--count=2 -o d.png", "-o b.png", "-o c.png --preview b.png"):
+    for option in ("--count=2 --overwrite -o d.png", "-o b.png", "-o c.png --preview b.png"):
         words = [str(tmp_path / w) if w.endswith("png") else w for w in option.split()]
         assert "device or a pipe" in cli("generate", "nothing", PROMPT, *words).refusal()
 

@@ -35,12 +35,13 @@ class Checking:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.pipeline, name)
 
-    def __call__(self, prompt: object, negative: object, **arguments: Any) -> None:
-        del arguments["callback"], arguments["progress"]
-        request = Request(prompt=prompt, negative_prompt=negative, **arguments)  # type: ignore[arg-type]
+    def __call__(self, **fields: Any) -> None:
+        request = Request(**fields)
         pipe = self.pipeline
         resolve(request, pipe.bundle.manifest, pipe.engines["unet"].spec, pipe.noise_schedule)
         raise InvalidRequestError(RESOLVED)
+
+    steps = __call__
 
 
 @pytest.fixture(scope="module")

@@ -83,7 +83,7 @@ def test_builds(demo_bundle: Path, tmp_path: Path, times: int) -> None:
 def test_images(demo_bundle: Path, tmp_path: Path, times: int) -> None:
     rng = random.Random(3)
     image = tmp_path / "star.png"
-    options = ("--steps", "1", "--seed", "1", "-o", str(image))
+    options = ("--steps", "1", "--seed", "1", "--overwrite", "-o", str(image))
     command = ["generate", str(demo_bundle), "a star", *options]
     assert run(command) == 0
     before = image.read_bytes()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -20,8 +21,7 @@ from safetensors.torch import save_file
 from kdrt.cli.latents_file import save_latents
 from kdrt.common import atomic_io
 from kdrt.common.atomic_io import new_file, new_folder
-from kdrt.errors import OutputError
-from kdrt.pipeline.result import Result
+from kdrt.errors import OutputError, OutputExistsError
 
 
 def fill(folder: Path, text: str) -> None:
@@ -125,9 +125,9 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, write: Callable[[Path], Non
 
 @pytest.mark.usefixtures("small_files")
 def test_latents_that_do_not_fit_on_the_disk_are_one_sentence(tmp_path: Path) -> None:
-    result = Result(torch.zeros(1, 4, 16, 16), [], [])
+    latents = torch.zeros(1, 4, 16, 16)
     with pytest.raises(OutputError, match=r"cannot write .*latents.safetensors: .*too large"):
-        save_latents(result, tmp_path / "latents.safetensors")
+        save_latents(latents, tmp_path / "latents.safetensors")
     assert not list(tmp_path.iterdir())
 
 
@@ -321,6 +321,7 @@ def test_read_only_places_are_refused_before_the_work(tmp_path: Path, kind: str)
 
 KILLED = """
 import sys, time
+from contextlib import suppress
 from pathlib import Path
 from kdrt.common.atomic_io import new_file, new_folder
 target = Path(sys.argv[1])
@@ -361,3 +362,32 @@ def test_killed_at_any_moment_nothing_is_lost_and_the_next_run_cleans(
         assert (tmp_path / "folder" / "a").read_text() == (tmp_path / "folder" / "b").read_text()
         file = tmp_path / "file"
         assert not file.exists() or len(file.read_text()) % 1000 == 0
+
+
+def test_a_file_that_is_there_is_kept_if_asked_for(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    for content in ("first", "second"):
+        with suppress(OutputExistsError), new_file(target, overwrite=False) as partial:
+            partial.write_text(content)
+    assert target.read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["hard links", "no hard links"])
+def test_of_two_who_write_to_one_place_one_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    target = tmp_path / "file"
+    slow, fast = (new_file(target, overwrite=False) for _ in range(2))
+    slow.__enter__().write_text("slow")
+    fast.__enter__().write_text("fast")
+    fast.__exit__(None, None, None)
+    with pytest.raises(OutputExistsError):
+        slow.__exit__(None, None, None)
+    assert target.read_text() == "fast"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
