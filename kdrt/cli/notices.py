@@ -18,8 +18,8 @@ def note(kind: str, text: str) -> None:
 
 @contextmanager
 def told_warnings() -> Iterator[None]:
-    """Within the block, kdrt's own warnings are told when they arise, as often as their text
-    changes. All others go their usual way."""
+    """Within the block, kdrt's own warnings are told when they arise, each text once, and of hints
+    for prompts each advice once. All others go their usual way."""
     from kdrt.adapters.lora import AdapterWarning
     from kdrt.backends.fallback import FallbackWarning
     from kdrt.denoise.cuda_graphs import CaptureWarning
@@ -47,8 +47,10 @@ def told_warnings() -> Iterator[None]:
         ) -> None:
             if category not in kinds:
                 show_other(message, category, filename, lineno, file, line)
-            elif str(message) not in told:
-                told.add(str(message))
+                return
+            key = message.advice if isinstance(message, PromptSyntaxWarning) else str(message)
+            if key not in told:
+                told.add(key)
                 note(kinds[category], str(message))
 
         warnings.showwarning = show

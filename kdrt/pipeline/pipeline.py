@@ -495,7 +495,7 @@ class Pipeline(Service):
         for truncation in truncations:
             warnings.warn(str(truncation), TruncationWarning, stacklevel=3)
         for hint in self._hints(job):
-            warnings.warn(hint, PromptSyntaxWarning, stacklevel=3)
+            warnings.warn(hint, stacklevel=3)
         chunks = -(-encoded[0].length // self.bundle.manifest.text_encoders[0].max_length)
         parameters: list[Infotext] = []
 
@@ -589,10 +589,10 @@ class Pipeline(Service):
         for truncation in truncations:
             warnings.warn(str(truncation), TruncationWarning, stacklevel=2)
         for hint in self._hints(job):
-            warnings.warn(hint, PromptSyntaxWarning, stacklevel=2)
+            warnings.warn(hint, stacklevel=2)
         return positive, negative
 
-    def _hints(self, job: Job) -> list[str]:
+    def _hints(self, job: Job) -> list[PromptSyntaxWarning]:
         columns = (*job.prompts, *(job.negatives or ()))
         return self._prompts.hints(chain.from_iterable(columns), job.weighting)
 

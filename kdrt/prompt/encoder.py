@@ -21,7 +21,7 @@ from kdrt.common.log import timed
 from kdrt.common.lru import LruCache
 from kdrt.errors import BundleError, InvalidRequestError
 from kdrt.prompt.conditioning import Conditioning
-from kdrt.prompt.hints import syntax_hints
+from kdrt.prompt.hints import PromptSyntaxWarning, syntax_hints
 from kdrt.prompt.learned import LearnedTokens
 from kdrt.prompt.tokens import PromptTokenizer, Tokens, Truncation
 from kdrt.prompt.weighting import Weighting, emphasize
@@ -233,7 +233,9 @@ class PromptEncoder:
         truncations = [e.truncation for column in columns for e in column if e.truncation]
         return Conditioning(torch.cat(hidden, dim=-1), pooled), tuple(dict.fromkeys(truncations))
 
-    def hints(self, prompts: Iterable[str], weighting: Weighting = PLAIN) -> list[str]:
+    def hints(
+        self, prompts: Iterable[str], weighting: Weighting = PLAIN
+    ) -> list[PromptSyntaxWarning]:
         """What in prompts is read as plain text, though other programs give it a meaning; see
         :func:`kdrt.prompt.hints.syntax_hints`."""
         learned = {name for encoder in self.encoders for name in encoder.learned.names}

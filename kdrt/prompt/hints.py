@@ -16,7 +16,15 @@ from kdrt.prompt.weighting import WeightingMode
 
 
 class PromptSyntaxWarning(UserWarning):
-    """Part of a prompt is written for another program, and is read as plain text."""
+    """Part of a prompt is written for another program, and is read as plain text.
+
+    Attributes:
+        advice: what to do about it, the same for all examples of one kind.
+    """
+
+    def __init__(self, example: str, advice: str) -> None:
+        super().__init__(f"{excerpt(example)} is read as plain text: {advice}")
+        self.advice = advice
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ _SYNTAXES = (
 
 def syntax_hints(
     prompts: Iterable[str], mode: WeightingMode = "none", learned: Collection[str] = ()
-) -> list[str]:
+) -> list[PromptSyntaxWarning]:
     """What in prompts is read as plain text, though other programs give it a meaning.
 
     Args:
@@ -92,7 +100,7 @@ def syntax_hints(
         learned: tokens of textual inversions: they are read, however they are written.
 
     Returns:
-        A sentence for each kind of syntax, with the first example of it.
+        A warning for each kind of syntax, with the first example of it.
     """
     texts = tuple(dict.fromkeys(prompts))
     hints = []
@@ -101,5 +109,5 @@ def syntax_hints(
             continue
         example = syntax.example(texts, learned)
         if example is not None:
-            hints.append(f"{excerpt(example)} is read as plain text: {syntax.advice}")
+            hints.append(PromptSyntaxWarning(example, syntax.advice))
     return hints

@@ -95,3 +95,23 @@ def test_what_cannot_be_used(
     assert generate(sd, tmp_path / "out.png", *options) == 2
     assert words in capfd.readouterr().err
     assert not (tmp_path / "out.png").exists()
+
+
+def test_a_lora_is_looked_at_before_anything_is_loaded(
+    sd: TinyModel, files: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """This engine cannot be loaded, so whatever is said before that is said without it."""
+    options = ["--engine", "torch"]
+    stranger = tmp_path / "stranger.safetensors"
+    save_file(
+        {f"lora_unet_x.lora_{part}.weight": torch.ones(1, 1) for part in ("down", "up")}, stranger
+    )
+    (tmp_path / "damaged.safetensors").write_bytes(files[0].read_bytes()[:100])
+    for lora, words in (
+        (stranger, "it is made for another kind of model"),
+        (tmp_path / "damaged.safetensors", "damaged"),
+        (f"{files[0]}:nan", "must be a finite number"),
+        (files[0], "--target torch"),
+    ):
+        assert generate(sd, tmp_path / "out.png", *options, "--lora", lora) == 2
+        assert words in capfd.readouterr().err

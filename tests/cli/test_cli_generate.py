@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageChops
+from safetensors.torch import load_file
 
 from kdrt.images.output import SUFFIXES, save_image
+from kdrt.images.sheet import image_grid
 from kdrt.sampling import SAMPLERS, SCHEDULES
 
 PROMPT = "a red circle on a blue background"
@@ -126,6 +128,83 @@ def test_several_images_are_numbered_and_seeded_one_by_one(cli, demo: str, tmp_p
     known = [json.loads(cli("info", path, "--json").out) for path in paths]
     assert [k["Prompt"] for k in known] == ["a green star"] * 2 + ["a yellow heart"] * 2
     assert [k["Seed"] for k in known] == ["5", "6", "7", "8"]
+
+
+def test_without_a_name_images_are_numbered_and_can_be_made_again(
+    cli, demo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first, second = (cli("generate", demo, PROMPT, *FAST) for _ in range(2))
+    seed = first.out.rstrip().partition("out.png\tseed ")[2]
+    assert second.out.startswith("out-2.png\tseed ")
+    assert second.err == ""
+    again = cli("generate", demo, PROMPT, *FAST, "--seed", seed)
+    assert again.out == f"out-3.png\tseed {seed}\n"
+    assert Image.open("out.png").tobytes() == Image.open("out-3.png").tobytes()
+    assert Image.open("out.png").tobytes() != Image.open("out-2.png").tobytes()
+
+
+def test_a_name_that_is_taken_is_told_and_its_file_kept(cli, demo: str, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("mine")
+    command = ("generate", demo, PROMPT, "-o", tmp_path / "a.png", *FAST)
+    outcome = cli(*command)
+    assert outcome.out.startswith(f"{tmp_path / 'a-2.png'}\t")
+    assert outcome.err.startswith(f"note: {tmp_path / 'a.png'} is there and is kept")
+    assert (tmp_path / "a.png").read_text() == "mine"
+    outcome = cli(*command, "--overwrite")
+    assert outcome.out.startswith(f"{tmp_path / 'a.png'}\t")
+    assert outcome.err == ""
+    assert Image.open(tmp_path / "a.png").format == "PNG"
+
+
+def test_batches_of_any_size_make_the_same_images(cli, demo: str, tmp_path: Path) -> None:
+    prompts = ("a green star", "a yellow heart", PROMPT)
+    made = []
+    for size in (1, 2, 3):
+        folder = tmp_path / str(size)
+        outcome = cli(
+            *("generate", demo, *prompts, "--steps", "2", "--seed", "5", "--sampler"),
+            *("euler_ancestral", "-o", folder / "a.png", "--batch-size", size),
+        )
+        assert outcome.code == 0, outcome.err
+        told = [line.split()[0] for line in outcome.err.splitlines()]
+        assert told == [f"[{min(done, 3)}/3]" for done in range(size, 3 + size, size)]
+        made.append([Image.open(folder / f"a-{n}.png").tobytes() for n in (1, 2, 3)])
+    assert made[0] == made[1] == made[2]
+    assert len(set(made[0])) == 3
+
+
+def test_prompts_from_a_file_labels_on_a_sheet_and_json(cli, demo: str, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("# shapes\na green star\n\na yellow heart\n")
+    command = ("generate", demo, "--prompts-file", tmp_path / "prompts.txt", *FAST, "--json")
+    outcome = cli(*command, "-o", tmp_path / "a.png", "--grid", tmp_path / "sheet.png", "--seed=7")
+    assert outcome.code == 0, outcome.err
+    assert [json.loads(line) for line in outcome.out.splitlines()] == [
+        {"path": str(tmp_path / "a-1.png"), "seed": 7, "prompt": "a green star"},
+        {"path": str(tmp_path / "a-2.png"), "seed": 8, "prompt": "a yellow heart"},
+        {"path": str(tmp_path / "sheet.png"), "grid": 2},
+    ]
+    images = [Image.open(tmp_path / f"a-{number}.png") for number in (1, 2)]
+    sheet = image_grid(images, ["seed 7: a green star", "seed 8: a yellow heart"])
+    assert Image.open(tmp_path / "sheet.png").tobytes() == sheet.tobytes()
+    latents = cli(*command, "-o", tmp_path / "a.safetensors", "--grid", tmp_path / "sheet.png")
+    assert "latents are none" in latents.refusal()
+
+
+def test_latents_of_several_batches_go_into_one_file(cli, demo: str, tmp_path: Path) -> None:
+    common = ("generate", demo, PROMPT, "--count", 3, *FAST, "--seed", 4, "--batch-size", 2)
+    outcome = cli(*common, "-o", tmp_path / "a.safetensors")
+    assert outcome.out == f"{tmp_path / 'a.safetensors'}\tseeds 4, 5, 6\n"
+    assert len(load_file(tmp_path / "a.safetensors")["latents"]) == 3
+
+
+def test_syntax_that_is_not_read_is_hinted_at_once(cli, demo: str, tmp_path: Path) -> None:
+    command = ("generate", demo, "a (red:1.3) circle", "a (green:1.2) star", *FAST)
+    outcome = cli(*command, "-o", tmp_path / "a.png")
+    assert outcome.err.startswith("hint: '(red:1.3)' is read as plain text: ")
+    assert outcome.err.count("hint") == 1
+    assert "--weighting a1111" in outcome.err
+    assert cli(*command, "-o", tmp_path / "b.png", "--weighting", "a1111").err == ""
 
 
 def test_prompts_of_an_ascii_terminal(cli, demo: str, tmp_path: Path) -> None:

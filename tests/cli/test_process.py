@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -161,3 +162,59 @@ def test_too_little_memory_is_one_sentence(cli, monkeypatch) -> None:
 
     monkeypatch.setattr("kdrt.backends.doctor.examine", huge)
     assert "not enough memory" in cli("doctor").refusal()
+
+
+def test_what_is_done_stays_when_a_series_is_interrupted(demo_home: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*KDRT, "generate", "demo", "a star", "--count", "500", "--steps", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "KDRT_HOME": str(demo_home),
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        },
+    )
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(2)]
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    lines += out.splitlines()
+    assert process.returncode == 130
+    assert err.splitlines()[-2:] == [f"{len(lines)} of 500 images are saved.", "interrupted"]
+    saved = [line.partition("\t")[0] for line in lines]
+    assert {path.name for path in tmp_path.iterdir()} == set(saved)
+    assert 2 <= len(saved) < 500
+
+
+def test_a_terminal_is_told_of_memory_and_progress(demo_home: Path, tmp_path: Path) -> None:
+    """Standard error is a terminal, standard output is not."""
+    terminal, theirs = os.openpty()
+    process = subprocess.Popen(
+        [*KDRT, "generate", "demo", "a (red:1.3) star", "--count", "3", "--steps", "2"],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "KDRT_HOME": str(demo_home),
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "TERM": "xterm",
+        },
+    )
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # how a terminal says that nobody writes to it any more
+        while part := os.read(terminal, 65536):
+            shown += part
+    os.close(terminal)
+    out = process.communicate()[0]
+    assert process.returncode == 0
+    assert [line.partition("\t")[0] for line in out.splitlines()] == [
+        *("out-1.png", "out-2.png", "out-3.png")
+    ]
+    for words in ("memory: weights", "free on cpu", "hint:", "Image 3 of 3", "step 2 of 2"):
+        assert words in shown.decode()

@@ -32,8 +32,8 @@ from tests.support.tiny_model import TinyModel
 )
 def test_syntax_of_other_programs_is_noticed(prompt: str, example: str, advice: str) -> None:
     (hint,) = syntax_hints([prompt])
-    assert hint.startswith(f"'{example}' is read as plain text: ")
-    assert advice in hint
+    assert str(hint).startswith(f"'{example}' is read as plain text: ")
+    assert advice in hint.advice
 
 
 @pytest.mark.parametrize(
@@ -62,12 +62,13 @@ def test_ordinary_text_is_left_alone(prompt: str) -> None:
 def test_what_the_weighting_reads_needs_no_hint() -> None:
     prompt = "a (red:1.3) [blue] ((green)) circle BREAK <lora:style:0.8>"
     (hint,) = syntax_hints([prompt], "a1111")
-    assert "<lora:style:0.8>" in hint
+    assert "<lora:style:0.8>" in str(hint)
     assert len(syntax_hints([prompt])) == 2
 
 
 def test_a_learned_token_is_read_however_it_is_written() -> None:
-    assert syntax_hints(["a [V] dog, [red] ball"], learned={"[V]"})[0].startswith("'[red]'")
+    (hint,) = syntax_hints(["a [V] dog, [red] ball"], learned={"[V]"})
+    assert str(hint).startswith("'[red]'")
     assert syntax_hints(["a [V] dog"], learned={"[V]"}) == []
 
 
