@@ -24,7 +24,7 @@ def test_from_an_image_with_and_without_a_mask(cli, demo: str, tmp_path: Path) -
     outcome = cli(
         "generate", demo, "a star", "--image", image, "--strength", 0.5, "-o", plain, *FAST
     )
-    assert (outcome.code, outcome.out) == (0, f"{plain}\n"), outcome.err
+    assert (outcome.code, outcome.out) == (0, f"{plain}\tseed 3\n"), outcome.err
     assert Image.open(plain).size == (96, 64)
     assert json.loads(cli("info", plain, "--json").out)["Denoising strength"] == "0.5"
 
