@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdrt.backends.engine_files import check_record, engine_folders, read_record
+from kdrt.backends.engine_files import engine_folders
+from kdrt.backends.records import check_record, read_record
 from kdrt.bundle import Bundle, bundle_path, read_manifest
 from kdrt.errors import BundleError, EngineRejectedError
 from kdrt_engines.tensorrt.flavour import FLAVOURS
