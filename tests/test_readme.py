@@ -3,13 +3,15 @@
 Shell blocks: ``kdrt`` commands are run, but exports, builds and benchmarks are parsed only
 (models need a network, the demo model is exported once for all tests, benchmarks take minutes); one
 slow test exports as the README does, and the tests of TensorRT-RTX build. Python blocks are run as
-they stand. Blocks of one page share a folder, in order.
+they stand. Blocks of one page share a folder, in order; one that does not import kdrt goes on with
+the names of the one before.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -20,15 +22,23 @@ from kdrt.sampling import NOISES, SAMPLERS, SCHEDULES
 
 ROOT = Path(__file__).parent.parent
 PARSED_ONLY = ("export", "build", "bench")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 
-pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+
+def path_of(page: Path) -> str:
+    """The path of a page in the repository, without its suffix."""
+    return page.relative_to(ROOT).with_suffix("").as_posix()
+
+
+pages = pytest.mark.parametrize("page", PAGES, ids=path_of)
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
     """Language and content of every code block of a page."""
     text = page.read_text(encoding="utf-8")
-    return re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^( *)```(\w*)\n(.*?)^\1```$", text, flags=re.MULTILINE | re.DOTALL)
+    return [(language, textwrap.dedent(content)) for _, language, content in found]
 
 
 def commands(shell: str) -> list[list[str]]:
@@ -61,10 +71,13 @@ def folder(tmp_path: Path, demo_home: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pages
 def test_what_a_page_shows_runs(page: Path, folder: Path) -> None:
+    names: dict[str, object] = {}
     for language, content in blocks(page):
         assert language in {"sh", "python", "text"}, f"a block of {page.name} has no language"
         if language == "python":
-            exec(compile(content, page.name, "exec"), {"__name__": page.stem})
+            if re.search(r"^(import|from) kdrt", content, flags=re.MULTILINE):
+                names = {"__name__": page.stem}
+            exec(compile(content, page.name, "exec"), names)
         elif language == "sh":
             for command in commands(content):
                 if command[0] not in PARSED_ONLY:
@@ -106,7 +119,7 @@ def test_the_test_command_installs_what_was_tested() -> None:
 
 @pages
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (page.parent / target).is_file(), f"{page.name} links to {target}"
 
@@ -120,7 +133,7 @@ def test_the_readme_names_every_command_sampler_and_schedule() -> None:
 
 
 def test_the_table_of_samplers_is_that_of_the_code() -> None:
-    page = (ROOT / "docs" / "samplers.md").read_text(encoding="utf-8")
+    page = (DOCS / "reference" / "samplers.md").read_text(encoding="utf-8")
     expected = [
         (
             f"`{name}`",
@@ -139,12 +152,12 @@ def test_the_table_of_samplers_is_that_of_the_code() -> None:
 
 
 def test_the_tables_of_schedules_and_noise_are_those_of_the_code() -> None:
-    page = (ROOT / "docs" / "schedules.md").read_text(encoding="utf-8")
+    page = (DOCS / "reference" / "schedules.md").read_text(encoding="utf-8")
     for name, info in SCHEDULES.items():
         own = ", ".join(f"`{o}`" for o in info.options if o != "discard_penultimate")
         cells = (f"`{name}`", info.label, info.covers, info.meaning, own)
         assert f"| {' | '.join(cells)} |".replace("|  |", "| |") in page
-    page = (ROOT / "docs" / "noise.md").read_text(encoding="utf-8")
+    page = (DOCS / "reference" / "noise.md").read_text(encoding="utf-8")
     for name, noise in NOISES.items():
         options = ", ".join(f"`{option}`" for option in noise.options)
         cells = (f"`{name}`", noise.meaning, "yes" if noise.has_noise_seed else "no", options)
@@ -154,7 +167,7 @@ def test_the_tables_of_schedules_and_noise_are_those_of_the_code() -> None:
 def test_the_bounds_of_an_export_are_those_of_the_code() -> None:
     from kdrt_export.verify import BOUNDS
 
-    page = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    page = (DOCS / "reference" / "export.md").read_text(encoding="utf-8")
     for precision, bound in BOUNDS.items():
         assert f"| {precision} | {bound:.0e} |" in page
 
@@ -162,7 +175,7 @@ def test_the_bounds_of_an_export_are_those_of_the_code() -> None:
 def test_the_bounds_of_a_refittable_engine_are_those_of_the_code() -> None:
     from kdrt_engines.comparison import BOUNDS
 
-    page = (ROOT / "docs" / "tensorrt.md").read_text(encoding="utf-8")
+    page = (DOCS / "howto" / "tensorrt.md").read_text(encoding="utf-8")
     said = " ".join(page.split())
     bounds = {dtype: f"{bound:.0e}".replace("e-0", "e-") for dtype, bound in BOUNDS.items()}
     assert " and ".join(f"{bound} in {dtype}" for dtype, bound in bounds.items()) in said
@@ -171,7 +184,8 @@ def test_the_bounds_of_a_refittable_engine_are_those_of_the_code() -> None:
 def test_every_page_is_reached_from_another() -> None:
     texts = {page: page.read_text(encoding="utf-8") for page in PAGES}
     for page in PAGES[1:]:
-        assert any(f"{page.name})" in text for other, text in texts.items() if other != page)
+        link = re.compile(rf"\]\([^)]*\b{re.escape(page.name)}[)#]")
+        assert any(link.search(text) for other, text in texts.items() if other != page), page
 
 
 def marked(name: str) -> str:
