@@ -32,6 +32,9 @@ def path_of(page: Path) -> str:
 
 
 pages = pytest.mark.parametrize("page", PAGES, ids=path_of)
+linking = pytest.mark.parametrize(
+    "page", sorted({*PAGES, *ROOT.glob("*.md"), *ROOT.glob("examples/*.md")}), ids=path_of
+)
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -117,7 +120,7 @@ def test_the_test_command_installs_what_was_tested() -> None:
     assert tests == ".venv/bin/python -m pytest"
 
 
-@pages
+@linking
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
         if "://" not in target:

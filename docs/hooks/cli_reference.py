@@ -7,14 +7,12 @@ mark `<!-- commands -->` is where they go.
 from __future__ import annotations
 
 import re
-from itertools import groupby
 from typing import Any
 
 import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import Files
 from mkdocs.structure.pages import Page
-from rich.text import Text
 
 PAGE = "reference/cli.md"
 MARK = "<!-- commands -->"
@@ -37,31 +35,33 @@ def _section(name: str, command: Any) -> str:
     context = command.make_context(name, [], resilient_parsing=True)
     usage = " ".join(["kdrt", name, *command.collect_usage_pieces(context)])
     parts = [f"## kdrt {name}", f"    {usage}", _prose(command.help)]
-    for panel, parameters in groupby(command.params, lambda p: p.rich_help_panel):
+    panels: dict[str, list[str]] = {"": []}
+    for parameter in command.params:
+        row = _row(*parameter.get_help_record(context))
+        panels.setdefault(parameter.rich_help_panel or "", []).append(row)
+    for panel, rows in panels.items():
         if panel:
             parts.append(f"### {panel} {{ #{name}-{panel.lower().replace(' ', '-')} }}")
-        rows = [_row(*p.get_help_record(context)) for p in parameters if not p.hidden]
-        parts.append("\n".join(["| option | meaning |", "|---|---|", *rows]))
+        if rows:
+            parts.append("\n".join(["| option | meaning |", "|---|---|", *rows]))
     return "\n\n".join(parts)
 
 
 def _row(names: str, meaning: str) -> str:
-    cells = (f"`{names}`", _code(meaning))
-    return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
+    return f"| `{names}` | {_markdown(meaning)} |"
 
 
 def _prose(text: str) -> str:
     """Paragraphs of a help text; indented ones are examples."""
     paragraphs = text.replace("[default]  [/default]", "    ").split("\n\n")
-    return "\n\n".join(_plain(p) if p.startswith(" ") else _code(p) for p in paragraphs)
+    return "\n\n".join(_plain(p) if p.startswith(" ") else _markdown(p) for p in paragraphs)
 
 
-def _code(text: str) -> str:
+def _markdown(text: str) -> str:
     """Rich's markup as Markdown: coloured is code, bold is bold."""
     text = re.sub(r"\[cyan\](.*?)\[/(?:cyan)?\]", r"`\1`", text)
-    text = re.sub(r"\[bold\](.*?)\[/(?:bold)?\]", r"**\1**", text)
-    return _plain(text)
+    return re.sub(r"\[bold\](.*?)\[/(?:bold)?\]", r"**\1**", text)
 
 
 def _plain(text: str) -> str:
-    return Text.from_markup(text).plain
+    return re.sub(r"\[/?(?:bold|cyan|default)?\]", "", text)
