@@ -62,7 +62,7 @@ def test_text_to_image_makes_the_image_of_its_settings(run, pipe: kdrt.Pipeline)
     prompt = "a red circle on a blue background"
     expected = pipe(prompt, seed=7, steps=20, guidance_scale=5.0).images[0]
     assert pixels("text-to-image.png") == expected.tobytes()
-    assert kdrt.read_parameters("text-to-image.png").startswith(prompt)
+    assert kdrt.read_infotext("text-to-image.png").startswith(prompt)
 
 
 def test_image_to_image_stays_closer_at_a_lower_strength(run) -> None:

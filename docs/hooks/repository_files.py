@@ -28,7 +28,7 @@ PAGES = {
 }
 """Path in the repository → path below `docs/` on the site."""
 
-_LINK = re.compile(r"(?<=\]\()([^)\s#]+)")
+_LINK = re.compile(r"(?<=\]\()(?!https?:)[^)\s#]+")
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
@@ -45,8 +45,8 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     folder = PurePosixPath(_path_in_repository(here)).parent
 
     def on_site(link: re.Match[str]) -> str:
-        place = _place_on_site(os.path.normpath(folder / link[1]))
-        return link[1] if place is None else os.path.relpath(place, PurePosixPath(here).parent)
+        place = _place_on_site(os.path.normpath(folder / link[0]))
+        return link[0] if place is None else os.path.relpath(place, PurePosixPath(here).parent)
 
     return _LINK.sub(on_site, markdown)
 

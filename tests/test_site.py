@@ -1,0 +1,97 @@
+"""What the documentation site adds to the pages: the reference of the command line, files of the
+repository, docstrings without roles. (``mkdocs build``, in ``.ci/run``, checks links and the rest.)
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import typer
+
+from kdrt.cli import app
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = typer.main.get_command(app).commands
+
+pytest.importorskip("mkdocs")
+
+
+def hook(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "hooks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def sections() -> dict[str, str]:
+    """The reference of each command."""
+    text = hook("cli_reference").commands()
+    return dict(re.findall(r"^## kdrt (\w+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+
+
+def test_every_command_has_a_section(sections: dict[str, str]) -> None:
+    assert list(sections) == list(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_section_holds_every_option_once_and_no_markup(
+    name: str, sections: dict[str, str]
+) -> None:
+    rows = re.findall(r"^\| `(.*?)` \|", sections[name], re.MULTILINE)
+    shown = [re.findall(r"(?<![\w-])--?[a-z][\w-]*", row) for row in rows]
+    for parameter in COMMANDS[name].params:
+        if parameter.param_type_name == "option":
+            names = [*parameter.opts, *parameter.secondary_opts]
+            assert sum(set(names) <= set(row) for row in shown) == 1, names
+    assert len(rows) == len(COMMANDS[name].params)
+    assert not re.search(r"\[/|\[(?:cyan|bold|default)\]", sections[name])
+
+
+def test_the_page_has_a_place_for_the_commands() -> None:
+    cli_reference = hook("cli_reference")
+    page = ROOT / "docs" / cli_reference.PAGE
+    assert cli_reference.MARK in page.read_text(encoding="utf-8")
+
+
+def test_files_of_the_repository_that_are_shown_exist() -> None:
+    assert all((ROOT / path).is_file() for path in hook("repository_files").PAGES)
+
+
+@pytest.mark.parametrize(
+    ("here", "link", "there"),
+    [
+        (
+            "howto/tensorrt.md",
+            "../../SECURITY.md#engines-are-code",
+            "../security.md#engines-are-code",
+        ),
+        ("contributing.md", "docs/explanation/plans.md", "explanation/plans.md"),
+        ("howto/lossy.md", "../../benchmarks/results/lossy.md", "../measured/lossy.md"),
+        ("howto/gpu.md", "tensorrt.md", "tensorrt.md"),
+        ("howto/gpu.md", "#streams", "#streams"),
+        ("howto/gpu.md", "https://example.org/a.md", "https://example.org/a.md"),
+        ("howto/gpu.md", "../../pyproject.toml", "../../pyproject.toml"),  # strict: refused
+    ],
+)
+def test_links_lead_to_places_on_the_site(here: str, link: str, there: str) -> None:
+    page = SimpleNamespace(file=SimpleNamespace(src_uri=here))
+    rewritten = hook("repository_files").on_page_markdown(
+        f"see [it]({link}).", page=page, config=None, files=None
+    )
+    assert rewritten == f"see [it]({there})."
+
+
+def test_roles_become_code() -> None:
+    roles = hook("docstring_roles").DocstringRoles()
+    docstring = SimpleNamespace(
+        value="See :func:`kdrt.load` and :class:`~kdrt.Pipeline`; `x` stays."
+    )
+    roles.on_object(obj=SimpleNamespace(docstring=docstring))
+    assert docstring.value == "See `kdrt.load` and `kdrt.Pipeline`; `x` stays."
