@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.path_of_an_image import Passed, path_of_an_image, table
+from path_of_an_image import Passed, path_of_an_image, table
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "explanation" / "architecture.md"
