@@ -1,5 +1,6 @@
 """What the documentation site adds to the pages: the reference of the command line, files of the
-repository, docstrings without roles. (``mkdocs build``, in ``.ci/run``, checks links and the rest.)
+repository, docstrings without roles; and that the modules which pages name are there. (Links and
+the rest are checked by ``mkdocs build`` in ``.ci/run``.)
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import typer
 from kdrt.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
+CODE = ("kdrt", "export", "engines", "benchmarks", "tests", "examples", "docs")
 GROUP: Any = typer.main.get_command(app)
 COMMANDS = GROUP.commands
 
@@ -60,6 +62,16 @@ def test_the_page_has_a_place_for_the_commands() -> None:
     cli_reference = hook("cli_reference")
     page = ROOT / "docs" / cli_reference.PAGE
     assert cli_reference.MARK in page.read_text(encoding="utf-8")
+
+
+def test_modules_that_the_pages_name_exist() -> None:
+    """By their whole path or the end of it, as in `sampling/plan.py`."""
+    code = [file for folder in CODE for file in (ROOT / folder).rglob("*.py")]
+    paths = [f"/{file.relative_to(ROOT).as_posix()}" for file in code]
+    for page in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")):
+        if page.name != "CHANGELOG.md":  # which tells of what has gone, too
+            for name in re.findall(r"`([\w/]+\.py)`", page.read_text(encoding="utf-8")):
+                assert any(path.endswith(f"/{name}") for path in paths), f"{page.name}: {name}"
 
 
 def test_files_of_the_repository_that_are_shown_exist() -> None:
