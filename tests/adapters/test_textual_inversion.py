@@ -14,26 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import kdrt
-from kdrt.compat.textual_inversion import TextualInversionMixin
 from kdrt.prompt import PromptTokenizer
-from tests.support.tiny_model import MAX_LENGTH, WIDTHS, TinyModel
-
-FIRST, SECOND = (torch.arange(3.0 * width).reshape(3, width) + 100 for width in WIDTHS)
-"""Three vectors for each of SDXL's text encoders."""
-
-
-def given(model: TinyModel, prompt: str, index: int = 0, **options: object) -> Tensor:
-    """The token embeddings that a text encoder is given for a prompt, all chunks of it."""
-    calls = model.text_encoders[index].calls
-    before = len(calls)
-    model.pipeline.prompt_encoder.invalidate()
-    model.pipeline.encode_prompt(prompt, prompt, **options)
-    # The negative prompt is the same text at the same layer: remembered.
-    return torch.cat([call["inputs_embeds"][0] for call in calls[before:]])
-
-
-def first_tokens(model: TinyModel, prompt: str, count: int, index: int = 0) -> Tensor:
-    return given(model, prompt, index)[1 : 1 + count]
+from tests.support.textual_inversion import FIRST, SECOND, Compat, embeddings, first_tokens
+from tests.support.tiny_model import MAX_LENGTH, TinyModel
 
 
 def saved(folder: Path, kind: str) -> Path:
@@ -135,16 +118,16 @@ def test_half_precision_vectors_take_the_type_of_the_table(sd: TinyModel) -> Non
 def test_what_does_not_fit_is_cut_and_reported(sd: TinyModel) -> None:
     sd.pipeline.adapters.load_textual_inversion({"x9": FIRST})
     with pytest.warns(kdrt.TruncationWarning, match="first 10 tokens.*'x9 blue'"):
-        told = given(sd, "red " * 8 + "x9 blue")
+        told = embeddings(sd, "red " * 8 + "x9 blue")
     assert torch.equal(told[9:11], FIRST[:2])
 
 
 def test_chunks_do_not_tear_a_token_apart(sd: TinyModel) -> None:
     sd.pipeline.adapters.load_textual_inversion({"x9": FIRST, "long": FIRST.repeat(4, 1)})
     options = {"prompt_weighting": "a1111"}
-    told = given(sd, "red " * 8 + "x9 blue", **options)
+    told = embeddings(sd, "red " * 8 + "x9 blue", **options)
     assert torch.equal(told[MAX_LENGTH + 1 : MAX_LENGTH + 4], FIRST)
-    told = given(sd, "long", **options)
+    told = embeddings(sd, "long", **options)
     inside = torch.cat([told[1 : MAX_LENGTH - 1], told[MAX_LENGTH + 1 : MAX_LENGTH + 3]])
     assert torch.equal(inside, FIRST.repeat(4, 1))
 
@@ -379,11 +362,6 @@ def test_without_the_hub_library(sd: TinyModel, monkeypatch: pytest.MonkeyPatch)
 # diffusers' methods
 
 
-class Compat(TextualInversionMixin):
-    def __init__(self, model: TinyModel) -> None:
-        self.pipeline = model.pipeline
-
-
 def test_compat_has_one_text_encoder_for_sd(sd: TinyModel) -> None:
     pipe = Compat(sd)
     assert pipe.text_encoder.engine is sd.pipeline.engines["text_encoder"]
@@ -436,4 +414,4 @@ def test_compat_writes_out_tokens_and_that_changes_nothing(sd: TinyModel) -> Non
     assert pipe.maybe_convert_prompt(written) == written
     assert pipe.maybe_convert_prompt("zeb") == "zeb zeb_1"
     for prompt, out in zip(prompts, written, strict=True):
-        assert torch.equal(given(sd, prompt), given(sd, out))
+        assert torch.equal(embeddings(sd, prompt), embeddings(sd, out))

@@ -18,8 +18,7 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 import kdrt
-from tests.adapters.test_textual_inversion import FIRST, SECOND, Compat, first_tokens
-from tests.adapters.test_textual_inversion import given as embeddings
+from tests.support.textual_inversion import FIRST, SECOND, Compat, embeddings, first_tokens
 from tests.support.tiny_model import TinyModel
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from kdrt.compat import StableDiffusionKDiffusionPipeline, StableDiffusionXLKDiffusionPipeline
 from kdrt.errors import InvalidRequestError
 from kdrt_export.verify import relative_error
-from tests.adapters.test_ip_adapter import image, write_adapter
+from tests.support.ip_adapter import image, write_adapter
 from tests.support.lora_files import kohya, networks, random_lora
 from tests.support.tiny_bundles import HEIGHT, NEGATIVE, PROMPT, STEPS, WIDTH, TinyModel, latents
 

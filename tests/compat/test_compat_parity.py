@@ -8,48 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.compat_calls import BLUE, RED, SAMPLERS, ours, relative, seeded
 from tests.support.restated import latents
 
-SAMPLERS = (
-    "euler",
-    "lms",
-    "heun",
-    "dpm_2",
-    "dpmpp_2m",
-    "euler_ancestral",
-    "dpm_2_ancestral",
-    "dpmpp_2s_ancestral",
-    "dpmpp_sde",
-    "dpmpp_2m_sde",
-    "dpmpp_3m_sde",
-)
 BOTH = [False, True]
-RED, BLUE = "a small red circle", "blue"
 pytestmark = pytest.mark.filterwarnings("ignore:Should have:UserWarning")
-
-
-def ours(pipe: Any, prompts: list[str], sampler: str, **options: Any) -> torch.Tensor:
-    pipe.set_scheduler(f"sample_{sampler}")
-    names = {
-        "karras": "use_karras_sigmas",
-        "negatives": "negative_prompt",
-        "per_prompt": "num_images_per_prompt",
-        "noise_seed": "noise_sampler_seed",
-    }
-    arguments = {"height": 32, "width": 32} | {names.get(k, k): v for k, v in options.items()}
-    return pipe(
-        prompts, num_inference_steps=3, guidance_scale=5.0, output_type="latent", **arguments
-    ).images
-
-
-def relative(out: torch.Tensor, reference: torch.Tensor) -> float:
-    return float((out - reference).norm() / reference.norm())
-
-
-def seeded(count: int | None = None) -> Any:
-    if count is None:
-        return torch.Generator().manual_seed(7)
-    return [torch.Generator().manual_seed(7 + i) for i in range(count)]
 
 
 @pytest.mark.parametrize("karras", BOTH, ids=["default", "karras"])

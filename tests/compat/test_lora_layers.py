@@ -23,7 +23,7 @@ from kdrt.pipeline.pipeline import Pipeline
 from kdrt_engines import Binding, Engine
 from kdrt_engines.onnx_weights import stored_weights
 from kdrt_export.stage import export
-from tests.compat.test_compat_parity import RED, ours, relative, seeded
+from tests.support.compat_calls import RED, ours, relative, seeded
 from tests.support.restated import Networks, latents
 
 ALPHA, RANK = 3.0, 2

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.compat.test_compat_parity import BLUE, RED, SAMPLERS, relative
 from tests.support import original
+from tests.support.compat_calls import BLUE, RED, SAMPLERS, relative
 
 pytestmark = [
     pytest.mark.slow,

@@ -13,7 +13,7 @@ from kdrt_export.components import ExportComponent
 from kdrt_export.dialects import group_norm, upsampling, winograd
 from kdrt_export.onnx.trace import OnnxFiles, onnx_from_component
 from kdrt_export.verify import make_cases, verify_files
-from tests.export.components.test_components import COMPONENTS
+from tests.support.components import COMPONENTS
 
 TRACED = {"B": 2, "h": 12, "w": 10, "L": 9}
 OTHERS = [{"B": 1, "h": 8, "w": 16, "L": 20}, {"B": 3, "h": 9, "w": 7, "L": 4}]

@@ -9,7 +9,7 @@ import torch
 
 from kdrt_engines.torch_eager import load_program
 from kdrt_export.programs import program_from_component
-from tests.export.components.test_components import COMPONENTS
+from tests.support.components import COMPONENTS
 
 TRACED = {"B": 2, "h": 8, "w": 12}
 SMALL = [(1, 1, 1), (1, 1, 13), (2, 13, 1), (3, 2, 1), (1, 5, 4), (64, 1, 1)]

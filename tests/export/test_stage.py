@@ -23,7 +23,6 @@ from kdrt_export.report import Silent
 from kdrt_export.scheduler import scheduler_facts
 from kdrt_export.sources import open_source
 from kdrt_export.verify import BOUNDS, relative_error
-from tests.export.sources.test_sources import sd_folder  # noqa: F401
 from tests.support.single_file import checkpoint
 
 
@@ -65,7 +64,7 @@ def test_the_demo_bundle(demo_bundle: Path) -> None:
     assert set(manifest.tools) >= {"torch", "diffusers", "onnx", "onnxruntime"}
 
 
-def test_a_stable_diffusion_folder(sd_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_stable_diffusion_folder(sd_folder: Path, tmp_path: Path) -> None:
     report = Recorder()
     path = stage.export(str(sd_folder), tmp_path / "sd", name="tiny", report=report)
     manifest = Bundle.open(path).manifest
@@ -90,7 +89,7 @@ def test_a_stable_diffusion_folder(sd_folder: Path, tmp_path: Path) -> None:  # 
 
 
 def test_a_single_file_exports_to_the_same_networks(
-    sd_folder: Path,  # noqa: F811
+    sd_folder: Path,
     tmp_path: Path,
 ) -> None:
     source = open_source(str(sd_folder))
@@ -109,7 +108,7 @@ def test_a_single_file_exports_to_the_same_networks(
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_half_precisions(sd_folder: Path, tmp_path: Path, precision: str) -> None:  # noqa: F811
+def test_half_precisions(sd_folder: Path, tmp_path: Path, precision: str) -> None:
     path = stage.export(str(sd_folder), tmp_path / "half", precision=precision)
     manifest = Bundle.open(path).manifest
     unet = manifest.components["unet"]
@@ -190,7 +189,7 @@ def test_wrong_choices(options: dict[str, object], words: str, tmp_path: Path) -
 
 
 def test_a_failed_export_leaves_the_old_bundle(
-    sd_folder: Path,  # noqa: F811
+    sd_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -203,7 +202,7 @@ def test_a_failed_export_leaves_the_old_bundle(
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
 
 
-def test_an_export_can_be_repeated(sd_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_an_export_can_be_repeated(sd_folder: Path, tmp_path: Path) -> None:
     first = Bundle.open(stage.export(str(sd_folder), tmp_path / "bundle")).manifest
     again = Bundle.open(stage.export(str(sd_folder), tmp_path / "bundle")).manifest
     assert first.files == again.files

@@ -21,7 +21,6 @@ from kdrt_export.errors import SourceError
 from kdrt_export.sources import open_source
 from kdrt_export.sources.clip_vocabulary import clip_tokenizer
 from kdrt_export.sources.tokenizer_files import read_tokenizer
-from tests.export.sources.test_sources import sd_folder  # noqa: F401
 
 
 def old_format(folder: Path) -> Path:
@@ -86,7 +85,7 @@ def test_a_folder_without_a_tokenizer(kept: list[str], tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_with_more_tokens_than_embeddings_is_not_exported(
-    sd_folder: Path,  # noqa: F811
+    sd_folder: Path,
     tmp_path: Path,
 ) -> None:
     shutil.copytree(sd_folder, folder := tmp_path / "model")
@@ -98,7 +97,7 @@ def test_a_tokenizer_with_more_tokens_than_embeddings_is_not_exported(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_fits_and_what_does_not(sd_folder: Path) -> None:  # noqa: F811
+def test_what_fits_and_what_does_not(sd_folder: Path) -> None:
     tokenizer = Tokenizer.from_file(str(sd_folder / "tokenizer" / "tokenizer.json"))
     facts = TextEncoderFacts(
         component="text_encoder",

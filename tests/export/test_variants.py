@@ -16,12 +16,11 @@ from kdrt_export import stage
 from kdrt_export.errors import ExportError, UnsupportedModelError
 from kdrt_export.sources import open_source
 from kdrt_export.walk import Part
-from tests.export.sources.test_sources import sd_folder  # noqa: F401
 from tests.support.tiny_networks import randomized, unet
 
 
 @pytest.fixture
-def folder(sd_folder: Path, tmp_path: Path) -> Path:  # noqa: F811
+def folder(sd_folder: Path, tmp_path: Path) -> Path:
     """A tiny model to change."""
     return shutil.copytree(sd_folder, tmp_path / "model")
 

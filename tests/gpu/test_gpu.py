@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 import kdrt
 from kdrt.backends.loading import load_engines
@@ -25,19 +24,9 @@ from kdrt.errors import EngineRejectedError
 from kdrt.pipeline.memory import estimate_memory
 from kdrt_engines import EngineUnavailableError
 from kdrt_engines.tensorrt.flavour import flavour_for
+from tests.support.gpu import FAST, LEVELS, PROMPT, Quiet, close
 
-LEVELS = ("off", "step", "loop")
-PROMPT = "a red circle on a blue background"
-FAST = {"steps": 8, "seed": 7, "output_type": "latent"}
 SAMPLERS = ("euler", "dpmpp_2m", "dpmpp_3m_sde", "heun", "lms", "euler_cfg_pp")
-
-
-class Quiet:
-    def start(self, stage: str) -> None: ...
-    def running(self, detail: str, memory: int) -> None: ...
-    def done(self, detail: str = "") -> None: ...
-    def note(self, text: str) -> None: ...
-    def warn(self, text: str) -> None: ...
 
 
 @pytest.fixture(autouse=True)
@@ -64,11 +53,6 @@ def built(bundle: Bundle) -> str:
     pytest.importorskip(flavour.module)
     build_engines(bundle, flavour, (10 * major + minor,), report=Quiet())
     return flavour.name
-
-
-def close(actual: Tensor, expected: Tensor, bound: float) -> None:
-    error = (actual.cpu() - expected.cpu()).norm() / expected.cpu().norm()
-    assert error < bound, f"relative error {error:.2e}"
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -22,7 +22,7 @@ from kdrt.errors import EngineError
 from kdrt_engines.comparison import bound_of
 from kdrt_engines.onnx_weights import stored_weights
 from kdrt_engines.tensorrt.flavour import Flavour, flavour_for
-from tests.gpu.test_gpu import FAST, LEVELS, PROMPT, Quiet, close
+from tests.support.gpu import FAST, LEVELS, PROMPT, Quiet, close
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kdrt.bundle import Bundle
 from kdrt.compat.textual_inversion import TextualInversionMixin
 from kdrt.pipeline.pipeline import Pipeline
-from tests.pipeline import test_against_diffusers as tiny
+from tests.support.diffusers_pair import LAYERS, diffusers_pipeline, kdrt_pipeline
 from tests.support.tiny_model import WIDTHS, Family
 
 PROMPTS = [
@@ -41,7 +41,7 @@ class Ours(TextualInversionMixin):
 def pair(folder: Path, family: Family) -> tuple[Any, Ours]:
     """The same pipeline as diffusers' and as ours."""
     generator = torch.Generator().manual_seed(1)
-    theirs = tiny.diffusers_pipeline(family, "epsilon")
+    theirs = diffusers_pipeline(family, "epsilon")
     for name in ("text_encoder", "text_encoder_2"):
         encoder = getattr(theirs, name, None)
         for parameter in encoder.parameters() if isinstance(encoder, nn.Module) else ():
@@ -49,7 +49,7 @@ def pair(folder: Path, family: Family) -> tuple[Any, Ours]:
     if family == "sd":
         # diffusers' clip_skip looks for it, and transformers 5 has it no more.
         object.__setattr__(theirs.text_encoder, "text_model", theirs.text_encoder)
-    return theirs, Ours(tiny.kdrt_pipeline(folder, family, theirs))
+    return theirs, Ours(kdrt_pipeline(folder, family, theirs))
 
 
 def their_embeddings(theirs: Any, prompts: list[str], clip_skip: int | None = None) -> list[Tensor]:
@@ -83,8 +83,8 @@ def assert_same(ours: Ours, theirs: Any, prompts: list[str], clip_skip: int | No
 
 @pytest.mark.parametrize(
     ("family", "clip_skip"),
-    [("sd", skip) for skip in (None, *range(tiny.LAYERS + 1))]
-    + [("sdxl", skip) for skip in (None, *range(tiny.LAYERS))],
+    [("sd", skip) for skip in (None, *range(LAYERS + 1))]
+    + [("sdxl", skip) for skip in (None, *range(LAYERS))],
 )
 def test_every_layer(tmp_path: Path, family: Family, clip_skip: int | None) -> None:
     theirs, ours = pair(tmp_path, family)
@@ -96,7 +96,7 @@ def test_every_layer(tmp_path: Path, family: Family, clip_skip: int | None) -> N
 
 
 def test_one_layer_more_is_an_error_in_both(tmp_path: Path) -> None:
-    for family, most in (("sd", tiny.LAYERS), ("sdxl", tiny.LAYERS - 1)):
+    for family, most in (("sd", LAYERS), ("sdxl", LAYERS - 1)):
         theirs, ours = pair(tmp_path / family, family)
         with pytest.raises(IndexError):
             their_embeddings(theirs, ["a"], most + 1)

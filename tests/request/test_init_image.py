@@ -29,7 +29,7 @@ from kdrt_engines import EngineSpec
 from kdrt_engines.spec import TensorSpec
 from kdrt_engines.torch_eager import TorchEngine
 from kdrt_export.components import ExportVaeDecoder, ExportVaeEncoder
-from tests.pipeline.test_against_diffusers import (
+from tests.support.diffusers_pair import (
     HEIGHT,
     NEGATIVE,
     POSITIVE,

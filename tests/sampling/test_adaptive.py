@@ -14,8 +14,8 @@ from torch import Tensor
 
 from kdrt.errors import InvalidRequestError, NonFiniteError
 from kdrt.sampling import AdaptivePlan, SeededNoise, make_plan, run, sample
-from tests.sampling.test_executor import Recorder
 from tests.support.denoisers import flow, gaussian, mixture, rough
+from tests.support.operators import OperatorRecorder
 
 GRID = [14.6, 5.0, 1.0, 0.03, 0.0]
 SHAPE = (1, 3, 4, 4)
@@ -121,7 +121,7 @@ def test_yields_the_steps_of_every_image() -> None:
 
 def test_one_read_back_a_try() -> None:
     latents = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * GRID[0]
-    with Recorder() as recorder:
+    with OperatorRecorder() as recorder:
         *_, last = run(make_plan("dpm_adaptive", GRID, h_init=3.0), latents, gaussian(0.5))
     assert last.rejected > 0
     tries = last.index + 1 + last.rejected

@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from kdrt.sampling import (
     SAMPLERS,
@@ -21,6 +19,7 @@ from kdrt.sampling import (
     sigmas_for,
 )
 from tests.support.denoisers import gaussian, rough, unguided
+from tests.support.operators import OperatorRecorder
 
 NAMES = [name for name, info in SAMPLERS.items() if info.capturable]
 SHAPE = (2, 4, 4, 4)
@@ -128,26 +127,6 @@ def test_an_image_does_not_depend_on_its_batch(
         assert torch.equal(images([seed])[0], batch[index])
 
 
-class Recorder(TorchDispatchMode):
-    """Names every operator that runs, and those whose result is not in memory they were given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-        self.allocating: list[str] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self.names.append(str(func))
-        given = {t.data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        made = {t.data_ptr() for t in tree_leaves(result) if isinstance(t, Tensor)}
-        if not made <= given:
-            self.allocating.append(str(func))
-        return result
-
-
 @pytest.mark.parametrize(("name", "options"), EVERY_SAMPLER_AND_CHURN)
 def test_the_loop_neither_reads_back_nor_allocates(
     sd: NoiseSchedule, name: str, options: dict[str, Any]
@@ -161,7 +140,7 @@ def test_the_loop_neither_reads_back_nor_allocates(
         addresses.add(x.data_ptr())
         return buffer  # no operator of its own
 
-    with Recorder() as recorder:
+    with OperatorRecorder() as recorder:
         steps = run(planned, latents, denoise, noise)
         next(steps)
         recorder.allocating.clear()
@@ -187,7 +166,7 @@ def test_the_loop_neither_reads_back_nor_allocates(
 
 
 def test_the_recorder_sees_what_it_looks_for() -> None:
-    with Recorder() as recorder:
+    with OperatorRecorder() as recorder:
         x = torch.zeros(3)
         x.add_(1)
         (x + 1)[0].item()

@@ -13,8 +13,6 @@ from pathlib import Path
 from threading import Thread
 from urllib.parse import unquote, urlsplit
 
-import pytest
-
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -106,20 +104,3 @@ def serving(hub: Hub) -> Iterator[str]:
     finally:
         server.shutdown()
         server.server_close()
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """A hub without repositories, which huggingface_hub asks, and a cache of its own."""
-    import huggingface_hub.constants as constants
-
-    served = Hub()
-    with serving(served) as address:
-        monkeypatch.setattr(constants, "ENDPOINT", address)
-        monkeypatch.setattr(
-            constants,
-            "HUGGINGFACE_CO_URL_TEMPLATE",
-            address + "/{repo_id}/resolve/{revision}/{filename}",
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-        yield served

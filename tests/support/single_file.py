@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 _RESNET = {
     "norm1": "in_layers.0",
@@ -22,6 +22,9 @@ _VAE_ATTENTION = {
     "to_v": "v",
     "to_out.0": "proj_out",
 }
+MEAN, STD = (-1.6574, 1.886, -1.383, 2.5155), (8.4927, 5.9022, 6.5498, 5.2299)
+PLAYGROUND = {"edm_mean": MEAN, "edm_std": STD}
+"""The markers in a checkpoint of Playground v2.5."""
 
 
 def checkpoint(
@@ -114,3 +117,30 @@ def _vae_modules(vae: AutoencoderKL) -> dict[str, str]:
             sampler = "downsample" if half == "encoder" else "upsample"
             names[f"{half}.{blocks}.{b}.{sampler}rs.0"] = f"{half}.{place}.{level}.{sampler}"
     return names
+
+
+def open_clip(encoder: CLIPTextModelWithProjection, prefix: str) -> dict[str, torch.Tensor]:
+    """A CLIP text encoder's weights in OpenCLIP's layout, as SDXL's files have the second one."""
+    text = encoder.text_model if hasattr(encoder, "text_model") else encoder
+    state = {
+        "positional_embedding": text.embeddings.position_embedding.weight,
+        "token_embedding.weight": text.embeddings.token_embedding.weight,
+        "text_projection": encoder.text_projection.weight.t(),
+    }
+    state |= {f"ln_final.{n}": t for n, t in text.final_layer_norm.named_parameters()}
+    for index, layer in enumerate(text.encoder.layers):
+        block = f"transformer.resblocks.{index}"
+        parts = [getattr(layer.self_attn, f"{name}_proj") for name in "qkv"]
+        state |= {
+            f"{block}.attn.in_proj_weight": torch.cat([part.weight for part in parts]),
+            f"{block}.attn.in_proj_bias": torch.cat([part.bias for part in parts]),
+        }
+        for ours, theirs in (
+            (layer.self_attn.out_proj, "attn.out_proj"),
+            (layer.layer_norm1, "ln_1"),
+            (layer.layer_norm2, "ln_2"),
+            (layer.mlp.fc1, "mlp.c_fc"),
+            (layer.mlp.fc2, "mlp.c_proj"),
+        ):
+            state |= {f"{block}.{theirs}.{n}": t for n, t in ours.named_parameters()}
+    return {f"{prefix}.{name}": tensor.clone().contiguous() for name, tensor in state.items()}

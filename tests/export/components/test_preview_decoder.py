@@ -14,7 +14,6 @@ import kdrt
 from kdrt_export import stage
 from kdrt_export.components.preview_decoder import ExportPreviewDecoder, load_preview_decoder
 from kdrt_export.errors import SourceError, UnsupportedModelError
-from tests.export.sources.test_sources import sd_folder  # noqa: F401
 from tests.support.tiny_networks import randomized
 
 
@@ -88,7 +87,7 @@ def test_what_is_none(tmp_path: Path) -> None:
         load_preview_decoder(str(tmp_path / "taesd.pth"))
 
 
-def test_a_bundle_with_one_previews_with_it(sd_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_bundle_with_one_previews_with_it(sd_folder: Path, tmp_path: Path) -> None:
     autoencoder = tiny()
     autoencoder.save_pretrained(tmp_path / "tiny")
     path = stage.export(

@@ -16,7 +16,7 @@ from kdrt_export.components import ExportComponent
 from kdrt_export.errors import VerificationError
 from kdrt_export.onnx.trace import OPSET, onnx_from_component
 from kdrt_export.verify import Case, make_cases, verify
-from tests.export.components.test_components import COMPONENTS
+from tests.support.components import COMPONENTS
 
 TRACED = {"B": 2, "h": 12, "w": 10, "L": 9}
 OTHERS = [{"B": 1, "h": 8, "w": 16, "L": 20}, {"B": 3, "h": 9, "w": 7, "L": 4}]

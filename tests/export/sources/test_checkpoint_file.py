@@ -25,7 +25,7 @@ from kdrt_export.sources.base import text_config, text_model
 from kdrt_export.sources.checkpoint_file import CheckpointKind, Header, detect, read_header
 from kdrt_export.sources.clip_vocabulary import clip_tokenizer
 from kdrt_export.sources.weights import build
-from tests.support.single_file import checkpoint, unet_shapes
+from tests.support.single_file import MEAN, PLAYGROUND, STD, checkpoint, open_clip, unet_shapes
 from tests.support.tiny_networks import randomized, text_encoder, unet, vae
 
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
@@ -227,10 +227,6 @@ def test_other_widths_and_channels_are_named() -> None:
     assert detect(step, "x").architecture == SD20
 
 
-MEAN, STD = (-1.6574, 1.886, -1.383, 2.5155), (8.4927, 5.9022, 6.5498, 5.2299)
-PLAYGROUND = {"edm_mean": MEAN, "edm_std": STD}
-
-
 @pytest.mark.parametrize(
     ("markers", "prediction", "expected"),
     [
@@ -339,33 +335,6 @@ def test_a_file_is_read_offline(
     assert source.tokenizer(0)("a cat").input_ids == [49406, 320, 2368, 49407]
     assert source.scheduler == SD15.scheduler
     assert (source.kind, source.remark, source.family) == ("Tiny", "a remark", "sd")
-
-
-def open_clip(encoder: CLIPTextModelWithProjection, prefix: str) -> dict[str, torch.Tensor]:
-    """A CLIP text encoder's weights in OpenCLIP's layout, as SDXL's files have the second one."""
-    text = encoder.text_model if hasattr(encoder, "text_model") else encoder
-    state = {
-        "positional_embedding": text.embeddings.position_embedding.weight,
-        "token_embedding.weight": text.embeddings.token_embedding.weight,
-        "text_projection": encoder.text_projection.weight.t(),
-    }
-    state |= {f"ln_final.{n}": t for n, t in text.final_layer_norm.named_parameters()}
-    for index, layer in enumerate(text.encoder.layers):
-        block = f"transformer.resblocks.{index}"
-        parts = [getattr(layer.self_attn, f"{name}_proj") for name in "qkv"]
-        state |= {
-            f"{block}.attn.in_proj_weight": torch.cat([part.weight for part in parts]),
-            f"{block}.attn.in_proj_bias": torch.cat([part.bias for part in parts]),
-        }
-        for ours, theirs in (
-            (layer.self_attn.out_proj, "attn.out_proj"),
-            (layer.layer_norm1, "ln_1"),
-            (layer.layer_norm2, "ln_2"),
-            (layer.mlp.fc1, "mlp.c_fc"),
-            (layer.mlp.fc2, "mlp.c_proj"),
-        ):
-            state |= {f"{block}.{theirs}.{n}": t for n, t in ours.named_parameters()}
-    return {f"{prefix}.{name}": tensor.clone().contiguous() for name, tensor in state.items()}
 
 
 @pytest.mark.parametrize("refiner", [False, True])

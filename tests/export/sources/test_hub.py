@@ -23,8 +23,7 @@ from kdrt_export.sources import open_source
 from kdrt_export.sources.hub import HubPlace
 from kdrt_export.sources.replacement_unet import replacement_unet
 from kdrt_export.sources.replacement_vae import replacement_vae
-from tests.export.sources.test_sources import sd_folder  # noqa: F401
-from tests.support.hub_server import COMMIT, Hub, hub  # noqa: F401
+from tests.support.hub_server import COMMIT, Hub
 from tests.support.single_file import checkpoint
 from tests.support.tiny_networks import randomized, text_encoder, unet, vae
 
@@ -38,7 +37,7 @@ TEXTS = {
 
 
 @pytest.fixture
-def crowded(sd_folder: Path, tmp_path: Path) -> Path:  # noqa: F811
+def crowded(sd_folder: Path, tmp_path: Path) -> Path:
     """A repository as they are: the same weights in every form, and files of other programs."""
     folder = tmp_path / "crowded"
     shutil.copytree(sd_folder, folder)
@@ -60,7 +59,7 @@ def crowded(sd_folder: Path, tmp_path: Path) -> Path:  # noqa: F811
     return folder
 
 
-def test_only_what_is_used_is_downloaded(hub: Hub, crowded: Path) -> None:  # noqa: F811
+def test_only_what_is_used_is_downloaded(hub: Hub, crowded: Path) -> None:
     hub.repositories["someone/model"] = crowded
     source = open_source("someone/model", without=["safety_checker"])
     weights = {
@@ -81,7 +80,7 @@ def test_only_what_is_used_is_downloaded(hub: Hub, crowded: Path) -> None:  # no
     assert torch.equal(source.vae().encoder.conv_in.weight, vae().encoder.conv_in.weight)
 
 
-def test_what_is_replaced_is_not_downloaded(hub: Hub, crowded: Path) -> None:  # noqa: F811
+def test_what_is_replaced_is_not_downloaded(hub: Hub, crowded: Path) -> None:
     hub.repositories["someone/model"] = crowded
     source = open_source("someone/model", without=["unet", "vae", "safety_checker"])
     weights = [name for name in hub.downloaded if name.endswith((".safetensors", ".bin"))]
@@ -90,8 +89,8 @@ def test_what_is_replaced_is_not_downloaded(hub: Hub, crowded: Path) -> None:  #
 
 
 def test_pickles_are_downloaded_if_they_are_allowed(
-    hub: Hub,  # noqa: F811
-    sd_folder: Path,  # noqa: F811
+    hub: Hub,
+    sd_folder: Path,
     tmp_path: Path,
 ) -> None:
     folder = tmp_path / "model"
@@ -111,7 +110,7 @@ def test_pickles_are_downloaded_if_they_are_allowed(
     assert sum(name.endswith(".bin") for name in hub.downloaded) > 1
 
 
-def test_a_revision_stands_behind_the_name(hub: Hub, sd_folder: Path) -> None:  # noqa: F811
+def test_a_revision_stands_behind_the_name(hub: Hub, sd_folder: Path) -> None:
     hub.repositories["someone/model"] = sd_folder
     hub.revisions = ("v2", COMMIT)
     assert open_source("someone/model@v2").revision == COMMIT
@@ -123,8 +122,8 @@ def test_a_revision_stands_behind_the_name(hub: Hub, sd_folder: Path) -> None:  
 
 
 def test_a_single_file_on_the_hub(
-    hub: Hub,  # noqa: F811
-    sd_folder: Path,  # noqa: F811
+    hub: Hub,
+    sd_folder: Path,
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "repo" / "files" / "mine.safetensors"
@@ -140,7 +139,7 @@ def test_a_single_file_on_the_hub(
         open_source("someone/files")
 
 
-def test_parts_of_their_own(hub: Hub, tmp_path: Path) -> None:  # noqa: F811
+def test_parts_of_their_own(hub: Hub, tmp_path: Path) -> None:
     """A VAE, a UNet, an IP-Adapter: a folder's, or a file of many."""
     folder = tmp_path / "repo"
     randomized(vae(), seed=5).save_pretrained(folder)
@@ -170,7 +169,7 @@ def test_parts_of_their_own(hub: Hub, tmp_path: Path) -> None:  # noqa: F811
         load_preview_decoder("someone/files")
 
 
-def test_an_adapter_brings_its_image_encoder_alone(hub: Hub, tmp_path: Path) -> None:  # noqa: F811
+def test_an_adapter_brings_its_image_encoder_alone(hub: Hub, tmp_path: Path) -> None:
     folder = tmp_path / "repo" / "models"
     (folder / "image_encoder").mkdir(parents=True)
     adapter = {
@@ -204,7 +203,7 @@ def test_an_adapter_brings_its_image_encoder_alone(hub: Hub, tmp_path: Path) -> 
     ],
 )
 def test_what_the_hub_answers_is_said(
-    hub: Hub,  # noqa: F811
+    hub: Hub,
     status: int,
     code: str,
     words: str,
@@ -220,8 +219,8 @@ def test_what_the_hub_answers_is_said(
 
 
 def test_a_copy_in_the_cache_serves_without_the_hub(
-    hub: Hub,  # noqa: F811
-    sd_folder: Path,  # noqa: F811
+    hub: Hub,
+    sd_folder: Path,
 ) -> None:
     hub.repositories["someone/model"] = sd_folder
     open_source("someone/model", without=["unet"])
@@ -244,8 +243,8 @@ def test_what_the_disk_refuses_is_said(number: int, words: str) -> None:
 
 
 def test_a_cache_that_is_no_folder(
-    hub: Hub,  # noqa: F811
-    sd_folder: Path,  # noqa: F811
+    hub: Hub,
+    sd_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -276,7 +275,7 @@ def test_names_on_the_hub(text: str, expected: HubPlace | None) -> None:
     assert HubPlace.parse(text) == expected
 
 
-def test_an_export_names_the_commit(hub: Hub, crowded: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_an_export_names_the_commit(hub: Hub, crowded: Path, tmp_path: Path) -> None:
     """With a damaged safety checker, which is asked for or not."""
     hub.repositories["someone/model"] = crowded
     with pytest.raises(SourceError, match="safety_checker"):

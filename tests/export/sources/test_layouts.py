@@ -18,9 +18,7 @@ from kdrt_export.sources.layouts import text_encoder_tensors, vae_tensors
 from kdrt_export.sources.replacement_unet import replacement_unet
 from kdrt_export.sources.replacement_vae import replacement_vae
 from kdrt_export.sources.weights import Weights
-from tests.export.sources.test_checkpoint_file import open_clip
-from tests.export.sources.test_sources import sd_folder  # noqa: F401
-from tests.support.single_file import checkpoint
+from tests.support.single_file import checkpoint, open_clip
 from tests.support.tiny_networks import randomized, text_encoder, unet, vae
 
 State = dict[str, torch.Tensor]
@@ -41,7 +39,7 @@ def equal(ours: torch.nn.Module, theirs: torch.nn.Module) -> bool:
 
 def test_text_encoders_with_the_names_of_old_files(
     whole: State,
-    sd_folder: Path,  # noqa: F811
+    sd_folder: Path,
     tmp_path: Path,
 ) -> None:
     """The first community files have no ``text_model.``; later ones have position ids."""
@@ -114,7 +112,7 @@ class AfterCheck(Silent):
 
 def test_a_file_without_a_vae_and_one_besides(
     whole: State,
-    sd_folder: Path,  # noqa: F811
+    sd_folder: Path,
     tmp_path: Path,
 ) -> None:
     """The VAE is a file too: what it is is known from the model all the same."""
@@ -135,7 +133,7 @@ def test_a_file_without_a_vae_and_one_besides(
 def test_a_unet_alone_names_the_way_to_use_it(
     whole: State,
     suffix: str,
-    sd_folder: Path,  # noqa: F811
+    sd_folder: Path,
     tmp_path: Path,
 ) -> None:
     alone = {n: t for n, t in whole.items() if n.startswith("model.")}
@@ -151,7 +149,7 @@ def test_a_unet_alone_names_the_way_to_use_it(
 
 def test_pickles_of_before_the_zip_format(
     whole: State,
-    sd_folder: Path,  # noqa: F811
+    sd_folder: Path,
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "old.ckpt"
@@ -187,7 +185,7 @@ def test_tensors_of_any_shape_are_one_sentence(
     whole: State,
     name: str,
     shape: tuple[int, ...],
-    sd_folder: Path,  # noqa: F811
+    sd_folder: Path,
     tmp_path: Path,
 ) -> None:
     save_file(

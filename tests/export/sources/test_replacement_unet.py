@@ -18,9 +18,7 @@ from kdrt_export.errors import SourceError, UnsupportedModelError
 from kdrt_export.sources import open_source
 from kdrt_export.sources.replacement_unet import replace_unet, replacement_unet
 from kdrt_export.verify import relative_error
-from tests.export.sources.test_checkpoint_file import PLAYGROUND
-from tests.export.sources.test_sources import sd_folder  # noqa: F401
-from tests.support.single_file import checkpoint
+from tests.support.single_file import PLAYGROUND, checkpoint
 from tests.support.tiny_networks import randomized, text_encoder, unet, vae
 
 PREFIX = "model.diffusion_model."
@@ -124,7 +122,7 @@ def test_what_a_unets_file_says_of_its_training_counts(
     metadata: dict[str, str],
     expected: dict[str, Any] | None,
     layout: str,
-    sd_folder: Path,  # noqa: F811
+    sd_folder: Path,
     tmp_path: Path,
 ) -> None:
     prefix = {"diffusers": "", "prefixed": "unet.", "alone": ""}[layout]
@@ -148,7 +146,7 @@ def test_what_a_unets_file_says_of_its_training_counts(
 
 
 def test_a_pipelines_unet_brings_its_scheduler(
-    sd_folder: Path,  # noqa: F811
+    sd_folder: Path,
     tmp_path: Path,
 ) -> None:
     other = tmp_path / "other"
@@ -164,7 +162,7 @@ def test_a_pipelines_unet_brings_its_scheduler(
     assert opened.scheduler == scheduler
 
 
-def test_a_bundle_with_another_unet(sd_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_bundle_with_another_unet(sd_folder: Path, tmp_path: Path) -> None:
     other = randomized(unet("sd"), seed=5)
     save_file(other.state_dict(), tmp_path / "turbo.safetensors")
     file = str(tmp_path / "turbo.safetensors")
@@ -182,7 +180,7 @@ def test_a_bundle_with_another_unet(sd_folder: Path, tmp_path: Path) -> None:  #
 
 
 def test_a_unet_of_another_model_is_refused_before_it_is_traced(
-    sd_folder: Path,  # noqa: F811
+    sd_folder: Path,
     tmp_path: Path,
 ) -> None:
     """A folder has a configuration of its own."""

@@ -14,7 +14,6 @@ from kdrt_export.errors import ExportError, SourceError
 from kdrt_export.report import Silent
 from kdrt_export.sources.replacement_vae import replacement_vae, vae_dtype
 from kdrt_export.verify import relative_error
-from tests.export.sources.test_sources import sd_folder  # noqa: F401
 from tests.support.single_file import checkpoint
 from tests.support.tiny_networks import randomized, text_encoder, unet, vae
 
@@ -95,7 +94,7 @@ def test_the_precision_of_a_vae(
     assert bool(notes) == noted
 
 
-def test_the_bundle_has_the_vae_asked_for(sd_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_bundle_has_the_vae_asked_for(sd_folder: Path, tmp_path: Path) -> None:
     """With its own weights and precision, each verified in it."""
     other = randomized(vae(), seed=9)
     other.save_pretrained(tmp_path / "vae")
@@ -118,7 +117,7 @@ def test_the_bundle_has_the_vae_asked_for(sd_folder: Path, tmp_path: Path) -> No
     assert relative_error(mean, other.encode(pixels).latent_dist.mean * 0.37) < 1e-2
 
 
-def test_vae_precisions_are_checked(sd_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_vae_precisions_are_checked(sd_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="'int8' is no precision; choose auto, fp32"):
         stage.export(str(sd_folder), tmp_path / "out", vae_precision="int8")
 

@@ -10,19 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import CLIPTokenizer
 
 from kdrt_export.errors import SourceError, UnsupportedModelError
 from kdrt_export.families import KNOWN_MODELS
-from kdrt_export.sources import RandomSource, demo_folder, open_source
+from kdrt_export.sources import RandomSource, open_source
 from tests.support.single_file import checkpoint
-from tests.support.tiny_networks import save_sd_folder
-
-
-@pytest.fixture(scope="session")
-def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tokenizer = CLIPTokenizer.from_pretrained(str(demo_folder() / "tokenizer"), model_max_length=20)
-    return save_sd_folder(tmp_path_factory.mktemp("sd"), tokenizer)
 
 
 @pytest.fixture

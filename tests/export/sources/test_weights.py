@@ -31,7 +31,6 @@ from kdrt_export.sources import open_source
 from kdrt_export.sources.replacement_vae import replacement_vae
 from kdrt_export.sources.weight_files import choose_weights, read_tensors
 from kdrt_export.sources.weights import Weights
-from tests.export.sources.test_sources import sd_folder  # noqa: F401
 from tests.support.single_file import checkpoint
 from tests.support.tiny_networks import randomized, text_encoder, unet, vae
 
@@ -110,7 +109,7 @@ def test_a_folder_that_is_not_whole_is_refused(
     change: Callable[[State], State],
     words: str,
     shards: int,
-    sd_folder: Path,  # noqa: F811
+    sd_folder: Path,
     tmp_path: Path,
 ) -> None:
     shutil.copytree(sd_folder, folder := tmp_path / "model")
@@ -144,7 +143,7 @@ def test_a_single_file_that_is_not_whole_is_refused(
     key: str,
     words: str,
     suffix: str,
-    sd_folder: Path,  # noqa: F811
+    sd_folder: Path,
     tmp_path: Path,
 ) -> None:
     state = checkpoint(unet("sd"), vae(), text_encoder(vocabulary=674))
@@ -156,7 +155,7 @@ def test_a_single_file_that_is_not_whole_is_refused(
 @pytest.mark.parametrize("part", ["model.diffusion_model", "first_stage_model"])
 def test_a_single_file_that_holds_more_is_refused(
     part: str,
-    sd_folder: Path,  # noqa: F811
+    sd_folder: Path,
     tmp_path: Path,
 ) -> None:
     """diffusers' converters leave out what they do not know."""
@@ -175,7 +174,7 @@ def single_file(state: State, path: Path, config: Path) -> Any:
 
 
 def test_nothing_is_written_of_a_model_that_is_not_whole(
-    sd_folder: Path,  # noqa: F811
+    sd_folder: Path,
     tmp_path: Path,
 ) -> None:
     shutil.copytree(sd_folder, folder := tmp_path / "model")
@@ -193,7 +192,7 @@ def test_the_projection_of_a_second_text_encoder_is_not_invented(tmp_path: Path)
         Weights(type(model), model.config, state, "it").check()
 
 
-def test_another_kind_of_text_encoder_is_named(sd_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_another_kind_of_text_encoder_is_named(sd_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(sd_folder, folder := tmp_path / "model")
     shutil.rmtree(folder / "text_encoder")
     sizes = {"vocab_size": 674, "num_hidden_layers": 1, "intermediate_size": 8}
@@ -214,7 +213,7 @@ def test_another_kind_of_text_encoder_is_named(sd_folder: Path, tmp_path: Path) 
             open_source(str(folder)).make(part)
 
 
-def test_a_network_of_another_class_is_named(sd_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_network_of_another_class_is_named(sd_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(sd_folder, folder := tmp_path / "model")
     file = folder / "vae" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"_class_name": "VQModel"}))
@@ -236,7 +235,7 @@ def checker(folder: Path) -> tuple[StableDiffusionSafetyChecker, Path]:
 @pytest.mark.parametrize("twice", [False, True])
 def test_a_safety_checker_is_whole(
     twice: bool,
-    sd_folder: Path,  # noqa: F811
+    sd_folder: Path,
     tmp_path: Path,
 ) -> None:
     """Published ones have ``vision_model.`` twice, which the installed transformers may not."""
@@ -374,7 +373,7 @@ LAYOUTS: dict[str, list[dict[str, Any]]] = {
 def test_every_layout_that_is_saved_is_read(
     part: str,
     layout: str,
-    sd_folder: Path,  # noqa: F811
+    sd_folder: Path,
     tmp_path: Path,
 ) -> None:
     if part == "text_encoder" and "bin" in layout:
@@ -442,7 +441,7 @@ DAMAGE = {
 def test_damaged_weights_are_one_sentence(
     part: str,
     damage: str,
-    sd_folder: Path,  # noqa: F811
+    sd_folder: Path,
     tmp_path: Path,
 ) -> None:
     shutil.copytree(sd_folder, folder := tmp_path / "model")
@@ -492,7 +491,7 @@ def test_configurations_of_wrong_types_or_sizes_are_one_sentence(
     part: str,
     key: str,
     value: Any,
-    sd_folder: Path,  # noqa: F811
+    sd_folder: Path,
     tmp_path: Path,
 ) -> None:
     shutil.copytree(sd_folder, folder := tmp_path / "model")
@@ -517,7 +516,7 @@ def test_configurations_of_wrong_types_or_sizes_are_one_sentence(
 def test_json_of_other_forms_is_one_sentence(
     file: str,
     content: bytes,
-    sd_folder: Path,  # noqa: F811
+    sd_folder: Path,
     tmp_path: Path,
 ) -> None:
     shutil.copytree(sd_folder, folder := tmp_path / "model")
@@ -533,7 +532,7 @@ def test_json_of_other_forms_is_one_sentence(
 def test_numbers_that_are_none_are_named_before_the_work(
     part: str,
     value: float,
-    sd_folder: Path,  # noqa: F811
+    sd_folder: Path,
     tmp_path: Path,
 ) -> None:
     shutil.copytree(sd_folder, folder := tmp_path / "model")
@@ -558,7 +557,7 @@ def test_a_vae_that_cannot_run_is_one_sentence(
     key: str,
     value: object,
     words: str,
-    sd_folder: Path,  # noqa: F811
+    sd_folder: Path,
     tmp_path: Path,
 ) -> None:
     shutil.copytree(sd_folder, folder := tmp_path / "model")

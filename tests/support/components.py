@@ -1,0 +1,70 @@
+"""Components on tiny networks, of every kind that an export can meet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kdrt_export.components import (
+    ExportComponent,
+    ExportTextEncoder,
+    ExportUNet,
+    ExportVaeDecoder,
+    ExportVaeEncoder,
+)
+from kdrt_export.components.shallow_unet import ExportShallowUNet
+from tests.support.tiny_networks import text_encoder, unet, vae
+
+PRUNED: dict[str, dict[str, Any]] = {
+    # Segmind's SSD-1B and Vega: a middle block without attention, transformers of their own depths.
+    "of SSD-1B": {
+        "mid_block_type": "UNetMidBlock2D",
+        "layers_per_block": 2,
+        "transformer_layers_per_block": [1, [1, 2], [2, 1]],
+        "reverse_transformer_layers_per_block": [[1, 1, 2], [2, 1, 1], 1],
+    },
+    # KOALA-700M, BK-SDM-tiny: no middle block.
+    "of KOALA": {"mid_block_type": None},
+    "of uneven depth": {"layers_per_block": [1, 3, 2]},
+}
+COMPONENTS: dict[str, Callable[[], ExportComponent]] = {
+    **{
+        f"unet {kind}": lambda kind=kind: ExportUNet(unet(kind))
+        for kind in ("sd", "sd2", "sdxl", "lcm")
+    },
+    "refiner unet": lambda: ExportUNet(
+        unet("sdxl", projection_class_embeddings_input_dim=5 * 8 + 20), time_ids=5
+    ),
+    "inpainting unet": lambda: ExportUNet(unet("sd", in_channels=9)),
+    "unet with its deep feature": lambda: ExportUNet(unet("sd"), deep_feature=True),
+    **{
+        f"shallow unet {kind}": lambda kind=kind: ExportShallowUNet(unet(kind))
+        for kind in ("sd", "sdxl", "lcm")
+    },
+    "shallow unet with FreeU in it": lambda: ExportShallowUNet(
+        unet(
+            "sd",
+            block_out_channels=(16, 32),
+            attention_head_dim=(2, 4),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        )
+    ),
+    **{
+        f"{what} {name}": lambda kind=kind, changes=changes: kind(unet("sdxl", **changes))
+        for what, kind in (("unet", ExportUNet), ("shallow unet", ExportShallowUNet))
+        for name, changes in PRUNED.items()
+    },
+    "unet with its prompt's width for each block": lambda: ExportUNet(
+        unet("sd", cross_attention_dim=(24, 24, 24))
+    ),
+    "unet that upcasts attention": lambda: ExportUNet(unet("sd", upcast_attention=True)),
+    "unet without fused qkv": lambda: ExportUNet(unet("sdxl"), fuse_qkv=False),
+    "text encoder": lambda: ExportTextEncoder(text_encoder(), normalize=True),
+    "text encoder 2": lambda: ExportTextEncoder(text_encoder(projection=True), normalize=False),
+    "vae decoder": lambda: ExportVaeDecoder(vae()),
+    "vae decoder with statistics": lambda: ExportVaeDecoder(
+        vae(latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.0, 2.0, 0.5, 0.8])
+    ),
+    "vae encoder": lambda: ExportVaeEncoder(vae()),
+}
