@@ -11,9 +11,8 @@ import pytest
 from kdrt import cli as command_line
 from kdrt_bench import peers
 from kdrt_bench.cold import started_up
-from kdrt_bench.errors import BenchmarkError, PeerUnavailableError
+from kdrt_bench.errors import BenchmarkError
 from kdrt_bench.models import model_of
-from kdrt_bench.peers import find_peer
 from kdrt_bench.report import read_report
 from kdrt_bench.startup import STAGES
 from kdrt_bench.suites import SUITES, TOGETHER, RealSize, RowPlan, experiments, peers_of
@@ -56,13 +55,6 @@ def test_a_folder_of_something_else_is_left_alone(refusal, tmp_path: Path) -> No
     (tmp_path / "photos" / "cat.png").touch()
     assert "holds cat.png" in refusal("-o", "photos")
     assert (tmp_path / "photos" / "cat.png").exists()
-
-
-def test_a_peer_that_is_not_installed_says_how_to_install_it(monkeypatch) -> None:
-    found = peers.find_spec
-    monkeypatch.setattr(peers, "find_spec", lambda m: None if m == "openvino" else found(m))
-    with pytest.raises(PeerUnavailableError, match="pip install openvino"):
-        find_peer("openvino")
 
 
 def test_optimum_is_an_alias_and_the_anchor_is_always_there() -> None:

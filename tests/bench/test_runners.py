@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import random
 from itertools import accumulate
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from kdrt_bench import runners
-from kdrt_bench.errors import PeerUnavailableError
 from kdrt_bench.jobs import ImageWorkload, Server
-from kdrt_bench.peers.diffusers_pipeline import DiffusersPipeline
 from kdrt_bench.runners import serve
-from kdrt_bench.stages import StageClock
-from kdrt_export.report import Silent
-from kdrt_export.scheduler import scheduler_facts
 
 
 class Clock:
@@ -61,12 +54,3 @@ def test_what_comes_after_the_limit_is_not_served(clock: Clock) -> None:
     latencies = serve(lambda: clock.sleep(0.1), workload)
     assert len(latencies) == sum(arrival <= 30 for arrival in arrivals(workload))
     assert serve(lambda: clock.sleep(100), workload.model_copy(update={"limit": 0.0})) == []
-
-
-def test_a_peer_that_cannot_sample_a_continuous_model_says_so() -> None:
-    """diffusers' EDM schedulers take no noise levels; on others' the image would be wrong."""
-    scheduler = scheduler_facts({"_class_name": "EDMEulerScheduler"}, Silent())
-    bundle: Any = SimpleNamespace(manifest=SimpleNamespace(scheduler=scheduler))
-    job: Any = SimpleNamespace(model=None, threads=1)
-    with pytest.raises(PeerUnavailableError, match="leave 'diffusers' out of --vs"):
-        DiffusersPipeline(job, bundle, {}).generator(ImageWorkload(), StageClock())
