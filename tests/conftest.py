@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from hypothesis import settings
 
+from tests.oracles import kdiffusion
 from tests.support.tiny_bundles import TinyModel as TinyBundle
 from tests.support.tiny_model import TinyModel, tiny_model
 
@@ -82,3 +84,21 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tin
 @pytest.fixture(params=["sd", "sdxl"])
 def model(request: pytest.FixtureRequest, tiny_models: Callable[[str], TinyBundle]) -> TinyBundle:
     return tiny_models(request.param)
+
+
+@pytest.fixture(scope="session")
+def kd() -> ModuleType:
+    """k-diffusion's sampling module."""
+    try:
+        return kdiffusion.load("sampling")
+    except kdiffusion.OracleUnavailableError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def kd_external() -> ModuleType:
+    """k-diffusion's model wrappers."""
+    try:
+        return kdiffusion.load("external")
+    except kdiffusion.OracleUnavailableError as error:
+        pytest.skip(str(error))
