@@ -82,7 +82,7 @@ def changes_sys_path(file: Path) -> Iterator[int]:
         for target in changed:
             place = target.value if isinstance(target, ast.Subscript) else target
             if ast.unparse(place) == "sys.path":
-                yield node.lineno
+                yield target.lineno
 
 
 FOR_CHILDREN = {"engines/tensorrt/test_build.py"}

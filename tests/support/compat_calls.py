@@ -22,7 +22,7 @@ SAMPLERS = (
 RED, BLUE = "a small red circle", "blue"
 
 
-def ours(pipe: Any, prompts: list[str], sampler: str, **options: Any) -> torch.Tensor:
+def ours(pipe: Any, prompts: list[str] | None, sampler: str, **options: Any) -> torch.Tensor:
     pipe.set_scheduler(f"sample_{sampler}")
     names = {
         "karras": "use_karras_sigmas",

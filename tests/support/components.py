@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
+
+from diffusers import UNet2DConditionModel
 
 from kdrt_export.components import (
     ExportComponent,
@@ -27,9 +30,17 @@ PRUNED: dict[str, dict[str, Any]] = {
     "of KOALA": {"mid_block_type": None},
     "of uneven depth": {"layers_per_block": [1, 3, 2]},
 }
+
+
+def _exported(
+    export: Callable[[UNet2DConditionModel], ExportComponent], kind: str, **changes: Any
+) -> ExportComponent:
+    return export(unet(kind, **changes))
+
+
 COMPONENTS: dict[str, Callable[[], ExportComponent]] = {
     **{
-        f"unet {kind}": lambda kind=kind: ExportUNet(unet(kind))
+        f"unet {kind}": partial(_exported, ExportUNet, kind)
         for kind in ("sd", "sd2", "sdxl", "lcm")
     },
     "refiner unet": lambda: ExportUNet(
@@ -38,7 +49,7 @@ COMPONENTS: dict[str, Callable[[], ExportComponent]] = {
     "inpainting unet": lambda: ExportUNet(unet("sd", in_channels=9)),
     "unet with its deep feature": lambda: ExportUNet(unet("sd"), deep_feature=True),
     **{
-        f"shallow unet {kind}": lambda kind=kind: ExportShallowUNet(unet(kind))
+        f"shallow unet {kind}": partial(_exported, ExportShallowUNet, kind)
         for kind in ("sd", "sdxl", "lcm")
     },
     "shallow unet with FreeU in it": lambda: ExportShallowUNet(
@@ -51,8 +62,8 @@ COMPONENTS: dict[str, Callable[[], ExportComponent]] = {
         )
     ),
     **{
-        f"{what} {name}": lambda kind=kind, changes=changes: kind(unet("sdxl", **changes))
-        for what, kind in (("unet", ExportUNet), ("shallow unet", ExportShallowUNet))
+        f"{what} {name}": partial(_exported, export, "sdxl", **changes)
+        for what, export in (("unet", ExportUNet), ("shallow unet", ExportShallowUNet))
         for name, changes in PRUNED.items()
     },
     "unet with its prompt's width for each block": lambda: ExportUNet(

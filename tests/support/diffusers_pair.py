@@ -36,6 +36,7 @@ from kdrt.bundle import (
     TensorInfo,
     TextEncoderFacts,
 )
+from kdrt.bundle.manifest import Dtype
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt_engines.torch_eager import TorchEngine
 from kdrt_export.report import Silent
@@ -180,7 +181,7 @@ class UNet(nn.Module):
 class TextEncoder(nn.Module):
     def __init__(self, model: nn.Module, *, normalize: bool) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.normalize = normalize
 
     def forward(self, inputs_embeds: Tensor, eos_index: Tensor) -> tuple[Tensor, Tensor]:
@@ -216,7 +217,7 @@ def text_config(width: int) -> CLIPTextConfig:
 
 
 def text_component(width: int, pooled: int) -> Component:
-    def info(name: str, dtype: str, *shape: int | str) -> TensorInfo:
+    def info(name: str, dtype: Dtype, *shape: int | str) -> TensorInfo:
         return TensorInfo(name=name, dtype=dtype, shape=shape)
 
     return Component(

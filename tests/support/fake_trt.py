@@ -84,6 +84,9 @@ class Network:
         return SimpleNamespace(name=self.inputs[index])
 
 
+ComputeCapability = Enum("ComputeCapability", ["SM75", "SM86", "SM89", "SM120"])
+
+
 def fake(
     flavour: str,
     *,
@@ -101,7 +104,7 @@ def fake(
     rtx = flavour == "tensorrt_rtx"
     refits = ["REFIT", *(["REFIT_INDIVIDUAL"] if individual else [])]
     flags = ["TF32", *refits, *(["REQUIRE_USER_ALLOCATION"] if rtx else [])]
-    trt = SimpleNamespace(
+    trt: Any = SimpleNamespace(
         __name__=flavour,
         __version__="1.7.1.116" if rtx else "11.4.0.106",
         ILogger=_Base,
@@ -115,7 +118,7 @@ def fake(
         made=[],
     )
     if rtx:
-        trt.ComputeCapability = Enum("ComputeCapability", ["SM75", "SM86", "SM89", "SM120"])
+        trt.ComputeCapability = ComputeCapability
 
     class Builder:
         def __init__(self, logger: Any) -> None:

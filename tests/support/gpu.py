@@ -6,9 +6,24 @@ from typing import Any
 
 from torch import Tensor
 
-LEVELS = ("off", "step", "loop")
+import kdrt
+from kdrt.denoise.cuda_graphs import CudaGraphLevel
+from tests.support.image_arrays import as_tensor
+
+LEVELS: tuple[CudaGraphLevel, ...] = ("off", "step", "loop")
 PROMPT = "a red circle on a blue background"
 FAST: dict[str, Any] = {"steps": 8, "seed": 7, "output_type": "latent"}
+
+
+def latents(pipe: kdrt.Pipeline, **options: Any) -> Tensor:
+    """The latents of a fast image."""
+    return as_tensor(pipe(PROMPT, **FAST | options).images)
+
+
+def sizes(engine: Any) -> dict[str, int]:
+    """Where a TensorRT engine is fastest."""
+    found: dict[str, int] = engine.profiles[0].sizes("opt")
+    return found
 
 
 class Quiet:

@@ -8,14 +8,15 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import torch
-from onnx_ir import tape
+from onnx_ir.tape import Tape as Tape
 
 from kdrt_engines.comparison import relative_error
 
 SAME = {"pads": [1, 1, 1, 1], "kernel_shape": [3, 3]}
 """The attributes of a convolution of 3 x 3 whose results are as many as it sees."""
 
-Build = Callable[[tape.Tape, Mapping[str, ir.Value]], ir.Value | Sequence[ir.Value]]
+Values = Mapping[str, ir.Value]
+Build = Callable[[Tape, Values], ir.Value | Sequence[ir.Value]]
 
 
 def graph_of(
@@ -23,7 +24,7 @@ def graph_of(
 ) -> ir.Model:
     """What ``build`` records with float32 inputs of any shape and these initialisers."""
     values = {name: ir.val(name, ir.DataType.FLOAT) for name in inputs}
-    recorder = tape.Tape()
+    recorder = Tape()
     stored = {
         name: recorder.initializer(ir.tensor(array, name=name), name)
         for name, array in (weights or {}).items()

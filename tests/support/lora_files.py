@@ -83,7 +83,7 @@ def networks(pipe: Any) -> dict[str, nn.Module]:
 def kohya(layers: Layers, rename: Callable[[str], str] = lambda path: path) -> dict[str, Tensor]:
     two = any(component == "text_encoder_2" for component, _ in layers)
     prefixes = {"unet": "unet", "text_encoder": "te1" if two else "te", "text_encoder_2": "te2"}
-    state = {}
+    state: dict[str, Tensor] = {}
     for (component, path), (down, up, alpha) in layers.items():
         module = rename(path) if component == "unet" else with_text_model(path)
         key = f"lora_{prefixes[component]}_{module}".replace(".", "_")
@@ -97,7 +97,7 @@ def kohya_with_ldm_names(layers: Layers) -> dict[str, Tensor]:
 
 
 def peft(layers: Layers) -> dict[str, Tensor]:
-    state = {}
+    state: dict[str, Tensor] = {}
     for (component, path), (down, up, _) in layers.items():
         state |= {
             f"{component}.{path}.lora_A.weight": down,
@@ -107,7 +107,7 @@ def peft(layers: Layers) -> dict[str, Tensor]:
 
 
 def old_diffusers(layers: Layers) -> dict[str, Tensor]:
-    state = {}
+    state: dict[str, Tensor] = {}
     for (component, path), (down, up, _) in layers.items():
         key = f"{component}.{path}"
         if component == "unet":

@@ -26,7 +26,17 @@ _FILES = {
 
 def download(folder: Path) -> Path:
     """The release's wheel. Raises CalledProcessError or TimeoutExpired where there is none."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", RELEASE, "-d", folder]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "-q",
+        RELEASE,
+        "-d",
+        str(folder),
+    ]
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     return next(folder.glob("*.whl"))
 
@@ -81,9 +91,9 @@ def _stub_k_diffusion() -> None:
     spec = importlib.util.find_spec("k_diffusion")
     assert spec is not None
     assert spec.submodule_search_locations
-    package = _package("k_diffusion")
+    package: Any = _package("k_diffusion")
     package.__path__ = [*spec.submodule_search_locations]
-    utils = ModuleType("k_diffusion.utils")
+    utils: Any = ModuleType("k_diffusion.utils")
     utils.append_dims = _append_dims
     package.utils = utils
     sys.modules |= {"k_diffusion": package, "k_diffusion.utils": utils}

@@ -65,16 +65,14 @@ def network(folder: Path, added: dict[str, Tensor] | None = None) -> Path:
 
 
 def engine_file(**options: Any) -> trt_recorder.EngineFile:
+    defaults: dict[str, Any] = {"compute": computed, "weights": base(), "refittable": OPEN}
     return trt_recorder.EngineFile(
         [
             trt_recorder.Tensor("x", True, "FLOAT", (-1, 5)),
             trt_recorder.Tensor("y", False, "FLOAT", (-1, 3)),
         ],
-        [
-            {"x": tuple((getattr(p.ranges["B"], which), 5) for which in ("min", "opt", "max"))}
-            for p in PROFILES
-        ],
-        **{"compute": computed, "weights": base(), "refittable": OPEN} | options,
+        [{"x": (((r := p.ranges["B"]).min, 5), (r.opt, 5), (r.max, 5))} for p in PROFILES],
+        **defaults | options,
     )
 
 

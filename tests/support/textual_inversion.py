@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,7 @@ FIRST, SECOND = (torch.arange(3.0 * width).reshape(3, width) + 100 for width in 
 """Three vectors for each of SDXL's text encoders."""
 
 
-def embeddings(model: TinyModel, prompt: str, index: int = 0, **options: object) -> Tensor:
+def embeddings(model: TinyModel, prompt: str, index: int = 0, **options: Any) -> Tensor:
     """The token embeddings that a text encoder is given for a prompt, all chunks of it."""
     calls = model.text_encoders[index].calls
     before = len(calls)

@@ -6,10 +6,10 @@ batches with an image in common agree on it bit by bit. ``Recorder`` keeps what 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -28,6 +28,7 @@ from kdrt.bundle import (
     TensorInfo,
     TextEncoderFacts,
 )
+from kdrt.bundle.manifest import Dtype
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt_engines import EngineSpec
 from kdrt_engines.torch_eager import TorchEngine
@@ -42,12 +43,14 @@ POOLED = 5
 GUIDANCE_WIDTH = 7
 
 Family = Literal["sd", "sdxl"]
+TensorRow = tuple[str, Dtype, tuple[int | str, ...]]
+"""Name, dtype and shape of an input or output."""
 
 
 class Recorder(nn.Module):
     """Runs ``network`` on inputs by name, and keeps a copy of them all in ``calls``."""
 
-    def __init__(self, network: object, names: list[str]) -> None:
+    def __init__(self, network: Callable[..., Any], names: list[str]) -> None:
         super().__init__()
         self.network = network
         self.names = names
@@ -56,7 +59,7 @@ class Recorder(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         named = {name: tensor.clone() for name, tensor in zip(self.names, inputs, strict=True)}
         self.calls.append(named)
-        return self.network(**named)  # type: ignore[operator]
+        return self.network(**named)
 
 
 def tiny_unet(sample: Tensor, timestep: Tensor, **rest: Tensor) -> Tensor:
@@ -114,7 +117,7 @@ def tiny_model(
     *,
     prediction_type: PredictionType = "epsilon",
     edm: EdmFacts | None = None,
-    dtype: str = "float32",
+    dtype: Dtype = "float32",
     freeu: bool = True,
     distilled: bool = False,
     zeros_for_empty_negative: bool = True,
@@ -194,7 +197,7 @@ def tiny_model(
 
 
 def unet_spec(
-    dtype: str = "float32", *, family: Family = "sdxl", distilled: bool = False
+    dtype: Dtype = "float32", *, family: Family = "sdxl", distilled: bool = False
 ) -> EngineSpec:
     """The inputs and outputs of a tiny UNet."""
     width = sum(WIDTHS if family == "sdxl" else WIDTHS[:1])
@@ -202,9 +205,9 @@ def unet_spec(
 
 
 def _unet_component(
-    width: int, family: Family, dtype: str, freeu: bool, distilled: bool
+    width: int, family: Family, dtype: Dtype, freeu: bool, distilled: bool
 ) -> Component:
-    inputs: list[tuple[str, str, tuple[int | str, ...]]] = [
+    inputs: list[TensorRow] = [
         ("sample", dtype, ("B", CHANNELS, "h", "w")),
         ("timestep", "float32", ("B",)),
         ("encoder_hidden_states", dtype, ("B", "L", width)),
@@ -219,8 +222,8 @@ def _unet_component(
 
 
 def _component(
-    inputs: list[tuple[str, str, tuple[int | str, ...]]],
-    outputs: list[tuple[str, str, tuple[int | str, ...]]],
+    inputs: list[TensorRow],
+    outputs: list[TensorRow],
 ) -> Component:
     return Component(
         onnx="onnx/none/model.onnx",
@@ -233,6 +236,7 @@ def _component(
 def _text_encoder(folder: Path, index: int, width: int, family: Family) -> TextEncoderFacts:
     suffix = "" if index == 0 else f"_{index + 1}"
     tokenizer = clip_like_tokenizer()
+    ids = tokenizer.get_vocab()
     (folder / f"tokenizer{suffix}").mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / f"tokenizer{suffix}" / "tokenizer.json"))
     generator = torch.Generator().manual_seed(index)
@@ -246,11 +250,11 @@ def _text_encoder(folder: Path, index: int, width: int, family: Family) -> TextE
         max_length=MAX_LENGTH,
         hidden_size=width,
         layers=LAYERS,
-        bos=tokenizer.token_to_id(BOS),
-        eos=tokenizer.token_to_id(EOS),
-        pooled_token=tokenizer.token_to_id(EOS),
+        bos=ids[BOS],
+        eos=ids[EOS],
+        pooled_token=ids[EOS],
         # SDXL's second tokenizer pads with an ordinary token.
-        pad=tokenizer.token_to_id("!</w>" if index else EOS),
+        pad=ids["!</w>" if index else EOS],
         layer=-2 if family == "sdxl" else -1,
         normalized=family == "sd",
     )

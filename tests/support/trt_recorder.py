@@ -27,6 +27,13 @@ from kdrt_engines.tensorrt.gpu import Gpu
 Values = dict[str, torch.Tensor]
 
 
+TensorIOMode = enum.Enum("TensorIOMode", "NONE INPUT OUTPUT")
+DataType = enum.Enum("DataType", "FLOAT HALF BF16 INT8 INT32 INT64 BOOL")
+ExecutionContextAllocationStrategy = enum.Enum(
+    "ExecutionContextAllocationStrategy", "STATIC ON_PROFILE_CHANGE USER_MANAGED"
+)
+
+
 class ViolationError(AssertionError):
     """The documented contract of TensorRT was broken."""
 
@@ -83,7 +90,7 @@ class Calls:
         return [name for name, _ in self.log]
 
     @contextmanager
-    def capture(self):
+    def capture(self) -> Iterator[None]:
         self.capturing = True
         try:
             yield
@@ -129,12 +136,12 @@ class RecordedGpu(Gpu):
 def module(files: Mapping[bytes, EngineFile], *, rtx: bool) -> ModuleType:
     """A module shaped like ``tensorrt_rtx`` (or ``tensorrt``) that loads ``files``."""
     calls = Calls()
-    trt = ModuleType("tensorrt_rtx" if rtx else "tensorrt")
+    trt: Any = ModuleType("tensorrt_rtx" if rtx else "tensorrt")
     trt.calls = calls
-    trt.TensorIOMode = enum.Enum("TensorIOMode", "NONE INPUT OUTPUT")
-    trt.DataType = enum.Enum("DataType", "FLOAT HALF BF16 INT8 INT32 INT64 BOOL")
-    strategies = enum.Enum("Strategy", "STATIC ON_PROFILE_CHANGE USER_MANAGED")
-    trt.ExecutionContextAllocationStrategy = strategies
+    trt.TensorIOMode, trt.DataType = TensorIOMode, DataType
+    trt.ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
+
+    strategies = ExecutionContextAllocationStrategy
 
     class ILogger:
         ERROR, INTERNAL_ERROR, WARNING = "error", "internal error", "warning"
@@ -151,7 +158,7 @@ def module(files: Mapping[bytes, EngineFile], *, rtx: bool) -> ModuleType:
         def __init__(self, logger: ILogger) -> None:
             self.logger = logger
 
-        def deserialize_cuda_engine(self, data: bytes):
+        def deserialize_cuda_engine(self, data: bytes) -> Engine | None:
             calls.add("deserialize_cuda_engine", len(data))
             if data not in files:
                 self.logger.log(ILogger.ERROR, "the magic tag does not match")
@@ -182,7 +189,9 @@ def module(files: Mapping[bytes, EngineFile], *, rtx: bool) -> ModuleType:
             self.cuda_graph_strategy = None
             self.dynamic_shapes_kernel_specialization_strategy = None
 
-        def set_execution_context_allocation_strategy(self, strategy) -> None:
+        def set_execution_context_allocation_strategy(
+            self, strategy: ExecutionContextAllocationStrategy
+        ) -> None:
             self.strategy = strategy
 
         def create_runtime_cache(self) -> RuntimeCache:
@@ -210,17 +219,16 @@ def module(files: Mapping[bytes, EngineFile], *, rtx: bool) -> ModuleType:
         def get_tensor_name(self, index: int) -> str:
             return self._file.tensors[index].name
 
-        def get_tensor_mode(self, name: str):
-            modes = trt.TensorIOMode
-            return modes.INPUT if self.by_name[name].is_input else modes.OUTPUT
+        def get_tensor_mode(self, name: str) -> TensorIOMode:
+            return TensorIOMode.INPUT if self.by_name[name].is_input else TensorIOMode.OUTPUT
 
-        def get_tensor_dtype(self, name: str):
-            return trt.DataType[self.by_name[name].dtype]
+        def get_tensor_dtype(self, name: str) -> DataType:
+            return DataType[self.by_name[name].dtype]
 
-        def get_tensor_profile_shape(self, name: str, index: int):
+        def get_tensor_profile_shape(self, name: str, index: int) -> list[list[int]]:
             return [list(shape) for shape in self._file.profiles[index][name]]
 
-        def create_execution_context(self, how) -> Context:
+        def create_execution_context(self, how: Any) -> Context:
             calls.add("create_execution_context")
             config = how if isinstance(how, RuntimeConfig) else None
             strategy = config.strategy if config else how
@@ -232,7 +240,15 @@ def module(files: Mapping[bytes, EngineFile], *, rtx: bool) -> ModuleType:
                 return RuntimeConfig()
 
     class Context:
-        def __init__(self, engine, file: EngineFile, tensors, strategy, config, logger) -> None:
+        def __init__(
+            self,
+            engine: Engine,
+            file: EngineFile,
+            tensors: Mapping[str, Tensor],
+            strategy: ExecutionContextAllocationStrategy,
+            config: RuntimeConfig | None,
+            logger: ILogger,
+        ) -> None:
             self._engine = engine
             self._file, self._tensors, self._logger = file, tensors, logger
             self._strategy = strategy
@@ -336,7 +352,7 @@ def module(files: Mapping[bytes, EngineFile], *, rtx: bool) -> ModuleType:
             return elements * self._file.scratch_per_element
 
     class Weights:
-        def __init__(self, dtype, address: int = 0, size: int = 0) -> None:
+        def __init__(self, dtype: Any, address: int = 0, size: int = 0) -> None:
             self.dtype, self.address, self.size = dtype, address, size
 
     trt.Weights = Weights
