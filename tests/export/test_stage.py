@@ -182,7 +182,7 @@ def test_zero_terminal_snr_of_a_model_that_predicts_noise_is_ignored_and_said() 
         ({"loras": ["style.safetensors"]}, "a file and its scale, not 'style"),
     ],
 )
-def test_wrong_choices(options: dict[str, object], words: str, tmp_path: Path) -> None:
+def test_wrong_choices(options: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(KdrtError, match=words):
         stage.export("demo", tmp_path / "demo", **options)
     assert not list(tmp_path.iterdir())
@@ -279,9 +279,10 @@ def test_relative_error_is_relative() -> None:
 def test_what_replaces_a_part_is_found_before_the_model_is_downloaded(
     part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def never(*_: object, **__: object) -> None:
+    def never(*_: object, **__: Any) -> None:
         raise AssertionError
 
     monkeypatch.setattr("kdrt_export.stage.open_source", never)
+    replaced: dict[str, Any] = {part: str(tmp_path / "missing.safetensors")}
     with pytest.raises(KdrtError, match=r"missing\.safetensors"):
-        stage.export("sdxl", tmp_path / "out", **{part: str(tmp_path / "missing.safetensors")})
+        stage.export("sdxl", tmp_path / "out", **replaced)

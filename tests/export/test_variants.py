@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def test_an_inpainting_model_with_a_safety_checker(folder: Path, tmp_path: Path)
     image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
     mask = np.zeros((32, 48), np.uint8)
     mask[:, 20:] = 255
-    options = {"image": image, "mask_image": mask, "steps": 2, "seed": 0}
+    options: dict[str, Any] = {"image": image, "mask_image": mask, "steps": 2, "seed": 0}
     flagged = pipe("a red circle", **options)
     assert flagged.nsfw == [True]
     assert not np.asarray(flagged.images[0]).any()

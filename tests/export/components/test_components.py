@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -101,7 +102,7 @@ def test_the_timestep_may_be_fractional() -> None:
         ({"layers_per_block": 0}, "layers_per_block=0 .* a layer at least"),
     ],
 )
-def test_a_unet_it_does_not_know_is_refused(changes: dict[str, object], words: str) -> None:
+def test_a_unet_it_does_not_know_is_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UnsupportedModelError, match=words):
         ExportUNet(unet("sd", **changes))
 
@@ -111,7 +112,7 @@ def test_a_size_that_is_none_is_refused(size: object) -> None:
     with pytest.raises(UnsupportedModelError, match="sample_size must be a whole number"):
         ExportUNet(unet("sd", sample_size=size))
     with pytest.raises(UnsupportedModelError, match="sample_size must be a whole number"):
-        vae_tile(SimpleNamespace(config=SimpleNamespace(sample_size=size)))  # type: ignore[arg-type]
+        vae_tile(SimpleNamespace(config=SimpleNamespace(sample_size=size)))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_a_size_that_is_none_is_refused(size: object) -> None:
     ],
 )
 def test_a_vae_that_scales_its_latents_by_nonsense_is_refused(
-    changes: dict[str, object], words: str
+    changes: dict[str, Any], words: str
 ) -> None:
     for half in (ExportVaeDecoder, ExportVaeEncoder):
         with pytest.raises(UnsupportedModelError, match=words):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +18,9 @@ from kdrt_export.errors import SourceError, UnsupportedModelError
 from tests.support.tiny_networks import randomized
 
 
-def tiny(**changes: object) -> AutoencoderTiny:
+def tiny(**changes: Any) -> AutoencoderTiny:
     """As small as they get; two pixels for a latent, as the tiny model's VAE has."""
-    config: dict[str, object] = {
+    config: dict[str, Any] = {
         "encoder_block_out_channels": (8, 8),
         "decoder_block_out_channels": (8, 8),
         "num_encoder_blocks": (1, 1),
@@ -99,7 +100,7 @@ def test_a_bundle_with_one_previews_with_it(sd_folder: Path, tmp_path: Path) -> 
     assert all(figure.relative_error < 1e-5 for figure in component.verification)
     assert pipe.bundle.manifest.baked.preview_decoder == str(tmp_path / "tiny")
     for step in pipe.steps(["a", "b"], steps=2, seed=1, height=32, width=48):
-        images = step.preview()
+        images = [np.asarray(image) for image in step.preview()]
         expected = autoencoder.decode(step.denoised).sample.clamp(-1, 1)
         shown = torch.tensor(np.stack(images)).permute(0, 3, 1, 2) / 127.5 - 1
         assert shown.shape == (2, 3, 32, 48)

@@ -50,10 +50,10 @@ def test_one_wrong_property_is_enough_to_fail(kind: str) -> None:
         assert judge(image, right).shown == (other == kind)
 
 
-@pytest.mark.parametrize("image", ["noise", "plain"])
-def test_noise_and_plain_images_show_nothing(image: str) -> None:
+@pytest.mark.parametrize("kind", ["noise", "plain"])
+def test_noise_and_plain_images_show_nothing(kind: str) -> None:
     rng = np.random.default_rng(0)
-    pixels = rng.integers(256, size=(64, 64, 3)) if image == "noise" else np.full((64, 64, 3), 22)
+    pixels = rng.integers(256, size=(64, 64, 3)) if kind == "noise" else np.full((64, 64, 3), 22)
     image = Image.fromarray(pixels.astype(np.uint8))
     assert not any(judge(image, scene).shown for _, scene in PROMPTS)
 

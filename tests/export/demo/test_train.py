@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from kdrt_export.demo.train import encode, standardise_latents
 
 def test_a_short_run_gives_an_ordinary_pipeline(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
-    sizes = {"vae_steps": 2, "unet_steps": 2, "images": 48, "threads": threads}
+    sizes: dict[str, Any] = {"vae_steps": 2, "unet_steps": 2, "images": 48, "threads": threads}
     train.main(tmp_path / "first", **sizes)
     train.main(tmp_path / "again", **sizes)
     train.main(tmp_path / "further", **sizes, resume=tmp_path / "first", seed=1)

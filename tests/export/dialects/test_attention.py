@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from kdrt_export.dialects.attention import fused_attention, standard_attention
 from kdrt_export.onnx.ops import MARKERS, attention
@@ -15,7 +17,11 @@ from tests.support.graphs_of import graph_of, kinds, run
 FUSED = {"standard": standard_attention, "onnxruntime": fused_attention}
 
 
-def marked(heads: int, head_dim: int, *, masked: bool = False):
+def tensors(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.from_numpy(q), torch.from_numpy(k), torch.from_numpy(v)
+
+
+def marked(heads: int, head_dim: int, *, masked: bool = False) -> ir.Model:
     names = ["q", "k", "v", *(["mask"] if masked else [])]
     return graph_of(
         lambda recorder, values: recorder.op(
@@ -46,7 +52,7 @@ def test_equals_pytorch(
     key, value = draw.standard_normal((2, batch, others, width), np.float32)
     model = marked(heads, head_dim)
     assert FUSED[dialect](model.graph) == 1
-    expected = attention(*map(torch.from_numpy, (query, key, value)), heads, head_dim)
+    expected = attention(*tensors(query, key, value), heads, head_dim)
     (found,) = run(model, query, key, value)
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-5)
 
@@ -58,7 +64,7 @@ def test_a_mask_is_added_to_the_scores(dialect: str) -> None:
     mask = np.triu(np.full((5, 5), np.finfo(np.float32).min, np.float32), 1)
     model = marked(2, 3, masked=True)
     FUSED[dialect](model.graph)
-    expected = attention(*map(torch.from_numpy, (query, key, value)), 2, 3, torch.from_numpy(mask))
+    expected = attention(*tensors(query, key, value), 2, 3, torch.from_numpy(mask))
     (found,) = run(model, query, key, value, mask)
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-5)
 

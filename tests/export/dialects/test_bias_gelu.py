@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kdrt_export.dialects.bias_gelu import bias_gelu
-from tests.support.graphs_of import graph_of, kinds, run
+from tests.support.graphs_of import Tape, Values, graph_of, kinds, run
 
 
-def biased(width: int, **gelu: str):
+def biased(width: int, **gelu: str) -> ir.Model:
     bias = np.random.default_rng(width).standard_normal(width, np.float32)
 
-    def build(recorder, values):
+    def build(recorder: Tape, values: Values) -> ir.Value:
         summed = recorder.op("Add", [values["b"], values["x"]])
         return recorder.op("Gelu", [summed], gelu)
 

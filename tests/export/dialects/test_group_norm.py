@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,12 +11,12 @@ from hypothesis import strategies as st
 
 from kdrt_export.dialects.graphs import Rows
 from kdrt_export.dialects.group_norm import group_norm
-from tests.support.graphs_of import graph_of, kinds, off, run
+from tests.support.graphs_of import Tape, Values, graph_of, kinds, off, run
 
 LARGE, SMALL = Rows(512, 1), Rows(64, 1)
 
 
-def traced(groups: int, channels: int, epsilon: float = 1e-5):
+def traced(groups: int, channels: int, epsilon: float = 1e-5) -> ir.Model:
     """A group norm as PyTorch's exporter writes it."""
     draw = np.random.default_rng(channels)
     weights = {
@@ -27,7 +28,7 @@ def traced(groups: int, channels: int, epsilon: float = 1e-5):
         "axes": np.array([1, 2]),
     }
 
-    def build(recorder, values):
+    def build(recorder: Tape, values: Values) -> ir.Value:
         x = values["x"]
         y = recorder.op("Reshape", [x, values["grouped"]])
         y = recorder.op(
@@ -40,7 +41,7 @@ def traced(groups: int, channels: int, epsilon: float = 1e-5):
     return graph_of(build, ["x"], weights)
 
 
-def exact(model, groups: int, x: np.ndarray, epsilon: float = 1e-5) -> np.ndarray:
+def exact(model: ir.Model, groups: int, x: np.ndarray, epsilon: float = 1e-5) -> np.ndarray:
     scale, bias = (model.graph.initializers[name].const_value.numpy() for name in ("scale", "bias"))
     of = [torch.from_numpy(array).double() for array in (x, scale, bias)]
     return torch.nn.functional.group_norm(of[0], groups, of[1], of[2], epsilon).numpy()

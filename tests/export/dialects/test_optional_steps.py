@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from kdrt_export.dialects.optional_steps import resolve_optional
 from kdrt_export.onnx.ops import MARKERS
-from tests.support.graphs_of import graph_of, kinds, run
+from tests.support.graphs_of import Tape, Values, graph_of, kinds, run
 
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_kept_or_left_out(keep: bool) -> None:
-    def build(recorder, values):
+    def build(recorder: Tape, values: Values) -> ir.Value:
         root = recorder.op("Sqrt", [values["strength"]])
         scaled = recorder.op("Mul", [values["x"], root])
         chosen = recorder.op("Optional", [values["x"], scaled], domain=MARKERS)

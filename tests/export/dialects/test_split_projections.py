@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdrt_export.dialects.split_projections import split_projections
-from tests.support.graphs_of import graph_of, kinds, run
+from tests.support.graphs_of import Tape, Values, graph_of, kinds, run
 
 
-def projection(sizes: list[int], width: int, *, bias: bool, axis: int = -1, also: bool = False):
+def projection(
+    sizes: list[int], width: int, *, bias: bool, axis: int = -1, also: bool = False
+) -> ir.Model:
     draw = np.random.default_rng(sum(sizes) * width)
-    weights = {
+    weights: dict[str, np.ndarray] = {
         "w": draw.standard_normal((sum(sizes), width), np.float32),
         "b": draw.standard_normal(sum(sizes), np.float32),
         "sizes": np.array(sizes, np.int64),
     }
 
-    def build(recorder, values):
+    def build(recorder: Tape, values: Values) -> Sequence[ir.Value]:
         turned = recorder.op("Transpose", [values["w"]], {"perm": [1, 0]})
         y = recorder.op("MatMul", [values["x"], turned])
         if bias:
@@ -51,7 +57,7 @@ def test_the_stored_weight_keeps_its_name() -> None:
 
 
 @pytest.mark.parametrize("change", [{"axis": 1}, {"also": True}])
-def test_other_splits_stay(change: dict[str, object]) -> None:
+def test_other_splits_stay(change: dict[str, Any]) -> None:
     model = projection([2, 1] if "axis" in change else [2, 3], 4, bias=False, **change)
     before = kinds(model)
     assert split_projections(model.graph) == 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -12,7 +15,7 @@ from kdrt_export.dialects import upsampling as module
 from kdrt_export.dialects.graphs import Rows
 from kdrt_export.dialects.upsampling import upsampling
 from kdrt_export.dialects.winograd import winograd
-from tests.support.graphs_of import SAME, graph_of, kinds, off, run, weights_of
+from tests.support.graphs_of import SAME, Tape, Values, graph_of, kinds, off, run, weights_of
 
 NEAREST = {
     "mode": "nearest",
@@ -33,15 +36,15 @@ def enlarged(
     out: int,
     *,
     bias: bool = True,
-    resize: dict | None = None,
+    resize: dict[str, Any] | None = None,
     factors: tuple[float, ...] = (1, 1, 2, 2),
-    **attributes,
-):
+    **attributes: Any,
+) -> ir.Model:
     """An image made larger, and a convolution of it."""
     attributes = {**SAME, **attributes}
     convolution = weights_of(channels, out, bias=bias, kernel=attributes["kernel_shape"])
 
-    def build(recorder, values):
+    def build(recorder: Tape, values: Values) -> ir.Value:
         large = recorder.op("Resize", [values["x"], None, values["factors"]], resize or NEAREST)
         return recorder.op("Conv", [large, *(values[name] for name in convolution)], attributes)
 
@@ -81,7 +84,7 @@ def test_nothing_is_made_larger_before_it_is_multiplied() -> None:
 
 
 def test_a_factor_that_is_put_together_is_read() -> None:
-    def build(recorder, values):
+    def build(recorder: Tape, values: Values) -> ir.Value:
         factors = recorder.op("Concat", [values["ones"], values["twos"]], {"axis": 0})
         large = recorder.op("Resize", [values["x"], None, factors], NEAREST)
         return recorder.op("Conv", [large, values["w"]], SAME)
@@ -106,7 +109,7 @@ def test_a_factor_that_is_put_together_is_read() -> None:
         {"kernel_shape": [1, 1], "pads": [0, 0, 0, 0]},
     ],
 )
-def test_others_stay_as_they_are(others: dict) -> None:
+def test_others_stay_as_they_are(others: dict[str, Any]) -> None:
     model = enlarged(4, 4, **others)
     assert upsampling(model.graph, ANY) == 0
     assert kinds(model) == ["Resize", "Conv"]
@@ -115,7 +118,7 @@ def test_others_stay_as_they_are(others: dict) -> None:
 def there_and_back(halvings: int) -> ir.Model:
     """An image that is halved and enlarged to the sizes it had, as a UNet does it."""
 
-    def build(recorder, values):
+    def build(recorder: Tape, values: Values) -> ir.Value:
         sizes, hidden = [], values["x"]
         for _ in range(halvings):
             sizes.append(recorder.op("Shape", [hidden]))
@@ -149,7 +152,7 @@ def test_a_size_that_is_computed_may_be_odd_and_stays() -> None:
 
 
 def test_what_others_read_too_is_still_made() -> None:
-    def build(recorder, values):
+    def build(recorder: Tape, values: Values) -> Sequence[ir.Value]:
         large = recorder.op("Resize", [values["x"], None, values["factors"]], NEAREST)
         return [recorder.op("Conv", [large, values["w"]], SAME), recorder.op("Relu", [large])]
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,12 +15,12 @@ from kdrt_export.dialects import winograd as module
 from kdrt_export.dialects.convolutions import TAPS
 from kdrt_export.dialects.graphs import Rows
 from kdrt_export.dialects.winograd import ROWS, transforms, winograd
-from tests.support.graphs_of import SAME, graph_of, kinds, off, run, weights_of
+from tests.support.graphs_of import SAME, Tape, Values, graph_of, kinds, off, run, weights_of
 
 USUAL = Rows(64, 1)
 
 
-def convolution(channels: int, out: int, *, bias: bool = True, **attributes):
+def convolution(channels: int, out: int, *, bias: bool = True, **attributes: Any) -> ir.Model:
     attributes = {**SAME, **attributes}
     weights = weights_of(channels, out, bias=bias, kernel=attributes["kernel_shape"])
     names = ["x", *weights]
@@ -103,14 +106,14 @@ def test_nothing_is_cut_off_where_rows_come_in_fours() -> None:
         (24, 16, {}),
     ],
 )
-def test_others_stay_as_they_are(channels: int, out: int, attributes: dict) -> None:
+def test_others_stay_as_they_are(channels: int, out: int, attributes: dict[str, Any]) -> None:
     model = convolution(channels, out, **attributes)
     assert winograd(model.graph, USUAL) == 0
     assert kinds(model) == ["Conv"]
 
 
 def test_few_rows_are_not_worth_it() -> None:
-    def build(recorder, values):
+    def build(recorder: Tape, values: Values) -> ir.Value:
         y = values["x"]
         for _ in range(2):
             y = recorder.op("Conv", [y, values["w"]], SAME)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxruntime as ort
@@ -26,6 +27,7 @@ from kdrt_export.options import check_weights
 from kdrt_export.quantize.int8_weights import MIN_SIZE, quantise
 from kdrt_export.stage import export
 from kdrt_export.verify import make_cases, relative_error
+from tests.support.image_arrays import as_tensor
 from tests.support.tiny_networks import text_encoder, unet
 
 DIMS = {"B": 2, "h": 9, "w": 7, "L": 12}
@@ -35,7 +37,9 @@ DTYPES = (torch.float32, torch.float16)
 @given(
     st.integers(1, 5), st.integers(1, 9), st.sampled_from(DTYPES), st.floats(-3, 3), st.integers(0)
 )
-def test_a_weight_is_off_by_half_a_step_at_most(rows, columns, dtype, exponent, seed) -> None:
+def test_a_weight_is_off_by_half_a_step_at_most(
+    rows: int, columns: int, dtype: torch.dtype, exponent: float, seed: int
+) -> None:
     generator = torch.Generator().manual_seed(seed % 2**63)
     weight = (torch.randn(rows, columns, 1, 2, generator=generator) * 10**exponent).to(dtype)
     weight[0] = 0  # a dead channel has no scale to divide by
@@ -161,9 +165,9 @@ def test_a_bundle_is_smaller_and_says_so(int8: Bundle, demo_bundle: Path) -> Non
 
 
 def test_its_images_are_nearly_the_same(int8: Bundle, demo_bundle: Path) -> None:
-    arguments = {"steps": 6, "seed": 3, "output_type": "latent"}
+    arguments: dict[str, Any] = {"steps": 6, "seed": 3, "output_type": "latent"}
     first, second = (
-        load(bundle)("a red circle on a blue background", **arguments).images
+        as_tensor(load(bundle)("a red circle on a blue background", **arguments).images)
         for bundle in (int8, demo_bundle)
     )
     assert 1e-4 < relative_error(first, second) < 0.1
@@ -185,6 +189,8 @@ def test_loras_are_refused_before_anything_is_read(int8: Bundle, tmp_path: Path)
         ("int8", "bf16", (), "choose --precision fp32 or fp16"),
     ],
 )
-def test_what_cannot_be_stored_as_bytes(weights, precision, targets, said) -> None:
+def test_what_cannot_be_stored_as_bytes(
+    weights: Any, precision: Any, targets: Any, said: str
+) -> None:
     with pytest.raises(ExportError, match=said):
         check_weights(weights, precision, targets)

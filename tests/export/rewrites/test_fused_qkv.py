@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention
@@ -11,7 +13,7 @@ from kdrt_export.errors import UnsupportedModelError
 from kdrt_export.rewrites.fused_qkv import ExportAttention, concatenate, rewrite_attention
 from tests.support.tiny_networks import randomized, unet
 
-KINDS = {
+KINDS: dict[str, Any] = {
     "self": {"query_dim": 24, "heads": 3, "dim_head": 8, "bias": True},
     "self without bias": {"query_dim": 24, "heads": 2, "dim_head": 5},
     "cross": {"query_dim": 24, "cross_attention_dim": 15, "heads": 3, "dim_head": 8, "bias": True},
@@ -78,6 +80,6 @@ def test_a_missing_bias_becomes_zeros_next_to_a_present_one() -> None:
 @pytest.mark.parametrize(
     "extra", [{"added_kv_proj_dim": 8}, {"spatial_norm_dim": 8}, {"qk_norm": "layer_norm"}]
 )
-def test_attention_it_does_not_know_is_refused(extra: dict[str, object]) -> None:
+def test_attention_it_does_not_know_is_refused(extra: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedModelError, match="cannot be exported"):
         ExportAttention(Attention(query_dim=32, heads=2, dim_head=8, **extra), fuse=True)

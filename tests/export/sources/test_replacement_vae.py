@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -68,6 +69,16 @@ def test_what_is_no_vae(tmp_path: Path) -> None:
         replacement_vae(str(lora), {})
 
 
+class Notes(Silent):
+    """A report that keeps what is noted."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
 F16, F32, BF16 = torch.float16, torch.float32, torch.bfloat16
 
 
@@ -85,20 +96,26 @@ F16, F32, BF16 = torch.float16, torch.float32, torch.bfloat16
     ],
 )
 def test_the_precision_of_a_vae(
-    upcast: bool, precision: torch.dtype, asked: object, expected: torch.dtype, noted: bool
+    upcast: bool,
+    precision: torch.dtype,
+    asked: torch.dtype | None,
+    expected: torch.dtype,
+    noted: bool,
 ) -> None:
-    notes: list[str] = []
-    report = Silent()
-    report.note = notes.append  # type: ignore[method-assign]
+    report = Notes()
     assert vae_dtype(vae(force_upcast=upcast), precision, asked, report) == expected
-    assert bool(notes) == noted
+    assert bool(report.said) == noted
 
 
 def test_the_bundle_has_the_vae_asked_for(sd_folder: Path, tmp_path: Path) -> None:
     """With its own weights and precision, each verified in it."""
     other = randomized(vae(), seed=9)
     other.save_pretrained(tmp_path / "vae")
-    options = {"precision": "fp32", "vae": str(tmp_path / "vae"), "vae_precision": "fp16"}
+    options: dict[str, Any] = {
+        "precision": "fp32",
+        "vae": str(tmp_path / "vae"),
+        "vae_precision": "fp16",
+    }
     pipe = kdrt.load(stage.export(str(sd_folder), tmp_path / "out", **options))
     manifest = pipe.bundle.manifest
     components = manifest.components
