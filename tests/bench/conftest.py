@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kdrt_bench.jobs import BenchJob, ImageWorkload, Model
-
-MakeJob = Callable[..., BenchJob]
+from tests.support.bench_workers import MakeJob, Turns
 
 
 @pytest.fixture
@@ -36,6 +34,6 @@ def job(model: Model, tmp_path: Path) -> MakeJob:
 
 
 @pytest.fixture
-def turns(tmp_path: Path) -> Callable[[], list[str]]:
+def turns(tmp_path: Path) -> Turns:
     """What fake workers did, in order."""
     return lambda: (tmp_path / "log").read_text().splitlines()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,16 @@ from kdrt_bench.suites import SUITES, TOGETHER, RealSize, RowPlan, experiments, 
 REPORT = Path(__file__).parents[2] / "benchmarks" / "results" / "full" / "report.json"
 
 
+Refusal = Callable[..., str]
+
+
 @pytest.fixture
-def refusal(capfd: pytest.CaptureFixture[str], demo_home: Path, monkeypatch, tmp_path: Path):
+def refusal(
+    capfd: pytest.CaptureFixture[str],
+    demo_home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> Refusal:
     monkeypatch.setenv("KDRT_HOME", str(demo_home))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -37,7 +46,7 @@ def refusal(capfd: pytest.CaptureFixture[str], demo_home: Path, monkeypatch, tmp
     return run
 
 
-def test_what_there_is_not_is_refused_at_once(refusal) -> None:
+def test_what_there_is_not_is_refused_at_once(refusal: Refusal) -> None:
     assert "no suite 'slow'; there are quick, full, gpu" in refusal("--suite", "slow")
     assert "no peer 'magic'; there are kdrt, eager" in refusal("--vs", "eager,magic")
     assert "no experiment 'speed'; it has image, step" in refusal("--only", "speed")
@@ -46,11 +55,11 @@ def test_what_there_is_not_is_refused_at_once(refusal) -> None:
 
 
 @pytest.mark.parametrize("option", [("--real", "sd15"), ("--side", "8")])
-def test_an_option_of_another_suite_is_refused(refusal, option: tuple[str, str]) -> None:
+def test_an_option_of_another_suite_is_refused(refusal: Refusal, option: tuple[str, str]) -> None:
     assert "--suite is quick; leave them out or add --suite full" in refusal(*option)
 
 
-def test_a_folder_of_something_else_is_left_alone(refusal, tmp_path: Path) -> None:
+def test_a_folder_of_something_else_is_left_alone(refusal: Refusal, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").touch()
     assert "holds cat.png" in refusal("-o", "photos")
@@ -81,7 +90,10 @@ def test_every_suite_has_rows_that_are_peers_and_an_anchor(demo_bundle: Path) ->
 
 
 def test_the_demo_model_against_eager_for_real(
-    demo_home: Path, tmp_path: Path, monkeypatch, capfd
+    demo_home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("KDRT_HOME", str(demo_home))
     # Where kdrt is no folder of the working directory.
@@ -106,7 +118,10 @@ def test_the_demo_model_against_eager_for_real(
 
 
 def test_figures_are_not_lost_to_a_full_disk(
-    demo_home: Path, tmp_path: Path, monkeypatch, capfd
+    demo_home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     report = read_report(REPORT)
 

@@ -10,28 +10,29 @@ import pytest
 
 from kdrt_bench.conductor import Worker, compare, prepare
 from kdrt_bench.errors import BenchmarkError
-from tests.support.bench_workers import FAKE, start
+from kdrt_bench.jobs import BenchJob
+from tests.support.bench_workers import FAKE, MakeJob, Turns, start
 
 
-def test_rows_take_turns_after_all_are_loaded(job, turns) -> None:
+def test_rows_take_turns_after_all_are_loaded(job: MakeJob, turns: Turns) -> None:
     outcome = compare({n: job(n) for n in "AB"}, 3, start=start, settle=0, discard=0)
     assert turns() == ["A ready", "B ready", *["A run 0", "B run 0"] * 3]
     assert [len(outcome.measured[name].timings[0]) for name in "AB"] == [3, 3]
     assert not outcome.failed
 
 
-def test_the_workloads_of_a_curve_take_turns_too(job, turns) -> None:
+def test_the_workloads_of_a_curve_take_turns_too(job: MakeJob, turns: Turns) -> None:
     compare({n: job(n, workloads=2) for n in "AB"}, 2, start=start, settle=0, discard=0)
     assert turns()[2:] == ["A run 0", "B run 0", "A run 1", "B run 1"] * 2
 
 
-def test_a_discarded_round_is_run_and_not_counted(job, turns) -> None:
+def test_a_discarded_round_is_run_and_not_counted(job: MakeJob, turns: Turns) -> None:
     outcome = compare({"A": job("A")}, 2, start=start, settle=0, discard=1)
     assert turns().count("A run 0") == 3
     assert len(outcome.measured["A"].timings[0]) == 2
 
 
-def test_what_a_worker_says_of_itself_arrives(job) -> None:
+def test_what_a_worker_says_of_itself_arrives(job: MakeJob) -> None:
     measured = compare({"A": job("A")}, 1, start=start, settle=0).measured["A"]
     assert measured.ready.settings == {"name": "A"}
     assert measured.finished is not None
@@ -39,7 +40,7 @@ def test_what_a_worker_says_of_itself_arrives(job) -> None:
     assert (job("A").folder / "0.npz").is_file()
 
 
-def test_a_row_that_dies_drops_out_with_its_last_words_and_the_others_go_on(job) -> None:
+def test_a_row_that_dies_drops_out_with_its_last_words_and_the_others_go_on(job: MakeJob) -> None:
     jobs = {"A": job("A", die_at=2), "B": job("B")}
     outcome = compare(jobs, 4, start=start, settle=0, discard=0)
     assert outcome.failed == {"A": "the worker died (exit code 3): the last words"}
@@ -47,25 +48,27 @@ def test_a_row_that_dies_drops_out_with_its_last_words_and_the_others_go_on(job)
     assert len(outcome.measured["B"].timings[0]) == 4
 
 
-def test_a_row_that_falls_silent_is_given_up(job) -> None:
-    def impatient(job) -> Worker:
+def test_a_row_that_falls_silent_is_given_up(job: MakeJob) -> None:
+    def impatient(job: BenchJob) -> Worker:
         return Worker(job, FAKE, patience=1.0)
 
     outcome = compare({"A": job("A", hang_at=1)}, 1, start=impatient, settle=0, discard=0)
     assert "said nothing for 1 seconds" in outcome.failed["A"]
 
 
-def test_rows_prepare_one_after_the_other_and_may_refuse(job, turns) -> None:
+def test_rows_prepare_one_after_the_other_and_may_refuse(job: MakeJob, turns: Turns) -> None:
     outcome = prepare({"A": job("A"), "B": job("B", refuse="not\n here")}, start)
     assert turns() == ["A prepare", "B prepare"]
     assert outcome.failed == {"B": "not here"}
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_no_process_is_left_behind(job, tmp_path: Path, error: type[BaseException]) -> None:
+def test_no_process_is_left_behind(
+    job: MakeJob, tmp_path: Path, error: type[BaseException]
+) -> None:
     workers = []
 
-    def started(job) -> Worker:
+    def started(job: BenchJob) -> Worker:
         workers.append(start(job))
         return workers[-1]
 
@@ -82,7 +85,7 @@ def test_no_process_is_left_behind(job, tmp_path: Path, error: type[BaseExceptio
     assert _gone(pids)
 
 
-def test_a_worker_ends_when_its_conductor_does(job) -> None:
+def test_a_worker_ends_when_its_conductor_does(job: MakeJob) -> None:
     worker = start(job("A"))
     worker.ready()
     assert worker._process.stdin is not None
@@ -91,7 +94,7 @@ def test_a_worker_ends_when_its_conductor_does(job) -> None:
     worker.stop()
 
 
-def test_an_answer_that_is_none_is_an_error(job) -> None:
+def test_an_answer_that_is_none_is_an_error(job: MakeJob) -> None:
     worker = Worker(job("A"), ("echo", "hello"), patience=20)
     with pytest.raises(BenchmarkError, match="no answer: hello"):
         worker.ready()

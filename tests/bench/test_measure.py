@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,8 @@ from kdrt_bench.suites import Experiment, RowPlan
 from kdrt_bench.writing import write_report
 from tests.support.bench_workers import start
 
+MakePlan = Callable[..., Experiment]
+
 
 @pytest.fixture(autouse=True)
 def peak(monkeypatch: pytest.MonkeyPatch) -> Peak:
@@ -29,14 +33,14 @@ def peak(monkeypatch: pytest.MonkeyPatch) -> Peak:
 
 
 @pytest.fixture
-def plan(model: Model, tmp_path: Path):
+def plan(model: Model, tmp_path: Path) -> MakePlan:
     """An experiment of fake rows: what each takes and makes, and how it fails."""
 
-    def row(label: str, peer: str, **options: object) -> RowPlan:
+    def row(label: str, peer: str, **options: Any) -> RowPlan:
         given = {"name": label, "log": tmp_path / "log", **options}
         return RowPlan(label, peer, {k: str(v) for k, v in given.items()})
 
-    def make(kind: str = "rows", points: int = 1, **fails: object) -> Experiment:
+    def make(kind: str = "rows", points: int = 1, **fails: Any) -> Experiment:
         return Experiment(
             key="image",
             title="A <image>",
@@ -69,7 +73,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kdrt_bench.conductor.time.sleep", lambda seconds: None)
 
 
-def test_a_row_is_compared_with_the_anchor(plan, tmp_path: Path) -> None:
+def test_a_row_is_compared_with_the_anchor(plan: MakePlan, tmp_path: Path) -> None:
     report = run(plan(), tmp_path)
     eager, ours = report.experiments[0].rows
     assert eager.speedup is None
@@ -86,7 +90,7 @@ def test_a_row_is_compared_with_the_anchor(plan, tmp_path: Path) -> None:
     assert ours.memory_peak == 10**6
 
 
-def test_a_report_is_read_back_as_it_was_written(plan, tmp_path: Path) -> None:
+def test_a_report_is_read_back_as_it_was_written(plan: MakePlan, tmp_path: Path) -> None:
     report = run(plan(), tmp_path)
     assert read_report(tmp_path / "report.json") == report
     assert set(Report.model_json_schema()["required"]) >= {"machine", "experiments", "threads"}
@@ -94,7 +98,7 @@ def test_a_report_is_read_back_as_it_was_written(plan, tmp_path: Path) -> None:
     assert document["machine"]["versions"]["torch"]
 
 
-def test_a_row_that_fails_says_why_and_leaves_the_others(plan, tmp_path: Path) -> None:
+def test_a_row_that_fails_says_why_and_leaves_the_others(plan: MakePlan, tmp_path: Path) -> None:
     report = run(plan(die_at=2), tmp_path)
     (failed,) = report.failed()
     assert failed.label == "kdrt"
@@ -104,25 +108,25 @@ def test_a_row_that_fails_says_why_and_leaves_the_others(plan, tmp_path: Path) -
 
 
 def test_a_report_names_no_folder_of_this_machine(
-    plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KDRT_HOME", str(tmp_path / "home"))
     report = run(plan(refuse=f"{tmp_path}/home/bundles/demo is gone"), tmp_path)
     assert report.failed()[0].failed == "$KDRT_HOME/bundles/demo is gone"
 
 
-def test_a_curve_has_rows_at_every_point(plan, tmp_path: Path) -> None:
+def test_a_curve_has_rows_at_every_point(plan: MakePlan, tmp_path: Path) -> None:
     report = run(plan("curve", points=3), tmp_path)
     experiment = report.experiments[0]
     assert [len(list(experiment.at(point))) for point in experiment.points] == [2, 2, 2]
 
 
-def test_a_server_needs_the_time_of_an_image_first(plan, tmp_path: Path) -> None:
+def test_a_server_needs_the_time_of_an_image_first(plan: MakePlan, tmp_path: Path) -> None:
     with pytest.raises(KdrtError, match="needs the time of an image"):
         run(plan("server"), tmp_path)
 
 
-def test_a_server_without_requests_has_no_figures(plan, tmp_path: Path) -> None:
+def test_a_server_without_requests_has_no_figures(plan: MakePlan, tmp_path: Path) -> None:
     measurement = Measurement("full", 1, tmp_path, start=start)
     served = replace(plan("server"), key="server", load=0.5, requests=3, rounds=1)
     report = measurement.report([plan(), served])
@@ -152,7 +156,7 @@ class Page(HTMLParser):
 
 @pytest.mark.parametrize(("kind", "points"), [("rows", 1), ("curve", 3), ("ablation", 1)])
 def test_the_page_holds_every_row_and_needs_nothing_else(
-    plan, tmp_path: Path, kind: str, points: int
+    plan: MakePlan, tmp_path: Path, kind: str, points: int
 ) -> None:
     report = run(plan(kind, points), tmp_path)
     html = (tmp_path / "report.html").read_text()

@@ -19,7 +19,12 @@ def test_every_text_is_inside_its_figure(
     experiment: ExperimentReport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Figure] = []
-    monkeypatch.setattr(plots, "_svg", lambda figure: drawn.append(figure) or "")
+
+    def keep(figure: Figure) -> str:
+        drawn.append(figure)
+        return ""
+
+    monkeypatch.setattr(plots, "_svg", keep)
     plots.plot_of(experiment)
     (figure,) = drawn
     FigureCanvasAgg(figure).draw()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,8 +21,9 @@ from kdrt_export.scheduler import scheduler_facts
 def test_a_peer_that_is_not_installed_says_how_to_install_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = peers.find_spec
-    monkeypatch.setattr(peers, "find_spec", lambda m: None if m == "openvino" else found(m))
+    monkeypatch.setattr(
+        peers, "find_spec", lambda module: None if module == "openvino" else find_spec(module)
+    )
     with pytest.raises(PeerUnavailableError, match="pip install openvino"):
         find_peer("openvino")
 
