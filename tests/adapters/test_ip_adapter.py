@@ -92,7 +92,13 @@ def test_embeddings_in_place_of_images(prompted: Prompted) -> None:
 
 def test_an_adaptive_sampler_encodes_images_once(prompted: Prompted) -> None:
     ours = kdrt.load(prompted.model.bundle, engine="onnxruntime")
-    options = {"steps": 2, "seed": 1, "height": 32, "width": 32, "output_type": "latent"}
+    options: dict[str, Any] = {
+        "steps": 2,
+        "seed": 1,
+        "height": 32,
+        "width": 32,
+        "output_type": "latent",
+    }
     ours("a", ip_adapter_image=image(), **options)
     encoder, seen = ours.adapters.image_prompts._engines["image_encoder"], []
     bind = encoder.bind
@@ -109,7 +115,7 @@ def test_an_adaptive_sampler_encodes_images_once(prompted: Prompted) -> None:
 
 def test_an_image_for_each_prompt(prompted: Prompted) -> None:
     ours = kdrt.load(prompted.model.bundle, engine="onnxruntime")
-    options = {"steps": 2, "height": 32, "width": 32, "output_type": "latent"}
+    options: dict[str, Any] = {"steps": 2, "height": 32, "width": 32, "output_type": "latent"}
     images = [image(seed=1), image(50, 33, seed=2)]
     together = ours(["a star", "a circle"], ip_adapter_image=images, seed=[1, 2], **options).images
     for index, prompt in enumerate(["a star", "a circle"]):
@@ -169,7 +175,7 @@ def test_images_are_prepared_as_clip_does(size: tuple[int, int], mode: str) -> N
 
 def test_wrong_requests(prompted: Prompted, model: TinyModel) -> None:
     ours = kdrt.load(prompted.model.bundle, engine="onnxruntime")
-    wrong: list[tuple[dict[str, object], str]] = [
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"ip_adapter_image": "cat.png"}, "must be a PIL image"),
         ({"ip_adapter_image": []}, "must be a PIL image"),
         ({"ip_adapter_image": [image()] * 2}, "2 image prompts for 1 images"),
@@ -221,4 +227,4 @@ def test_an_image_on_the_command_line(prompted: Prompted, tmp_path: Path) -> Non
             == 0
         )
         made.append(np.asarray(Image.open(out)))
-    assert not np.array_equal(*made)
+    assert not np.array_equal(made[0], made[1])

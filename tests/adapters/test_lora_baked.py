@@ -81,11 +81,12 @@ def test_what_of_a_lora_has_no_effect_is_noted_or_with_strict_refused(tmp_path: 
     path = tmp_path / "some.safetensors"
     save_file(tensors, path)
     for strict in (False, True):
-        network = torch.nn.ModuleDict({"mid_block": torch.nn.ModuleDict({"x": nn.Linear(4, 4)})})
-        before = network["mid_block"]["x"].weight.detach().clone()
+        linear = nn.Linear(4, 4)
+        network = nn.ModuleDict({"mid_block": nn.ModuleDict({"x": linear})})
+        before = linear.weight.detach().clone()
         loras = LorasToBake([(path, 0.5)], strict=strict)
         loras.merge("unet", network)
-        assert torch.equal(network["mid_block"]["x"].weight, before + 0.5)
+        assert torch.equal(linear.weight, before + 0.5)
         report = Notes()
         if strict:
             with pytest.raises(SourceError, match=r"1 of 2 layers of some.* effect: unet\.elsewh"):

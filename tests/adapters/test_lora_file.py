@@ -44,7 +44,7 @@ def comfyui(layers: Layers) -> dict[str, Tensor]:
         "text_encoder": "text_encoders.clip_l.transformer",
         "text_encoder_2": "text_encoders.clip_g.transformer",
     }
-    state = {}
+    state: dict[str, Tensor] = {}
     for (component, path), (down, up, alpha) in layers.items():
         module = ldm_name(path) if component == "unet" else with_text_model(path)
         key = f"{prefixes[component]}.{module}"

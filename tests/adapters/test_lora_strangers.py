@@ -115,7 +115,7 @@ def test_tensors_without_numbers_of_their_own() -> None:
         with pytest.raises(InvalidRequestError, match="not stored number by number"):
             lora_from_tensors(pair(strange))
     with pytest.raises(InvalidRequestError, match="must hold tensors by their names"):
-        lora_from_tensors(pair() | {"x": 1})  # type: ignore[dict-item]
+        lora_from_tensors({**pair(), "x": 1})  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize(
@@ -374,7 +374,7 @@ class TestAlphas:
     stranger's."""
 
     @staticmethod
-    def alphas(pattern: object, **more: object) -> Any:
+    def alphas(pattern: object, **more: Any) -> Any:
         values = {"unet.lora_alpha": 1.0, "unet.alpha_pattern": pattern, **more}
         return peft_alphas({"lora_adapter_metadata": json.dumps(values)}, "x")["unet"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -15,6 +16,7 @@ from kdrt.errors import InvalidRequestError
 from kdrt_export.errors import ExportError
 from kdrt_export.stage import export
 from kdrt_export.verify import relative_error
+from tests.support.image_arrays import as_tensor
 from tests.support.lora_files import kohya, networks, random_lora
 from tests.support.tiny_bundles import TinyModel, by_diffusers, by_kdrt
 
@@ -52,14 +54,15 @@ def test_the_images_are_the_same(both: TinyModel) -> None:
     ours, theirs = Compatible(both.bundle), both.diffusers()
     expected = by_diffusers(theirs)
     before = by_kdrt(ours.pipeline)
-    image = ours.pipeline("a star", seed=1, steps=1, height=32, width=32, output_type="pt").images
+    options: dict[str, Any] = {"seed": 1, "steps": 1, "height": 32, "width": 32}
+    image = as_tensor(ours.pipeline("a star", output_type="pt", **options).images)
     parts = ("unet", "text_encoder", "vae_decoder", "vae_encoder")
     engines = {name: ours.pipeline.engines[name] for name in parts}
     ours.unfuse_qkv_projections()
     changed = {name for name in parts if ours.pipeline.engines[name] is not engines[name]}
     assert changed == {"unet", "vae_decoder", "vae_encoder"}
     assert relative_error(by_kdrt(ours.pipeline), expected) < 1e-5
-    again = ours.pipeline("a star", seed=1, steps=1, height=32, width=32, output_type="pt").images
+    again = as_tensor(ours.pipeline("a star", output_type="pt", **options).images)
     assert relative_error(again, image) < 1e-5
     ours.fuse_qkv_projections()
     assert torch.equal(by_kdrt(ours.pipeline), before)

@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 import kdrt
 from kdrt.prompt import PromptTokenizer
+from tests.support.image_arrays import as_tensor
 from tests.support.textual_inversion import FIRST, SECOND, Compat, embeddings, first_tokens
 from tests.support.tiny_model import MAX_LENGTH, TinyModel
 
@@ -124,7 +126,7 @@ def test_what_does_not_fit_is_cut_and_reported(sd: TinyModel) -> None:
 
 def test_chunks_do_not_tear_a_token_apart(sd: TinyModel) -> None:
     sd.pipeline.adapters.load_textual_inversion({"x9": FIRST, "long": FIRST.repeat(4, 1)})
-    options = {"prompt_weighting": "a1111"}
+    options: dict[str, Any] = {"prompt_weighting": "a1111"}
     told = embeddings(sd, "red " * 8 + "x9 blue", **options)
     assert torch.equal(told[MAX_LENGTH + 1 : MAX_LENGTH + 4], FIRST)
     told = embeddings(sd, "long", **options)
@@ -147,7 +149,7 @@ def test_unloading_restores_every_bit(request: pytest.FixtureRequest, family: st
 
     def image() -> Tensor:
         # Latents: the tiny decoder saturates.
-        return pipe(prompts, "x9", steps=2, seed=0, output_type="latent").images
+        return as_tensor(pipe(prompts, "x9", steps=2, seed=0, output_type="latent").images)
 
     before = image()
     pipe.adapters.load_textual_inversion([{"x9": FIRST}, {"zeb": FIRST[0]}])
@@ -241,7 +243,7 @@ def test_where_an_old_encoder_pools(sd: TinyModel, pools: bool) -> None:
     ],
 )
 def test_what_cannot_be_loaded_changes_nothing(
-    sd: TinyModel, source: object, token: object, message: str
+    sd: TinyModel, source: Any, token: Any, message: str
 ) -> None:
     sd.pipeline.adapters.load_textual_inversion({"known": FIRST})
     with pytest.raises(kdrt.InvalidRequestError, match=re.escape(message)):
@@ -287,14 +289,14 @@ def test_unknown_tokens_cannot_be_unloaded(sd: TinyModel) -> None:
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """A hub with one repository, ``some/cat``, that has a ``.bin`` file only; and its requests."""
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    asked: list[dict[str, object]] = []
+    asked: list[dict[str, Any]] = []
     path = saved(tmp_path / "hub", "diffusers .bin")
 
-    def download(repo_id: str, filename: str, **options: object) -> str:
+    def download(repo_id: str, filename: str, **options: Any) -> str:
         asked.append({"repo_id": repo_id, "filename": filename, **options})
         if repo_id == "some/away":
             raise LocalEntryNotFoundError("cannot reach the hub")
@@ -308,7 +310,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, objec
     return asked
 
 
-def test_a_hub_id_is_downloaded(sd: TinyModel, hub: list[dict[str, object]]) -> None:
+def test_a_hub_id_is_downloaded(sd: TinyModel, hub: list[dict[str, Any]]) -> None:
     sd.pipeline.adapters.load_textual_inversion("some/cat@main", allow_pickle=True)
     assert [each["filename"] for each in hub] == [
         "learned_embeds.safetensors",
@@ -322,7 +324,7 @@ def test_a_hub_id_is_downloaded(sd: TinyModel, hub: list[dict[str, object]]) -> 
     assert torch.equal(first_tokens(sd, "<cat>", 3), FIRST)
 
 
-def test_what_the_hub_lacks(sd: TinyModel, hub: list[dict[str, object]]) -> None:
+def test_what_the_hub_lacks(sd: TinyModel, hub: list[dict[str, Any]]) -> None:
     with pytest.raises(
         kdrt.InvalidRequestError, match=r"some/cat has no learned_embeds\.safetensors;"
     ):
@@ -345,7 +347,7 @@ def test_what_the_hub_cannot_do_is_said(sd: TinyModel, monkeypatch: pytest.Monke
         (OSError(errno.ENOSPC, "No space left on device"), "is too full for 'some/cat'"),
     ):
 
-        def download(error: Exception = error, **_: object) -> str:
+        def download(error: Exception = error, **_: Any) -> str:
             raise error
 
         monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
@@ -392,7 +394,7 @@ def test_compat_loads_for_the_encoder_it_is_told(sdxl: TinyModel) -> None:
 
 
 def test_compat_reads_pickles_unless_told_not_to(
-    sd: TinyModel, tmp_path: Path, hub: list[dict[str, object]]
+    sd: TinyModel, tmp_path: Path, hub: list[dict[str, Any]]
 ) -> None:
     pipe = Compat(sd)
     path = saved(tmp_path / "files", "a1111")

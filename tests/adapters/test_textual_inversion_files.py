@@ -172,7 +172,7 @@ class TestNames:
 
     @pytest.mark.parametrize("prompt", ["a schulzang", "ulz9 ulz_1", "(schulz:1.2) ulzulz"])
     def test_a_word_is_not_found_inside_of_another(self, sd: TinyModel, prompt: str) -> None:
-        options = {"prompt_weighting": "a1111"}
+        options: dict[str, Any] = {"prompt_weighting": "a1111"}
         before = embeddings(sd, prompt, **options)
         sd.pipeline.adapters.load_textual_inversion({"ulz": FIRST[:1]})
         assert torch.equal(embeddings(sd, prompt, **options), before)
@@ -208,14 +208,15 @@ class TestRefused:
             (tmp_path / name).write_bytes(content)
         refusals = {name: words for name, (_, words) in contents.items()}
         refusals |= {"folder.pt": "has no learned_embeds", "pipe.pt": "a device, pipe or socket"}
-        for path, words in [
+        sources: list[tuple[Any, str]] = [
             *((tmp_path / name, words) for name, words in refusals.items()),
             ("/dev/zero", "a device, pipe or socket"),
             ("a\0b.pt", "zero character"),
             ("~nobody-at-all/x.pt", "no home folder for ~nobody-at-all"),
             ("x" * 5000, "a name of over 255 bytes"),
             ("x/" * 5000, "File name too long"),
-        ]:
+        ]
+        for path, words in sources:
             with pytest.raises(kdrt.InvalidRequestError) as refused:
                 sd.pipeline.adapters.load_textual_inversion(path, allow_pickle=True)
             assert words in str(refused.value), path

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ class Tiny:
         manifest = self.bundle.manifest
         scheduler = manifest.scheduler.model_copy(update=facts)
         bundle = Bundle(self.bundle.path, manifest.model_copy(update={"scheduler": scheduler}))
-        engines = self.torch_engines
+        engines: Mapping[str, Any] = self.torch_engines
         if onnx:
             engines = load_engines(bundle, "onnxruntime", threads=1)
         pipeline = CLASSES[self.family](Pipeline(bundle, engines), engine="torch", exact=exact)

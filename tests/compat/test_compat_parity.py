@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Should have:UserWarning")
 @pytest.mark.parametrize("karras", BOTH, ids=["default", "karras"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_on_every_grid(tiny: Any, sampler: str, karras: bool) -> None:
-    options = {"karras": karras, "noise_seed": 5, "height": 40, "width": 24}
+    options: dict[str, Any] = {"karras": karras, "noise_seed": 5, "height": 40, "width": 24}
     expected = latents(tiny.networks, [RED], sampler, generator=seeded(), **options)
     exact = ours(tiny.pipe(), [RED], sampler, generator=seeded(), **options)
     assert torch.equal(exact, expected)
@@ -62,7 +62,7 @@ def test_every_argument(tiny: Any, case: str, sampler: str) -> None:
 
 @pytest.mark.parametrize("sampler", ["lms", "dpmpp_2m_sde"])
 def test_onnxruntime(tiny: Any, sampler: str) -> None:
-    options = {"noise_seed": 5, "negatives": ["blue"]}
+    options: dict[str, Any] = {"noise_seed": 5, "negatives": ["blue"]}
     expected = latents(tiny.networks, [RED], sampler, generator=seeded(), **options)
     for exact in BOTH:
         pipe = tiny.pipe(exact=exact, onnx=True)

@@ -47,9 +47,9 @@ def test_a_default_sampler_and_names_with_and_without_prefix(sd: Any) -> None:
     for name in ("sample_heun", "heun"):
         pipe.set_scheduler(name)
         assert pipe.sampler == "heun"
-    for name in ("append_zero", "to_d", "sample_nonsense", "sample_dpm_adaptive_", 3):
+    for wrong in ("append_zero", "to_d", "sample_nonsense", "sample_dpm_adaptive_", 3):
         with pytest.raises(ValueError, match="Invalid scheduler type"):
-            pipe.set_scheduler(name)
+            pipe.set_scheduler(wrong)
 
 
 @pytest.mark.parametrize("exact", [False, True])
@@ -78,7 +78,7 @@ def test_no_guidance_runs_one_batch(sd: Any, exact: bool) -> None:
 
 def test_time_ids_are_paired_with_their_prompts(sdxl: Any) -> None:
     pipe = sdxl.pipe()
-    options = {"negative_original_size": (8, 8), "negative_target_size": (8, 8)}
+    options: dict[str, Any] = {"negative_original_size": (8, 8), "negative_target_size": (8, 8)}
     seeds = [torch.Generator().manual_seed(i) for i in (4, 5)]
     both = make(pipe, ["blue", "blue"], generator=seeds, **options)
     alone = make(pipe, "blue", generator=torch.Generator().manual_seed(5), **options)
@@ -89,7 +89,8 @@ def test_time_ids_are_paired_with_their_prompts(sdxl: Any) -> None:
 @pytest.mark.parametrize("name", ["negative_original_size", "negative_target_size"])
 def test_either_negative_size_counts(sdxl: Any, name: str) -> None:
     pipe = sdxl.pipe()
-    assert not torch.equal(make(pipe), make(pipe, **{name: (512, 512)}))
+    smaller: dict[str, Any] = {name: (512, 512)}
+    assert not torch.equal(make(pipe), make(pipe, **smaller))
 
 
 @pytest.mark.parametrize("exact", [False, True])
@@ -259,7 +260,12 @@ def test_what_the_safety_checker_flags_is_black(sd: Any) -> None:
     plain = images()
     assert plain.nsfw_content_detected is None
     seen: list[Any] = []
-    pipe.safety_checker = lambda images: seen.extend(images) or [False, True]
+
+    def checker(images: list[Any]) -> list[bool]:
+        seen.extend(images)
+        return [False, True]
+
+    pipe.safety_checker = checker
     checked = images()
     assert checked.nsfw_content_detected == [False, True]
     assert [image.size for image in seen] == [(16, 24)] * 2

@@ -107,7 +107,7 @@ def test_a_hub_id_is_exported_once_for_each_commit(
         return str(tmp_path / commit)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
-    hub = {"revision": "v2", "local_files_only": True, "token": "t"}
+    hub: dict[str, Any] = {"revision": "v2", "local_files_only": True, "token": "t"}
     for _ in range(2):
         pipe = StableDiffusionKDiffusionPipeline.from_pretrained("someone/model", **hub)
     assert exports == [str(tmp_path / commit)]  # downloaded with options the exporter lacks
@@ -131,7 +131,11 @@ def test_a_checkpoint_file_holds_the_same_model(sd: Any, home: Path, tmp_path: P
             tmp_path / "mine.ckpt", config=sd.checkpoint
         )
     expected = latents_of(sd.pipe(exact=False, onnx=True))
-    for name, options in (("mine.safetensors", {}), ("mine.ckpt", {"use_safetensors": False})):
+    allowed: dict[str, dict[str, Any]] = {
+        "mine.safetensors": {},
+        "mine.ckpt": {"use_safetensors": False},
+    }
+    for name, options in allowed.items():
         pipe = StableDiffusionKDiffusionPipeline.from_single_file(
             tmp_path / name, config=sd.checkpoint, engine="onnxruntime", threads=1, **options
         )

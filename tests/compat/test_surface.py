@@ -337,12 +337,12 @@ def test_the_image_processor_is_that_of_diffusers(sd: Any) -> None:
             assert torch.equal(ours.preprocess(value, **options), expected)
     latents = torch.zeros(1, 4, 5, 5)
     assert ours.preprocess(latents) is latents or torch.equal(ours.preprocess(latents), latents)
-    for wrong in (5, [], [image, unit], "x"):
+    for no_images in (5, [], [image, unit], "x"):
         with pytest.raises(InvalidRequestError):
-            ours.preprocess(wrong)
-    for wrong in ("x", array, unit[0]):
+            ours.preprocess(no_images)
+    for no_tensor in ("x", array, unit[0]):
         with pytest.raises(InvalidRequestError):
-            ours.postprocess(wrong)
+            ours.postprocess(no_tensor)
 
 
 def test_the_progress_bar_is_used_as_tqdms(sd: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from kdrt.images.input import clip_pixels
 from kdrt.images.safety import SafetyChecker, is_flagged
 from kdrt_engines.torch_eager import TorchEngine
 from kdrt_export.components.vision import ExportSafetyChecker
+from tests.support.image_arrays import as_array
 from tests.support.tiny_model import TinyModel
 from tests.support.tiny_networks import randomized
 
@@ -95,7 +98,7 @@ def test_the_rule(special: list[float], concept: list[float], flagged: bool) -> 
 
 def test_flagged_images_are_black(sdxl: TinyModel) -> None:
     pipe = sdxl.pipeline
-    options = {"steps": 2, "seed": 0, "output_type": "np"}
+    options: dict[str, Any] = {"steps": 2, "seed": 0, "output_type": "np"}
     plain = pipe(["a", "b", "c"], **options)
     assert plain.nsfw is None
     seen: list[int] = []
@@ -108,8 +111,9 @@ def test_flagged_images_are_black(sdxl: TinyModel) -> None:
     result = pipe(["a", "b", "c"], **options)
     assert result.nsfw == [False, True, False]
     assert seen == [3]
-    assert not result.images[1].any()
-    assert np.array_equal(result.images[[0, 2]], plain.images[[0, 2]])
+    shown, before = as_array(result.images), as_array(plain.images)
+    assert not shown[1].any()
+    assert np.array_equal(shown[[0, 2]], before[[0, 2]])
     latents = pipe("a", steps=2, output_type="latent")
     assert (latents.nsfw, seen) == (None, [3])
 
@@ -118,11 +122,11 @@ def test_a_filter_replaces_blacks_out_or_lets_pass(sdxl: TinyModel) -> None:
     pipe = sdxl.pipeline
     answers = iter([Image.new("RGB", (20, 20), (255, 0, 0)), False, None, True])
 
-    def look(image: Image.Image) -> object:
+    def look(image: Image.Image) -> Image.Image | bool | None:
         assert image.size == (48, 64)
         return next(answers)
 
-    options = {"steps": 2, "seed": 0}
+    options: dict[str, Any] = {"steps": 2, "seed": 0}
     plain = pipe(["a", "b", "c", "d"], **options).images
     result = pipe(["a", "b", "c", "d"], image_filter=look, **options)
     assert result.nsfw == [False, True, False, False]
@@ -134,7 +138,7 @@ def test_a_filter_replaces_blacks_out_or_lets_pass(sdxl: TinyModel) -> None:
 
 def test_a_filter_is_a_function(sdxl: TinyModel) -> None:
     with pytest.raises(InvalidRequestError, match="image_filter must be a function"):
-        sdxl.pipeline("a", image_filter="blur")
+        sdxl.pipeline("a", image_filter="blur")  # type: ignore[arg-type]
     assert not sdxl.unet.calls
 
 

@@ -55,7 +55,10 @@ def pair(folder: Path, family: Family) -> tuple[Any, Ours]:
 def their_embeddings(theirs: Any, prompts: list[str], clip_skip: int | None = None) -> list[Tensor]:
     with torch.no_grad():
         if "text_encoder_2" in theirs.components:
-            options = {"do_classifier_free_guidance": True, "num_images_per_prompt": 1}
+            options: dict[str, Any] = {
+                "do_classifier_free_guidance": True,
+                "num_images_per_prompt": 1,
+            }
             # Not its default: without a negative prompt it makes zeros.
             options["negative_prompt"] = ["a star"] * len(prompts)
             return list(theirs.encode_prompt(prompts, clip_skip=clip_skip, **options))
@@ -96,7 +99,8 @@ def test_every_layer(tmp_path: Path, family: Family, clip_skip: int | None) -> N
 
 
 def test_one_layer_more_is_an_error_in_both(tmp_path: Path) -> None:
-    for family, most in (("sd", LAYERS), ("sdxl", LAYERS - 1)):
+    most_of: dict[Family, int] = {"sd": LAYERS, "sdxl": LAYERS - 1}
+    for family, most in most_of.items():
         theirs, ours = pair(tmp_path / family, family)
         with pytest.raises(IndexError):
             their_embeddings(theirs, ["a"], most + 1)
@@ -187,7 +191,7 @@ def test_what_diffusers_refuses_we_refuse(tmp_path: Path, source: Any) -> None:
 def test_a_whole_image_with_a_learned_token(tmp_path: Path) -> None:
     theirs, ours = pair(tmp_path, "sdxl")
     latents = torch.randn(1, 4, 16, 16)
-    common = {
+    common: dict[str, Any] = {
         "latents": latents,
         "height": 32,
         "width": 32,

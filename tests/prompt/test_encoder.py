@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -169,7 +170,7 @@ def test_another_engine_encodes_anew(sdxl: TinyModel) -> None:
     prompts, other = encoder(sdxl), tiny_model(sdxl.pipeline.bundle.path, "sdxl")
     before, _ = prompts.encode([["a", "b"]] * 2)
     name = sdxl.manifest.text_encoders[1].component
-    network = other.text_encoders[1].network
+    network: Any = other.text_encoders[1].network
     other.text_encoders[1].network = lambda **inputs: tuple(2 * o for o in network(**inputs))
     prompts.use({name: other.pipeline.engines[name]})
     after, _ = prompts.encode([["a", "b"]] * 2)
@@ -180,7 +181,9 @@ def test_another_engine_encodes_anew(sdxl: TinyModel) -> None:
     assert torch.equal(second, 2 * before.encoder_hidden_states[..., WIDTHS[0] :])
     assert torch.equal(after.one(1).encoder_hidden_states, after.encoder_hidden_states[1:])
     assert after.text_embeds is not None
-    assert torch.equal(after.one(0).text_embeds, after.text_embeds[:1])
+    one = after.one(0).text_embeds
+    assert one is not None
+    assert torch.equal(one, after.text_embeds[:1])
 
 
 def test_damaged_files_are_bundle_errors(sd: TinyModel) -> None:

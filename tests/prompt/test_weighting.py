@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 import kdrt
 from kdrt.errors import InvalidRequestError
-from kdrt.prompt import PromptEncoder, PromptTokenizer, Weighting
+from kdrt.prompt import PromptEncoder, PromptTokenizer, Weighting, WeightingMode
 from kdrt.prompt.weighting import (
     Fragment,
     check_weights,
@@ -383,7 +384,7 @@ def test_shorter_prompts_are_followed_by_empty_ones(sdxl: TinyModel) -> None:
 
 def test_modes_are_remembered_apart(sd: TinyModel) -> None:
     prompts = encoder(sd)
-    modes = ("none", "a1111", "a1111_no_norm")
+    modes: list[WeightingMode] = ["none", "a1111", "a1111_no_norm"]
     told = [prompts.encode([["(red:1.5)"]], weighting=Weighting(m))[0] for m in modes]
     again = [prompts.encode([["(red:1.5)"]], weighting=Weighting(m))[0] for m in modes]
     assert len(sd.text_encoders[0].calls) == 3
@@ -420,7 +421,7 @@ def test_parentheses_are_text_unless_asked(sd: TinyModel) -> None:
     assert sd.pipeline("(red)", steps=1, seed=0).parameters[0].extras == (("Emphasis", "None"),)
     assert sd.pipeline("red", steps=1, seed=0).parameters[0].extras == ()
 
-    def extras(mode: str, **options: object) -> tuple[tuple[str, object], ...]:
+    def extras(mode: WeightingMode, **options: Any) -> tuple[tuple[str, object], ...]:
         result = sd.pipeline("(red)", steps=1, seed=0, prompt_weighting=mode, **options)
         return result.infotexts[0].extras
 
@@ -432,7 +433,7 @@ def test_parentheses_are_text_unless_asked(sd: TinyModel) -> None:
 @pytest.mark.parametrize(
     "wrong", [{"prompt_weighting": "magic"}, {"comma_backtrack": -1}, {"comma_backtrack": 0.5}]
 )
-def test_unknown_weightings_are_refused(sd: TinyModel, wrong: dict[str, object]) -> None:
+def test_unknown_weightings_are_refused(sd: TinyModel, wrong: dict[str, Any]) -> None:
     with pytest.raises(kdrt.InvalidRequestError, match=next(iter(wrong))):
         sd.pipeline("red", steps=1, **wrong)
 

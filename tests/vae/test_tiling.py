@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -142,7 +143,13 @@ def test_an_engine_of_one_size_runs_the_pieces_at_the_edge(sdxl: TinyModel) -> N
 
 def test_the_switches_of_a_pipeline(sdxl: TinyModel) -> None:
     pipe = sdxl.pipeline
-    options = {"steps": 1, "seed": 0, "height": 64, "width": 96, "output_type": "pt"}
+    options: dict[str, Any] = {
+        "steps": 1,
+        "seed": 0,
+        "height": 64,
+        "width": 96,
+        "output_type": "pt",
+    }
     whole = pipe(["a", "b"], **options).images
     assert [len(call["latents"]) for call in sdxl.vae_decoder.calls] == [1, 1]
     pipe.vae.disable_slicing()
