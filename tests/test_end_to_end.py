@@ -4,6 +4,7 @@ in eager PyTorch, from the prompt to the latents."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,14 +14,15 @@ import kdrt
 from kdrt.bundle import Bundle
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt_engines.torch_eager import TorchEngine
-from kdrt_export.components import ExportTextEncoder, ExportUNet, ExportVaeDecoder
+from kdrt_export.components import ExportComponent, ExportTextEncoder, ExportUNet, ExportVaeDecoder
 from kdrt_export.sources import open_source
+from tests.support.image_arrays import as_tensor
 
 
 class Untouched(nn.Module):
     """A component that answers with the original network: no rewrite, no ONNX."""
 
-    def __init__(self, component: nn.Module) -> None:
+    def __init__(self, component: ExportComponent) -> None:
         super().__init__()
         self.component = component
 
@@ -31,7 +33,7 @@ class Untouched(nn.Module):
 @pytest.fixture(scope="module")
 def eager(demo_bundle: Path) -> Pipeline:
     source = open_source("demo")
-    components = {
+    components: dict[str, ExportComponent] = {
         "unet": ExportUNet(source.unet()),
         "vae_decoder": ExportVaeDecoder(source.vae()),
         "text_encoder": ExportTextEncoder(source.text_encoder(0), normalize=False),
@@ -46,7 +48,7 @@ def exported(demo_bundle: Path) -> Pipeline:
     return kdrt.load(demo_bundle)
 
 
-REQUESTS = {
+REQUESTS: dict[str, dict[str, Any]] = {
     "default": {},
     "odd size": {"height": 52, "width": 76, "steps": 6},
     "freeu": {"freeu": (1.1, 1.2, 0.6, 0.4), "steps": 6},
@@ -58,16 +60,18 @@ REQUESTS = {
 
 @pytest.mark.parametrize("request_name", REQUESTS)
 def test_latents_equal_eager(eager: Pipeline, exported: Pipeline, request_name: str) -> None:
-    options = {
+    options: dict[str, Any] = {
         "prompt": ["a red circle on a blue background", "a star"],
         "seed": 7,
         "output_type": "latent",
         **REQUESTS[request_name],
     }
-    expected, out = eager(**options).images, exported(**options).images
+    expected, out = (as_tensor(p(**options).images) for p in (eager, exported))
     assert float((out - expected).norm() / expected.norm()) <= 5e-5
 
 
 def test_pixels_equal_eager(eager: Pipeline, exported: Pipeline) -> None:
-    images = [p("a green heart", seed=1, output_type="pt").images for p in (eager, exported)]
+    images = [
+        as_tensor(p("a green heart", seed=1, output_type="pt").images) for p in (eager, exported)
+    ]
     assert float((images[0] - images[1]).abs().max()) < 1e-3

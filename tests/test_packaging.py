@@ -43,8 +43,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
         ],
         check=True,
     )
-    (file,) = target.glob("*.whl")
-    return zipfile.ZipFile(file)
+    (path,) = target.glob("*.whl")
+    return zipfile.ZipFile(path)
 
 
 def names(wheel: zipfile.ZipFile) -> set[str]:
@@ -140,7 +140,7 @@ def _requirements() -> dict[str, Requirement]:
     for extra, added in PROJECT["optional-dependencies"].items():
         if extra not in _NOT_INSTALLED_BY_TESTS:
             lines += added
-    found = {canonicalize_name(r.name): r for r in map(Requirement, lines)}
+    found: dict[str, Requirement] = {canonicalize_name(r.name): r for r in map(Requirement, lines)}
     del found[canonicalize_name("kdrt")]
     return found
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -571,11 +572,16 @@ LOOKALIKE = {"schema_version": 1, "components": [], "files": {}}
 EXTENSION = {"manifest_version": 3, "name": "An extension", "version": "1.0"}
 
 
+def become(other: dict[str, Any], manifest: dict[str, Any]) -> None:
+    manifest.clear()
+    manifest.update(other)
+
+
 @pytest.mark.parametrize(
     "make",
     [
-        lambda bundle: edit(bundle, lambda m: (m.clear(), m.update(EXTENSION))),
-        lambda bundle: edit(bundle, lambda m: (m.clear(), m.update(LOOKALIKE))),
+        lambda bundle: edit(bundle, partial(become, EXTENSION)),
+        lambda bundle: edit(bundle, partial(become, LOOKALIKE)),
         lambda bundle: edit(bundle, lambda m: m["files"].update({"manifest.json": "1.0"})),
         lambda bundle: edit(bundle, dict.clear),
         lambda bundle: (bundle / "manifest.json").unlink(),

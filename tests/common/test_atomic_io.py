@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import psutil
@@ -272,7 +272,9 @@ def test_what_is_no_file_is_refused_before_the_work(
 
 
 @pytest.mark.parametrize("open_new", [new_file, new_folder])
-def test_no_file_system_takes_these_names(tmp_path: Path, open_new: Callable) -> None:
+def test_no_file_system_takes_these_names(
+    tmp_path: Path, open_new: Callable[[Path], AbstractContextManager[Path]]
+) -> None:
     for name in ("a\0b", "x" * 300):
         with pytest.raises(OutputError, match="cannot write"), open_new(tmp_path / name):
             pytest.fail("the work has begun")

@@ -19,6 +19,7 @@ from kdrt.common.torch_modes import neutral_modes
 from kdrt.compat import StableDiffusionXLKDiffusionPipeline
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt.sampling import NOISES
+from tests.support.image_arrays import as_array
 from tests.support.tiny_model import TinyModel
 
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8))
@@ -59,21 +60,23 @@ def images(pipe: Pipeline) -> Iterator[np.ndarray]:
     """One of each kind."""
     base: dict[str, Any] = {"seed": 3, "steps": 3, "output_type": "np"}
     for noise in NOISES:
-        yield pipe("a (red:1.3) circle", noise=noise, sampler="euler_ancestral", **base).images
-    yield pipe("a", sampler=ancestral, **base).images
-    yield pipe("a", sampler="dpm_adaptive", **base).images
-    yield pipe("a", guidance_rescale=0.5, prompt_weighting="a1111", **base).images
+        yield as_array(
+            pipe("a (red:1.3) circle", noise=noise, sampler="euler_ancestral", **base).images
+        )
+    yield as_array(pipe("a", sampler=ancestral, **base).images)
+    yield as_array(pipe("a", sampler="dpm_adaptive", **base).images)
+    yield as_array(pipe("a", guidance_rescale=0.5, prompt_weighting="a1111", **base).images)
     seen: list[Image.Image] = []
-    yield pipe("a", callback=lambda step: seen.extend(step.decode()), **base).images
+    yield as_array(pipe("a", callback=lambda step: seen.extend(step.decode()), **base).images)
     yield np.stack([np.asarray(image) for image in seen])
     yield pipe.encode_prompt("a red circle")[0].encoder_hidden_states.numpy()
     generation = pipe.steps("a", **base)
     next(generation)
-    yield generation.result().images
+    yield as_array(generation.result().images)
     compat = StableDiffusionXLKDiffusionPipeline(pipe)
     for sampler in ("dpmpp_2m", "euler_ancestral"):
         compat.set_scheduler(sampler)
-        yield compat(
+        made: Any = compat(
             "a",
             num_inference_steps=3,
             generator=torch.Generator().manual_seed(3),
@@ -81,7 +84,8 @@ def images(pipe: Pipeline) -> Iterator[np.ndarray]:
             height=64,
             width=64,
             output_type="np",
-        ).images
+        )
+        yield made.images
 
 
 @pytest.mark.parametrize("name", MODES)

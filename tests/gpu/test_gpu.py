@@ -10,6 +10,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,12 +20,13 @@ from kdrt.backends.loading import load_engines
 from kdrt.backends.offload import OffloadedEngine
 from kdrt.build.engines import build_engines
 from kdrt.bundle import Bundle
-from kdrt.denoise.cuda_graphs import CaptureWarning
+from kdrt.denoise.cuda_graphs import CaptureWarning, CudaGraphLevel
 from kdrt.errors import EngineRejectedError
 from kdrt.pipeline.memory import estimate_memory
 from kdrt_engines import EngineUnavailableError
 from kdrt_engines.tensorrt.flavour import flavour_for
-from tests.support.gpu import FAST, LEVELS, PROMPT, Quiet, close
+from tests.support.gpu import FAST, LEVELS, PROMPT, Quiet, close, latents, sizes
+from tests.support.image_arrays import as_tensor
 
 SAMPLERS = ("euler", "dpmpp_2m", "dpmpp_3m_sde", "heun", "lms", "euler_cfg_pp")
 
@@ -58,23 +60,24 @@ def built(bundle: Bundle) -> str:
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_torch_at_every_level(
-    bundle: Bundle, on_cpu: kdrt.Pipeline, sampler: str, level: str
+    bundle: Bundle, on_cpu: kdrt.Pipeline, sampler: str, level: CudaGraphLevel
 ) -> None:
     pipe = kdrt.load(bundle, engine="torch", cuda_graph=level)
     for guidance in (5.0, 2.0):
-        options = {**FAST, "sampler": sampler, "guidance_scale": guidance}
-        close(pipe(PROMPT, **options).images, on_cpu(PROMPT, **options).images, 1e-2)
+        options: dict[str, Any] = {"sampler": sampler, "guidance_scale": guidance}
+        close(latents(pipe, **options), latents(on_cpu, **options), 1e-2)
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_tensorrt_at_every_level(
-    bundle: Bundle, built: str, on_cpu: kdrt.Pipeline, level: str
+    bundle: Bundle, built: str, on_cpu: kdrt.Pipeline, level: CudaGraphLevel
 ) -> None:
     pipe = kdrt.load(bundle, engine=built, cuda_graph=level)
     for _ in range(2):
-        close(pipe(PROMPT, **FAST).images, on_cpu(PROMPT, **FAST).images, 5e-2)
-    images = {**FAST, "output_type": "pt"}
-    close(pipe(PROMPT, **images).images, on_cpu(PROMPT, **images).images, 5e-2)
+        close(latents(pipe), latents(on_cpu), 5e-2)
+    pixels: dict[str, Any] = {**FAST, "output_type": "pt"}
+    ours, theirs = (as_tensor(each(PROMPT, **pixels).images) for each in (pipe, on_cpu))
+    close(ours, theirs, 5e-2)
 
 
 def test_components_on_tensorrt(bundle: Bundle, built: str) -> None:
@@ -83,7 +86,7 @@ def test_components_on_tensorrt(bundle: Bundle, built: str) -> None:
     generator = torch.Generator().manual_seed(0)
     stream = torch.cuda.Stream()
     for name in ("unet", "vae_decoder", "text_encoder"):
-        dims = gpu[name].profiles[0].sizes("opt")
+        dims = sizes(gpu[name])
         ours, theirs = gpu[name].bind(**dims), cpu[name].bind(**dims)
         for key, tensor in theirs.inputs.items():
             if tensor.dtype.is_floating_point:
@@ -99,7 +102,7 @@ def test_components_on_tensorrt(bundle: Bundle, built: str) -> None:
 
 
 @pytest.mark.parametrize("level", ["off", "step"])
-def test_nothing_waits_or_allocates_between_steps(bundle: Bundle, level: str) -> None:
+def test_nothing_waits_or_allocates_between_steps(bundle: Bundle, level: CudaGraphLevel) -> None:
     pipe = kdrt.load(bundle, engine="torch", cuda_graph=level)
     pipe(PROMPT, **FAST)
     run = pipe.steps(PROMPT, **FAST)
@@ -113,14 +116,15 @@ def test_nothing_waits_or_allocates_between_steps(bundle: Bundle, level: str) ->
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.cuda.memory_stats()["num_device_alloc"] == before
+    assert pipe.stream.stream is not None
     pipe.stream.stream.synchronize()
 
 
 def test_results_are_ready_for_the_callers_stream(bundle: Bundle) -> None:
     pipe = kdrt.load(bundle, engine="torch", cuda_graph="loop")
-    first = pipe(PROMPT, **FAST).images.clone()
+    first = latents(pipe).clone()
     for _ in range(5):
-        assert torch.equal(pipe(PROMPT, **FAST).images.clone(), first)
+        assert torch.equal(latents(pipe).clone(), first)
 
 
 def test_a_damaged_engine_is_refused(bundle: Bundle, built: str, tmp_path: Path) -> None:
@@ -134,14 +138,13 @@ def test_a_damaged_engine_is_refused(bundle: Bundle, built: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("level", ["off", "step"])
-def test_onnxruntime_on_cuda(bundle: Bundle, on_cpu: kdrt.Pipeline, level: str) -> None:
+def test_onnxruntime_on_cuda(bundle: Bundle, on_cpu: kdrt.Pipeline, level: CudaGraphLevel) -> None:
     try:
         pipe = kdrt.load(bundle, engine="onnxruntime-cuda", cuda_graph=level)
     except EngineUnavailableError as error:
         pytest.skip(str(error))
     for seed in (1, 2, 3):
-        options = {**FAST, "seed": seed}
-        close(pipe(PROMPT, **options).images, on_cpu(PROMPT, **options).images, 5e-2)
+        close(latents(pipe, seed=seed), latents(on_cpu, seed=seed), 5e-2)
 
 
 def test_in_turn_needs_less_memory(bundle: Bundle) -> None:

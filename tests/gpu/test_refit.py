@@ -18,11 +18,12 @@ from kdrt.backends.refit_gate import VARIABLE
 from kdrt.build.engines import build_engines
 from kdrt.build.refit import changeable_weights
 from kdrt.bundle import Bundle, open_bundle
+from kdrt.denoise.cuda_graphs import CudaGraphLevel
 from kdrt.errors import EngineError
 from kdrt_engines.comparison import bound_of
 from kdrt_engines.onnx_weights import stored_weights
 from kdrt_engines.tensorrt.flavour import Flavour, flavour_for
-from tests.support.gpu import FAST, LEVELS, PROMPT, Quiet, close
+from tests.support.gpu import LEVELS, Quiet, close, latents, sizes
 
 
 @pytest.fixture(scope="module")
@@ -86,24 +87,24 @@ def test_every_network_was_proved(open_to_loras: Bundle, flavour: Flavour, capab
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_loras_at_every_level(
-    bundle: Bundle, open_to_loras: Bundle, flavour: Flavour, lora: Path, level: str
+    bundle: Bundle, open_to_loras: Bundle, flavour: Flavour, lora: Path, level: CudaGraphLevel
 ) -> None:
     """The images are those of ONNX Runtime with the same LoRA, and without it again those from
     before, to the bit."""
     gpu = kdrt.load(open_to_loras, engine=flavour.name, cuda_graph=level)
     cpu = kdrt.load(bundle, engine="onnxruntime")
-    plain = gpu(PROMPT, **FAST).images.clone()
-    close(plain, cpu(PROMPT, **FAST).images, 5e-2)
+    plain = latents(gpu).clone()
+    close(plain, latents(cpu), 5e-2)
     for pipe in (gpu, cpu):
         pipe.adapters.load_lora(lora)
     for scale in (1.0, -0.5):
         for pipe in (gpu, cpu):
             pipe.adapters.set_loras({"style": scale})
-        styled = gpu(PROMPT, **FAST).images
+        styled = latents(gpu)
         assert distance(styled, plain) > 0.1, "this LoRA must be seen"
-        close(styled, cpu(PROMPT, **FAST).images, 5e-2)
+        close(styled, latents(cpu), 5e-2)
     gpu.adapters.unload_loras()
-    assert torch.equal(gpu(PROMPT, **FAST).images, plain)
+    assert torch.equal(latents(gpu), plain)
 
 
 def test_every_refit_can_be_compared(
@@ -142,7 +143,7 @@ def test_what_is_bound_goes_on_with_the_new_weights(
         return binding.outputs["noise_pred"].clone()
 
     with torch.cuda.stream(stream):
-        binding = engine.bind(**engine.profiles[0].sizes("opt"))
+        binding = engine.bind(**sizes(engine))
         for tensor in binding.inputs.values():
             if tensor.dtype.is_floating_point:
                 tensor.normal_(generator=torch.Generator("cuda").manual_seed(0))
