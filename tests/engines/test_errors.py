@@ -77,9 +77,9 @@ def test_an_allocation_that_fails_is_known_by_its_words() -> None:
         OutOfMemoryError("one sentence"),
     ):
         assert is_out_of_memory(error), error
-    for error in (
+    for another in (
         RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"),
         OSError(2, "No such file or directory"),
         KdrtError("a file called out of memory.txt is missing"),
     ):
-        assert not is_out_of_memory(error), error
+        assert not is_out_of_memory(another), another

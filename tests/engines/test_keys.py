@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ KEY = EngineKey(
     flags={"TF32": True},
 )
 
-CHANGES = {
+CHANGES: dict[str, Any] = {
     "component": "vae_decoder",
     "network": "cd" * 32,
     "backend": "tensorrt",

@@ -54,8 +54,12 @@ def system(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], Tables]:
 def test_nobody_in_a_pool_is_where_the_caller_is(size: int) -> None:
     before = os.sched_getaffinity(0)
     pool, seen = ThreadPool(size), dict[int, set[int]]()
+
+    def part(index: int) -> None:
+        seen[index] = os.sched_getaffinity(0)
+
     for _ in range(3):
-        pool.run([lambda i=i: seen.update({i: os.sched_getaffinity(0)}) for i in range(size)])
+        pool.run([partial(part, index) for index in range(size)])
         workers = [seen[i] for i in range(1, size)]
         if size == PROCESSORS:
             assert sorted([*seen[0]] + [one for (one,) in workers]) == sorted(before)

@@ -15,7 +15,7 @@ from kdrt_engines.onnxruntime.config import OrtConfig
 from kdrt_engines.onnxruntime.engine import OrtEngine
 
 SPEC = EngineSpec((TensorSpec("x", "float16", ("B",)),), (TensorSpec("y", "float16", ("B",)),))
-STREAM = SimpleNamespace(cuda_stream=4242)
+STREAM: Any = SimpleNamespace(cuda_stream=4242)
 
 
 class Binding:

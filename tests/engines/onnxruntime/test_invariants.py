@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -25,8 +27,17 @@ SPEC = EngineSpec(
 """``y = x · scale² + Σ prompt · w``."""
 
 
-def onnx_file(path: Path, nodes, inputs, outputs, **weights: torch.Tensor) -> Path:
-    def values(described):
+Described = Sequence[tuple[str, Sequence[str | int]]]
+
+
+def onnx_file(
+    path: Path,
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Described,
+    outputs: Described,
+    **weights: torch.Tensor,
+) -> Path:
+    def values(described: Described) -> list[onnx.ValueInfoProto]:
         return [helper.make_tensor_value_info(name, 1, list(dims)) for name, dims in described]
 
     stored = []
@@ -81,19 +92,19 @@ class Counted:
     def __init__(self, engine: OrtEngine) -> None:
         assert engine.invariants is not None
         self._session, self.runs, self.fails = engine.invariants, 0, False
-        engine.invariants = self  # type: ignore[assignment]
+        engine.invariants = self
 
-    def run_with_iobinding(self, io) -> None:
+    def run_with_iobinding(self, io: Any) -> None:
         if self.fails:
             raise RuntimeError("out of memory")
         self.runs += 1
         self._session.run_with_iobinding(io)
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
 
 
-def expected(inputs, w: torch.Tensor | None = None) -> torch.Tensor:
+def expected(inputs: Mapping[str, torch.Tensor], w: torch.Tensor | None = None) -> torch.Tensor:
     w = torch.tensor([[1.0, 2.0], [3.0, 4.0]]) if w is None else w
     return inputs["x"] * inputs["scale"] ** 2 + (inputs["prompt"] @ w).sum(1)
 

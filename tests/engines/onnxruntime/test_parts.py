@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -14,7 +15,7 @@ from kdrt_engines import EngineError, EngineSpec, ShapeError, TensorSpec
 from kdrt_engines.onnxruntime.config import OrtConfig
 from kdrt_engines.onnxruntime.engine import OrtEngine
 from kdrt_engines.onnxruntime.graphs import OrtGraph, OrtNetwork, ReducedGraph
-from kdrt_engines.onnxruntime.sessions import save_optimized
+from kdrt_engines.onnxruntime.sessions import make_session, save_optimized
 
 TWO = OrtConfig(threads=2)
 SPEC = EngineSpec(
@@ -95,17 +96,13 @@ def test_an_error_in_one_part_is_an_error(tmp_path: Path) -> None:
 def test_sessions_are_made_when_needed_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reduced: ReducedGraph
 ) -> None:
-    from kdrt_engines.onnxruntime import engine as ort
+    made: list[tuple[str, int]] = []
 
-    made = []
-    real = ort.make_session
-    monkeypatch.setattr(
-        ort,
-        "make_session",
-        lambda graph, config, *rest: (
-            made.append((graph.path.stem, config.threads)) or real(graph, config, *rest)
-        ),
-    )
+    def recording(graph: OrtGraph, config: OrtConfig, *rest: Any) -> Any:
+        made.append((graph.path.stem, config.threads))
+        return make_session(graph, config, *rest)
+
+    monkeypatch.setattr("kdrt_engines.onnxruntime.engine.make_session", recording)
     engine = OrtEngine(with_reduced(tmp_path, reduced), SPEC, OrtConfig(threads=2, usual_batch=2))
     assert made == [("plain", 1)]
     for batch in (2, 4, 2):

@@ -59,7 +59,7 @@ def test_an_error_is_raised_when_all_have_ended(failing: int) -> None:
         ended.append(index)
 
     with pytest.raises(ValueError, match=f"part {failing}"):
-        pool.run([lambda index=index: part(index) for index in range(3)])
+        pool.run([partial(part, index) for index in range(3)])
     assert sorted(ended) == [index for index in range(3) if index != failing]
     pool.run([lambda: ended.clear(), lambda: None, lambda: None])
     assert not ended, "and the pool goes on"

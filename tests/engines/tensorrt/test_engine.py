@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -62,7 +66,15 @@ def ranges(name: str, low: int, high: int, least: int, most: int) -> Profile:
 SQUARE = ranges("square", 8, 64, 1, 4)
 
 
-def load(file, *, rtx=True, spec=SPEC, profiles=(SQUARE,), scratch=None, **options):
+def load(
+    file: trt_recorder.EngineFile,
+    *,
+    rtx: bool = True,
+    spec: EngineSpec = SPEC,
+    profiles: Sequence[Profile] = (SQUARE,),
+    scratch: ScratchMemory | None = None,
+    **options: Any,
+) -> tuple[TensorRTEngine, trt_recorder.Calls]:
     trt = trt_recorder.module({b"engine": file}, rtx=rtx)
     gpu = trt_recorder.RecordedGpu(trt.calls)
     engine = TensorRTEngine(
@@ -78,7 +90,7 @@ def load(file, *, rtx=True, spec=SPEC, profiles=(SQUARE,), scratch=None, **optio
 
 
 @pytest.mark.parametrize("rtx", [True, False])
-def test_binding_sets_everything_before_the_first_enqueue(rtx):
+def test_binding_sets_everything_before_the_first_enqueue(rtx: bool) -> None:
     engine, calls = load(unet_file((8, 64, 1, 4)), rtx=rtx)
     binding = engine.bind(B=2, h=16, w=24)
 
@@ -92,7 +104,7 @@ def test_binding_sets_everything_before_the_first_enqueue(rtx):
 
 
 @pytest.mark.parametrize("rtx", [True, False])
-def test_a_run_is_one_enqueue_and_nothing_else(rtx):
+def test_a_run_is_one_enqueue_and_nothing_else(rtx: bool) -> None:
     engine, calls = load(unet_file((8, 64, 1, 4)), rtx=rtx)
     binding = engine.bind(B=1, h=8, w=8)
     before = len(calls.log)
@@ -102,7 +114,7 @@ def test_a_run_is_one_enqueue_and_nothing_else(rtx):
     assert calls.names()[before:] == ["execute_async_v3"] * 5
 
 
-def test_the_tightest_profile_is_taken_and_named(caplog):
+def test_the_tightest_profile_is_taken_and_named(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "kdrt.engines")
     sizes = (8, 128, 1, 8), (8, 64, 1, 2), (64, 64, 1, 1)
     names = ("any", "square", "static")
@@ -119,7 +131,7 @@ def test_the_tightest_profile_is_taken_and_named(caplog):
     assert engine.limits() == {"B": (1, 8), "h": (8, 128), "w": (8, 128)}
 
 
-def test_the_limits_are_those_of_one_profile():
+def test_the_limits_are_those_of_one_profile() -> None:
     """Upright and lying images do not make large squares."""
     upright = Profile("portrait", {"B": Range(1, 1, 1), "h": Range(1, 8, 16), "w": Range(1, 1, 8)})
     lying = Profile("landscape", {"B": Range(1, 1, 1), "h": Range(1, 1, 7), "w": Range(1, 8, 16)})
@@ -140,7 +152,7 @@ def test_the_limits_are_those_of_one_profile():
     assert not engine.allows(B=1, h=16, w=16)
 
 
-def test_sizes_outside_of_every_profile_are_refused_with_what_there_is():
+def test_sizes_outside_of_every_profile_are_refused_with_what_there_is() -> None:
     engine, _ = load(unet_file((8, 64, 1, 4)))
     with pytest.raises(ShapeError, match=r"h=72.*square \(B=1\.\.4 h=8\.\.64 w=8\.\.64\)"):
         engine.bind(B=1, h=72, w=64)
@@ -148,7 +160,7 @@ def test_sizes_outside_of_every_profile_are_refused_with_what_there_is():
         engine.bind(B=1, h=8)
 
 
-def test_profiles_are_in_latents_where_the_engine_is_in_pixels():
+def test_profiles_are_in_latents_where_the_engine_is_in_pixels() -> None:
     engine, _ = load(pixel_file(), spec=PIXELS, profiles=(ranges("any", 8, 16, 1, 2),))
     engine.bind(B=1, h=8, w=8)
     engine.bind(B=2, h=16, w=16)
@@ -157,18 +169,18 @@ def test_profiles_are_in_latents_where_the_engine_is_in_pixels():
             engine.bind(B=1, h=h, w=8)
 
 
-def test_an_engine_whose_sizes_are_not_the_records_is_refused():
+def test_an_engine_whose_sizes_are_not_the_records_is_refused() -> None:
     with pytest.raises(EngineError, match="sizes of 'sample' in the engine are not those of its"):
         load(unet_file((8, 63, 1, 4)))
 
 
-def test_weights_are_fixed():
+def test_weights_are_fixed() -> None:
     engine, _ = load(unet_file((8, 64, 1, 4)))
     with pytest.raises(FixedWeightsError, match="fixed when it built the engine"):
         engine.with_weights({})
 
 
-def test_networks_share_one_block_that_grows_and_stays_valid_for_all():
+def test_networks_share_one_block_that_grows_and_stays_valid_for_all() -> None:
     scratch = ScratchMemory(torch.device("cpu"))
     engine, calls = load(unet_file((8, 64, 1, 4)), scratch=scratch)
     small = engine.bind(B=1, h=8, w=8)
@@ -187,7 +199,7 @@ def test_networks_share_one_block_that_grows_and_stays_valid_for_all():
     assert sizes[-1] == scratch.block.numel()
 
 
-def test_compiled_kernels_are_kept_between_processes(tmp_path):
+def test_compiled_kernels_are_kept_between_processes(tmp_path: Path) -> None:
     path = tmp_path / "engines" / "runtime.cache"
     engine, calls = load(unet_file((8, 64, 1, 4)), runtime_cache=path)
     engine.bind(B=1, h=8, w=8)
@@ -201,7 +213,7 @@ def test_compiled_kernels_are_kept_between_processes(tmp_path):
     assert len(path.read_bytes()) > len(written)
 
 
-def test_a_cache_of_another_gpu_is_replaced(tmp_path):
+def test_a_cache_of_another_gpu_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "runtime.cache"
     path.write_bytes(b"somebody else's")
     engine, _ = load(unet_file((8, 64, 1, 4)), runtime_cache=path)
@@ -209,7 +221,7 @@ def test_a_cache_of_another_gpu_is_replaced(tmp_path):
     assert path.read_bytes().startswith(b"cache:")
 
 
-def test_an_engine_that_does_not_load_says_why():
+def test_an_engine_that_does_not_load_says_why() -> None:
     trt = trt_recorder.module({}, rtx=True)
     gpu = trt_recorder.RecordedGpu()
     with pytest.raises(EngineError, match="magic tag"):
@@ -225,19 +237,19 @@ def test_an_engine_that_does_not_load_says_why():
         ("noise_pred", "FLOAT", "'noise_pred' is float32 in the engine and float16"),
     ],
 )
-def test_an_engine_of_another_component_is_refused(name, dtype, message):
+def test_an_engine_of_another_component_is_refused(name: str, dtype: str, message: str) -> None:
     file = unet_file((8, 64, 1, 4))
-    file.tensors[2] = trt_recorder.Tensor(name, False, dtype, (-1, 4, -1, -1))
+    file.tensors = [*file.tensors[:2], trt_recorder.Tensor(name, False, dtype, (-1, 4, -1, -1))]
     with pytest.raises(EngineError, match=message):
         load(file)
 
 
-def test_profiles_that_the_record_does_not_name_are_refused():
+def test_profiles_that_the_record_does_not_name_are_refused() -> None:
     with pytest.raises(EngineError, match="has 2 optimization profiles, its record names 1"):
         load(unet_file((8, 64, 1, 4), (8, 16, 1, 1)))
 
 
-def test_a_failed_enqueue_carries_the_reason():
+def test_a_failed_enqueue_carries_the_reason() -> None:
     engine, _ = load(unet_file((8, 64, 1, 4)))
     binding = engine.bind(B=1, h=8, w=8)
     binding._context.fails = True
@@ -248,5 +260,7 @@ def test_a_failed_enqueue_carries_the_reason():
 class _NoTorch(TorchDispatchMode):
     """Fails on any tensor operation: a steady-state run needs none."""
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         raise AssertionError(f"{func} in the steady state")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,9 +34,12 @@ from tests.support.trt_recorder import Calls, ViolationError
 NEW = {name: torch.full_like(value, 0.5) for name, value in base().items()}
 
 
+Load = Callable[..., tuple[TensorRTEngine, Calls]]
+
+
 @pytest.fixture
-def loaded(tmp_path: Path):
-    def make(**options) -> tuple[TensorRTEngine, Calls]:
+def loaded(tmp_path: Path) -> Load:
+    def make(**options: Any) -> tuple[TensorRTEngine, Calls]:
         check = options.pop("check", None)
         return load(network(tmp_path), engine_file(**options), after_refit=check)
 
@@ -45,7 +50,7 @@ def refits(calls: Calls) -> list[list[str]]:
     return [detail for name, detail in calls.log if name == "refit_cuda_engine"]
 
 
-def test_weights_are_put_in_and_back_to_the_bit(loaded) -> None:
+def test_weights_are_put_in_and_back_to_the_bit(loaded: Load) -> None:
     engine, calls = loaded()
     binding = engine.bind(B=2)
     assert engine.with_weights({FIRST: NEW[FIRST]}) is engine
@@ -63,7 +68,7 @@ def test_weights_are_put_in_and_back_to_the_bit(loaded) -> None:
     assert torch.equal(binding.outputs["y"], computed(base(), {"x": torch.ones(2, 5)})["y"])
 
 
-def test_what_is_bound_computes_with_the_new_weights(loaded) -> None:
+def test_what_is_bound_computes_with_the_new_weights(loaded: Load) -> None:
     engine, _ = loaded()
     binding = engine.bind(B=3)
     binding.inputs["x"].fill_(0.1)
@@ -89,7 +94,7 @@ def test_only_the_last_change_counts(
         assert holds(engine, weights)
 
 
-def test_weights_that_change_together_are_given_together(loaded) -> None:
+def test_weights_that_change_together_are_given_together(loaded: Load) -> None:
     engine, calls = loaded(together=[frozenset(OPEN)])
     engine.with_weights({FIRST: NEW[FIRST]})
     assert holds(engine, {FIRST: NEW[FIRST]})
@@ -98,7 +103,7 @@ def test_weights_that_change_together_are_given_together(loaded) -> None:
     assert refits(calls) == [[FIRST, SECOND]] * 2
 
 
-def test_a_weight_that_only_tensorrt_knows_is_refused(loaded) -> None:
+def test_a_weight_that_only_tensorrt_knows_is_refused(loaded: Load) -> None:
     weights = base() | {"folded": torch.ones(1)}
     engine, calls = loaded(
         weights=weights, refittable=(*OPEN, "folded"), together=[frozenset({FIRST, "folded"})]
@@ -108,7 +113,7 @@ def test_a_weight_that_only_tensorrt_knows_is_refused(loaded) -> None:
     assert refits(calls) == []
 
 
-def test_memory_in_another_order_is_rearranged_and_kept(loaded) -> None:
+def test_memory_in_another_order_is_rearranged_and_kept(loaded: Load) -> None:
     engine, _ = loaded()
     turned = torch.arange(20.0).reshape(5, 4).T
     assert not turned.is_contiguous()
@@ -125,7 +130,7 @@ def test_memory_in_another_order_is_rearranged_and_kept(loaded) -> None:
         (FIRST, NEW[FIRST].T, "is float32 4 x 5, and was given as float32 5 x 4"),
     ],
 )
-def test_refusals_change_nothing(loaded, name: str, tensor: Tensor, said: str) -> None:
+def test_refusals_change_nothing(loaded: Load, name: str, tensor: Tensor, said: str) -> None:
     engine, calls = loaded()
     engine.with_weights({SECOND: NEW[SECOND]})
     with pytest.raises(EngineError, match=said):
@@ -134,14 +139,14 @@ def test_refusals_change_nothing(loaded, name: str, tensor: Tensor, said: str) -
     assert len(refits(calls)) == 1
 
 
-def test_an_engine_of_another_network_is_refused(loaded) -> None:
+def test_an_engine_of_another_network_is_refused(loaded: Load) -> None:
     engine, calls = loaded(weights=base() | {FIRST: torch.zeros(7)})
     with pytest.raises(EngineError, match=r"of the engine is not the one in .*model\.onnx"):
         engine.with_weights({FIRST: NEW[FIRST]})
     assert refits(calls) == []
 
 
-def test_a_refit_that_fails_half_way_is_undone(loaded) -> None:
+def test_a_refit_that_fails_half_way_is_undone(loaded: Load) -> None:
     engine, calls = loaded(failing_refits=1)
     with pytest.raises(
         EngineError, match=r"could not refit the engine: out of memory; the refit was"
@@ -153,7 +158,7 @@ def test_a_refit_that_fails_half_way_is_undone(loaded) -> None:
     assert holds(engine, {FIRST: NEW[FIRST]})
 
 
-def test_an_engine_that_cannot_be_put_back_never_runs_again(loaded) -> None:
+def test_an_engine_that_cannot_be_put_back_never_runs_again(loaded: Load) -> None:
     engine, calls = loaded(failing_refits=2)
     binding = engine.bind(B=2)
     before = calls.names().count("execute_async_v3")
@@ -165,7 +170,7 @@ def test_an_engine_that_cannot_be_put_back_never_runs_again(loaded) -> None:
     assert calls.names().count("execute_async_v3") == before
 
 
-def test_a_failed_check_puts_the_base_back(loaded) -> None:
+def test_a_failed_check_puts_the_base_back(loaded: Load) -> None:
     def check(engine: TensorRTEngine, weights: dict[str, Tensor]) -> None:
         assert holds(engine, weights), "called after the refit"
         if FIRST in weights:
@@ -178,7 +183,7 @@ def test_a_failed_check_puts_the_base_back(loaded) -> None:
     assert holds(engine, {})
 
 
-def test_a_failed_check_of_the_base_ends_the_engine(loaded) -> None:
+def test_a_failed_check_of_the_base_ends_the_engine(loaded: Load) -> None:
     def check(_engine: TensorRTEngine, weights: dict[str, Tensor]) -> None:
         if not weights:
             raise EngineError("off by far")
@@ -191,7 +196,7 @@ def test_a_failed_check_of_the_base_ends_the_engine(loaded) -> None:
         engine.bind(B=2)
 
 
-def test_control_c_during_the_check_leaves_the_base(loaded) -> None:
+def test_control_c_during_the_check_leaves_the_base(loaded: Load) -> None:
     def check(_engine: TensorRTEngine, _weights: dict[str, Tensor]) -> None:
         raise KeyboardInterrupt
 
@@ -201,7 +206,7 @@ def test_control_c_during_the_check_leaves_the_base(loaded) -> None:
     assert holds(engine, {})
 
 
-def test_an_engine_is_let_go_at_once(loaded) -> None:
+def test_an_engine_is_let_go_at_once(loaded: Load) -> None:
     """Its memory is waited for where networks are loaded in turn."""
     engine, _ = loaded()
     engine.with_weights({FIRST: NEW[FIRST]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,13 @@ from kdrt_engines.onnxruntime.config import OrtConfig
 from kdrt_engines.onnxruntime.engine import OrtEngine
 from kdrt_engines.spec import EngineSpec, TensorSpec
 from kdrt_engines.tensorrt.engine import TensorRTEngine
-from kdrt_engines.tensorrt.refit_check import CHANGE, RefitGate, changed_weights, check_refit
+from kdrt_engines.tensorrt.refit_check import (
+    CHANGE,
+    RefitGate,
+    When,
+    changed_weights,
+    check_refit,
+)
 from tests.support import refittable
 from tests.support.refittable import (
     BIAS,
@@ -30,6 +37,8 @@ from tests.support.refittable import (
     load,
 )
 
+Load = Callable[..., TensorRTEngine]
+
 
 @pytest.fixture
 def network(tmp_path: Path) -> Path:
@@ -37,8 +46,8 @@ def network(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def loaded(network: Path):
-    def make(check=None, **options: Any) -> TensorRTEngine:
+def loaded(network: Path) -> Load:
+    def make(check: Any = None, **options: Any) -> TensorRTEngine:
         engine, _ = load(network, engine_file(**options), after_refit=check)
         return engine
 
@@ -58,7 +67,7 @@ def sessions(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
     return opened
 
 
-def test_a_good_engine_is_proved_and_left_as_it_was(loaded, network: Path) -> None:
+def test_a_good_engine_is_proved_and_left_as_it_was(loaded: Load, network: Path) -> None:
     engine = loaded()
     proof = check_refit(engine, network, OPEN)
     assert proof.weights == 2
@@ -68,7 +77,7 @@ def test_a_good_engine_is_proved_and_left_as_it_was(loaded, network: Path) -> No
     assert holds(engine, {})
 
 
-def test_every_profile_is_compared(loaded, network: Path) -> None:
+def test_every_profile_is_compared(loaded: Load, network: Path) -> None:
     """Each has kernels of its own: these are wrong for one image, which only `many` takes."""
 
     def compute(weights: dict[str, Tensor], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -99,13 +108,15 @@ def never_finite(weights: dict[str, Tensor], inputs: dict[str, Tensor]) -> dict[
     ],
 )
 def test_engines_that_err_are_found(
-    loaded, network: Path, options: dict[str, Any], said: str
+    loaded: Load, network: Path, options: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(EngineError, match=said):
         check_refit(loaded(**options), network, OPEN)
 
 
-def test_a_weight_that_counts_for_little_and_stays_behind_is_found(tmp_path: Path, loaded) -> None:
+def test_a_weight_that_counts_for_little_and_stays_behind_is_found(
+    tmp_path: Path, loaded: Load
+) -> None:
     """Its share of the outputs is a thousandth of what is allowed to be off."""
     weights = base() | {"little": torch.full((1,), 1e-5)}
 
@@ -123,7 +134,7 @@ def test_a_weight_that_counts_for_little_and_stays_behind_is_found(tmp_path: Pat
         check_refit(loaded(**options, refit=refit), network, options["refittable"])
 
 
-def test_weights_that_do_not_come_back_are_found(loaded, network: Path) -> None:
+def test_weights_that_do_not_come_back_are_found(loaded: Load, network: Path) -> None:
 
     def refit(old: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tensor]:
         back = all(torch.equal(value, base()[name]) for name, value in new.items())
@@ -133,12 +144,12 @@ def test_weights_that_do_not_come_back_are_found(loaded, network: Path) -> None:
         check_refit(loaded(refit=refit), network, OPEN)
 
 
-def test_an_engine_of_which_nothing_can_change(loaded, network: Path) -> None:
+def test_an_engine_of_which_nothing_can_change(loaded: Load, network: Path) -> None:
     with pytest.raises(EngineError, match="no weight can change"):
         check_refit(loaded(refittable=()), network, OPEN)
 
 
-def test_weights_that_the_builder_fixed_are_counted(loaded, network: Path) -> None:
+def test_weights_that_the_builder_fixed_are_counted(loaded: Load, network: Path) -> None:
     """And others that it left open, as where it cannot be told which, are nobody's business."""
     proof = check_refit(loaded(refittable=(SECOND, BIAS, "unnamed")), network, OPEN)
     assert (proof.weights, proof.fixed) == (1, 1)
@@ -146,15 +157,16 @@ def test_weights_that_the_builder_fixed_are_counted(loaded, network: Path) -> No
 
 
 def test_agreement_that_says_nothing_is_no_proof(
-    loaded, network: Path, monkeypatch: pytest.MonkeyPatch
+    loaded: Load, network: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kdrt_engines.tensorrt.refit_check, "CHANGE", 1e-4)
     with pytest.raises(EngineError, match="too little to tell whether the engine follows"):
         check_refit(loaded(), network, OPEN)
 
 
-def test_every_element_is_changed_and_always_alike(loaded) -> None:
+def test_every_element_is_changed_and_always_alike(loaded: Load) -> None:
     weights = loaded().weights
+    assert weights is not None
     first, again = (changed_weights(weights, OPEN) for _ in range(2))
     assert set(first) == set(OPEN)
     for name, value in first.items():
@@ -170,7 +182,13 @@ OTHER = {SECOND: base()[SECOND] - 0.3}
     ("when", "compared"),
     [("first", [NEW]), ("every", [{}, NEW, OTHER, {}]), ("never", [])],
 )
-def test_which_refits_are_compared(loaded, network: Path, sessions, when, compared) -> None:
+def test_which_refits_are_compared(
+    loaded: Load,
+    network: Path,
+    sessions: list[dict[str, Tensor]],
+    when: When,
+    compared: list[dict[str, Tensor]],
+) -> None:
     engine = loaded(RefitGate(network, when))
     for weights in ({}, NEW, OTHER, {}):
         engine.with_weights(weights)
@@ -178,7 +196,9 @@ def test_which_refits_are_compared(loaded, network: Path, sessions, when, compar
     assert [list(given) for given in sessions] == [list(weights) for weights in compared]
 
 
-def test_a_refit_that_is_off_is_undone(loaded, network: Path, sessions) -> None:
+def test_a_refit_that_is_off_is_undone(
+    loaded: Load, network: Path, sessions: list[dict[str, Tensor]]
+) -> None:
     """And the next one is compared again, though only the first should be: none has passed."""
 
     def refit(old: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tensor]:
