@@ -11,10 +11,30 @@ import torch
 from PIL import Image
 
 import kdrt
-from kdrt.sampling import SAMPLERS, SCHEDULES
-from tests.support.tiny_model import CHANNELS, SCALE, WIDTHS, TinyModel, tiny_model
+from kdrt.bundle.manifest import Dtype
+from kdrt.sampling import (
+    SAMPLERS,
+    SCHEDULES,
+    NoiseSchedule,
+    SeededNoise,
+    make_plan,
+    sample,
+    sigmas_for,
+)
+from tests.support.image_arrays import as_tensor
+from tests.support.tiny_model import (
+    CHANNELS,
+    GUIDANCE_WIDTH,
+    SCALE,
+    WIDTHS,
+    Family,
+    TinyModel,
+    tiny_model,
+    tiny_unet,
+)
 
 PROMPTS = ["a red circle", "a green square"]
+DTYPES: tuple[Dtype, ...] = ("float32", "float16")
 
 
 def test_defaults_are_the_models(sdxl: TinyModel) -> None:
@@ -146,26 +166,76 @@ def test_sizes_default_to_the_image(sdxl: TinyModel) -> None:
     assert seen == [[512, 256, 0, 0, 32, 40]] * 2
 
 
+class ByHand:
+    """Denoised images of a model's tiny UNet with guidance, its velocity put to use by hand.
+
+    Text and sizes are those of the first call that the UNet was given.
+    """
+
+    def __init__(self, model: TinyModel, guidance_scale: float) -> None:
+        call = model.unet.calls[0]
+        self._given = {n: t for n, t in call.items() if n not in ("sample", "timestep")}
+        self._guidance_scale = guidance_scale
+        facts = model.manifest.scheduler
+        betas = np.linspace(facts.beta_start**0.5, facts.beta_end**0.5, 1000) ** 2
+        kept = np.cumprod(1 - betas)
+        self._log_sigmas = np.log((1 - kept) / kept) / 2
+
+    def __call__(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
+        timestep = np.interp(np.log(sigma), self._log_sigmas, np.arange(1000))
+        scale = 1 / (sigma**2 + 1) ** 0.5
+        sample, timesteps = torch.cat([x * scale] * 2), torch.full((2,), timestep).float()
+        velocity = tiny_unet(sample, timesteps, **self._given)
+        self.unconditional, conditional = x * scale**2 - sigma * scale * velocity[:, None]
+        return self.unconditional + self._guidance_scale * (conditional - self.unconditional)
+
+
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_sampler_makes_an_image(tmp_path: Path, family: str, sampler: str) -> None:
+def test_every_sampler_is_run_on_the_networks_denoised_images(
+    tmp_path: Path, family: Family, sampler: str
+) -> None:
     model = tiny_model(tmp_path, family, prediction_type="v_prediction")
-    result = model.pipeline("a", steps=3, seed=0, sampler=sampler, output_type="np")
-    assert np.isfinite(result.images).all()
-    assert result.infotexts[0].sampler == SAMPLERS[sampler].label
+    sigmas = [9.0, 3.0, 0.8, 0.0]
+    images = model.pipeline(
+        "a", "b", sigmas=sigmas, seed=5, sampler=sampler, guidance_scale=3.0, output_type="latent"
+    ).images
+    planned, source = make_plan(sampler, sigmas), SeededNoise([5], (CHANNELS, 8, 6))
+    noise = source.draw(planned.slots) if planned.slots else None
+    expected = sample(planned, source.latents() * sigmas[0], ByHand(model, 3.0), noise)
+    torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_every_schedule_makes_an_image(sd: TinyModel, schedule: str) -> None:
-    result = sd.pipeline("a", steps=3, seed=0, schedule=schedule, output_type="np")
-    assert np.isfinite(result.images).all()
+def test_every_schedule_is_walked_to_its_end(sd: TinyModel, schedule: str) -> None:
+    seen: list[float] = []
+    sd.pipeline("a", steps=3, seed=0, schedule=schedule, callback=lambda s: seen.append(s.sigma))
+    table = NoiseSchedule.from_betas(0.00085, 0.012, "scaled_linear")
+    name = "leading" if schedule == "scheduler" else schedule  # the checkpoint's own
+    expected = sigmas_for(name, 3, table, steps_offset=1)
+    assert seen == pytest.approx(expected[:-1])
+    assert len(sd.unet.calls) == 3
 
 
-def test_half_precision_and_distilled_models(tmp_path: Path) -> None:
-    model = tiny_model(tmp_path, dtype="float16", distilled=True, freeu=False)
-    result = model.pipeline(PROMPTS, steps=2, seed=0, output_type="np")
-    assert np.isfinite(result.images).all()
-    assert [len(call["sample"]) for call in model.unet.calls] == [2, 2]
+def test_half_precision_rounds_and_nothing_else(tmp_path: Path) -> None:
+    images = []
+    for dtype in DTYPES:
+        model = tiny_model(tmp_path / dtype, dtype=dtype, distilled=True, freeu=False)
+        result = model.pipeline(PROMPTS, steps=2, seed=0, output_type="latent")
+        assert model.unet.calls[0]["sample"].dtype == getattr(torch, dtype)
+        images.append(as_tensor(result.images))
+    full, half = images
+    assert 0 < (half - full).norm() / full.norm() < 5e-3
+
+
+def test_a_distilled_model_takes_the_guidance_as_an_input(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path, distilled=True)
+    for guidance_scale in (2.0, 2.0, 8.0):
+        model.pipeline(PROMPTS, steps=1, seed=0, guidance_scale=guidance_scale)
+    first, again, other = (call["timestep_cond"] for call in model.unet.calls)
+    assert first.shape == (len(PROMPTS), GUIDANCE_WIDTH)
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other, atol=0.1)
 
 
 def test_freeu_reaches_the_unet_for_one_call(sdxl: TinyModel) -> None:
