@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -117,6 +118,25 @@ def test_import_and_help_load_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_every_extra_that_is_named_exists() -> None:
+    """In messages, in pages and in what continuous integration runs."""
+    places = [*ROOT.glob("*.md"), ROOT / ".ci" / "run"]
+    for folder in ("kdrt", "export", "engines", "benchmarks", "docs", "examples", ".github"):
+        places += [f for f in (ROOT / folder).rglob("*") if f.suffix in {".py", ".md", ".yml"}]
+    named: set[str] = set()
+    for place in places:
+        for extras in re.findall(r"(?:kdrt|\.)\[([a-z,-]+)\]", place.read_text(encoding="utf-8")):
+            named |= set(extras.split(","))
+    assert {"dev", "export", "gpu", "tensorrt"} <= named <= set(PROJECT["optional-dependencies"])
+
+
+def test_the_commands_of_the_readme_install_what_they_run() -> None:
+    exporter = {canonicalize_name(Requirement(line).name) for line in _extra("export")}
+    assert exporter <= _installed_by("first command")
+    # What .ci/run calls in the same environment.
+    assert {"pytest", "pytest-xdist", "mypy", "ruff"} <= _installed_by("test command")
+
+
 def test_every_direct_dependency_has_a_tested_version() -> None:
     pinned = _constraints()
     missing = [name for name in _requirements() if name not in pinned]
@@ -132,6 +152,32 @@ def test_tested_versions_lie_within_the_declared_bounds() -> None:
 @pytest.mark.parametrize("name", ["torch", "onnxruntime", "tokenizers"])
 def test_an_installed_core_dependency_satisfies_its_bound(name: str) -> None:
     assert _requirements()[name].specifier.contains(importlib.metadata.version(name))
+
+
+def _extra(name: str) -> list[str]:
+    """The requirements of an extra, those of the extras that it names included."""
+    lines: list[str] = []
+    for line in PROJECT["optional-dependencies"][name]:
+        requirement = Requirement(line)
+        if requirement.name == "kdrt":
+            lines += [inner for extra in requirement.extras for inner in _extra(extra)]
+        else:
+            lines.append(line)
+    return lines
+
+
+def _installed_by(mark: str) -> set[str]:
+    """The direct requirements that a marked command of the README installs of kdrt."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    command = readme.partition(f"<!-- {mark} -->")[2].partition("<!-- end -->")[0]
+    installed: set[str] = set()
+    for line in re.findall(r"pip install (.*?)(?: &&|$)", command, flags=re.MULTILINE):
+        arguments = shlex.split(line)
+        assert (ROOT / arguments[arguments.index("-c") + 1]).is_file(), "the tested versions"
+        for extras in re.findall(r"\.\[(.*)\]", line):
+            lines = PROJECT["dependencies"] + [r for e in extras.split(",") for r in _extra(e)]
+            installed |= {canonicalize_name(Requirement(each).name) for each in lines}
+    return installed
 
 
 def _requirements() -> dict[str, Requirement]:

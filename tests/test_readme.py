@@ -103,23 +103,6 @@ def test_the_first_command_of_the_readme(home: Path, tmp_path: Path, monkeypatch
     assert (tmp_path / "red-circle.png").is_file()
 
 
-def test_the_first_command_installs_exports_and_generates() -> None:
-    line = marked("first command").strip()
-    assert "\n" not in line
-    install = ".venv/bin/pip install -q -c tests/constraints.txt '.[export]'"
-    assert line.startswith(f"python3 -m venv .venv && {install} && ")
-    assert [command[0] for command in commands(line)] == ["export", "generate"]
-
-
-def test_the_test_command_installs_what_was_tested() -> None:
-    line = marked("test command").strip()
-    assert "\n" not in line
-    *installs, tests = line.split(" && ")
-    assert installs[0] == "python3 -m venv .venv"
-    assert all("-c tests/constraints.txt" in install for install in installs[1:])
-    assert tests == ".venv/bin/python -m pytest"
-
-
 @linking
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):

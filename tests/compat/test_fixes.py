@@ -182,11 +182,6 @@ def test_deterministic_samplers_leave_the_global_generator_alone(sd: Any, sample
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_v_prediction_of_sdxl(sdxl: Any) -> None:
-    """It raised a TypeError; that it is right is tested in test_compat_parity."""
-    assert make(sdxl.pipe(prediction_type="v_prediction")).isfinite().all()
-
-
 def test_outputs(tiny: Any) -> None:
     pipe = tiny.pipe()
     size = {"height": 24, "width": 16, "num_inference_steps": 2}
