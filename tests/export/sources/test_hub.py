@@ -121,6 +121,23 @@ def test_a_revision_stands_behind_the_name(hub: Hub, sd_folder: Path) -> None:
         open_source("someone/model@v2", revision="v3")
 
 
+@pytest.mark.parametrize(
+    ("name", "repository"),
+    [
+        ("sd15", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
+        ("sdxl", "stabilityai/stable-diffusion-xl-base-1.0"),
+        ("sdxl-turbo", "stabilityai/sdxl-turbo"),
+    ],
+)
+def test_a_short_name_is_downloaded_from_where_its_model_lies(
+    hub: Hub, sd_folder: Path, name: str, repository: str
+) -> None:
+    hub.repositories[repository] = sd_folder
+    source = open_source(name)
+    assert (source.name, source.origin, source.revision) == (name, repository, COMMIT)
+    assert hub.downloaded
+
+
 def test_a_single_file_on_the_hub(
     hub: Hub,
     sd_folder: Path,

@@ -58,14 +58,6 @@ def test_a_hub_id_without_a_network(what: str) -> None:
         open_source(what)
 
 
-@pytest.mark.parametrize(
-    ("name", "hub_names"),
-    [("sd15", "stable-diffusion-v1-5"), ("sdxl", "xl-base-1.0"), ("sdxl-turbo", "turbo")],
-)
-def test_short_names_mean_hub_ids(name: str, hub_names: str) -> None:
-    assert hub_names in KNOWN_MODELS[name].repo
-
-
 def test_a_folder_that_is_no_pipeline(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"no diffusers folder: model_index\.json is missing"):
         open_source(str(tmp_path))
