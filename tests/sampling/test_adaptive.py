@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kdrt.errors import InvalidRequestError, NonFiniteError
-from kdrt.sampling import AdaptivePlan, SeededNoise, make_plan, run, sample
+from kdrt.sampling import AdaptivePlan, AdaptiveStep, SeededNoise, make_plan, run, sample
 from tests.support.denoisers import flow, gaussian, mixture, rough
 from tests.support.operators import OperatorRecorder
 
@@ -64,6 +64,7 @@ def test_equals_k_diffusion(kd: ModuleType, options: dict[str, Any]) -> None:
         for step in run(make_plan("dpm_adaptive", GRID, **options), x, denoise, lambda _: draw()[0])
     ]
     result, last = steps[-1]
+    assert isinstance(last, AdaptiveStep)
     assert (result - expected).abs().max() <= 1e-12 * expected.abs().max()
     assert len(steps) == info["n_accept"]
     assert last.rejected == info["n_reject"]
@@ -104,10 +105,11 @@ def test_an_image_does_not_depend_on_its_batch(eta: float) -> None:
 def test_yields_the_steps_of_every_image() -> None:
     latents = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * GRID[0]
     before = latents.clone()
-    seen = [
-        (step.index, step.image, step.sigma, step.sigma_next, step.latents.clone())
-        for step in run(make_plan("dpm_adaptive", GRID), latents, rough(3, torch.float32))
-    ]
+    seen = []
+    for step in run(make_plan("dpm_adaptive", GRID), latents, rough(3, torch.float32)):
+        assert isinstance(step, AdaptiveStep)
+        state = step.latents.clone()
+        seen.append((step.index, step.image, step.sigma, step.sigma_next, state))
     assert torch.equal(latents, before)
     assert [step[0] for step in seen] == list(range(len(seen)))
     for image in (0, 1):
@@ -123,6 +125,7 @@ def test_one_read_back_a_try() -> None:
     latents = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * GRID[0]
     with OperatorRecorder() as recorder:
         *_, last = run(make_plan("dpm_adaptive", GRID, h_init=3.0), latents, gaussian(0.5))
+    assert isinstance(last, AdaptiveStep)
     assert last.rejected > 0
     tries = last.index + 1 + last.rejected
     assert recorder.names.count("aten._local_scalar_dense.default") == tries

@@ -23,7 +23,7 @@ from tests.support.operators import OperatorRecorder
 
 NAMES = [name for name, info in SAMPLERS.items() if info.capturable]
 SHAPE = (2, 4, 4, 4)
-EVERY_SAMPLER_AND_CHURN = [(name, {}) for name in NAMES] + [
+EVERY_SAMPLER_AND_CHURN: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in NAMES] + [
     (name, {"s_churn": 4.0}) for name in ("euler", "heun", "dpm_2")
 ]
 
@@ -38,7 +38,7 @@ def prepared(
     return planned, source.latents() * float(sigmas[0]), source.draw(planned.slots)
 
 
-def silent(name: str) -> dict[str, float]:
+def silent(name: str) -> dict[str, Any]:
     """Options with which a sampler adds no noise."""
     options = SAMPLERS[name].options
     return {option: 0.0 for option in ("eta", "s_noise") if option in options}
@@ -162,6 +162,7 @@ def test_the_loop_neither_reads_back_nor_allocates(
         longest += 2 + planned.history  # the same again, without a copy
     if planned.needs_unconditional:
         longest += 1 + planned.history
+    assert planned.evaluations is not None
     assert len(recorder.names) - after_first <= longest * planned.evaluations
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 import kdrt
 from kdrt.bundle import EdmFacts
 from kdrt.sampling import SAMPLERS, k_diffusion
+from tests.support.image_arrays import as_tensor
 from tests.support.tiny_model import TinyModel, tiny_model
 
 NATIVE = (
@@ -44,7 +45,8 @@ needs_k_diffusion = pytest.mark.skipif(
 def latents_of(model: TinyModel, sampler: Any, seed: Any = (3, 9), **arguments: Any) -> Tensor:
     prompts = ["a red circle", "a green square"][: len(seed)]
     arguments = {"steps": 6, "output_type": "latent", **arguments}
-    return model.pipeline(prompts, "blurry", sampler=sampler, seed=list(seed), **arguments).images
+    arguments |= {"sampler": sampler, "seed": list(seed)}
+    return as_tensor(model.pipeline(prompts, "blurry", **arguments).images)
 
 
 @needs_k_diffusion
@@ -142,16 +144,17 @@ def test_the_callers_random_numbers_are_left_alone(sdxl: TinyModel) -> None:
             "a", steps=4, seed=5, sampler=wandering, output_type="latent"
         )
         numbers += [float(torch.rand(())) for _ in generation]
-        return numbers, generation.result().images
+        return numbers, as_tensor(generation.result().images)
 
     with_run, first = drawn(True)
     without, _ = drawn(False)
     assert with_run == without
     torch.manual_seed(99)
-    again = sdxl.pipeline("a", steps=4, seed=5, sampler=wandering, output_type="latent").images
+    options: dict[str, Any] = {"steps": 4, "sampler": wandering, "output_type": "latent"}
+    again = as_tensor(sdxl.pipeline("a", seed=5, **options).images)
     assert first is not None
     assert torch.equal(first, again)
-    other = sdxl.pipeline("a", steps=4, seed=6, sampler=wandering, output_type="latent").images
+    other = as_tensor(sdxl.pipeline("a", seed=6, **options).images)
     assert not torch.equal(other, again)
 
 
@@ -265,7 +268,7 @@ def test_an_unknown_original(sdxl: TinyModel) -> None:
 
 
 def test_a_missing_package_is_named(sdxl: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(k_diffusion.PathFinder, "find_spec", lambda name: None)
+    monkeypatch.setattr("kdrt.sampling.k_diffusion.PathFinder.find_spec", lambda name: None)
     monkeypatch.delitem(sys.modules, k_diffusion._PACKAGE, raising=False)
     command = "pip install 'kdrt[k-diffusion]' && pip install --no-deps k-diffusion"
     with pytest.raises(kdrt.InvalidRequestError, match=re.escape(command)):

@@ -235,7 +235,7 @@ def test_one_step_crashes_upstream(kd: ModuleType, name: str) -> None:
 @pytest.mark.filterwarnings("ignore:Should have t")  # torchsde, of its own rounding
 @pytest.mark.parametrize("seeds", [7, [7, 8]])
 def test_brownian_increments_are_bit_equal(kd: ModuleType, seeds: int | list[int]) -> None:
-    sigmas = np.float32([14.6, 3.0, 0.7, 0.03]).astype(np.float64)
+    sigmas = np.array([14.6, 3.0, 0.7, 0.03], np.float32).astype(np.float64)
     slots = make_plan("euler_ancestral", sigmas).slots
     drawn = BrownianNoise(SHAPE, seeds, sigmas[-1], sigmas[0]).draw(slots)
     oracle = kd.BrownianTreeNoiseSampler(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def test_evaluations_in_the_middle_differ_in_coefficients_only(
 ) -> None:
     """What lets one captured graph serve many steps: the registers repeat with the ring."""
     # Noise between two levels only is another operation there than elsewhere.
-    everywhere = {"s_tmin": 0.0, "s_tmax": math.inf} if name == "sa_solver" else {}
+    everywhere: dict[str, Any] = {"s_tmin": 0.0, "s_tmax": math.inf} if name == "sa_solver" else {}
     planned = make_plan(name, sigmas_for("exponential", 30, sd), **everywhere)
     shapes = [
         tuple(i._replace(coefficient=0.0, second=0) for i in each.instructions)
@@ -119,7 +120,7 @@ def test_a_compiled_plan_is_the_plan(planned: Plan) -> None:
     latents = torch.randn(2, 3, generator=generator, dtype=torch.float64)
     noise = torch.randn(len(planned.slots), 2, 3, generator=generator, dtype=torch.float64)
     start = latents + planned.initial_noise * noise[planned.initial_slot or 0]
-    state, results, unguided = start, [], []
+    state, results, unguided = start, list[torch.Tensor](), list[torch.Tensor]()
     for index, stage in enumerate(planned.stages):
         denoised = state.sin()
         results.insert(0, state - denoised if planned.residual else denoised)

@@ -23,8 +23,13 @@ RANGES = [(low, low * factor) for low, factor in RANDOM.uniform([0.001, 5], [0.5
 @pytest.mark.parametrize(("low", "high"), RANGES)
 def test_k_diffusion(kd: ModuleType, steps: int, low: float, high: float) -> None:
     rho = float(RANDOM.uniform(0.5, 9))
-    span = {"sigma_min": low, "sigma_max": high}
-    for name, options in [("karras", {"rho": rho}), ("exponential", {}), ("polyexponential", {})]:
+    span: dict[str, Any] = {"sigma_min": low, "sigma_max": high}
+    own: dict[str, dict[str, Any]] = {
+        "karras": {"rho": rho},
+        "exponential": {},
+        "polyexponential": {},
+    }
+    for name, options in own.items():
         expected = getattr(kd, f"get_sigmas_{name}")(steps, low, high, **options).numpy()
         np.testing.assert_allclose(
             sigmas_for(name, steps, SD, **span, **options), expected, rtol=2e-5
@@ -32,7 +37,7 @@ def test_k_diffusion(kd: ModuleType, steps: int, low: float, high: float) -> Non
 
 
 def test_k_diffusions_vp_and_training_grid(kd: ModuleType, kd_external: ModuleType) -> None:
-    options = {"beta_d": 14.3, "beta_min": 0.27, "eps_s": 0.02}
+    options: dict[str, Any] = {"beta_d": 14.3, "beta_min": 0.27, "eps_s": 0.02}
     expected = kd.get_sigmas_vp(17, **options).numpy()
     np.testing.assert_allclose(sigmas_for("vp", 17, SD, **options), expected, rtol=1e-4)
     upstream = kd_external.DiscreteSchedule(torch.tensor(SD.sigmas), quantize=False)
@@ -64,7 +69,7 @@ def test_diffusers_spacings(spacing: str, steps: int) -> None:
         **({} if spacing == "leading" else {"exact_diffusers": True}),
     )
     np.testing.assert_allclose(grid, expected, rtol=2e-5)
-    own = sigmas_for(spacing, steps, SD, **({"steps_offset": 1} if spacing == "leading" else {}))
+    own = sigmas_for(spacing, steps, SD, steps_offset=int(spacing == "leading"))
     assert len(own) == steps + 1
     if spacing == "trailing" and steps in (61, 103):
         assert len(grid) == steps + 2

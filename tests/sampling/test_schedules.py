@@ -185,9 +185,7 @@ def test_grids_of_the_removed_pipelines(
         ("vp", {}),
     ],
 )
-def test_formulas_equal_k_diffusion(
-    kd: ModuleType, schedule: str, options: dict[str, float]
-) -> None:
+def test_formulas_equal_k_diffusion(kd: ModuleType, schedule: str, options: dict[str, Any]) -> None:
     make = getattr(kd, f"get_sigmas_{schedule}")
     ends = () if schedule == "vp" else (SD.sigma_min, SD.sigma_max)
     expected = make(20, *ends, **options).numpy()

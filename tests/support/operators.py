@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class OperatorRecorder(TorchDispatchMode):
-    """Names every operator that runs, and those whose result is not in memory they were given."""
+    """Names every operator that runs, and those whose result lies in no memory they were given."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,8 +22,11 @@ class OperatorRecorder(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         self.names.append(str(func))
-        given = {t.data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        made = {t.data_ptr() for t in tree_leaves(result) if isinstance(t, Tensor)}
-        if not made <= given:
+        if not _memory(result) <= _memory((args, kwargs)):
             self.allocating.append(str(func))
         return result
+
+
+def _memory(values: Any) -> set[int]:
+    leaves = tree_leaves(values)
+    return {t.untyped_storage().data_ptr() for t in leaves if isinstance(t, Tensor)}

@@ -38,6 +38,7 @@ from kdrt.sampling.samplers import (
 from kdrt.sampling.samplers.dpm_adaptive import AdaptivePlan
 from kdrt.sampling.samplers.options import check_options, options_of
 from kdrt.sampling.schedules import SCHEDULES
+from kdrt.sampling.schedules.training import Float64Array
 
 __all__ = ["SAMPLERS", "SamplerInfo", "find_sampler", "label_of", "make_plan", "split_label"]
 
@@ -291,7 +292,9 @@ def label_of(name: str, options: Mapping[str, Any]) -> str:
     return info.label
 
 
-def make_plan(sampler: str, sigmas: Sequence[float], /, **options: Any) -> Plan | AdaptivePlan:
+def make_plan(
+    sampler: str, sigmas: Sequence[float] | Float64Array, /, **options: Any
+) -> Plan | AdaptivePlan:
     """Plan a run of ``sampler`` down ``sigmas``.
 
     Args:
@@ -341,7 +344,7 @@ def _check_coefficients(plan: Plan) -> None:
         raise OverflowError
 
 
-def _checked_grid(sigmas: Sequence[float]) -> tuple[float, ...]:
+def _checked_grid(sigmas: Sequence[float] | Float64Array) -> tuple[float, ...]:
     try:
         grid = tuple(float(sigma) for sigma in sigmas)
     except (TypeError, ValueError, OverflowError) as error:

@@ -15,7 +15,7 @@ _SAME = 1e-9
 
 
 def partial_grid(
-    sigmas: Sequence[float],
+    sigmas: Sequence[float] | Float64Array,
     noise_schedule: NoiseSchedule,
     *,
     strength: float | None = None,
