@@ -13,6 +13,7 @@ from kdrt.build import engines
 from kdrt.build.engines import Tools
 from kdrt.bundle import Bundle
 from kdrt_engines.tensorrt.refit_result import RefitResult
+from tests.support.command_line import Cli
 from tests.support.engine_bundle import VERSION, WEIGHTS, Builder, Checker, engine_bundle
 from tests.support.rtx_machine import install_tensorrt, plug_in
 from tests.support.trt_recorder import RecordedGpu
@@ -32,7 +33,7 @@ def bundle(tmp_path: Path) -> Bundle:
     return engine_bundle(tmp_path / "bundle")
 
 
-def test_evidence_is_printed_and_kept(cli, bundle: Bundle) -> None:
+def test_evidence_is_printed_and_kept(cli: Cli, bundle: Bundle) -> None:
     outcome = cli("build", bundle.path, "--gpu", "sm86,sm89", "--component", "unet")
     assert outcome.code == 0
     said = "2/2 attentions fused, 7 kernels, scratch 0.0 MB"
@@ -46,7 +47,7 @@ def test_evidence_is_printed_and_kept(cli, bundle: Bundle) -> None:
     assert "any (B=1..8 L=12..36" in shown.out
 
 
-def test_inspect_says_why_an_engine_is_not_used(cli, bundle: Bundle) -> None:
+def test_inspect_says_why_an_engine_is_not_used(cli: Cli, bundle: Bundle) -> None:
     cli("build", bundle.path, "--gpu", "sm89", "--component", "unet")
     (record,) = bundle.path.glob("engines/tensorrt-rtx/unet-*/record.json")
     record.write_text(record.read_text().replace("4096", "1"))
@@ -56,7 +57,7 @@ def test_inspect_says_why_an_engine_is_not_used(cli, bundle: Bundle) -> None:
     assert "was changed after the build" in " ".join(outcome.out.split())
 
 
-def test_options_reach_the_builder(cli, bundle: Bundle, builder: Builder) -> None:
+def test_options_reach_the_builder(cli: Cli, bundle: Bundle, builder: Builder) -> None:
     command = (
         *("build", bundle.path, "--engine", "tensorrt-rtx", "--gpu", "sm89", "--gpu", "12.0"),
         *("--profile", "square", "--profile", "static:64x48x1", "--component", "vae_decoder"),
@@ -69,7 +70,9 @@ def test_options_reach_the_builder(cli, bundle: Bundle, builder: Builder) -> Non
     assert len(builder.jobs) == 2
 
 
-def test_a_unet_that_is_not_fused_is_a_loud_warning(cli, bundle: Bundle, builder: Builder) -> None:
+def test_a_unet_that_is_not_fused_is_a_loud_warning(
+    cli: Cli, bundle: Bundle, builder: Builder
+) -> None:
     builder.fused = 0
     outcome = cli("build", bundle.path, "--gpu", "sm89")
     assert outcome.code == 0
@@ -125,13 +128,15 @@ def test_onnx_runtime_takes_no_options_of_tensorrt(cli, bundle: Bundle) -> None:
         (["--refittable", "--component", "vae_decoder"], "no LoRA changes vae_decoder"),
     ],
 )
-def test_refusals(cli, bundle: Bundle, builder: Builder, options: list[str], said: str) -> None:
+def test_refusals(
+    cli: Cli, bundle: Bundle, builder: Builder, options: list[str], said: str
+) -> None:
     assert said in cli("build", bundle.path, *options).refusal()
     assert not builder.jobs
 
 
 def test_refittable_engines_are_shown_as_such(
-    cli, bundle: Bundle, builder: Builder, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, bundle: Bundle, builder: Builder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
@@ -150,7 +155,7 @@ def test_refittable_engines_are_shown_as_such(
 
 
 def test_a_flavour_that_is_not_installed(
-    cli, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
     monkeypatch.setenv("COLUMNS", "100")
@@ -181,7 +186,7 @@ def exported(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return given
 
 
-def test_an_export_can_build(cli, exported: dict[str, Any], builder: Builder) -> None:
+def test_an_export_can_build(cli: Cli, exported: dict[str, Any], builder: Builder) -> None:
     options = ("--gpu", "sm89", "--profile", "square")
     outcome = cli("export", "demo", "--target", "tensorrt-rtx", "--target", "torch", *options)
     assert outcome.code == 0
@@ -191,7 +196,7 @@ def test_an_export_can_build(cli, exported: dict[str, Any], builder: Builder) ->
     assert "2/2 attentions fused" in outcome.out
 
 
-def test_a_precision_that_was_chosen_stays(cli, exported: dict[str, Any]) -> None:
+def test_a_precision_that_was_chosen_stays(cli: Cli, exported: dict[str, Any]) -> None:
     options = ("--target", "tensorrt-rtx", "--gpu", "sm89", "--precision", "bf16")
     assert cli("export", "demo", *options).code == 0
     assert exported["precision"] == "bf16"
@@ -207,7 +212,7 @@ def test_a_precision_that_was_chosen_stays(cli, exported: dict[str, Any]) -> Non
     ],
 )
 def test_what_cannot_be_built_is_said_before_the_export(
-    cli, exported: dict[str, Any], options: list[str], said: str
+    cli: Cli, exported: dict[str, Any], options: list[str], said: str
 ) -> None:
     assert said in cli("export", "demo", *options).refusal()
     assert not exported

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from kdrt.common.terminal_report import TerminalReport
 from kdrt.errors import ExportError
+from tests.support.command_line import Cli
 
 
 class Stub(ModuleType):
@@ -48,7 +49,9 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Stub:
     return stub
 
 
-def test_progress_goes_to_stderr_and_the_path_to_stdout(cli, stage: Stub, tmp_path: Path) -> None:
+def test_progress_goes_to_stderr_and_the_path_to_stdout(
+    cli: Cli, stage: Stub, tmp_path: Path
+) -> None:
     outcome = cli("export", "demo", "-o", tmp_path / "bundle")
     assert outcome.code == 0
     assert "✓ unet: verify" in outcome.err
@@ -57,7 +60,7 @@ def test_progress_goes_to_stderr_and_the_path_to_stdout(cli, stage: Stub, tmp_pa
     assert f'next: kdrt generate {tmp_path / "bundle"} "' in outcome.err
 
 
-def test_defaults(cli, stage: Stub, tmp_path: Path) -> None:
+def test_defaults(cli: Cli, stage: Stub, tmp_path: Path) -> None:
     cli("export", "demo", "-o", tmp_path / "bundle")
     assert stage.called["source"] == "demo"
     assert stage.called["precision"] == "auto"
@@ -67,7 +70,7 @@ def test_defaults(cli, stage: Stub, tmp_path: Path) -> None:
     assert stage.called["random_weights"] is False
 
 
-def test_options_reach_the_exporter(cli, stage: Stub, tmp_path: Path) -> None:
+def test_options_reach_the_exporter(cli: Cli, stage: Stub, tmp_path: Path) -> None:
     cli(
         *("export", "sd15", "-o", tmp_path / "bundle", "--name", "mine", "--precision", "fp16"),
         *("--weights", "int8"),
@@ -97,12 +100,12 @@ def test_options_reach_the_exporter(cli, stage: Stub, tmp_path: Path) -> None:
     ],
 )
 def test_an_option_without_effect_is_refused(
-    cli, stage: Stub, arguments: list[str], said: str
+    cli: Cli, stage: Stub, arguments: list[str], said: str
 ) -> None:
     assert said in cli("export", *arguments).refusal()
 
 
-def test_the_stub_takes_what_the_exporter_takes(stage: Stub, tmp_path: Path, cli) -> None:
+def test_the_stub_takes_what_the_exporter_takes(stage: Stub, tmp_path: Path, cli: Cli) -> None:
     cli("export", "demo", "-o", tmp_path / "bundle")
     sys.modules.pop("kdrt_export.stage")
     from kdrt_export.stage import export
@@ -111,7 +114,9 @@ def test_the_stub_takes_what_the_exporter_takes(stage: Stub, tmp_path: Path, cli
 
 
 @pytest.mark.parametrize("package", ["diffusers", "transformers", "onnx"])
-def test_a_missing_package_names_the_extra(cli, stage: Stub, tmp_path: Path, package: str) -> None:
+def test_a_missing_package_names_the_extra(
+    cli: Cli, stage: Stub, tmp_path: Path, package: str
+) -> None:
     stage.error = ModuleNotFoundError(f"No module named '{package}'", name=f"{package}.models")
     outcome = cli("export", "demo", "-o", tmp_path / "bundle")
     assert outcome.code == 2
@@ -122,7 +127,7 @@ def test_a_missing_package_names_the_extra(cli, stage: Stub, tmp_path: Path, pac
     )
 
 
-def test_a_failed_export_marks_its_stage(cli, stage: Stub, tmp_path: Path) -> None:
+def test_a_failed_export_marks_its_stage(cli: Cli, stage: Stub, tmp_path: Path) -> None:
     stage.error = ExportError("the unet is off by 0.1")
     outcome = cli("export", "demo", "-o", tmp_path / "bundle")
     assert outcome.code == 2
@@ -131,7 +136,7 @@ def test_a_failed_export_marks_its_stage(cli, stage: Stub, tmp_path: Path) -> No
     assert sentence == "error: the unet is off by 0.1"
 
 
-def test_control_c(cli, stage: Stub, tmp_path: Path) -> None:
+def test_control_c(cli: Cli, stage: Stub, tmp_path: Path) -> None:
     stage.error = KeyboardInterrupt()
     outcome = cli("export", "demo", "-o", tmp_path / "bundle")
     assert outcome.code == 130
@@ -146,7 +151,7 @@ def test_control_c(cli, stage: Stub, tmp_path: Path) -> None:
         ("./no-such-file.safetensors", "no-such-file.safetensors"),
     ],
 )
-def test_an_unknown_source(cli, home: Path, source: str, said: str) -> None:
+def test_an_unknown_source(cli: Cli, home: Path, source: str, said: str) -> None:
     refusal = cli("export", source).refusal()
     assert said in refusal
     assert "sdxl" in refusal  # what is allowed

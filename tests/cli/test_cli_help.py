@@ -6,14 +6,17 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
+from typer.core import TyperArgument, TyperOption
 
 import kdrt
 from kdrt import cli as command_line
 from kdrt.cli.app import _CALLED_HERE
 from kdrt.errors import KdrtError
+from tests.support.command_line import Cli
 
 COMMANDS = (
     "export",
@@ -30,12 +33,12 @@ COMMANDS = (
 )
 
 
-def test_version(cli) -> None:
+def test_version(cli: Cli) -> None:
     outcome = cli("--version")
     assert (outcome.code, outcome.out) == (0, f"kdrt {kdrt.__version__}\n")
 
 
-def test_help_names_every_command_and_gives_examples(cli) -> None:
+def test_help_names_every_command_and_gives_examples(cli: Cli) -> None:
     outcome = cli("--help")
     assert outcome.code == 0
     for command in COMMANDS:
@@ -45,17 +48,18 @@ def test_help_names_every_command_and_gives_examples(cli) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_option_of_a_command_is_explained(cli, command: str) -> None:
+def test_every_option_of_a_command_is_explained(cli: Cli, command: str) -> None:
     outcome = cli(command, "--help")
     assert outcome.code == 0
-    parser = typer.main.get_command(command_line.app).commands[command]
+    parser = typer.main.get_group(command_line.app).commands[command]
     for parameter in parser.params:
+        assert isinstance(parameter, TyperArgument | TyperOption)
         assert parameter.help, f"{command} {parameter.name} has no help"
         assert parameter.help.endswith((".", "./]")), f"{command} {parameter.name}"
 
 
 def test_examples_in_help_parse() -> None:
-    group = typer.main.get_command(command_line.app)
+    group = typer.main.get_group(command_line.app)
     examples = 0
     for name, command in group.commands.items():
         text = (command.help or "").replace("\\\n", " ")
@@ -67,7 +71,7 @@ def test_examples_in_help_parse() -> None:
     assert examples >= 8
 
 
-def test_no_command_shows_the_help(cli) -> None:
+def test_no_command_shows_the_help(cli: Cli) -> None:
     outcome = cli()
     assert outcome.code == 2
     assert "Usage: kdrt" in outcome.out + outcome.err
@@ -76,7 +80,7 @@ def test_no_command_shows_the_help(cli) -> None:
 @pytest.mark.parametrize(
     "arguments", [["exprt"], ["generate"], ["generate", "demo"], ["inspect", "--nonsense", "x"]]
 )
-def test_wrong_usage_exits_with_2(cli, arguments: list[str]) -> None:
+def test_wrong_usage_exits_with_2(cli: Cli, arguments: list[str]) -> None:
     outcome = cli(*arguments)
     assert outcome.code == 2
     assert "Traceback" not in outcome.err
@@ -94,7 +98,7 @@ def test_wrong_usage_exits_with_2(cli, arguments: list[str]) -> None:
         (["rm", "demo", "--force"], "No such option: --force"),
     ],
 )
-def test_near_misses_are_answered_with_the_right_word(cli, arguments: list[str], said: str) -> None:
+def test_near_misses_are_answered_with_the_right_word(cli: Cli, arguments: list[str], said: str) -> None:
     outcome = cli(*arguments)
     assert outcome.code == 2
     assert said in outcome.err
@@ -106,7 +110,7 @@ def test_words_of_other_programs_lead_to_commands() -> None:
     assert not {*_CALLED_HERE} & {*commands}
 
 
-def test_debug_keeps_the_traceback(home) -> None:
+def test_debug_keeps_the_traceback(home: Path) -> None:
     with pytest.raises(KdrtError):
         command_line.run(["--debug", "inspect", "nothing"])
 
@@ -120,7 +124,7 @@ def test_debug_keeps_the_traceback_of_a_bug(monkeypatch: pytest.MonkeyPatch) -> 
         command_line.run(["--debug", "doctor"])
 
 
-def test_control_c_says_interrupted(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_control_c_says_interrupted(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted() -> None:
         raise KeyboardInterrupt
 

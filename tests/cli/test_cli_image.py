@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.command_line import Cli
+
 FAST = ("--steps", "4", "--no-progress", "--seed", "3")
 
 
-def test_from_an_image_with_and_without_a_mask(cli, demo: str, tmp_path: Path) -> None:
+def test_from_an_image_with_and_without_a_mask(cli: Cli, demo: str, tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
     image, mask = tmp_path / "in.png", tmp_path / "mask.png"
     Image.fromarray(noise).save(image)
@@ -40,7 +42,7 @@ def test_from_an_image_with_and_without_a_mask(cli, demo: str, tmp_path: Path) -
     ("content", "words"), [(None, "No such file"), (b"text", "it is no image, or damaged")]
 )
 def test_an_image_that_cannot_be_read(
-    cli, home: Path, tmp_path: Path, content: bytes | None, words: str
+    cli: Cli, home: Path, tmp_path: Path, content: bytes | None, words: str
 ) -> None:
     image = tmp_path / "in.png"
     if content is not None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
 from kdrt.sampling import SAMPLERS, SCHEDULES
 from kdrt_engines.registry import EngineStatus, find_engines
+from tests.support.command_line import Cli
 
 
-def test_samplers_are_all_listed(cli) -> None:
+def test_samplers_are_all_listed(cli: Cli) -> None:
     outcome = cli("samplers")
     assert outcome.code == 0
     for name, info in SAMPLERS.items():
@@ -20,13 +22,13 @@ def test_samplers_are_all_listed(cli) -> None:
         assert all(option in outcome.out for option in info.options)
 
 
-def test_samplers_as_json(cli) -> None:
+def test_samplers_as_json(cli: Cli) -> None:
     listed = json.loads(cli("samplers", "--json").out, parse_constant=pytest.fail)
     assert [sampler["name"] for sampler in listed] == list(SAMPLERS)
     assert listed[0]["options"]["s_tmax"] == "inf"
 
 
-def test_schedules_are_all_listed(cli) -> None:
+def test_schedules_are_all_listed(cli: Cli) -> None:
     outcome = cli("schedules")
     assert outcome.code == 0
     for name, info in SCHEDULES.items():
@@ -40,7 +42,7 @@ def test_schedules_are_all_listed(cli) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
-def test_schedules_are_drawn(cli, tmp_path, suffix: str) -> None:
+def test_schedules_are_drawn(cli: Cli, tmp_path: Path, suffix: str) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / "new" / f"schedules{suffix}"
     assert cli("schedules", "--plot", path, "--steps", 7).out == f"{path}\n"
@@ -51,7 +53,7 @@ def test_schedules_are_drawn(cli, tmp_path, suffix: str) -> None:
         assert drawn.startswith(b"\x89PNG")
 
 
-def test_drawings_that_cannot_be(cli, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drawings_that_cannot_be(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "must end in .png" in cli("schedules", "--plot", tmp_path / "a.txt").refusal()
     assert "at least 2" in cli("schedules", "--plot", "a.png", "--steps", "1").refusal()
     (tmp_path / "file").touch()
@@ -61,7 +63,7 @@ def test_drawings_that_cannot_be(cli, tmp_path, monkeypatch: pytest.MonkeyPatch)
     assert "kdrt[bench]" in cli("schedules", "--plot", tmp_path / "a.png").refusal()
 
 
-def test_doctor_names_engines_and_bundles(cli, home) -> None:
+def test_doctor_names_engines_and_bundles(cli: Cli, home: Path) -> None:
     (home / "bundles" / "mine").mkdir(parents=True)
     (home / "bundles" / "mine" / "manifest.json").write_text("{}")
     outcome = cli("doctor")
@@ -72,7 +74,7 @@ def test_doctor_names_engines_and_bundles(cli, home) -> None:
     assert "mine" in outcome.out
 
 
-def test_doctor_as_json(cli, home) -> None:
+def test_doctor_as_json(cli: Cli, home: Path) -> None:
     machine = json.loads(cli("doctor", "--json").out)
     assert machine["cores"] >= 1
     assert machine["memory"] > machine["memory_free"] > 0
@@ -81,7 +83,7 @@ def test_doctor_as_json(cli, home) -> None:
     assert machine["bundles"] == []
 
 
-def test_doctor_without_any_engine(cli, home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_without_any_engine(cli: Cli, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = (EngineStatus("onnxruntime", False, None, "not installed"),)
     monkeypatch.setattr("kdrt.backends.doctor.find_engines", lambda: nothing)
     outcome = cli("doctor")

@@ -22,6 +22,7 @@ from kdrt.images.metadata import check_metadata
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt.request.request import Request
 from kdrt.request.resolve import resolve
+from tests.support.command_line import Cli
 
 RESOLVED = "nothing is wrong with this request"
 
@@ -109,13 +110,13 @@ def is_refused(outcome: Any) -> None:
     st.sampled_from(["a red circle", "", "\udcff", "\0", "(" * 50, "-x"]),
 )
 def test_any_value_of_generate(
-    cli, folder: Path, given_options: list[tuple[str, str]], prompt: str
+    cli: Cli, folder: Path, given_options: list[tuple[str, str]], prompt: str
 ) -> None:
     arguments = [f"{name}={value}" for name, value in given_options]
     is_refused(cli("generate", "demo", *arguments, "--", prompt))
 
 
-def test_every_option_of_generate_can_be_right(cli, folder: Path) -> None:
+def test_every_option_of_generate_can_be_right(cli: Cli, folder: Path) -> None:
     right = [
         *("--sampler", "euler_ancestral", "--sampler-option", "eta=0.5", "--schedule", "karras"),
         *("--schedule-option", "rho=5", "--steps", "3", "--seed", str(2**64 - 1), "--count", "2"),
@@ -127,19 +128,19 @@ def test_every_option_of_generate_can_be_right(cli, folder: Path) -> None:
     assert cli("generate", "demo", "", *right).refusal() == RESOLVED
 
 
-def test_images_to_come_are_counted_before_their_names_are_made(cli, folder: Path) -> None:
+def test_images_to_come_are_counted_before_their_names_are_made(cli: Cli, folder: Path) -> None:
     refusal = cli("generate", "demo", "a", "--count", 10**23).refusal()
     assert refusal == f"count must be at most 10000, not {10**23}"
 
 
-def test_names_that_no_file_can_have(cli, folder: Path) -> None:
+def test_names_that_no_file_can_have(cli: Cli, folder: Path) -> None:
     long = "a" * 250 + ".png"
     assert cli("generate", "demo", "a", "-o", long).refusal() == RESOLVED
     assert "over 255 bytes" in cli("generate", "demo", "a", "-o", long, "--count", 2).refusal()
     assert "no home folder" in cli("generate", "demo", "a", "-o", "~nosuchuser/a.png").refusal()
 
 
-def test_outputs_that_are_no_files(cli, folder: Path) -> None:
+def test_outputs_that_are_no_files(cli: Cli, folder: Path) -> None:
     os.mkfifo(folder / "fifo.png")
     assert "a device or a pipe" in cli("generate", "demo", "a", "-o", "fifo.png").refusal()
     assert "it is not a file" in cli("generate", "demo", "a", "--image", "fifo.png").refusal()
@@ -148,7 +149,9 @@ def test_outputs_that_are_no_files(cli, folder: Path) -> None:
 
 @settings(quietly, max_examples=25)
 @given(st.sampled_from(["samplers", "schedules", "info"]), st.lists(words, max_size=3))
-def test_any_argument_of_the_lists(cli, folder: Path, command: str, arguments: list[str]) -> None:
+def test_any_argument_of_the_lists(
+    cli: Cli, folder: Path, command: str, arguments: list[str]
+) -> None:
     if command == "schedules" and len(arguments) > 1:
         arguments = [f"--steps={arguments[0]}", f"--plot=no/{arguments[1]}"]
     outcome = cli(command, *arguments)
@@ -198,7 +201,7 @@ def test_metadata_of_damaged_images(
     path.unlink()
 
 
-def test_info_does_not_steer_the_terminal(cli, folder: Path) -> None:
+def test_info_does_not_steer_the_terminal(cli: Cli, folder: Path) -> None:
     path = kdrt.save_image(Image.new("L", (8, 8)), folder / "any.png", "\x1b[2J\x9b\nSteps: 1")
     shown = cli("info", path)
     assert shown.code == 0

@@ -14,12 +14,15 @@ from pathlib import Path
 import pytest
 
 from kdrt import cli as command_line
+from tests.support.command_line import Cli
 
 KDRT = (sys.executable, "-m", "kdrt")
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
-def run(*arguments: str, redirect: str = "", **environment: str) -> subprocess.CompletedProcess:
+def run(
+    *arguments: str, redirect: str = "", **environment: str
+) -> subprocess.CompletedProcess[str]:
     """``kdrt ARGUMENTS`` in a shell, with a redirection."""
     return subprocess.run(
         ["sh", "-c", f'"$@" {redirect}', "sh", *KDRT, *arguments],
@@ -106,7 +109,9 @@ def test_control_c_while_commands_are_imported_says_interrupted(tmp_path: Path) 
     assert process.returncode == 130
 
 
-def test_control_c_that_a_library_makes_something_else_of(cli, monkeypatch) -> None:
+def test_control_c_that_a_library_makes_something_else_of(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def importing() -> None:
         try:
             os.kill(os.getpid(), signal.SIGINT)
@@ -129,7 +134,9 @@ class Panic(BaseException):
 
 
 @pytest.mark.parametrize("kind", [ZeroDivisionError, RecursionError, Panic])
-def test_a_bug_is_one_sentence_and_a_file(cli, home: Path, monkeypatch, kind: type) -> None:
+def test_a_bug_is_one_sentence_and_a_file(
+    cli: Cli, home: Path, monkeypatch: pytest.MonkeyPatch, kind: type
+) -> None:
     def broken() -> None:
         raise kind("of a test")
 
@@ -145,7 +152,9 @@ def test_a_bug_is_one_sentence_and_a_file(cli, home: Path, monkeypatch, kind: ty
     assert "in broken" in text
 
 
-def test_a_bug_is_told_where_nothing_can_be_written(cli, monkeypatch) -> None:
+def test_a_bug_is_told_where_nothing_can_be_written(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken() -> None:
         raise ZeroDivisionError
 
@@ -156,7 +165,7 @@ def test_a_bug_is_told_where_nothing_can_be_written(cli, monkeypatch) -> None:
     assert "the details cannot be saved" in outcome.err
 
 
-def test_too_little_memory_is_one_sentence(cli, monkeypatch) -> None:
+def test_too_little_memory_is_one_sentence(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def huge() -> None:
         raise MemoryError
 
