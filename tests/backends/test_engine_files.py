@@ -88,7 +88,7 @@ def command_in(error: Exception) -> list[str]:
     _, text, _ = str(error).split("`")
     program, called, *arguments = shlex.split(text)
     assert (program, called) == ("kdrt", "build")
-    parser = typer.main.get_command(cli.app).commands[called]
+    parser = typer.main.get_group(cli.app).commands[called]
     parser.make_context(called, list(arguments)).close()
     return arguments
 

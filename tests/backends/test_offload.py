@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import weakref
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from kdrt.backends.stages import stage_of
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt_engines import Engine, EngineSpec, TensorSpec
 from kdrt_engines.torch_eager import TorchEngine
+from tests.support.image_arrays import as_array
 from tests.support.tiny_model import TinyModel, tiny_model
 
 ENCODER = EngineSpec(
@@ -48,7 +51,7 @@ class Watched:
                 name,
                 specs[name],
                 torch.device("cpu"),
-                lambda name=name: self._load(name, modules[name], specs[name]),
+                partial(self._load, name, modules[name], specs[name]),
             )
             for name in modules
         }
@@ -65,14 +68,14 @@ class Watched:
 
 @pytest.mark.parametrize("options", [{}, {"sampler": "dpm_adaptive"}, {"images_per_prompt": 2}])
 def test_the_images_are_the_same_and_one_stage_is_in_memory(
-    tmp_path: Path, options: dict[str, object]
+    tmp_path: Path, options: dict[str, Any]
 ) -> None:
     model = tiny_model(tmp_path, "sdxl")
     watched = Watched(model)
-    arguments = {"steps": 4, "seed": 3, "output_type": "np", **options}
-    expected = model.pipeline("a red circle", "green", **arguments).images
+    arguments: dict[str, Any] = {"steps": 4, "seed": 3, "output_type": "np", **options}
+    expected = as_array(model.pipeline("a red circle", "green", **arguments).images)
     for _ in range(2):
-        actual = watched.pipeline("a red circle", "green", **arguments).images
+        actual = as_array(watched.pipeline("a red circle", "green", **arguments).images)
         assert np.array_equal(actual, expected)
     assert watched.together, "something was loaded"
     assert all(len(stages) == 1 for stages in watched.together), watched.together

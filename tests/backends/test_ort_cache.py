@@ -6,6 +6,7 @@ import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from kdrt.common.atomic_io import UNFINISHED, _host
 from kdrt.common.lock import only_builder
 from kdrt.errors import OutputError
 from kdrt_export.report import Silent
+from tests.support.image_arrays import as_tensor
 
 FILES = ("model.onnx", "weights.bin", "invariants.onnx", "invariants.bin")
 
@@ -50,7 +52,8 @@ def test_an_export_keeps_all_networks(demo_bundle: Path) -> None:
 
 def test_the_images_are_the_same_without(bundle: Bundle) -> None:
     def latents() -> torch.Tensor:
-        return kdrt.load(bundle)("a red circle", seed=1, steps=3, output_type="latent").images
+        pipe = kdrt.load(bundle)
+        return as_tensor(pipe("a red circle", seed=1, steps=3, output_type="latent").images)
 
     kept = latents()
     shutil.rmtree(bundle.path / "engines" / "onnxruntime")
@@ -59,7 +62,7 @@ def test_the_images_are_the_same_without(bundle: Bundle) -> None:
 
 
 def test_no_image_depends_on_the_prompt_before_it(bundle: Bundle) -> None:
-    asked = [
+    asked: list[dict[str, Any]] = [
         {"prompt": "a red circle"},
         {"prompt": "a blue star"},
         {"prompt": "a red circle", "negative_prompt": "blue"},
@@ -69,8 +72,8 @@ def test_no_image_depends_on_the_prompt_before_it(bundle: Bundle) -> None:
         {"prompt": "a red circle"},
     ]
 
-    def latents(pipe: kdrt.Pipeline, request: dict) -> torch.Tensor:
-        return pipe(**request, seed=1, steps=2, output_type="latent").images
+    def latents(pipe: kdrt.Pipeline, request: dict[str, Any]) -> torch.Tensor:
+        return as_tensor(pipe(**request, seed=1, steps=2, output_type="latent").images)
 
     pipe = kdrt.load(bundle)
     together = [latents(pipe, request) for request in asked]

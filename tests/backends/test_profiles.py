@@ -18,7 +18,7 @@ from kdrt.backends.profiles import (
 from kdrt.bundle import LatentFacts, Manifest
 from kdrt.errors import EngineError
 from kdrt_engines.profiles import Profile, Range
-from tests.support.tiny_model import MAX_LENGTH, SCALE, TinyModel, tiny_model
+from tests.support.tiny_model import MAX_LENGTH, SCALE, Family, TinyModel, tiny_model
 
 sizes = st.integers(1, 400)
 same_model = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -49,7 +49,7 @@ def one(manifest: Manifest, component: str, name: str) -> Profile:
 )
 def test_sizes_follow_from_the_default(
     tmp_path: Path,
-    family: str,
+    family: Family,
     pixels: int,
     name: str,
     height: tuple[int, int, int],
