@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,9 +73,9 @@ MASK[:32] = 255
     ids=["plain", "unguided", "rescaled", "cfg++", "noisy", "masked"],
 )
 def test_every_level_makes_the_same_images(
-    sdxl: TinyModel, made: list[Work], level: str, options: dict[str, object]
+    sdxl: TinyModel, made: list[Work], level: str, options: dict[str, Any]
 ) -> None:
-    arguments = {"steps": 5, "output_type": "latent", **options}
+    arguments: dict[str, Any] = {"steps": 5, "output_type": "latent", **options}
     pipe = at(sdxl, level)
     for seed in (1, 2):
         expected = sdxl.pipeline("a red circle", seed=seed, **arguments).images
@@ -92,7 +93,7 @@ def test_an_interval_of_guidance_makes_the_same_images(
     """Steps have a graph for each kind of evaluation; an interval that leaves the sequence of
     kinds as it is needs no other graph of the whole run."""
     options = {"image": torch.ones(1, 4, 8, 6), "mask_image": MASK} if masked else {}
-    arguments = {"steps": 6, "seed": 1, "output_type": "latent", **options}
+    arguments: dict[str, Any] = {"steps": 6, "seed": 1, "output_type": "latent", **options}
     pipe = at(sdxl, level)
     for limits, graphs in (((0.5, 5.0), 1), ((0.5, 5.1), 1), ((-1.0, 5.0), 2)):
         expected = sdxl.pipeline("a", guidance_interval=limits, **arguments).images
@@ -105,7 +106,12 @@ def test_an_interval_of_guidance_makes_the_same_images(
 def test_a_deep_cache_makes_the_same_images(tmp_path: Path, made: list[Work], level: str) -> None:
     model = tiny_model(tmp_path, "sdxl", deep=True)
     pipe = at(model, level)
-    arguments = {"steps": 6, "sampler": "heun", "output_type": "latent", "deep_cache": 3}
+    arguments: dict[str, Any] = {
+        "steps": 6,
+        "sampler": "heun",
+        "output_type": "latent",
+        "deep_cache": 3,
+    }
     for seed, more, graphs in ((1, {}, 1), (2, {}, 1), (3, {"guidance_interval": (0.5, 5.0)}, 2)):
         expected = model.pipeline("a", seed=seed, **arguments, **more).images
         actual = pipe("a", seed=seed, **arguments, **more).images
@@ -127,7 +133,7 @@ def test_one_capture_serves_every_guidance_scale(sdxl: TinyModel, made: list[Wor
 def test_a_region_is_replaced_in_place(sdxl: TinyModel, made: list[Work]) -> None:
     pipe = at(sdxl, "step")
     for value, mask in ((1.0, MASK), (-0.5, np.ascontiguousarray(MASK[::-1]))):
-        options = {
+        options: dict[str, Any] = {
             "image": torch.full((1, 4, 8, 6), value),
             "mask_image": mask,
             "steps": 4,

@@ -88,7 +88,7 @@ def ends(steps):
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "dpmpp_sde", "heun", "lms"])
 @pytest.mark.parametrize("level", ["off", "step", "loop"])
 @pytest.mark.parametrize("watched", [True, False])
-def test_every_level_gives_the_same_states(sampler, level, watched, capture):
+def test_every_level_gives_the_same_states(sampler, level, watched, capture) -> None:
     planned = make_plan(sampler, SIGMAS)
     latents, noise = latents_and_noise(planned)
     expected = ends(run(planned, latents, Network(), noise))
@@ -101,7 +101,7 @@ def test_every_level_gives_the_same_states(sampler, level, watched, capture):
         torch.testing.assert_close(state, wanted, rtol=1e-5, atol=2e-5)
 
 
-def test_one_step_graph_serves_all_plans_with_the_same_registers(capture, made):
+def test_one_step_graph_serves_all_plans_with_the_same_registers(capture, made) -> None:
     runner = CudaGraphRunner(Network(), "step", CudaGraphCache(), capture)
     for sigmas in (SIGMAS, (9.0, 4.0, 1.0, 0.3, 0.1, 0.0)):
         planned = make_plan("dpmpp_2m", sigmas)
@@ -111,7 +111,7 @@ def test_one_step_graph_serves_all_plans_with_the_same_registers(capture, made):
     assert made[0].replays == 10
 
 
-def test_the_whole_loop_is_one_launch_unless_somebody_watches(capture, made):
+def test_the_whole_loop_is_one_launch_unless_somebody_watches(capture, made) -> None:
     runner = CudaGraphRunner(Network(), "loop", CudaGraphCache(), capture)
     planned = make_plan("dpmpp_2m", SIGMAS)
     latents, noise = latents_and_noise(planned)
@@ -122,7 +122,7 @@ def test_the_whole_loop_is_one_launch_unless_somebody_watches(capture, made):
     assert [graph.replays for graph in made] == [3, 5]
 
 
-def test_another_guidance_mode_is_another_graph(capture, made):
+def test_another_guidance_mode_is_another_graph(capture, made) -> None:
     network = Network()
     runner = CudaGraphRunner(network, "step", CudaGraphCache(), capture)
     planned = make_plan("euler", SIGMAS)
@@ -133,7 +133,7 @@ def test_another_guidance_mode_is_another_graph(capture, made):
 
 
 @pytest.mark.parametrize("level", ["step", "loop"])
-def test_evaluations_that_do_less_are_graphs_of_their_own(level, capture, made):
+def test_evaluations_that_do_less_are_graphs_of_their_own(level, capture, made) -> None:
     """One a kind for steps; for a whole run one a sequence of kinds."""
     network = Network()
     runner = CudaGraphRunner(network, level, CudaGraphCache(), capture)
@@ -154,7 +154,7 @@ def test_evaluations_that_do_less_are_graphs_of_their_own(level, capture, made):
     assert replays == ([2, 1] if level == "loop" else [5 + 5 + 7, 4 + 4 + 2])
 
 
-def test_what_cannot_be_captured_runs_one_level_lower_and_says_so_once(capture):
+def test_what_cannot_be_captured_runs_one_level_lower_and_says_so_once(capture) -> None:
     def only_steps(work, held):
         only_steps.calls += 1
         if only_steps.calls == 1:
@@ -180,7 +180,7 @@ def test_what_cannot_be_captured_runs_one_level_lower_and_says_so_once(capture):
         list(runner.run(planned, latents, noise))
 
 
-def test_a_run_can_be_left_at_any_step(capture):
+def test_a_run_can_be_left_at_any_step(capture) -> None:
     runner = CudaGraphRunner(Network(), "step", CudaGraphCache(), capture)
     planned = make_plan("dpmpp_2m", SIGMAS)
     latents, noise = latents_and_noise(planned)
@@ -200,7 +200,7 @@ class Sized:
         pass
 
 
-def test_the_cache_forgets_what_was_not_used_for_longest():
+def test_the_cache_forgets_what_was_not_used_for_longest() -> None:
     cache = CudaGraphCache(limit=100, count=3)
     for key in "abc":
         cache.get(key, lambda: Sized(10))
@@ -213,7 +213,7 @@ def test_the_cache_forgets_what_was_not_used_for_longest():
     assert len(cache) == 3
 
 
-def test_the_cache_is_bounded_by_memory():
+def test_the_cache_is_bounded_by_memory() -> None:
     cache = CudaGraphCache(limit=100)
     for key in "abcd":
         cache.get(key, lambda: Sized(40))

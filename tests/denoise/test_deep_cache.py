@@ -133,7 +133,7 @@ def test_every_kind_of_run(deep: TinyModel) -> None:
     image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
     mask = np.zeros((32, 48), np.uint8)
     mask[:, 20:] = 255
-    options = {
+    options: dict[str, Any] = {
         "image": image,
         "mask_image": mask,
         "steps": 5,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,7 +61,7 @@ def test_the_paper_includes_the_upper_end_only() -> None:
     assert [shortcuts.guides(sigma) for sigma in (3.1, 3.0, 1.1, 1.0)] == [False, True, True, False]
 
 
-def latents(model: TinyModel, **arguments: object) -> torch.Tensor:
+def latents(model: TinyModel, **arguments: Any) -> torch.Tensor:
     arguments = {"steps": 5, "seed": 3, "output_type": "latent", **arguments}
     model.unet.calls.clear()
     result = model.pipeline("a red circle", "green", **arguments).images
@@ -86,7 +88,7 @@ VARIOUS = pytest.mark.parametrize(
 
 @VARIOUS
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
-def test_guidance_everywhere_is_the_plain_run_bit_for_bit(family, options, tmp_path) -> None:
+def test_guidance_everywhere_is_the_plain_run_bit_for_bit(family, options, tmp_path: Path) -> None:
     model = tiny_model(tmp_path, family)
     expected = latents(model, **options)
     assert torch.equal(latents(model, guidance_interval=EVERYWHERE, **options), expected)
@@ -94,7 +96,7 @@ def test_guidance_everywhere_is_the_plain_run_bit_for_bit(family, options, tmp_p
 
 @VARIOUS
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
-def test_guidance_nowhere_is_the_run_without_guidance(family, options, tmp_path) -> None:
+def test_guidance_nowhere_is_the_run_without_guidance(family, options, tmp_path: Path) -> None:
     model = tiny_model(tmp_path, family)
     unguided = latents(model, guidance_scale=1.0, **options)
     expected = batches(model)
@@ -113,7 +115,7 @@ def test_in_between_each_evaluation_is_the_one_or_the_other(
     prepared: list[Denoiser] = []
     original = Denoiser.prepare
 
-    def prepare(self: Denoiser, *arguments: object, **options: object) -> None:
+    def prepare(self: Denoiser, *arguments: object, **options: Any) -> None:
         prepared.append(self)
         original(self, *arguments, **options)
 
@@ -168,7 +170,7 @@ class ByHand:
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2s_ancestral"])
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
-def test_a_deep_cache_is_a_loop_written_by_hand(family, sampler, tmp_path) -> None:
+def test_a_deep_cache_is_a_loop_written_by_hand(family, sampler, tmp_path: Path) -> None:
     """Stages count, not steps."""
     model = tiny_model(tmp_path, family, deep=True)
     actual = latents(model, sampler=sampler, guidance_scale=1.0, deep_cache=3)
@@ -185,7 +187,9 @@ def test_a_deep_cache_is_a_loop_written_by_hand(family, sampler, tmp_path) -> No
 
 
 @VARIOUS
-def test_a_network_that_does_not_change_loses_nothing(options, tmp_path, monkeypatch) -> None:
+def test_a_network_that_does_not_change_loses_nothing(
+    options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With a deep feature that depends on the prompt alone, both halves of every kind of run are
     those of the whole network: nothing is swapped or stale."""
     from tests.support import tiny_model as networks
@@ -204,7 +208,7 @@ def test_a_network_that_does_not_change_loses_nothing(options, tmp_path, monkeyp
         assert len(model.shallow.calls) > 0
 
 
-def test_the_unet_in_use_must_hand_out_its_depth(tmp_path) -> None:
+def test_the_unet_in_use_must_hand_out_its_depth(tmp_path: Path) -> None:
     """An IP-Adapter's, in a bundle that has a shallow one for the plain UNet, does not."""
     model = tiny_model(tmp_path, deep=True)
     request = Request(prompt="a", deep_cache=2)
@@ -259,8 +263,8 @@ def test_a_deep_cache_is_a_number_of_evaluations(value: object) -> None:
         check_deep_cache("deep_cache", 1)
 
 
-def test_where_an_interval_would_do_nothing(sdxl: TinyModel, tmp_path) -> None:
-    def refused(pipe: Pipeline, match: str, **options: object) -> None:
+def test_where_an_interval_would_do_nothing(sdxl: TinyModel, tmp_path: Path) -> None:
+    def refused(pipe: Pipeline, match: str, **options: Any) -> None:
         with pytest.raises(InvalidRequestError, match=match):
             pipe("a", guidance_interval=(0.3, 5.0), **options)
 

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("guidance_rescale", [0.0, 0.7])
 def test_sdxl(tmp_path: Path, prediction_type: str, guidance_rescale: float) -> None:
-    sizes = {"original_size": (80, 70), "crops_coords_top_left": (3, 5)}
+    sizes: dict[str, Any] = {"original_size": (80, 70), "crops_coords_top_left": (3, 5)}
     compare(
         tmp_path,
         "sdxl",
@@ -56,7 +56,7 @@ def test_sdxl_without_negative_prompt(tmp_path: Path, negative: str | None) -> N
 
 def test_sdxl_negative_sizes(tmp_path: Path) -> None:
     # A batch of one: diffusers pairs them wrongly in larger batches.
-    sizes = {"negative_original_size": (10, 20), "negative_target_size": (30, 40)}
+    sizes: dict[str, Any] = {"negative_original_size": (10, 20), "negative_target_size": (30, 40)}
     compare(tmp_path, "sdxl", "epsilon", prompts=POSITIVE[:1], **sizes)
 
 

@@ -364,7 +364,12 @@ def test_a_forked_process_is_told_to_spawn(sdxl: TinyModel) -> None:
 
 def test_the_compat_classes_take_turns_too(sdxl: TinyModel) -> None:
     compat = StableDiffusionXLKDiffusionPipeline(sdxl.pipeline)
-    options = {"num_inference_steps": 2, "output_type": "np", "height": 64, "width": 64}
+    options: dict[str, Any] = {
+        "num_inference_steps": 2,
+        "output_type": "np",
+        "height": 64,
+        "width": 64,
+    }
 
     def called(number: int) -> Job:
         def job(_: Pipeline) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -363,7 +364,7 @@ def test_cfg_pp_keeps_the_unconditional_noise(sdxl: TinyModel, guidance_scale: f
     x = torch.randn(shape, generator=torch.Generator().manual_seed(3))
     arguments = {"latents": x, "sigmas": sigmas, "seed": 0, "output_type": "latent"}
 
-    def latents(**options: object) -> torch.Tensor:
+    def latents(**options: Any) -> torch.Tensor:
         return sdxl.pipeline("a", "b", **arguments, **options).images.double()
 
     result = latents(sampler="euler_cfg_pp", guidance_scale=guidance_scale)

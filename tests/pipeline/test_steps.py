@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,12 @@ FACTORS = ((0.5, 0.0, 0.0), (0.0, 0.5, 0.0), (0.0, 0.0, 0.5), (0.1, -0.1, 0.2), 
 
 
 def test_steps_make_the_image_of_a_call(sdxl: TinyModel) -> None:
-    arguments = {"steps": 5, "seed": 3, "guidance_scale": 4.0, "original_size": (70, 60)}
+    arguments: dict[str, Any] = {
+        "steps": 5,
+        "seed": 3,
+        "guidance_scale": 4.0,
+        "original_size": (70, 60),
+    }
     generation = sdxl.pipeline.steps("a red circle", "blurry", **arguments, output_type="np")
     assert len(generation) == 5
     steps = [(step.index, step.sigma, step.sigma_next) for step in generation]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def test_embeddings_do_what_their_prompts_do(
     request: pytest.FixtureRequest, family: str, negative: str | list[str] | None
 ) -> None:
     model: TinyModel = request.getfixturevalue(family)
-    options = {"steps": 1, "seed": 0, "output_type": "np"}
+    options: dict[str, Any] = {"steps": 1, "seed": 0, "output_type": "np"}
     expected = model.pipeline(PROMPTS, negative, clip_skip=1, images_per_prompt=2, **options)
     told = seen(model)
     both = model.pipeline.encode_prompt(PROMPTS, negative, clip_skip=1)
@@ -193,7 +194,7 @@ NEGATIVE = {"negative_prompt_embeds": HIDDEN, "negative_pooled_prompt_embeds": P
     ],
 )
 def test_what_does_not_fit_is_refused(
-    sdxl: TinyModel, arguments: dict[str, object], message: str
+    sdxl: TinyModel, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(kdrt.InvalidRequestError, match=re.escape(message)):
         sdxl.pipeline(steps=1, seed=0, **arguments)

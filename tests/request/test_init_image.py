@@ -85,7 +85,7 @@ class Pair:
 
     def compare(self, image: Tensor, mask: Tensor | None, strength: float, output: str) -> None:
         generator = torch.Generator().manual_seed(3)
-        masks = {} if mask is None else {"mask_image": mask}
+        masks: dict[str, Any] = {} if mask is None else {"mask_image": mask}
         expected = self.theirs(
             POSITIVE,
             image=image,
@@ -151,7 +151,12 @@ def test_the_refiner_is_diffusers(tmp_path: Path, scores: dict[str, float]) -> N
     ours = Pipeline(Bundle(tmp_path, manifest), {**both.engines, "unet": unet})
 
     latents = torch.randn(2, 4, HEIGHT // SCALE, WIDTH // SCALE)
-    common = {"original_size": (80, 70), "guidance_scale": 5.0, "output_type": "latent", **scores}
+    common: dict[str, Any] = {
+        "original_size": (80, 70),
+        "guidance_scale": 5.0,
+        "output_type": "latent",
+        **scores,
+    }
     expected = theirs(
         POSITIVE,
         image=latents,
@@ -290,7 +295,12 @@ def test_unmasked_pixels_are_the_images_own(sdxl: TinyModel) -> None:
     image = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
     mask = np.zeros((64, 48), np.uint8)
     mask[10:30, 5:20] = 255
-    options = {"image": Image.fromarray(image), "mask_image": mask, "steps": 4, "seed": 1}
+    options: dict[str, Any] = {
+        "image": Image.fromarray(image),
+        "mask_image": mask,
+        "steps": 4,
+        "seed": 1,
+    }
     result = np.asarray(pipe("a", **options).images[0])
     assert np.array_equal(result[mask == 0], image[mask == 0])
     assert not np.array_equal(result[mask > 0], image[mask > 0])
@@ -298,7 +308,9 @@ def test_unmasked_pixels_are_the_images_own(sdxl: TinyModel) -> None:
     assert not np.array_equal(decoded[mask == 0], image[mask == 0])
     assert np.array_equal(decoded[mask > 0], result[mask > 0])
     # A soft mask blends: half way between the two where it is one half.
-    soft = np.where(mask > 0, 1.0, np.where(image[..., 0] > 128, 0.4, 0.0)).astype(np.float32)
+    soft = np.where(mask > 0, 1.0, np.where(image[..., 0] > 128, 0.4, 0.0)).astype(
+        np.float32
+    )
     blended = pipe("a", **(options | {"mask_image": soft, "output_type": "np"})).images[0]
     halfway = 0.6 * image / 255 + 0.4 * decoded / 255
     chosen = soft == np.float32(0.4)
@@ -340,7 +352,13 @@ def test_little_strength_changes_little(sdxl: TinyModel) -> None:
     pipe = with_encoder(sdxl)
     image = np.random.default_rng(0).random((64, 48, 3), dtype=np.float32)
     blocky = image[::8, ::8].repeat(8, 0).repeat(8, 1) * 0.8 + 0.1
-    options = {"image": blocky, "seed": 0, "steps": 20, "guidance_scale": 1, "output_type": "np"}
+    options: dict[str, Any] = {
+        "image": blocky,
+        "seed": 0,
+        "steps": 20,
+        "guidance_scale": 1,
+        "output_type": "np",
+    }
     little, much = (
         np.abs(pipe("a", strength=s, **options).images[0] - blocky).mean() for s in (0.05, 0.9)
     )
@@ -350,7 +368,7 @@ def test_little_strength_changes_little(sdxl: TinyModel) -> None:
 def test_an_image_decides_the_size(sdxl: TinyModel) -> None:
     pipe = with_encoder(sdxl)
     image = Image.new("RGB", (53, 70))
-    options = {"image": image, "steps": 2, "seed": 0}
+    options: dict[str, Any] = {"image": image, "steps": 2, "seed": 0}
     assert pipe("a", **options).images[0].size == (48, 64)
     assert pipe("a", height=32, width=40, **options).images[0].size == (40, 32)
     assert pipe("a", height=32, **options).images[0].size == (48, 32)
@@ -361,7 +379,7 @@ def test_an_image_decides_the_size(sdxl: TinyModel) -> None:
 def test_images_of_a_batch(sdxl: TinyModel) -> None:
     pipe = with_encoder(sdxl)
     images = [Image.new("RGB", (48, 64), color) for color in ("red", "blue")]
-    options = {"steps": 4, "strength": 0.5, "output_type": "pt"}
+    options: dict[str, Any] = {"steps": 4, "strength": 0.5, "output_type": "pt"}
     batch = pipe(["a", "b"], image=images, images_per_prompt=2, seed=5, **options).images
     for index, (prompt, image) in enumerate(
         (prompt, image) for prompt, image in zip("ab", images, strict=True) for _ in range(2)

@@ -32,7 +32,7 @@ def test_the_least_is_latents_noise_and_pixels(sdxl: TinyModel) -> None:
 
 
 FREE = 10**9
-LARGE = {"height": 8192, "width": 8192}
+LARGE: dict[str, Any] = {"height": 8192, "width": 8192}
 NOISY = {"images_per_prompt": 64, "height": 512, "width": 512, "sampler": "euler_ancestral"}
 TOO_MUCH: list[dict[str, Any]] = [
     LARGE,
@@ -66,7 +66,11 @@ def test_what_cannot_fit_is_refused_before_it_is_tried(
 
 def test_noise_is_counted_with_the_steps(sdxl: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rest of the request would fit."""
-    request = {"images_per_prompt": 1000, "sampler": "euler_ancestral", "output_type": "latent"}
+    request: dict[str, Any] = {
+        "images_per_prompt": 1000,
+        "sampler": "euler_ancestral",
+        "output_type": "latent",
+    }
     needed = request_memory(sdxl.manifest.latents, 1000, 64, 48, draws=99, decoded=False)
     monkeypatch.setattr(memory, "_WORTH_ASKING", 0)
     monkeypatch.setattr(memory, "free_memory", lambda _: needed - 1)

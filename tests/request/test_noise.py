@@ -19,7 +19,12 @@ PROMPTS = ["a", "b"]
 
 
 def make(model: TinyModel, **arguments: Any) -> Any:
-    given = {"steps": 3, "sampler": "euler_ancestral", "seed": 4, "output_type": "latent"}
+    given: dict[str, Any] = {
+        "steps": 3,
+        "sampler": "euler_ancestral",
+        "seed": 4,
+        "output_type": "latent",
+    }
     return model.pipeline(PROMPTS, **given | arguments)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from kdrt.errors import InvalidRequestError
 from tests.support.tiny_model import TinyModel
 
-SIZE = {"height": 16, "width": 16, "steps": 2}
+SIZE: dict[str, Any] = {"height": 16, "width": 16, "steps": 2}
 STRANGE: dict[str, Callable[[Tensor], Tensor]] = {
     "meta": lambda t: t.to("meta"),
     "sparse": lambda t: t.to_sparse(),
@@ -25,7 +25,7 @@ STRANGE: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_one_sentence_names_the_argument(sd: TinyModel, name: str, kind: str) -> None:
-    tensors = {
+    tensors: dict[str, Any] = {
         "latents": torch.zeros(1, 4, 8, 8),
         "prompt_embeds": torch.zeros(1, 16, 6),
         "image": torch.zeros(1, 3, 16, 16),
