@@ -13,7 +13,7 @@ from kdrt.backends.refit_gate import VARIABLE, refit_gate
 from kdrt.build.engines import Tools, build_engines
 from kdrt.bundle import Bundle
 from kdrt.errors import EngineRejectedError, InvalidRequestError, ShapeError
-from kdrt_engines.tensorrt.engine import TensorRTBinding, TensorRTEngine
+from kdrt_engines.tensorrt.engine import TensorRTEngine
 from kdrt_engines.tensorrt.flavour import TENSORRT_RTX
 from kdrt_engines.tensorrt.refit_check import RefitGate
 from tests.support.engine_bundle import Builder, Checker, Listener, engine_bundle
@@ -56,7 +56,7 @@ def test_what_is_loaded_can_be_bound_in_its_profiles(bundle: Bundle) -> None:
     unet = loaded(bundle)
     assert unet.spec == bundle.manifest.components["unet"].spec()
     assert [profile.name for profile in unet.profiles] == ["any"]
-    assert cast("TensorRTBinding", unet.bind(**UNET)).profile == "any"
+    assert unet.bind(**UNET).profile == "any"
 
 
 @pytest.mark.usefixtures("calls")

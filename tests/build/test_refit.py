@@ -48,9 +48,9 @@ def bundle(tmp_path: Path) -> Bundle:
 def build(
     bundle: Bundle, builder: Builder, checker: Checker | None = None, **options: Any
 ) -> list[EngineRecord]:
-    options = {"refittable": True, "report": Listener()} | options
+    defaults: dict[str, Any] = {"refittable": True, "report": Listener()}
     tools = Tools(builder, checker or Checker())
-    return build_engines(bundle, TENSORRT_RTX, (89,), tools=tools, **options)
+    return build_engines(bundle, TENSORRT_RTX, (89,), tools=tools, **defaults | options)
 
 
 def test_only_what_a_lora_can_change_is_refittable(bundle: Bundle, builder: Builder) -> None:

@@ -308,9 +308,7 @@ def test_unmasked_pixels_are_the_images_own(sdxl: TinyModel) -> None:
     assert not np.array_equal(decoded[mask == 0], image[mask == 0])
     assert np.array_equal(decoded[mask > 0], result[mask > 0])
     # A soft mask blends: half way between the two where it is one half.
-    soft = np.where(mask > 0, 1.0, np.where(image[..., 0] > 128, 0.4, 0.0)).astype(
-        np.float32
-    )
+    soft = np.where(mask > 0, 1.0, np.where(image[..., 0] > 128, 0.4, 0.0)).astype(np.float32)
     blended = pipe("a", **(options | {"mask_image": soft, "output_type": "np"})).images[0]
     halfway = 0.6 * image / 255 + 0.4 * decoded / 255
     chosen = soft == np.float32(0.4)

@@ -59,13 +59,19 @@ def load_engines_of(
 def _recorded(bundle: Bundle, record: EngineRecord) -> trt_recorder.EngineFile:
     """What the recorder makes of an engine."""
     spec = bundle.manifest.components[record.key.component].spec()
-    sizes = [[p.sizes(which) for which in ("min", "opt", "max")] for p in record.key.profiles]
     return trt_recorder.EngineFile(
         [_tensor(t, is_input=True) for t in spec.inputs]
         + [_tensor(t, is_input=False) for t in spec.outputs],
         [
-            {t.name: tuple(t.resolve(dims) for dims in three) for t in spec.inputs}
-            for three in sizes
+            {
+                t.name: (
+                    t.resolve(profile.sizes("min")),
+                    t.resolve(profile.sizes("opt")),
+                    t.resolve(profile.sizes("max")),
+                )
+                for t in spec.inputs
+            }
+            for profile in record.key.profiles
         ],
         refittable=WEIGHTS if record.key.refittable else (),
     )

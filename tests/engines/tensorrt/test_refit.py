@@ -220,7 +220,7 @@ def test_an_engine_is_let_go_at_once(loaded: Load) -> None:
         gc.enable()
 
 
-def test_a_fixed_engine_says_so(loaded) -> None:
+def test_a_fixed_engine_says_so(loaded: Load) -> None:
     engine, calls = loaded(refittable=())
     with pytest.raises(FixedWeightsError, match="fixed when it built the engine"):
         engine.with_weights({FIRST: NEW[FIRST]})

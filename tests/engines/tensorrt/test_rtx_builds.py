@@ -72,9 +72,9 @@ def test_every_network_builds_for_several_gpus(
     for component in records:
         for gpu in TARGETS:
             engine = open_engine(bundle, TENSORRT_RTX, component, gpu)
-            header = read_header(engine.plan)
+            header = read_header(engine.content)
             assert header is not None
-            assert header.length == engine.plan.nbytes
+            assert header.length == engine.content.nbytes
             assert header.version == TENSORRT_RTX.version()
             assert header.compute_capabilities == TARGETS
 

@@ -11,7 +11,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from kdrt_export.demo import train
-from kdrt_export.demo.networks import SCALING_FACTOR, make_vae
+from kdrt_export.demo.networks import MAX_LENGTH, SCALING_FACTOR, make_vae, train_tokenizers
 from kdrt_export.demo.scenes import caption, random_scene
 from kdrt_export.demo.train import encode, standardise_latents
 
@@ -44,10 +44,10 @@ def test_a_short_run_gives_an_ordinary_pipeline(tmp_path: Path) -> None:
 
 def test_every_caption_fits_into_the_prompt() -> None:
     rng = np.random.default_rng(0)
-    tokenizer, _ = train.train_tokenizers(rng)
+    tokenizer, _ = train_tokenizers(rng)
     for _ in range(500):
         ids = tokenizer(caption(random_scene(rng, held_out=None), rng)).input_ids
-        assert len(ids) <= train.MAX_LENGTH
+        assert len(ids) <= MAX_LENGTH
 
 
 def test_standardising_changes_the_latents_and_not_the_images() -> None:
