@@ -150,7 +150,9 @@ def test_without_a_name_images_are_numbered_and_can_be_made_again(
     assert Image.open("out.png").tobytes() != Image.open("out-2.png").tobytes()
 
 
-def test_a_name_that_is_taken_is_told_and_its_file_kept(cli: Cli, demo: str, tmp_path: Path) -> None:
+def test_a_name_that_is_taken_is_told_and_its_file_kept(
+    cli: Cli, demo: str, tmp_path: Path
+) -> None:
     (tmp_path / "a.png").write_text("mine")
     command = ("generate", demo, PROMPT, "-o", tmp_path / "a.png", *FAST)
     outcome = cli(*command)
@@ -180,7 +182,9 @@ def test_batches_of_any_size_make_the_same_images(cli: Cli, demo: str, tmp_path:
     assert len(set(made[0])) == 3
 
 
-def test_prompts_from_a_file_labels_on_a_sheet_and_json(cli: Cli, demo: str, tmp_path: Path) -> None:
+def test_prompts_from_a_file_labels_on_a_sheet_and_json(
+    cli: Cli, demo: str, tmp_path: Path
+) -> None:
     (tmp_path / "prompts.txt").write_text("# shapes\na green star\n\na yellow heart\n")
     command = ("generate", demo, "--prompts-file", tmp_path / "prompts.txt", *FAST, "--json")
     outcome = cli(*command, "-o", tmp_path / "a.png", "--grid", tmp_path / "sheet.png", "--seed=7")
@@ -322,7 +326,7 @@ def copy(demo_bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(demo_bundle, tmp_path / "bundle", ignore=ignored))
 
 
-def refusals(cli: Cli, bundle: Path, tmp_path: Path) -> set[str]:
+def refusals(cli, bundle: Path, tmp_path: Path) -> set[str]:
     """What ``inspect`` and ``generate`` say, which must be the same."""
     inspected = cli("inspect", bundle).refusal()
     generated = cli("generate", bundle, PROMPT, "-o", tmp_path / "a.png").refusal()
@@ -334,7 +338,7 @@ def test_a_flipped_byte(cli: Cli, copy: Path, tmp_path: Path) -> None:
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
-    (said,) = refusals(cli: Cli, copy, tmp_path)
+    (said,) = refusals(cli, copy, tmp_path)
     assert "damaged" in said
     assert victim.relative_to(copy).as_posix() in said
 
@@ -342,14 +346,14 @@ def test_a_flipped_byte(cli: Cli, copy: Path, tmp_path: Path) -> None:
 def test_a_missing_file(cli: Cli, copy: Path, tmp_path: Path) -> None:
     victim = next(copy.rglob("model.onnx"))
     victim.unlink()
-    (said,) = refusals(cli: Cli, copy, tmp_path)
+    (said,) = refusals(cli, copy, tmp_path)
     assert victim.relative_to(copy).as_posix() in said
 
 
 def test_an_unknown_schema(cli: Cli, copy: Path, tmp_path: Path) -> None:
     manifest = json.loads((copy / "manifest.json").read_text())
     (copy / "manifest.json").write_text(json.dumps(manifest | {"schema_version": 999}))
-    (said,) = refusals(cli: Cli, copy, tmp_path)
+    (said,) = refusals(cli, copy, tmp_path)
     assert "999" in said
     assert "export the model again" in said
 
@@ -357,13 +361,13 @@ def test_an_unknown_schema(cli: Cli, copy: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{}", "[1]", "not json", '{"schema_version": 1}'])
 def test_a_damaged_manifest(cli: Cli, copy: Path, tmp_path: Path, text: str) -> None:
     (copy / "manifest.json").write_text(text)
-    (said,) = refusals(cli: Cli, copy, tmp_path)
+    (said,) = refusals(cli, copy, tmp_path)
     assert "manifest.json is damaged" in said
 
 
 def test_a_folder_that_is_no_bundle(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    (said,) = refusals(cli: Cli, tmp_path / "empty", tmp_path)
+    (said,) = refusals(cli, tmp_path / "empty", tmp_path)
     assert "not a bundle" in said
 
 

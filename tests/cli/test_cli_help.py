@@ -98,7 +98,9 @@ def test_wrong_usage_exits_with_2(cli: Cli, arguments: list[str]) -> None:
         (["rm", "demo", "--force"], "No such option: --force"),
     ],
 )
-def test_near_misses_are_answered_with_the_right_word(cli: Cli, arguments: list[str], said: str) -> None:
+def test_near_misses_are_answered_with_the_right_word(
+    cli: Cli, arguments: list[str], said: str
+) -> None:
     outcome = cli(*arguments)
     assert outcome.code == 2
     assert said in outcome.err
