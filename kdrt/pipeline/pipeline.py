@@ -594,7 +594,7 @@ class Pipeline(Service):
 
     def _hints(self, job: Job) -> list[PromptSyntaxWarning]:
         columns = (*job.prompts, *(job.negatives or ()))
-        return self._prompts.hints(chain.from_iterable(columns), job.weighting)
+        return self.prompt_encoder.hints(chain.from_iterable(columns), job.weighting)
 
     def _encode(
         self, job: Job, *, doubled: bool

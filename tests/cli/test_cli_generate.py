@@ -458,8 +458,8 @@ def test_networks_in_turn_make_the_same_image(cli: Cli, demo: str, tmp_path: Pat
 
 def test_graphs_without_cuda_are_refused(cli: Cli, demo: str, tmp_path: Path) -> None:
     command = ("generate", demo, PROMPT, "-o", tmp_path / "a.png", "--engine", "onnxruntime")
-    assert "graph='loop' needs CUDA" in cli(*command, "--cuda-graph", "loop").refusal()
-    assert "unknown graph 'all'" in cli(*command, "--cuda-graph", "all").refusal()
+    assert "cuda_graph='loop' needs CUDA" in cli(*command, "--cuda-graph", "loop").refusal()
+    assert "unknown cuda_graph 'all'" in cli(*command, "--cuda-graph", "all").refusal()
     assert "cannot have a fallback" in cli(*command, "--low-vram", "--fallback", "torch").refusal()
 
 

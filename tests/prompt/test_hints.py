@@ -95,7 +95,7 @@ def test_a_call_warns_once_of_each_kind(sd: TinyModel) -> None:
 def test_no_warning_where_it_is_read(sd: TinyModel) -> None:
     pipe = sd.pipeline
     width = pipe.bundle.manifest.text_encoders[0].hidden_size
-    pipe.load_textual_inversion({"[V]": torch.zeros(1, width)})
+    pipe.adapters.load_textual_inversion({"[V]": torch.zeros(1, width)})
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", kdrt.PromptSyntaxWarning)
@@ -103,6 +103,6 @@ def test_no_warning_where_it_is_read(sd: TinyModel) -> None:
             pipe("a [V] dog", steps=1, seed=0)
             pipe.encode_prompt("a [V] dog")
     finally:
-        pipe.unload_textual_inversion()
+        pipe.adapters.unload_textual_inversion()
     with pytest.warns(kdrt.PromptSyntaxWarning, match=r"\[V\]"):
         pipe.encode_prompt("a [V] dog")
