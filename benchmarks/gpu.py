@@ -99,7 +99,7 @@ def measure(
         fewer = max(steps // 2, 1)
         half = milliseconds(lambda: image(fewer), rounds)
         latents = pipe(PROMPT, seed=7, steps=2, output_type="latent").images
-        decode = pipe.stream.calling(pipe.vae.decoder)
+        decode = pipe.cuda_stream.calling(pipe.vae.decoder)
         vae = milliseconds(lambda: decode(latents), rounds)
         texts = milliseconds(text, rounds)
         launches, graphs, waits = count_calls(image).values()

@@ -33,7 +33,7 @@ class Generator:
         self, prompt: str, negative: str, sampler: str, schedule: str, steps: float, seed: float
     ) -> Iterator[tuple[Image.Image, str]]:
         """An image and a line below it, after every step; the finished image comes last."""
-        generation = self._pipe.steps(
+        generation = self._pipe.stream(
             prompt,
             negative or None,
             sampler=sampler,
@@ -45,7 +45,7 @@ class Generator:
             for step in generation:
                 yield step.preview()[0].resize(SIZE), f"step {step.index + 1} of {len(generation)}"
             result = generation.result()
-            yield result.images[0].resize(SIZE), str(result.parameters[0])
+            yield result.images[0].resize(SIZE), str(result.infotexts[0])
         finally:
             generation.close()  # also when the visitor leaves half-way
 

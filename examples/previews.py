@@ -16,7 +16,7 @@ import kdrt
 
 def main(bundle: str = "demo") -> None:
     pipe = kdrt.load(bundle)
-    generation = pipe.steps("a yellow star on a green background", seed=3, steps=12)
+    generation = pipe.stream("a yellow star on a green background", seed=3, steps=12)
     frames = []
     for step in generation:
         print(f"{step.index + 1} of {len(generation)}: sigma {step.sigma:.2f}")

@@ -36,14 +36,17 @@ if TYPE_CHECKING:
         OutputExistsError,
         PipelineClosedError,
         ShapeError,
+        UnknownFieldError,
     )
     from kdrt.images.output import read_infotext, save_image
     from kdrt.images.sheet import image_grid
+    from kdrt.pipeline.loading import load
     from kdrt.pipeline.metadata import Infotext
-    from kdrt.pipeline.pipeline import Pipeline, load
+    from kdrt.pipeline.pipeline import Pipeline
     from kdrt.pipeline.result import Generation, Result
     from kdrt.prompt import Conditioning, PromptSyntaxWarning, Truncation, TruncationWarning
-    from kdrt.request.request import Request
+    from kdrt.request.fields import Request
+    from kdrt.request.recorded import request_from
     from kdrt.sampling import Step
     from kdrt.vae.preview import PreviewStep
 
@@ -74,10 +77,12 @@ __all__ = [
     "Step",
     "Truncation",
     "TruncationWarning",
+    "UnknownFieldError",
     "__version__",
     "image_grid",
     "load",
     "read_infotext",
+    "request_from",
     "save_image",
 ]
 
@@ -88,15 +93,16 @@ _HOME = {
     "Infotext": "kdrt.pipeline.metadata",
     "Pipeline": "kdrt.pipeline.pipeline",
     "PreviewStep": "kdrt.vae.preview",
+    "Request": "kdrt.request.fields",
     "PromptSyntaxWarning": "kdrt.prompt",
-    "Request": "kdrt.request.request",
     "Result": "kdrt.pipeline.result",
     "Step": "kdrt.sampling",
     "Truncation": "kdrt.prompt",
     "TruncationWarning": "kdrt.prompt",
+    "load": "kdrt.pipeline.loading",
     "image_grid": "kdrt.images.sheet",
-    "load": "kdrt.pipeline.pipeline",
     "read_infotext": "kdrt.images.output",
+    "request_from": "kdrt.request.recorded",
     "save_image": "kdrt.images.output",
 }
 

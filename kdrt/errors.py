@@ -26,11 +26,16 @@ __all__ = [
     "OutputExistsError",
     "PipelineClosedError",
     "ShapeError",
+    "UnknownFieldError",
 ]
 
 
 class InvalidRequestError(KdrtError, ValueError):
     """An argument of a generation is wrong: an unknown sampler, an impossible size, …"""
+
+
+class UnknownFieldError(InvalidRequestError, TypeError):
+    """A request has no field of that name."""
 
 
 class BundleError(KdrtError):

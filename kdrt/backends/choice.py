@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kdrt.backends.engine_files import engine_folders
 from kdrt.bundle import Bundle, Component, Manifest
+from kdrt.common.validation import unknown_word
 from kdrt.errors import BundleError, EngineUnavailableError, InvalidRequestError
 from kdrt_engines.cuda_devices import cuda_available
 from kdrt_engines.registry import ENGINES, choose, find_engines
@@ -37,7 +38,7 @@ def known_engine(engine: str) -> str:
         InvalidRequestError: it is not.
     """
     if engine not in ENGINES:
-        raise InvalidRequestError(f"unknown engine {engine!r}; known: {', '.join(ENGINES)}")
+        raise InvalidRequestError(unknown_word("engine", engine, ENGINES))
     return engine
 
 

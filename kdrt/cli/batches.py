@@ -132,7 +132,7 @@ def chosen_batch_size(series: Series, pipe: Pipeline, asked: int | None) -> int:
 
 def generate_batches(
     pipe: Pipeline, series: Series, size: int, watch: Watch | None = None
-) -> Iterator[Result]:
+) -> Iterator[Result[Any]]:
     """Make a series, batch by batch. Where memory runs out, smaller batches are tried.
 
     Args:
@@ -159,10 +159,10 @@ def generate_batches(
         yield result
 
 
-def _generate(pipe: Pipeline, request: Mapping[str, Any], watch: Watch | None) -> Result:
+def _generate(pipe: Pipeline, request: Mapping[str, Any], watch: Watch | None) -> Result[Any]:
     if watch is None:
         return pipe(**request)
-    generation = pipe.steps(**request)
+    generation = pipe.stream(**request)
     for step in generation:
         watch(step, len(generation))
     return generation.result()

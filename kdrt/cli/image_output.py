@@ -47,7 +47,7 @@ class ImageOutput:
         self._sheet = None if sheet is None else _Sheet(series, sheet)
         self._as_json = as_json
 
-    def add(self, result: Result) -> None:
+    def add(self, result: Result[Any]) -> None:
         """The next images are made."""
         for index, seed in enumerate(result.seeds):
             path = self._save(result, index)
@@ -61,7 +61,7 @@ class ImageOutput:
             path = self._sheet.save()
             _print_line(self._as_json, path, f"grid of {self.saved}", {"grid": self.saved})
 
-    def _save(self, result: Result, index: int) -> Path:
+    def _save(self, result: Result[Any], index: int) -> Path:
         if self._sheet is not None:
             self._sheet.add(result.images[index])
         return self._files.save(
@@ -83,7 +83,7 @@ class LatentsOutput:
         self._as_json = as_json
         self._latents: list[Tensor] = []
 
-    def add(self, result: Result) -> None:
+    def add(self, result: Result[Any]) -> None:
         """The next latents are made."""
         assert isinstance(result.images, Tensor)
         self._latents.append(result.images.cpu())

@@ -13,7 +13,8 @@ def info(
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """
-    Print the generation parameters that an image carries, and which program wrote them.
+    Print the generation parameters that an image carries, which program wrote them, and the
+    command that makes it again.
 
     Read are those of kdrt, of the AUTOMATIC1111 web UI and of programs with its format, and those
     of ComfyUI, InvokeAI, NovelAI and Fooocus.
@@ -26,13 +27,17 @@ def info(
     import re
     import warnings
 
+    from kdrt.cli.command import command_of
     from kdrt.cli.console import print_json, print_rows
     from kdrt.images.metadata import check_metadata
+    from kdrt.request.recorded import request_of_settings
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of damage that it works around
         found = check_metadata(file)
     parameters = {"Program": found.program} | dict(found.settings)
+    recorded = request_of_settings(found.settings, found.program).usable()
+    parameters["Command"] = command_of(recorded.model or "BUNDLE", recorded.fields)
     if json:
         print_json(parameters)
         return

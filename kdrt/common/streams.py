@@ -94,7 +94,7 @@ def on_own_stream(
 
     @wraps(method)
     def call(self: Self, *arguments: Arguments.args, **options: Arguments.kwargs) -> Value:
-        with self.pipeline.stream.active():
+        with self.pipeline.cuda_stream.active():
             return method(self, *arguments, **options)
 
     return call  # type: ignore[return-value]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
@@ -105,7 +106,22 @@ def check_choice(name: str, value: object, known: Iterable[str]) -> None:
     """Refuse a ``value`` that is none of the words ``known``."""
     words = tuple(known)
     if not isinstance(value, str) or value not in words:
-        raise InvalidRequestError(f"unknown {name} {excerpt(value)}; known: {', '.join(words)}")
+        raise InvalidRequestError(unknown_word(name, value, words))
+
+
+def unknown_word(name: str, value: object, known: Iterable[str]) -> str:
+    """The message for a ``value`` that is none of the words ``known``."""
+    words = tuple(known)
+    return f"unknown {name} {excerpt(value)}; known: {', '.join(words)}{did_you_mean(value, words)}"
+
+
+def did_you_mean(value: object, known: Iterable[str]) -> str:
+    """The end of such a message: the word that was probably meant; empty where none is near."""
+    if not isinstance(value, str) or len(value) > _SHOWN:
+        return ""
+    folded = {word.casefold(): word for word in known}
+    near = get_close_matches(value.casefold(), folded, n=1)
+    return f"; did you mean {folded[near[0]]!r}?" if near else ""
 
 
 def check_mapping(name: str, value: object) -> Mapping[str, Any]:

@@ -83,7 +83,7 @@ ARGUMENTS: dict[str, Use | str] = {
     ),
     "custom_pipeline": (
         "{name} cannot be given here: kdrt runs none of a repository's code; write your own loop "
-        "with pipe.pipeline.steps"
+        "with pipe.pipeline.stream"
     ),
     "dduf_file": "{name} cannot be read; save that model as a folder with diffusers",
     "extract_ema": (

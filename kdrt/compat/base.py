@@ -23,7 +23,8 @@ from kdrt.compat.switches import MemorySwitches
 from kdrt.denoise.denoiser import is_doubled
 from kdrt.denoise.freeu import FREEU_OFF
 from kdrt.errors import InvalidRequestError
-from kdrt.pipeline.pipeline import Pipeline, load
+from kdrt.pipeline.loading import load
+from kdrt.pipeline.pipeline import Pipeline
 
 
 class KDiffusionPipeline(

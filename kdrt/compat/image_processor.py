@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from kdrt.common.literals import OutputType
 from kdrt.compat.absent import SaysWhatThereIs
 from kdrt.compat.config import Config
 from kdrt.errors import InvalidRequestError
 from kdrt.images.input import to_rgb
-from kdrt.images.output import Images, OutputType
+from kdrt.images.output import Images
 
 Array = NDArray[np.float32]
 Numbers = TypeVar("Numbers", Array, Tensor)

@@ -18,7 +18,8 @@ from kdrt.compat.arguments import check_arguments, dtypes, hub_options, inside, 
 from kdrt.compat.moving import device_type
 from kdrt.compat.sources import Wanted, bundle_folder, downloaded_file, facts_of, find_bundle
 from kdrt.errors import InvalidRequestError
-from kdrt.pipeline.pipeline import Pipeline, load
+from kdrt.pipeline.loading import load
+from kdrt.pipeline.pipeline import Pipeline
 
 Source = str | os.PathLike[str]
 

@@ -34,7 +34,8 @@ from kdrt.compat.vae import VaeMixin
 from kdrt.errors import InvalidRequestError
 from kdrt.images.output import Images
 from kdrt.pipeline.calls import one_call
-from kdrt.request.size_conditioning import Size, SizeConditioning
+from kdrt.request.fields import Request, Size
+from kdrt.request.size_conditioning import time_ids
 
 _TIME_IDS = 6
 
@@ -150,7 +151,7 @@ class StableDiffusionXLKDiffusionPipeline(
             clip_skip,
             together=exact,
         )
-        sizes = SizeConditioning(
+        sizes = Request(
             original_size=original_size,
             crops_coords_top_left=crops_coords_top_left,
             target_size=target_size,
@@ -160,7 +161,7 @@ class StableDiffusionXLKDiffusionPipeline(
         )
         ids, negative_ids = (
             torch.tensor([row] * len(positive), dtype=positive.dtype)
-            for row in sizes.time_ids(height, width)
+            for row in time_ids(sizes, height, width)
         )
         image_tokens = self._image_tokens(
             ip_adapter_image, ip_adapter_image_embeds, len(positive), doubled=doubled

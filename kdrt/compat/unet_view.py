@@ -41,7 +41,7 @@ class UNetView(NetworkView):
         """Raises InvalidRequestError: the UNet runs inside of a call of the pipeline only."""
         raise InvalidRequestError(
             "the UNet is an engine, and runs inside of a pipeline's call only; for steps of your "
-            "own use pipe.pipeline.steps(…), or a sampler of your own in pipe.pipeline(…, "
+            "own use pipe.pipeline.stream(…), or a sampler of your own in pipe.pipeline(…, "
             "sampler=function)"
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +13,10 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from kdrt.common.atomic_io import new_file
+from kdrt.common.literals import OutputType
 from kdrt.common.paths import user_path
 from kdrt.errors import InvalidRequestError, OutputError
 from kdrt.images.input import pil_image, to_rgb
-
-OutputType = Literal["pil", "np", "pt", "latent"]
 
 Images = list[Image.Image] | NDArray[np.float32] | Tensor
 
@@ -46,7 +45,7 @@ def to_images(pixels: Tensor, output_type: OutputType) -> Images:
 
 
 class MetadataWarning(UserWarning):
-    """A file cannot hold all of the parameters."""
+    """A file cannot hold all of the settings, or not all that it holds can be used again."""
 
 
 def save_image(

@@ -18,7 +18,7 @@ from kdrt.denoise.inputs import DenoiserInputs, SamplingRun, UNetConditioning
 from kdrt.denoise.known_region import KnownRegion
 from kdrt.images.init_image import Encode, InitImage
 from kdrt.prompt import Conditioning
-from kdrt.request.request import Job, latent_shape, noise_of
+from kdrt.request.job import Job, latent_shape, noise_of
 from kdrt.request.size_conditioning import TimeIds
 from kdrt.sampling import RunNoise
 from kdrt_engines import Engine

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from torch import Tensor
 
@@ -17,32 +18,34 @@ from kdrt.pipeline.metadata import Infotext
 from kdrt.prompt import Truncation
 from kdrt.vae.preview import PreviewStep
 
+ImagesT = TypeVar("ImagesT", bound=Images)
+
 
 @dataclass(frozen=True)
-class Result:
+class Result(Generic[ImagesT]):
     """The images of one call.
 
     Attributes:
         images: as ``output_type`` asked: a list of PIL images; an array float32 ``[B, H, W, 3]``
             or a tensor float32 ``[B, 3, H, W]`` in [0, 1]; or latents float32 ``[B, C, h, w]``.
         seeds: the seed of each image, drawn or given.
-        parameters: how each was made; its ``str`` is what :meth:`save` stores in the file.
+        infotexts: how each was made; its ``str`` is what :meth:`save` stores in the file.
         truncations: every distinct prompt that was longer than a text encoder reads.
         chunks: in how many parts the longest prompt was read; more than one only with a
             ``prompt_weighting``, or with embeddings that long.
         nsfw: for each image whether it was blacked out; None if nobody looked.
     """
 
-    images: Images
+    images: ImagesT
     seeds: list[int]
-    parameters: list[Infotext]
+    infotexts: list[Infotext]
     truncations: tuple[Truncation, ...] = ()
     is_latent: bool = False
     chunks: int = 1
     nsfw: list[bool] | None = None
 
     def save(self, path: str | os.PathLike[str], index: int = 0, *, overwrite: bool = True) -> Path:
-        """Save one image with its parameters; see :func:`kdrt.save_image`.
+        """Save one image with its infotext; see :func:`kdrt.save_image`.
 
         Raises:
             InvalidRequestError: there is no image ``index``, or these are latents.
@@ -55,11 +58,11 @@ class Result:
             )
         if check_int("index", index, 0) >= len(self.seeds):
             raise InvalidRequestError(f"there are {len(self.seeds)} images, so no image {index}")
-        return save_image(self.images[index], path, self.parameters[index], overwrite=overwrite)
+        return save_image(self.images[index], path, self.infotexts[index], overwrite=overwrite)
 
 
-class Generation(Iterator[PreviewStep]):
-    """Images in the making, from :meth:`Pipeline.steps`: iterate to sample, then take the result.
+class Generation(Iterator[PreviewStep], Generic[ImagesT]):
+    """Images in the making, from :meth:`Pipeline.stream`: iterate to sample, then take the result.
 
     Nothing is sampled but what is asked for: to cancel, stop iterating. ``len`` is the number of
     steps in all. From the first step to the last the pipeline is this generation's alone: other
@@ -73,14 +76,14 @@ class Generation(Iterator[PreviewStep]):
         self,
         steps: int,
         run: Generator[PreviewStep, None, Tensor],
-        finish: Callable[[Tensor], Result],
+        finish: Callable[[Tensor], Result[ImagesT]],
     ) -> None:
         self._steps = steps
         self._run = run
         self._finish = finish
         self._taking = threading.Lock()
         self._latents: Tensor | None = None
-        self._result: Result | None = None
+        self._result: Result[ImagesT] | None = None
 
     def __len__(self) -> int:
         return self._steps
@@ -106,7 +109,7 @@ class Generation(Iterator[PreviewStep]):
             self._run.close()
         self._latents = None
 
-    def result(self) -> Result:
+    def result(self) -> Result[ImagesT]:
         """The images: takes what steps are left, then decodes; once only.
 
         Raises:

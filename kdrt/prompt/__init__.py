@@ -9,10 +9,9 @@ from kdrt.prompt.conditioning import Conditioning, zeros_like
 from kdrt.prompt.encoder import PromptEncoder, TextEncoder, hidden_layer
 from kdrt.prompt.hints import PromptSyntaxWarning
 from kdrt.prompt.tokens import PromptTokenizer, Tokens, Truncation, TruncationWarning
-from kdrt.prompt.weighting import COMMA_BACKTRACK, Weighting, WeightingMode
+from kdrt.prompt.weighting import Weighting
 
 __all__ = [
-    "COMMA_BACKTRACK",
     "Conditioning",
     "PromptEncoder",
     "PromptSyntaxWarning",
@@ -22,7 +21,6 @@ __all__ = [
     "Truncation",
     "TruncationWarning",
     "Weighting",
-    "WeightingMode",
     "hidden_layer",
     "zeros_like",
 ]

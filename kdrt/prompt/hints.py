@@ -11,8 +11,8 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from kdrt.common.literals import WeightingMode
 from kdrt.common.validation import excerpt
-from kdrt.prompt.weighting import WeightingMode
 
 
 class PromptSyntaxWarning(UserWarning):

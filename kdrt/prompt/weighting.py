@@ -16,21 +16,16 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, groupby
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from kdrt.common.literals import COMMA_BACKTRACK, WeightingMode
 from kdrt.common.validation import excerpt
 from kdrt.errors import InvalidRequestError
 
-WeightingMode = Literal["none", "a1111", "a1111_no_norm"]
-
 STEP = 1.1
 """What one pair of round brackets multiplies by, and one of square brackets divides by."""
-
-COMMA_BACKTRACK = 20
-"""The web UI's default; see :class:`Weighting`."""
 
 MAX_WEIGHT = 100.0
 """Beyond, what the text encoders give would leave the range of float16."""

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import islice, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kdrt.bundle import Manifest, SchedulerFacts
 from kdrt.common.validation import MAX_STEPS, check_int, check_mapping
 from kdrt.errors import InvalidRequestError
+from kdrt.request.fields import Request
 from kdrt.sampling import NoiseSchedule, find_schedule, partial_grid, sigmas_for
 from kdrt.sampling.schedules import ContinuousSchedule, check_options
-
-if TYPE_CHECKING:
-    from kdrt.request.request import Request
-
 
 _ROUNDING = 1e-6
 """Timesteps may be float32 numbers: by how much of their range they may leave it."""
@@ -56,17 +53,30 @@ def grid_of(request: Request, manifest: Manifest, noise_schedule: NoiseSchedule)
     sigmas: list[float] = partial_grid(
         _whole_grid(request, manifest, noise_schedule),
         noise_schedule,
-        strength=request.strength,
-        denoising_start=request.denoising_start,
-        denoising_end=request.denoising_end,
+        strength=request["strength"],
+        denoising_start=request["denoising_start"],
+        denoising_end=request["denoising_end"],
     ).tolist()
     return sigmas
+
+
+def with_own_grid(request: Request) -> Request:
+    """The same request, its ``sigmas`` and ``timesteps`` as lists: an iterator can be read once.
+
+    Raises:
+        InvalidRequestError: they are no descending numbers, or too many.
+    """
+    if request["sigmas"] is not None:
+        request = {**request, "sigmas": _descending("sigmas", request["sigmas"])}
+    if request["timesteps"] is not None:
+        request = {**request, "timesteps": _descending("timesteps", request["timesteps"])}
+    return request
 
 
 def is_custom(request: Request) -> bool:
     """Whether a request brings a grid of its own, so that ``steps`` and ``schedule`` do not
     count."""
-    return request.sigmas is not None or request.timesteps is not None
+    return request["sigmas"] is not None or request["timesteps"] is not None
 
 
 def check_start(request: Request) -> None:
@@ -75,12 +85,12 @@ def check_start(request: Request) -> None:
     Raises:
         InvalidRequestError: ``strength`` in text to image, or ``denoising_start`` without latents.
     """
-    if request.strength is not None and request.image is None:
+    if request["strength"] is not None and request["image"] is None:
         raise InvalidRequestError(
             "strength says how much of an image to redo, and there is none: text to image always "
             "begins with noise alone"
         )
-    if request.denoising_start is not None and request.latents is None:
+    if request["denoising_start"] is not None and request["latents"] is None:
         raise InvalidRequestError(
             "denoising_start goes on with the latents of another run: give them as latents, made "
             "with the same denoising_end and output_type='latent'"
@@ -88,29 +98,29 @@ def check_start(request: Request) -> None:
 
 
 def _whole_grid(request: Request, manifest: Manifest, noise_schedule: NoiseSchedule) -> list[float]:
-    if request.sigmas is not None and request.timesteps is not None:
+    if request["sigmas"] is not None and request["timesteps"] is not None:
         raise InvalidRequestError(
             "sigmas and timesteps are two forms of one grid; give one of them"
         )
-    if is_custom(request) and request.schedule_options:
+    if is_custom(request) and request["schedule_options"]:
         raise InvalidRequestError(
             "schedule_options belong to a schedule, which sigmas and timesteps replace"
         )
-    if request.sigmas is not None:
-        sigmas = _descending("sigmas", request.sigmas)
+    if request["sigmas"] is not None:
+        sigmas = _descending("sigmas", request["sigmas"])
         if len(sigmas) < 2:
             raise InvalidRequestError(
                 f"sigmas need at least two numbers, one step; got {len(sigmas)}"
             )
         return sigmas
-    if request.timesteps is not None:
-        return _sigmas_of(request.timesteps, noise_schedule)
+    if request["timesteps"] is not None:
+        return _sigmas_of(request["timesteps"], noise_schedule)
     facts = manifest.scheduler
     defaults: dict[str, Any] = {
         "timestep_spacing": facts.timestep_spacing,
         "steps_offset": facts.steps_offset,
     }
-    info = find_schedule(request.schedule)
+    info = find_schedule(request["schedule"])
     if info.name == "scheduler" and facts.edm is not None:
         info = find_schedule(facts.edm.sigma_schedule)
         if "rho" in info.options:
@@ -119,7 +129,7 @@ def _whole_grid(request: Request, manifest: Manifest, noise_schedule: NoiseSched
         defaults["model"] = manifest.family
     options = schedule_options(request)
     check_options(info, options)
-    steps = check_int("steps", request.steps, 1, MAX_STEPS)
+    steps = check_int("steps", request["steps"], 1, MAX_STEPS)
     levels: list[float] = sigmas_for(
         info.name, steps, noise_schedule, **{**defaults, **options}
     ).tolist()
@@ -128,7 +138,7 @@ def _whole_grid(request: Request, manifest: Manifest, noise_schedule: NoiseSched
 
 def schedule_options(request: Request) -> Mapping[str, Any]:
     """The options given for the schedule."""
-    return check_mapping("schedule_options", request.schedule_options)
+    return check_mapping("schedule_options", request["schedule_options"])
 
 
 def _sigmas_of(timesteps: object, noise_schedule: NoiseSchedule) -> list[float]:

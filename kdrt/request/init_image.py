@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -15,11 +14,8 @@ from kdrt.errors import InvalidRequestError
 from kdrt.images.init_image import InitImage
 from kdrt.images.input import read_images, read_masks
 from kdrt.prompt.given import checked_embeddings
+from kdrt.request.fields import Request
 from kdrt_engines import EngineSpec
-
-if TYPE_CHECKING:
-    from kdrt.request.request import Request
-
 
 IMAGE_STRENGTH = 0.8
 """Where none is given; with a mask all of what is masked is made anew."""
@@ -35,8 +31,8 @@ def read_init_image(
         InvalidRequestError: they are missing where the model needs them, or of no use.
     """
     needs_mask = is_inpainting(unet)
-    if request.image is None:
-        if request.mask_image is not None:
+    if request["image"] is None:
+        if request["mask_image"] is not None:
             raise InvalidRequestError(
                 "mask_image says which part of image to repaint; give image too"
             )
@@ -46,35 +42,37 @@ def read_init_image(
                 "repainted)"
             )
         return None
-    if needs_mask and request.mask_image is None:
+    if needs_mask and request["mask_image"] is None:
         raise InvalidRequestError(f"'{manifest.name}' is an inpainting model: give mask_image too")
     facts = manifest.latents
     latents = pixels = None
-    if _is_latents(request.image, facts.channels):
+    if _is_latents(request["image"], facts.channels):
         if needs_mask:
             raise InvalidRequestError("an inpainting model needs the image itself, not its latents")
-        given = checked_embeddings("image", request.image, ("B", facts.channels, "h", "w"))
+        given = checked_embeddings("image", request["image"], ("B", facts.channels, "h", "w"))
         latents = _per_image("image", given.to(torch.float32), images)
         height, width = (side * facts.scale for side in latents.shape[2:])
-        if (request.height or height, request.width or width) != (height, width):
+        if (request["height"] or height, request["width"] or width) != (height, width):
             raise InvalidRequestError(
                 f"these latents are of a {width}x{height} image; leave out size"
             )
     else:
-        pixels = read_images("image", request.image, facts.scale, request.height, request.width)
+        pixels = read_images(
+            "image", request["image"], facts.scale, request["height"], request["width"]
+        )
         pixels = _per_image("image", pixels, images)
         height, width = pixels.shape[2:]
     mask = None
-    if request.mask_image is not None:
+    if request["mask_image"] is not None:
         mask = _per_image(
-            "mask_image", read_masks("mask_image", request.mask_image, height, width), images
+            "mask_image", read_masks("mask_image", request["mask_image"], height, width), images
         )
     return InitImage(
         pixels=pixels,
         latents=latents,
         mask=mask,
-        anew=finite_or_none(request.strength) == 1,
-        keep_unmasked=request.keep_unmasked,
+        anew=finite_or_none(request["strength"]) == 1,
+        keep_unmasked=request["keep_unmasked"],
         height=height,
         width=width,
     )
@@ -86,21 +84,21 @@ def with_defaults(request: Request, manifest: Manifest) -> Request:
     Raises:
         InvalidRequestError: a hand-over of something else than latents.
     """
-    if request.image is None:
+    if request["image"] is None:
         return request
-    if request.denoising_start is not None:
+    if request["denoising_start"] is not None:
         if (
-            not _is_latents(request.image, manifest.latents.channels)
-            or request.mask_image is not None
+            not _is_latents(request["image"], manifest.latents.channels)
+            or request["mask_image"] is not None
         ):
             raise InvalidRequestError(
                 "denoising_start goes on with the latents of another run; begin with an image by "
                 "strength"
             )
-        return replace(request, image=None, latents=request.image)
-    own_grid = request.sigmas is not None or request.timesteps is not None
-    if request.strength is None and not own_grid:
-        return replace(request, strength=IMAGE_STRENGTH if request.mask_image is None else 1.0)
+        return {**request, "image": None, "latents": cast(Tensor, request["image"])}
+    own_grid = request["sigmas"] is not None or request["timesteps"] is not None
+    if request["strength"] is None and not own_grid:
+        return {**request, "strength": IMAGE_STRENGTH if request["mask_image"] is None else 1.0}
     return request
 
 

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator
 
 from kdrt.common.validation import check_int, check_mapping, excerpt
 from kdrt.errors import InvalidRequestError
+from kdrt.request.fields import Request
 from kdrt.sampling import AdaptivePlan, AnyPlan, ForeignPlan, check_noise, find_noise
 from kdrt.sampling.noise import SEEDS, counted
-
-if TYPE_CHECKING:
-    from kdrt.request.request import Request
 
 _RANDOM_SEED_LIMIT = 2**32
 """Drawn seeds are those that web UIs accept too."""
@@ -30,26 +27,26 @@ def seeds_of(
         InvalidRequestError: they are no seeds, too few, or not what the noise mode or the sampler
             takes.
     """
-    if request.seed is not None and request.generator is not None:
+    if request["seed"] is not None and request["generator"] is not None:
         raise InvalidRequestError("seed and generator both say where noise comes from; give one")
-    if request.generator is not None:
-        seeds = _drawn_seeds(request.generator, images)
-    elif request.seed is None:
+    if request["generator"] is not None:
+        seeds = _drawn_seeds(request["generator"], images)
+    elif request["seed"] is None:
         seeds = counted(secrets.randbelow(_RANDOM_SEED_LIMIT - images), images)
     else:
-        seeds = _seeds("seed", request.seed, images)
+        seeds = _seeds("seed", request["seed"], images)
     noise_seeds = None
-    if request.noise_seed is not None:
-        noise_seeds = _seeds("noise_seed", request.noise_seed, images)
-    options = check_mapping("noise_options", request.noise_options)
+    if request["noise_seed"] is not None:
+        noise_seeds = _seeds("noise_seed", request["noise_seed"], images)
+    options = check_mapping("noise_options", request["noise_options"])
     if isinstance(planned, ForeignPlan | AdaptivePlan):
-        if request.noise != "per_image" or noise_seeds is not None:
+        if request["noise"] != "per_image" or noise_seeds is not None:
             raise InvalidRequestError(
                 f"{planned.sampler} draws its noise as it goes, by the seeds of the images; "
                 "leave noise at per_image and noise_seed out"
             )
     else:
-        check_noise(find_noise(request.noise), planned, seeds, noise_seeds, options)
+        check_noise(find_noise(request["noise"]), planned, seeds, noise_seeds, options)
     return seeds, noise_seeds
 
 

@@ -38,7 +38,7 @@ class Recorder:
         self.requests.append(request)
         if len(request["prompt"]) > self.room:
             raise OutOfMemoryError("memory ran out")
-        return Result([], request["seed"], [])
+        return Result(images=[], seeds=request["seed"], infotexts=[])
 
     @property
     def sizes(self) -> list[int]:

@@ -20,7 +20,7 @@ from kdrt.cli import app
 from kdrt.errors import InvalidRequestError
 from kdrt.images.metadata import check_metadata
 from kdrt.pipeline.pipeline import Pipeline
-from kdrt.request.request import Request
+from kdrt.request.fields import Request
 from kdrt.request.resolve import resolve
 from tests.support.command_line import Cli
 
@@ -37,12 +37,13 @@ class Checking:
         return getattr(self.pipeline, name)
 
     def __call__(self, **fields: Any) -> None:
+        del fields["output_type"]
         request = Request(**fields)
         pipe = self.pipeline
         resolve(request, pipe.bundle.manifest, pipe.engines["unet"].spec, pipe.noise_schedule)
         raise InvalidRequestError(RESOLVED)
 
-    steps = __call__
+    stream = __call__
 
 
 @pytest.fixture(scope="module")

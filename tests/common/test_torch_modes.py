@@ -70,7 +70,7 @@ def images(pipe: Pipeline) -> Iterator[np.ndarray]:
     yield as_array(pipe("a", callback=lambda step: seen.extend(step.decode()), **base).images)
     yield np.stack([np.asarray(image) for image in seen])
     yield pipe.encode_prompt("a red circle")[0].encoder_hidden_states.numpy()
-    generation = pipe.steps("a", **base)
+    generation = pipe.stream("a", **base)
     next(generation)
     yield as_array(generation.result().images)
     compat = StableDiffusionXLKDiffusionPipeline(pipe)

@@ -82,7 +82,7 @@ def test_every_level_makes_the_same_images(
         actual = pipe("a red circle", seed=seed, **arguments).images
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
     assert len(made) == 1, "the second image needs no new capture"
-    assert made[0].replays == (2 if level == "loop" else 2 * len(pipe.steps("a", **arguments)))
+    assert made[0].replays == (2 if level == "loop" else 2 * len(pipe.stream("a", **arguments)))
 
 
 @pytest.mark.parametrize("level", ["step", "loop"])
@@ -150,7 +150,7 @@ def test_who_watches_gets_every_step(sdxl: TinyModel, made: list[Work]) -> None:
     seen: list[int] = []
     pipe("a", steps=4, callback=lambda step: seen.append(step.index))
     assert seen == [0, 1, 2, 3]
-    assert [step.index for step in pipe.steps("a", steps=4)] == [0, 1, 2, 3]
+    assert [step.index for step in pipe.stream("a", steps=4)] == [0, 1, 2, 3]
     assert len(made) == 1
     pipe("a", steps=4)
     assert [work.replays for work in made] == [8, 1]

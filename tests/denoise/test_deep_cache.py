@@ -92,7 +92,7 @@ def by_hand(model: TinyModel, pipe: Pipeline, size: tuple[int, int], every: int)
             "text_embeds": torch.cat([negative.text_embeds, positive.text_embeds]),
             "time_ids": ids,
         }
-    sigmas = [step.sigma for step in pipe.steps(PROMPT, steps=STEPS, height=height, width=width)]
+    sigmas = [step.sigma for step in pipe.stream(PROMPT, steps=STEPS, height=height, width=width)]
     x = noise(height, width) * sigmas[0]
     with torch.no_grad():
         for sigma, following in zip(sigmas, [*sigmas[1:], 0.0], strict=True):

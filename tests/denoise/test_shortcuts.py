@@ -17,8 +17,8 @@ from kdrt.denoise.shortcuts import EvaluationOrder, Shortcuts, check_deep_cache,
 from kdrt.errors import InvalidRequestError
 from kdrt.images.infotext import parse_infotext
 from kdrt.pipeline.pipeline import Pipeline
+from kdrt.request.fields import Request
 from kdrt.request.grid import training_table
-from kdrt.request.request import Request
 from kdrt.request.resolve import resolve
 from kdrt.sampling import SeededNoise, make_plan, sample
 from tests.support.tiny_model import (
@@ -123,7 +123,7 @@ def test_in_between_each_evaluation_is_the_one_or_the_other(
     latents(sdxl, guidance_scale=1.0)
     latents(sdxl)
     unguided, guided = prepared
-    sigmas = [step.sigma for step in sdxl.pipeline.steps("a", steps=5, guidance_scale=1.0)]
+    sigmas = [step.sigma for step in sdxl.pipeline.stream("a", steps=5, guidance_scale=1.0)]
     latents(sdxl, guidance_scale=1.0)  # those steps had another prompt
 
     noise = SeededNoise([3], (4, 8, 6)).latents() * sigmas[0]
@@ -177,7 +177,7 @@ def test_a_deep_cache_is_a_loop_written_by_hand(family, sampler, tmp_path: Path)
     assert model.shallow is not None
     full, shallow = len(model.unet.calls), len(model.shallow.calls)
     assert full == -(-(full + shallow) // 3)
-    sigmas = [step.sigma for step in model.pipeline.steps("a", steps=5)]
+    sigmas = [step.sigma for step in model.pipeline.stream("a", steps=5)]
     noise = SeededNoise([3], (4, 8, 6))
     start = noise.latents() * sigmas[0]
     by_hand = ByHand(model, 3)
@@ -240,7 +240,7 @@ def test_the_image_says_so(sdxl: TinyModel) -> None:
     assert parse_infotext(str(result.infotexts[0]))["Guidance interval"] == "0.25 to 5.42"
     assert "Deep cache" not in str(result.infotexts[0])
     plain = sdxl.pipeline("a", seed=1, steps=2)
-    assert "Guidance interval" not in str(plain.parameters[0])
+    assert "Guidance interval" not in str(plain.infotexts[0])
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ ARGUMENTS: list[dict[str, Any]] = [
 def begun(pipe: kdrt.Pipeline, arguments: dict[str, Any]) -> kdrt.Generation:
     """A run whose buffers of this size are made, three steps in."""
     pipe("a red circle", seed=1, steps=4, **arguments)
-    generation = pipe.steps("a red circle", seed=1, steps=12, **arguments)
+    generation = pipe.stream("a red circle", seed=1, steps=12, **arguments)
     for _ in range(3):
         next(generation)
     return generation

@@ -105,7 +105,7 @@ def test_components_on_tensorrt(bundle: Bundle, built: str) -> None:
 def test_nothing_waits_or_allocates_between_steps(bundle: Bundle, level: CudaGraphLevel) -> None:
     pipe = kdrt.load(bundle, engine="torch", cuda_graph=level)
     pipe(PROMPT, **FAST)
-    run = pipe.steps(PROMPT, **FAST)
+    run = pipe.stream(PROMPT, **FAST)
     next(run)
     torch.cuda.synchronize()
     before = torch.cuda.memory_stats()["num_device_alloc"]
@@ -116,8 +116,8 @@ def test_nothing_waits_or_allocates_between_steps(bundle: Bundle, level: CudaGra
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.cuda.memory_stats()["num_device_alloc"] == before
-    assert pipe.stream.stream is not None
-    pipe.stream.stream.synchronize()
+    assert pipe.cuda_stream.stream is not None
+    pipe.cuda_stream.stream.synchronize()
 
 
 def test_results_are_ready_for_the_callers_stream(bundle: Bundle) -> None:

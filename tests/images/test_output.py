@@ -125,7 +125,7 @@ def test_sd_parsers_reads_our_images(tmp_path: Path) -> None:
         "Clip skip": "3",
         "FreeU b1": "1.3",
         "FreeU s2": "0.2",
-        "Original size": "512x256",
+        "Original size": "256x512",
         "Version": f"kdrt {kdrt.__version__}",
     }
     assert expected.items() <= info.metadata.items()
@@ -154,7 +154,7 @@ def test_sampler_labels(sdxl: TinyModel, sampler: str, options: dict[str, str], 
 
 def test_own_sigmas_and_latents_are_told(sdxl: TinyModel) -> None:
     latents = torch.zeros(1, 4, 8, 6)
-    text = str(sdxl.pipeline("a", sigmas=[3, 1, 0], latents=latents).parameters[0])
+    text = str(sdxl.pipeline("a", sigmas=[3, 1, 0], latents=latents).infotexts[0])
     assert "Steps: 2," in text
     assert "Schedule type: Custom" in text
     assert "Sigmas: 3 1 0," in text

@@ -51,13 +51,13 @@ def _job(number: int) -> Job:
     common["height"] = draw.choice((64, 80))
 
     def in_steps(pipe: Pipeline) -> np.ndarray:
-        generation = pipe.steps(prompt, "blurry", **common)
+        generation = pipe.stream(prompt, "blurry", **common)
         for step in generation:
             step.decode()
         return generation.result().images
 
     def left_early(pipe: Pipeline) -> np.ndarray:
-        for _ in pipe.steps("a small star", **common):
+        for _ in pipe.stream("a small star", **common):
             break
         return pipe(prompt, **common).images
 
@@ -171,7 +171,7 @@ def test_a_generation_has_the_pipeline_to_itself(sdxl: TinyModel) -> None:
             next(generation)
 
     for end in (exhausted, kdrt.Generation.result, kdrt.Generation.close, failing):
-        generation = sdxl.pipeline.steps("a", steps=4, seed=3)
+        generation = sdxl.pipeline.stream("a", steps=4, seed=3)
         next(generation)
         calls = len(sdxl.unet.calls)
         network = sdxl.unet.network, sdxl.vae_decoder.network
@@ -184,14 +184,14 @@ def test_a_generation_has_the_pipeline_to_itself(sdxl: TinyModel) -> None:
 
 
 def test_a_generation_that_is_let_go_ends(sdxl: TinyModel) -> None:
-    generation = sdxl.pipeline.steps("a", steps=4, seed=3)
+    generation = sdxl.pipeline.stream("a", steps=4, seed=3)
     next(generation)
     step = next(generation)
     del generation
     assert sdxl.pipeline("a", steps=1, seed=3).seeds == [3]
     assert len(step.decode()) == 1, "a step may outlive its generation"
 
-    cycle: list[Any] = [sdxl.pipeline.steps("a", steps=4, seed=3)]
+    cycle: list[Any] = [sdxl.pipeline.stream("a", steps=4, seed=3)]
     next(cycle[0])
     cycle.append(cycle)
     del cycle
@@ -200,7 +200,7 @@ def test_a_generation_that_is_let_go_ends(sdxl: TinyModel) -> None:
 
 
 def test_steps_that_nobody_takes_hold_nothing(sdxl: TinyModel) -> None:
-    waiting = sdxl.pipeline.steps("a red circle", steps=2, seed=3, output_type="np")
+    waiting = sdxl.pipeline.stream("a red circle", steps=2, seed=3, output_type="np")
     expected = sdxl.pipeline("a red circle", steps=2, seed=3, output_type="np").images
     with _another_thread(lambda: sdxl.pipeline("b", steps=1)) as done:
         assert done.wait(60)
@@ -210,7 +210,7 @@ def test_steps_that_nobody_takes_hold_nothing(sdxl: TinyModel) -> None:
 def test_what_changed_before_the_first_step_counts(sdxl: TinyModel) -> None:
     arguments: dict[str, Any] = {"steps": 2, "seed": 3, "output_type": "np"}
     before = sdxl.pipeline("a red circle", **arguments).images
-    asked = sdxl.pipeline.steps("a red circle", **arguments)
+    asked = sdxl.pipeline.stream("a red circle", **arguments)
     sdxl.pipeline.adapters.load_textual_inversion(torch.ones(1, WIDTHS[0]), "red")
     after = sdxl.pipeline("a red circle", **arguments).images
     assert np.array_equal(asked.result().images, after)
@@ -220,7 +220,7 @@ def test_what_changed_before_the_first_step_counts(sdxl: TinyModel) -> None:
 def test_a_generation_may_change_its_thread(sdxl: TinyModel) -> None:
     arguments: dict[str, Any] = {"steps": 4, "seed": 3, "output_type": "np"}
     expected = sdxl.pipeline("a", **arguments).images
-    generation = sdxl.pipeline.steps("a", **arguments)
+    generation = sdxl.pipeline.stream("a", **arguments)
     next(generation)
     with _another_thread(lambda: next(generation)) as done:
         assert done.wait(60)
@@ -243,7 +243,7 @@ def test_two_threads_do_not_take_one_step(sdxl: TinyModel) -> None:
         meddle()
         return model(x, sigmas[0])
 
-    generation = sdxl.pipeline.steps("a", steps=2, seed=3, sampler=sampler)
+    generation = sdxl.pipeline.stream("a", steps=2, seed=3, sampler=sampler)
     generation.result()
     assert errors == [
         "a step of this generation is being taken already; let one thread after the other take them"
@@ -255,7 +255,7 @@ LORA = lora_from_tensors(
 )
 CALLS: dict[str, Callable[[Pipeline], object]] = {
     "call": lambda pipe: pipe("b", steps=1),
-    "steps": lambda pipe: pipe.steps("b", steps=1),
+    "steps": lambda pipe: pipe.stream("b", steps=1),
     "encode": lambda pipe: pipe.encode_prompt("b"),
     "set_loras": lambda pipe: pipe.adapters.set_loras({}),
     "unload_loras": lambda pipe: pipe.adapters.unload_loras(),
@@ -286,7 +286,7 @@ def test_a_thread_cannot_begin_a_call_in_the_middle_of_another(sdxl: TinyModel, 
         meddle()
         return euler(model, x, sigmas, callback)
 
-    generation = pipe.steps("a", **arguments)
+    generation = pipe.stream("a", **arguments)
     for _ in generation:
         meddle()
     assert np.array_equal(generation.result().images, expected)
@@ -322,7 +322,7 @@ def test_latents_can_be_decoded_in_the_middle_of_a_call(sdxl: TinyModel) -> None
     result = pipe("a", steps=2, seed=1, output_type="np", **options).images
     assert np.array_equal(result, alone)
     assert torch.equal(found[0], expected)
-    for _ in pipe.steps("a", steps=2):
+    for _ in pipe.stream("a", steps=2):
         assert torch.equal(pipe.vae.decoder(latents), expected)
 
 
@@ -348,7 +348,7 @@ def _in_a_fork(work: Callable[[], object]) -> str:
 def test_a_forked_process_is_told_to_spawn(sdxl: TinyModel) -> None:
     """Whatever it asks of the pipeline, also what was begun before."""
     pipe = sdxl.pipeline
-    made = pipe.steps("a", steps=2, seed=3, output_type="np")
+    made = pipe.stream("a", steps=2, seed=3, output_type="np")
     works = [partial(call, pipe) for call in CALLS.values()]
     works.append(lambda: StableDiffusionXLKDiffusionPipeline(pipe).encode_prompt("a"))
     works.append(lambda: pipe.vae.decoder(torch.ones(1, 4, 8, 6)))

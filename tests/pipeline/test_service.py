@@ -113,7 +113,7 @@ def test_cancel_ends_the_running_call_at_its_next_step(sdxl: TinyModel, sampler:
 
 def test_cancel_spares_the_calls_that_wait(sdxl: TinyModel) -> None:
     pipe = sdxl.pipeline
-    generation = pipe.steps("a", **OPTIONS)
+    generation = pipe.stream("a", **OPTIONS)
     next(generation)
     made: list[Any] = []
     waiting = threading.Thread(target=lambda: made.append(pipe("b", **OPTIONS)))
@@ -162,7 +162,7 @@ def test_a_compat_call_can_be_cancelled(sdxl: TinyModel) -> None:
 
 USES: dict[str, Callable[[kdrt.Pipeline], object]] = {
     "call": lambda pipe: pipe("a"),
-    "steps": lambda pipe: pipe.steps("a"),
+    "steps": lambda pipe: pipe.stream("a"),
     "encode": lambda pipe: pipe.encode_prompt("a"),
     "warmup": lambda pipe: pipe.warmup(),
     "adapters": lambda pipe: pipe.adapters.set_loras({}),
@@ -204,7 +204,7 @@ def test_closing_frees_the_engines(tmp_path: Path) -> None:
 def test_with_closes_at_the_end_also_after_an_error(sdxl: TinyModel) -> None:
     def fail_between_steps() -> None:
         with sdxl.pipeline as pipe:
-            for _ in pipe.steps("a", **OPTIONS):
+            for _ in pipe.stream("a", **OPTIONS):
                 raise RuntimeError("of the user")
 
     with pytest.raises(RuntimeError, match="of the user"):
@@ -215,7 +215,7 @@ def test_with_closes_at_the_end_also_after_an_error(sdxl: TinyModel) -> None:
 
 def test_a_generation_left_in_the_middle_is_ended_by_closing(sdxl: TinyModel) -> None:
     with sdxl.pipeline as pipe:
-        generation = pipe.steps("a", **OPTIONS)
+        generation = pipe.stream("a", **OPTIONS)
         next(generation)
     with pytest.raises(kdrt.CancelledError):
         next(generation)
@@ -229,7 +229,7 @@ def test_a_generation_left_in_the_middle_is_ended_by_closing(sdxl: TinyModel) ->
 
 def test_closing_waits_for_the_running_call_and_refuses_those_that_wait(sdxl: TinyModel) -> None:
     pipe = sdxl.pipeline
-    generation = pipe.steps("a", **OPTIONS)
+    generation = pipe.stream("a", **OPTIONS)
     next(generation)
     closed = threading.Event()
     closing = threading.Thread(target=lambda: (pipe.close(), closed.set()))

@@ -24,7 +24,7 @@ def test_steps_make_the_image_of_a_call(sdxl: TinyModel) -> None:
         "guidance_scale": 4.0,
         "original_size": (70, 60),
     }
-    generation = sdxl.pipeline.steps("a red circle", "blurry", **arguments, output_type="np")
+    generation = sdxl.pipeline.stream("a red circle", "blurry", **arguments, output_type="np")
     assert len(generation) == 5
     steps = [(step.index, step.sigma, step.sigma_next) for step in generation]
     assert [index for index, _, _ in steps] == [0, 1, 2, 3, 4]
@@ -33,19 +33,19 @@ def test_steps_make_the_image_of_a_call(sdxl: TinyModel) -> None:
     assert result is generation.result()
     called = sdxl.pipeline("a red circle", "blurry", **arguments, output_type="np")
     assert np.array_equal(result.images, called.images)
-    assert result.infotexts == called.parameters
+    assert result.infotexts == called.infotexts
 
 
 def test_the_result_takes_what_steps_are_left(sdxl: TinyModel) -> None:
     called = sdxl.pipeline("a", steps=4, seed=3, output_type="np")
-    generation = sdxl.pipeline.steps("a", steps=4, seed=3, output_type="np")
+    generation = sdxl.pipeline.stream("a", steps=4, seed=3, output_type="np")
     next(generation)
     assert len(sdxl.unet.calls) == 4 + 1
     assert np.array_equal(generation.result().images, called.images)
 
 
 def test_what_is_closed_has_no_result(sdxl: TinyModel) -> None:
-    generation = sdxl.pipeline.steps("a", steps=4, seed=3)
+    generation = sdxl.pipeline.stream("a", steps=4, seed=3)
     next(generation)
     generation.close()
     with pytest.raises(StopIteration):
@@ -55,7 +55,7 @@ def test_what_is_closed_has_no_result(sdxl: TinyModel) -> None:
 
 
 def test_a_finished_run_may_be_decoded_later(sdxl: TinyModel) -> None:
-    first = sdxl.pipeline.steps("a", steps=2, seed=3, output_type="np")
+    first = sdxl.pipeline.stream("a", steps=2, seed=3, output_type="np")
     *_, _ = first
     sdxl.pipeline("b", steps=2, seed=4)
     expected = sdxl.pipeline("a", steps=2, seed=3, output_type="np")
@@ -63,7 +63,7 @@ def test_a_finished_run_may_be_decoded_later(sdxl: TinyModel) -> None:
 
 
 def test_leaving_cancels(sdxl: TinyModel) -> None:
-    for step in sdxl.pipeline.steps("a", steps=9, seed=3):
+    for step in sdxl.pipeline.stream("a", steps=9, seed=3):
         if step.index == 2:
             break
     assert len(sdxl.unet.calls) == 3
@@ -72,18 +72,18 @@ def test_leaving_cancels(sdxl: TinyModel) -> None:
 
 def test_everything_is_checked_before_the_first_step(sdxl: TinyModel) -> None:
     with pytest.raises(kdrt.InvalidRequestError, match="unknown sampler"):
-        sdxl.pipeline.steps("a", sampler="nonsense")
+        sdxl.pipeline.stream("a", sampler="nonsense")
     for name in ("stepz", "callback", "sizes"):
-        with pytest.raises(TypeError, match=rf"steps\(\) has no argument '{name}'"):
-            sdxl.pipeline.steps("a", **{name: 1})
+        with pytest.raises(TypeError, match=rf"a request has no field '{name}'"):
+            sdxl.pipeline.stream("a", **{name: 1})
     assert sdxl.unet.calls == []
     with pytest.warns(kdrt.TruncationWarning) as warnings:
-        sdxl.pipeline.steps("a red circle " * 9)
+        sdxl.pipeline.stream("a red circle " * 9)
     assert {warning.filename for warning in warnings} == {__file__}
 
 
 def test_the_callers_grad_mode_holds_between_steps(sdxl: TinyModel) -> None:
-    for step in sdxl.pipeline.steps("a", steps=2, seed=0):
+    for step in sdxl.pipeline.stream("a", steps=2, seed=0):
         assert torch.is_grad_enabled()
         assert not step.latents.requires_grad
 
@@ -122,13 +122,13 @@ def test_every_step_has_a_preview(sdxl: TinyModel) -> None:
 
 
 def test_a_bundle_without_factors_says_so(sdxl: TinyModel) -> None:
-    step = next(sdxl.pipeline.steps("a", steps=1, seed=1))
+    step = next(sdxl.pipeline.stream("a", steps=1, seed=1))
     with pytest.raises(kdrt.InvalidRequestError, match="without previews; export the model again"):
         step.preview()
 
 
 def test_a_step_can_be_decoded_in_full(sdxl: TinyModel) -> None:
-    generation = sdxl.pipeline.steps("a", steps=3, seed=1)
+    generation = sdxl.pipeline.stream("a", steps=3, seed=1)
     denoised, shown = [], []
     for step in generation:
         shown += step.decode()

@@ -11,8 +11,9 @@ from diffusers import EDMEulerScheduler
 
 from kdrt.bundle import EdmFacts
 from kdrt.errors import InvalidRequestError
+from kdrt.request.complete import complete
+from kdrt.request.fields import Request
 from kdrt.request.grid import grid_of
-from kdrt.request.request import Request
 from tests.support.tiny_model import TinyModel, tiny_model
 
 
@@ -26,7 +27,7 @@ def test_timesteps_reach_the_unet(sd: TinyModel) -> None:
     text = str(result.infotexts[0])
     assert "Steps: 3" in text
     assert "Schedule type: Custom" in text
-    assert "Sigmas: 14.6" in text
+    assert "Timesteps: 999 500.25 10" in text
 
 
 @pytest.mark.parametrize("schedule", ["karras", "scheduler", "exponential"])
@@ -39,15 +40,15 @@ def test_a_run_in_two_parts_is_the_whole_run(sdxl: TinyModel, schedule: str, sam
 
     base = make(steps=9, schedule=schedule, denoising_end=0.7)
     refined = make(steps=9, schedule=schedule, denoising_start=0.7, latents=base.images)
-    request = Request(prompt="a", steps=9, schedule=schedule)
+    request = complete(Request(prompt="a", steps=9, schedule=schedule))
     manifest = sdxl.pipeline.bundle.manifest
     grid = grid_of(request, manifest, sdxl.pipeline.noise_schedule)
     cut = float(sdxl.pipeline.noise_schedule.sigmas[300])
     whole = make(sigmas=sorted({*grid, cut}, reverse=True))
     torch.testing.assert_close(refined.images, whole.images, rtol=1e-5, atol=1e-5)
-    assert "Denoising end: 0.7" in str(base.parameters[0])
-    assert "Steps: 9" in str(base.parameters[0])
-    assert "Denoising start: 0.7" in str(refined.parameters[0])
+    assert "Denoising end: 0.7" in str(base.infotexts[0])
+    assert "Steps: 9" in str(base.infotexts[0])
+    assert "Denoising start: 0.7" in str(refined.infotexts[0])
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_a_continuous_model_walks_its_own_grid(
     pipe = model.pipeline
 
     def grid(**arguments: Any) -> list[float]:
-        request = Request(prompt="a", steps=7, **arguments)
+        request = complete(Request(prompt="a", steps=7, **arguments))
         return grid_of(request, pipe.bundle.manifest, pipe.noise_schedule)
 
     own = grid(schedule="scheduler")
@@ -125,7 +126,7 @@ def test_two_continuous_models_hand_over_in_the_middle(tmp_path: Path) -> None:
     # Half of the way is half of the way in the logarithm.
     cut = float(model.pipeline.noise_schedule.sigmas[500])
     assert cut == pytest.approx((0.004 * 90.0) ** 0.5, rel=0.01)
-    request = Request(prompt="a", steps=5, schedule="scheduler")
+    request = complete(Request(prompt="a", steps=5, schedule="scheduler"))
     grid = grid_of(request, model.manifest, model.pipeline.noise_schedule)
     whole = make(sigmas=sorted({*grid, cut}, reverse=True))
     torch.testing.assert_close(refined.images, whole.images, rtol=1e-4, atol=1e-4)

@@ -19,9 +19,11 @@ from diffusers import (
 from PIL import Image
 from torch import Tensor
 
+import kdrt
 from kdrt.bundle import Bundle
 from kdrt.errors import BundleError, InvalidRequestError
 from kdrt.images.init_image import InitImage
+from kdrt.images.output import MetadataWarning
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt.pipeline.prepare import begin_with_image
 from kdrt.sampling import NoiseSchedule, sigmas_for
@@ -491,3 +493,15 @@ def test_every_form_of_an_image_is_the_same(sdxl: TinyModel) -> None:
         torch.testing.assert_close(other, results[0], rtol=0, atol=1e-6)
     # None was changed in place; the tensor shares its memory with the floats.
     assert all(map(np.array_equal, (array, floats), before))
+
+
+def test_an_image_that_its_text_does_not_hold(sd: TinyModel, tmp_path: Path) -> None:
+    pipe = with_encoder(sd)
+    start, mask = Image.new("RGB", (48, 64), "red"), Image.new("L", (48, 64), 255)
+    made = pipe("a", image=start, strength=0.6, mask_image=mask, keep_unmasked=False, seed=3)
+    path = made.save(tmp_path / "a.png")
+    with pytest.warns(MetadataWarning, match=r"Init image.*Masked.*Denoising strength"):
+        assert "strength" not in kdrt.request_from(path)
+    request = kdrt.request_from(path, image=start, mask_image=mask)
+    assert (request["strength"], request["keep_unmasked"]) == (0.6, False)
+    assert np.array_equal(pipe(**request).images[0], made.images[0])

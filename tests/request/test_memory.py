@@ -77,10 +77,10 @@ def test_noise_is_counted_with_the_steps(sdxl: TinyModel, monkeypatch: pytest.Mo
     with pytest.raises(kdrt.InvalidRequestError, match=r"with 99 draws of noise.*or fewer steps"):
         sdxl.pipeline("a", steps=100, seed=1, **request)
     monkeypatch.setattr(memory, "free_memory", lambda _: needed)
-    generation = sdxl.pipeline.steps("a", steps=100, seed=1, **request)
+    generation = sdxl.pipeline.stream("a", steps=100, seed=1, **request)
     generation.close()
     monkeypatch.setattr(memory, "free_memory", lambda _: None)  # nobody can tell
-    sdxl.pipeline.steps("a", steps=100, seed=1, **request)
+    sdxl.pipeline.stream("a", steps=100, seed=1, **request)
 
 
 def test_the_compat_classes_refuse_it_too(sdxl: TinyModel, little_memory: None) -> None:
@@ -140,7 +140,7 @@ def test_a_failed_allocation_is_a_sentence_and_the_next_call_works(
 
 
 def test_a_generation_in_steps_fails_in_the_same_way(sdxl: TinyModel) -> None:
-    generation = sdxl.pipeline.steps("a", **ARGUMENTS)
+    generation = sdxl.pipeline.stream("a", **ARGUMENTS)
     next(generation)
     network, sdxl.unet.network = sdxl.unet.network, Fails(sdxl.unet.network, None)
     with pytest.raises(kdrt.OutOfMemoryError):

@@ -49,13 +49,13 @@ def test_every_mode_makes_its_own_image(sd: TinyModel) -> None:
 
 def test_what_a_mode_draws_is_in_the_parameters(sd: TinyModel) -> None:
     options = {"eta_noise_seed_delta": 31337, "source": "nv"}
-    text = str(make(sd, noise="a1111", noise_options=options).parameters[1])
+    text = str(make(sd, noise="a1111", noise_options=options).infotexts[1])
     assert "RNG: NV" in text
     assert "ENSD: 31337" in text
     result = make(sd, noise="brownian", noise_seed=8)
     assert "Noise: brownian" in str(result.infotexts[0])
     assert "Noise seed: 9" in str(result.infotexts[1])
-    assert "RNG" not in str(make(sd).parameters[0])
+    assert "RNG" not in str(make(sd).infotexts[0])
 
 
 def test_a_generator_gives_seeds_that_give_the_images_again(sd: TinyModel) -> None:
@@ -182,7 +182,7 @@ def test_seeds_up_to_the_last(sd: TinyModel, mode: dict[str, Any], sampler: str)
         pytest.skip("trees are not emulated with the source nv")
     last = make(sd, seed=2**64 - 1, sampler=sampler, **mode)
     assert last.seeds == [2**64 - 1, 0]
-    assert "Seed: 18446744073709551615," in str(last.parameters[0])
+    assert "Seed: 18446744073709551615," in str(last.infotexts[0])
     other = make(sd, seed=2**63, sampler=sampler, **mode)
     assert other.seeds == [2**63, 2**63 + 1]
     assert not torch.allclose(last.images, other.images, atol=1e-2)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from dataclasses import fields
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,9 @@ from hypothesis import strategies as st
 from kdrt.bundle import Manifest
 from kdrt.errors import InvalidRequestError, KdrtError
 from kdrt.images.infotext import parse_infotext
+from kdrt.request.fields import FIELDS, Request
 from kdrt.request.grid import training_table
-from kdrt.request.request import Request
 from kdrt.request.resolve import resolve
-from kdrt.request.size_conditioning import SizeConditioning
 from kdrt.sampling import SAMPLERS, SCHEDULES
 from kdrt_engines import EngineSpec
 from tests.support.tiny_model import TinyModel, tiny_model
@@ -30,7 +28,6 @@ from tests.support.tiny_model import TinyModel, tiny_model
 HUGE = 10**5000
 """More digits than Python prints."""
 
-SIZES = [field.name for field in fields(SizeConditioning)]
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"prompt": []}, "prompt is an empty list"),
@@ -213,7 +210,7 @@ def test_numbers_of_numpy_are_numbers(sd: TinyModel) -> None:
         steps=2,
         seed=1,
     )
-    assert str(loose.parameters[0]) == str(exact.parameters[0])
+    assert str(loose.infotexts[0]) == str(exact.infotexts[0])
     assert np.array_equal(loose.images[0], exact.images[0])
 
 
@@ -227,7 +224,7 @@ def test_empty_prompts_are_prompts(sdxl: TinyModel, prompt: str, weighting: str)
     alone = sdxl.pipeline(prompt, "", prompt_weighting=weighting, steps=2, seed=1, output_type="np")
     assert np.array_equal(result.images[0], alone.images[0])
     assert not np.allclose(result.images[0], result.images[1], atol=1e-3)
-    found = parse_infotext(str(alone.parameters[0]))
+    found = parse_infotext(str(alone.infotexts[0]))
     assert found["Prompt"] == ""
     assert "Negative prompt" not in found
     assert found["Seed"] == "1"
@@ -335,14 +332,13 @@ ODD = [
 ]
 
 
-@pytest.mark.parametrize("name", [*(f.name for f in fields(Request) if f.name != "sizes"), *SIZES])
+@pytest.mark.parametrize("name", FIELDS)
 def test_any_value_of_any_argument(fixed: tuple[Manifest, EngineSpec], name: str) -> None:
     manifest, spec = fixed
     table = training_table(manifest.scheduler)
     for value in ODD:
-        given = {"sizes": SizeConditioning(**{name: value})} if name in SIZES else {name: value}
         with contextlib.suppress(KdrtError):
-            resolve(Request(**{"prompt": "a"} | given), manifest, spec, table)
+            resolve(Request(**{"prompt": "a"} | {name: value}), manifest, spec, table)
 
 
 def test_no_crop_is_none(sdxl: TinyModel) -> None:

@@ -87,7 +87,7 @@ def test_an_image_does_not_depend_on_its_batch(sdxl: TinyModel, name: str) -> No
 @pytest.mark.parametrize("name", ["euler", "dpmpp_2m_sde", "heun"])
 def test_every_step_is_the_step_of_our_plan(sdxl: TinyModel, name: str) -> None:
     def seen(sampler: str) -> list[tuple[Any, ...]]:
-        generation = sdxl.pipeline.steps("a", steps=5, seed=1, sampler=sampler)
+        generation = sdxl.pipeline.stream("a", steps=5, seed=1, sampler=sampler)
         return [
             (s.index, s.sigma, s.sigma_next, s.latents.clone(), s.denoised.clone())
             for s in generation
@@ -140,7 +140,7 @@ def test_the_callers_random_numbers_are_left_alone(sdxl: TinyModel) -> None:
         numbers = [float(torch.rand(()))]
         if not run:
             return numbers + [float(torch.rand(())) for _ in range(4)], None
-        generation = sdxl.pipeline.steps(
+        generation = sdxl.pipeline.stream(
             "a", steps=4, seed=5, sampler=wandering, output_type="latent"
         )
         numbers += [float(torch.rand(())) for _ in generation]
@@ -180,7 +180,7 @@ def test_leaving_ends_the_function(sdxl: TinyModel) -> None:
         finally:
             cleaned.append(True)
 
-    generation = sdxl.pipeline.steps("a", steps=8, seed=1, sampler=careful)
+    generation = sdxl.pipeline.stream("a", steps=8, seed=1, sampler=careful)
     for step in generation:
         if step.index == 2:
             break
@@ -231,7 +231,7 @@ def test_the_model_has_what_extensions_look_for(sdxl: TinyModel) -> None:
         assert float(sampling.timestep(sampling.sigma_max)) == pytest.approx(999)
         return model(x.double(), sigmas[:1], anything=1).float()
 
-    (step,) = sdxl.pipeline.steps("a", steps=3, seed=0, sampler=curious)
+    (step,) = sdxl.pipeline.stream("a", steps=3, seed=0, sampler=curious)
     assert (step.index, step.sigma_next) == (0, 0.0)
     assert seen["count"] == 1000
     assert (seen["low"], seen["high"]) == pytest.approx((0.02917, 14.6146), rel=1e-3)

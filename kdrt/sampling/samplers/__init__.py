@@ -18,7 +18,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
-from kdrt.common.validation import excerpt, plain_number
+from kdrt.common.validation import plain_number, unknown_word
 from kdrt.errors import InvalidRequestError
 from kdrt.sampling.plan import Plan
 from kdrt.sampling.samplers import (
@@ -395,7 +395,7 @@ def _resolve(name: str) -> tuple[SamplerInfo, Mapping[str, Any]]:
                 f"{name!r} names a sampler and a schedule; give them apart, as {info.name!r} and "
                 f"{schedule!r}"
             )
-        raise InvalidRequestError(f"unknown sampler {excerpt(name)}; known: {', '.join(SAMPLERS)}")
+        raise InvalidRequestError(unknown_word("sampler", name, SAMPLERS))
     return found
 
 

@@ -19,7 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from kdrt.common.validation import MAX_STEPS, check_int, excerpt, finite_or_none, plain_number
+from kdrt.common.validation import (
+    MAX_STEPS,
+    check_int,
+    excerpt,
+    finite_or_none,
+    plain_number,
+    unknown_word,
+)
 from kdrt.errors import InvalidRequestError
 from kdrt.sampling.schedules import continuous, discrete, published
 from kdrt.sampling.schedules.discrete import TIMESTEP_SPACINGS
@@ -193,7 +200,7 @@ def find_schedule(name: str) -> ScheduleInfo:
             raise InvalidRequestError(
                 f"the schedule {name!r} is not the same everywhere; choose {one} or {other}"
             )
-    raise InvalidRequestError(f"unknown schedule {excerpt(name)}; known: {', '.join(SCHEDULES)}")
+    raise InvalidRequestError(unknown_word("schedule", name, SCHEDULES))
 
 
 def sigmas_for(

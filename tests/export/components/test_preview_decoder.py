@@ -99,7 +99,7 @@ def test_a_bundle_with_one_previews_with_it(sd_folder: Path, tmp_path: Path) -> 
     assert len(component.verification) == 2 * 2, "two sizes, two graphs"
     assert all(figure.relative_error < 1e-5 for figure in component.verification)
     assert pipe.bundle.manifest.baked.preview_decoder == str(tmp_path / "tiny")
-    for step in pipe.steps(["a", "b"], steps=2, seed=1, height=32, width=48):
+    for step in pipe.stream(["a", "b"], steps=2, seed=1, height=32, width=48):
         images = [np.asarray(image) for image in step.preview()]
         expected = autoencoder.decode(step.denoised).sample.clamp(-1, 1)
         shown = torch.tensor(np.stack(images)).permute(0, 3, 1, 2) / 127.5 - 1

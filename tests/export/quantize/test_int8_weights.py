@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kdrt.bundle import Bundle
 from kdrt.errors import InvalidRequestError
-from kdrt.pipeline.pipeline import load
+from kdrt.pipeline.loading import load
 from kdrt_engines.onnx_weights import stored_weights
 from kdrt_engines.onnxruntime.config import OrtConfig
 from kdrt_engines.onnxruntime.engine import OrtEngine

@@ -1,0 +1,14 @@
+"""Words and defaults that several rooms share, importable without torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+WeightingMode = Literal["none", "a1111", "a1111_no_norm"]
+"""How a prompt is read; see :class:`kdrt.prompt.Weighting`."""
+
+OutputType = Literal["pil", "np", "pt", "latent"]
+"""The form of a result's images; see :class:`kdrt.Result`."""
+
+COMMA_BACKTRACK = 20
+"""Tokens: how far back a chunk of a long prompt may end at a comma, as in the web UI."""

@@ -1,0 +1,600 @@
+"""The fields of a request, listed once.
+
+:class:`Request` is what :meth:`kdrt.Pipeline.generate` takes, and what ``pipe(prompt, …)`` makes of
+its arguments. From the :class:`~kdrt.request.field.Field` beside each type come the default, the
+check of its range, the option of ``kdrt generate``, the entry of the JSON schema, the line in the
+documentation of ``pipe(…)``, and the text that an image carries.
+"""
+
+# No `from __future__ import annotations`: the annotations are read at run time.
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
+
+from kdrt.common.literals import COMMA_BACKTRACK, WeightingMode
+from kdrt.common.validation import MAX_IMAGES, MAX_SIDE, MAX_STEPS
+from kdrt.denoise.freeu import FreeU
+from kdrt.request.field import BEGINNING, IMAGE, SDXL, Field, fields_of
+from kdrt.request.text_forms import (
+    FREEU,
+    IMAGE_FILE,
+    LATENTS_FILE,
+    POINT,
+    RANGE,
+    SIZE,
+    numbers,
+    pairs,
+)
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+    from kdrt.adapters.ip_adapter import ImagePrompt
+    from kdrt.images.safety import ImageFilter
+    from kdrt.prompt import Conditioning
+else:
+    # The command line is made without torch.
+    Conditioning = Generator = ImageFilter = ImagePrompt = Tensor = object
+
+Seed = int | Sequence[int]
+Size = tuple[int, int]
+"""(height, width), or (top, left), in pixels."""
+
+
+class Prompts(TypedDict, total=False):
+    """The two that may be given by position."""
+
+    prompt: Annotated[
+        str | Sequence[str] | None,
+        Field(
+            help="What to draw; several make a batch.",
+            details="A list makes one image for each, in order.",
+            metavar="TEXT",
+            panel=IMAGE,
+            record="Prompt",
+            settles=("prompt_2", "prompt_embeds"),
+        ),
+    ]
+    negative_prompt: Annotated[
+        str | Sequence[str] | None,
+        Field(
+            help="What the image should not show.",
+            details="One for all, or one for each prompt. None is, for most SDXL models, not the "
+            'same as ``""``. Without guidance it has no effect.',
+            metavar="TEXT",
+            panel=IMAGE,
+            flags=("--negative-prompt", "--negative"),
+            record="Negative prompt",
+            settles=("negative_prompt_2", "negative_prompt_embeds"),
+        ),
+    ]
+
+
+class PromptFields(TypedDict, total=False):
+    """How prompts are encoded."""
+
+    prompt_2: Annotated[
+        str | Sequence[str] | None,
+        Field(
+            help="Another prompt for the second text encoder.",
+            metavar="TEXT",
+            panel=SDXL,
+            record="Prompt 2",
+        ),
+    ]
+    negative_prompt_2: Annotated[
+        str | Sequence[str] | None,
+        Field(
+            help="Another negative prompt for the second text encoder.",
+            metavar="TEXT",
+            panel=SDXL,
+            record="Negative prompt 2",
+        ),
+    ]
+    prompt_weighting: Annotated[
+        WeightingMode,
+        Field(
+            help="How to read `(x:1.2)`, BREAK and long prompts: `none` as text, `a1111` as that "
+            "web UI does, `a1111_no_norm` without its normalization.",
+            details="See :class:`kdrt.prompt.Weighting`.",
+            default="none",
+            metavar="NAME",
+            panel=IMAGE,
+            flags=("--prompt-weighting", "--weighting"),
+            record="Emphasis",
+        ),
+    ]
+    comma_backtrack: Annotated[
+        int,
+        Field(
+            help="With a weighting: how far back a part of a long prompt may end at a comma.",
+            default=COMMA_BACKTRACK,
+            minimum=0,
+            unit="tokens",
+            metavar="N",
+            panel=IMAGE,
+            record="Comma backtrack",
+        ),
+    ]
+    clip_skip: Annotated[
+        int | None,
+        Field(
+            help="Leave out the last N layers of the text encoders.",
+            details="The negative prompt keeps the usual hidden state.",
+            minimum=0,
+            metavar="N",
+            record="Clip skip",
+        ),
+    ]
+    images_per_prompt: Annotated[
+        int,
+        Field(
+            help="Images for each prompt.",
+            details="They follow each other.",
+            default=1,
+            minimum=1,
+            maximum=MAX_IMAGES,
+            metavar="N",
+            panel=IMAGE,
+            flags=("--count", "-n"),
+        ),
+    ]
+
+
+class RequestFields(PromptFields, total=False):
+    """All fields that are given by name."""
+
+    prompt_embeds: Annotated[
+        Tensor | Conditioning | None,
+        Field(
+            help="In place of a prompt, what encode_prompt made of one, or a tensor [B, L, D].",
+            details="Whichever of the two halves is shorter is lengthened.",
+            flags=(),
+            record="Prompt embeddings",
+        ),
+    ]
+    negative_prompt_embeds: Annotated[
+        Tensor | Conditioning | None,
+        Field(
+            help="The same for the negative prompt, for all prompts or one for each.",
+            flags=(),
+            record="Negative embeddings",
+        ),
+    ]
+    pooled_prompt_embeds: Annotated[
+        Tensor | None,
+        Field(
+            help="SDXL, with prompt_embeds as a tensor: the pooled ones, [B, P].",
+            flags=(),
+            record="Pooled embeddings",
+        ),
+    ]
+    negative_pooled_prompt_embeds: Annotated[
+        Tensor | None,
+        Field(
+            help="The same for the negative prompt.",
+            flags=(),
+            record="Negative pooled embeddings",
+        ),
+    ]
+    width: Annotated[
+        int | None,
+        Field(
+            help="Width of the image.",
+            details="A multiple of the VAE's scale (8).",
+            default_text="the model's",
+            minimum=8,
+            maximum=MAX_SIDE,
+            unit="pixels",
+            metavar="PIXELS",
+            panel=IMAGE,
+            record="Size",
+        ),
+    ]
+    height: Annotated[
+        int | None,
+        Field(
+            help="Height of the image.",
+            details="A multiple of the VAE's scale (8).",
+            default_text="the model's",
+            minimum=8,
+            maximum=MAX_SIDE,
+            unit="pixels",
+            metavar="PIXELS",
+            panel=IMAGE,
+            record="Size",
+        ),
+    ]
+    seed: Annotated[
+        Seed | None,
+        Field(
+            help="Seed of the first image; the next ones count up.",
+            details="A list gives each image its own. An image depends on its seed, not on its "
+            "place or its company.",
+            default_text="random",
+            metavar="N",
+            panel=IMAGE,
+            record="Seed",
+        ),
+    ]
+    generator: Annotated[
+        Generator | None,
+        Field(
+            help="In place of seed: draws a seed for each image, and goes on.",
+            flags=(),
+        ),
+    ]
+    image: Annotated[
+        object,
+        Field(
+            help="An image to begin with. Its size is the result's, unless another is asked for.",
+            details="PIL (resized), an array ``[H, W, 3]``, a tensor ``[3, H, W]``, latents ``[B, "
+            "C, h, w]``, or one for each prompt; see :mod:`kdrt.images.input`.",
+            form=IMAGE_FILE,
+            panel=BEGINNING,
+            record="Init image",
+        ),
+    ]
+    strength: Annotated[
+        float | None,
+        Field(
+            help="How much of the image to make anew: that fraction of the steps is run.",
+            default_text="0.8, with a mask 1",
+            above=0,
+            maximum=1,
+            metavar="0..1",
+            panel=BEGINNING,
+            record="Denoising strength",
+            requires="image",
+        ),
+    ]
+    mask_image: Annotated[
+        object,
+        Field(
+            help="Repaint only what is white here, and keep what is black.",
+            form=IMAGE_FILE,
+            panel=BEGINNING,
+            flags=("--mask",),
+            record="Masked",
+            requires="image",
+        ),
+    ]
+    keep_unmasked: Annotated[
+        bool,
+        Field(
+            help="Give back the image's own pixels where nothing was masked.",
+            default=True,
+            panel=BEGINNING,
+            record="Keep unmasked",
+            requires="mask_image",
+        ),
+    ]
+    latents: Annotated[
+        Tensor | None,
+        Field(
+            help="Latents to begin with, from `-o latents.safetensors`.",
+            details="Unit-variance noise ``[B, C, h, w]`` in place of the seeds' own; with "
+            "``denoising_start`` the latents to go on with, as they are.",
+            form=LATENTS_FILE,
+            panel=BEGINNING,
+            record="Latents",
+        ),
+    ]
+    denoising_start: Annotated[
+        float | None,
+        Field(
+            help="Go on with latents of a run with the same denoising_end; a fraction of the "
+            "training timesteps.",
+            above=0,
+            below=1,
+            metavar="0..1",
+            panel=BEGINNING,
+            record="Denoising start",
+            requires="latents",
+        ),
+    ]
+    denoising_end: Annotated[
+        float | None,
+        Field(
+            help="Stop there, with noise left, for another model to go on: save to .safetensors.",
+            details='Take ``output_type="latent"``.',
+            above=0,
+            below=1,
+            metavar="0..1",
+            panel=BEGINNING,
+            record="Denoising end",
+        ),
+    ]
+    steps: Annotated[
+        int,
+        Field(
+            help="Steps of the sampler.",
+            default=20,
+            minimum=1,
+            maximum=MAX_STEPS,
+            metavar="N",
+            record="Steps",
+            settles=("sigmas", "timesteps"),
+        ),
+    ]
+    sampler: Annotated[
+        str | Callable[..., Any],
+        Field(
+            help="See `kdrt samplers`; `DPM++ 2M Karras` names the schedule too.",
+            details="A key of ``kdrt.sampling.SAMPLERS``, k-diffusion's name or a web UI's label; "
+            "a function with the signature of k-diffusion's samplers; or ``k_diffusion.…``, one of "
+            "the package's own, see :func:`kdrt.sampling.run_foreign`.",
+            default="dpmpp_2m",
+            metavar="NAME",
+            record="Sampler",
+            settles=("sampler_options",),
+        ),
+    ]
+    schedule: Annotated[
+        str,
+        Field(
+            help="See `kdrt schedules`.",
+            details="A key of ``kdrt.sampling.SCHEDULES``, ComfyUI's name or a web UI's label.",
+            default="karras",
+            metavar="NAME",
+            record="Schedule type",
+            settles=("schedule_options", "sigmas", "timesteps"),
+        ),
+    ]
+    sampler_options: Annotated[
+        Mapping[str, Any] | None,
+        Field(
+            help="An option of the sampler, such as `eta=0.5`; may be repeated.",
+            form=pairs("eta=0.5"),
+            flags=("--sampler-option",),
+            record="Sampler",
+        ),
+    ]
+    schedule_options: Annotated[
+        Mapping[str, float | int | str | bool] | None,
+        Field(
+            help="An option of the schedule, such as `rho=5`; may be repeated.",
+            form=pairs("rho=5"),
+            flags=("--schedule-option",),
+            record="Schedule",
+        ),
+    ]
+    sigmas: Annotated[
+        Sequence[float] | None,
+        Field(
+            help="Noise levels of your own, in place of steps and schedule; they descend.",
+            form=numbers("S0,S1,...", "14.6,6,2.5,1,0.4,0"),
+            record="Sigmas",
+            settles=("timesteps", "schedule_options"),
+        ),
+    ]
+    timesteps: Annotated[
+        Sequence[float] | None,
+        Field(
+            help="The same as training timesteps; the final noise level of 0 is added.",
+            form=numbers("T0,T1,...", "999,749,499,249"),
+            record="Timesteps",
+            settles=("sigmas", "schedule_options"),
+        ),
+    ]
+    noise: Annotated[
+        str,
+        Field(
+            help="Whose noise a seed stands for: per_image, brownian, a1111 or comfyui.",
+            default="per_image",
+            metavar="NAME",
+            record="Noise",
+            settles=("noise_options",),
+        ),
+    ]
+    noise_seed: Annotated[
+        Seed | None,
+        Field(
+            help="Seed of the noise that samplers add on the way.",
+            default_text="the image's",
+            metavar="N",
+            record="Noise seed",
+        ),
+    ]
+    noise_options: Annotated[
+        Mapping[str, int | str] | None,
+        Field(
+            help="An option of the noise, such as `eta_noise_seed_delta=31337`.",
+            form=pairs("source=nv"),
+            flags=("--noise-option",),
+            record="Noise",
+        ),
+    ]
+    guidance_scale: Annotated[
+        float | None,
+        Field(
+            help="How closely to follow the prompt; 1 turns guidance off.",
+            details="w of classifier-free guidance; without it half of the work is saved.",
+            default_text="the model's",
+            minimum=0,
+            maximum=10_000,
+            metavar="SCALE",
+            flags=("--guidance-scale", "--cfg-scale", "--guidance"),
+            record="CFG scale",
+        ),
+    ]
+    guidance_rescale: Annotated[
+        float,
+        Field(
+            help="Pull the contrast that strong guidance adds back to normal.",
+            details="Lin et al. 2023.",
+            default=0.0,
+            minimum=0,
+            maximum=1,
+            metavar="0..1",
+            record="Guidance rescale",
+        ),
+    ]
+    guidance_interval: Annotated[
+        tuple[float, float] | None,
+        Field(
+            help="Guidance only at noise levels above LO and up to HI, as in `0.3:5.4`; the other "
+            "steps cost half. Another image.",
+            details="See :mod:`kdrt.denoise.shortcuts`.",
+            form=RANGE,
+            record="Guidance interval",
+        ),
+    ]
+    deep_cache: Annotated[
+        int | None,
+        Field(
+            help="Run the whole UNet once in N evaluations, and its outermost layers in between. "
+            "Another image; needs `kdrt export … --variant deepcache`.",
+            metavar="N",
+            record="Deep cache",
+        ),
+    ]
+    freeu: Annotated[
+        FreeU | str | None,
+        Field(
+            help="Turn FreeU on, as suits sd14, sd15, sd21 or sdxl, or with four numbers such as "
+            "`1.3,1.4,0.9,0.2`.",
+            details="(b1, b2, s1, s2), or the name of a preset in :mod:`kdrt.denoise.freeu`; for "
+            "bundles exported with it.",
+            form=FREEU,
+            record="FreeU",
+        ),
+    ]
+    ip_adapter_image: Annotated[
+        ImagePrompt | None,
+        Field(
+            help="An image as prompt, for bundles exported with an IP-Adapter.",
+            details="PIL images, one for all or one for each prompt; the variant of the UNet is "
+            "then used from here on.",
+            form=IMAGE_FILE,
+            record="IP-Adapter image",
+        ),
+    ]
+    ip_adapter_image_embeds: Annotated[
+        Tensor | None,
+        Field(
+            help="In its place what the image encoder makes of it, [n, P].",
+            flags=(),
+            record="IP-Adapter embeddings",
+        ),
+    ]
+    ip_adapter_scale: Annotated[
+        float,
+        Field(
+            help="How much that image counts; 0 is off.",
+            default=1.0,
+            metavar="SCALE",
+            record="IP-Adapter scale",
+        ),
+    ]
+    original_size: Annotated[
+        Size | None,
+        Field(
+            help="Size to pretend that the original had.",
+            details="As (height, width), see :mod:`kdrt.request.size_conditioning`.",
+            default_text="the image's",
+            form=SIZE,
+            unit="pixels",
+            panel=SDXL,
+            record="Original size",
+        ),
+    ]
+    crops_coords_top_left: Annotated[
+        Size | None,
+        Field(
+            help="Where to pretend that it was cropped.",
+            details="As (top, left).",
+            default_text="0,0",
+            form=POINT,
+            unit="pixels",
+            panel=SDXL,
+            record="Crops coords top left",
+        ),
+    ]
+    target_size: Annotated[
+        Size | None,
+        Field(
+            help="Size to pretend that it was brought to.",
+            details="As (height, width).",
+            default_text="the image's",
+            form=SIZE,
+            unit="pixels",
+            panel=SDXL,
+            record="Target size",
+        ),
+    ]
+    negative_original_size: Annotated[
+        Size | None,
+        Field(
+            help="The original's size, for the negative prompt.",
+            default_text="as the other",
+            form=SIZE,
+            unit="pixels",
+            panel=SDXL,
+            record="Negative original size",
+        ),
+    ]
+    negative_crops_coords_top_left: Annotated[
+        Size | None,
+        Field(
+            help="The crop, for the negative prompt.",
+            default_text="0,0",
+            form=POINT,
+            unit="pixels",
+            panel=SDXL,
+            record="Negative crops coords top left",
+        ),
+    ]
+    negative_target_size: Annotated[
+        Size | None,
+        Field(
+            help="The target size, for the negative prompt.",
+            default_text="as the other",
+            form=SIZE,
+            unit="pixels",
+            panel=SDXL,
+            record="Negative target size",
+        ),
+    ]
+    aesthetic_score: Annotated[
+        float | None,
+        Field(
+            help="For SDXL's refiner: how beautiful the image is, from 1 to 10.",
+            default_text="6",
+            minimum=0,
+            maximum=1000,
+            metavar="SCORE",
+            panel=SDXL,
+            record="Aesthetic score",
+        ),
+    ]
+    negative_aesthetic_score: Annotated[
+        float | None,
+        Field(
+            help="The same for the negative prompt.",
+            default_text="2.5",
+            minimum=0,
+            maximum=1000,
+            metavar="SCORE",
+            panel=SDXL,
+            record="Negative aesthetic score",
+        ),
+    ]
+    image_filter: Annotated[
+        ImageFilter | None,
+        Field(
+            help="Called with every image as a PIL image; see kdrt.images.safety.ImageFilter.",
+            flags=(),
+        ),
+    ]
+
+
+class Request(Prompts, RequestFields, total=False):
+    """What image to make: a dictionary with some of the fields; the others have their defaults.
+
+    ``Request(prompt="a red circle", steps=30)`` is checked by type checkers as a call is, and
+    ``pipe(**request)`` is the same as ``pipe.generate(request)``.
+    """
+
+
+FIELDS: Mapping[str, Field] = fields_of(Request)
+"""By name, in order."""

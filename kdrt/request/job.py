@@ -1,0 +1,125 @@
+"""A request resolved for one model: what :func:`kdrt.request.resolve.resolve` makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from kdrt.adapters.ip_adapter import ImagePrompt
+from kdrt.bundle import Manifest
+from kdrt.common.literals import OutputType
+from kdrt.denoise.freeu import FreeU
+from kdrt.denoise.shortcuts import Shortcuts
+from kdrt.images.init_image import InitImage
+from kdrt.images.safety import ImageFilter
+from kdrt.prompt import Conditioning, Weighting
+from kdrt.request.size_conditioning import TimeIds
+from kdrt.sampling import AnyPlan, RunNoise, find_noise
+
+Columns = tuple[tuple[str, ...], ...]
+"""For every text encoder, a prompt for every image."""
+
+Value = str | int | float
+"""Of a setting that an image's text tells."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptJob:
+    """The part of a job that text encoders work on, for B images.
+
+    Attributes:
+        prompts: for every text encoder, in order, B prompts; empty ones if ``positive`` is given.
+        negatives: the same for the negative prompts; None stands for zeros, SDXL's "none", unless
+            ``negative`` is given.
+        positive, negative: what the caller brought in place of prompts, for B images.
+        weighting: how prompts are read.
+        clip_skip: 0 if none was asked for.
+    """
+
+    prompts: Columns
+    negatives: Columns | None
+    positive: Conditioning | None
+    negative: Conditioning | None
+    weighting: Weighting
+    clip_skip: int
+
+    def repeated(self, times: int) -> PromptJob:
+        """The same with every prompt ``times`` times in a row: p0, p0, p1, p1."""
+        return PromptJob(
+            prompts=_repeated(self.prompts, times),
+            negatives=self.negatives and _repeated(self.negatives, times),
+            positive=self.positive and self.positive.repeated(times),
+            negative=self.negative and self.negative.repeated(times),
+            weighting=self.weighting,
+            clip_skip=self.clip_skip,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(PromptJob):
+    """A checked request with nothing left open, for B images.
+
+    Attributes:
+        height, width: in pixels.
+        seeds: B of them.
+        noise_seeds: the same for the noise on the way; None where the mode goes by the seeds.
+        noise: whose noise a seed stands for, a key of `kdrt.sampling.NOISES`.
+        noise_options: the mode's own.
+        latents: ``[B, C, h, w]`` in place of the seeds' noise.
+        continues: ``latents`` are the state of another run, to go on with as they are.
+        plan: the sampler on its grid of σ; a `ForeignPlan` for one that is not ours.
+        init_image: the images to begin with; None begins with noise.
+        shortcuts: which evaluations do less.
+        time_ids, negative_time_ids: SDXL's six numbers of size conditioning, the refiner's five;
+            None without.
+        output_type: the form of the result.
+        image_filter: called with every image.
+        steps: as asked for, of which ``init_image`` may leave fewer to run.
+        sampler_label, schedule_label: as a web UI names them.
+        settings: what else shaped the images, as their text tells it; see
+            :mod:`kdrt.request.record`.
+    """
+
+    height: int
+    width: int
+    seeds: tuple[int, ...]
+    noise_seeds: tuple[int, ...] | None
+    noise: str
+    noise_options: Mapping[str, int | str]
+    latents: Tensor | None
+    continues: bool
+    plan: AnyPlan
+    init_image: InitImage | None
+    guidance_scale: float
+    guidance_rescale: float
+    shortcuts: Shortcuts
+    freeu: FreeU
+    ip_adapter_image: ImagePrompt | None
+    ip_adapter_image_embeds: Tensor | None
+    ip_adapter_scale: float
+    time_ids: TimeIds | None
+    negative_time_ids: TimeIds | None
+    output_type: OutputType
+    image_filter: ImageFilter | None
+    steps: int
+    sampler_label: str
+    schedule_label: str
+    settings: tuple[tuple[str, Value], ...]
+
+
+def _repeated(columns: Columns, times: int) -> Columns:
+    return tuple(tuple(text for text in column for _ in range(times)) for column in columns)
+
+
+def noise_of(job: Job, shape: tuple[int, int, int]) -> RunNoise:
+    """All noise of a job, for latents of ``shape`` ``(C, h, w)``, on the host."""
+    info = find_noise(job.noise)
+    return info.make(job.seeds, shape, job.plan, job.noise_seeds, **job.noise_options)
+
+
+def latent_shape(manifest: Manifest, height: int, width: int) -> tuple[int, int, int]:
+    """``(C, h, w)`` of the latents of one image of ``height`` by ``width`` pixels."""
+    facts = manifest.latents
+    return facts.channels, height // facts.scale, width // facts.scale
