@@ -157,7 +157,7 @@ class _Reader:
         if text is None:
             return
         try:
-            self.fields[field.name] = _value(field, text)
+            self.fields[field.name] = field_value(field, text)
         except ValueError:
             self.left_out[field.record] = text
 
@@ -280,7 +280,12 @@ _BY_HAND = (
 )
 
 
-def _value(field: Field, text: str) -> Any:
+def field_value(field: Field, text: str) -> Any:
+    """The value of one field that is told under its own key.
+
+    Raises:
+        ValueError: the text is no such value.
+    """
     if field.form is not None:
         return field.form.read(text)
     kind = field.scalar
