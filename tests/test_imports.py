@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
+import grimp
 import pytest
 
 import kdrt
@@ -57,3 +59,12 @@ def test_every_public_name_is_there() -> None:
     assert set(kdrt.__all__) <= set(dir(kdrt))
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = kdrt.nonsense
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Imports within functions and for type checking included."""
+    packages = ("kdrt", "kdrt_engines", "kdrt_export", "kdrt_bench")
+    graph = grimp.build_graph(*packages, cache_dir=None)
+    imports = {name: graph.find_modules_directly_imported_by(name) for name in graph.modules}
+    assert len(imports) > 300
+    TopologicalSorter(imports).prepare()  # raises CycleError, which names a circle

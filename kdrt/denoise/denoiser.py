@@ -42,9 +42,10 @@ class Denoiser:
     """A UNet bound to one set of sizes, and the guidance around it.
 
     :meth:`prepare` writes what stays the same for a whole run. A call then writes the sample and
-    the timestep, runs the UNet, and computes in float32 buffers made before: whatever the options,
-    it allocates nothing on the device and reads nothing back. On the host it allocates no tensor
-    either, except for ``guidance_rescale``, whose ``torch.std`` makes one number.
+    the timestep, runs the UNet, and computes in float32 buffers made before. Whatever the options,
+    it allocates nothing and reads nothing back. On a CPU there are two exceptions: PyTorch writes
+    the sample of a half precision network by way of a temporary, and ``guidance_rescale`` for a
+    single image makes one number in ``torch.std``.
 
     Args:
         unet: the engine.
