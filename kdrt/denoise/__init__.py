@@ -2,11 +2,12 @@
 
 Its files:
 
-    denoiser     guidance and scaling around a UNet: the one thing a sampler knows
-    bound_unet   a UNet bound to one batch: where its halves lie, how it is fed
-    shortcuts    evaluations that do less: guidance interval, deep cache
-    inpaint      a denoiser that knows part of the image
-    freeu        FreeU's published factors
-    cuda_graphs  a step or a whole loop captured once and replayed
-    denoising    keeps the buffers of the last sizes, and samples
+    inputs        what a run is made from: plan, first latents, noise, the denoiser's inputs
+    denoising     samples runs, and keeps the buffers of the last sizes
+    denoiser      guidance and scaling around a UNet: the one thing a sampler knows
+    bound_unet    a UNet bound to one batch: where its halves lie, how its inputs are written
+    known_region  repainting a part of an image with any UNet
+    shortcuts     evaluations that do less: guidance interval, deep cache
+    freeu         FreeU's published factors
+    cuda_graphs   a step or a whole loop captured once and replayed
 """

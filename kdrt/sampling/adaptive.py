@@ -1,4 +1,4 @@
-"""Running an adaptive plan: the one loop that has to look at what it computes.
+"""Running an adaptive plan: the one loop that depends on what it computes.
 
 Every try is judged by a single number, read back once; the rest is enqueued as in the other loop.
 """
@@ -32,7 +32,7 @@ _MAX_TRIES = 10_000
 
 @dataclass(frozen=True, slots=True)
 class AdaptiveStep(Step):
-    """An accepted step of one image; the others of the batch are finished, or as they were given.
+    """An accepted step of one image; the others of the batch are finished, or not begun.
 
     Attributes:
         image: whose step it is.

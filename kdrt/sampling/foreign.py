@@ -3,9 +3,9 @@
     def sampler(model, x, sigmas, extra_args=None, callback=None, disable=None, **options) -> x
 
 Such a function calls ``model(x, sigma)`` with σ as a tensor ``[B]``, draws its own noise, and
-keeps the loop to itself. `run_foreign` turns it inside out: the function runs in a thread that
-moves only while the caller waits for the next step, so there is never more than one of the two
-at work, and the caller can leave at any step.
+keeps the loop to itself. `run_foreign` makes an iterator of it: the function runs in a thread that
+advances only while the caller waits for the next step, so the two never work at the same time, and
+the caller can leave at any step.
 """
 
 from __future__ import annotations
@@ -339,8 +339,9 @@ class _PerImage(TorchFunctionMode):
         return func(*args, **given)
 
 
-class _Left(BaseException):
-    """Raised inside the function when the caller has left; not for its handlers of errors."""
+class _Cancelled(BaseException):
+    """Ends the function when the caller has left. Not an Exception, so that the function's own
+    error handlers do not catch it."""
 
 
 class _Worker:
@@ -380,14 +381,14 @@ class _Worker:
     def _switch(self, seen: dict[str, Any]) -> None:
         self._seen.put(seen)
         if not self._go.get():
-            raise _Left
+            raise _Cancelled
 
     def _run(self) -> None:
         _WORKER.is_one = True
         with torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext():
             try:
                 self.result = self._function(self._switch)
-            except _Left:
+            except _Cancelled:
                 pass
             except BaseException as error:
                 self._error = error

@@ -112,7 +112,7 @@ class BrownianNoise:
     (Its dpmpp_sde asks the tree for σ that went through a float32 logarithm and back, an ulp away
     from ours: there, latents agree to 1e-3 of the highest σ.) A query costs some fifty calls of
     ``randn`` and does not depend on the order of queries, so all are made before the loop. Use
-    `SeededNoise` unless seeds must match: it has the same law.
+    `SeededNoise` unless seeds must match: its distribution is the same.
 
     Args:
         x_shape: ``(B, C, H, W)`` of the latents.

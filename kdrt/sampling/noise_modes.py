@@ -52,7 +52,7 @@ class NoiseInfo:
         has_noise_seed: whether the noise on the way can have a seed of its own.
         tree: which plans it gives a Brownian tree.
         has_churn: whether it has noise for churn too.
-        one_seed: the batch has one seed; the others are no more than the numbers after it.
+        one_seed: the batch has one seed; its images' seeds count up from it.
     """
 
     name: str

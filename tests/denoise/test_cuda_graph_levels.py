@@ -112,7 +112,9 @@ def test_a_deep_cache_makes_the_same_images(tmp_path: Path, made: list[Work], le
         "output_type": "latent",
         "deep_cache": 3,
     }
-    for seed, more, graphs in ((1, {}, 1), (2, {}, 1), (3, {"guidance_interval": (0.5, 5.0)}, 2)):
+    interval: dict[str, Any] = {"guidance_interval": (0.5, 5.0)}
+    plain: dict[str, Any] = {}
+    for seed, more, graphs in ((1, plain, 1), (2, plain, 1), (3, interval, 2)):
         expected = model.pipeline("a", seed=seed, **arguments, **more).images
         actual = pipe("a", seed=seed, **arguments, **more).images
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)

@@ -15,6 +15,7 @@ from diffusers import (
 from torch import Tensor
 
 from kdrt.bundle import PredictionType
+from kdrt.bundle.manifest import Dtype
 from kdrt.denoise.bound_unet import guidance_embedding
 from kdrt.denoise.denoiser import Denoiser, is_doubled
 from kdrt.denoise.inputs import DenoiserInputs, UNetConditioning
@@ -67,7 +68,7 @@ def denoiser(
     *,
     doubled: bool = True,
     distilled: bool = False,
-    dtype: str = "float32",
+    dtype: Dtype = "float32",
 ) -> tuple[Denoiser, Recorder]:
     spec = unet_spec(dtype, distilled=distilled)
     unet = Recorder(tiny_unet, [tensor.name for tensor in spec.inputs])
@@ -201,6 +202,8 @@ def test_the_edm_formulation_is_k_diffusions(sigma_data: float, sigma: float) ->
     except kdiffusion.OracleUnavailableError as error:
         pytest.skip(str(error))
     told, ids = conditioning(1), time_ids(IMAGES)
+    pooled = told.text_embeds
+    assert pooled is not None
     x = latents() * sigma
 
     def network(scaled: Tensor, _: Tensor) -> Tensor:
@@ -209,7 +212,7 @@ def test_the_edm_formulation_is_k_diffusions(sigma_data: float, sigma: float) ->
             scaled,
             torch.full((IMAGES,), sigma).log() / 4,
             encoder_hidden_states=told.encoder_hidden_states,
-            text_embeds=told.text_embeds,
+            text_embeds=pooled,
             time_ids=ids,
         )
 
@@ -245,6 +248,7 @@ def test_unconditional_half_comes_first() -> None:
     hidden = unet.calls[0]["encoder_hidden_states"]
     assert torch.equal(hidden[:IMAGES], negative.encoder_hidden_states)
     assert torch.equal(hidden[IMAGES:], positive.encoder_hidden_states)
+    assert negative.text_embeds is not None
     assert torch.equal(unet.calls[0]["text_embeds"][:IMAGES], negative.text_embeds)
     assert torch.equal(unet.calls[0]["sample"][:IMAGES], unet.calls[0]["sample"][IMAGES:])
 
@@ -414,7 +418,7 @@ class Halves(torch.nn.Module):
     [(True, 0.0, False), (True, 0.7, False), (True, 0.7, True), (False, 0.0, False)],
 )
 def test_numbers_on_the_device_give_the_same(
-    model: Model, dtype: str, doubled: bool, rescale: float, unconditional: bool
+    model: Model, dtype: Dtype, doubled: bool, rescale: float, unconditional: bool
 ) -> None:
     spec = unet_spec(dtype)
     bound = Denoiser(

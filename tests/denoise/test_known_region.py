@@ -10,8 +10,9 @@ from kdrt.denoise.denoiser import Denoiser
 from kdrt.denoise.inputs import DenoiserInputs, UNetConditioning
 from kdrt.denoise.known_region import KnownRegion
 from kdrt.prompt import Conditioning
-from kdrt.sampling import SAMPLERS, NoiseSchedule, Plan, SeededNoise, make_plan, run, sigmas_for
+from kdrt.sampling import SAMPLERS, NoiseSchedule, SeededNoise, run, sigmas_for
 from kdrt_engines.torch_eager import TorchEngine
+from tests.support.plans import fixed_plan
 from tests.support.tiny_model import CHANNELS, POOLED, WIDTHS, Recorder, tiny_unet, unet_spec
 
 SHAPE = (2, CHANNELS, 6, 6)
@@ -53,8 +54,7 @@ def test_a_known_region_follows_its_noise_level(sampler: str) -> None:
     z + σ·ξ after every step, with the noise that it began with."""
     known, noise = torch.randn(SHAPE), torch.randn(SHAPE)
     region = region_of(known)
-    plan = make_plan(sampler, GRID)
-    assert isinstance(plan, Plan)
+    plan = fixed_plan(sampler, GRID)
     denoise = denoiser()
     denoise.prepare(inputs(region), unconditional=plan.needs_unconditional)
     drawn = SeededNoise([1, 2], SHAPE[1:]).draw(plan.slots) if plan.slots else None

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdrt.denoise.denoiser import Denoiser
+from kdrt.denoise.inputs import DenoiserInputs
 from kdrt.denoise.shortcuts import EvaluationOrder, Shortcuts, check_deep_cache, check_interval
 from kdrt.errors import InvalidRequestError
 from kdrt.images.infotext import parse_infotext
@@ -22,6 +23,7 @@ from kdrt.request.grid import training_table
 from kdrt.request.resolve import resolve
 from kdrt.sampling import SeededNoise, make_plan, sample
 from tests.support.tiny_model import (
+    Family,
     TinyModel,
     tiny_deep_unet,
     tiny_model,
@@ -37,7 +39,9 @@ MASK[:32] = 255
 
 
 @given(SIGMAS, st.none() | LIMITS, st.none() | st.integers(2, 6))
-def test_every_evaluation_has_what_it_needs(sigmas, limits, deep_cache) -> None:
+def test_every_evaluation_has_what_it_needs(
+    sigmas: list[float], limits: tuple[float, float] | None, deep_cache: int | None
+) -> None:
     shortcuts = Shortcuts(limits, deep_cache)
     kinds = shortcuts.kinds(sigmas)
     order = EvaluationOrder(shortcuts)
@@ -88,7 +92,9 @@ VARIOUS = pytest.mark.parametrize(
 
 @VARIOUS
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
-def test_guidance_everywhere_is_the_plain_run_bit_for_bit(family, options, tmp_path: Path) -> None:
+def test_guidance_everywhere_is_the_plain_run_bit_for_bit(
+    family: Family, options: dict[str, Any], tmp_path: Path
+) -> None:
     model = tiny_model(tmp_path, family)
     expected = latents(model, **options)
     assert torch.equal(latents(model, guidance_interval=EVERYWHERE, **options), expected)
@@ -96,7 +102,9 @@ def test_guidance_everywhere_is_the_plain_run_bit_for_bit(family, options, tmp_p
 
 @VARIOUS
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
-def test_guidance_nowhere_is_the_run_without_guidance(family, options, tmp_path: Path) -> None:
+def test_guidance_nowhere_is_the_run_without_guidance(
+    family: Family, options: dict[str, Any], tmp_path: Path
+) -> None:
     model = tiny_model(tmp_path, family)
     unguided = latents(model, guidance_scale=1.0, **options)
     expected = batches(model)
@@ -115,9 +123,9 @@ def test_in_between_each_evaluation_is_the_one_or_the_other(
     prepared: list[Denoiser] = []
     original = Denoiser.prepare
 
-    def prepare(self: Denoiser, *arguments: object, **options: Any) -> None:
+    def prepare(self: Denoiser, inputs: DenoiserInputs, *, unconditional: bool = False) -> None:
         prepared.append(self)
-        original(self, *arguments, **options)
+        original(self, inputs, unconditional=unconditional)
 
     monkeypatch.setattr(Denoiser, "prepare", prepare)
     latents(sdxl, guidance_scale=1.0)
@@ -136,7 +144,14 @@ def test_in_between_each_evaluation_is_the_one_or_the_other(
 
 
 def test_a_foreign_sampler_is_guided_by_its_own_sigmas(sdxl: TinyModel) -> None:
-    def euler(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    def euler(
+        model: Any,
+        x: torch.Tensor,
+        sigmas: torch.Tensor,
+        extra_args: Any = None,
+        callback: Any = None,
+        disable: Any = None,
+    ) -> torch.Tensor:
         for index in range(len(sigmas) - 1):
             denoised = model(x, sigmas[index] * x.new_ones(len(x)), **(extra_args or {}))
             x = x + (x - denoised) / sigmas[index] * (sigmas[index + 1] - sigmas[index])
@@ -170,7 +185,9 @@ class ByHand:
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2s_ancestral"])
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
-def test_a_deep_cache_is_a_loop_written_by_hand(family, sampler, tmp_path: Path) -> None:
+def test_a_deep_cache_is_a_loop_written_by_hand(
+    family: Family, sampler: str, tmp_path: Path
+) -> None:
     """Stages count, not steps."""
     model = tiny_model(tmp_path, family, deep=True)
     actual = latents(model, sampler=sampler, guidance_scale=1.0, deep_cache=3)
@@ -188,13 +205,15 @@ def test_a_deep_cache_is_a_loop_written_by_hand(family, sampler, tmp_path: Path)
 
 @VARIOUS
 def test_a_network_that_does_not_change_loses_nothing(
-    options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a deep feature that depends on the prompt alone, both halves of every kind of run are
     those of the whole network: nothing is swapped or stale."""
     from tests.support import tiny_model as networks
 
-    def prompt_only(sample: torch.Tensor, timestep: torch.Tensor, **rest: torch.Tensor):
+    def prompt_only(
+        sample: torch.Tensor, timestep: torch.Tensor, **rest: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         still = {"sample": torch.zeros_like(sample), "timestep": torch.zeros_like(timestep)}
         deep = networks.tiny_unet(**still, **rest)
         return networks.tiny_shallow_unet(sample, timestep, deep_feature=deep), deep

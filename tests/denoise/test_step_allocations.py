@@ -21,10 +21,11 @@ from kdrt.denoise.inputs import DenoiserInputs, UNetConditioning
 from kdrt.denoise.known_region import KnownRegion
 from kdrt.denoise.shortcuts import Shortcuts
 from kdrt.prompt import Conditioning
-from kdrt.sampling import NoiseSchedule, Plan, make_plan
+from kdrt.sampling import NoiseSchedule
 from kdrt_engines import EngineSpec
 from kdrt_engines.cuda_graphs import CudaGraphCache
 from kdrt_engines.spec import TensorSpec
+from tests.support.plans import fixed_plan
 from tests.support.static_engine import StaticEngine
 from tests.support.tiny_model import CHANNELS, POOLED, WIDTHS, unet_spec
 
@@ -129,11 +130,14 @@ def test_no_option_allocates_a_tensor_in_a_step(option: Option, level: CudaGraph
         NoiseSchedule.from_betas(0.00085, 0.012, "scaled_linear"),
         option.prediction_type,
         sigma_data=option.sigma_data,
-        **{"images": 2, "height": 6, "width": 4, "tokens": 5, "doubled": True},
+        images=2,
+        height=6,
+        width=4,
+        tokens=5,
+        doubled=True,
         shallow=lambda: network(option, shallow=True),
     )
-    plan = make_plan(option.sampler, [14.0, 9.0, 6.0, 4.5, 3.0, 2.0, 1.2, 0.8, 0.4, 0.2, 0.1, 0.0])
-    assert isinstance(plan, Plan)
+    plan = fixed_plan(option.sampler, [14.0, 9.0, 6.0, 4.5, 3.0, 2.0, 1.2, 0.8, 0.4, 0.2, 0.1, 0.0])
     prompt = Conditioning(torch.ones(2, 5, sum(WIDTHS)), torch.ones(2, POOLED))
     half = UNetConditioning(prompt, torch.ones(2, 6))
     told = DenoiserInputs(positive=half, negative=half, guidance_scale=5.0, **option.inputs)

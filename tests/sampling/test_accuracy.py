@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdrt.sampling import SAMPLERS, NoiseSlot, Plan, make_plan, sample
+from kdrt.sampling import SAMPLERS, NoiseSlot, Plan, sample
 from tests.support.denoisers import flow, gaussian, mixture, unguided
+from tests.support.plans import fixed_plan
 
 HIGH, LOW = 10.0, 0.1
 
@@ -86,7 +87,7 @@ def test_order_of_convergence(
 ) -> None:
     options = {**without_noise(name), **options}
     coarse, fine = (
-        flow_error(make_plan(name, graded(steps), **options), start, exact_end)
+        flow_error(fixed_plan(name, graded(steps), **options), start, exact_end)
         for steps in (64, 128)
     )
     assert observed_order(coarse, fine) == pytest.approx(order, abs=0.15)
@@ -102,7 +103,7 @@ def test_order_of_dpm_fast_hangs_on_its_last_steps(
 ) -> None:
     """Third-order steps, but the last ones have the order that is left of the evaluations."""
     coarse, fine = (
-        flow_error(make_plan("dpm_fast", even(3 * steps + rest)), start, exact_end)
+        flow_error(fixed_plan("dpm_fast", even(3 * steps + rest)), start, exact_end)
         for steps in (128, 256)
     )
     assert observed_order(coarse, fine) == pytest.approx(order, abs=0.15)
@@ -125,7 +126,7 @@ def variance_error(name: str, steps: int, *, independent: bool = False, **option
     The denoiser is linear, so the result is a linear map of the start and the draws. A batch of
     unit vectors, one for each of them, reads off its coefficients.
     """
-    planned = make_plan(name, even(steps), **options)
+    planned = fixed_plan(name, even(steps), **options)
     slots = len(planned.slots)
     start = torch.zeros(slots + 1, 1, dtype=torch.float64)
     start[-1] = 1

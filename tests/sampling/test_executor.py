@@ -13,13 +13,13 @@ from kdrt.sampling import (
     NoiseSchedule,
     Plan,
     SeededNoise,
-    make_plan,
     run,
     sample,
     sigmas_for,
 )
 from tests.support.denoisers import gaussian, rough, unguided
 from tests.support.operators import OperatorRecorder
+from tests.support.plans import fixed_plan
 
 NAMES = [name for name, info in SAMPLERS.items() if info.capturable]
 SHAPE = (2, 4, 4, 4)
@@ -33,7 +33,7 @@ def prepared(
 ) -> tuple[Plan, Tensor, Tensor]:
     """A plan with its latents and noise, float32."""
     sigmas = sigmas_for("karras", steps, sd)
-    planned = make_plan(name, sigmas, **options)
+    planned = fixed_plan(name, sigmas, **options)
     source = SeededNoise(range(SHAPE[0]), SHAPE[1:])
     return planned, source.latents() * float(sigmas[0]), source.draw(planned.slots)
 
@@ -115,7 +115,7 @@ def test_an_image_does_not_depend_on_its_batch(
     sd: NoiseSchedule, name: str, options: dict[str, Any]
 ) -> None:
     sigmas = sigmas_for("karras", 5, sd)
-    planned = make_plan(name, sigmas, **options)
+    planned = fixed_plan(name, sigmas, **options)
 
     def images(seeds: list[int]) -> Tensor:
         source = SeededNoise(seeds, (4, 8, 8))

@@ -16,12 +16,12 @@ from kdrt.sampling import (
     SeededNoise,
     check_noise,
     find_noise,
-    make_plan,
     sample,
     sigmas_for,
 )
 from kdrt.sampling.philox import PhiloxGenerator
 from tests.support.denoisers import rough
+from tests.support.plans import fixed_plan
 
 SHAPE = (4, 5, 3)
 SIGMAS = [14.6, 6.0, 3.0, 0.7, 0.03, 0.0]
@@ -59,7 +59,7 @@ class TestPhilox:
 
 class TestPerImage:
     def test_is_seeded_noise(self) -> None:
-        planned = make_plan("dpmpp_sde", SIGMAS)
+        planned = fixed_plan("dpmpp_sde", SIGMAS)
         ours, plain = (
             NOISES["per_image"].make([1, 2], SHAPE, planned, None),
             SeededNoise([1, 2], SHAPE),
@@ -68,7 +68,7 @@ class TestPerImage:
         assert torch.equal(ours.draw(planned.slots), plain.draw(planned.slots))
 
     def test_the_noise_seed_of_an_image_changes_nothing(self) -> None:
-        planned = make_plan("euler_ancestral", SIGMAS)
+        planned = fixed_plan("euler_ancestral", SIGMAS)
         make = NOISES["per_image"].make
         plain, same = make([1, 2], SHAPE, planned, None), make([1, 2], SHAPE, planned, [1, 2])
         other = make([1, 2], SHAPE, planned, [1, 9])
@@ -116,7 +116,7 @@ class TestA1111:
         delta: int,
     ) -> None:
         """Churn between bounds is drawn, unused, at every other step too."""
-        planned = make_plan(sampler, SIGMAS, **options)
+        planned = fixed_plan(sampler, SIGMAS, **options)
         noise = NOISES["a1111"].make([5, 9], SHAPE, planned, None, eta_noise_seed_delta=delta)
         denoise = rough(SHAPE[0], torch.float32)
         each = generators([5, 9])
@@ -136,7 +136,7 @@ class TestA1111:
         assert (result - expected).abs().max() < 1e-5 * SIGMAS[0]
 
     def test_the_nv_source(self) -> None:
-        planned = make_plan("euler_ancestral", SIGMAS)
+        planned = fixed_plan("euler_ancestral", SIGMAS)
         make = NOISES["a1111"].make
         noise = make([0, 3], SHAPE, planned, None, source="nv", eta_noise_seed_delta=4)
         zero, seven = PhiloxGenerator(0), PhiloxGenerator(7)
@@ -155,7 +155,7 @@ def test_trees_of_sde_samplers(
     kd: ModuleType, sd: NoiseSchedule, mode: str, tree_seeds: int | list[int]
 ) -> None:
     grid = torch.tensor(sigmas_for("karras", 6, sd), dtype=torch.float32)
-    planned = make_plan("dpmpp_2m_sde", grid.tolist())
+    planned = fixed_plan("dpmpp_2m_sde", grid.tolist())
     noise = NOISES[mode].make([5, 6], SHAPE, planned, None)
     x = noise.latents() * grid[0]
     tree = kd.BrownianTreeNoiseSampler(x, grid[-2], grid[0], tree_seeds)
@@ -166,7 +166,7 @@ def test_trees_of_sde_samplers(
 
 def test_a_brownian_noise_seed_is_the_trees() -> None:
     pytest.importorskip("torchsde")
-    planned = make_plan("dpmpp_2m_sde", SIGMAS)
+    planned = fixed_plan("dpmpp_2m_sde", SIGMAS)
     make = NOISES["brownian"].make
     shared = make([1, 2], SHAPE, planned, [8, 9])
     assert torch.equal(shared.latents(), make([1, 2], SHAPE, planned, None).latents())
@@ -176,7 +176,7 @@ def test_a_brownian_noise_seed_is_the_trees() -> None:
 
 @pytest.mark.parametrize(("noise_seeds", "way"), [(None, 22), ([40, 41], 41)])
 def test_comfyui_draws_a_batch_at_once(noise_seeds: list[int] | None, way: int) -> None:
-    planned = make_plan("euler_ancestral", SIGMAS)
+    planned = fixed_plan("euler_ancestral", SIGMAS)
     noise = NOISES["comfyui"].make([21, 22, 23], SHAPE, planned, noise_seeds)
     first, steps = generators([21, way])
     assert torch.equal(noise.latents(), torch.randn((3, *SHAPE), generator=first))
@@ -189,7 +189,7 @@ def test_comfyui_draws_a_batch_at_once(noise_seeds: list[int] | None, way: int) 
 def test_every_mode_with_and_without_slots(mode: str, sampler: str) -> None:
     pytest.importorskip("torchsde")
     for sigmas in ([14.6, 0.0], SIGMAS, [3.0, 1.0]):
-        planned = make_plan(sampler, sigmas)
+        planned = fixed_plan(sampler, sigmas)
         check_noise(NOISES[mode], planned, [1, 2], None, {})
         noise = NOISES[mode].make([1, 2], SHAPE, planned, None)
         assert noise.latents().shape == (2, *SHAPE)
@@ -217,12 +217,12 @@ def test_every_mode_with_and_without_slots(mode: str, sampler: str) -> None:
 def test_refusals(mode: str, sampler: str, arguments: dict[str, Any], message: str) -> None:
     given = {"seeds": [1, 2], "noise_seeds": None, "options": {}} | arguments
     with pytest.raises(InvalidRequestError, match=message):
-        check_noise(NOISES[mode], make_plan(sampler, SIGMAS), **given)
+        check_noise(NOISES[mode], fixed_plan(sampler, SIGMAS), **given)
 
 
 @pytest.mark.parametrize("mode", ["brownian", "comfyui"])
 def test_churn_is_refused_where_it_has_no_law(mode: str) -> None:
-    planned = make_plan("euler", SIGMAS, s_churn=2.0)
+    planned = fixed_plan("euler", SIGMAS, s_churn=2.0)
     with pytest.raises(InvalidRequestError, match=f"churn, for which the noise {mode} has none"):
         check_noise(NOISES[mode], planned, [1], None, {})
     check_noise(NOISES["a1111"], planned, [1], None, {})
@@ -241,8 +241,8 @@ def test_without_torchsde_only_trees_are_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("kdrt.sampling.noise_modes.torchsde", missing)
     monkeypatch.setattr("kdrt.sampling.noise.torchsde", missing)
     for mode, sampler in (("a1111", "euler_ancestral"), ("brownian", "euler")):
-        planned = make_plan(sampler, SIGMAS)
+        planned = fixed_plan(sampler, SIGMAS)
         check_noise(NOISES[mode], planned, [1], None, {})
         NOISES[mode].make([1], SHAPE, planned, None).draw(planned.slots)
     with pytest.raises(InvalidRequestError, match="needs torchsde"):
-        check_noise(NOISES["comfyui"], make_plan("dpmpp_sde", SIGMAS), [1], None, {})
+        check_noise(NOISES["comfyui"], fixed_plan("dpmpp_sde", SIGMAS), [1], None, {})

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdrt.sampling import BrownianNoise, NoiseSchedule, Plan, make_plan, sample, sigmas_for
+from kdrt.sampling import BrownianNoise, NoiseSchedule, Plan, sample, sigmas_for
 from tests.support.denoisers import rough
+from tests.support.plans import fixed_plan
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("euler", {}),
@@ -122,7 +123,7 @@ def test_equals_k_diffusion_in_float64(
                 continue
             full = sigmas_for(schedule, steps, sd)
             for sigmas in (full, full[:-1])[: 1 if steps == 1 else 2]:
-                planned = make_plan(name, sigmas, **options)
+                planned = fixed_plan(name, sigmas, **options)
                 x = torch.randn(SHAPE, generator=generator, dtype=torch.float64) * sigmas[0]
                 noise = noise_for(planned, generator, torch.float64)
                 expected = run_upstream(
@@ -145,7 +146,7 @@ def test_dpm_fast_equals_k_diffusion_in_float64(
     try:
         for steps in (2, 3, 4, 5, 6, 20):
             for sigmas in (sigmas_for("karras", steps, sd), sigmas_for("vp", steps, sd)[:-1]):
-                planned = make_plan("dpm_fast", sigmas, **options)
+                planned = fixed_plan("dpm_fast", sigmas, **options)
                 assert planned.evaluations == len(sigmas) - 1
                 x = torch.randn(SHAPE, generator=generator) * sigmas[0]
                 noise = noise_for(planned, generator, torch.float64)
@@ -179,7 +180,7 @@ def test_is_close_to_k_diffusion_in_float32(
     denoise = rough(SHAPE[1], torch.float32)
     generator = torch.Generator().manual_seed(0)
     sigmas = sigmas_for("karras", 20, sd)
-    planned = make_plan(name, sigmas, **options)
+    planned = fixed_plan(name, sigmas, **options)
     x = torch.randn(SHAPE, generator=generator) * float(sigmas[0])
     noise = noise_for(planned, generator, torch.float32)
     grid = torch.tensor(sigmas, dtype=torch.float32)
@@ -206,7 +207,7 @@ def test_float32_is_as_close_to_float64_as_k_diffusion(
     exact = rough(SHAPE[1])
     generator = torch.Generator().manual_seed(0)
     sigmas = sigmas_for("karras", 20, sd)
-    planned = make_plan(name, sigmas, **options)
+    planned = fixed_plan(name, sigmas, **options)
     grid = torch.tensor(sigmas, dtype=torch.float32)
     ours, theirs = 0.0, 0.0
     for _ in range(16):
@@ -236,7 +237,7 @@ def test_one_step_crashes_upstream(kd: ModuleType, name: str) -> None:
 @pytest.mark.parametrize("seeds", [7, [7, 8]])
 def test_brownian_increments_are_bit_equal(kd: ModuleType, seeds: int | list[int]) -> None:
     sigmas = np.array([14.6, 3.0, 0.7, 0.03], np.float32).astype(np.float64)
-    slots = make_plan("euler_ancestral", sigmas).slots
+    slots = fixed_plan("euler_ancestral", sigmas).slots
     drawn = BrownianNoise(SHAPE, seeds, sigmas[-1], sigmas[0]).draw(slots)
     oracle = kd.BrownianTreeNoiseSampler(
         torch.zeros(SHAPE), torch.tensor(sigmas[-1]), torch.tensor(sigmas[0]), seeds
@@ -259,7 +260,7 @@ def test_brownian_noise_gives_the_image_of_k_diffusion(
     sigmas = [float(sigma) for sigma in grid]
     x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)) * sigmas[0]
     denoise = rough(SHAPE[1], torch.float32)
-    planned = make_plan(name, sigmas)
+    planned = fixed_plan(name, sigmas)
     noise = BrownianNoise(SHAPE, [3, 4], sigmas[-2], sigmas[0]).draw(planned.slots)
     sampler = kd.BrownianTreeNoiseSampler(x, grid[-2], grid[0], [3, 4])
     expected = getattr(kd, f"sample_{name}")(

@@ -11,9 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdrt.sampling import SAMPLERS, NoiseSchedule, Plan, Stage, make_plan, sample, sigmas_for
+from kdrt.sampling import SAMPLERS, NoiseSchedule, Plan, Stage, sample, sigmas_for
 from kdrt.sampling.plan import Correction
 from kdrt.sampling.program import compile_plan
+from tests.support.plans import fixed_plan
 
 
 def operations(planned: Plan, index: int) -> list[str]:
@@ -31,13 +32,13 @@ def operations(planned: Plan, index: int) -> list[str]:
     ],
 )
 def test_a_step_is_few_operations(sd: NoiseSchedule, name: str, expected: list[str]) -> None:
-    planned = make_plan(name, sigmas_for("karras", 8, sd))
+    planned = fixed_plan(name, sigmas_for("karras", 8, sd))
     assert operations(planned, 4) == expected
 
 
 @pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m", "dpmpp_3m_sde"])
 def test_the_last_step_is_a_copy(sd: NoiseSchedule, name: str) -> None:
-    planned = make_plan(name, sigmas_for("karras", 8, sd))
+    planned = fixed_plan(name, sigmas_for("karras", 8, sd))
     assert operations(planned, -1) == ["copy"]
 
 
@@ -48,7 +49,7 @@ def test_evaluations_in_the_middle_differ_in_coefficients_only(
     """What lets one captured graph serve many steps: the registers repeat with the ring."""
     # Noise between two levels only is another operation there than elsewhere.
     everywhere: dict[str, Any] = {"s_tmin": 0.0, "s_tmax": math.inf} if name == "sa_solver" else {}
-    planned = make_plan(name, sigmas_for("exponential", 30, sd), **everywhere)
+    planned = fixed_plan(name, sigmas_for("exponential", 30, sd), **everywhere)
     shapes = [
         tuple(i._replace(coefficient=0.0, second=0) for i in each.instructions)
         for each in compile_plan(planned).stages[8:28]
@@ -98,7 +99,7 @@ def plans(draw: st.DrawFn) -> Plan:
     return drawn
 
 
-NOISE_SLOT = make_plan("euler_ancestral", [2.0, 1.0]).slots[0]
+NOISE_SLOT = fixed_plan("euler_ancestral", [2.0, 1.0]).slots[0]
 
 
 class Bent:

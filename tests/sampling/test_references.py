@@ -12,9 +12,10 @@ import torch
 from scipy.integrate import quad
 from torch import Tensor
 
-from kdrt.sampling import NoiseSchedule, Plan, make_plan, sample, sigmas_for
+from kdrt.sampling import NoiseSchedule, Plan, sample, sigmas_for
 from kdrt.sampling.samplers.integrals import exponential_weights
 from tests.support.denoisers import mixture, rough, unguided
+from tests.support.plans import fixed_plan
 
 SHAPE = (2, 3, 4, 4)
 DENOISE = rough(SHAPE[1])
@@ -53,7 +54,7 @@ def test_unipc_equals_diffusers(
     sigmas = sigmas_for("karras", steps + 1, sd).tolist()[:-1]
     x = x * sigmas[0]
     expected = run_diffusers(scheduler, sigmas, x)
-    result = sample(make_plan("unipc", sigmas, order=order, solver_type=solver_type), x, DENOISE)
+    result = sample(fixed_plan("unipc", sigmas, order=order, solver_type=solver_type), x, DENOISE)
     # diffusers solves for the coefficients in float32.
     tolerance = 1e-5 if order == 3 else 2e-7
     assert (result - expected).abs().max() <= tolerance * expected.abs().max()
@@ -67,7 +68,7 @@ def test_deis_equals_diffusers(sd: NoiseSchedule, x: Tensor, order: int) -> None
     sigmas = sigmas_for("karras", 12, sd).tolist()[:-1]
     x = x * sigmas[0]
     expected = run_diffusers(scheduler, sigmas, x)
-    result = sample(make_plan("deis", sigmas, order=order), x, DENOISE)
+    result = sample(fixed_plan("deis", sigmas, order=order), x, DENOISE)
     assert (result - expected).abs().max() <= 1e-10 * expected.abs().max()
 
 
@@ -117,7 +118,7 @@ def test_samplers_that_meet(
     x = x * sigmas[0]
     results = []
     for name, options in (one, other):
-        planned = make_plan(name, sigmas, **options)
+        planned = fixed_plan(name, sigmas, **options)
         generator = torch.Generator().manual_seed(5)
         shape = (len(planned.slots), *SHAPE)
         noise = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -140,7 +141,7 @@ def test_ddim_is_the_papers(x: Tensor, eta: float) -> None:
     s, t = 3.0, 1.2
     xi = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     expected = vp_ddim_step(x, DENOISE(x, s), s, t, eta, xi)
-    planned = make_plan("ddim", [s, t], eta=eta)
+    planned = fixed_plan("ddim", [s, t], eta=eta)
     noise = xi[None] if planned.slots else None
     torch.testing.assert_close(sample(planned, x, DENOISE, noise), expected, rtol=0, atol=1e-13)
 
@@ -175,7 +176,7 @@ def test_restart_is_heun_on_the_web_uis_list(
     pairs += list(pairwise(main[low:]))
     pairs = [(float(s), float(t)) for s, t in pairs]
 
-    planned = make_plan("restart", sigmas)
+    planned = fixed_plan("restart", sigmas)
     assert planned.steps == len(pairs) == steps
     assert len(planned.slots) == times
     generator = torch.Generator().manual_seed(4)
@@ -191,14 +192,14 @@ def test_restart_is_heun_on_the_web_uis_list(
 
 def test_restart_needs_a_range_to_restart_in(sd: NoiseSchedule) -> None:
     sigmas = sigmas_for("karras", 24, sd, sigma_min=3.0)
-    planned: Plan = make_plan("restart", sigmas)
+    planned: Plan = fixed_plan("restart", sigmas)
     assert planned.slots == ()
     assert planned.sigmas == tuple(sigmas)
 
 
 def test_lcm_jumps(x: Tensor) -> None:
     noise = torch.randn((1, *SHAPE), generator=torch.Generator().manual_seed(1)).double()
-    result = sample(make_plan("lcm", [5.0, 2.0], s_noise=0.8), x, DENOISE, noise)
+    result = sample(fixed_plan("lcm", [5.0, 2.0], s_noise=0.8), x, DENOISE, noise)
     torch.testing.assert_close(result, DENOISE(x, 5.0) + 0.8 * 2.0 * noise[0], rtol=0, atol=1e-13)
 
 
@@ -217,9 +218,9 @@ def test_cfg_pp_takes_the_noise_from_the_unguided_result() -> None:
     second = d_1 + m * (x - u_1) / s
     d_2, u_2 = denoise(second, m), denoise.unconditional
     euler = d_2 + t * (second - u_2) / m
-    torch.testing.assert_close(sample(make_plan("euler_cfg_pp", [s, m, t]), x, denoise), euler)
+    torch.testing.assert_close(sample(fixed_plan("euler_cfg_pp", [s, m, t]), x, denoise), euler)
     h, h_last = math.log(m / t), math.log(s / m)
     multistep = euler + (1 - t / m) * h / (2 * h_last) * (d_2 - u_1)
     torch.testing.assert_close(
-        sample(make_plan("dpmpp_2m_cfg_pp", [s, m, t]), x, denoise), multistep
+        sample(fixed_plan("dpmpp_2m_cfg_pp", [s, m, t]), x, denoise), multistep
     )

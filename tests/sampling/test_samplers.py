@@ -14,6 +14,7 @@ import pytest
 from kdrt.errors import InvalidRequestError
 from kdrt.sampling import SAMPLERS, NoiseSlot, find_sampler, make_plan
 from kdrt.sampling.samplers import label_of, split_label
+from tests.support.plans import fixed_plan
 
 SIGMAS = [14.6, 3.0, 0.7, 0.03, 0.0]
 NAMES = [name for name, info in SAMPLERS.items() if info.capturable]
@@ -150,7 +151,7 @@ def test_a_label_can_imply_an_option() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_plans_are_well_formed(name: str) -> None:
     for sigmas in (SIGMAS, SIGMAS[:-1], SIGMAS[-2:], SIGMAS[:2], np.array(SIGMAS)):
-        planned = make_plan(name, sigmas)
+        planned = fixed_plan(name, sigmas)
         assert sum(stage.ends_step for stage in planned.stages) == planned.steps
         assert planned.stages[-1].ends_step
         used = [stage.slot for stage in planned.stages if stage.slot is not None]
@@ -194,7 +195,7 @@ def test_plans_are_well_formed(name: str) -> None:
     ],
 )
 def test_history(name: str, options: dict[str, Any], history: int) -> None:
-    assert make_plan(name, SIGMAS, **options).history == history
+    assert fixed_plan(name, SIGMAS, **options).history == history
 
 
 def test_noise_slots() -> None:
@@ -214,7 +215,7 @@ def test_noise_slots() -> None:
 
 
 def test_churn_is_folded_into_the_stage_before() -> None:
-    planned = make_plan("heun", SIGMAS, s_churn=4.0, s_tmin=0.5, s_tmax=20.0, s_noise=1.1)
+    planned = fixed_plan("heun", SIGMAS, s_churn=4.0, s_tmin=0.5, s_tmax=20.0, s_noise=1.1)
     gamma = math.sqrt(2) - 1
     raised = [14.6 * (1 + gamma), 3.0 * (1 + gamma), 0.7 * (1 + gamma), 0.03]
     assert [stage.sigma for stage in planned.stages[::2]] == pytest.approx(raised)
@@ -229,7 +230,7 @@ def test_churn_is_folded_into_the_stage_before() -> None:
 @pytest.mark.parametrize("name", ["dpm_2_ancestral", "dpmpp_2s_ancestral", "euler_ancestral"])
 def test_large_eta_keeps_the_noise_level(name: str) -> None:
     """Where eta leaves nothing to step down to, the next state is D plus noise of its σ."""
-    planned = make_plan(name, [2.0, 1.0, 0.5], eta=3.0)
+    planned = fixed_plan(name, [2.0, 1.0, 0.5], eta=3.0)
     for stage, sigma in zip(planned.stages, (1.0, 0.5), strict=True):
         assert (stage.base, stage.denoised, stage.noise) == (0.0, (1.0,), sigma)
 
@@ -290,7 +291,7 @@ def test_options_begin_at_their_least_value(name: str, option: str, least: float
 @pytest.mark.parametrize("name", ["ipndm", "deis"])
 def test_a_last_step_to_zero_takes_the_denoised(name: str) -> None:
     """Extrapolating ε over the last step would leave noise of the steps before in the image."""
-    planned = make_plan(name, SIGMAS)
+    planned = fixed_plan(name, SIGMAS)
     last = planned.stages[-1]
     assert SIGMAS[-1] == 0
     assert planned.residual  # the terms are x - D

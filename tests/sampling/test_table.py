@@ -8,11 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from kdrt.sampling import SAMPLERS, SeededNoise, make_plan, run
+from kdrt.sampling import SAMPLERS, SeededNoise, run
 from kdrt.sampling.plan import Correction, NoiseSlot, Plan, Stage
 from kdrt.sampling.table import Layout, TableLoop, run_table
+from tests.support.operators import OperatorRecorder
+from tests.support.plans import fixed_plan
 
 SIGMAS = (14.6, 7.1, 3.0, 1.2, 0.5, 0.1, 0.0)
 SHAPE = (2, 4, 3, 5)
@@ -41,7 +42,10 @@ class Network:
         return self._denoised
 
 
-def both(planned: Plan, loop: TableLoop | None = None):
+State = tuple[torch.Tensor, torch.Tensor]
+
+
+def both(planned: Plan, loop: TableLoop | None = None) -> list[tuple[list[State], list[float]]]:
     """The steps of the usual loop and of the table's: ``[(latents, denoised), …]`` each, and the
     timesteps at which each evaluated the network."""
     source = SeededNoise([3, 4], SHAPE[1:])
@@ -54,6 +58,7 @@ def both(planned: Plan, loop: TableLoop | None = None):
             if loop is None:
                 loop = TableLoop(Layout.of(planned), network, latents)
             else:
+                assert isinstance(loop._denoise, Network)
                 network = loop._denoise
                 network.evaluated.clear()
             stages = [loop.stage] * len(planned.stages)
@@ -79,23 +84,23 @@ FIXED = [name for name, info in SAMPLERS.items() if getattr(info, "capturable", 
 
 @pytest.mark.parametrize("sampler", FIXED)
 @pytest.mark.parametrize("sigmas", [SIGMAS, SIGMAS[:-1], SIGMAS[-2:]], ids=["zero", "open", "one"])
-def test_every_sampler(sampler, sigmas):
-    assert_same(make_plan(sampler, sigmas))
+def test_every_sampler(sampler: str, sigmas: tuple[float, ...]) -> None:
+    assert_same(fixed_plan(sampler, sigmas))
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_2"])
-def test_churn_before_the_first_stage(sampler):
-    assert_same(make_plan(sampler, SIGMAS, s_churn=3.0))
+def test_churn_before_the_first_stage(sampler: str) -> None:
+    assert_same(fixed_plan(sampler, SIGMAS, s_churn=3.0))
 
 
 @st.composite
-def plans(draw):
+def plans(draw: st.DrawFn) -> Plan:
     """Plans no sampler makes: every register used, in every order."""
     number = st.floats(-2, 2)
     slots = draw(st.integers(0, 3))
     slot = st.none() if slots == 0 else st.none() | st.integers(0, slots - 1)
     steps = draw(st.integers(1, 4))
-    stages = []
+    stages: list[Stage] = []
     for step in range(steps):
         inner = draw(st.booleans())
         for ends in [False, True] if inner else [True]:
@@ -137,52 +142,34 @@ def plans(draw):
 
 @given(plans())
 @settings(max_examples=60)
-def test_any_plan(planned):
+def test_any_plan(planned: Plan) -> None:
     assert_same(planned)
 
 
-def test_plans_of_one_layout_share_a_loop():
-    planned = make_plan("dpmpp_2m", SIGMAS)
-    shorter = make_plan("dpmpp_2m", (9.0, 4.0, 2.0, 1.0, 0.3, 0.2))
+def test_plans_of_one_layout_share_a_loop() -> None:
+    planned = fixed_plan("dpmpp_2m", SIGMAS)
+    shorter = fixed_plan("dpmpp_2m", (9.0, 4.0, 2.0, 1.0, 0.3, 0.2))
     assert Layout.of(planned) == Layout.of(shorter)
     loop = TableLoop(Layout.of(planned), Network(), torch.zeros(SHAPE))
     for again in (planned, shorter, planned):
         assert_same(again, loop)
 
 
-def test_a_stage_reads_nothing_back_and_makes_no_view_of_new_memory():
-    planned = make_plan("dpmpp_sde", SIGMAS)
+def test_a_stage_reads_nothing_back_and_makes_no_view_of_new_memory() -> None:
+    planned = fixed_plan("dpmpp_sde", SIGMAS)
     still = torch.zeros(SHAPE)
 
     class Nothing(Network):
-        def denoise(self, x, scalars, kind=None):
+        def denoise(
+            self, x: torch.Tensor, scalars: torch.Tensor, kind: object = None
+        ) -> torch.Tensor:
             return still
 
     loop = TableLoop(Layout.of(planned), Nothing(), still)
     noise = torch.zeros(len(planned.slots), *SHAPE)
     loop.load(planned, still, noise)
     loop.stage()
-    with _Operations() as operations:
+    with OperatorRecorder() as operations:
         loop.stage()
-    assert "aten::_local_scalar_dense" not in operations.names
+    assert "aten._local_scalar_dense.default" not in operations.names
     assert operations.allocating == []
-
-
-class _Operations(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-        self.allocating: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        given = {t.untyped_storage().data_ptr() for t in _tensors([args, kwargs or {}])}
-        result = func(*args, **(kwargs or {}))
-        self.names.append(func.name())
-        if any(t.untyped_storage().data_ptr() not in given for t in _tensors([result])):
-            self.allocating.append(func.name())
-        return result
-
-
-def _tensors(values):
-    leaves, _ = torch.utils._pytree.tree_flatten(values)
-    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
