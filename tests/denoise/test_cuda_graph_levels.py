@@ -12,6 +12,7 @@ import torch
 
 import kdrt.pipeline.pipeline
 from kdrt.common.streams import OwnStream
+from kdrt.compat import StableDiffusionXLKDiffusionPipeline
 from kdrt.denoise.cuda_graphs import CudaGraphRunner, cuda_graph_level
 from kdrt.denoise.denoising import Denoising
 from kdrt.errors import InvalidRequestError
@@ -170,6 +171,28 @@ def test_what_decides_as_it_goes_is_not_captured(
 
     at(sdxl, "loop")("a", steps=3, sampler=euler if sampler == "foreign" else sampler)
     assert made == []
+
+
+@pytest.mark.parametrize(("level", "replays"), [("step", 5), ("loop", 1)])
+def test_the_compat_classes_replay_the_pipelines_graphs(
+    sdxl: TinyModel, made: list[Work], level: str, replays: int
+) -> None:
+    graphed, plain = (
+        StableDiffusionXLKDiffusionPipeline(pipeline)
+        for pipeline in (at(sdxl, level), sdxl.pipeline)
+    )
+    latents = torch.randn(1, 4, 8, 6)
+    arguments: dict[str, Any] = {
+        "height": 64,
+        "width": 48,
+        "num_inference_steps": 5,
+        "latents": latents,
+        "output_type": "latent",
+    }
+    expected, actual = (pipe("a red circle", **arguments).images for pipe in (plain, graphed))
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    assert [work.replays for work in made] == [replays]
+    assert len(graphed.pipeline.denoising) == 1, "the pipeline's own buffers"
 
 
 def test_other_engines_drop_the_graphs(sdxl: TinyModel, made: list[Work]) -> None:
