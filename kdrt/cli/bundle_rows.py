@@ -39,7 +39,7 @@ class BundleRow:
     def remark(self) -> str:
         """The engines, or what is wrong."""
         built = (f"{name} ({', '.join(gpus)})" for name, gpus in self.engines.items())
-        return self.problem or ", ".join(built) or "none built"
+        return self.problem or ", ".join(built) or "none"
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self) | {"path": str(self.path)}
