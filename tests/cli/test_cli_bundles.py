@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from kdrt.build import engines
-from kdrt.build.engines import build_engines
-from kdrt_engines.tensorrt.flavour import TENSORRT_RTX, Flavour
-from tests.support.engine_bundle import VERSION, Builder, Listener, engine_bundle
+from kdrt.build.engines import Tools, build_engines
+from kdrt_engines.tensorrt.flavour import TENSORRT_RTX
+from tests.support.engine_bundle import Builder, Listener, engine_bundle
+from tests.support.rtx_machine import install_tensorrt
 
 
 @pytest.fixture
@@ -47,11 +47,13 @@ def test_bundles_are_listed_with_their_facts(cli, bundles: Path) -> None:
     assert "is damaged" in broken["problem"]
 
 
-def test_engines_are_listed_by_gpu(cli, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Flavour, "version", lambda _: VERSION)
-    monkeypatch.setattr(engines, "build_plan", Builder())
+def test_engines_are_listed_by_gpu(
+    cli, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_tensorrt(monkeypatch, tmp_path / "installed")
     bundle = engine_bundle(home / "bundles" / "mine")
-    build_engines(bundle, TENSORRT_RTX, (86, 120), report=Listener())
+    tools = Tools(build=Builder())
+    build_engines(bundle, TENSORRT_RTX, (86, 120), report=Listener(), tools=tools)
     assert "tensorrt-rtx (sm86, sm120)" in cli("list").out
     (row,) = json.loads(cli("list", "--json").out)
     assert row["engines"] == {"tensorrt-rtx": ["sm86", "sm120"]}
