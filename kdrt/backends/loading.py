@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import torch
 
@@ -110,10 +111,8 @@ def load_engines(
     _logger.info("engine %s, %s", chosen, reason)
     loader: Loader = make_loader(bundle, chosen, threads, own_cuda_graphs)
     if fallback is not None:
-        name = known_engine(fallback)
-        loader = FallbackLoader(
-            loader, name, lambda: make_loader(bundle, name, threads, own_cuda_graphs)
-        )
+        make = partial(make_loader, bundle, known_engine(fallback), threads, own_cuda_graphs)
+        loader = FallbackLoader(loader, fallback, make)
     if offloader is not None:
         loader = OffloadLoader(bundle, loader, offloader)
     engines = LazyEngines(loader, bundle.manifest.components)

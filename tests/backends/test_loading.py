@@ -124,6 +124,15 @@ def test_a_fallback_is_taken_and_said(sdxl: TinyModel) -> None:
     assert len(made) == 1
 
 
+def test_a_fallback_is_loaded_for_what_the_bundle_lacks(sdxl: TinyModel) -> None:
+    """There is no program of the UNet, nor the ONNX file that ONNX Runtime looks for instead."""
+    with (
+        pytest.warns(FallbackWarning, match=r"unet runs on onnxruntime: .*unet\.pt2 is missing"),
+        pytest.raises(EngineError, match="ONNX Runtime cannot load"),
+    ):
+        load_engines(sdxl.pipeline.bundle, "torch", fallback="onnxruntime")
+
+
 def test_an_engine_with_limits_gets_the_fallback_for_what_is_beyond(sdxl: TinyModel) -> None:
     engines = sdxl.pipeline.engines
 
