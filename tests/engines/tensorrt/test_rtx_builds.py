@@ -154,7 +154,7 @@ def test_tensorrts_own_refusal_is_passed_on(bundle: Bundle, tmp_path: Path) -> N
     """The sizes of a profile contradict the network."""
     onnx = str(bundle.file(bundle.manifest.components["vae_decoder"].onnx))
     shapes = {"latents": ((1, 4, 8, 8), (1, 4, 8, 8), (1, 4, 0, 8))}
-    job = BuildJob("tensorrt_rtx", onnx, str(tmp_path / "x.plan"), (89,), (shapes,), {})
+    job = BuildJob("tensorrt_rtx", onnx, str(tmp_path / "x.engine"), (89,), (shapes,), {})
     with pytest.raises(EngineError, match=f"TensorRT cannot build {re.escape(onnx)}: "):
         build_engine(job)
 
