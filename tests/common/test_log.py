@@ -39,7 +39,7 @@ def test_loading_says_what_was_chosen_and_why(
     with caplog.at_level(logging.INFO, "kdrt"), kdrt.load(demo_bundle, engine="onnxruntime"):
         pass
     logged = messages(caplog)
-    assert logged[0] == f"opened bundle 'demo' (sd) in {demo_bundle}"
+    assert logged[0] == f"opened bundle 'demo' (sdxl) in {demo_bundle}"
     assert "engine onnxruntime, asked for" in logged
     assert any(each.startswith("loaded unet with onnxruntime on cpu in ") for each in logged)
     assert logged[-1] == "closed"
