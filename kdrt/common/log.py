@@ -3,8 +3,8 @@ graphs, how long each stage of an image took.
 
     logging.basicConfig(level=logging.INFO)
 
-Nothing is printed unless logging is configured. On CUDA, work is only enqueued; to time a stage
-kdrt waits for the GPU at its end, and does so only where the message is wanted.
+Unless logging is configured, only warnings are printed. On CUDA, work is enqueued and runs later:
+to time a stage, kdrt waits for the GPU at its end, and only where the message is wanted.
 """
 
 from __future__ import annotations

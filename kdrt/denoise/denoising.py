@@ -145,7 +145,11 @@ class Denoising:
         return bound
 
     def _bind(self, size: _Size) -> _Bound:
-        _logger.debug("binding the UNet: %s", size)
+        _logger.debug(
+            "binding the UNet for %d image(s) of %d by %d latents, %d tokens%s",
+            *size[:-1],
+            ", guided" if size.doubled else "",
+        )
         denoiser = Denoiser(
             self._unet,
             self._noise_schedule,

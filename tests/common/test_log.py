@@ -83,7 +83,10 @@ def test_verbose_prints_what_is_logged(
     demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert "opened bundle" not in _printed(bundle=demo_bundle)
-    assert "opened bundle 'demo'" in _printed("-v", bundle=demo_bundle)
-    assert "binding the UNet: B=" not in _printed("-v", bundle=demo_bundle)
-    assert "binding the UNet: B=" in _printed("-vv", bundle=demo_bundle)
+    plain, verbose, more = (
+        _printed(*options, bundle=demo_bundle) for options in ((), ("-v",), ("-vv",))
+    )
+    assert "opened bundle" not in plain
+    assert "opened bundle 'demo'" in verbose
+    assert "binding the UNet for 1 image(s)" not in verbose
+    assert "binding the UNet for 1 image(s)" in more
