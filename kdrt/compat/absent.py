@@ -1,4 +1,4 @@
-"""What diffusers' objects have and these have not: asked for it they say so, and what there is."""
+"""Attributes and methods of diffusers' objects that these lack: each says so, and what to use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kdrt.errors import InvalidRequestError
 
 
 class AbsentAttributeError(InvalidRequestError, AttributeError):
-    """There is no such attribute; ``hasattr`` and ``getattr`` with a default know it as ever."""
+    """There is no such attribute. ``hasattr`` and ``getattr`` with a default work as usual."""
 
 
 class UnknownArgumentError(InvalidRequestError, TypeError):
@@ -17,11 +17,11 @@ class UnknownArgumentError(InvalidRequestError, TypeError):
 
 
 class SaysWhatThereIs:
-    """An attribute that is absent is one sentence, and one of the configuration's is that value,
-    as diffusers has it.
+    """Reads attributes from ``config`` as diffusers does, and raises one clear sentence for those
+    that are absent.
 
     Attributes:
-        instead: what there is, the end of that sentence.
+        instead: what to use, the end of that sentence.
     """
 
     instead: ClassVar[str]
@@ -88,7 +88,7 @@ _LORA = "LoRAs go through load_lora_weights, which reads, names and places their
 
 
 class AbsentMethods(SaysWhatThereIs):
-    """Raise InvalidRequestError, all of them."""
+    """Methods of diffusers' pipelines that raise InvalidRequestError with what to do instead."""
 
     instead = (
         "it has what the removed pipeline had, and to() for devices; what kdrt does besides is in "

@@ -1,4 +1,4 @@
-"""How to get what a bundle lacks: exported bundles stay as they are."""
+"""The sentence that says how to export a model again, with what its bundle lacks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kdrt.bundle import Bundle
 
 
 def export_again(bundle: Bundle, source: str | None, *options: str) -> str:
-    """The sentence that says how to export the model with ``options`` besides, and to open that.
+    """Tell the user to export the model with ``options`` too, and to open the new bundle.
 
     Args:
         bundle: the one that lacks something.

@@ -1,7 +1,7 @@
 """The loading arguments of diffusers: which count here, which have no effect, which are refused.
 
-``from_pretrained`` and ``from_single_file`` share one table. An argument that is refused is so with
-a value only: None, and False where it is a switch, say what is so anyway.
+``from_pretrained`` and ``from_single_file`` share one table. An argument is refused only with a
+value that would change something: None, and False for a switch, are accepted.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def hub_options(given: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
 
 
 def dtypes(value: object) -> tuple[torch.dtype | None, torch.dtype | None]:
-    """The dtype of the networks and, where it differs, that of the VAE; None is what is not said.
+    """The dtype of the networks and, where it differs, that of the VAE; None where it is not given.
 
     Args:
         value: a dtype, its name, ``"auto"``, or a dictionary of them by component.
@@ -223,7 +223,7 @@ def _dtype(value: object) -> torch.dtype | None:
 
 
 def inside(source: str | os.PathLike[str], subfolder: object) -> str | os.PathLike[str]:
-    """``source``, or the folder in it that is meant.
+    """``source``, or its subfolder.
 
     Raises:
         InvalidRequestError: there is no such folder on this machine.

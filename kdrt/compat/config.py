@@ -26,7 +26,7 @@ class Config(dict[str, Any]):
     """A configuration, read by key or by attribute as diffusers' ``FrozenDict``.
 
     Raises:
-        InvalidRequestError: something is written to it, which could not have an effect.
+        InvalidRequestError: it is written to, which would have no effect.
         AbsentAttributeError: there is no such value.
     """
 

@@ -45,9 +45,18 @@ class EncodingMixin:
         together: bool,
         length: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Hidden states and pooled embeddings of B prompts for every encoder, warning of those
-        that are too long. ``together`` runs them as one batch, which the last bits depend on.
-        ``length`` is that of embeddings which they are used with."""
+        """Encode B prompts with every encoder, and warn of those that are too long.
+
+        Args:
+            columns: for every text encoder its B prompts.
+            clip_skip: how many hidden states before the usual one to take.
+            together: encode all prompts in one batch, as the removed pipelines did; the last bits
+                depend on the batch.
+            length: L of the embeddings that these are used together with; None is the usual one.
+
+        Returns:
+            ``[B, L, D]``, and SDXL's pooled ``[B, P]``.
+        """
         skip = 0 if clip_skip is None else check_int("clip_skip", clip_skip, 0)
         truncations: Sequence[Truncation]
         encoders = self.pipeline.prompt_encoder.encoders

@@ -23,7 +23,7 @@ Numbers = TypeVar("Numbers", Array, Tensor)
 
 
 class VaeImageProcessor(SaysWhatThereIs):
-    """Between images of all kinds and what a VAE reads and makes.
+    """Converts images of all kinds to a VAE's pixels and back.
 
     Attributes:
         config: ``vae_scale_factor`` and the settings of the original's defaults.

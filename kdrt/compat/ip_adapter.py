@@ -40,7 +40,7 @@ class IpAdapterMixin:
         image_encoder_folder: str | None = "image_encoder",
         **_: Any,
     ) -> None:
-        """Use the bundle's IP-Adapter, which must be the one that is asked for.
+        """Switch to the bundle's IP-Adapter, which must be the one named here.
 
         Raises:
             InvalidRequestError: the bundle has none, or another; the message says what to export.
@@ -81,8 +81,8 @@ class IpAdapterMixin:
     def _image_tokens(
         self, prompts: ImagePrompt | None, embeddings: Tensor | None, images: int, *, doubled: bool
     ) -> Tensor | None:
-        """What the UNet attends to besides the prompt, ``[n·B, N, D]``; None without images.
-        With images the adapter's UNet takes over, loaded by :meth:`load_ip_adapter` or not."""
+        """The image tokens for the UNet, ``[n·B, N, D]``; None without images. With images this
+        switches to the adapter's UNet, also without :meth:`load_ip_adapter`."""
         if prompts is None and embeddings is None:
             return None
         if not self.pipeline.engines["unet"].spec.has_input("ip_scale"):
@@ -93,7 +93,7 @@ class IpAdapterMixin:
 
 
 def _single(value: object) -> str:
-    """A name or a path, or the only one of a list."""
+    """A name or path, given alone or in a list of one."""
     one = value[0] if isinstance(value, list) and len(value) == 1 else value
     if not isinstance(one, (str, os.PathLike)):
         raise InvalidRequestError(

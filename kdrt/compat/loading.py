@@ -1,4 +1,4 @@
-"""How the drop-in classes come from models, from each other, and go into folders."""
+"""Opening, sharing and saving: from_pretrained, from_single_file, from_pipe, save_pretrained."""
 
 from __future__ import annotations
 
@@ -266,8 +266,8 @@ class LoadingMixin:
 
 
 def _engine_on(place: str | torch.device) -> str | None:
-    """What runs a model on the device of a ``device_map``; None for a strategy, which is for
-    diffusers' own modules."""
+    """The engine for the device of a ``device_map``; None for a placement strategy such as
+    ``"auto"``, which concerns diffusers' modules only."""
     if isinstance(place, str) and place in ("auto", "balanced", "balanced_low_0", "sequential"):
         return None
     return "onnxruntime" if device_type(place) == "cpu" else "onnxruntime-cuda"

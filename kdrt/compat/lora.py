@@ -150,8 +150,8 @@ class LoraMixin(LoraSavingMixin):
         adapter_names: Sequence[str] | None = None,
         **_: Any,
     ) -> None:
-        """Keep adapters at their present weight times ``lora_scale`` until :meth:`unfuse_lora`,
-        whatever happens to them otherwise.
+        """Fix adapters at their present weight times ``lora_scale`` until :meth:`unfuse_lora`;
+        deleting or deactivating them meanwhile changes nothing.
 
         Args:
             components: the networks to fuse in.
@@ -185,8 +185,8 @@ class LoraMixin(LoraSavingMixin):
 
     @one_call
     def unfuse_lora(self, components: Sequence[str] = _COMPONENTS, **_: Any) -> None:
-        """Undo :meth:`fuse_lora`: adapters still loaded have their own weights again, those that
-        were unloaded since are gone."""
+        """Undo :meth:`fuse_lora`. Adapters that are still loaded have their own weights again;
+        those that were unloaded meanwhile are removed."""
         state = self._lora_state
         for name, scales in list(state.fused.items()):
             state.fused[name] = {c: s for c, s in scales.items() if c not in components}
@@ -205,14 +205,14 @@ class LoraMixin(LoraSavingMixin):
 
     @one_call
     def unload_lora_weights(self, **_: Any) -> None:
-        """Remove all adapters; what was fused stays. Without that the weights are the base
+        """Remove all adapters but the fused ones. If none is fused, the weights are the base
         model's, bit for bit."""
         self.delete_adapters(list(self._lora_state.scales))
         self._lora_state.enabled = True
 
     @one_call
     def delete_adapters(self, adapter_names: list[str] | str) -> None:
-        """Remove adapters; what was fused stays.
+        """Remove adapters; fused ones keep their effect.
 
         Raises:
             InvalidRequestError: one is not loaded.
@@ -228,7 +228,7 @@ class LoraMixin(LoraSavingMixin):
 
     @one_call
     def disable_lora(self) -> None:
-        """Do without all adapters until :meth:`enable_lora`."""
+        """Turn all adapters off until :meth:`enable_lora`."""
         self._lora_state.enabled = False
         self._apply_loras()
 

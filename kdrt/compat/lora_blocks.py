@@ -1,4 +1,4 @@
-"""diffusers' LoRA weights of single blocks of a UNet, as scales by the paths of modules."""
+"""diffusers' LoRA weights by block of a UNet, as scales by module path."""
 
 from __future__ import annotations
 

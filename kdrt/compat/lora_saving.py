@@ -20,7 +20,7 @@ Weights = Mapping[str, Tensor | nn.Module]
 
 
 class LoraSavingMixin:
-    """Needs nothing of the pipeline that it belongs to."""
+    """A class method only: it needs no pipeline."""
 
     @classmethod
     def save_lora_weights(

@@ -21,7 +21,7 @@ class FusedProjectionsMixin:
     exported_from: str | None = None
 
     def fuse_qkv_projections(self, unet: bool = True, vae: bool = True) -> None:
-        """Compute query, key and value with one matrix; most bundles do from the start.
+        """Compute query, key and value with one matrix, as most bundles do by default.
 
         Raises:
             InvalidRequestError: the bundle was exported without; the message says what to export.
@@ -29,7 +29,7 @@ class FusedProjectionsMixin:
         self._use_projections(fused=True, unet=unet, vae=vae)
 
     def unfuse_qkv_projections(self, unet: bool = True, vae: bool = True) -> None:
-        """Compute query, key and value with a matrix each. The images are the same.
+        """Compute query, key and value with one matrix each. The images are the same.
 
         Raises:
             InvalidRequestError: the bundle has no such variant; the message says what to export.

@@ -1,4 +1,4 @@
-"""What people put in place of a pipeline's safety checker."""
+"""What can be assigned to ``pipe.safety_checker`` in place of the model's checker."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class OwnChecker(SafetyChecker):
     """A function in place of the model's checker.
 
     Args:
-        function: called with PIL images, it says of each whether it is flagged. One that has a
-            ``clip_input`` is called as diffusers does, with ``clip_input`` None as there is no
-            feature extractor here, and gives the images and the flags.
+        function: called with a list of PIL images; returns for each whether it is flagged. If it
+            takes a ``clip_input``, it is called as diffusers does, with ``clip_input=None``, and
+            returns the images and the flags.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -32,13 +32,13 @@ class OwnChecker(SafetyChecker):
         )
 
     def release(self) -> None:
-        """Nothing is bound."""
+        """Does nothing: a function binds no buffers."""
 
     def __call__(self, images: Sequence[Image.Image]) -> list[bool]:
         """Whether each image is flagged.
 
         Raises:
-            InvalidRequestError: the function says something else.
+            InvalidRequestError: the function returns something else.
         """
         if self._as_diffusers:
             answer = self.function(images=list(images), clip_input=None)
@@ -56,7 +56,7 @@ class OwnChecker(SafetyChecker):
 
 
 def as_checker(checker: object) -> SafetyChecker | None:
-    """What was assigned to ``pipe.safety_checker``, to be called by the pipeline.
+    """The checker for a value that was assigned to ``pipe.safety_checker``.
 
     Raises:
         InvalidRequestError: it cannot be one.

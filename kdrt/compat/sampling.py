@@ -213,7 +213,7 @@ class SamplingMixin:
         return result.clone()
 
     def _grid(self, table: TrainingTable, steps: int, *, karras: bool) -> Tensor:
-        """The σ of a run, which the scheduler shows from now on: float32 ``[steps + 1]``."""
+        """The σ grid of a run, float32 ``[steps + 1]``; the scheduler shows it from now on."""
         scheduler = self.scheduler
         if not isinstance(scheduler, SchedulerView) and not karras:
             return _grid_of(scheduler, steps)
@@ -229,7 +229,7 @@ class SamplingMixin:
 
 
 def _grid_of(scheduler: Any, steps: int) -> Tensor:
-    """The σ of a scheduler that was assigned, as the originals asked for them."""
+    """The σ grid of an assigned scheduler, read as the removed pipelines did."""
     try:
         scheduler.set_timesteps(steps)
         sigmas = torch.as_tensor(scheduler.sigmas)

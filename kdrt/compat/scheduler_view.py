@@ -52,7 +52,7 @@ class SchedulerView(SaysWhatThereIs):
     def set_timesteps(
         self, num_inference_steps: int, device: str | torch.device | None = None
     ) -> None:
-        """Make the grid of so many steps.
+        """Show the grid of this many steps.
 
         Raises:
             InvalidRequestError: it is no number of steps.

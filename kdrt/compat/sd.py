@@ -247,18 +247,20 @@ class StableDiffusionKDiffusionPipeline(
 
     @safety_checker.setter
     def safety_checker(self, checker: SafetyChecker | Callable[..., Any] | None) -> None:
-        """Besides kdrt's own, a function of PIL images that says of each whether it is flagged; or
-        one that is called with ``images`` and ``clip_input`` and gives both back, as people turn
-        diffusers' off."""
+        """Takes kdrt's checker, None, or a function: see :class:`kdrt.compat.safety.OwnChecker`."""
         self.pipeline.safety_checker = as_checker(checker)
 
     @one_call
     def run_safety_checker(
         self, image: Tensor, device: torch.device | str, dtype: torch.dtype
     ) -> tuple[Tensor, list[bool] | None]:
-        """Images of a decoder, in about [-1, 1], with those that are flagged all 0: the black
-        of [0, 1], which the original leaves for :meth:`__call__` to know. And for each whether it
-        is flagged; None without a checker."""
+        """Set flagged images of a decoder, ``[B, 3, H, W]`` in about [-1, 1], to 0.
+
+        As in the original 0 is meant as the black of [0, 1], which :meth:`__call__` knows.
+
+        Returns:
+            The images, and for each whether it is flagged; None without a checker.
+        """
         checker = self.pipeline.safety_checker
         if checker is None:
             return image, None

@@ -1,4 +1,4 @@
-"""From what ``from_pretrained`` is given to a bundle, exporting on first use.
+"""The bundle of a model that ``from_pretrained`` is given, exported on first use.
 
 A bundle made here is named after its source and what went into it. For a folder or a checkpoint
 file that is its content, so one saved again with other weights, or only with another scheduler
@@ -44,11 +44,11 @@ _CONTENT = {".json", ".txt", ".safetensors", ".bin", ".model"}
 
 @dataclass(frozen=True)
 class Wanted:
-    """How a source shall be exported.
+    """How to export a source.
 
     Attributes:
         dtype: of the networks; None is float32, as diffusers has it.
-        vae_dtype: of the VAE, where it shall differ.
+        vae_dtype: of the VAE, where it differs.
         engine: what will run them. For ``torch`` the export is without fused projections, with
             which the networks equal the originals bit by bit.
         revision: branch, tag or commit of a hub id.
@@ -78,7 +78,7 @@ class Wanted:
         return None if self.vae_dtype is None else _precision(self.vae_dtype)
 
     def settings(self) -> list[str]:
-        """What decides what an export of the same source holds."""
+        """The settings that an export of the same source depends on."""
         settings = [self.precision, str(self.engine == "torch"), __version__]
         if self.config is not None:
             settings.append(_content(self.config))
@@ -94,7 +94,7 @@ def _precision(dtype: torch.dtype) -> Precision:
 
 
 def find_bundle(source: str | os.PathLike[str], wanted: Wanted) -> Bundle:
-    """The bundle of ``source``, made now if there is none.
+    """The bundle of ``source``; exported now if there is none.
 
     Args:
         source: a bundle's folder or name, a diffusers folder, a checkpoint file, or a hub id.
@@ -154,8 +154,8 @@ def downloaded_file(repo: str, file: str, revision: str, options: dict[str, Any]
 
 
 def facts_of(scheduler: object) -> SchedulerFacts:
-    """What a scheduler object of diffusers says of the model's training and its grid, as the
-    removed pipelines took it: values that it had by default only do not count.
+    """The facts that a diffusers scheduler object states explicitly about the training and the
+    grid, as the removed pipelines read it; its defaults do not count.
 
     Raises:
         InvalidRequestError: it is no scheduler.
@@ -207,7 +207,7 @@ def _export(origin: str, target: Path, name: str, revision: str | None, wanted: 
 
 
 def _from_hub(repo: str, wanted: Wanted) -> tuple[str, str | None, str]:
-    """What to export for a hub id, at which revision, and what identifies it: its commit."""
+    """What to export for a hub id, the revision, and the commit that identifies it."""
     sources = _exporter("sources")
     if repo == "demo":
         return repo, None, _content(sources.demo_folder())

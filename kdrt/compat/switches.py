@@ -6,8 +6,8 @@ from typing import Any
 
 
 class MemorySwitches:
-    """Accepted without effect: engines stay where they run, with attention of their own. What
-    saves memory here is ``kdrt.load(…, low_vram=True)``, and :class:`kdrt.compat.vae.VaeMixin`."""
+    """Accepted without effect: engines stay where they run, and have their own attention. To save
+    memory use ``kdrt.load(…, low_vram=True)``, and :class:`kdrt.compat.vae.VaeMixin`."""
 
     hf_device_map: None = None
 

@@ -1,4 +1,4 @@
-"""What people ask of text encoders and tokenizers, where the encoders are engines."""
+"""Text encoders and tokenizers of a pipeline, as diffusers shows them."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ class Encoding(dict[str, Any]):
 
 
 class TokenizerView(SaysWhatThereIs):
-    """A tokenizer as people call it: to count tokens, and to see them.
+    """A tokenizer that can be called, to count tokens and to see them.
 
     Attributes:
         tokenizer: what does the work.
-        model_max_length: how many tokens the text encoder reads, marks included.
-        bos_token_id: the mark before a prompt.
-        eos_token_id: the mark behind it.
+        model_max_length: how many tokens the text encoder reads, begin and end tokens included.
+        bos_token_id: the token before a prompt.
+        eos_token_id: the token after a prompt.
         pad_token_id: what fills it up.
     """
 
@@ -76,7 +76,7 @@ class TokenizerView(SaysWhatThereIs):
 
     @property
     def vocab_size(self) -> int:
-        """How many tokens there are without those that were learned."""
+        """The number of tokens, without learned ones."""
         return self.tokenizer.size
 
     def __len__(self) -> int:
@@ -101,7 +101,7 @@ class TokenizerView(SaysWhatThereIs):
             truncation: whether to cut at ``max_length``.
             max_length: None is ``model_max_length``.
             return_tensors: ``"pt"`` or ``"np"``; None gives lists.
-            add_special_tokens: whether the marks around a prompt are among them.
+            add_special_tokens: whether the begin and end tokens are included.
 
         Raises:
             InvalidRequestError: an argument is wrong, or rows of a tensor differ in length.
@@ -170,7 +170,7 @@ class TokenizerView(SaysWhatThereIs):
 
 
 def inner(part: object) -> object:
-    """What a view is one of, by which two views of the same part are known."""
+    """The object behind a view: equal for two views of the same part."""
     if isinstance(part, NetworkView):
         return part.engine
     return part.tokenizer if isinstance(part, TokenizerView) else part

@@ -33,8 +33,8 @@ _IGNORED = {"mirror", "proxies"}
 class TextualInversionMixin:
     """For a class that holds a :class:`kdrt.Pipeline` in ``pipeline``.
 
-    Where an argument is one of diffusers' objects (``tokenizer``, ``text_encoder``), it is the
-    attribute of that name of this class, or simply the name, as in ``"text_encoder_2"``.
+    ``tokenizer`` and ``text_encoder`` arguments take the attribute of that name of this class, or
+    its name, such as ``"text_encoder_2"``.
     """
 
     pipeline: Pipeline
@@ -73,8 +73,8 @@ class TextualInversionMixin:
         """Load as diffusers does. Pickles (``.bin``, ``.pt``) are allowed unless
         ``use_safetensors`` is True; they are always read with torch's restricted unpickler.
 
-        Beyond diffusers: without ``text_encoder`` the vectors' width tells which one they are for,
-        and a file with ``clip_l`` and ``clip_g`` serves both.
+        Unlike in diffusers, without ``text_encoder`` the width of the vectors decides which encoder
+        they are for, and a file with ``clip_l`` and ``clip_g`` is loaded into both.
 
         Raises:
             InvalidRequestError: see :func:`kdrt.adapters.textual_inversion.load`.
@@ -105,8 +105,8 @@ class TextualInversionMixin:
         tokenizer: object = None,
         text_encoder: object = None,
     ) -> None:
-        """Forget ``tokens``, or all; without ``text_encoder`` in every one. All vectors of a token
-        go with it, whether ``token_1`` and so on are listed or not.
+        """Remove ``tokens``, or all, from one text encoder or from every one. All vectors of a
+        token are removed with it, whether ``token_1`` and so on are listed or not.
 
         Raises:
             InvalidRequestError: none of ``tokens`` is loaded.
@@ -133,7 +133,7 @@ class TextualInversionMixin:
         return _written_out(prompt, tokens)
 
     def _tokens(self, component: str | None) -> dict[str, int]:
-        """Loaded tokens by all of their names, and how many vectors each has."""
+        """The number of vectors of each loaded token, by all of its names."""
         return {
             name: len(ids)
             for encoder in self.pipeline.prompt_encoder.encoders
@@ -191,6 +191,6 @@ def _written_out(prompt: str, tokens: dict[str, int]) -> str:
 
 
 def _found_as(token: str) -> str:
-    """A pattern of where the tokenizer finds a token."""
+    """A pattern that matches a token where the tokenizer finds it."""
     name = re.escape(token)
     return rf"(?<!\w){name}(?!\w)" if stands_alone(token) else name

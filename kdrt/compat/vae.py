@@ -32,8 +32,8 @@ class VaeMixin:
         self.pipeline.vae.disable_tiling()
 
     def upcast_vae(self) -> None:
-        """Make sure that the VAE does not overflow. Its precision is fixed at export, where one
-        that says of itself that it overflows in float16 is left in float32 anyway; bfloat16 has
+        """Check that the VAE does not overflow. Its precision is fixed at export; a VAE whose
+        configuration says that it overflows in float16 is exported in float32. bfloat16 has
         float32's range, and the original pipelines left it alone too.
 
         Raises:

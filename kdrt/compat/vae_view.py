@@ -30,7 +30,7 @@ class DecoderOutput:
 
 @dataclass(frozen=True)
 class LatentDistribution(SaysWhatThereIs):
-    """What an encoder makes of images. Only its mean is exported."""
+    """The result of the encoder. Only its mean is exported."""
 
     mean: Tensor
     instead = "only the mean of a VAE is exported: mean, mode() and sample() give it"
@@ -40,8 +40,7 @@ class LatentDistribution(SaysWhatThereIs):
         return self.mean
 
     def sample(self, generator: object = None) -> Tensor:
-        """The mean: exported encoders do without its noise, which is far below what can be
-        seen."""
+        """The mean. The noise around it is not exported; it is far too weak to be seen."""
         return self.mean
 
 
@@ -58,8 +57,8 @@ class EncoderOutput:
 class VaeView(NetworkView):
     """The VAE's configuration, dtype and switches, and its two halves.
 
-    The exported halves scale latents themselves. As the original's do not, :meth:`decode` and
-    :meth:`encode` take that back: ``vae.decode(latents / vae.config.scaling_factor)``.
+    The exported halves scale latents themselves, which diffusers' VAE does not do. :meth:`decode`
+    and :meth:`encode` undo that, so that ``vae.decode(latents / vae.config.scaling_factor)`` works.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
@@ -79,7 +78,7 @@ class VaeView(NetworkView):
         )
 
     def __call__(self, *_: Any, **__: Any) -> NoReturn:
-        """Raises InvalidRequestError: its halves are called."""
+        """Raises InvalidRequestError: only its two halves can be called."""
         raise InvalidRequestError(
             "the VAE runs in halves: call pipe.vae.encode(x) or pipe.vae.decode(z)"
         )
