@@ -10,6 +10,7 @@ Its files:
     home         ``$KDRT_HOME``: known digests, and what the user trusts
     paths, hub   paths as users type them; errors of the Hugging Face hub
     stand_ins    files that stand for another: Git LFS pointers, web pages
+    log          what is logged, and how long stages took
     lru          a least-recently-used cache
     memory       how much is free, and the one sentence when it ran out
     streams      a CUDA stream of one's own

@@ -9,9 +9,11 @@
 Same signatures, same grids, same noise: what changes is in the table of docs/compat.md. Nothing
 here imports diffusers until a model has to be exported.
 
-``sd`` and ``sdxl`` hold the classes and their signatures, ``base`` what they share, ``sources``
-finds or makes the bundle, ``grid`` and ``noise`` are the originals' numbers, ``native`` samples
-with kdrt's plans and ``exact`` with k-diffusion's own functions.
+``sd`` and ``sdxl`` hold the classes and their signatures, ``base`` what they share. ``sources``
+finds or makes the bundle. A call goes through ``checks``, ``encoding`` and ``sampling``; ``grid``
+and ``noise`` are the originals' numbers, ``native`` samples with kdrt's plans and ``exact`` with
+k-diffusion's own functions. What people read of the networks is in the files that end in
+``_view``, diffusers' LoRA methods in those that begin with ``lora``.
 """
 
 from __future__ import annotations

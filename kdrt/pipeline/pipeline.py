@@ -59,7 +59,13 @@ class Pipeline(Calling, Service):
     belongs to the process that loaded it, not to those forked from it.
 
     Attributes:
+        adapters: LoRAs, textual inversions, variants, image prompts; see
+            :class:`kdrt.pipeline.adapters.Adapters`.
+        vae: both halves of the VAE, and its switches for slices and tiles.
+        engines: the engines at work, by component.
+        prompt_encoder: tokenizers and text encoders.
         denoising: samples runs that `kdrt.pipeline.prepare` made.
+        noise_schedule: σ of the training timesteps.
         safety_checker: blacks out what it flags; None where the bundle has none, or to turn it
             off. Latents and the previews of a callback are not looked at.
 
