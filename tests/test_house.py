@@ -31,8 +31,7 @@ table, so that a new member is tested without a new file."""
 
 LONGEST = 400
 LONGER: dict[str, str] = {
-    "kdrt/cli/generate.py": "the signature of `kdrt generate` has a line for each option",
-    "kdrt/pipeline/pipeline.py": "the arguments of a call are documented one by one",
+    "kdrt/request/fields.py": "the one list of what a request may hold, with help and ranges",
     "kdrt/sampling/foreign.py": "what a sampler that is not ours may ask of us",
     "kdrt/sampling/samplers/__init__.py": "the table of samplers",
     "kdrt/adapters/lora.py": "the whole life of a LoRA, from its file to its removal",
