@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from PIL import Image, ImageSequence
@@ -60,7 +61,7 @@ def pixels(path: Path | str) -> bytes:
     return Image.open(path).convert("RGB").tobytes()
 
 
-def image_of(result: kdrt.Result) -> Image.Image:
+def image_of(result: kdrt.Result[Any]) -> Image.Image:
     image = result.images[0]
     assert isinstance(image, Image.Image)
     return image

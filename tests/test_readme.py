@@ -89,14 +89,16 @@ def test_what_a_page_shows_runs(page: Path, folder: Path) -> None:
 
 @pages
 def test_the_exports_and_builds_a_page_shows_parse(page: Path) -> None:
-    parsers = typer.main.get_command(cli.app).commands
+    parsers = typer.main.get_group(cli.app).commands
     for name, *arguments in every_command(page):
         if name in PARSED_ONLY:
             parsers[name].make_context(name, arguments).close()
 
 
 @pytest.mark.slow
-def test_the_first_command_of_the_readme(home: Path, tmp_path: Path, monkeypatch) -> None:
+def test_the_first_command_of_the_readme(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for command in commands(marked("first command")):
         assert cli.run(command) == 0, shlex.join(["kdrt", *command])
@@ -115,7 +117,7 @@ def test_the_readme_names_every_command_sampler_and_schedule() -> None:
     for name in [*SAMPLERS, *SCHEDULES]:
         assert f"`{name}`" in readme
     shown = {command[0] for page in PAGES for command in every_command(page)}
-    assert shown >= set(typer.main.get_command(cli.app).commands)
+    assert shown >= set(typer.main.get_group(cli.app).commands)
 
 
 def test_the_table_of_samplers_is_that_of_the_code() -> None:
@@ -146,8 +148,8 @@ def test_the_tables_of_schedules_and_noise_are_those_of_the_code() -> None:
     page = (DOCS / "reference" / "noise.md").read_text(encoding="utf-8")
     for name, noise in NOISES.items():
         options = ", ".join(f"`{option}`" for option in noise.options)
-        cells = (f"`{name}`", noise.meaning, "yes" if noise.has_noise_seed else "no", options)
-        assert f"| {' | '.join(cells)} |".replace("|  |", "| |") in page
+        row = [f"`{name}`", noise.meaning, "yes" if noise.has_noise_seed else "no", options]
+        assert f"| {' | '.join(row)} |".replace("|  |", "| |") in page
 
 
 def test_the_bounds_of_an_export_are_those_of_the_code() -> None:

@@ -28,7 +28,9 @@ def test_a_bundle_goes_with_what_was_built_from_it(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"schema_version": 99}, {"family": "none"}])
-def test_a_bundle_that_cannot_be_used_can_be_removed(bundle: Path, changes: dict) -> None:
+def test_a_bundle_that_cannot_be_used_can_be_removed(
+    bundle: Path, changes: dict[str, object]
+) -> None:
     file = bundle / "manifest.json"
     content = json.dumps(json.loads(file.read_text()) | changes)
     file.unlink()

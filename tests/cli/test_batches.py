@@ -34,7 +34,7 @@ class Recorder:
         self.requests: list[dict[str, Any]] = []
         self.engines = {"unet": Unet(device, rows)}
 
-    def __call__(self, **request: Any) -> Result:
+    def __call__(self, **request: Any) -> Result[Any]:
         self.requests.append(request)
         if len(request["prompt"]) > self.room:
             raise OutOfMemoryError("memory ran out")

@@ -80,7 +80,7 @@ def test_a_unet_that_is_not_fused_is_a_loud_warning(
 
 
 def test_a_strict_build_keeps_no_unet_that_is_not_fused(
-    cli, bundle: Bundle, builder: Builder
+    cli: Cli, bundle: Bundle, builder: Builder
 ) -> None:
     command = ("build", bundle.path, "--gpu", "sm89", "--component", "unet", "--strict")
     builder.fused = 1
@@ -96,7 +96,7 @@ def test_a_strict_build_keeps_no_unet_that_is_not_fused(
 
 
 def test_a_strict_build_does_not_take_what_was_built_before(
-    cli, bundle: Bundle, builder: Builder
+    cli: Cli, bundle: Bundle, builder: Builder
 ) -> None:
     builder.fused = 0
     command = ("build", bundle.path, "--gpu", "sm89", "--component", "unet")
@@ -106,7 +106,7 @@ def test_a_strict_build_does_not_take_what_was_built_before(
     assert len(builder.jobs) == 1
 
 
-def test_onnx_runtime_takes_no_options_of_tensorrt(cli, bundle: Bundle) -> None:
+def test_onnx_runtime_takes_no_options_of_tensorrt(cli: Cli, bundle: Bundle) -> None:
     command = ("build", bundle.path, "--engine", "onnxruntime")
     assert "--gpu is for TensorRT" in cli(*command, "--gpu", "sm89").refusal()
     assert "--here, --strict is for TensorRT" in cli(*command, "--strict", "--here").refusal()

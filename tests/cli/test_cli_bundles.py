@@ -13,6 +13,7 @@ import pytest
 
 from kdrt.build.engines import Tools, build_engines
 from kdrt_engines.tensorrt.flavour import TENSORRT_RTX
+from tests.support.command_line import Cli
 from tests.support.engine_bundle import Builder, Listener, engine_bundle
 from tests.support.rtx_machine import install_tensorrt
 
@@ -27,7 +28,7 @@ def bundles(home: Path, demo_bundle: Path) -> Path:
     return folder
 
 
-def test_bundles_are_listed_with_their_facts(cli, bundles: Path) -> None:
+def test_bundles_are_listed_with_their_facts(cli: Cli, bundles: Path) -> None:
     outcome = cli("list")
     assert outcome.code == 0
     assert "demo    sdxl    fp32" in outcome.out
@@ -48,7 +49,7 @@ def test_bundles_are_listed_with_their_facts(cli, bundles: Path) -> None:
 
 
 def test_engines_are_listed_by_gpu(
-    cli, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install_tensorrt(monkeypatch, tmp_path / "installed")
     bundle = engine_bundle(home / "bundles" / "mine")
@@ -59,25 +60,27 @@ def test_engines_are_listed_by_gpu(
     assert row["engines"] == {"tensorrt-rtx": ["sm86", "sm120"]}
 
 
-def test_no_bundles_say_how_to_make_one(cli, home: Path) -> None:
+def test_no_bundles_say_how_to_make_one(cli: Cli, home: Path) -> None:
     outcome = cli("list")
     assert (outcome.code, outcome.out) == (0, "")
     assert "`kdrt export demo` makes the first" in outcome.err
     assert json.loads(cli("list", "--json").out) == []
 
 
-def test_bundles_are_removed_by_name(cli, bundles: Path) -> None:
+def test_bundles_are_removed_by_name(cli: Cli, bundles: Path) -> None:
     assert cli("rm", "demo", "--yes").out == f"removed {bundles / 'demo'}\n"
     assert [*bundles.iterdir()] == [bundles / "broken"]
 
 
-def test_nothing_is_removed_where_one_of_them_cannot_be(cli, bundles: Path) -> None:
+def test_nothing_is_removed_where_one_of_them_cannot_be(cli: Cli, bundles: Path) -> None:
     assert "cannot remove" in cli("rm", "demo", "broken", "--yes").refusal()
     assert "there is no bundle 'nothing'" in cli("rm", "demo", "nothing", "--yes").refusal()
     assert (bundles / "demo" / "manifest.json").is_file()
 
 
-def test_where_nobody_can_be_asked_nothing_is_removed(cli, bundles: Path, monkeypatch) -> None:
+def test_where_nobody_can_be_asked_nothing_is_removed(
+    cli: Cli, bundles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with Path(os.devnull).open(encoding="utf-8") as nothing:
         monkeypatch.setattr(sys, "stdin", nothing)
         assert "add --yes" in cli("rm", "demo").refusal()
@@ -86,7 +89,7 @@ def test_where_nobody_can_be_asked_nothing_is_removed(cli, bundles: Path, monkey
 
 @pytest.mark.parametrize(("answer", "stays"), [("n", True), ("", True), ("y", False)])
 def test_it_is_asked_on_a_terminal(
-    cli, bundles: Path, monkeypatch, answer: str, stays: bool
+    cli: Cli, bundles: Path, monkeypatch: pytest.MonkeyPatch, answer: str, stays: bool
 ) -> None:
     keyboard, terminal = pty.openpty()
     with os.fdopen(terminal, encoding="utf-8") as stdin:

@@ -137,7 +137,7 @@ def test_several_images_are_numbered_and_seeded_one_by_one(
 
 
 def test_without_a_name_images_are_numbered_and_can_be_made_again(
-    cli, demo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, demo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     first, second = (cli("generate", demo, PROMPT, *FAST) for _ in range(2))
@@ -326,7 +326,7 @@ def copy(demo_bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(demo_bundle, tmp_path / "bundle", ignore=ignored))
 
 
-def refusals(cli, bundle: Path, tmp_path: Path) -> set[str]:
+def refusals(cli: Cli, bundle: Path, tmp_path: Path) -> set[str]:
     """What ``inspect`` and ``generate`` say, which must be the same."""
     inspected = cli("inspect", bundle).refusal()
     generated = cli("generate", bundle, PROMPT, "-o", tmp_path / "a.png").refusal()

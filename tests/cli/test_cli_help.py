@@ -107,7 +107,7 @@ def test_near_misses_are_answered_with_the_right_word(
 
 
 def test_words_of_other_programs_lead_to_commands() -> None:
-    commands = typer.main.get_command(command_line.app).commands
+    commands = typer.main.get_group(command_line.app).commands
     assert {*_CALLED_HERE.values()} <= {*commands}
     assert not {*_CALLED_HERE} & {*commands}
 

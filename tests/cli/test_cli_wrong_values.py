@@ -20,9 +20,9 @@ from kdrt.cli import app
 from kdrt.errors import InvalidRequestError
 from kdrt.images.metadata import check_metadata
 from kdrt.pipeline.pipeline import Pipeline
-from kdrt.request.fields import Request
 from kdrt.request.resolve import resolve
 from tests.support.command_line import Cli
+from tests.support.requests import request_of
 
 RESOLVED = "nothing is wrong with this request"
 
@@ -38,7 +38,7 @@ class Checking:
 
     def __call__(self, **fields: Any) -> None:
         del fields["output_type"]
-        request = Request(**fields)
+        request = request_of(fields)
         pipe = self.pipeline
         resolve(request, pipe.bundle.manifest, pipe.engines["unet"].spec, pipe.noise_schedule)
         raise InvalidRequestError(RESOLVED)

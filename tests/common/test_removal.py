@@ -45,7 +45,9 @@ def test_of_a_killed_removal_nothing_can_be_found_and_the_rest_goes_later(tmp_pa
     assert not [*tmp_path.iterdir()]
 
 
-def test_what_something_is_mounted_in_stays(tmp_path: Path, monkeypatch) -> None:
+def test_what_something_is_mounted_in_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def mounted(target: Path, place: Path) -> None:
         raise OutputError(f"something is mounted in {place}")
 

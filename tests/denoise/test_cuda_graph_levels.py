@@ -189,7 +189,8 @@ def test_the_compat_classes_replay_the_pipelines_graphs(
         "latents": latents,
         "output_type": "latent",
     }
-    expected, actual = (pipe("a red circle", **arguments).images for pipe in (plain, graphed))
+    pipes: list[Any] = [plain, graphed]
+    expected, actual = (pipe("a red circle", **arguments).images for pipe in pipes)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
     assert [work.replays for work in made] == [replays]
     assert len(graphed.pipeline.denoising) == 1, "the pipeline's own buffers"
@@ -258,12 +259,14 @@ def test_streams_change_hands_around_every_step(monkeypatch: pytest.MonkeyPatch)
         finally:
             closed.append(True)
 
-    run = OwnStream(torch.device("cuda"), own).over(steps())  # type: ignore[arg-type]
+    of_steps: Any = steps()
+    stand_in: Any = own
+    run: Any = OwnStream(torch.device("cuda"), stand_in).over(of_steps)
     hand_over = ["own waits for caller", "in own", "out of own", "caller waits for own"]
     assert next(run) == 0
     assert events == hand_over
     assert next(run) == 1
     assert events == hand_over * 2
-    run.close()  # type: ignore[attr-defined]
+    run.close()
     assert closed == [True]
     assert events == hand_over * 2, "leaving needs no GPU"

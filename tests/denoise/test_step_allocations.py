@@ -50,7 +50,7 @@ ARGUMENTS: list[dict[str, Any]] = [
 ]
 
 
-def begun(pipe: kdrt.Pipeline, arguments: dict[str, Any]) -> kdrt.Generation:
+def begun(pipe: kdrt.Pipeline, arguments: dict[str, Any]) -> kdrt.Generation[Any]:
     """A run whose buffers of this size are made, three steps in."""
     pipe("a red circle", seed=1, steps=4, **arguments)
     generation = pipe.stream("a red circle", seed=1, steps=12, **arguments)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -69,9 +70,11 @@ CARDS = (
     CudaDevice("NVIDIA H200", (9, 0), 150_754_820_096),
 )
 
+Install = Callable[..., None]
+
 
 @pytest.fixture
-def driver(monkeypatch: pytest.MonkeyPatch):
+def driver(monkeypatch: pytest.MonkeyPatch) -> Install:
     """``driver(Driver(…))``: that driver, in a process that has not loaded torch, beside a torch
     built with CUDA 13.0."""
 
@@ -83,7 +86,7 @@ def driver(monkeypatch: pytest.MonkeyPatch):
     return install
 
 
-def test_the_driver_tells_of_every_device(driver) -> None:
+def test_the_driver_tells_of_every_device(driver: Install) -> None:
     driver(Driver(*CARDS))
     assert cuda_devices.cuda_devices() == CARDS
     assert cuda_devices.cuda_available()
@@ -99,13 +102,15 @@ def test_the_driver_tells_of_every_device(driver) -> None:
         pytest.param(Driver(*CARDS), None, id="torch is a CPU build"),
     ],
 )
-def test_what_torch_could_not_use_is_no_device(driver, found: Driver | None, cuda) -> None:
+def test_what_torch_could_not_use_is_no_device(
+    driver: Install, found: Driver | None, cuda: str | None
+) -> None:
     driver(found, cuda)
     assert cuda_devices.cuda_devices() == ()
     assert not cuda_devices.cuda_available()
 
 
-def test_a_newer_minor_version_of_cuda_is_no_reason(driver) -> None:
+def test_a_newer_minor_version_of_cuda_is_no_reason(driver: Install) -> None:
     driver(Driver(*CARDS, version=13000), "13.2")
     assert cuda_devices.cuda_devices() == CARDS
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -96,7 +97,8 @@ def test_a_configuration_that_says_nothing_is_not_guessed(sd15: Bundle, text: st
 
 @pytest.mark.parametrize("layers", [None, "2", [2, 2], [2, 2, 2, 0]])
 def test_layers_of_another_form_are_not_guessed(sd15: Bundle, layers: object) -> None:
-    config = CONFIGS["unet"] | {"layers_per_block": layers}
+    base: Any = CONFIGS["unet"]
+    config = base | {"layers_per_block": layers}
     (sd15.path / "configs" / "unet.json").write_text(json.dumps(config))
     assert least_activations(sd15, "unet", "float32") is None
 

@@ -151,7 +151,12 @@ def test_real_engines_are_shared_by_threads_and_by_pipelines(demo_bundle: Path) 
 def _another_thread(work: Callable[[], object]) -> Iterator[threading.Event]:
     """``work`` in a thread, and whether it is done; within, it has begun and not ended."""
     done = threading.Event()
-    thread = threading.Thread(target=lambda: (work(), done.set()))
+
+    def finish() -> None:
+        work()
+        done.set()
+
+    thread = threading.Thread(target=finish)
     thread.start()
     yield done
     thread.join(60)
@@ -161,12 +166,13 @@ def _another_thread(work: Callable[[], object]) -> Iterator[threading.Event]:
 def test_a_generation_has_the_pipeline_to_itself(sdxl: TinyModel) -> None:
     """Whatever ends it lets the next one in."""
 
-    def exhausted(generation: kdrt.Generation) -> None:
+    def exhausted(generation: kdrt.Generation[Any]) -> None:
         for _ in generation:
             pass
 
-    def failing(generation: kdrt.Generation) -> None:
-        sdxl.vae_decoder.network = sdxl.unet.network = None  # not callable
+    def failing(generation: kdrt.Generation[Any]) -> None:
+        not_callable: Any = None
+        sdxl.vae_decoder.network = sdxl.unet.network = not_callable
         with pytest.raises(TypeError):
             next(generation)
 
@@ -231,7 +237,7 @@ def test_a_generation_may_change_its_thread(sdxl: TinyModel) -> None:
 
 
 def test_two_threads_do_not_take_one_step(sdxl: TinyModel) -> None:
-    generation: kdrt.Generation
+    generation: kdrt.Generation[Any]
     errors: list[str] = []
 
     def meddle(*_: object) -> None:
@@ -349,21 +355,22 @@ def test_a_forked_process_is_told_to_spawn(sdxl: TinyModel) -> None:
     """Whatever it asks of the pipeline, also what was begun before."""
     pipe = sdxl.pipeline
     made = pipe.stream("a", steps=2, seed=3, output_type="np")
-    works = [partial(call, pipe) for call in CALLS.values()]
+    works: list[Callable[[], object]] = [partial(call, pipe) for call in CALLS.values()]
     works.append(lambda: StableDiffusionXLKDiffusionPipeline(pipe).encode_prompt("a"))
     works.append(lambda: pipe.vae.decoder(torch.ones(1, 4, 8, 6)))
     works.append(lambda: next(made))
     for work in works:
         assert "load it in each worker, or start workers by spawn" in _in_a_fork(work)
     step = next(made)
-    for work in (lambda: next(made), made.result, step.decode, lambda: pipe("a", steps=1)):
+    works = [lambda: next(made), made.result, step.decode, lambda: pipe("a", steps=1)]
+    for work in works:
         assert "load it in each worker, or start workers by spawn" in _in_a_fork(work)
     made.close()
     assert pipe("a", steps=1, seed=3).seeds == [3], "and here all is as before"
 
 
 def test_the_compat_classes_take_turns_too(sdxl: TinyModel) -> None:
-    compat = StableDiffusionXLKDiffusionPipeline(sdxl.pipeline)
+    compat: Any = StableDiffusionXLKDiffusionPipeline(sdxl.pipeline)
     options: dict[str, Any] = {
         "num_inference_steps": 2,
         "output_type": "np",
@@ -375,7 +382,8 @@ def test_the_compat_classes_take_turns_too(sdxl: TinyModel) -> None:
         def job(_: Pipeline) -> np.ndarray:
             generator = torch.Generator().manual_seed(number)
             prompt, scale = PROMPTS[number % 3], float(number % 4)
-            return compat(prompt, generator=generator, guidance_scale=scale, **options).images
+            made = compat(prompt, generator=generator, guidance_scale=scale, **options)
+            return np.asarray(made.images)
 
         return job
 

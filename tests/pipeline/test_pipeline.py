@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ from kdrt.sampling import (
     sample,
     sigmas_for,
 )
+from kdrt_engines import Binding
 from tests.support.image_arrays import as_tensor
 from tests.support.tiny_model import (
     CHANNELS,
@@ -64,7 +65,8 @@ def test_no_guidance_is_half_the_work(sdxl: TinyModel, guidance_scale: float) ->
 def test_a_seed_is_the_same_image_alone_and_in_a_batch(sdxl: TinyModel, sampler: str) -> None:
     def make(prompt: str | list[str], seed: int | list[int]) -> np.ndarray:
         options = {"steps": 4, "sampler": sampler, "output_type": "np"}
-        return sdxl.pipeline(prompt, "blurry", seed=seed, **options).images
+        pipe: Any = sdxl.pipeline
+        return pipe(prompt, "blurry", seed=seed, **options).images
 
     batch = make(PROMPTS, [11, 5])
     assert np.array_equal(batch[:1], make(PROMPTS[0], 11))
@@ -113,7 +115,9 @@ def test_no_negative_prompt_is_zeros_and_an_empty_one_is_not(sdxl: TinyModel) ->
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
-def test_without_zeros_no_negative_prompt_is_an_empty_one(tmp_path: Path, family: str) -> None:
+def test_without_zeros_no_negative_prompt_is_an_empty_one(
+    tmp_path: Path, family: Literal["sd", "sdxl"]
+) -> None:
     model = tiny_model(tmp_path, family, zeros_for_empty_negative=False)
     for negative in (None, ""):
         model.pipeline("a", negative, steps=1, seed=0)
@@ -123,7 +127,8 @@ def test_without_zeros_no_negative_prompt_is_an_empty_one(tmp_path: Path, family
 
 def test_second_prompts_reach_the_second_encoder_only(sdxl: TinyModel) -> None:
     prompts = {"prompt_2": "b", "negative_prompt_2": "d"}
-    sdxl.pipeline("a", "c", steps=1, seed=0, **prompts)
+    pipe: Any = sdxl.pipeline
+    pipe("a", "c", steps=1, seed=0, **prompts)
     sdxl.pipeline("a", "c", steps=1, seed=0)
     both, same = (call["encoder_hidden_states"] for call in sdxl.unet.calls)
     assert torch.equal(both[..., : WIDTHS[0]], same[..., : WIDTHS[0]])
@@ -248,8 +253,10 @@ def test_freeu_reaches_the_unet_for_one_call(sdxl: TinyModel) -> None:
 
 
 def test_output_types_agree(sdxl: TinyModel) -> None:
-    def make(output_type: str) -> kdrt.Result:
-        return sdxl.pipeline(PROMPTS, steps=2, seed=0, output_type=output_type)
+    def make(output_type: str) -> kdrt.Result[Any]:
+        pipe: Any = sdxl.pipeline
+        result: kdrt.Result[Any] = pipe(PROMPTS, steps=2, seed=0, output_type=output_type)
+        return result
 
     pt, array, pil, latent = (make(kind).images for kind in ("pt", "np", "pil", "latent"))
     assert pt.shape == (2, 3, 64, 48)
@@ -324,7 +331,12 @@ def test_buffers_are_kept_by_size(sdxl: TinyModel) -> None:
     unet = sdxl.pipeline.engines["unet"]
     bound: list[dict[str, int]] = []
     bind = unet.bind
-    unet.bind = lambda **dims: bound.append(dims) or bind(**dims)  # type: ignore[method-assign]
+
+    def noted(**dims: int) -> Binding:
+        bound.append(dims)
+        return bind(**dims)
+
+    unet.bind = noted  # type: ignore[method-assign]
     for width in (48, 48, 64, 48):
         sdxl.pipeline("a", steps=1, seed=0, width=width)
     sdxl.pipeline("a", steps=1, seed=0, guidance_scale=1)
@@ -365,7 +377,8 @@ def test_cfg_pp_keeps_the_unconditional_noise(sdxl: TinyModel, guidance_scale: f
     arguments = {"latents": x, "sigmas": sigmas, "seed": 0, "output_type": "latent"}
 
     def latents(**options: Any) -> torch.Tensor:
-        return sdxl.pipeline("a", "b", **arguments, **options).images.double()
+        pipe: Any = sdxl.pipeline
+        return pipe("a", "b", **arguments, **options).images.double()
 
     result = latents(sampler="euler_cfg_pp", guidance_scale=guidance_scale)
     assert len(sdxl.unet.calls[-1]["sample"]) == 2

@@ -73,9 +73,10 @@ def test_leaving_cancels(sdxl: TinyModel) -> None:
 def test_everything_is_checked_before_the_first_step(sdxl: TinyModel) -> None:
     with pytest.raises(kdrt.InvalidRequestError, match="unknown sampler"):
         sdxl.pipeline.stream("a", sampler="nonsense")
+    stream: Any = sdxl.pipeline.stream
     for name in ("stepz", "callback", "sizes"):
         with pytest.raises(TypeError, match=rf"a request has no field '{name}'"):
-            sdxl.pipeline.stream("a", **{name: 1})
+            stream("a", **{name: 1})
     assert sdxl.unet.calls == []
     with pytest.warns(kdrt.TruncationWarning) as warnings:
         sdxl.pipeline.stream("a red circle " * 9)
@@ -88,7 +89,7 @@ def test_the_callers_grad_mode_holds_between_steps(sdxl: TinyModel) -> None:
         assert not step.latents.requires_grad
 
 
-def facts(preview: object = FACTORS) -> LatentFacts:
+def facts(preview: Any = FACTORS) -> LatentFacts:
     return LatentFacts(channels=4, scale=SCALE, default_height=8, default_width=8, preview=preview)
 
 

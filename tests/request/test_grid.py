@@ -14,6 +14,7 @@ from kdrt.errors import InvalidRequestError
 from kdrt.request.complete import complete
 from kdrt.request.fields import Request
 from kdrt.request.grid import grid_of
+from tests.support.requests import request_of
 from tests.support.tiny_model import TinyModel, tiny_model
 
 
@@ -97,7 +98,7 @@ def test_a_continuous_model_walks_its_own_grid(
     pipe = model.pipeline
 
     def grid(**arguments: Any) -> list[float]:
-        request = complete(Request(prompt="a", steps=7, **arguments))
+        request = complete(request_of({"prompt": "a", "steps": 7, **arguments}))
         return grid_of(request, pipe.bundle.manifest, pipe.noise_schedule)
 
     own = grid(schedule="scheduler")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import kdrt
 from kdrt.bundle import Bundle, SchedulerFacts
 from kdrt.errors import InvalidRequestError
 from kdrt.pipeline.pipeline import Pipeline
@@ -98,10 +100,15 @@ def test_schedule_options_reach_the_unet_and_the_parameters(sdxl: TinyModel) -> 
         sdxl.pipeline("a", schedule_options={"alpha": 1.0})
     with pytest.raises(InvalidRequestError, match="no option 'timestep_spacing': it accepts rho"):
         sdxl.pipeline("a", schedule_options={"timestep_spacing": "leading"})
+    loose: Any = sdxl.pipeline
     with pytest.raises(InvalidRequestError, match="schedule_options must be a mapping"):
-        sdxl.pipeline("a", schedule_options=3)
+        loose("a", schedule_options=3)
     with pytest.raises(InvalidRequestError, match="which sigmas and timesteps replace"):
         sdxl.pipeline("a", sigmas=[1, 0], schedule_options={"rho": 1})
+
+
+def _note_sigma(seen: list[float], step: kdrt.PreviewStep) -> None:
+    seen.append(step.sigma)
 
 
 def test_published_tables_follow_the_family(sd: TinyModel, sdxl: TinyModel) -> None:
@@ -112,7 +119,7 @@ def test_published_tables_follow_the_family(sd: TinyModel, sdxl: TinyModel) -> N
             steps=10,
             schedule="Align Your Steps",
             seed=0,
-            callback=lambda step, seen=seen: seen.append(step.sigma),
+            callback=partial(_note_sigma, seen),
         )
         assert seen[1] == second
 

@@ -31,6 +31,7 @@ from kdrt.request.recorded import RecordedRequest, request_of_settings
 from kdrt.request.resolve import resolve
 from kdrt.sampling import SAMPLERS, SCHEDULES, find_noise
 from kdrt_engines import EngineSpec
+from tests.support.requests import request_of
 from tests.support.tiny_model import TinyModel, tiny_model
 
 Model = tuple[Manifest, EngineSpec]
@@ -127,9 +128,8 @@ def requests(draw: st.DrawFn) -> Request:
     """Some fields at a time: most combinations of many are refused."""
     names = draw(st.lists(st.sampled_from(sorted(ANY)), max_size=6, unique=True))
     drawn = {name: draw(ANY[name]) for name in names}
-    return Request(
-        prompt=draw(BY_HAND["prompt"]), images_per_prompt=draw(st.integers(1, 2)), **drawn
-    )
+    drawn |= {"prompt": draw(BY_HAND["prompt"]), "images_per_prompt": draw(st.integers(1, 2))}
+    return request_of(drawn)
 
 
 @pytest.fixture(scope="module")
