@@ -21,7 +21,7 @@ from kdrt.bundle import Bundle, open_bundle
 from kdrt_engines.tensorrt.flavour import TENSORRT, TENSORRT_RTX
 
 _HEADINGS = (
-    *("model", "network", "parameters", "GPUs", "attention fused", "kernels", "scratch", "plan"),
+    *("model", "network", "parameters", "GPUs", "attention fused", "kernels", "scratch", "engine"),
     *("build, CPU time", "build, peak memory"),
 )
 
@@ -46,7 +46,7 @@ def rows_of(bundle: Bundle) -> list[dict[str, Any]]:
                     "fused_attention": built.fused_attention,
                     "kernels": built.kernels,
                     "scratch_bytes": built.scratch_memory,
-                    "plan_bytes": record.size,
+                    "engine_bytes": record.size,
                     "cpu_seconds": built.cpu_seconds,
                     "wall_seconds": built.seconds,
                     "peak_bytes": built.peak_memory,
@@ -69,7 +69,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{fused} of {row['attention_sites']}",
             str(kernels),
             _megabytes(row["scratch_bytes"]),
-            _megabytes(row["plan_bytes"]),
+            _megabytes(row["engine_bytes"]),
             f"{row['cpu_seconds']:.0f} s",
             _megabytes(row["peak_bytes"]),
         ]

@@ -129,10 +129,10 @@ def test_results_are_ready_for_the_callers_stream(bundle: Bundle) -> None:
 
 def test_a_damaged_engine_is_refused(bundle: Bundle, built: str, tmp_path: Path) -> None:
     shutil.copytree(bundle.path, tmp_path / "demo")
-    (plan,) = (tmp_path / "demo" / "engines" / built).glob("unet-*/engine.plan")
-    data = bytearray(plan.read_bytes())
+    (file,) = (tmp_path / "demo" / "engines" / built).glob("unet-*/engine.plan")
+    data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 255
-    plan.write_bytes(data)
+    file.write_bytes(data)
     with pytest.raises(EngineRejectedError, match="damaged"):
         kdrt.load(tmp_path / "demo", engine=built)
 
@@ -162,7 +162,7 @@ def test_in_turn_needs_less_memory(bundle: Bundle) -> None:
 
 
 def test_the_memory_plan_is_of_this_gpu(bundle: Bundle) -> None:
-    plan = estimate_memory(bundle, "torch")
-    assert plan.device == "cuda"
-    assert plan.free is not None
-    assert plan.fits
+    estimate = estimate_memory(bundle, "torch")
+    assert estimate.device == "cuda"
+    assert estimate.free is not None
+    assert estimate.fits

@@ -162,6 +162,18 @@ def test_what_cannot_be_optimised(tmp_path: Path) -> None:
         save_optimized(path, tmp_path / "o.onnx", "weights.bin")
 
 
+def test_what_a_binding_needs_later_does_not_drop_what_it_has(
+    tmp_path: Path, reduced: ReducedGraph
+) -> None:
+    """Only the first session needed decides: the whole graph comes when FreeU is switched on."""
+    engine = OrtEngine(with_reduced(tmp_path, reduced), SPEC)
+    binding = engine.bind(B=1)
+    assert len(engine._sessions) == 1
+    binding.inputs["shift"].fill_(1)
+    binding.run()
+    assert len(engine._sessions) == 2
+
+
 def test_the_session_made_with_the_engine_is_dropped_if_the_first_binding_needs_another(
     tmp_path: Path,
 ) -> None:
