@@ -14,7 +14,7 @@ from kdrt.cli.notices import note
 from kdrt.common.validation import MAX_IMAGES, check_int
 from kdrt.errors import InvalidRequestError, OutOfMemoryError
 from kdrt.sampling import find_noise
-from kdrt.sampling.noise import SEEDS, counted
+from kdrt.sampling.seed_numbers import SEEDS, counted
 
 if TYPE_CHECKING:
     from kdrt import Pipeline, PreviewStep, Result

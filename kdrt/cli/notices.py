@@ -23,7 +23,7 @@ def told_warnings() -> Iterator[None]:
     from kdrt.adapters.lora import AdapterWarning
     from kdrt.backends.fallback import FallbackWarning
     from kdrt.denoise.cuda_graphs import CaptureWarning
-    from kdrt.images.output import MetadataWarning
+    from kdrt.images.metadata import MetadataWarning
     from kdrt.prompt import PromptSyntaxWarning, TruncationWarning
 
     kinds: dict[type[Warning], str] = {PromptSyntaxWarning: "hint"} | dict.fromkeys(

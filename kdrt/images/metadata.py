@@ -46,6 +46,10 @@ _LABELS = {
 }
 
 
+class MetadataWarning(UserWarning):
+    """A file cannot hold all of the settings, or not all that it holds can be used again."""
+
+
 @dataclass(frozen=True)
 class Metadata:
     """How an image was made.

@@ -17,6 +17,7 @@ from kdrt.common.literals import OutputType
 from kdrt.common.paths import user_path
 from kdrt.errors import InvalidRequestError, OutputError
 from kdrt.images.input import pil_image, to_rgb
+from kdrt.images.metadata import MetadataWarning
 
 Images = list[Image.Image] | NDArray[np.float32] | Tensor
 
@@ -42,10 +43,6 @@ def to_images(pixels: Tensor, output_type: OutputType) -> Images:
         return unit
     array: NDArray[np.float32] = unit.permute(0, 2, 3, 1).contiguous().cpu().numpy()
     return array if output_type == "np" else [_pil(image) for image in array]
-
-
-class MetadataWarning(UserWarning):
-    """A file cannot hold all of the settings, or not all that it holds can be used again."""
 
 
 def save_image(

@@ -7,7 +7,7 @@ UIs tell in their own way are below. :mod:`kdrt.request.recorded` reads it all b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdrt.bundle import Manifest
 from kdrt.common.literals import COMMA_BACKTRACK
@@ -15,10 +15,12 @@ from kdrt.denoise.freeu import FREEU_OFF, FreeU
 from kdrt.request.field import Field
 from kdrt.request.fields import FIELDS, Request
 from kdrt.request.grid import is_custom
-from kdrt.request.job import PromptJob, Value
 from kdrt.request.text_forms import scalar_text
 from kdrt.sampling import find_schedule, is_foreign
 from kdrt.sampling.samplers import label_of
+
+if TYPE_CHECKING:
+    from kdrt.request.job import PromptJob, Value
 
 CUSTOM = "Custom"
 """The schedule's label where the grid is the request's own."""

@@ -13,8 +13,7 @@ from typing import Any, Literal, Unpack, cast, get_args, get_origin
 
 from kdrt.common.user_warning import warn_user
 from kdrt.errors import InvalidRequestError
-from kdrt.images.metadata import check_metadata
-from kdrt.images.output import MetadataWarning
+from kdrt.images.metadata import MetadataWarning, check_metadata
 from kdrt.request.complete import check_names
 from kdrt.request.field import Field
 from kdrt.request.fields import FIELDS, Request

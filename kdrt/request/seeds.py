@@ -12,7 +12,7 @@ from kdrt.common.validation import check_int, check_mapping, excerpt
 from kdrt.errors import InvalidRequestError
 from kdrt.request.fields import Request
 from kdrt.sampling import AdaptivePlan, AnyPlan, ForeignPlan, check_noise, find_noise
-from kdrt.sampling.noise import SEEDS, counted
+from kdrt.sampling.seed_numbers import SEEDS, counted
 
 _RANDOM_SEED_LIMIT = 2**32
 """Drawn seeds are those that web UIs accept too."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from kdrt.errors import InvalidRequestError
 from kdrt.sampling import split_label
-from kdrt.sampling.noise import SEEDS
+from kdrt.sampling.seed_numbers import SEEDS
 
 OTHER_PROGRAMS = ("ComfyUI", "InvokeAI", "NovelAI", "Fooocus")
 """Those with a format of their own; all others keep the web UI's."""

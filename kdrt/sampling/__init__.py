@@ -21,6 +21,7 @@ only a function ``denoise(x, sigma)``.
     table         a plan as a table on the device, for captured graphs
     foreign       samplers that are not ours (k_diffusion finds that package's own)
     noise         the random numbers of a run; noise_modes has those of other programs
+    seed_numbers  the seeds there are, and those of a batch
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kdrt.sampling.adaptive import AdaptiveStep, run_adaptive
     from kdrt.sampling.dispatch import run, sample
-    from kdrt.sampling.foreign import AnyPlan, ForeignPlan, foreign_plan, is_foreign, run_foreign
+    from kdrt.sampling.foreign import AnyPlan, ForeignPlan, foreign_plan, run_foreign
+    from kdrt.sampling.k_diffusion import is_foreign
     from kdrt.sampling.noise import BrownianNoise, NoiseSource, SeededNoise
     from kdrt.sampling.noise_modes import NOISES, NoiseInfo, RunNoise, check_noise, find_noise
     from kdrt.sampling.plan import NoiseSlot, Plan, Stage
@@ -110,7 +112,7 @@ _HOME = {
     "find_sampler": "kdrt.sampling.samplers",
     "find_schedule": "kdrt.sampling.schedules",
     "foreign_plan": "kdrt.sampling.foreign",
-    "is_foreign": "kdrt.sampling.foreign",
+    "is_foreign": "kdrt.sampling.k_diffusion",
     "make_plan": "kdrt.sampling.samplers",
     "partial_grid": "kdrt.sampling.schedules",
     "run": "kdrt.sampling.dispatch",

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from kdrt.errors import InvalidRequestError
-from kdrt.sampling.k_diffusion import PREFIX, k_diffusion_sampler
+from kdrt.sampling.k_diffusion import k_diffusion_sampler
 from kdrt.sampling.noise import NoiseSource, overlap
 from kdrt.sampling.plan import NoiseSlot, Plan
 from kdrt.sampling.samplers.dpm_adaptive import AdaptivePlan
@@ -68,11 +68,6 @@ class ForeignPlan:
 
 AnyPlan = Plan | AdaptivePlan | ForeignPlan
 """All of them have ``sampler``, ``sigmas``, ``steps`` and ``needs_unconditional``."""
-
-
-def is_foreign(sampler: object) -> bool:
-    """Whether ``sampler`` is a function, or names one of k-diffusion's."""
-    return callable(sampler) or (isinstance(sampler, str) and sampler.startswith(PREFIX))
 
 
 def foreign_plan(sampler: str | Sampler, sigmas: Sequence[float], /, **options: Any) -> ForeignPlan:

@@ -13,15 +13,21 @@ import sys
 from collections.abc import Callable
 from importlib.machinery import PathFinder
 from types import ModuleType
-from typing import Any, Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from kdrt.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PREFIX = "k_diffusion."
 _PACKAGE = "_kdrt_k_diffusion"
 _INSTALL = "pip install 'kdrt[k-diffusion]' && pip install --no-deps k-diffusion"
+
+
+def is_foreign(sampler: object) -> bool:
+    """Whether ``sampler`` is a function, or names one of k-diffusion's."""
+    return callable(sampler) or (isinstance(sampler, str) and sampler.startswith(PREFIX))
 
 
 def k_diffusion_sampler(name: str) -> Callable[..., Any]:

@@ -18,16 +18,15 @@ from torch import Tensor
 from kdrt.common.validation import check_choice, excerpt, plain_number
 from kdrt.errors import InvalidRequestError
 from kdrt.sampling.noise import (
-    SEEDS,
     BrownianNoise,
     NoiseSource,
     SeededNoise,
     correlate,
-    counted,
     torchsde,
 )
 from kdrt.sampling.philox import PhiloxGenerator
 from kdrt.sampling.plan import NoiseSlot, Plan
+from kdrt.sampling.seed_numbers import SEEDS, counted
 
 _TREE_SAMPLERS = ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde")
 """Those to which k-diffusion, and the programs built on it, give a Brownian tree by default."""

@@ -15,7 +15,7 @@ from sd_parsers import ParserManager
 
 import kdrt
 from kdrt.images.infotext import parse_infotext
-from kdrt.images.output import MetadataWarning
+from kdrt.images.metadata import MetadataWarning
 from kdrt.pipeline.metadata import Infotext
 from tests.support.tiny_model import TinyModel, tiny_model
 

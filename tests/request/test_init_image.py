@@ -23,7 +23,7 @@ import kdrt
 from kdrt.bundle import Bundle
 from kdrt.errors import BundleError, InvalidRequestError
 from kdrt.images.init_image import InitImage
-from kdrt.images.output import MetadataWarning
+from kdrt.images.metadata import MetadataWarning
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt.pipeline.prepare import begin_with_image
 from kdrt.sampling import NoiseSchedule, sigmas_for

@@ -22,7 +22,7 @@ from kdrt.cli.like import with_prompts
 from kdrt.cli.request_options import takes_request
 from kdrt.errors import InvalidRequestError
 from kdrt.images.infotext import parse_infotext
-from kdrt.images.output import MetadataWarning
+from kdrt.images.metadata import MetadataWarning
 from kdrt.pipeline.metadata import infotexts_of
 from kdrt.request.fields import FIELDS, Request
 from kdrt.request.grid import training_table
