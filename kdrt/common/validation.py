@@ -4,12 +4,11 @@ sentence what is allowed."""
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from kdrt.errors import InvalidRequestError
 
@@ -60,7 +59,7 @@ def finite_or_none(value: object) -> float | None:
 def plain_number(value: Any) -> Any:
     """``value``, if it is a number, as Python's own int, float or bool: what NumPy and fractions
     have takes other paths through arithmetic."""
-    if isinstance(value, np.bool_):
+    if _is_numpy_bool(value):
         return bool(value)
     if isinstance(value, bool) or not isinstance(value, Real):
         return value
@@ -68,6 +67,11 @@ def plain_number(value: Any) -> Any:
         return int(value) if isinstance(value, Integral) else float(value)
     except OverflowError:
         return value
+
+
+def _is_numpy_bool(value: object) -> bool:
+    numpy = sys.modules.get("numpy")  # whoever has such a value has imported it
+    return numpy is not None and isinstance(value, numpy.bool_)
 
 
 def check_number(name: str, value: object, maximum: float = math.inf) -> float:
@@ -84,7 +88,11 @@ def check_number(name: str, value: object, maximum: float = math.inf) -> float:
 
 def check_bool(name: str, value: object) -> bool:
     """``value`` as a bool; 0 and 1 count."""
-    if isinstance(value, (bool, np.bool_)) or (isinstance(value, Integral) and value in (0, 1)):
+    if (
+        isinstance(value, bool)
+        or _is_numpy_bool(value)
+        or (isinstance(value, Integral) and value in (0, 1))
+    ):
         return bool(value)
     raise InvalidRequestError(f"{name} must be True or False, not {excerpt(value)}")
 

@@ -2,11 +2,20 @@
 
 Its files:
 
-    request            the fields of a request, and the resolved job
-    resolve            request → job: every check and every default
+    fields             the fields of a request, listed once
+    field              what is known of a field besides its type
+    text_forms         values as text, on a command line and in an image
+    complete           names and ranges checked, defaults filled in
+    resolve            request → job: all that depends on the model
+    job                a request resolved for one model
+    prompts            the prompts, for every text encoder
     grid               steps and schedule → σ
     seeds              a seed for each image
     size_conditioning  SDXL's six numbers
     init_image         an image to begin with
     memory             what a request takes at least
+    record             what an image's text tells of a request
+    recorded           a request again from that text
+    web_ui             what other programs' settings mean here
+    signature, schema  the fields for editors, and as JSON
 """
