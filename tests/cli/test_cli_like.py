@@ -12,7 +12,7 @@ from PIL import Image
 
 from kdrt.images.infotext import parse_infotext
 from kdrt.images.output import read_infotext
-from tests.cli.conftest import Cli
+from tests.support.command_line import Cli
 
 PROMPT = "a (red:1.2) circle"
 FAST = ("--steps", "3", "--no-progress")
