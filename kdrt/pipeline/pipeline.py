@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from typing import Any, NoReturn, Unpack, cast
 
 import torch
@@ -39,15 +38,14 @@ from kdrt.prompt import Conditioning, PromptEncoder
 from kdrt.request.complete import complete
 from kdrt.request.fields import PromptFields, Prompts, Request
 from kdrt.request.grid import training_table
-from kdrt.request.job import Job
+from kdrt.request.job import Job, with_users_functions
 from kdrt.request.prompts import resolve_prompts
 from kdrt.request.resolve import resolve, wants_image_prompt
 from kdrt.request.signature import takes_fields
-from kdrt.sampling import ForeignPlan, Step
 from kdrt.vae.coder import check_latents
-from kdrt.vae.preview import Previewer, PreviewStep
+from kdrt.vae.preview import Previewer, PreviewStep, with_previews
 from kdrt.vae.vae import Vae
-from kdrt_engines import Engine, EngineSpec
+from kdrt_engines import Engine
 
 
 class Pipeline(Calling, Service):
@@ -192,7 +190,10 @@ class Pipeline(Calling, Service):
         unet, infotexts = self._unet.spec, list[Infotext]()
 
         def sample() -> Generator[PreviewStep, None, Tensor]:
-            self._check_same_unet(unet)
+            if self._unet.spec != unet:
+                raise InvalidRequestError(
+                    "another variant is in use than when these steps were asked for; ask again"
+                )
             # What has changed since counts: LoRAs, learned tokens.
             current = (
                 encoded if self.prompt_encoder.version == encoded.version else self._encode(job)
@@ -208,7 +209,9 @@ class Pipeline(Calling, Service):
                 image_prompts=self.adapters.image_prompts,
             )
             steps = self.denoising.sample(run, watched=watched)
-            return (yield from self._with_previews(steps))
+            preview = self.calls.function(self.previewer)
+            decoder = self.calls.function(self.cuda_stream.calling(self.vae.decoder))
+            return (yield from with_previews(steps, preview, decoder))
 
         def decode(latents: Tensor) -> Result[Any]:
             images, nsfw = self._images(job, latents)
@@ -238,12 +241,7 @@ class Pipeline(Calling, Service):
             self._unet.device,
             output_type,
         )
-        plan, image_filter = job.plan, job.image_filter
-        if image_filter is not None:
-            job = replace(job, image_filter=self.calls.users(image_filter))
-        if isinstance(plan, ForeignPlan):
-            job = replace(job, plan=replace(plan, function=self.calls.users(plan.function)))
-        return job
+        return with_users_functions(job, self.calls.users)
 
     def _encode(self, job: Job) -> EncodedPrompts:
         unconditional = job.plan.needs_unconditional
@@ -251,31 +249,8 @@ class Pipeline(Calling, Service):
         with self.cuda_stream.active():
             return encode_prompts(self.prompt_encoder, job, self._unet.device, doubled=doubled)
 
-    def _check_same_unet(self, spec: EngineSpec) -> None:
-        """Raises InvalidRequestError: another UNet is in use than when a job was resolved."""
-        if self._unet.spec != spec:
-            raise InvalidRequestError(
-                "another variant is in use than when these steps were asked for; ask again"
-            )
-
-    def _with_previews(self, steps: Iterator[Step]) -> Generator[PreviewStep, None, Tensor]:
-        """Steps that can be looked at; the latents of the last are the result."""
-        decode = self.calls.function(self.cuda_stream.calling(self.vae.decoder))
-        preview = self.calls.function(self.previewer)
-        for step in steps:
-            yield PreviewStep(
-                step.index,
-                step.sigma,
-                step.sigma_next,
-                step.latents,
-                step.denoised,
-                preview,
-                decode,
-            )
-        return step.latents.clone()  # others may use the buffers before this is decoded
-
     def _images(self, job: Job, latents: Tensor) -> tuple[Images, list[bool] | None]:
-        """What a job's last latents become, and which images were blacked out."""
+        """The images of a job's last latents, and which were blacked out."""
         check_latents(latents)
         if job.output_type == "latent":
             return latents, None

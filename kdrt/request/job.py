@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from kdrt.images.init_image import InitImage
 from kdrt.images.safety import ImageFilter
 from kdrt.prompt import Conditioning, Weighting
 from kdrt.request.size_conditioning import TimeIds
-from kdrt.sampling import AnyPlan, RunNoise, find_noise
+from kdrt.sampling import AnyPlan, ForeignPlan, RunNoise, find_noise
 
 Columns = tuple[tuple[str, ...], ...]
 """For every text encoder, a prompt for every image."""
@@ -111,6 +112,15 @@ class Job(PromptJob):
 
 def _repeated(columns: Columns, times: int) -> Columns:
     return tuple(tuple(text for text in column for _ in range(times)) for column in columns)
+
+
+def with_users_functions(job: Job, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Job:
+    """The same job, each function of the user's in it replaced by what ``wrap`` makes of it."""
+    if job.image_filter is not None:
+        job = replace(job, image_filter=wrap(job.image_filter))
+    if isinstance(job.plan, ForeignPlan):
+        job = replace(job, plan=replace(job.plan, function=wrap(job.plan.function)))
+    return job
 
 
 def noise_of(job: Job, shape: tuple[int, int, int]) -> RunNoise:

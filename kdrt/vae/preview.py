@@ -9,7 +9,7 @@ instead, which gives images of full size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -81,3 +81,22 @@ class PreviewStep(Step):
     def decode(self) -> list[Image.Image]:
         """The same in full: what the VAE makes of the image as it stands, at the VAE's cost."""
         return _images(self.decoder(self.denoised))
+
+
+def with_previews(
+    steps: Iterator[Step],
+    preview: Callable[[Tensor], list[Image.Image]],
+    decode: Callable[[Tensor], Tensor],
+) -> Generator[PreviewStep, None, Tensor]:
+    """Steps that can be looked at; the latents ``[B, C, h, w]`` of the last are the result.
+
+    Args:
+        steps: of a run, at least one.
+        preview: a `Previewer`.
+        decode: the VAE's decoder.
+    """
+    for step in steps:
+        yield PreviewStep(
+            step.index, step.sigma, step.sigma_next, step.latents, step.denoised, preview, decode
+        )
+    return step.latents.clone()  # others may use the buffers before this is decoded
