@@ -67,7 +67,7 @@ def test_one_step_gives_the_denoised_image(sd: Any, sampler: str, exact: bool) -
 def test_no_guidance_runs_one_batch(sd: Any, exact: bool) -> None:
     pipe = sd.pipe(exact=exact)
     engine = TorchEngine(sd.torch_engines["unet"].module, sd.torch_engines["unet"].spec)
-    pipe.pipeline._use({"unet": engine})
+    pipe.pipeline.replace_engines({"unet": engine})
     seen = rows(engine)
     make(pipe, guidance_scale=1.0)
     make(pipe, guidance_scale=1.5)
@@ -148,7 +148,7 @@ def test_a_replaced_unet_is_used(sd: Any, exact: bool) -> None:
     pipe = sd.pipe(exact=exact)
     before = make(pipe)
     engine = TorchEngine(Zero(), sd.torch_engines["unet"].spec)
-    pipe.pipeline._use({"unet": engine})
+    pipe.pipeline.replace_engines({"unet": engine})
     noise = torch.randn(1, 4, 12, 8)
     assert not torch.equal(make(pipe), before)
     pipe.set_scheduler("euler")
