@@ -103,9 +103,23 @@ def test_links_lead_to_places_on_the_site(here: str, link: str, there: str) -> N
 
 
 def test_roles_become_code() -> None:
-    roles = hook("docstring_roles").DocstringRoles()
     docstring = SimpleNamespace(
         value="See :func:`kdrt.load` and :class:`~kdrt.Pipeline`; `x` stays."
     )
-    roles.on_object(obj=SimpleNamespace(docstring=docstring))
+    rewritten = SimpleNamespace(path="kdrt.load", docstring=docstring)
+    hook("docstrings").Docstrings().on_object(obj=rewritten)
     assert docstring.value == "See `kdrt.load` and `kdrt.Pipeline`; `x` stays."
+
+
+def test_fields_of_a_request_are_described() -> None:
+    griffe = pytest.importorskip("griffe")
+    roots = [str(ROOT)]
+    extensions = griffe.load_extensions(str(ROOT / "docs" / "hooks" / "docstrings.py"))
+    kdrt = griffe.load("kdrt", search_paths=roots, extensions=extensions, allow_inspection=False)
+    call = kdrt["pipeline.calling.Calling.__call__"].docstring.value
+    assert "{fields}" not in call
+    assert "\n    negative_prompt: What" in call
+    assert "\n    **fields: " in call
+    scale = kdrt["request.fields.RequestFields.guidance_scale"]
+    assert scale.docstring.value.startswith("How closely")
+    assert "Annotated" not in str(scale.annotation)

@@ -139,7 +139,10 @@ def estimate_memory(
     """What ``kdrt.load`` with the same arguments will take.
 
     Args:
-        bundle, engine, cuda_graph, low_vram: see ``kdrt.load``.
+        bundle: an open bundle.
+        engine: see ``kdrt.load``.
+        cuda_graph: see ``kdrt.load``.
+        low_vram: see ``kdrt.load``.
         ask_device: whether to ask how much is free; of a CUDA device that takes seconds.
 
     Raises:
