@@ -48,7 +48,7 @@ def to_images(pixels: Tensor, output_type: OutputType) -> Images:
 def save_image(
     image: Image.Image | NDArray[Any] | Tensor,
     path: str | os.PathLike[str],
-    parameters: object = None,
+    infotext: object = None,
     *,
     overwrite: bool = True,
 ) -> Path:
@@ -58,7 +58,7 @@ def save_image(
         image: a PIL image, an array ``[H, W, 3]`` or a tensor ``[3, H, W]`` in [0, 1]. JPEG, which
             has no alpha, gets it on white.
         path: ends in .png, .jpg, .jpeg or .webp. Missing folders are made.
-        parameters: a :class:`kdrt.Infotext` or a text, stored where web UIs look for it: the
+        infotext: a :class:`kdrt.Infotext` or a text, stored where web UIs look for it: the
             ``parameters`` text of a PNG, the EXIF user comment of a JPEG or WebP. JPEG has room
             for 32,000 characters: of a longer text the prompt is cut.
         overwrite: replace a file that is there.
@@ -85,9 +85,9 @@ def save_image(
     elif kind == "JPEG" or image.mode != "RGBA":
         image = image if kind == "PNG" or image.mode in ("L", "RGB") else to_rgb("image", image)
     options: dict[str, Any] = dict(_QUALITY.get(kind, {}))
-    if parameters is not None:
-        # Names of files, which are among the parameters, need not be text.
-        text = str(parameters).encode("utf-8", errors="replace").decode()
+    if infotext is not None:
+        # Names of files, which are part of the text, need not be text.
+        text = str(infotext).encode("utf-8", errors="replace").decode()
         options |= _metadata(kind, text)
     try:
         with new_file(target, overwrite=overwrite) as partial, partial.open("xb") as file:
@@ -121,7 +121,7 @@ def _metadata(kind: str, text: str) -> dict[str, Any]:
     if kind == "JPEG" and len(content) > _MAX_COMMENT:
         content = _shortened(text)
         warnings.warn(
-            f"a JPEG holds {_MAX_COMMENT // 2} characters of parameters, and these are "
+            f"a JPEG holds {_MAX_COMMENT // 2} characters of infotext, and these are "
             f"{len(text)}: the prompt in it is cut; PNG and WebP hold all",
             MetadataWarning,
             stacklevel=3,

@@ -305,7 +305,7 @@ def test_a_long_prompt_in_a_jpeg(cli: Cli, demo: str, tmp_path: Path) -> None:
     prompt = "a red circle, " * 3000
     outcome = cli("generate", demo, prompt, "-o", tmp_path / "a.jpg", *FAST, "--seed", "7")
     assert outcome.code == 0, outcome.err
-    assert "warning: a JPEG holds 32500 characters of parameters" in outcome.err
+    assert "warning: a JPEG holds 32500 characters of infotext" in outcome.err
     known = json.loads(cli("info", tmp_path / "a.jpg", "--json").out)
     assert known["Seed"] == "7"
     assert known["Prompt"].startswith(prompt[:30_000])

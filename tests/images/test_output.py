@@ -213,7 +213,7 @@ def test_a_long_prompt_loses_its_end_in_a_jpeg_only(
     parameters = replace(PARAMETERS, prompt=letter * 100_000)
     path = tmp_path / f"a{suffix}"
     if suffix == ".jpg":
-        with pytest.warns(MetadataWarning, match="a JPEG holds 32500 characters of parameters"):
+        with pytest.warns(MetadataWarning, match="a JPEG holds 32500 characters of infotext"):
             kdrt.save_image(make_image(), path, parameters)
         found = parse_infotext(str(kdrt.read_infotext(path)))
         assert found["Prompt"] == letter * (len(found["Prompt"]) - 1) + "…"
