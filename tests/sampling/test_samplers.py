@@ -235,11 +235,21 @@ def test_large_eta_keeps_the_noise_level(name: str) -> None:
         assert (stage.base, stage.denoised, stage.noise) == (0.0, (1.0,), sigma)
 
 
-@pytest.mark.parametrize("name", ["Eular", "", "sample_", "heunpp2", "append_zero", None])
-def test_unknown_sampler(name: Any) -> None:
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("Eular", "; did you mean 'euler'?"),
+        ("heunpp2", "; did you mean 'heun'?"),
+        ("", ""),
+        ("sample_", ""),
+        ("append_zero", ""),
+        (None, ""),
+    ],
+)
+def test_unknown_sampler(name: Any, near: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         make_plan(name, SIGMAS)
-    assert str(caught.value) == f"unknown sampler {name!r}; known: {', '.join(SAMPLERS)}"
+    assert str(caught.value) == f"unknown sampler {name!r}; known: {', '.join(SAMPLERS)}{near}"
 
 
 @pytest.mark.parametrize(
