@@ -1,10 +1,10 @@
 """Runs what the README and the pages of ``docs/`` show, so that they cannot rot.
 
-Shell blocks: ``kdrt`` commands are run, but exports, builds and benchmarks are parsed only
-(models need a network, the demo model is exported once for all tests, benchmarks take minutes); one
-slow test exports as the README does, and the tests of TensorRT-RTX build. Python blocks are run as
-they stand. Blocks of one page share a folder, in order; one that does not import kdrt goes on with
-the names of the one before.
+Shell blocks: ``kdrt`` commands are run, but exports, builds, benchmarks and removals are parsed
+only (models need a network, the demo model is exported once for all tests, benchmarks take
+minutes); one slow test exports as the README does, and the tests of TensorRT-RTX build. Python
+blocks are run as they stand. Blocks of one page share a folder, in order; one that does not import
+kdrt goes on with the names of the one before.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kdrt import cli
 from kdrt.sampling import NOISES, SAMPLERS, SCHEDULES
 
 ROOT = Path(__file__).parent.parent
-PARSED_ONLY = ("export", "build", "bench")
+PARSED_ONLY = ("export", "build", "bench", "rm")
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 
