@@ -34,7 +34,7 @@ from kdrt_bench.models import model_of
 from kdrt_bench.statistics import Ratio, paired_ratio, percentiles
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOTS = ("", "export", "engines")
+ROOTS = ("", "export", "engines", "benchmarks")
 """Where packages are imported from in a checkout."""
 
 
