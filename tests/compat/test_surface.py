@@ -172,7 +172,7 @@ def test_switches_and_methods(tiny: Any) -> None:
         ):
             with pytest.raises(InvalidRequestError):
                 wrong()
-    with pytest.raises(InvalidRequestError, match=r"pipe\.pipeline\.steps"):
+    with pytest.raises(InvalidRequestError, match=r"pipe\.pipeline\.stream"):
         pipe.unet(torch.zeros(1))
     for name in ABSENT.split():
         for owner in (pipe, type(pipe)):
