@@ -90,7 +90,7 @@ class Pipeline(Calling, Service):
     ) -> None:
         self.bundle = bundle
         self.calls = Calls(self._release_buffers)
-        # What is loaded when it is first asked for must not be asked for by making a copy.
+        # Not a copy: that would load every lazy engine.
         self.engines = ChainMap[str, Engine]({}, engines)  # type: ignore[arg-type]
         self._unet = engines["unet"]
         self.cuda_graph = cuda_graph_level(cuda_graph, self._unet)
