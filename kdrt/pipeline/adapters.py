@@ -15,6 +15,7 @@ from kdrt.adapters.variants import ComponentLoader, Variants
 from kdrt.bundle import Bundle
 from kdrt.errors import InvalidRequestError
 from kdrt.pipeline.calls import Calls
+from kdrt.pipeline.metadata import Settings, lora_settings_of
 from kdrt.prompt import PromptEncoder
 from kdrt_engines import Engine
 
@@ -30,6 +31,7 @@ class Adapters:
 
     Attributes:
         image_prompts: makes the tokens of an IP-Adapter.
+        lora_settings: what an infotext tells of the LoRAs at work.
 
     Args:
         bundle: holds the base weights, and names the variants.
@@ -55,6 +57,7 @@ class Adapters:
         self._calls = calls
         self._replace_engines = replace_engines
         self._loras = LoraStack(bundle)
+        self.lora_settings: Settings = ()
         self._variants = Variants(bundle.manifest, load_component)
         self.image_prompts = ImagePrompts(bundle.manifest, load_component)
 
@@ -187,6 +190,7 @@ class Adapters:
 
     def _swap(self, change: Changed) -> LoraSwap:
         engines, swap = change
+        self.lora_settings = lora_settings_of(self.loras.values())
         self._replace_engines(engines)
         return swap
 

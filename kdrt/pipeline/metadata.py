@@ -12,17 +12,28 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from kdrt._version import __version__
 from kdrt.adapters.lora import Lora
-from kdrt.bundle import Manifest
 from kdrt.images.infotext import parse_infotext
 from kdrt.prompt.weighting import has_emphasis
-from kdrt.request.job import Job, Value
-from kdrt.request.record import EMPHASIS, EMPTY_NEGATIVE, EXACT_NEGATIVE, EXACT_PROMPT
+from kdrt.request.record import (
+    EMPHASIS,
+    EMPTY_NEGATIVE,
+    EXACT_NEGATIVE,
+    EXACT_PROMPT,
+    Value,
+    sampler_label,
+    schedule_label,
+    settings_of,
+)
+from kdrt.request.snapshot import Told
 from kdrt.request.text_forms import number_text
+
+Settings = tuple[tuple[str, Value], ...]
+"""Keys and values of an infotext's last line."""
 
 _NEGATIVE = "Negative prompt: "
 
@@ -45,7 +56,7 @@ class Infotext:
     width: int
     height: int
     model: str
-    extras: tuple[tuple[str, Value], ...] = ()
+    extras: Settings = ()
 
     def __str__(self) -> str:
         """The text, as it is stored in an image."""
@@ -67,31 +78,42 @@ class Infotext:
         return "\n".join(lines)
 
 
-def infotexts_of(job: Job, manifest: Manifest, loras: Iterable[Lora] = ()) -> list[Infotext]:
-    """How each image of a job is made, with the LoRAs at work."""
+def infotexts_of(told: Told, lora_settings: Settings = ()) -> list[Infotext]:
+    """How each image of a job is made, with the :func:`lora_settings_of` those at work."""
+    settings = (*settings_of(told), *lora_settings)
+    return [_infotext(told, settings, index) for index in range(len(told.seeds))]
+
+
+def lora_settings_of(loras: Iterable[Lora]) -> Settings:
+    """What is told of LoRAs. The web UI writes scales into the prompt; here they are a setting like
+    any other."""
     active = [lora for lora in loras if lora.is_active]
-    return [_infotext(job, manifest, active, index) for index in range(len(job.seeds))]
+    if not active:
+        return ()
+    return (
+        ("Lora hashes", ", ".join(f"{lora.name}: {lora.file.sha256[:12]}" for lora in active)),
+        ("Lora weights", ", ".join(f"{lora.name}: {lora.told()}" for lora in active)),
+    )
 
 
-def _infotext(job: Job, manifest: Manifest, loras: Sequence[Lora], index: int) -> Infotext:
-    prompt = job.prompts[0][index]
-    negative = job.negatives[0][index] if job.negatives else None
+def _infotext(told: Told, settings: Settings, index: int) -> Infotext:
+    prompt = told.prompts[0][index]
+    negative = told.negatives[0][index] if told.negatives else None
     return Infotext(
         prompt=prompt,
         negative_prompt=negative,
-        steps=job.steps,
-        sampler=job.sampler_label,
-        schedule=job.schedule_label,
-        guidance_scale=job.guidance_scale,
-        seed=job.seeds[index],
-        width=job.width,
-        height=job.height,
-        model=manifest.name,
+        steps=told.steps,
+        sampler=sampler_label(told),
+        schedule=schedule_label(told),
+        guidance_scale=told.guidance_scale,
+        seed=told.seeds[index],
+        width=told.width,
+        height=told.height,
+        model=told.manifest.name,
         extras=(
             *_exact_prompts(prompt, negative),
-            *_prompt_extras(job, manifest, index),
-            *job.settings,
-            *_lora_extras(loras),
+            *_prompt_extras(told, index),
+            *settings,
         ),
     )
 
@@ -106,26 +128,21 @@ def _exact_prompts(prompt: str, negative: str | None) -> Iterator[tuple[str, Val
             yield EXACT_NEGATIVE, negative
 
 
-def _prompt_extras(job: Job, manifest: Manifest, index: int) -> Iterator[tuple[str, Value]]:
-    if job.negatives and not job.negatives[0][index] and manifest.zeros_for_empty_negative:
+def _prompt_extras(told: Told, index: int) -> Iterator[tuple[str, Value]]:
+    prompts, negatives = told.prompts, told.negatives
+    if negatives and not negatives[0][index] and told.manifest.zeros_for_empty_negative:
         yield EMPTY_NEGATIVE, "yes"
-    if job.prompts[-1][index] != job.prompts[0][index]:
-        yield "Prompt 2", job.prompts[-1][index]
-    if job.negatives and job.negatives[-1][index] != job.negatives[0][index]:
-        yield "Negative prompt 2", job.negatives[-1][index]
-    texts = [column[index] for column in (*job.prompts, *(job.negatives or ()))]
+    if prompts[-1][index] != prompts[0][index]:
+        yield "Prompt 2", prompts[-1][index]
+    if negatives and negatives[-1][index] != negatives[0][index]:
+        yield "Negative prompt 2", negatives[-1][index]
+    texts = [column[index] for column in (*prompts, *(negatives or ()))]
+    mode = told.request["prompt_weighting"]
     # Read as text, a prompt without emphasis is what it is in the web UI.
-    if job.weighting.mode != "none" or any(map(has_emphasis, texts)):
-        yield "Emphasis", EMPHASIS[job.weighting.mode]
-    if job.noise_seeds is not None:
-        yield "Noise seed", job.noise_seeds[index]
-
-
-def _lora_extras(loras: Sequence[Lora]) -> Iterator[tuple[str, Value]]:
-    """The web UI writes scales into the prompt; here they are a setting like any other."""
-    if loras:
-        yield "Lora hashes", ", ".join(f"{lora.name}: {lora.file.sha256[:12]}" for lora in loras)
-        yield "Lora weights", ", ".join(f"{lora.name}: {lora.told()}" for lora in loras)
+    if mode != "none" or any(map(has_emphasis, texts)):
+        yield "Emphasis", EMPHASIS[mode]
+    if told.noise_seeds is not None:
+        yield "Noise seed", told.noise_seeds[index]
 
 
 def _flat(value: Value) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any, NoReturn, Unpack, cast
 
 import torch
@@ -29,7 +30,7 @@ from kdrt.pipeline.adapters import Adapters
 from kdrt.pipeline.calling import Callback, Calling
 from kdrt.pipeline.calls import Calls
 from kdrt.pipeline.encoding import EncodedPrompts, encode_prompts
-from kdrt.pipeline.metadata import Infotext, infotexts_of
+from kdrt.pipeline.metadata import Settings, infotexts_of
 from kdrt.pipeline.prepare import prepare
 from kdrt.pipeline.progress import progress_bar
 from kdrt.pipeline.result import Generation, Result
@@ -187,9 +188,11 @@ class Pipeline(Calling, Service):
             job = self._resolve(request, output_type)
             encoded = self._encode(job)
         encoded.warn()
-        unet, infotexts = self._unet.spec, list[Infotext]()
+        unet = self._unet.spec
+        lora_settings: Settings = ()
 
         def sample() -> Generator[PreviewStep, None, Tensor]:
+            nonlocal lora_settings
             if self._unet.spec != unet:
                 raise InvalidRequestError(
                     "another variant is in use than when these steps were asked for; ask again"
@@ -198,7 +201,7 @@ class Pipeline(Calling, Service):
             current = (
                 encoded if self.prompt_encoder.version == encoded.version else self._encode(job)
             )
-            infotexts.extend(infotexts_of(job, self.bundle.manifest, self.adapters.loras.values()))
+            lora_settings = self.adapters.lora_settings
             run = prepare(
                 job,
                 current.positive,
@@ -218,11 +221,11 @@ class Pipeline(Calling, Service):
             return Result(
                 images=images,
                 seeds=list(job.seeds),
-                infotexts=infotexts,
                 truncations=encoded.truncations,
                 is_latent=job.output_type == "latent",
                 chunks=encoded.chunks,
                 nsfw=nsfw,
+                tell=partial(infotexts_of, job.told, lora_settings),
             )
 
         steps = self.calls.over(self.cuda_stream.over(sample()))

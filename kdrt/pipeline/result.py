@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -29,20 +30,25 @@ class Result(Generic[ImagesT]):
         images: as ``output_type`` asked: a list of PIL images; an array float32 ``[B, H, W, 3]``
             or a tensor float32 ``[B, 3, H, W]`` in [0, 1]; or latents float32 ``[B, C, h, w]``.
         seeds: the seed of each image, drawn or given.
-        infotexts: how each was made; its ``str`` is what :meth:`save` stores in the file.
         truncations: every distinct prompt that was longer than a text encoder reads.
         chunks: in how many parts the longest prompt was read; more than one only with a
             ``prompt_weighting``, or with embeddings that long.
         nsfw: for each image whether it was blacked out; None if nobody looked.
+        tell: makes the :attr:`infotexts`.
     """
 
     images: ImagesT
     seeds: list[int]
-    infotexts: list[Infotext]
     truncations: tuple[Truncation, ...] = ()
     is_latent: bool = False
     chunks: int = 1
     nsfw: list[bool] | None = None
+    tell: Callable[[], list[Infotext]] = field(default=list, repr=False, compare=False)
+
+    @cached_property
+    def infotexts(self) -> list[Infotext]:
+        """How each image was made; its ``str`` is what :meth:`save` stores in the file."""
+        return self.tell()
 
     def save(self, path: str | os.PathLike[str], index: int = 0, *, overwrite: bool = True) -> Path:
         """Save one image with its infotext; see :func:`kdrt.save_image`.

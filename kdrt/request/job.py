@@ -17,13 +17,8 @@ from kdrt.images.init_image import InitImage
 from kdrt.images.safety import ImageFilter
 from kdrt.prompt import Conditioning, Weighting
 from kdrt.request.size_conditioning import TimeIds
+from kdrt.request.snapshot import Columns, Told
 from kdrt.sampling import AnyPlan, ForeignPlan, RunNoise, find_noise
-
-Columns = tuple[tuple[str, ...], ...]
-"""For every text encoder, a prompt for every image."""
-
-Value = str | int | float
-"""Of a setting that an image's text tells."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +72,7 @@ class Job(PromptJob):
             None without.
         output_type: the form of the result.
         image_filter: called with every image.
-        steps: as asked for, of which ``init_image`` may leave fewer to run.
-        sampler_label, schedule_label: as a web UI names them.
-        settings: what else shaped the images, as their text tells it; see
-            :mod:`kdrt.request.record`.
+        told: what the text of the images is made from.
     """
 
     height: int
@@ -104,10 +96,7 @@ class Job(PromptJob):
     negative_time_ids: TimeIds | None
     output_type: OutputType
     image_filter: ImageFilter | None
-    steps: int
-    sampler_label: str
-    schedule_label: str
-    settings: tuple[tuple[str, Value], ...]
+    told: Told
 
 
 def _repeated(columns: Columns, times: int) -> Columns:

@@ -7,20 +7,20 @@ UIs tell in their own way are below. :mod:`kdrt.request.recorded` reads it all b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
-from kdrt.bundle import Manifest
 from kdrt.common.literals import COMMA_BACKTRACK
-from kdrt.denoise.freeu import FREEU_OFF, FreeU
+from kdrt.denoise.freeu import FREEU_OFF
 from kdrt.request.field import Field
 from kdrt.request.fields import FIELDS, Request
 from kdrt.request.grid import is_custom
+from kdrt.request.snapshot import GIVEN, Told
 from kdrt.request.text_forms import scalar_text
 from kdrt.sampling import find_schedule, is_foreign
 from kdrt.sampling.samplers import label_of
 
-if TYPE_CHECKING:
-    from kdrt.request.job import PromptJob, Value
+Value = str | int | float
+"""Of a setting."""
 
 CUSTOM = "Custom"
 """The schedule's label where the grid is the request's own."""
@@ -62,46 +62,42 @@ _ELSEWHERE = {
 """What :mod:`kdrt.pipeline.metadata` tells, image by image."""
 
 
-def sampler_label(request: Request) -> str:
-    """The name of a complete request's sampler, as a web UI shows it."""
-    sampler = request["sampler"]
-    if callable(sampler):
-        return getattr(sampler, "__name__", type(sampler).__name__)
-    if is_foreign(sampler):
-        return sampler
-    return label_of(sampler, request["sampler_options"] or {})
+def sampler_label(told: Told) -> str:
+    """The name of the sampler, as a web UI shows it."""
+    if told.own_sampler is not None:
+        return told.own_sampler
+    sampler = cast(str, told.request["sampler"])
+    return sampler if is_foreign(sampler) else label_of(sampler, _sampler_options(told))
 
 
-def schedule_label(request: Request) -> str:
-    """Likewise of its schedule."""
+def schedule_label(told: Told) -> str:
+    """Likewise of the schedule."""
+    request = told.request
     return CUSTOM if is_custom(request) else find_schedule(request["schedule"]).label
 
 
-def settings_of(
-    request: Request, prompts: PromptJob, freeu: FreeU, manifest: Manifest
-) -> tuple[tuple[str, Value], ...]:
-    """What is told of a complete request beside the prompts, seeds and first settings."""
+def settings_of(told: Told) -> Iterator[tuple[str, Value]]:
+    """What is told of a request beside the prompts, seeds and first settings."""
+    request = told.request
     by_hand: Mapping[str, Callable[[], Iterator[tuple[str, Value]]]] = {
-        "comma_backtrack": lambda: _backtrack(prompts),
-        "clip_skip": lambda: _clip_skip(prompts, manifest),
-        "sampler": lambda: _own_sampler(request),
-        "sampler_options": lambda: _options(request["sampler_options"], SAMPLER_OPTIONS, "Sampler"),
+        "comma_backtrack": lambda: _backtrack(request),
+        "clip_skip": lambda: _clip_skip(told),
+        "sampler": lambda: _own_sampler(told),
+        "sampler_options": lambda: _options(_sampler_options(told), SAMPLER_OPTIONS, "Sampler"),
         "schedule_options": lambda: _options(
             request["schedule_options"], SCHEDULE_OPTIONS, "Schedule"
         ),
         "noise": lambda: _noise(request),
         "noise_options": lambda: iter(()),
-        "freeu": lambda: _freeu(freeu),
+        "freeu": lambda: _freeu(told),
         "ip_adapter_scale": lambda: _image_prompt(request),
         "mask_image": lambda: iter(() if request["mask_image"] is None else [("Masked", "yes")]),
     }
-    told: list[tuple[str, Value]] = []
     for name, field in FIELDS.items():
         if name in by_hand:
-            told.extend(by_hand[name]())
+            yield from by_hand[name]()
         elif name not in _ELSEWHERE:
-            told.extend(tell(field, request.get(name)))
-    return tuple(told)
+            yield from tell(field, request.get(name))
 
 
 def tell(field: Field, value: Any) -> Iterator[tuple[str, Value]]:
@@ -109,7 +105,7 @@ def tell(field: Field, value: Any) -> Iterator[tuple[str, Value]]:
     if not field.record or value is None or _is_default(field, value):
         return
     if field.scalar is None and field.form is None:
-        yield field.record, "given"
+        yield field.record, GIVEN
     elif field.form is not None:
         yield field.record, field.form.write(value)
     elif field.scalar is bool:
@@ -122,25 +118,29 @@ def _is_default(field: Field, value: Any) -> bool:
     return isinstance(value, (bool, int, float, str)) and value == field.default
 
 
-def _backtrack(prompts: PromptJob) -> Iterator[tuple[str, Value]]:
-    weighting = prompts.weighting
-    if weighting.mode != "none" and weighting.comma_backtrack != COMMA_BACKTRACK:
-        yield "Comma backtrack", weighting.comma_backtrack
+def _backtrack(request: Request) -> Iterator[tuple[str, Value]]:
+    tokens = request["comma_backtrack"]
+    if request["prompt_weighting"] != "none" and tokens != COMMA_BACKTRACK:
+        yield "Comma backtrack", tokens
 
 
-def _clip_skip(prompts: PromptJob, manifest: Manifest) -> Iterator[tuple[str, Value]]:
-    if not prompts.clip_skip:
+def _clip_skip(told: Told) -> Iterator[tuple[str, Value]]:
+    if not told.clip_skip:
         return
     # Web UIs count the hidden state itself from the end, 1 the last.
-    layer = manifest.text_encoders[0].layer
-    yield "Clip skip", prompts.clip_skip - layer
+    layer = told.manifest.text_encoders[0].layer
+    yield "Clip skip", told.clip_skip - layer
     if layer != -1:
-        yield "Skipped layers", prompts.clip_skip
+        yield "Skipped layers", told.clip_skip
 
 
-def _own_sampler(request: Request) -> Iterator[tuple[str, Value]]:
-    if callable(request["sampler"]):
-        yield OWN_SAMPLER, "given"
+def _own_sampler(told: Told) -> Iterator[tuple[str, Value]]:
+    if told.own_sampler is not None:
+        yield OWN_SAMPLER, GIVEN
+
+
+def _sampler_options(told: Told) -> Mapping[str, Any]:
+    return told.request["sampler_options"] or {}
 
 
 def _options(
@@ -162,8 +162,8 @@ def _noise(request: Request) -> Iterator[tuple[str, Value]]:
         yield from _options(options, {}, "Noise")
 
 
-def _freeu(freeu: FreeU) -> Iterator[tuple[str, Value]]:
-    return iter(()) if freeu == FREEU_OFF else zip(FREEU, freeu, strict=True)
+def _freeu(told: Told) -> Iterator[tuple[str, Value]]:
+    return iter(()) if told.freeu == FREEU_OFF else zip(FREEU, told.freeu, strict=True)
 
 
 def _image_prompt(request: Request) -> Iterator[tuple[str, Value]]:

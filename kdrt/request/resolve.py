@@ -37,7 +37,6 @@ from kdrt.request.init_image import read_init_image, with_defaults
 from kdrt.request.job import Job, latent_shape
 from kdrt.request.memory import check_request_fits
 from kdrt.request.prompts import resolve_prompts
-from kdrt.request.record import sampler_label, schedule_label, settings_of
 from kdrt.request.seeds import seeds_of
 from kdrt.request.size_conditioning import (
     AESTHETIC_SCORE,
@@ -47,6 +46,7 @@ from kdrt.request.size_conditioning import (
     refiner_time_ids,
     time_ids,
 )
+from kdrt.request.snapshot import Told, plain
 from kdrt.sampling import AnyPlan, NoiseSchedule, Plan, foreign_plan, is_foreign, make_plan
 from kdrt_engines import EngineSpec
 
@@ -107,8 +107,24 @@ def resolve(
     seeds, noise_seeds = seeds_of(request, images, plan)
     positive_ids, negative_ids = _time_ids(request, unet, height, width)
     freeu = _freeu(request["freeu"], unet)
+    prompts = prompts.repeated(request["images_per_prompt"])
+    told = Told(
+        manifest=manifest,
+        request=plain(request),
+        prompts=prompts.prompts,
+        negatives=prompts.negatives,
+        clip_skip=prompts.clip_skip,
+        seeds=seeds,
+        noise_seeds=noise_seeds,
+        height=height,
+        width=width,
+        steps=plan.steps if is_custom(request) else request["steps"],
+        guidance_scale=guidance_scale,
+        freeu=freeu,
+        own_sampler=plan.sampler if callable(request["sampler"]) else None,
+    )
     return Job(
-        **vars(prompts.repeated(request["images_per_prompt"])),
+        **vars(prompts),
         height=height,
         width=width,
         seeds=seeds,
@@ -130,10 +146,7 @@ def resolve(
         negative_time_ids=negative_ids,
         output_type=output_type,
         image_filter=request["image_filter"],
-        steps=plan.steps if is_custom(request) else request["steps"],
-        sampler_label=sampler_label(request),
-        schedule_label=schedule_label(request),
-        settings=settings_of(request, prompts, freeu, manifest),
+        told=told,
     )
 
 

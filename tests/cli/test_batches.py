@@ -38,7 +38,7 @@ class Recorder:
         self.requests.append(request)
         if len(request["prompt"]) > self.room:
             raise OutOfMemoryError("memory ran out")
-        return Result(images=[], seeds=request["seed"], infotexts=[])
+        return Result(images=[], seeds=request["seed"])
 
     @property
     def sizes(self) -> list[int]:

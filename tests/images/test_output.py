@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,22 @@ def test_no_negative_prompt_leaves_no_line(sdxl: TinyModel) -> None:
 def test_sampler_labels(sdxl: TinyModel, sampler: str, options: dict[str, str], label: str) -> None:
     result = sdxl.pipeline("a", seed=7, steps=2, sampler=sampler, sampler_options=options)
     assert result.infotexts[0].sampler == label
+
+
+def test_infotexts_tell_of_the_request_as_it_was(sdxl: TinyModel) -> None:
+    size, sigmas = [100, 200], [3.0, 1.0, 0.0]
+    result = sdxl.pipeline("a", original_size=size, sigmas=sigmas, seed=7)
+    size[:], sigmas[:] = [1, 1], [9.0, 8.0, 7.0]
+    assert "Original size: 200x100," in str(result.infotexts[0])
+    assert "Sigmas: 3 1 0," in str(result.infotexts[0])
+
+
+def test_a_pickled_result_tells_the_same(sdxl: TinyModel) -> None:
+    latents = torch.zeros(1, 4, 8, 6)
+    result = sdxl.pipeline("a", latents=latents, image_filter=lambda image: None, steps=2)
+    copy = pickle.loads(pickle.dumps(result))
+    assert copy.infotexts == result.infotexts
+    assert "Latents: given," in str(copy.infotexts[0])
 
 
 def test_own_sigmas_and_latents_are_told(sdxl: TinyModel) -> None:

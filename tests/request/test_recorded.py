@@ -145,12 +145,13 @@ def resolved(request: Request, model: Model) -> Job:
 
 def told(job: Job, model: Model, index: int) -> RecordedRequest:
     """What the text of one of its images says."""
-    return request_of_settings(parse_infotext(str(infotexts_of(job, model[0])[index])), "kdrt")
+    return request_of_settings(parse_infotext(str(infotexts_of(job.told)[index])), "kdrt")
 
 
 def image_of(job: Job, index: int) -> dict[str, Any]:
-    """What decides over one image of a job."""
+    """What decides over one image of a job, and what its text tells."""
     facts = {each.name: getattr(job, each.name) for each in members(Job)}
+    facts["told"] = infotexts_of(job.told)[index]
     del facts["output_type"], facts["image_filter"]
     for name in ("prompts", "negatives"):
         facts[name] = facts[name] and [column[index] for column in facts[name]]
