@@ -17,21 +17,16 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Literal, Protocol, cast
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from kdrt.common.lru import LruCache
-from kdrt.denoise.shortcuts import (
-    NO_SHORTCUTS,
-    DenoiseByKind,
-    DenoiseInOrder,
-    EvaluationKind,
-    Shortcuts,
-)
+from kdrt.denoise.denoiser import for_one_run
+from kdrt.denoise.shortcuts import NO_SHORTCUTS, DenoiseByKind, EvaluationKind, Shortcuts
 from kdrt.errors import InvalidRequestError
-from kdrt.sampling import Denoise, Plan, Step, run
+from kdrt.sampling import Plan, Step, run
 from kdrt.sampling.table import Layout, TableDenoise, TableLoop, run_table
 from kdrt_engines import Engine
 from kdrt_engines.cuda_graphs import CaptureError, CudaGraph, CudaGraphCache, Graph
@@ -71,7 +66,7 @@ class CudaGraphRunner:
         denoise: the denoiser, of one size of image.
         level: how much to capture.
         graphs: shared by all runners of a pipeline, so that one bound holds for all.
-        capture: makes a graph of some work; needed for every level but ``off``.
+        capture: makes a graph of some work.
     """
 
     def __init__(
@@ -79,10 +74,10 @@ class CudaGraphRunner:
         denoise: CapturableDenoise,
         level: CudaGraphLevel,
         graphs: CudaGraphCache,
-        capture: Capture | None = None,
+        capture: Capture,
     ) -> None:
         self._denoise = denoise
-        self.level: CudaGraphLevel = level if capture is not None else "off"
+        self.level: CudaGraphLevel = level
         self._graphs = graphs
         self._capture = capture
         self._loops: LruCache[Layout, TableLoop] = LruCache(_LOOPS, on_evict=graphs.drop)
@@ -141,7 +136,6 @@ class CudaGraphRunner:
         what: Literal["step", "loop"],
     ) -> Callable[[], None] | None:
         """The replay of stages of these kinds; None where they cannot be captured."""
-        capture = cast(Capture, self._capture)
 
         def work() -> None:
             for kind in kinds:
@@ -150,7 +144,7 @@ class CudaGraphRunner:
         def make() -> Graph:
             loop.load(plan, latents, None)
             started = time.perf_counter()
-            graph = capture(work, self._denoise.held())
+            graph = self._capture(work, self._denoise.held())
             seconds = time.perf_counter() - started
             _logger.info("captured a %s in a CUDA graph in %.3f s", what, seconds)
             return graph
@@ -167,11 +161,6 @@ class CudaGraphRunner:
                 stacklevel=2,
             )
             return None
-
-
-def for_one_run(denoise: CapturableDenoise, shortcuts: Shortcuts) -> Denoise:
-    """A denoiser whose calls are the evaluations of one run, in order."""
-    return denoise if shortcuts == NO_SHORTCUTS else DenoiseInOrder(denoise, shortcuts)
 
 
 def _whole(

@@ -26,8 +26,15 @@ from kdrt.bundle import PredictionType
 from kdrt.denoise.bound_unet import GUIDANCE_INPUT, BoundUNet, Scalar, host_scalar
 from kdrt.denoise.inputs import DenoiserInputs
 from kdrt.denoise.known_region import KnownRegion
-from kdrt.denoise.shortcuts import WHOLE, EvaluationKind
-from kdrt.sampling import NoiseSchedule
+from kdrt.denoise.shortcuts import (
+    NO_SHORTCUTS,
+    WHOLE,
+    DenoiseByKind,
+    DenoiseInOrder,
+    EvaluationKind,
+    Shortcuts,
+)
+from kdrt.sampling import Denoise, NoiseSchedule
 from kdrt_engines import Engine, EngineSpec
 
 
@@ -36,6 +43,11 @@ def is_doubled(unet: EngineSpec, guidance_scale: float, *, asked: bool = False) 
     (``asked``) needs one, and never for a distilled model, which takes the guidance scale as an
     input."""
     return (asked or guidance_scale > 1) and not unet.has_input(GUIDANCE_INPUT)
+
+
+def for_one_run(denoise: DenoiseByKind, shortcuts: Shortcuts) -> Denoise:
+    """A denoiser whose calls are the evaluations of one run, in order."""
+    return denoise if shortcuts == NO_SHORTCUTS else DenoiseInOrder(denoise, shortcuts)
 
 
 class Denoiser:
@@ -130,7 +142,8 @@ class Denoiser:
             ShapeError: the shallow engine does not allow these sizes.
         """
         shortcuts = inputs.shortcuts
-        for kind in shortcuts.possible_kinds():
+        kinds = (WHOLE,) if shortcuts == NO_SHORTCUTS else shortcuts.possible_kinds()
+        for kind in kinds:
             if kind not in self._networks:
                 self._networks[kind] = self._bind(kind)
             self._networks[kind].write(inputs)

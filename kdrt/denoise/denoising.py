@@ -11,8 +11,8 @@ import torch
 from kdrt.bundle import SchedulerFacts
 from kdrt.common.log import timed_steps
 from kdrt.common.lru import LruCache
-from kdrt.denoise.cuda_graphs import CudaGraphLevel, CudaGraphRunner, capture_on, for_one_run
-from kdrt.denoise.denoiser import Denoiser
+from kdrt.denoise.cuda_graphs import CudaGraphLevel, CudaGraphRunner, capture_on
+from kdrt.denoise.denoiser import Denoiser, for_one_run
 from kdrt.denoise.inputs import DenoiserInputs, SamplingRun
 from kdrt.sampling import (
     AdaptivePlan,
@@ -24,6 +24,7 @@ from kdrt.sampling import (
     run_adaptive,
     run_foreign,
 )
+from kdrt.sampling.executor import run_fixed
 from kdrt_engines import Engine
 from kdrt_engines.cuda_graphs import CudaGraphCache
 
@@ -44,10 +45,14 @@ class _Size(NamedTuple):
 
 
 class _Bound(NamedTuple):
-    """What is kept for a size."""
+    """What is kept for a size; without a runner nothing is captured."""
 
     denoiser: Denoiser
-    runner: CudaGraphRunner
+    runner: CudaGraphRunner | None
+
+    def close(self) -> None:
+        if self.runner is not None:
+            self.runner.close()
 
 
 class Denoising:
@@ -83,9 +88,7 @@ class Denoising:
         self._cuda_graph = cuda_graph
         self._stream = stream
         self.graphs = CudaGraphCache()
-        self._bound: LruCache[_Size, _Bound] = LruCache(
-            SIZES_KEPT, on_evict=lambda bound: bound.runner.close()
-        )
+        self._bound: LruCache[_Size, _Bound] = LruCache(SIZES_KEPT, on_evict=_Bound.close)
 
     def __len__(self) -> int:
         return len(self._bound)
@@ -123,6 +126,8 @@ class Denoising:
             schedule = inputs.noise_schedule or self._noise_schedule
             return run_foreign(plan, latents, denoise, run.noise, schedule, run.seed)
         noise = run.noise.draw(plan.slots).to(latents.device)
+        if runner is None:
+            return run_fixed(plan, latents, for_one_run(denoiser, inputs.shortcuts), noise)
         return runner.run(plan, latents, noise, shortcuts=inputs.shortcuts, watched=watched)
 
     def _sample_adaptively(self, plan: AdaptivePlan, run: SamplingRun) -> Iterator[Step]:
@@ -160,8 +165,8 @@ class Denoising:
         )
         return _Bound(denoiser, self._runner(denoiser))
 
-    def _runner(self, denoiser: Denoiser) -> CudaGraphRunner:
-        capture = None
-        if self._stream is not None and self._unet.capturable:
-            capture = capture_on(self._stream)
+    def _runner(self, denoiser: Denoiser) -> CudaGraphRunner | None:
+        if self._cuda_graph == "off" or self._stream is None or not self._unet.capturable:
+            return None
+        capture = capture_on(self._stream)
         return CudaGraphRunner(denoiser, self._cuda_graph, self.graphs, capture)

@@ -15,8 +15,8 @@ from kdrt.denoise.cuda_graphs import (
     CaptureWarning,
     CudaGraphLevel,
     CudaGraphRunner,
-    for_one_run,
 )
+from kdrt.denoise.denoiser import for_one_run
 from kdrt.denoise.shortcuts import WHOLE, EvaluationKind, Shortcuts
 from kdrt.sampling import Plan, SeededNoise, Step, run
 from kdrt_engines.cuda_graphs import CaptureError, CudaGraphCache, Graph
