@@ -11,10 +11,13 @@ from torch import Tensor
 
 from kdrt.adapters.variants import ComponentLoader
 from kdrt.bundle import IpAdapterFacts, Manifest
-from kdrt.common.validation import check_dense, excerpt, finite_or_none
+from kdrt.common.validation import check_dense
 from kdrt.errors import InvalidRequestError
 from kdrt.images.input import clip_pixels
 from kdrt_engines import Engine
+
+TOKENS_INPUT = "ip_hidden_states"
+"""The input by which a UNet takes images."""
 
 VARIANT = "ip-adapter"
 """The variant of a bundle whose UNet takes images."""
@@ -99,23 +102,14 @@ class ImagePrompts:
         return self._manifest.ip_adapter
 
 
-def image_scale(value: object) -> float:
-    """``value`` as the strength of an image prompt: any finite number, 0 exactly off."""
-    number = finite_or_none(value)
-    if number is None:
-        raise InvalidRequestError(f"ip_adapter_scale must be a finite number, not {excerpt(value)}")
-    return number
-
-
 def write_image_prompt(inputs: Mapping[str, Tensor], tokens: Tensor | None, scale: float) -> None:
-    """Write tokens and strength into the inputs of a UNet. Without tokens it is off."""
-    if "ip_hidden_states" not in inputs:
-        return
+    """Write tokens and strength into the inputs of an IP-Adapter's UNet. Without tokens, and at
+    strength 0, it is exactly off."""
     if tokens is None:
-        inputs["ip_hidden_states"].zero_()
+        inputs[TOKENS_INPUT].zero_()
         inputs["ip_scale"].zero_()
     else:
-        inputs["ip_hidden_states"].copy_(tokens)
+        inputs[TOKENS_INPUT].copy_(tokens)
         inputs["ip_scale"].fill_(scale)
 
 

@@ -56,6 +56,14 @@ def finite_or_none(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def check_finite(name: str, value: object) -> float:
+    """``value`` as a finite float."""
+    number = finite_or_none(value)
+    if number is None:
+        raise InvalidRequestError(f"{name} must be a finite number, not {excerpt(value)}")
+    return number
+
+
 def plain_number(value: Any) -> Any:
     """``value``, if it is a number, as Python's own int, float or bool: what NumPy and fractions
     have takes other paths through arithmetic."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdrt.adapters.ip_adapter import write_image_prompt
+from kdrt.adapters.ip_adapter import TOKENS_INPUT, write_image_prompt
 from kdrt.compat.conditions import Conditions
 from kdrt.compat.grid import TrainingTable
 from kdrt.compat.noise import Seeds
@@ -65,7 +65,8 @@ class ExactDenoiser:
             inputs["time_ids"].copy_(conditions.time_ids)
         if "freeu" in inputs:
             inputs["freeu"].copy_(torch.tensor(conditions.freeu))
-        write_image_prompt(inputs, conditions.image_tokens, conditions.image_scale)
+        if TOKENS_INPUT in inputs:
+            write_image_prompt(inputs, conditions.image_tokens, conditions.image_scale)
         if GUIDANCE_INPUT in inputs:
             embedding = inputs[GUIDANCE_INPUT]
             embedding.copy_(guidance_embedding(conditions.guidance_scale, embedding.shape[-1]))

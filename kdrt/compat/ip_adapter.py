@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from kdrt.adapters.ip_adapter import VARIANT, ImagePrompt, image_scale
-from kdrt.common.validation import excerpt
+from kdrt.adapters.ip_adapter import VARIANT, ImagePrompt
+from kdrt.common.validation import check_finite, excerpt
 from kdrt.compat.again import export_again
 from kdrt.errors import InvalidRequestError
 from kdrt.pipeline.calls import one_call
@@ -69,7 +69,7 @@ class IpAdapterMixin:
                 known.
         """
         single = scale[0] if isinstance(scale, Sequence) and len(scale) == 1 else scale
-        self.ip_adapter_scale = image_scale(single)
+        self.ip_adapter_scale = check_finite("ip_adapter_scale", single)
 
     @one_call
     def unload_ip_adapter(self) -> None:

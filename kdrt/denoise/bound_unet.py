@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kdrt.adapters.ip_adapter import write_image_prompt
+from kdrt.adapters.ip_adapter import TOKENS_INPUT, write_image_prompt
 from kdrt.bundle.components import DEEP_FEATURE
 from kdrt.denoise.inputs import DenoiserInputs
 from kdrt_engines import Engine, EngineSpec
@@ -88,9 +88,9 @@ class BoundUNet:
         self._write("encoder_hidden_states", [half.prompt.encoder_hidden_states for half in halves])
         self._write("text_embeds", [half.prompt.text_embeds for half in halves])
         self._write("time_ids", [half.time_ids for half in halves])
-        write_image_prompt(
-            inputs, _joined([half.image_tokens for half in halves]), told.image_scale
-        )
+        if TOKENS_INPUT in inputs:
+            tokens = _joined([half.image_tokens for half in halves])
+            write_image_prompt(inputs, tokens, told.image_scale)
         if "freeu" in inputs:
             inputs["freeu"].copy_(torch.tensor(told.freeu))
         if GUIDANCE_INPUT in inputs:

@@ -87,7 +87,7 @@ def is_flagged(special: Tensor, concept: Tensor) -> bool:
 
 def check_images(
     pixels: Tensor, checker: SafetyChecker | None, image_filter: ImageFilter | None
-) -> tuple[Tensor, list[bool] | None]:
+) -> tuple[Tensor, list[bool]]:
     """Images after both have seen them.
 
     Args:
@@ -96,10 +96,8 @@ def check_images(
         image_filter: called with what the checker let pass.
 
     Returns:
-        The pixels, and for each image whether it was blacked out; None if nobody looked.
+        The pixels, and for each image whether it was blacked out.
     """
-    if checker is None and image_filter is None:
-        return pixels, None
     images = to_images(pixels, "pil")
     flags = [False] * len(pixels) if checker is None else checker(list(images))
     result = pixels.clone()

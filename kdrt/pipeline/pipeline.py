@@ -260,7 +260,9 @@ class Pipeline(Calling, Service):
         pixels = self.vae.decoder(latents)
         if job.init_image is not None:
             pixels = job.init_image.paste(pixels)
-        pixels, nsfw = check_images(pixels, self.safety_checker, job.image_filter)
+        nsfw = None
+        if self.safety_checker is not None or job.image_filter is not None:
+            pixels, nsfw = check_images(pixels, self.safety_checker, job.image_filter)
         return to_images(pixels, job.output_type), nsfw
 
     @takes_fields(Prompts, PromptFields)

@@ -54,6 +54,8 @@ class TextEncoder:
     """One text encoder: its tokenizer, its token embeddings, its engine, and its memory.
 
     Attributes:
+        learned: tokens beyond its table; see :meth:`relearn`.
+        has_learned: whether there are any.
         times_invalidated: how often it forgot what it made of prompts.
 
     Raises:
@@ -64,6 +66,7 @@ class TextEncoder:
         self.facts = facts
         self.tokenizer = PromptTokenizer(bundle, facts)
         self.learned = LearnedTokens(first_id=self.tokenizer.size, width=facts.hidden_size)
+        self.has_learned = False
         self._engine = engine
         self._embedding = _token_embedding(bundle, facts)
         self.tokenizer.check(self._embedding)
@@ -106,7 +109,7 @@ class TextEncoder:
         length = length or self.facts.max_length
         tokens = [self.tokenizer(prompt).cut(length, self.facts.eos) for prompt in prompts]
         binding = self._engine.bind(B=len(tokens), L=length)
-        rows = [self.learned.rows(each.ids, self._embedding) for each in tokens]
+        rows = [self._rows(each) for each in tokens]
         binding.inputs["inputs_embeds"].copy_(torch.stack(rows))
         binding.inputs["eos_index"].copy_(torch.tensor([each.eos_index for each in tokens]))
         binding.run()
@@ -135,29 +138,36 @@ class TextEncoder:
 
     def relearn(self) -> None:
         """Take over what was changed in :attr:`learned`."""
+        self.has_learned = bool(self.learned.tokens)
         self.tokenizer.use(self.learned)
         self.invalidate()
 
     def _encode(self, prompt: str, layer: int, weighting: Weighting) -> Encoded:
         if weighting.mode == "none":
-            chunks: tuple[Tokens, ...] = (self.tokenizer(prompt),)
-        else:
-            chunks = self.tokenizer.chunks(prompt, weighting.comma_backtrack)
+            tokens = self.tokenizer(prompt)
+            return Encoded(*self._run(tokens, layer), tokens.truncation)
+        chunks = self.tokenizer.chunks(prompt, weighting.comma_backtrack)
         encoded = [self._run(tokens, layer) for tokens in chunks]
         hidden = [
             emphasize(states, tokens.weights, weighting.mode)
             for (states, _), tokens in zip(encoded, chunks, strict=True)
         ]
-        return Encoded(torch.cat(hidden), encoded[0][1], chunks[0].truncation)
+        return Encoded(torch.cat(hidden), encoded[0][1])
 
     def _run(self, tokens: Tokens, layer: int) -> tuple[Tensor, Tensor]:
         if self._binding is None:
             self._binding = self._engine.bind(B=1, L=len(tokens.ids))
         inputs, outputs = self._binding.inputs, self._binding.outputs
-        inputs["inputs_embeds"][0].copy_(self.learned.rows(tokens.ids, self._embedding))
+        inputs["inputs_embeds"][0].copy_(self._rows(tokens))
         inputs["eos_index"].fill_(tokens.eos_index)
         self._binding.run()
         return outputs["hidden_states"][0, layer].clone(), outputs["pooled"][0].clone()
+
+    def _rows(self, tokens: Tokens) -> Tensor:
+        """The embeddings of tokens, ``[L, D]``."""
+        if self.has_learned:
+            return self.learned.rows(tokens.ids, self._embedding)
+        return self._embedding[list(tokens.ids)]
 
 
 def hidden_layer(facts: TextEncoderFacts, clip_skip: int) -> int:
@@ -238,7 +248,12 @@ class PromptEncoder:
     ) -> list[PromptSyntaxWarning]:
         """What in prompts is read as plain text, though other programs give it a meaning; see
         :func:`kdrt.prompt.hints.syntax_hints`."""
-        learned = {name for encoder in self.encoders for name in encoder.learned.names}
+        learned = {
+            name
+            for encoder in self.encoders
+            if encoder.has_learned
+            for name in encoder.learned.names
+        }
         return syntax_hints(prompts, weighting.mode, learned)
 
     @torch.no_grad()

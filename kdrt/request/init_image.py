@@ -79,13 +79,12 @@ def read_init_image(
 
 
 def with_defaults(request: Request, manifest: Manifest) -> Request:
-    """Fill in ``strength``, and take latents given as ``image`` of a hand-over for what they are.
+    """Fill in ``strength`` of a request with an ``image``, and take latents of a hand-over that are
+    given as such for what they are.
 
     Raises:
         InvalidRequestError: a hand-over of something else than latents.
     """
-    if request["image"] is None:
-        return request
     if request["denoising_start"] is not None:
         if (
             not _is_latents(request["image"], manifest.latents.channels)

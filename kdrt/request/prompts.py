@@ -51,11 +51,11 @@ def _check_second_prompts(request: Request, manifest: Manifest) -> None:
 
 
 def _positive(request: Request, unet: EngineSpec) -> Conditioning | None:
+    given = {name: request.get(name) for name in ("prompt_embeds", "pooled_prompt_embeds")}
+    if all(value is None for value in given.values()):
+        return None
     return given_conditioning(
-        {
-            "prompt_embeds": request["prompt_embeds"],
-            "pooled_prompt_embeds": request["pooled_prompt_embeds"],
-        },
+        given,
         unet,
         instead_of={"prompt": request["prompt"], "prompt_2": request["prompt_2"]},
     )
@@ -77,11 +77,12 @@ def _prompts(request: Request, manifest: Manifest, given: Conditioning | None) -
 def _negative(
     request: Request, unet: EngineSpec, positive: Conditioning | None, count: int
 ) -> Conditioning | None:
+    names = ("negative_prompt_embeds", "negative_pooled_prompt_embeds")
+    given = {name: request.get(name) for name in names}
+    if all(value is None for value in given.values()):
+        return None
     negative = given_conditioning(
-        {
-            "negative_prompt_embeds": request["negative_prompt_embeds"],
-            "negative_pooled_prompt_embeds": request["negative_pooled_prompt_embeds"],
-        },
+        given,
         unet,
         instead_of={
             "negative_prompt": request["negative_prompt"],

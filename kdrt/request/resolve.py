@@ -11,7 +11,6 @@ from typing import cast, get_args
 
 import torch
 
-from kdrt.adapters.ip_adapter import image_scale
 from kdrt.bundle import Manifest
 from kdrt.bundle.components import DEEP_CACHE, DEEP_FEATURE, SHALLOW_UNET
 from kdrt.common.literals import OutputType
@@ -19,16 +18,18 @@ from kdrt.common.validation import (
     MAX_SIDE,
     check_callable,
     check_choice,
+    check_finite,
     check_int,
     check_mapping,
     excerpt,
     finite_or_none,
 )
-from kdrt.denoise.bound_unet import GUIDANCE_INPUT
+from kdrt.denoise.bound_unet import GUIDANCE_INPUT, is_inpainting
 from kdrt.denoise.denoiser import is_doubled
 from kdrt.denoise.freeu import FREEU_OFF, FreeU, preset
 from kdrt.denoise.shortcuts import Shortcuts, check_deep_cache, check_interval
 from kdrt.errors import InvalidRequestError
+from kdrt.images.init_image import InitImage
 from kdrt.prompt.given import checked_embeddings
 from kdrt.request.complete import complete
 from kdrt.request.fields import Request
@@ -93,8 +94,10 @@ def resolve(
         device=device,
     )
     check_fits(height, width)  # an image to begin with is brought to this size
-    request = with_own_grid(with_defaults(request, manifest))
-    init_image = read_init_image(request, manifest, unet, images)
+    if request["image"] is not None:
+        request = with_defaults(request, manifest)
+    request = with_own_grid(request)
+    init_image = _init_image(request, manifest, unet, images)
     if init_image is not None:
         height, width = init_image.height, init_image.width
     if request["latents"] is not None:
@@ -141,7 +144,7 @@ def resolve(
         freeu=freeu,
         ip_adapter_image=request["ip_adapter_image"],
         ip_adapter_image_embeds=request["ip_adapter_image_embeds"],
-        ip_adapter_scale=image_scale(request["ip_adapter_scale"]),
+        ip_adapter_scale=check_finite("ip_adapter_scale", request["ip_adapter_scale"]),
         time_ids=positive_ids,
         negative_time_ids=negative_ids,
         output_type=output_type,
@@ -175,6 +178,15 @@ def _side(name: str, value: int | None, default: int, scale: int) -> int:
             f"use {below} or {below + scale}"
         )
     return side
+
+
+def _init_image(
+    request: Request, manifest: Manifest, unet: EngineSpec, images: int
+) -> InitImage | None:
+    given = request["image"] is not None or request["mask_image"] is not None
+    if not given and not is_inpainting(unet):
+        return None
+    return read_init_image(request, manifest, unet, images)
 
 
 def _plan(request: Request, manifest: Manifest, noise_schedule: NoiseSchedule) -> AnyPlan:
