@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from typing import Any, NoReturn, Unpack, cast
 
@@ -169,12 +169,14 @@ class Pipeline(Calling, Service):
             generation = self._stream(
                 request, output_type, watched=progress or callback is not None
             )
+            shown = progress_bar(len(generation)) if progress else nullcontext()
             # Closed at once: a caller who keeps an exception of the callback keeps this frame.
-            with closing(generation), progress_bar(len(generation), progress) as advance:
+            with closing(generation), shown as advance:
                 for step in generation:
                     if callback is not None:
                         callback(step)
-                    advance()
+                    if advance is not None:
+                        advance()
                 return generation.result()
 
     def _stream(

@@ -7,12 +7,9 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress_bar(steps: int, shown: bool) -> Iterator[Callable[[], object]]:
+def progress_bar(steps: int) -> Iterator[Callable[[], object]]:
     """Within: a bar of ``steps`` steps; the function given moves it by one. A bar in a log file
     would be a line without meaning, so there is none unless standard error is a terminal."""
-    if not shown:
-        yield lambda: None
-        return
     from rich.console import Console
     from rich.progress import Progress
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from types import MappingProxyType, NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -56,12 +56,12 @@ class Field:
     name: str = ""
     type: Any = None
 
-    @property
+    @cached_property
     def members(self) -> tuple[Any, ...]:
         """The types of its values, None left out."""
         return tuple(each for each in _members(self.type) if each is not NoneType)
 
-    @property
+    @cached_property
     def scalar(self) -> Any:
         """The type of a single value that text can hold: int, float, bool, str or a Literal; None
         where it is none of these."""
@@ -70,7 +70,7 @@ class Field:
                 return member
         return None
 
-    @property
+    @cached_property
     def is_mapping(self) -> bool:
         return any(get_origin(member) is Mapping for member in self.members)
 
