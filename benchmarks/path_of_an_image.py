@@ -4,8 +4,10 @@
     python benchmarks/path_of_an_image.py demo --write docs/explanation/architecture.md
 
 The image is the default, text to image on ONNX Runtime, in the second call of a pipeline: its
-buffers are there, its prompt is new. A file counts if one of its functions is called, and then all
-of it, comments and docstrings too. ``--write`` puts the table between two marks of a page.
+buffers are there, its prompt is new. It is made by one thread: how many there are by default, and
+whether they share a batch, is a matter of the machine. A file counts if one of its functions is
+called, and then all of it, comments and docstrings too. ``--write`` puts the tables between two
+marks of a page.
 """
 
 from __future__ import annotations
@@ -25,8 +27,18 @@ import kdrt
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = [ROOT / "kdrt", ROOT / "engines" / "kdrt_engines"]
-ASIDE = ("kdrt/sampling/samplers/", "kdrt/sampling/schedules/", "kdrt/errors.py")
-"""What is one of many, of which an image passes one or two."""
+STORY = "From the call to the image"
+SAMPLERS = "Samplers, with their schedules and their noise"
+UTILITIES = "General utilities called on the way, which know nothing of diffusion"
+_ELSEWHERE = {
+    SAMPLERS: ("kdrt/sampling/",),
+    UTILITIES: (
+        "kdrt/common/",
+        "kdrt/errors.py",
+        "engines/kdrt_engines/base.py",
+        "engines/kdrt_engines/spec.py",
+    ),
+}
 
 _MARKS = re.compile(r"(?<=<!-- path of an image -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
@@ -51,7 +63,7 @@ class Passed:
 
 def path_of_an_image(bundle: str | Path) -> list[Passed]:
     """The files between a call of a pipeline and its image."""
-    pipe = kdrt.load(bundle)
+    pipe = kdrt.load(bundle, threads=1)
     pipe("a green star", seed=1)
     with _called_files() as files:
         pipe("a red circle", seed=1)
@@ -79,19 +91,35 @@ def _called_files() -> Iterator[list[Path]]:
         files += [file for file in called if any(file.is_relative_to(each) for each in PACKAGES)]
 
 
-def table(passed: list[Passed]) -> str:
-    """Markdown: a row for each file, and a sentence with the sums."""
-    core = [each for each in passed if not each.path.startswith(ASIDE)]
-    rows = [f"| `{each.path}` | {each.lines} | {each.says} |" for each in passed]
-    sums = (
-        f"Together {len(passed)} files and {_lines(passed)} lines; without samplers, schedules and "
-        f"errors {len(core)} files and {_lines(core)} lines."
-    )
-    return "\n".join(["| file | lines | |", "|---|---|---|", *rows, "", sums, ""])
+def in_tables(passed: list[Passed]) -> dict[str, list[Passed]]:
+    """The files of each table, by its title: the story of the image, and what is told elsewhere."""
+    tables: dict[str, list[Passed]] = {STORY: [], **{title: [] for title in _ELSEWHERE}}
+    for each in passed:
+        titles = [t for t, prefixes in _ELSEWHERE.items() if each.path.startswith(prefixes)]
+        tables[titles[0] if titles else STORY].append(each)
+    return tables
 
 
-def _lines(passed: list[Passed]) -> str:
-    return f"{sum(each.lines for each in passed):,}"
+def tables(passed: list[Passed]) -> str:
+    """Markdown: the tables, a row for each file, and the sums."""
+    parts = [
+        "\n".join(
+            [
+                f"**{title}**: {_sum(files)}.",
+                "",
+                "| file | lines | |",
+                "|---|---|---|",
+                *(f"| `{each.path}` | {each.lines} | {each.says} |" for each in files),
+                "",
+            ]
+        )
+        for title, files in in_tables(passed).items()
+    ]
+    return "\n".join([*parts, f"All together: {_sum(passed)}.", ""])
+
+
+def _sum(passed: list[Passed]) -> str:
+    return f"{len(passed)} files, {sum(each.lines for each in passed):,} lines"
 
 
 def main() -> None:
@@ -99,7 +127,7 @@ def main() -> None:
     parser.add_argument("bundle", nargs="?", default="demo")
     parser.add_argument("--write", type=Path, metavar="PAGE")
     arguments = parser.parse_args()
-    made = table(path_of_an_image(arguments.bundle))
+    made = tables(path_of_an_image(arguments.bundle))
     if arguments.write is None:
         print(made)
         return

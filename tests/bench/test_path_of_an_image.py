@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from path_of_an_image import Passed, path_of_an_image, table
+from path_of_an_image import Passed, in_tables, path_of_an_image, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "explanation" / "architecture.md"
@@ -38,18 +38,27 @@ def test_an_image_passes_from_the_call_to_the_pixels(passed: list[Passed]) -> No
 def test_the_page_names_these_files(passed: list[Passed]) -> None:
     part = PAGE.read_text(encoding="utf-8").partition("<!-- path of an image -->")[2]
     named = re.findall(r"^\| `([\w/]+\.py)` \| \d+ \|", part.partition("<!-- end -->")[0], re.M)
-    assert named == [each.path for each in passed], (
+    assert named == [each.path for files in in_tables(passed).values() for each in files], (
         f"run: python benchmarks/path_of_an_image.py demo --write {PAGE.relative_to(ROOT)}"
     )
 
 
-def test_sums_leave_out_samplers_and_schedules() -> None:
+def test_each_file_counts_in_one_table() -> None:
     files = [
         Passed("kdrt/pipeline/pipeline.py", 600, "One."),
-        Passed("kdrt/sampling/samplers/dpmpp.py", 1500, "Two."),
-        Passed("kdrt/errors.py", 40, "Three."),
+        Passed("kdrt/common/lru.py", 40, "Two."),
+        Passed("kdrt/sampling/samplers/dpmpp.py", 1500, "Three."),
+        Passed("engines/kdrt_engines/onnxruntime/engine.py", 200, "Four."),
+        Passed("engines/kdrt_engines/base.py", 60, "Five."),
     ]
-    assert table(files).splitlines()[-1] == (
-        "Together 3 files and 2,140 lines; without samplers, schedules and errors 1 files and "
-        "600 lines."
-    )
+    lines = tables(files).splitlines()
+    assert [line for line in lines if "lines" in line and not line.startswith("|")] == [
+        "**From the call to the image**: 2 files, 800 lines.",
+        "**Samplers, with their schedules and their noise**: 1 files, 1,500 lines.",
+        "**General utilities called on the way, which know nothing of diffusion**: 2 files, "
+        "100 lines.",
+        "All together: 5 files, 2,400 lines.",
+    ]
+    assert [line.split("`")[1] for line in lines if line.startswith("| `")] == [
+        files[index].path for index in (0, 3, 2, 1, 4)
+    ]

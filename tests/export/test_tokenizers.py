@@ -62,8 +62,6 @@ def test_damaged_tokenizers_are_one_sentence(damage: str, tmp_path: Path) -> Non
     (folder / name).write_bytes(content)
     refused = r"and only 0 merges|cannot load a CLIP|is a Git LFS pointer"
     with pytest.raises(SourceError, match=refused):
-        SourceError, match=r"and only 0 merges|cannot load a CLIP|is a Git LFS pointer"
-    ):
         read_tokenizer(folder)
 
 
