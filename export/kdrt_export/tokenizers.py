@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from transformers import CLIPTokenizer
 
 from kdrt.bundle import TextEncoderFacts
-from kdrt.prompt.tokens import vocabulary_fault
+from kdrt.prompt.token_table import vocabulary_fault
 from kdrt_export.errors import SourceError
 from kdrt_export.families import Family
 from kdrt_export.sources import TextModel

@@ -1,6 +1,7 @@
 """From prompts to the UNet's conditioning.
 
-``tokens`` turns text into ids, ``weighting`` reads emphasis, ``encoder`` runs the text encoders,
+``tokens`` turns text into ids, by ``chunks`` where a prompt is long and ``weighting`` reads its
+emphasis, ``encoder`` looks them up in the ``token_table`` and runs the text encoders,
 ``given`` checks embeddings that a caller brings, and ``hints`` knows what is written for other
 programs.
 """

@@ -13,16 +13,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from kdrt.bundle import Bundle, TextEncoderFacts
 from kdrt.common.log import timed
 from kdrt.common.lru import LruCache
-from kdrt.errors import BundleError, InvalidRequestError
+from kdrt.errors import InvalidRequestError
 from kdrt.prompt.conditioning import Conditioning
 from kdrt.prompt.hints import PromptSyntaxWarning, syntax_hints
 from kdrt.prompt.learned import LearnedTokens
+from kdrt.prompt.token_table import token_embedding
 from kdrt.prompt.tokens import PromptTokenizer, Tokens, Truncation
 from kdrt.prompt.weighting import Weighting, emphasize
 from kdrt_engines import Binding, Engine
@@ -68,7 +68,7 @@ class TextEncoder:
         self.learned = LearnedTokens(first_id=self.tokenizer.size, width=facts.hidden_size)
         self.has_learned = False
         self._engine = engine
-        self._embedding = _token_embedding(bundle, facts)
+        self._embedding = token_embedding(bundle, facts)
         self.tokenizer.check(self._embedding)
         self._binding: Binding | None = None
         self.times_invalidated = 0
@@ -300,20 +300,3 @@ class PromptEncoder:
         if not chunks:
             return hidden
         return torch.cat([hidden, *[encoder.encode("", clip_skip).hidden] * chunks])
-
-
-def _token_embedding(bundle: Bundle, facts: TextEncoderFacts) -> Tensor:
-    """The table of a text encoder, floating point ``[V, D]``."""
-    path = bundle.file(facts.token_embedding)
-    try:
-        table = load_file(path)["weight"]
-    except Exception as error:  # safetensors has an exception of its own for each kind of damage
-        raise BundleError(f"{path} has no token embeddings ({error}); export it again") from error
-    if not table.is_floating_point() or table.ndim != 2 or table.shape[1] != facts.hidden_size:
-        raise BundleError(
-            f"{path} is no table of token embeddings of width {facts.hidden_size}: it is "
-            f"{[*table.shape]} in {str(table.dtype).removeprefix('torch.')}; export it again"
-        )
-    if not table.isfinite().all():
-        raise BundleError(f"{path} holds numbers that are not finite; export it again")
-    return table

@@ -11,12 +11,11 @@ from tokenizers import AddedToken, Encoding, Tokenizer
 from torch import Tensor
 
 from kdrt.bundle import Bundle, TextEncoderFacts
-from kdrt.errors import BundleError, InvalidRequestError
+from kdrt.errors import BundleError
+from kdrt.prompt.chunks import Piece, in_chunks
 from kdrt.prompt.learned import stands_alone
-from kdrt.prompt.weighting import Section, parse
-
-MAX_CHUNKS = 128
-"""Of a prompt: with 75 tokens each, far more than the longest that web UIs are given."""
+from kdrt.prompt.token_table import vocabulary_fault
+from kdrt.prompt.weighting import parse
 
 
 class TruncationWarning(UserWarning):
@@ -140,19 +139,18 @@ class PromptTokenizer:
         Raises:
             InvalidRequestError: they are more than any UNet could attend to.
         """
-        split = [
-            chunk for section in parse(prompt) for chunk in self._split(section, comma_backtrack)
+        sections = [
+            [
+                Piece(piece.ids, fragment.weight)
+                for fragment in section
+                for piece in self._pieces(fragment.text)
+            ]
+            for section in parse(prompt)
         ]
-        if len(split) > 1 and not split[-1]:
-            split.pop()  # a BREAK at the end starts nothing
-        if len(split) > MAX_CHUNKS:
-            raise InvalidRequestError(
-                f"a prompt is read in {len(split)} chunks, by its length and its BREAKs, and at "
-                f"most {MAX_CHUNKS} are allowed; shorten it"
-            )
+        room = self._facts.max_length - 2
         return tuple(
             self._framed([id_ for id_, _ in chunk], [weight for _, weight in chunk])
-            for chunk in split
+            for chunk in in_chunks(sections, room, self._comma, comma_backtrack)
         )
 
     def use(self, vocabulary: Vocabulary) -> None:
@@ -239,34 +237,6 @@ class PromptTokenizer:
             pieces.append(_Piece(ids, start))
         return pieces
 
-    def _split(self, section: Section, comma_backtrack: int) -> list[list[tuple[int, float]]]:
-        """Chunks of ids and weights, none longer than the encoder reads, at least one.
-
-        A learned token is not torn apart, unless no chunk could hold it. What follows the last
-        comma of a full chunk moves on to the next, if it is no more than ``comma_backtrack``.
-        """
-        room = self._facts.max_length - 2
-        chunks: list[list[tuple[int, float]]] = [[]]
-        comma: int | None = None  # where the last one is, in the last chunk
-        for fragment in section:
-            for piece in self._pieces(fragment.text):
-                whole = [piece.ids] if len(piece.ids) <= room else [(i,) for i in piece.ids]
-                for ids in whole:
-                    chunk = chunks[-1]
-                    if len(chunk) == room and ids != (self._comma,) and comma is not None:
-                        after = comma + 1
-                        if room - comma <= comma_backtrack:
-                            chunks[-1], moved = chunk[:after], chunk[after:]
-                            chunks.append(moved)
-                            comma = None
-                    if len(chunks[-1]) + len(ids) > room:
-                        chunks.append([])
-                        comma = None
-                    if ids == (self._comma,):
-                        comma = len(chunks[-1])
-                    chunks[-1] += [(id_, fragment.weight) for id_ in ids]
-        return chunks
-
     def _framed(
         self, ids: list[int], weights: list[float], truncation: Truncation | None = None
     ) -> Tokens:
@@ -282,34 +252,6 @@ class PromptTokenizer:
             pooled_index(counted, facts.pooled_token),
             truncation,
         )
-
-
-def vocabulary_fault(tokenizer: Tokenizer, facts: TextEncoderFacts, table: Tensor) -> str | None:
-    """Why a tokenizer does not fit a text encoder; None if it does.
-
-    Args:
-        tokenizer: without learned tokens.
-        facts: the encoder's.
-        table: its token embeddings ``[V, D]``; V may be more than the tokenizer has.
-    """
-    if table.ndim != 2 or table.shape[1] != facts.hidden_size:
-        return (
-            f"token embeddings of shape {list(table.shape)}, where hidden_size is "
-            f"{facts.hidden_size}"
-        )
-    rows, vocabulary = len(table), tokenizer.get_vocab(with_added_tokens=True)
-    highest = max(vocabulary.values(), default=-1)
-    if highest >= rows:
-        word = next(token for token, id_ in vocabulary.items() if id_ == highest)
-        return f"its token {word!r} has the id {highest}, and there are {rows} token embeddings"
-    if highest >= len(vocabulary):
-        return f"it has ids up to {highest} for only {len(vocabulary)} tokens"
-    for name in ("bos", "eos", "pad"):
-        if not 0 <= getattr(facts, name) <= highest:
-            return f"{name} is {getattr(facts, name)}, and its ids end at {highest}"
-    if facts.max_length < 3:
-        return f"it reads {facts.max_length} tokens, and start and end of a prompt are two"
-    return None
 
 
 def _single(token: str, ids: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]]:

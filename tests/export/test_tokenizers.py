@@ -15,7 +15,8 @@ from transformers import CLIPTokenizer
 
 from kdrt.bundle import Bundle, TextEncoderFacts
 from kdrt.errors import BundleError
-from kdrt.prompt.tokens import PromptTokenizer, vocabulary_fault
+from kdrt.prompt.token_table import vocabulary_fault
+from kdrt.prompt.tokens import PromptTokenizer
 from kdrt_export import stage
 from kdrt_export.errors import SourceError
 from kdrt_export.sources import open_source
