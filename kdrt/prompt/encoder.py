@@ -20,7 +20,7 @@ from kdrt.common.log import timed
 from kdrt.common.lru import LruCache
 from kdrt.errors import InvalidRequestError
 from kdrt.prompt.conditioning import Conditioning
-from kdrt.prompt.hints import PromptSyntaxWarning, syntax_hints
+from kdrt.prompt.hints import SYNTAX_MARK, PromptSyntaxWarning, syntax_hints
 from kdrt.prompt.learned import LearnedTokens
 from kdrt.prompt.token_table import token_embedding
 from kdrt.prompt.tokens import PromptTokenizer, Tokens, Truncation
@@ -248,13 +248,16 @@ class PromptEncoder:
     ) -> list[PromptSyntaxWarning]:
         """What in prompts is read as plain text, though other programs give it a meaning; see
         :func:`kdrt.prompt.hints.syntax_hints`."""
+        marked = [prompt for prompt in prompts if SYNTAX_MARK.search(prompt)]
+        if not marked:
+            return []
         learned = {
             name
             for encoder in self.encoders
             if encoder.has_learned
             for name in encoder.learned.names
         }
-        return syntax_hints(prompts, weighting.mode, learned)
+        return syntax_hints(marked, weighting.mode, learned)
 
     @torch.no_grad()
     def pad(self, conditioning: Conditioning, length: int, clip_skip: int = 0) -> Conditioning:

@@ -88,6 +88,9 @@ _SYNTAXES = (
     ),
 )
 
+SYNTAX_MARK = re.compile(r"[(\[{<:_]|BREAK")
+"""Found in every prompt that holds such syntax, and in few of the others."""
+
 
 def syntax_hints(
     prompts: Iterable[str], mode: WeightingMode = "none", learned: Collection[str] = ()

@@ -6,9 +6,11 @@ import warnings
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import kdrt
-from kdrt.prompt.hints import syntax_hints
+from kdrt.prompt.hints import SYNTAX_MARK, syntax_hints
 from tests.support.tiny_model import TinyModel
 
 
@@ -31,6 +33,7 @@ from tests.support.tiny_model import TinyModel
     ],
 )
 def test_syntax_of_other_programs_is_noticed(prompt: str, example: str, advice: str) -> None:
+    assert SYNTAX_MARK.search(prompt)
     (hint,) = syntax_hints([prompt])
     assert str(hint).startswith(f"'{example}' is read as plain text: ")
     assert advice in hint.advice
@@ -56,6 +59,13 @@ def test_syntax_of_other_programs_is_noticed(prompt: str, example: str, advice: 
     ],
 )
 def test_ordinary_text_is_left_alone(prompt: str) -> None:
+    assert syntax_hints([prompt]) == []
+
+
+@given(words=st.lists(st.sampled_from(["a", "RED", "BREA", "lora", "1.3", " ", *")]}>|,\\"])))
+def test_text_without_a_mark_is_left_alone(words: list[str]) -> None:
+    prompt = "".join(words)
+    assert not SYNTAX_MARK.search(prompt)
     assert syntax_hints([prompt]) == []
 
 
