@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from kdrt.common.validation import excerpt
+from kdrt.common.validation import excerpt, finite_or_none
 from kdrt.errors import InvalidRequestError
 
 FreeU = tuple[float, float, float, float]
@@ -13,6 +13,9 @@ FreeU = tuple[float, float, float, float]
 
 FREEU_OFF: FreeU = (1.0, 1.0, 1.0, 1.0)
 """At which FreeU is exactly the identity."""
+
+_MAX = 1000
+"""Far beyond what is of any use, and well within the range of float32."""
 
 FREEU_PRESETS: Mapping[str, Mapping[str, float]] = MappingProxyType(
     {
@@ -41,3 +44,22 @@ def preset(name: str) -> FreeU:
         )
     found = FREEU_PRESETS[name]
     return found["b1"], found["b2"], found["s1"], found["s2"]
+
+
+def check_freeu(name: str, value: object) -> FreeU:
+    """``value``, four numbers or the name of a :func:`preset`, as strengths.
+
+    Raises:
+        InvalidRequestError: it is something else, or too large.
+    """
+    if isinstance(value, str):
+        return preset(value)
+    numbers = value if isinstance(value, Sequence) and len(value) == 4 else ()
+    factors = [n for n in map(finite_or_none, numbers) if n is not None and abs(n) <= _MAX]
+    if len(factors) != 4:
+        raise InvalidRequestError(
+            f"{name} must be four finite numbers (b1, b2, s1, s2) of at most {_MAX}, not "
+            f"{excerpt(value)}"
+        )
+    b1, b2, s1, s2 = factors
+    return b1, b2, s1, s2

@@ -5,14 +5,12 @@ request.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import cast, get_args
 
 import torch
 
 from kdrt.bundle import Manifest
-from kdrt.bundle.components import DEEP_CACHE, DEEP_FEATURE, SHALLOW_UNET
 from kdrt.common.literals import OutputType
 from kdrt.common.validation import (
     MAX_SIDE,
@@ -21,13 +19,10 @@ from kdrt.common.validation import (
     check_finite,
     check_int,
     check_mapping,
-    excerpt,
-    finite_or_none,
 )
 from kdrt.denoise.bound_unet import GUIDANCE_INPUT, is_inpainting
-from kdrt.denoise.denoiser import is_doubled
-from kdrt.denoise.freeu import FREEU_OFF, FreeU, preset
-from kdrt.denoise.shortcuts import Shortcuts, check_deep_cache, check_interval
+from kdrt.denoise.freeu import FREEU_OFF, FreeU, check_freeu
+from kdrt.denoise.shortcuts import NO_SHORTCUTS
 from kdrt.errors import InvalidRequestError
 from kdrt.images.init_image import InitImage
 from kdrt.prompt.given import checked_embeddings
@@ -39,6 +34,7 @@ from kdrt.request.job import Job, latent_shape
 from kdrt.request.memory import check_request_fits
 from kdrt.request.prompts import resolve_prompts
 from kdrt.request.seeds import seeds_of
+from kdrt.request.shortcuts import shortcuts_of
 from kdrt.request.size_conditioning import (
     AESTHETIC_SCORE,
     NEGATIVE_AESTHETIC_SCORE,
@@ -52,8 +48,6 @@ from kdrt.sampling import AnyPlan, NoiseSchedule, Plan, foreign_plan, is_foreign
 from kdrt_engines import EngineSpec
 
 _CPU = torch.device("cpu")
-_MAX_FREEU = 1000
-"""Far beyond what is of any use, and well within the range of float32."""
 
 
 def resolve(
@@ -109,6 +103,9 @@ def resolve(
     guidance_scale = _guidance_scale(request, manifest, unet, plan)
     seeds, noise_seeds = seeds_of(request, images, plan)
     positive_ids, negative_ids = _time_ids(request, unet, height, width)
+    shortcuts = NO_SHORTCUTS
+    if request["guidance_interval"] is not None or request["deep_cache"] is not None:
+        shortcuts = shortcuts_of(request, manifest, unet, plan, guidance_scale)
     freeu = _freeu(request["freeu"], unet)
     prompts = prompts.repeated(request["images_per_prompt"])
     told = Told(
@@ -140,7 +137,7 @@ def resolve(
         init_image=init_image,
         guidance_scale=guidance_scale,
         guidance_rescale=request["guidance_rescale"],
-        shortcuts=_shortcuts(request, manifest, unet, plan, guidance_scale),
+        shortcuts=shortcuts,
         freeu=freeu,
         ip_adapter_image=request["ip_adapter_image"],
         ip_adapter_image_embeds=request["ip_adapter_image_embeds"],
@@ -208,57 +205,6 @@ def _guidance_scale(request: Request, manifest: Manifest, unet: EngineSpec, plan
     return manifest.default_guidance_scale if scale is None else scale
 
 
-def _shortcuts(
-    request: Request,
-    manifest: Manifest,
-    unet: EngineSpec,
-    plan: AnyPlan,
-    guidance_scale: float,
-) -> Shortcuts:
-    limits = cached = None
-    if request["guidance_interval"] is not None:
-        limits = check_interval("guidance_interval", request["guidance_interval"])
-        _check_guided(manifest, unet, plan, guidance_scale)
-    if request["deep_cache"] is not None:
-        cached = check_deep_cache("deep_cache", request["deep_cache"])
-        _check_deep_cache(manifest, unet)
-    return Shortcuts(limits, cached)
-
-
-def _check_guided(
-    manifest: Manifest, unet: EngineSpec, plan: AnyPlan, guidance_scale: float
-) -> None:
-    """Whether an interval of guidance means anything."""
-    if plan.needs_unconditional:
-        raise InvalidRequestError(
-            f"{plan.sampler} needs results without guidance at every noise level; take a "
-            "sampler without CFG++, or leave guidance_interval out"
-        )
-    if not is_doubled(unet, guidance_scale):
-        reason = (
-            f"'{manifest.name}' is distilled and runs no second half of the batch"
-            if unet.has_input(GUIDANCE_INPUT)
-            else f"at guidance_scale={guidance_scale:g} there is no guidance"
-        )
-        raise InvalidRequestError(
-            f"guidance_interval would be of no effect: {reason}; leave it out"
-        )
-
-
-def _check_deep_cache(manifest: Manifest, unet: EngineSpec) -> None:
-    """Whether the loaded UNet has a shallow one beside it."""
-    if SHALLOW_UNET not in manifest.components:
-        raise InvalidRequestError(
-            f"deep_cache needs a shallow UNet, and '{manifest.name}' has none; export it with "
-            f"`{manifest.export_command} --variant {DEEP_CACHE}`"
-        )
-    if all(tensor.name != DEEP_FEATURE for tensor in unet.outputs):
-        raise InvalidRequestError(
-            "deep_cache is for the plain UNet, and an IP-Adapter's is in use; leave out deep_cache "
-            "or the image (after `pipe.adapters.use_variant(None)`)"
-        )
-
-
 def _check_sizes(request: Request, manifest: Manifest) -> None:
     given = ", ".join(given_sizes(request))
     if given and manifest.family != "sdxl":
@@ -280,19 +226,9 @@ def _time_ids(
     return time_ids(request, height, width) if unet.has_input("time_ids") else (None, None)
 
 
-def _freeu(value: FreeU | str | None, unet: EngineSpec) -> FreeU:
+def _freeu(value: object, unet: EngineSpec) -> FreeU:
     if value is None:
         return FREEU_OFF
     if not unet.has_input("freeu"):
         raise InvalidRequestError("this bundle has no FreeU in its UNet; export the model again")
-    if isinstance(value, str):
-        return preset(value)
-    numbers = value if isinstance(value, Sequence) and len(value) == 4 else ()
-    factors = [n for n in map(finite_or_none, numbers) if n is not None and abs(n) <= _MAX_FREEU]
-    if len(factors) != 4:
-        raise InvalidRequestError(
-            f"freeu must be four finite numbers (b1, b2, s1, s2) of at most {_MAX_FREEU}, not "
-            f"{excerpt(value)}"
-        )
-    b1, b2, s1, s2 = factors
-    return b1, b2, s1, s2
+    return check_freeu("freeu", value)
