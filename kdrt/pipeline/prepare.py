@@ -1,10 +1,5 @@
 """From a job and its conditioning to a sampling run: noise, the images to begin with, and all that
-the denoiser is told.
-
-Image to image begins at the noise level that ``strength`` asks for: at the samplers' scale that is
-``z + σ·ξ``, the image's latents and the seed's noise. With a mask, the rest is given back at every
-step, by :mod:`kdrt.denoise.known_region` or by a UNet trained for inpainting.
-"""
+the denoiser is told."""
 
 from __future__ import annotations
 
@@ -15,8 +10,8 @@ from kdrt.adapters.ip_adapter import ImagePrompts
 from kdrt.bundle import Manifest
 from kdrt.denoise.bound_unet import is_inpainting
 from kdrt.denoise.inputs import DenoiserInputs, SamplingRun, UNetConditioning
-from kdrt.denoise.known_region import KnownRegion
-from kdrt.images.init_image import Encode, InitImage
+from kdrt.images.init_image import Encode
+from kdrt.pipeline.image_to_image import begin_with_image
 from kdrt.prompt import Conditioning
 from kdrt.request.job import Job, latent_shape, noise_of
 from kdrt.request.size_conditioning import TimeIds
@@ -85,48 +80,12 @@ def prepare(
     )
 
 
-def begin_with_image(
-    image: InitImage, noise: Tensor, encode: Encode, *, scale: int, inpaints: bool
-) -> tuple[Tensor, KnownRegion | None, Tensor | None]:
-    """The first state of a run that begins with an image, and what the denoiser is told of it.
-
-    Args:
-        image: the image, and its mask if only a part is repainted.
-        noise: float32 ``[B, C, h, w]``, already times the σ of the beginning.
-        encode: the VAE's encoder.
-        scale: pixels for one latent.
-        inpaints: the UNet sees mask and masked image.
-
-    Returns:
-        The first state ``[B, C, h, w]``; the region that is known; and the extra channels of an
-        inpainting UNet, ``[B, 1 + C, h, w]``. At most one of the last two is not None.
-    """
-    known = image.encoded(encode).to(noise)
-    mask = image.latent_mask(scale)
-    if mask is None:
-        return known + noise, None, None
-    mask = mask.to(noise.device)
-    if inpaints:
-        channels = _inpainting_channels(image, mask, encode)
-        return (noise if image.anew else known + noise), None, channels
-    state = torch.where(mask, noise, known + noise) if image.anew else known + noise
-    return state, KnownRegion(known, mask), None
-
-
 def _first_latents(job: Job, noise: RunNoise, device: torch.device) -> Tensor:
     """The noise at the σ of the beginning, or the state of another run to continue."""
     latents = noise.latents().to(device)
     if job.latents is not None:
         latents.copy_(job.latents)
     return latents if job.continues else latents.mul_(job.plan.sigmas[0])
-
-
-def _inpainting_channels(image: InitImage, mask: Tensor, encode: Encode) -> Tensor:
-    """The mask, and the latents of the image with the masked pixels grey: ``[B, 1 + C, h, w]``."""
-    assert image.pixels is not None  # both are checked by read_init_image
-    assert image.mask is not None
-    masked = encode(image.pixels * (image.mask < 0.5))
-    return torch.cat([mask.to(masked), masked], dim=1)
 
 
 def _image_tokens(

@@ -13,6 +13,7 @@ Its files:
     seeds              a seed for each image
     size_conditioning  SDXL's six numbers
     init_image         an image to begin with
+    shortcuts          a guidance interval and a deep cache
     memory             what a request takes at least
     record             what an image's text tells of a request
     recorded           a request again from that text

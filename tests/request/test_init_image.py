@@ -24,8 +24,8 @@ from kdrt.bundle import Bundle
 from kdrt.errors import BundleError, InvalidRequestError
 from kdrt.images.init_image import InitImage
 from kdrt.images.metadata import MetadataWarning
+from kdrt.pipeline.image_to_image import begin_with_image
 from kdrt.pipeline.pipeline import Pipeline
-from kdrt.pipeline.prepare import begin_with_image
 from kdrt.sampling import NoiseSchedule, sigmas_for
 from kdrt_engines import EngineSpec
 from kdrt_engines.spec import TensorSpec
