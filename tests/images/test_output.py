@@ -154,7 +154,8 @@ def test_sampler_labels(sdxl: TinyModel, sampler: str, options: dict[str, str], 
 
 
 def test_infotexts_tell_of_the_request_as_it_was(sdxl: TinyModel) -> None:
-    size, sigmas = [100, 200], [3.0, 1.0, 0.0]
+    size: Any = [100, 200]  # a list is taken too
+    sigmas = [3.0, 1.0, 0.0]
     result = sdxl.pipeline("a", original_size=size, sigmas=sigmas, seed=7)
     size[:], sigmas[:] = [1, 1], [9.0, 8.0, 7.0]
     assert "Original size: 200x100," in str(result.infotexts[0])
