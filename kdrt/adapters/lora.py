@@ -68,7 +68,7 @@ class Lora:
     def is_active(self) -> bool:
         return any(self.scale_of(network) for network in NETWORKS)
 
-    def told(self) -> str:
+    def scale_text(self) -> str:
         """The scale as text: ``0.8``, ``unet=0.8 text_encoder=0``, or with blocks
         ``unet=(mid_block=0.5)``."""
         return _told(self.scale)
@@ -403,7 +403,7 @@ def _number(name: str, value: object) -> float:
 
 
 def _export_options(loras: Mapping[str, Lora]) -> str:
-    return " ".join(f"--lora {lora.file.path}:{lora.told()}" for lora in loras.values())
+    return " ".join(f"--lora {lora.file.path}:{lora.scale_text()}" for lora in loras.values())
 
 
 def _without_effect(lora: Lora) -> str:

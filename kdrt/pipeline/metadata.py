@@ -29,7 +29,7 @@ from kdrt.request.record import (
     schedule_label,
     settings_of,
 )
-from kdrt.request.snapshot import Told
+from kdrt.request.snapshot import JobSnapshot
 from kdrt.request.text_forms import number_text
 
 Settings = tuple[tuple[str, Value], ...]
@@ -78,10 +78,10 @@ class Infotext:
         return "\n".join(lines)
 
 
-def infotexts_of(told: Told, lora_settings: Settings = ()) -> list[Infotext]:
+def infotexts_of(snapshot: JobSnapshot, lora_settings: Settings = ()) -> list[Infotext]:
     """How each image of a job is made, with the :func:`lora_settings_of` those at work."""
-    settings = (*settings_of(told), *lora_settings)
-    return [_infotext(told, settings, index) for index in range(len(told.seeds))]
+    settings = (*settings_of(snapshot), *lora_settings)
+    return [_infotext(snapshot, settings, index) for index in range(len(snapshot.seeds))]
 
 
 def lora_settings_of(loras: Iterable[Lora]) -> Settings:
@@ -92,27 +92,27 @@ def lora_settings_of(loras: Iterable[Lora]) -> Settings:
         return ()
     return (
         ("Lora hashes", ", ".join(f"{lora.name}: {lora.file.sha256[:12]}" for lora in active)),
-        ("Lora weights", ", ".join(f"{lora.name}: {lora.told()}" for lora in active)),
+        ("Lora weights", ", ".join(f"{lora.name}: {lora.scale_text()}" for lora in active)),
     )
 
 
-def _infotext(told: Told, settings: Settings, index: int) -> Infotext:
-    prompt = told.prompts[0][index]
-    negative = told.negatives[0][index] if told.negatives else None
+def _infotext(snapshot: JobSnapshot, settings: Settings, index: int) -> Infotext:
+    prompt = snapshot.prompts[0][index]
+    negative = snapshot.negatives[0][index] if snapshot.negatives else None
     return Infotext(
         prompt=prompt,
         negative_prompt=negative,
-        steps=told.steps,
-        sampler=sampler_label(told),
-        schedule=schedule_label(told),
-        guidance_scale=told.guidance_scale,
-        seed=told.seeds[index],
-        width=told.width,
-        height=told.height,
-        model=told.manifest.name,
+        steps=snapshot.steps,
+        sampler=sampler_label(snapshot),
+        schedule=schedule_label(snapshot),
+        guidance_scale=snapshot.guidance_scale,
+        seed=snapshot.seeds[index],
+        width=snapshot.width,
+        height=snapshot.height,
+        model=snapshot.manifest.name,
         extras=(
             *_exact_prompts(prompt, negative),
-            *_prompt_extras(told, index),
+            *_prompt_extras(snapshot, index),
             *settings,
         ),
     )
@@ -128,21 +128,21 @@ def _exact_prompts(prompt: str, negative: str | None) -> Iterator[tuple[str, Val
             yield EXACT_NEGATIVE, negative
 
 
-def _prompt_extras(told: Told, index: int) -> Iterator[tuple[str, Value]]:
-    prompts, negatives = told.prompts, told.negatives
-    if negatives and not negatives[0][index] and told.manifest.zeros_for_empty_negative:
+def _prompt_extras(snapshot: JobSnapshot, index: int) -> Iterator[tuple[str, Value]]:
+    prompts, negatives = snapshot.prompts, snapshot.negatives
+    if negatives and not negatives[0][index] and snapshot.manifest.zeros_for_empty_negative:
         yield EMPTY_NEGATIVE, "yes"
     if prompts[-1][index] != prompts[0][index]:
         yield "Prompt 2", prompts[-1][index]
     if negatives and negatives[-1][index] != negatives[0][index]:
         yield "Negative prompt 2", negatives[-1][index]
     texts = [column[index] for column in (*prompts, *(negatives or ()))]
-    mode = told.request["prompt_weighting"]
+    mode = snapshot.request["prompt_weighting"]
     # Read as text, a prompt without emphasis is what it is in the web UI.
     if mode != "none" or any(map(has_emphasis, texts)):
         yield "Emphasis", EMPHASIS[mode]
-    if told.noise_seeds is not None:
-        yield "Noise seed", told.noise_seeds[index]
+    if snapshot.noise_seeds is not None:
+        yield "Noise seed", snapshot.noise_seeds[index]
 
 
 def _flat(value: Value) -> str:

@@ -227,7 +227,7 @@ class Pipeline(Calling, Service):
                 is_latent=job.output_type == "latent",
                 chunks=encoded.chunks,
                 nsfw=nsfw,
-                tell=partial(infotexts_of, job.told, lora_settings),
+                make_infotexts=partial(infotexts_of, job.snapshot, lora_settings),
             )
 
         steps = self.calls.over(self.cuda_stream.over(sample()))

@@ -34,7 +34,7 @@ class Result(Generic[ImagesT]):
         chunks: in how many parts the longest prompt was read; more than one only with a
             ``prompt_weighting``, or with embeddings that long.
         nsfw: for each image whether it was blacked out; None if nobody looked.
-        tell: makes the :attr:`infotexts`.
+        make_infotexts: makes the :attr:`infotexts`.
     """
 
     images: ImagesT
@@ -43,12 +43,12 @@ class Result(Generic[ImagesT]):
     is_latent: bool = False
     chunks: int = 1
     nsfw: list[bool] | None = None
-    tell: Callable[[], list[Infotext]] = field(default=list, repr=False, compare=False)
+    make_infotexts: Callable[[], list[Infotext]] = field(default=list, repr=False, compare=False)
 
     @cached_property
     def infotexts(self) -> list[Infotext]:
         """How each image was made; its ``str`` is what :meth:`save` stores in the file."""
-        return self.tell()
+        return self.make_infotexts()
 
     def save(self, path: str | os.PathLike[str], index: int = 0, *, overwrite: bool = True) -> Path:
         """Save one image with its infotext; see :func:`kdrt.save_image`.

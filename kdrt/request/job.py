@@ -17,7 +17,7 @@ from kdrt.images.init_image import InitImage
 from kdrt.images.safety import ImageFilter
 from kdrt.prompt import Conditioning, Weighting
 from kdrt.request.size_conditioning import TimeIds
-from kdrt.request.snapshot import Columns, Told
+from kdrt.request.snapshot import Columns, JobSnapshot
 from kdrt.sampling import AnyPlan, ForeignPlan, RunNoise, find_noise
 
 
@@ -72,7 +72,7 @@ class Job(PromptJob):
             None without.
         output_type: the form of the result.
         image_filter: called with every image.
-        told: what the text of the images is made from.
+        snapshot: what the text of the images is made from.
     """
 
     height: int
@@ -96,7 +96,7 @@ class Job(PromptJob):
     negative_time_ids: TimeIds | None
     output_type: OutputType
     image_filter: ImageFilter | None
-    told: Told
+    snapshot: JobSnapshot
 
 
 def _repeated(columns: Columns, times: int) -> Columns:

@@ -11,7 +11,8 @@ from kdrt.prompt import Conditioning, Weighting, hidden_layer
 from kdrt.prompt.given import given_conditioning
 from kdrt.prompt.weighting import check_weights
 from kdrt.request.fields import Request
-from kdrt.request.job import Columns, PromptJob
+from kdrt.request.job import PromptJob
+from kdrt.request.snapshot import Columns
 from kdrt_engines import EngineSpec
 
 

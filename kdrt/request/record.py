@@ -1,7 +1,7 @@
 """What an image's text tells of a request: everything that shaped the image.
 
-Most fields are told under their own key, by :attr:`kdrt.request.field.Field.record`. Those that web
-UIs tell in their own way are below. :mod:`kdrt.request.recorded` reads it all back.
+Most fields are recorded under their own key, by :attr:`kdrt.request.field.Field.record`. Those that
+web UIs write in their own way are below. :mod:`kdrt.request.recorded` reads it all back.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from kdrt.denoise.freeu import FREEU_OFF
 from kdrt.request.field import Field
 from kdrt.request.fields import FIELDS, Request
 from kdrt.request.grid import is_custom
-from kdrt.request.snapshot import GIVEN, Told
+from kdrt.request.snapshot import GIVEN, JobSnapshot
 from kdrt.request.text_forms import scalar_text
 from kdrt.sampling import find_schedule, is_foreign
 from kdrt.sampling.samplers import label_of
@@ -42,7 +42,7 @@ SCHEDULE_OPTIONS = {
     "sigma_min": "Schedule min sigma",
     "discard_penultimate": "Discard penultimate sigma",
 }
-"""The web UI's keys; other options are told as "Sampler …" and "Schedule …"."""
+"""The web UI's keys; other options are written as "Sampler …" and "Schedule …"."""
 
 EMPHASIS = {"none": "None", "a1111": "Original", "a1111_no_norm": "No norm"}
 """The web UI's words for how a prompt is read."""
@@ -62,34 +62,34 @@ _ELSEWHERE = {
 """What :mod:`kdrt.pipeline.metadata` tells, image by image."""
 
 
-def sampler_label(told: Told) -> str:
+def sampler_label(snapshot: JobSnapshot) -> str:
     """The name of the sampler, as a web UI shows it."""
-    if told.own_sampler is not None:
-        return told.own_sampler
-    sampler = cast(str, told.request["sampler"])
-    return sampler if is_foreign(sampler) else label_of(sampler, _sampler_options(told))
+    if snapshot.own_sampler is not None:
+        return snapshot.own_sampler
+    sampler = cast(str, snapshot.request["sampler"])
+    return sampler if is_foreign(sampler) else label_of(sampler, _sampler_options(snapshot))
 
 
-def schedule_label(told: Told) -> str:
+def schedule_label(snapshot: JobSnapshot) -> str:
     """Likewise of the schedule."""
-    request = told.request
+    request = snapshot.request
     return CUSTOM if is_custom(request) else find_schedule(request["schedule"]).label
 
 
-def settings_of(told: Told) -> Iterator[tuple[str, Value]]:
-    """What is told of a request beside the prompts, seeds and first settings."""
-    request = told.request
+def settings_of(snapshot: JobSnapshot) -> Iterator[tuple[str, Value]]:
+    """What is recorded of a request beside the prompts, seeds and first settings."""
+    request = snapshot.request
     by_hand: Mapping[str, Callable[[], Iterator[tuple[str, Value]]]] = {
         "comma_backtrack": lambda: _backtrack(request),
-        "clip_skip": lambda: _clip_skip(told),
-        "sampler": lambda: _own_sampler(told),
-        "sampler_options": lambda: _options(_sampler_options(told), SAMPLER_OPTIONS, "Sampler"),
+        "clip_skip": lambda: _clip_skip(snapshot),
+        "sampler": lambda: _own_sampler(snapshot),
+        "sampler_options": lambda: _options(_sampler_options(snapshot), SAMPLER_OPTIONS, "Sampler"),
         "schedule_options": lambda: _options(
             request["schedule_options"], SCHEDULE_OPTIONS, "Schedule"
         ),
         "noise": lambda: _noise(request),
         "noise_options": lambda: iter(()),
-        "freeu": lambda: _freeu(told),
+        "freeu": lambda: _freeu(snapshot),
         "ip_adapter_scale": lambda: _image_prompt(request),
         "mask_image": lambda: iter(() if request["mask_image"] is None else [("Masked", "yes")]),
     }
@@ -97,11 +97,11 @@ def settings_of(told: Told) -> Iterator[tuple[str, Value]]:
         if name in by_hand:
             yield from by_hand[name]()
         elif name not in _ELSEWHERE:
-            yield from tell(field, request.get(name))
+            yield from settings_of_field(field, request.get(name))
 
 
-def tell(field: Field, value: Any) -> Iterator[tuple[str, Value]]:
-    """One field under its own key, if it is told at all and is not its default."""
+def settings_of_field(field: Field, value: Any) -> Iterator[tuple[str, Value]]:
+    """One field under its own key, if it is recorded at all and is not its default."""
     if not field.record or value is None or _is_default(field, value):
         return
     if field.scalar is None and field.form is None:
@@ -124,23 +124,23 @@ def _backtrack(request: Request) -> Iterator[tuple[str, Value]]:
         yield "Comma backtrack", tokens
 
 
-def _clip_skip(told: Told) -> Iterator[tuple[str, Value]]:
-    if not told.clip_skip:
+def _clip_skip(snapshot: JobSnapshot) -> Iterator[tuple[str, Value]]:
+    if not snapshot.clip_skip:
         return
     # Web UIs count the hidden state itself from the end, 1 the last.
-    layer = told.manifest.text_encoders[0].layer
-    yield "Clip skip", told.clip_skip - layer
+    layer = snapshot.manifest.text_encoders[0].layer
+    yield "Clip skip", snapshot.clip_skip - layer
     if layer != -1:
-        yield "Skipped layers", told.clip_skip
+        yield "Skipped layers", snapshot.clip_skip
 
 
-def _own_sampler(told: Told) -> Iterator[tuple[str, Value]]:
-    if told.own_sampler is not None:
+def _own_sampler(snapshot: JobSnapshot) -> Iterator[tuple[str, Value]]:
+    if snapshot.own_sampler is not None:
         yield OWN_SAMPLER, GIVEN
 
 
-def _sampler_options(told: Told) -> Mapping[str, Any]:
-    return told.request["sampler_options"] or {}
+def _sampler_options(snapshot: JobSnapshot) -> Mapping[str, Any]:
+    return snapshot.request["sampler_options"] or {}
 
 
 def _options(
@@ -162,8 +162,8 @@ def _noise(request: Request) -> Iterator[tuple[str, Value]]:
         yield from _options(options, {}, "Noise")
 
 
-def _freeu(told: Told) -> Iterator[tuple[str, Value]]:
-    return iter(()) if told.freeu == FREEU_OFF else zip(FREEU, told.freeu, strict=True)
+def _freeu(snapshot: JobSnapshot) -> Iterator[tuple[str, Value]]:
+    return iter(()) if snapshot.freeu == FREEU_OFF else zip(FREEU, snapshot.freeu, strict=True)
 
 
 def _image_prompt(request: Request) -> Iterator[tuple[str, Value]]:

@@ -44,7 +44,7 @@ class RecordedRequest:
     Attributes:
         fields: of the request that makes the image again.
         left_out: what shaped the image and is not in ``fields``, by its key in the text.
-        model: the name of the model; None if it is not told.
+        model: the name of the model; None if it is not snapshot.
     """
 
     fields: Request

@@ -43,7 +43,7 @@ from kdrt.request.size_conditioning import (
     refiner_time_ids,
     time_ids,
 )
-from kdrt.request.snapshot import Told, plain
+from kdrt.request.snapshot import JobSnapshot, plain
 from kdrt.sampling import AnyPlan, NoiseSchedule, Plan, foreign_plan, is_foreign, make_plan
 from kdrt_engines import EngineSpec
 
@@ -108,7 +108,7 @@ def resolve(
         shortcuts = shortcuts_of(request, manifest, unet, plan, guidance_scale)
     freeu = _freeu(request["freeu"], unet)
     prompts = prompts.repeated(request["images_per_prompt"])
-    told = Told(
+    snapshot = JobSnapshot(
         manifest=manifest,
         request=plain(request),
         prompts=prompts.prompts,
@@ -146,7 +146,7 @@ def resolve(
         negative_time_ids=negative_ids,
         output_type=output_type,
         image_filter=request["image_filter"],
-        told=told,
+        snapshot=snapshot,
     )
 
 

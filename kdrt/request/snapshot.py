@@ -19,7 +19,7 @@ GIVEN = "given"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Told:
+class JobSnapshot:
     """What the text of a job's images is made from, when it is first asked for: no tensors, images
     or functions, and nothing that the caller can still change.
 

@@ -17,7 +17,7 @@ from kdrt.pipeline.calling import Calling
 from kdrt.request.complete import complete
 from kdrt.request.field import Field, fields_of
 from kdrt.request.fields import FIELDS, Request
-from kdrt.request.record import tell
+from kdrt.request.record import settings_of_field
 from kdrt.request.recorded import field_value
 from kdrt.request.schema import request_model, request_schema
 from kdrt.request.signature import described, signature_of
@@ -79,8 +79,8 @@ def test_a_new_field_is_checked_and_has_its_default() -> None:
 
 def test_a_new_field_is_told_and_read_back() -> None:
     field = MORE["sharpness"]
-    assert list(tell(field, 0.5)) == []
-    ((key, value),) = tell(field, 1.25)
+    assert list(settings_of_field(field, 0.5)) == []
+    ((key, value),) = settings_of_field(field, 1.25)
     assert (key, field_value(field, str(value))) == ("Sharpness", 1.25)
 
 

@@ -42,7 +42,7 @@ NOT_TEXT = {
     *("negative_pooled_prompt_embeds", "image", "mask_image", "latents", "ip_adapter_image"),
     "ip_adapter_image_embeds",
 }
-"""Told as "given"."""
+"""JobSnapshot as "given"."""
 NEED_OTHERS = {"strength", "keep_unmasked", "denoising_start", "ip_adapter_scale"}
 """Of no effect without one of those."""
 NEED_A_MODEL = {"aesthetic_score", "negative_aesthetic_score", "deep_cache"}
@@ -145,13 +145,13 @@ def resolved(request: Request, model: Model) -> Job:
 
 def told(job: Job, model: Model, index: int) -> RecordedRequest:
     """What the text of one of its images says."""
-    return request_of_settings(parse_infotext(str(infotexts_of(job.told)[index])), "kdrt")
+    return request_of_settings(parse_infotext(str(infotexts_of(job.snapshot)[index])), "kdrt")
 
 
 def image_of(job: Job, index: int) -> dict[str, Any]:
     """What decides over one image of a job, and what its text tells."""
     facts = {each.name: getattr(job, each.name) for each in members(Job)}
-    facts["told"] = infotexts_of(job.told)[index]
+    facts["told"] = infotexts_of(job.snapshot)[index]
     del facts["output_type"], facts["image_filter"]
     for name in ("prompts", "negatives"):
         facts[name] = facts[name] and [column[index] for column in facts[name]]
