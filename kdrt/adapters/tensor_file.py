@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from kdrt.common.paths import user_path
-from kdrt.common.stand_ins import stand_in
+from kdrt.common.placeholders import placeholder
 from kdrt.errors import InvalidRequestError
 
 MAX_TENSORS = 100_000
@@ -98,7 +98,7 @@ def kind_of(path: Path) -> Kind:
         return "pickle"
     if start.startswith(_IMAGES) or start[4:8] == b"ftyp":
         return "image"
-    if (fault := stand_in(start)) is not None:
+    if (fault := placeholder(start)) is not None:
         raise InvalidRequestError(f"{path} {fault}")
     return "unknown"
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from kdrt.backends.engine_files import open_engine, profile_of
-from kdrt.backends.refit_gate import refit_gate
+from kdrt.backends.refit_setting import refit_gate
 from kdrt.bundle import Bundle
 from kdrt.errors import EngineUnavailableError
 from kdrt_engines.tensorrt import gpu

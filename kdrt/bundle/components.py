@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 SHALLOW_UNET = "unet_shallow"
-"""The component that computes the outermost layers. It plays nobody's part, so it is not among the
-variants of a manifest."""
+"""The component that computes the outermost layers. It replaces no other component, so it is not
+among the variants of a manifest."""
 
 
 DEEP_CACHE = "deepcache"

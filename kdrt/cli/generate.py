@@ -201,7 +201,7 @@ def generate(
     from kdrt.cli.batches import Series
     from kdrt.cli.image_run import is_latents, make_images, open_output
     from kdrt.cli.like import other_model, requested
-    from kdrt.cli.notices import note, told_warnings
+    from kdrt.cli.notices import note, printed_warnings
     from kdrt.cli.preview_file import preview_file
 
     recorded = requested(request, prompts or [], prompts_file, like, loras=bool(lora))
@@ -210,7 +210,7 @@ def generate(
     images = open_output(series, output, grid=grid, overwrite=overwrite, as_json=as_json)
     watch = None if preview is None else preview_file(preview)
     loras = [(read_lora(path), scale) for path, scale in map(lora_option, lora or [])]
-    with told_warnings():
+    with printed_warnings():
         recorded.warn_of_left_out()
         pipe = _loaded(bundle, loras, strict_lora, engine, threads, cuda_graph, fallback, low_vram)
         if (advice := other_model(recorded, pipe.bundle.manifest.name)) is not None:

@@ -17,7 +17,7 @@ def note(kind: str, text: str) -> None:
 
 
 @contextmanager
-def told_warnings() -> Iterator[None]:
+def printed_warnings() -> Iterator[None]:
     """Within the block, kdrt's own warnings are told when they arise, each text once, and of hints
     for prompts each advice once. All others go their usual way."""
     from kdrt.adapters.lora import AdapterWarning

@@ -51,7 +51,7 @@ def _resident() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def name_memory_failure(error: Exception, free: Callable[[], object] = lambda: None) -> None:
+def raise_if_out_of_memory(error: Exception, free: Callable[[], object] = lambda: None) -> None:
     """Raises OutOfMemoryError: that is what ``error`` means. ``free`` has freed what can be made
     again by then, and what the failed work had made is free too."""
     if not is_out_of_memory(error):

@@ -13,10 +13,10 @@ from kdrt.common.streams import on_own_stream
 from kdrt.common.torch_modes import in_neutral_modes
 from kdrt.common.validation import check_number
 from kdrt.compat.absent import AbsentMethods
+from kdrt.compat.device_arguments import asked_for
 from kdrt.compat.encoding import EncodingMixin
 from kdrt.compat.image_processor import VaeImageProcessor
 from kdrt.compat.loading import LoadingMixin
-from kdrt.compat.moving import asked_for
 from kdrt.compat.parts import PartsMixin
 from kdrt.compat.sampling import SamplingMixin
 from kdrt.compat.switches import MemorySwitches

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdrt.adapters.ip_adapter import VARIANT, ImagePrompt
 from kdrt.common.validation import check_finite, excerpt
-from kdrt.compat.again import export_again
+from kdrt.compat.export_hint import export_again
 from kdrt.errors import InvalidRequestError
 from kdrt.pipeline.calls import one_call
 from kdrt.pipeline.pipeline import Pipeline

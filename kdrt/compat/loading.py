@@ -15,7 +15,7 @@ from kdrt.bundle import MANIFEST, Bundle
 from kdrt.common.atomic_io import new_folder
 from kdrt.common.paths import user_path
 from kdrt.compat.arguments import check_arguments, dtypes, hub_options, inside, path_like
-from kdrt.compat.moving import device_type
+from kdrt.compat.device_arguments import device_type
 from kdrt.compat.sources import Wanted, bundle_folder, downloaded_file, facts_of, find_bundle
 from kdrt.errors import InvalidRequestError
 from kdrt.pipeline.loading import load

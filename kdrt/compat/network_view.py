@@ -10,7 +10,7 @@ import torch
 
 from kdrt.compat.absent import AbsentAttributeError, SaysWhatThereIs
 from kdrt.compat.config import Config
-from kdrt.compat.moving import asked_for
+from kdrt.compat.device_arguments import asked_for
 from kdrt.errors import InvalidRequestError
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt_engines import Engine

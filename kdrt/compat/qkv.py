@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdrt.compat.again import export_again
+from kdrt.compat.export_hint import export_again
 from kdrt.errors import InvalidRequestError
 from kdrt.pipeline.pipeline import Pipeline
 

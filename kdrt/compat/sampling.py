@@ -12,9 +12,9 @@ from kdrt.bundle import SchedulerFacts
 from kdrt.common.streams import on_own_stream
 from kdrt.common.validation import MAX_STEPS, check_dense, check_int
 from kdrt.compat.conditions import Conditions
+from kdrt.compat.device_arguments import as_device
 from kdrt.compat.exact import ExactDenoiser, exact_sampler, run_exact
 from kdrt.compat.grid import TrainingTable, default_schedule, karras_grid
-from kdrt.compat.moving import as_device
 from kdrt.compat.native import run_native
 from kdrt.compat.noise import Generators, initial_noise, noise_seeds
 from kdrt.compat.progress import ProgressBar
@@ -179,7 +179,7 @@ class SamplingMixin:
         )
         x = drawn.to(state) * sigmas[0]
         if callback is not None:
-            callback = self.pipeline.calls.users(callback)
+            callback = self.pipeline.calls.user_function(callback)
 
         with self.progress_bar(total=len(sigmas) - 1) as bar:
 

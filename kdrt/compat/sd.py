@@ -22,11 +22,11 @@ from kdrt.compat.checks import (
     check_size,
 )
 from kdrt.compat.conditions import Conditions
+from kdrt.compat.device_arguments import as_device
 from kdrt.compat.encoding import repeat
 from kdrt.compat.image_processor import output_type_of
 from kdrt.compat.ip_adapter import IpAdapterMixin
 from kdrt.compat.lora import LoraMixin
-from kdrt.compat.moving import as_device
 from kdrt.compat.noise import Generators
 from kdrt.compat.outputs import StableDiffusionPipelineOutput
 from kdrt.compat.qkv import FusedProjectionsMixin

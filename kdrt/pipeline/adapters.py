@@ -102,7 +102,7 @@ class Adapters:
         """
         self._loras.check_base()
         file = path if isinstance(path, LoraFile) else read_lora(path, allow_pickle=allow_pickle)
-        with self._calls.one():
+        with self._calls.exclusive():
             words: tuple[str, ...] = ()
             if file.embeddings:
                 words = textual_inversion.load(
@@ -123,7 +123,7 @@ class Adapters:
         Raises:
             InvalidRequestError: a name is not loaded, or a scale is no finite number.
         """
-        with self._calls.one(), self._nothing_stale():
+        with self._calls.exclusive(), self._nothing_stale():
             return self._swap(self._loras.set(self._engines, scales))
 
     def unload_loras(self, *names: str) -> LoraSwap:
@@ -133,7 +133,7 @@ class Adapters:
         Raises:
             InvalidRequestError: a name is not loaded.
         """
-        with self._calls.one():
+        with self._calls.exclusive():
             before = self.loras
             with self._nothing_stale():
                 swap = self._swap(self._loras.unload(self._engines, names or tuple(before)))
@@ -157,7 +157,7 @@ class Adapters:
         Raises:
             InvalidRequestError: the bundle has no such variant; the message says what to export.
         """
-        with self._calls.one():
+        with self._calls.exclusive():
             components = self._variants.choose(name, parts)
             engines = self._variants.load(components, self._engines)
             # Not a dict of both: that would load every component that is loaded on demand.
@@ -211,7 +211,7 @@ class Adapters:
         Returns:
             The tokens, as they are written in prompts.
         """
-        with self._calls.one():
+        with self._calls.exclusive():
             return textual_inversion.load(
                 self._prompt_encoder,
                 source,
@@ -232,7 +232,7 @@ class Adapters:
         Raises:
             InvalidRequestError: a token is not loaded.
         """
-        with self._calls.one():
+        with self._calls.exclusive():
             textual_inversion.unload(self._prompt_encoder, token, component=component)
 
     def textual_inversions(self, component: str | None = None) -> dict[str, int]:

@@ -18,7 +18,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from kdrt.common.streams import taken_within
 from kdrt.errors import CancelledError, PipelineClosedError
-from kdrt.pipeline.call import Call, check_process
+from kdrt.pipeline.call_state import Call, check_process
 
 Value = TypeVar("Value")
 Final = TypeVar("Final")
@@ -43,7 +43,7 @@ class Calls:
         self._is_closed = False
 
     @contextmanager
-    def one(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
         """One call, or a part of the running call where kdrt itself makes it.
 
         Raises:
@@ -59,7 +59,7 @@ class Calls:
             self._leave(call)
 
     @contextmanager
-    def part(self) -> Iterator[None]:
+    def nested(self) -> Iterator[None]:
         """A part of this thread's running call, also where the user's code makes it; without a
         running call, a call of its own. For the VAE, whose buffers no step uses."""
         call = self._call
@@ -67,7 +67,9 @@ class Calls:
         with self._part_of(call if mine else None):
             yield
 
-    def over(self, steps: Generator[Value, None, Final]) -> Generator[Value, None, Final]:
+    def exclusive_steps(
+        self, steps: Generator[Value, None, Final]
+    ) -> Generator[Value, None, Final]:
         """The same steps as one call. It begins with the first step, and ends after the last or
         when this generator is closed.
 
@@ -80,7 +82,7 @@ class Calls:
         finally:
             self._leave(call)
 
-    def function(self, function: Callable[..., Value]) -> Callable[..., Value]:
+    def nested_function(self, function: Callable[..., Value]) -> Callable[..., Value]:
         """``function`` as a part of the present call, whichever thread runs it; after the end of
         that call, as a call of its own."""
         call = self._call
@@ -91,7 +93,7 @@ class Calls:
 
         return run
 
-    def users(self, function: Callable[Arguments, Value]) -> Callable[Arguments, Value]:
+    def user_function(self, function: Callable[Arguments, Value]) -> Callable[Arguments, Value]:
         """A function of the user's, which kdrt calls in the middle of a call: in the thread of the
         call, or in one that works for it."""
 
@@ -105,7 +107,7 @@ class Calls:
 
     def callback(self, function: Callable[Arguments, object]) -> Callable[Arguments, None]:
         """A callback of the user's, which ends the call with CancelledError by returning False."""
-        users = self.users(function)
+        users = self.user_function(function)
 
         @wraps(function)
         def run(*arguments: Arguments.args, **options: Arguments.kwargs) -> None:
@@ -123,7 +125,7 @@ class Calls:
 
     def check_cancelled(self) -> None:
         """Raises CancelledError: the running call is to end here. For loops over steps that do not
-        go through :meth:`over`."""
+        go through :meth:`exclusive_steps`."""
         if self._call is not None:
             self._call.check_cancelled()
 
@@ -138,7 +140,7 @@ class Calls:
             call.is_cancelled = True
             self._close(release)
             return
-        with contextlib.suppress(PipelineClosedError), self.one():
+        with contextlib.suppress(PipelineClosedError), self.exclusive():
             self._close(release)
 
     def check_open(self) -> None:
@@ -215,8 +217,8 @@ def _within(part: Callable[[Calls], AbstractContextManager[None]]) -> Callable[[
     return decorate
 
 
-one_call = _within(Calls.one)
+one_call = _within(Calls.exclusive)
 """Makes a method of an object with a ``pipeline`` one of that pipeline's calls."""
 
-part_of_call = _within(Calls.part)
-"""Makes it a part of the running call, where there is one: see :meth:`Calls.part`."""
+part_of_call = _within(Calls.nested)
+"""Makes it a part of the running call, where there is one: see :meth:`Calls.nested`."""

@@ -8,7 +8,7 @@ import os
 from kdrt.backends.loading import load_engines
 from kdrt.backends.offload import Offloader
 from kdrt.bundle import Bundle, open_bundle
-from kdrt.common.memory import name_memory_failure
+from kdrt.common.memory import raise_if_out_of_memory
 from kdrt.common.torch_modes import in_neutral_modes
 from kdrt.common.validation import check_bool
 from kdrt.denoise.cuda_graphs import CudaGraphLevel
@@ -74,5 +74,5 @@ def load(
         bundle.check_unchanged()  # while it was read
         return pipeline
     except Exception as error:
-        name_memory_failure(error)
+        raise_if_out_of_memory(error)
         raise

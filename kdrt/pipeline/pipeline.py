@@ -27,7 +27,6 @@ from kdrt.errors import InvalidRequestError
 from kdrt.images.output import Images, to_images
 from kdrt.images.safety import SafetyChecker, check_images
 from kdrt.pipeline.adapters import Adapters
-from kdrt.pipeline.calling import Callback, Calling
 from kdrt.pipeline.calls import Calls
 from kdrt.pipeline.encoding import EncodedPrompts, encode_prompts
 from kdrt.pipeline.metadata import Settings, infotexts_of
@@ -35,6 +34,7 @@ from kdrt.pipeline.prepare import prepare
 from kdrt.pipeline.progress import progress_bar
 from kdrt.pipeline.result import Generation, Result
 from kdrt.pipeline.service import Service
+from kdrt.pipeline.signatures import Callback, Calling
 from kdrt.prompt import Conditioning, PromptEncoder
 from kdrt.request.complete import complete
 from kdrt.request.fields import PromptFields, Prompts, Request
@@ -98,11 +98,13 @@ class Pipeline(Calling, Service):
         self.cuda_stream = OwnStream(self._unet.device, self._unet.stream)
         self.noise_schedule = training_table(bundle.manifest.scheduler)
         self.prompt_encoder = PromptEncoder(bundle, engines)
-        self.vae = Vae(self.engines, bundle.manifest.latents, self.calls.part, self.calls.one)
+        self.vae = Vae(
+            self.engines, bundle.manifest.latents, self.calls.nested, self.calls.exclusive
+        )
         self.previewer = Previewer(bundle.manifest.latents, engines.get("preview_decoder"))
         self.safety_checker: SafetyChecker | None = None
         if "safety_checker" in engines:
-            self.safety_checker = SafetyChecker(engines["safety_checker"], self.calls.one)
+            self.safety_checker = SafetyChecker(engines["safety_checker"], self.calls.exclusive)
         self.adapters = Adapters(
             bundle,
             self.engines,
@@ -165,7 +167,7 @@ class Pipeline(Calling, Service):
         if callback is not None:
             check_callable("callback", callback)
             callback = self.calls.callback(callback)
-        with self.calls.one():
+        with self.calls.exclusive():
             generation = self._stream(
                 request, output_type, watched=progress or callback is not None
             )
@@ -186,7 +188,7 @@ class Pipeline(Calling, Service):
 
         Not ``watched``, the last step may be the only one.
         """
-        with self.calls.one():
+        with self.calls.exclusive():
             job = self._resolve(request, output_type)
             encoded = self._encode(job)
         encoded.warn()
@@ -214,8 +216,8 @@ class Pipeline(Calling, Service):
                 image_prompts=self.adapters.image_prompts,
             )
             steps = self.denoising.sample(run, watched=watched)
-            preview = self.calls.function(self.previewer)
-            decoder = self.calls.function(self.cuda_stream.calling(self.vae.decoder))
+            preview = self.calls.nested_function(self.previewer)
+            decoder = self.calls.nested_function(self.cuda_stream.calling(self.vae.decoder))
             return (yield from with_previews(steps, preview, decoder))
 
         def decode(latents: Tensor) -> Result[Any]:
@@ -230,8 +232,8 @@ class Pipeline(Calling, Service):
                 make_infotexts=partial(infotexts_of, job.snapshot, lora_settings),
             )
 
-        steps = self.calls.over(self.cuda_stream.over(sample()))
-        finish = self.calls.function(self.cuda_stream.calling(decode))
+        steps = self.calls.exclusive_steps(self.cuda_stream.over(sample()))
+        finish = self.calls.nested_function(self.cuda_stream.calling(decode))
         return Generation(job.plan.steps, steps, finish)
 
     def _resolve(self, request: Request, output_type: OutputType) -> Job:
@@ -246,7 +248,7 @@ class Pipeline(Calling, Service):
             self._unet.device,
             output_type,
         )
-        return with_users_functions(job, self.calls.users)
+        return with_users_functions(job, self.calls.user_function)
 
     def _encode(self, job: Job) -> EncodedPrompts:
         unconditional = job.plan.needs_unconditional
@@ -293,7 +295,7 @@ class Pipeline(Calling, Service):
             TruncationWarning: a prompt is too long.
         """
         given = {**fields, "prompt": prompt, "negative_prompt": negative_prompt}
-        with self.calls.one():
+        with self.calls.exclusive():
             request = complete(cast(Request, given))
             job = resolve_prompts(request, self.bundle.manifest, self._unet.spec)
             job = job.repeated(request["images_per_prompt"])

@@ -9,7 +9,7 @@ import pytest
 
 from kdrt.backends.engine_files import ENGINE_FILE, engine_folders
 from kdrt.backends.loading import load_engines
-from kdrt.backends.refit_gate import VARIABLE, refit_gate
+from kdrt.backends.refit_setting import VARIABLE, refit_gate
 from kdrt.build.engines import Tools, build_engines
 from kdrt.bundle import Bundle
 from kdrt.errors import EngineRejectedError, InvalidRequestError, ShapeError

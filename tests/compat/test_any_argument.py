@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdrt.compat.arguments import ARGUMENTS, check_arguments, dtypes, hub_options
-from kdrt.compat.moving import asked_for
+from kdrt.compat.device_arguments import asked_for
 from kdrt.compat.noise import initial_noise, noise_seeds
 from kdrt.errors import KdrtError
 

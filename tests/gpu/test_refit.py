@@ -14,7 +14,7 @@ import kdrt
 from kdrt.adapters.lora import NETWORKS
 from kdrt.backends.engine_files import open_engine
 from kdrt.backends.loading import load_engines
-from kdrt.backends.refit_gate import VARIABLE
+from kdrt.backends.refit_setting import VARIABLE
 from kdrt.build.engines import build_engines
 from kdrt.build.refit import changeable_weights
 from kdrt.bundle import Bundle, open_bundle

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import kdrt
 from kdrt.cli.request_options import flags_of, takes_request
 from kdrt.errors import InvalidRequestError
-from kdrt.pipeline.calling import Calling
+from kdrt.pipeline.signatures import Calling
 from kdrt.request.complete import complete
 from kdrt.request.field import Field, fields_of
 from kdrt.request.fields import FIELDS, Request

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kdrt.common.stand_ins import stand_in
+from kdrt.common.placeholders import placeholder
 from kdrt.errors import KdrtError
 from kdrt_engines.regular_files import read_regular
 from kdrt_export.errors import SourceError
@@ -82,6 +82,6 @@ def check_fetched(path: Path) -> None:
         SourceError: it cannot be read, or is a Git LFS pointer or a web page.
     """
     with refused(f"{path} cannot be read"), path.open("rb") as file:
-        fault = stand_in(file.read(512))
+        fault = placeholder(file.read(512))
     if fault is not None:
         raise SourceError(f"{path} {fault}")

@@ -1,7 +1,7 @@
 """The samplers: planners from a σ grid to a `Plan`, and the registry that finds them by name.
 
 ``karras`` integrates the probability-flow ODE in σ, ``ancestral`` adds noise after every step,
-``dpmpp`` integrates in -ln σ; ``multistep``, ``seeds`` and ``predictor_corrector`` do so with exact
+``dpmpp`` integrates in -ln σ; ``multistep``, ``seeds_solvers`` and ``predictor_corrector`` do so with exact
 weights from ``integrals``; ``discrete`` has DDPM, DDIM and LCM, ``cfg_pp`` the samplers that need
 the result without guidance; ``dpm_solver`` and ``dpm_adaptive`` take fixed and adaptive singlestep
 methods; ``restart`` and ``er_sde`` are what they are called.
@@ -33,7 +33,7 @@ from kdrt.sampling.samplers import (
     multistep,
     predictor_corrector,
     restart,
-    seeds,
+    seeds_solvers,
 )
 from kdrt.sampling.samplers.dpm_adaptive import AdaptivePlan
 from kdrt.sampling.samplers.options import check_options, options_of
@@ -199,15 +199,15 @@ _ALL = (
         source="Zhang et al. 2023",
     ),
     SamplerInfo(
-        *("exp_heun_2_x0", "Exponential Heun", seeds.exp_heun_2_x0, 2, False, "2N-1"),
+        *("exp_heun_2_x0", "Exponential Heun", seeds_solvers.exp_heun_2_x0, 2, False, "2N-1"),
         source="Hochbruck & Ostermann 2010",
     ),
     SamplerInfo(
-        *("seeds_2", "SEEDS 2", seeds.seeds_2, 2, True, "2N-1"),
+        *("seeds_2", "SEEDS 2", seeds_solvers.seeds_2, 2, True, "2N-1"),
         source="Gonzalez et al. 2023",
     ),
     SamplerInfo(
-        *("seeds_3", "SEEDS 3", seeds.seeds_3, 3, True, "3N-2"),
+        *("seeds_3", "SEEDS 3", seeds_solvers.seeds_3, 3, True, "3N-2"),
         source="Gonzalez et al. 2023",
     ),
     SamplerInfo(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def stand_in(start: bytes) -> str | None:
+def placeholder(start: bytes) -> str | None:
     """What a file is in place of the one that was meant, and what to do; None if it is neither.
 
     Args:

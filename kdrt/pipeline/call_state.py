@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from threading import Thread, current_thread
 
-from kdrt.common.memory import name_memory_failure
+from kdrt.common.memory import raise_if_out_of_memory
 from kdrt.common.torch_modes import neutral_modes
 from kdrt.errors import CancelledError, EngineError, InvalidRequestError
 
@@ -77,7 +77,7 @@ class Call:
             try:
                 yield
             except Exception as error:
-                name_memory_failure(error, self._release_buffers)
+                raise_if_out_of_memory(error, self._release_buffers)
                 raise
             finally:
                 self._inside = None
