@@ -2,9 +2,9 @@
 
 ``karras`` integrates the probability-flow ODE in σ, ``ancestral`` adds noise after every step,
 ``dpmpp`` integrates in -ln σ; ``multistep``, ``seeds_solvers`` and ``predictor_corrector`` do so
-with exact weights from ``integrals``; ``discrete`` has DDPM, DDIM and LCM, ``cfg_pp`` the samplers that need
-the result without guidance; ``dpm_solver`` and ``dpm_adaptive`` take fixed and adaptive singlestep
-methods; ``restart`` and ``er_sde`` are what they are called.
+with exact weights from ``integrals``; ``discrete`` has DDPM, DDIM and LCM, ``cfg_pp`` the samplers
+that need the result without guidance; ``dpm_solver`` and ``dpm_adaptive`` take fixed and adaptive
+singlestep methods; ``restart`` and ``er_sde`` are what they are called.
 Planners are pure arithmetic on Python floats and check nothing; `make_plan` checks the request.
 """
 
