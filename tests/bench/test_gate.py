@@ -54,4 +54,5 @@ def test_a_checkout_is_what_its_worker_imports(gate: ModuleType, tmp_path: Path)
         tmp_path,
         tmp_path / "export",
         tmp_path / "engines",
+        tmp_path / "benchmarks",
     ]

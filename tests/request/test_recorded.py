@@ -151,7 +151,7 @@ def told(job: Job, model: Model, index: int) -> RecordedRequest:
 def image_of(job: Job, index: int) -> dict[str, Any]:
     """What decides over one image of a job, and what its text tells."""
     facts = {each.name: getattr(job, each.name) for each in members(Job)}
-    facts["told"] = infotexts_of(job.snapshot)[index]
+    facts["snapshot"] = infotexts_of(job.snapshot)[index]
     del facts["output_type"], facts["image_filter"]
     for name in ("prompts", "negatives"):
         facts[name] = facts[name] and [column[index] for column in facts[name]]
