@@ -6,12 +6,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from kdrt.common.lru import LruCache
-from kdrt.errors import NonFiniteError
+from kdrt.common.validation import excerpt
+from kdrt.errors import InvalidRequestError, NonFiniteError
 from kdrt.images.input import clip_pixels
 from kdrt.images.input import read_images as read_images
 from kdrt.images.output import to_images
@@ -97,20 +99,37 @@ def check_images(
 
     Returns:
         The pixels, and for each image whether it was blacked out.
+
+    Raises:
+        InvalidRequestError: the filter returned something else than an `ImageFilter` does.
     """
     images = to_images(pixels, "pil")
     flags = [False] * len(pixels) if checker is None else checker(list(images))
     result = pixels.clone()
     for index, image in enumerate(images):
         if not flags[index] and image_filter is not None:
-            answer = image_filter(image)
+            answer = _checked(image_filter(image))
             if isinstance(answer, Image.Image):
                 result[index] = _pixels(answer, result[index])
-            elif answer is False:
-                flags[index] = True
+            else:
+                flags[index] = not answer
         if flags[index]:
             result[index] = -1.0
     return result, flags
+
+
+def _checked(answer: object) -> Image.Image | bool:
+    """What a filter returned. Nothing else passes: it may have been meant as a refusal."""
+    if answer is None:
+        return True
+    if isinstance(answer, (bool, np.bool_)):
+        return bool(answer)
+    if isinstance(answer, Image.Image):
+        return answer
+    raise InvalidRequestError(
+        f"image_filter returned {excerpt(answer)}; it must return a PIL image to show instead, "
+        "False to black the image out, or None or True to keep it"
+    )
 
 
 def _pixels(image: Image.Image, like: Tensor) -> Tensor:

@@ -136,6 +136,23 @@ def test_a_filter_replaces_blacks_out_or_lets_pass(sdxl: TinyModel) -> None:
         assert np.array_equal(np.asarray(result.images[index]), np.asarray(plain[index]))
 
 
+def test_a_filter_may_answer_with_numpys_booleans(sdxl: TinyModel) -> None:
+    answers: Any = iter([np.False_, np.True_])
+    result = sdxl.pipeline(
+        ["a", "b"], image_filter=lambda image: next(answers), steps=1, output_type="np"
+    )
+    assert result.nsfw == [True, False]
+    assert not as_array(result.images)[0].any()
+    assert as_array(result.images)[1].any()
+
+
+@pytest.mark.parametrize("answer", [0, 1, "x", "", [], np.zeros((64, 48, 3)), torch.tensor(False)])
+def test_any_other_answer_of_a_filter_shows_nothing(sdxl: TinyModel, answer: object) -> None:
+    loose: Any = sdxl.pipeline
+    with pytest.raises(InvalidRequestError, match=r"image_filter returned .*must return a PIL"):
+        loose("a", image_filter=lambda image: answer, steps=1)
+
+
 def test_a_filter_is_a_function(sdxl: TinyModel) -> None:
     loose: Any = sdxl.pipeline
     with pytest.raises(InvalidRequestError, match="image_filter must be a function"):
