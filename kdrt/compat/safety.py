@@ -7,10 +7,14 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
+from kdrt.common.validation import excerpt
 from kdrt.errors import InvalidRequestError
 from kdrt.images.safety import SafetyChecker
+
+_BOOLS = (bool, np.bool_)
 
 
 class OwnChecker(SafetyChecker):
@@ -41,16 +45,23 @@ class OwnChecker(SafetyChecker):
             InvalidRequestError: the function returns something else.
         """
         if self._as_diffusers:
-            answer = self.function(images=list(images), clip_input=None)
-            flags = answer[1] if isinstance(answer, (tuple, list)) and len(answer) == 2 else answer
+            flags = self.function(images=list(images), clip_input=None)
+            is_pair = isinstance(flags, (tuple, list)) and len(flags) == 2
+            if is_pair and not isinstance(flags[0], _BOOLS):  # not the flags of two images
+                # As in diffusers, None instead of flags is a checker that is turned off.
+                flags = False if flags[1] is None else flags[1]
         else:
             flags = self.function(list(images))
-        if flags is None or isinstance(flags, bool):
-            flags = [bool(flags)] * len(images)
-        if not isinstance(flags, Sequence) or len(flags) != len(images):
+        if isinstance(flags, _BOOLS):
+            flags = [flags] * len(images)
+        if (
+            not isinstance(flags, Sequence)
+            or len(flags) != len(images)
+            or not all(isinstance(flag, _BOOLS) for flag in flags)
+        ):
             raise InvalidRequestError(
                 f"pipe.safety_checker must say of each of {len(images)} images whether it is "
-                f"flagged, and gave {flags!r}"
+                f"flagged, True or False, and gave {excerpt(flags)}"
             )
         return [bool(flag) for flag in flags]
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -124,6 +125,9 @@ def test_a_safety_checker_of_ones_own(sd: Any) -> None:
         (lambda images, **_: (images, [True] * len(images)), True),
         (lambda images: [image.width == 16 for image in images], True),
         (lambda clip_input, images: (images, [False for _ in images]), False),
+        (lambda images, clip_input: (images, None), False),
+        (lambda images: [np.True_], True),
+        (lambda images: np.True_, True),
     ):
         pipe.safety_checker = checker
         out = pipe("a", **shown)
@@ -133,9 +137,12 @@ def test_a_safety_checker_of_ones_own(sd: Any) -> None:
     for wrong in (5, "off", torch.nn.Identity()):
         with pytest.raises(InvalidRequestError, match=r"pipe\.safety_checker takes None"):
             pipe.safety_checker = wrong
-    pipe.safety_checker = lambda images: "no"
-    with pytest.raises(InvalidRequestError, match="must say of each"):
-        pipe("a", **shown)
+    for answer in ("no", "n", None, [None], [0], [[]], np.zeros(1)):
+        pipe.safety_checker = lambda images, answer=answer: answer
+        with pytest.raises(InvalidRequestError, match="must say of each"):
+            pipe("a", **shown)
+    pipe.safety_checker = lambda images, clip_input: [True, False]
+    assert pipe(["a", "b"], **shown).nsfw_content_detected == [True, False]
     pipe.safety_checker = None
     assert pipe("a", **shown).nsfw_content_detected is None
 
