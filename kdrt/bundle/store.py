@@ -113,7 +113,13 @@ def config_file(network: str) -> str:
 
 def bundle_path(name_or_path: str | os.PathLike[str]) -> Path:
     """The folder a name or path means: an existing folder, else the bundle of that name in
-    :func:`home`. What can be neither comes back as it is."""
+    :func:`home`. What can be neither comes back as it is.
+
+    Raises:
+        InvalidRequestError: the name is empty.
+    """
+    if not os.fspath(name_or_path):  # as a path it would be the current folder
+        raise InvalidRequestError("the name of a bundle is empty; give its name or its folder")
     path = Path(name_or_path)
     # No such user, a null byte, a name too long or of another encoding: there is no such folder.
     with contextlib.suppress(OSError, RuntimeError, ValueError):

@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kdrt.bundle.manifest import Manifest
-from kdrt.bundle.store import MANIFEST, bundle_path, missing_bundle, read_json
+from kdrt.bundle.store import MANIFEST, bundle_path, read_json
 from kdrt.common.atomic_io import check_folder, new_folder, other_files
 from kdrt.common.removal import remove_folder
+from kdrt.common.validation import excerpt
 from kdrt.errors import BundleError, OutputError
 
 _DERIVED = re.compile(
@@ -59,11 +60,15 @@ def check_removable(name_or_path: str | os.PathLike[str]) -> Path:
 
     Raises:
         BundleError: there is no such bundle.
+        InvalidRequestError: the name is empty.
         OutputError: the folder is a link, or holds what kdrt did not write there.
     """
     path = bundle_path(name_or_path)
     if not (path / MANIFEST).is_file():
-        raise missing_bundle(name_or_path)
+        raise BundleError(
+            f"there is no bundle {excerpt(os.fspath(name_or_path))}; `kdrt list` shows those "
+            "there are"
+        )
     if path.is_symlink():
         raise OutputError(
             f"{path} is a link to {path.resolve()}; remove that bundle by its folder, or delete "

@@ -30,13 +30,13 @@ def rm(
     from kdrt.errors import InvalidRequestError
 
     # All of them are looked at before the first is removed.
-    found = {name: check_removable(name) for name in dict.fromkeys(bundles)}
+    found = {path.resolve(): path for path in map(check_removable, bundles)}
     if not yes and not sys.stdin.isatty():
         raise InvalidRequestError(
             "kdrt rm asks before it removes, and there is no terminal to ask on; add --yes"
         )
-    for name, path in found.items():
+    for path in found.values():
         question = f"remove {path} ({size(folder_size(path))})?"
         if not yes and not typer.confirm(question, err=True):
             continue
-        typer.echo(f"removed {remove_bundle(name)}")
+        typer.echo(f"removed {remove_bundle(path)}")

@@ -78,6 +78,24 @@ def test_nothing_is_removed_where_one_of_them_cannot_be(cli: Cli, bundles: Path)
     assert (bundles / "demo" / "manifest.json").is_file()
 
 
+def test_a_bundle_given_twice_is_removed_once(cli: Cli, bundles: Path) -> None:
+    other = bundles / "broken" / ".." / "demo"
+    outcome = cli("rm", "demo", other, f"{bundles / 'demo'}/", "--yes")
+    assert (outcome.code, outcome.out) == (0, f"removed {bundles / 'demo'}\n")
+    assert not (bundles / "demo").exists()
+
+
+def test_what_is_no_bundle_is_not_removed(
+    cli: Cli, bundles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusal = cli("rm", "nothing", "--yes").refusal()
+    assert "`kdrt list` shows those there are" in refusal
+    assert "export" not in refusal
+    monkeypatch.chdir(bundles / "demo")
+    assert "the name of a bundle is empty" in cli("rm", "", "--yes").refusal()
+    assert (bundles / "demo").is_dir()
+
+
 def test_where_nobody_can_be_asked_nothing_is_removed(
     cli: Cli, bundles: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
