@@ -7,12 +7,17 @@ import unicodedata
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from kdrt.common.validation import check_int, check_texts
 from kdrt.errors import InvalidRequestError
-from kdrt.images.input import to_rgb
+from kdrt.images.input import pil_image, to_rgb
+from kdrt.images.output import Images
 
 MAX_SHEET_SIDE = 8192
 """In pixels: more than a screen shows, and what every viewer opens."""
@@ -29,7 +34,7 @@ _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def image_grid(
-    images: Sequence[Image.Image],
+    images: Images | Sequence[Image.Image | NDArray[Any] | Tensor] | Image.Image,
     labels: Sequence[str] | None = None,
     *,
     columns: int | None = None,
@@ -37,7 +42,9 @@ def image_grid(
     """Put images on one white sheet, row by row.
 
     Args:
-        images: PIL images. Where the sheet would have a side of more than `MAX_SHEET_SIDE` pixels,
+        images: what :attr:`kdrt.Result.images` holds, of any ``output_type`` but ``"latent"``; a
+            list of PIL images, arrays ``[H, W, 3]`` or tensors ``[3, H, W]`` in [0, 1]; or one
+            image. Where the sheet would have a side of more than `MAX_SHEET_SIDE` pixels,
             they are scaled down.
         labels: a text for each, written below it on up to three lines. What is not ASCII is drawn
             with a font of the system if there is one, and else spelled in ASCII.
@@ -49,8 +56,7 @@ def image_grid(
     Raises:
         InvalidRequestError: an argument is wrong, or there are more images than fit.
     """
-    if not images or not all(isinstance(image, Image.Image) for image in images):
-        raise InvalidRequestError("images must be a list of at least one PIL image")
+    images = _as_list(images)
     if labels is not None and len(check_texts("labels", labels)) != len(images):
         raise InvalidRequestError(
             f"{len(labels)} labels for {len(images)} images: give one for each"
@@ -69,6 +75,25 @@ def image_grid(
             place = left, top + layout.height + _GAP // 2
             draw.multiline_text(place, text, fill="black", font=font, spacing=4)
     return sheet
+
+
+def _as_list(images: object) -> list[Image.Image]:
+    is_planes = isinstance(images, (np.ndarray, Tensor))
+    if isinstance(images, Image.Image) or (is_planes and images.ndim < 4):
+        images = [images]
+    kinds = (Image.Image, np.ndarray, Tensor)
+    if (
+        not (is_planes or isinstance(images, Sequence))
+        or not len(images)
+        or not all(isinstance(image, kinds) for image in images)
+    ):
+        raise InvalidRequestError(
+            "images must be a list of at least one PIL image, array or tensor"
+        )
+    return [
+        image if isinstance(image, Image.Image) else pil_image("an image", image)
+        for image in images
+    ]
 
 
 @dataclass(frozen=True)

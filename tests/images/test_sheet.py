@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import kdrt
@@ -68,8 +69,29 @@ def test_images_of_any_mode_and_size() -> None:
     assert sheet.size == sheet_layout(3, (90, 90), labelled=False).sheet
 
 
+def test_arrays_tensors_and_one_image_are_taken() -> None:
+    expected = np.asarray(kdrt.image_grid(images()))
+    array = np.stack([np.asarray(image, np.float32) / 255 for image in images()])
+    tensor = torch.from_numpy(array).permute(0, 3, 1, 2)
+    for given in (array, tensor, list(array), list(tensor)):
+        assert np.array_equal(np.asarray(kdrt.image_grid(given)), expected)
+    alone = np.asarray(kdrt.image_grid(images()[:1]))
+    for one in (images()[0], array[0], tensor[0]):
+        assert np.array_equal(np.asarray(kdrt.image_grid(one)), alone)
+    with pytest.raises(InvalidRequestError, match="must be of shape"):
+        kdrt.image_grid(torch.zeros(1, 5, 8, 8))
+
+
 def test_what_cannot_be_on_a_sheet() -> None:
-    for wrong in ([], ["a.png"], None):
+    for wrong in (
+        [],
+        ["a.png"],
+        None,
+        "a.png",
+        {},
+        np.zeros((0, 8, 8, 3)),
+        torch.zeros(0, 3, 8, 8),
+    ):
         with pytest.raises(InvalidRequestError, match="at least one PIL image"):
             kdrt.image_grid(wrong)  # type: ignore[arg-type]
     with pytest.raises(InvalidRequestError, match="1 labels for 5 images"):
