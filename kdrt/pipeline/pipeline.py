@@ -36,7 +36,7 @@ from kdrt.pipeline.result import Generation, Result
 from kdrt.pipeline.service import Service
 from kdrt.pipeline.signatures import Callback, Calling
 from kdrt.prompt import Conditioning, PromptEncoder
-from kdrt.request.complete import complete
+from kdrt.request.complete import check_names, complete
 from kdrt.request.fields import PromptFields, Prompts, Request
 from kdrt.request.grid import training_table
 from kdrt.request.job import Job, with_users_functions
@@ -163,6 +163,7 @@ class Pipeline(Calling, Service):
         callback: Callback | None = None,
         progress: bool = False,
     ) -> Result[Any]:
+        check_names(request)
         progress = check_bool("progress", progress)
         if callback is not None:
             check_callable("callback", callback)

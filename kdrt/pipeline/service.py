@@ -7,11 +7,13 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
+from kdrt.common.validation import excerpt
 from kdrt.denoise.denoising import SIZES_KEPT
 from kdrt.errors import InvalidRequestError
 from kdrt.pipeline.calls import Calls
@@ -130,11 +132,17 @@ def _checked(
         return [{}]
     if named:
         raise InvalidRequestError(f"the shapes give {named[0]} already; leave one of the two out")
-    listed = [tuple(shape) for shape in shapes]
+    try:
+        listed = [tuple(shape) for shape in shapes]
+    except TypeError:
+        raise InvalidRequestError(
+            "shapes must be a list of (height, width) or (height, width, images), such as "
+            f"[(512, 512)], not {excerpt(shapes)}"
+        ) from None
     for shape in listed:
-        if len(shape) not in (2, 3):
+        if len(shape) not in (2, 3) or not all(isinstance(each, Integral) for each in shape):
             raise InvalidRequestError(
-                f"a shape is (height, width) or (height, width, images), not {shape!r}"
+                f"a shape is (height, width) or (height, width, images), not {excerpt(shape)}"
             )
     if len(set(listed)) > SIZES_KEPT:
         raise InvalidRequestError(

@@ -18,6 +18,7 @@ from kdrt.common.validation import (
     check_mapping,
     check_number,
     did_you_mean,
+    excerpt,
     plain_number,
 )
 from kdrt.errors import InvalidRequestError, UnknownFieldError
@@ -40,7 +41,12 @@ def complete(request: Request, fields: Mapping[str, Field] = FIELDS) -> Request:
 
 
 def check_names(request: Mapping[str, Any], fields: Mapping[str, Field] = FIELDS) -> None:
-    """Raises UnknownFieldError: there is no such field."""
+    """Raises UnknownFieldError: there is no such field; InvalidRequestError: it is no request."""
+    if not isinstance(request, Mapping):
+        raise InvalidRequestError(
+            "pipe.generate takes a kdrt.Request, a mapping from the names of fields to values, "
+            f'and pipe("…") a prompt; this is {excerpt(request)}'
+        )
     for name in request:
         if name not in fields:
             raise UnknownFieldError(f"a request has no field {name!r}{did_you_mean(name, fields)}")

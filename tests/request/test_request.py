@@ -164,6 +164,12 @@ def test_arguments_for_sdxl_only(sd: TinyModel, argument: dict[str, Any]) -> Non
         sd.pipeline("a", **argument)
 
 
+@pytest.mark.parametrize("wrong", ["a red circle", None, [], 5])
+def test_what_is_no_request_is_told_what_takes_it(sd: TinyModel, wrong: Any) -> None:
+    with pytest.raises(InvalidRequestError, match=r"pipe\.generate takes a kdrt\.Request"):
+        sd.pipeline.generate(wrong)
+
+
 def test_lists_are_sizes_too(sd: TinyModel, sdxl: TinyModel) -> None:
     loose: Any = sd.pipeline
     assert loose("a", steps=1, crops_coords_top_left=[0, 0]).images
