@@ -130,10 +130,11 @@ class Calls:
             self._call.check_cancelled()
 
     def close(self, release: Callable[[], object]) -> None:
-        """Refuse all calls from now on, and call ``release`` once none is running.
+        """Wait for a turn, call ``release`` and refuse all later calls.
 
-        A running call of another thread is waited for. One of this thread is cancelled, and
-        ``release`` called when it ends.
+        A running call of another thread is waited for; of the calls that wait too, some may come
+        first. A running call of this thread is cancelled, and ``release`` called when it ends,
+        before any other begins.
         """
         call = self._call
         if call is not None and call.is_of_this_thread():

@@ -87,8 +87,9 @@ class Service(ABC):
         return self.calls.cancel()
 
     def close(self) -> None:
-        """Free the engines and all memory. Waits for the running call of another thread; one of
-        this thread, a generation whose steps were not all taken, is cancelled.
+        """Free the engines and all memory. Waits for the running call of another thread; of the
+        calls that wait too, some may come first. A running call of this thread, a generation whose
+        steps were not all taken, is cancelled.
 
         Later calls, and reading a part of the pipeline, raise PipelineClosedError. Closing again
         does nothing. ``with kdrt.load(…) as pipe:`` closes at its end.

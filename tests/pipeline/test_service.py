@@ -61,13 +61,18 @@ def test_without_shapes_the_default_size_is_warmed(sdxl: TinyModel) -> None:
     ("shapes", "fields", "message"),
     [
         ([(64,)], {}, "a shape is"),
+        ([(64, [64])], {}, "a shape is"),
+        (["64"], {}, "a shape is"),
+        ((64, 64), {}, r"shapes must be a list of .*, not \(64, 64\)"),
+        ([64, 64], {}, "shapes must be a list of"),
+        (64, {}, "shapes must be a list of"),
         ([(64, 65)], {}, "multiple of 8"),
         ([(64, 64)], {"height": 64}, "give height already"),
         ([(64, 8 * n) for n in range(1, 6)], {}, "buffers of 4 sizes"),
     ],
 )
 def test_wrong_shapes_are_refused(
-    sdxl: TinyModel, shapes: list[tuple[int, ...]], fields: dict[str, Any], message: str
+    sdxl: TinyModel, shapes: Any, fields: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(kdrt.InvalidRequestError, match=message):
         sdxl.pipeline.warmup(shapes, steps=1, **fields)
@@ -228,7 +233,7 @@ def test_a_generation_left_in_the_middle_is_ended_by_closing(sdxl: TinyModel) ->
         pipe("a")
 
 
-def test_closing_waits_for_the_running_call_and_refuses_those_that_wait(sdxl: TinyModel) -> None:
+def test_closing_waits_for_the_running_call_and_refuses_later_ones(sdxl: TinyModel) -> None:
     pipe = sdxl.pipeline
     generation = pipe.stream("a", **OPTIONS)
     next(generation)
