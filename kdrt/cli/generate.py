@@ -133,7 +133,8 @@ def generate(
             metavar="FILE",
             rich_help_panel=_RUNNING,
             show_default=False,
-            help="Keep a first look at the images in this file, new after every step.",
+            help="Keep a first look at the images in this file, new after every step. It must not "
+            "be there yet, unless you say --overwrite.",
         ),
     ] = None,
     fallback: Annotated[
@@ -207,8 +208,10 @@ def generate(
     recorded = requested(request, prompts or [], prompts_file, like, loras=bool(lora))
     output_type = "latent" if is_latents(output) else "pil"
     series = Series.of({**recorded.fields, "output_type": output_type})
-    images = open_output(series, output, grid=grid, overwrite=overwrite, as_json=as_json)
-    watch = None if preview is None else preview_file(preview)
+    images = open_output(
+        series, output, grid=grid, preview=preview, overwrite=overwrite, as_json=as_json
+    )
+    watch = None if preview is None else preview_file(preview, overwrite=overwrite)
     loras = [(read_lora(path), scale) for path, scale in map(lora_option, lora or [])]
     with printed_warnings():
         recorded.warn_of_left_out()

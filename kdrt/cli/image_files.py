@@ -60,11 +60,21 @@ class ImageFiles:
     ) -> None:
         self._output = named_path(output, suffixes)
         self._overwrite = overwrite
+        self._count = count
         self._is_single = count == 1
         self.is_taken = self._is_single and not overwrite and os.path.lexists(self._output)
         self._next = self._first_number()
         user_path(self._path(self._next + count - 1))  # a longer name than the first
-        self._check(count)
+        self._check()
+
+    def names(self, path: Path) -> bool:
+        """Whether ``path`` is one of the files to come, by the names that are free now."""
+        path, output = (Path(os.path.realpath(each)) for each in (path, self._path(1)))
+        if self._is_single and path == output:
+            return True
+        number = self._number(path.name)
+        last = self._next + self._count - 1
+        return path.parent == output.parent and number is not None and self._next <= number <= last
 
     def save(self, write: Write) -> Path:
         """Write the next file; its path. Other processes may take names at the same time."""
@@ -76,11 +86,11 @@ class ImageFiles:
                 return path
             self._next = max(self._next, self._highest_number() + 1)
 
-    def _check(self, count: int) -> None:
+    def _check(self) -> None:
         first = self._path(self._next)
         check_file(self._output if self._is_single else first)
         if self._overwrite:
-            for number in range(self._next + 1, self._next + count):
+            for number in range(self._next + 1, self._next + self._count):
                 if os.path.lexists(path := self._path(number)):
                     check_file(path)
 
@@ -95,11 +105,14 @@ class ImageFiles:
         return max(self._highest_number(), int(self._is_single)) + 1
 
     def _highest_number(self) -> int:
-        stem, suffix = map(re.escape, (self._output.stem, self._output.suffix))
-        numbered = re.compile(f"{stem}{_NUMBER}{suffix}")
         highest = 0
         with suppress(OSError):  # no such folder yet, or one that may be written but not read
             for entry in os.scandir(self._output.parent):
-                if match := numbered.fullmatch(entry.name):
-                    highest = max(highest, int(match[1]))
+                highest = max(highest, self._number(entry.name) or 0)
         return highest
+
+    def _number(self, name: str) -> int | None:
+        """The number in the name of a file of this command; None where it is none of them."""
+        stem, suffix = map(re.escape, (self._output.stem, self._output.suffix))
+        match = re.fullmatch(f"{stem}{_NUMBER}{suffix}", name)
+        return None if match is None else int(match[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from kdrt.cli.image_output import ImageOutput, LatentsOutput
 from kdrt.cli.image_progress import ImageProgress
 from kdrt.cli.latents_file import SUFFIX
 from kdrt.cli.notices import note
+from kdrt.common.paths import user_path
 from kdrt.errors import InvalidRequestError
 from kdrt.images.output import SUFFIXES
 
@@ -24,7 +26,13 @@ DEFAULT_OUTPUT = Path("out.png")
 
 
 def open_output(
-    series: Series, path: Path | None, *, grid: Path | None, overwrite: bool, as_json: bool
+    series: Series,
+    path: Path | None,
+    *,
+    grid: Path | None,
+    preview: Path | None,
+    overwrite: bool,
+    as_json: bool,
 ) -> ImageOutput | LatentsOutput:
     """Where a series goes, after making sure that it can be written.
 
@@ -32,12 +40,13 @@ def open_output(
         series: the images to come.
         path: for images or, with the suffix of latents, for those; None is `DEFAULT_OUTPUT`.
         grid: for a sheet of all images, or None.
+        preview: where previews go, which must be another file; None is nowhere.
         overwrite: replace files that are there.
         as_json: print JSON.
 
     Raises:
         OutputError: a place cannot be written.
-        InvalidRequestError: a sheet is not possible.
+        InvalidRequestError: a sheet is not possible, or two options name one file.
     """
     named = path or DEFAULT_OUTPUT
     if is_latents(path):
@@ -51,9 +60,28 @@ def open_output(
         files = ImageFiles(named, len(series), (*SUFFIXES, SUFFIX), overwrite=overwrite)
         sheet = None if grid is None else ImageFiles(grid, 1, SUFFIXES, overwrite=overwrite)
         output = ImageOutput(series, files, sheet, as_json=as_json)
+    _check_apart(files, grid, preview)
     if path is not None and files.is_taken:
         note("note", f"{path} is there and is kept, so a number is added; --overwrite replaces it")
     return output
+
+
+def _check_apart(files: ImageFiles, grid: Path | None, preview: Path | None) -> None:
+    """Refuse options of which one would replace what another has written."""
+    others = {
+        flag: user_path(path)
+        for flag, path in (("--grid", grid), ("--preview", preview))
+        if path is not None
+    }
+    for flag, path in others.items():
+        if files.names(path):
+            raise InvalidRequestError(
+                f"{flag} and -o would both write {path}; give each a file of its own"
+            )
+    if len(others) == 2 and len(set(map(os.path.realpath, others.values()))) == 1:
+        raise InvalidRequestError(
+            f"--grid and --preview would both write {grid}; give each a file of its own"
+        )
 
 
 def is_latents(path: Path | None) -> bool:

@@ -15,6 +15,8 @@ import pytest
 from PIL import Image, ImageChops
 from safetensors.torch import load_file
 
+from kdrt.cli.preview_file import preview_file
+from kdrt.errors import OutputExistsError
 from kdrt.images.output import SUFFIXES, save_image
 from kdrt.images.sheet import image_grid
 from kdrt.sampling import SAMPLERS, SCHEDULES
@@ -58,8 +60,8 @@ def test_previews_can_be_watched_in_a_file(
     watched = tmp_path / "new" / "preview.png"
     seen: list[bytes] = []
 
-    def look(image: Image.Image, path: Path, parameters: object = None) -> Path:
-        saved = save_image(image, path, parameters)
+    def look(image: Image.Image, path: Path, *, overwrite: bool) -> Path:
+        saved = save_image(image, path, overwrite=overwrite)
         assert [file.name for file in watched.parent.iterdir()] == ["preview.png"]
         seen.append(watched.read_bytes())
         return saved
@@ -75,6 +77,58 @@ def test_previews_can_be_watched_in_a_file(
     assert Image.open(watched).size == (32, 16)
     refusal = cli("generate", demo, PROMPT, *FAST, "--preview", tmp_path / "a.tiff").refusal()
     assert refusal.startswith("cannot save")
+
+
+def test_a_preview_replaces_no_file_of_before(cli: Cli, demo: str, tmp_path: Path) -> None:
+    kept = tmp_path / "keep.png"
+    kept.write_text("mine")
+    command = ("generate", demo, PROMPT, "-o", tmp_path / "a.png", *FAST, "--preview", kept)
+    assert "--overwrite" in cli(*command).refusal()
+    assert kept.read_text() == "mine"
+    assert not (tmp_path / "a.png").exists()
+    outcome = cli(*command, "--overwrite")
+    assert outcome.code == 0, outcome.err
+    assert Image.open(kept).size == (16, 16)
+
+
+def test_a_preview_does_not_replace_a_file_that_came_meanwhile(tmp_path: Path) -> None:
+    class Step:
+        def preview(self) -> list[Image.Image]:
+            return [Image.new("RGB", (8, 8))]
+
+    watched = tmp_path / "preview.png"
+    save = preview_file(watched)
+    watched.write_text("mine")
+    with pytest.raises(OutputExistsError):
+        save(Step())  # type: ignore[arg-type]
+    assert watched.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *("-o a.png --grid a.png", "-o a.png --preview ./a.png", "-o a.webp --preview link.webp"),
+        *("-o b.png --grid c.png --preview c.png", "-o b.png --count 3 --grid b-2.png"),
+        *("-o b.png --count 3 --preview b-3.png", "--preview out.png"),
+    ],
+)
+def test_options_that_name_one_file(
+    cli: Cli, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("link.webp").symlink_to("a.webp")
+    Path("loop.png").symlink_to("loop.png")
+    assert "loop.png" in cli("generate", "nothing", PROMPT, "--preview", "loop.png").refusal()
+    refusal = cli("generate", "nothing", PROMPT, *options.split(), "--overwrite").refusal()
+    assert "give each a file of its own" in refusal
+
+
+def test_a_name_that_no_image_takes_is_free_for_previews(
+    cli: Cli, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for options in ("-o a.png --preview a-2.png", "-o a.png --count 2 --preview a-3.png"):
+        assert "no bundle" in cli("generate", "nothing", PROMPT, *options.split()).refusal()
 
 
 def test_one_run_goes_on_with_the_latents_of_another(cli: Cli, demo: str, tmp_path: Path) -> None:
