@@ -14,10 +14,11 @@ def info(
 ) -> None:
     """
     Print the generation parameters that an image carries, which program wrote them, and the
-    command that makes it again.
+    command that makes it again. What shaped the image but no command can tell from its text, such
+    as an image to begin with or LoRAs, is in a line of its own: add those options yourself.
 
-    Read are those of kdrt, of the AUTOMATIC1111 web UI and of programs with its format, and those
-    of ComfyUI, InvokeAI, NovelAI and Fooocus.
+    Reads parameters written by kdrt, by the AUTOMATIC1111 web UI and programs with its format, and
+    by ComfyUI, InvokeAI, NovelAI and Fooocus.
 
     [bold]Examples[/bold]
 
@@ -38,6 +39,10 @@ def info(
     parameters = {"Program": found.program} | dict(found.settings)
     recorded = request_of_settings(found.settings, found.program).usable()
     parameters["Command"] = command_of(recorded.model or "BUNDLE", recorded.fields)
+    if recorded.left_out:
+        parameters["Not in the command"] = ", ".join(
+            f"{key} ({value})" for key, value in recorded.left_out.items()
+        )
     if json:
         print_json(parameters)
         return

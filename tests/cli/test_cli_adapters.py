@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +51,9 @@ def test_loras_of_an_image(
     hashes = ", ".join(f"{path.stem}: {sha256(path)[:12]}" for path in files)
     assert (settings["Lora hashes"], settings["Lora weights"]) == (hashes, "style: 0.8, other: 1")
     assert "Lora" not in str(kdrt.read_infotext(plain))
+    assert cli.run(["info", str(changed), "--json"]) == 0
+    left_out = json.loads(capfd.readouterr().out)["Not in the command"]
+    assert left_out == f"Lora hashes ({hashes}), Lora weights (style: 0.8, other: 1)"
 
 
 def test_loras_of_one_name_are_told_apart_by_their_folders(

@@ -28,7 +28,9 @@ def test_from_an_image_with_and_without_a_mask(cli: Cli, demo: str, tmp_path: Pa
     )
     assert (outcome.code, outcome.out) == (0, f"{plain}\tseed 3\n"), outcome.err
     assert Image.open(plain).size == (96, 64)
-    assert json.loads(cli("info", plain, "--json").out)["Denoising strength"] == "0.5"
+    known = json.loads(cli("info", plain, "--json").out)
+    assert known["Denoising strength"] == "0.5"
+    assert known["Not in the command"] == "Init image (given), Denoising strength (0.5)"
 
     masked = tmp_path / "masked.png"
     outcome = cli("generate", demo, "a star", "--image", image, "--mask", mask, "-o", masked, *FAST)

@@ -51,7 +51,9 @@ def test_the_same_image_again(cli: Cli, demo: str, image: Path, tmp_path: Path) 
 def test_the_command_that_info_shows(cli: Cli, demo: str, image: Path, tmp_path: Path) -> None:
     import json
 
-    shown = json.loads(cli("info", image, "--json").out)["Command"]
+    known = json.loads(cli("info", image, "--json").out)
+    assert "Not in the command" not in known
+    shown = known["Command"]
     again = tmp_path / "b.png"
     done = cli(*shlex.split(shown)[1:], "-o", again, "--no-progress")
     assert done.code == 0, done.err
