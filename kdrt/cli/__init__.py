@@ -3,7 +3,8 @@ that help and version come at once.
 
 A :class:`~kdrt.errors.KdrtError` becomes one line on standard error and exit code 2, Ctrl-C
 exit code 130, SIGTERM 143. Any other exception is a bug: one line too, which names the file that
-the traceback is in, and exit code 70. With ``--debug`` every exception keeps its traceback.
+the traceback is in, and exit code 70. With ``--debug`` the traceback of every exception is shown
+in place of the line; the exit codes are the same.
 """
 
 from __future__ import annotations
@@ -143,9 +144,8 @@ def run(arguments: list[str]) -> int:
     try:
         code = _run(arguments)
     except BaseException as error:  # libraries in Rust panic with one that is no Exception
-        if "--debug" in takewhile(lambda a: a[:1] == "-", arguments):
-            raise
-        code = _failed(error)
+        debug = "--debug" in takewhile(lambda a: a[:1] == "-", arguments)
+        code = _traced(error) if debug else _failed(error)
     return code or _flushed()
 
 
@@ -159,6 +159,17 @@ def _run(arguments: list[str]) -> int:
             _complain("terminated", "")
         return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
     return 0
+
+
+def _traced(error: BaseException) -> int:
+    """Show the traceback of an exception; the exit code."""
+    import traceback
+
+    with contextlib.suppress(OSError):  # nobody can be told that standard error is full
+        traceback.print_exception(error)
+    if _interrupted or isinstance(error, KeyboardInterrupt):
+        return 130
+    return INTERNAL_ERROR if _message(error) is None else 2
 
 
 def _failed(error: BaseException) -> int:

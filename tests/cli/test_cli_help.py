@@ -15,7 +15,6 @@ from typer.core import TyperArgument, TyperOption
 import kdrt
 from kdrt import cli as command_line
 from kdrt.cli.app import _CALLED_HERE
-from kdrt.errors import KdrtError
 from tests.support.command_line import Cli
 
 COMMANDS = (
@@ -112,18 +111,22 @@ def test_words_of_other_programs_lead_to_commands() -> None:
     assert not {*_CALLED_HERE} & {*commands}
 
 
-def test_debug_keeps_the_traceback(home: Path) -> None:
-    with pytest.raises(KdrtError):
-        command_line.run(["--debug", "inspect", "nothing"])
+def test_debug_shows_the_traceback_and_keeps_the_exit_code(cli: Cli, home: Path) -> None:
+    outcome = cli("--debug", "inspect", "nothing")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith("Traceback (most recent call last)")
+    assert "BundleError: there is no bundle 'nothing'" in outcome.err
 
 
-def test_debug_keeps_the_traceback_of_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_debug_shows_the_traceback_of_a_bug(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr("kdrt.backends.doctor.examine", broken)
-    with pytest.raises(ZeroDivisionError):
-        command_line.run(["--debug", "doctor"])
+    outcome = cli("--debug", "doctor")
+    assert outcome.code == command_line.INTERNAL_ERROR
+    assert "in broken" in outcome.err
+    assert outcome.err.rstrip().endswith("ZeroDivisionError")
 
 
 def test_control_c_says_interrupted(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
