@@ -20,7 +20,7 @@ class BundleRow:
     Attributes:
         name: of its folder.
         path: the folder.
-        size: of all its files, in bytes.
+        size: of all its files, engines and caches among them, in bytes.
         family: empty where the manifest cannot be read.
         precision: likewise.
         engines: GPUs by flavour of TensorRT, as ``sm89``; those of engines that can be used.

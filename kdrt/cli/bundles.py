@@ -26,7 +26,7 @@ def list_bundles(
         print_json([each.as_dict() for each in found])
     elif found:
         print_table(
-            ("bundle", "family", "precision", "size#", "TensorRT engines"),
+            ("bundle", "family", "precision", "on disk#", "TensorRT engines"),
             [
                 (each.name, each.family, each.precision, size(each.size), each.remark)
                 for each in found

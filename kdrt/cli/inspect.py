@@ -29,6 +29,7 @@ def inspect(
       [cyan]kdrt inspect ./my-bundle --json[/cyan]
     """
     from kdrt.bundle import open_bundle
+    from kdrt.cli.bundle_rows import folder_size
     from kdrt.cli.console import print_json, print_rows, print_table
     from kdrt.common.units import size
 
@@ -44,7 +45,8 @@ def inspect(
         manifest.name,
         [
             ("folder", str(opened.path)),
-            ("size", size(total)),
+            ("model", size(total)),
+            ("on disk", f"{size(folder_size(opened.path))}, with engines and caches"),
             ("family", manifest.family),
             ("source", manifest.source + (f" @ {manifest.revision}" if manifest.revision else "")),
             ("precision", manifest.precision),

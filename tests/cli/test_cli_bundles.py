@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -33,6 +34,10 @@ def test_bundles_are_listed_with_their_facts(cli: Cli, bundles: Path) -> None:
     assert outcome.code == 0
     assert "demo    sdxl    fp32" in outcome.out
     assert "MB  none" in outcome.out
+    listed = re.search(r"demo +sdxl +fp32 +(\S+ MB)", outcome.out)
+    assert listed is not None
+    assert "on disk" in outcome.out.splitlines()[0]
+    assert re.search(rf"on disk +{listed[1]}, with engines and caches", cli("inspect", "demo").out)
     assert "is damaged" in outcome.out
     broken, demo = json.loads(cli("list", "--json").out)
     files = [file for file in (bundles / "demo").rglob("*") if file.is_file()]
