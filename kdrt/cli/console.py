@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,15 @@ def print_json(value: Any, *, indent: int | None = 2) -> None:
     # Elsewhere JSON's own escapes are the only ones that are JSON.
     unicode = "utf" in (sys.stdout.encoding or "").lower()
     sys.stdout.write(json.dumps(value, indent=indent, ensure_ascii=not unicode) + "\n")
+
+
+def one_line(text: object) -> str:
+    """A path for people to read: control characters escaped, so that it is one line and does not
+    steer the terminal."""
+    return "".join(
+        repr(c)[1:-1] if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") else c
+        for c in str(text)
+    )
 
 
 def print_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from kdrt.cli.batches import Series
-from kdrt.cli.console import print_json
+from kdrt.cli.console import one_line, print_json
 from kdrt.cli.image_files import ImageFiles
 from kdrt.cli.latents_file import save_latents
 from kdrt.images.output import save_image
@@ -140,4 +140,4 @@ def _print_line(as_json: bool, path: Path, told: str, facts: dict[str, Any]) -> 
         print_json({"path": str(path), **facts}, indent=None)
         sys.stdout.flush()  # a reader need not wait for the last image
     else:
-        typer.echo(f"{path}\t{told}")
+        typer.echo(f"{one_line(path)}\t{told}")

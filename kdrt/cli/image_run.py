@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from kdrt.cli.batches import Series, Watch, chosen_batch_size, generate_batches
+from kdrt.cli.console import one_line
 from kdrt.cli.image_files import ImageFiles
 from kdrt.cli.image_output import ImageOutput, LatentsOutput
 from kdrt.cli.image_progress import ImageProgress
@@ -62,7 +63,10 @@ def open_output(
         output = ImageOutput(series, files, sheet, as_json=as_json)
     _check_apart(files, grid, preview)
     if path is not None and files.is_taken:
-        note("note", f"{path} is there and is kept, so a number is added; --overwrite replaces it")
+        note(
+            "note",
+            f"{one_line(path)} is there and is kept, so a number is added; --overwrite replaces it",
+        )
     return output
 
 
