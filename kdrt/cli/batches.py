@@ -60,7 +60,7 @@ class Series:
         """
         shared = dict(fields)
         prompts, latents = shared.pop("prompt"), shared.pop("latents", None)
-        count = check_int("count", shared.pop("images_per_prompt", 1), 1, MAX_IMAGES)
+        count = check_int("--count", shared.pop("images_per_prompt", 1), 1, MAX_IMAGES)
         images = len(prompts) * count
         if images > _MAX_SERIES:
             raise InvalidRequestError(

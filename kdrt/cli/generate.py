@@ -204,8 +204,10 @@ def generate(
     from kdrt.cli.like import other_model, requested
     from kdrt.cli.notices import note, printed_warnings
     from kdrt.cli.preview_file import preview_file
+    from kdrt.cli.request_checks import check_without_model
 
     recorded = requested(request, prompts or [], prompts_file, like, loras=bool(lora))
+    check_without_model(recorded.fields)
     output_type = "latent" if is_latents(output) else "pil"
     series = Series.of({**recorded.fields, "output_type": output_type})
     images = open_output(
@@ -220,6 +222,12 @@ def generate(
             note("warning", advice)
         _load_loras(pipe, loras, strict=strict_lora)
         make_images(pipe, series, images, batch_size=batch_size, preview=watch, progress=progress)
+    if output_type == "pil" and recorded.fields.get("denoising_end") is not None:
+        note(
+            "note",
+            "--denoising-end left noise in the image; for another model to go on, save to "
+            ".safetensors with -o",
+        )
 
 
 def _loaded(
@@ -271,4 +279,5 @@ def _load_loras(pipe: kdrt.Pipeline, loras: list[tuple[LoraFile, float]], *, str
         scales[list(pipe.adapters.loras)[-1]] = scale
     swap = pipe.adapters.set_loras(scales)
     names = ", ".join(f"{name} at {scale:g}" for name, scale in scales.items())
-    typer.echo(f"LoRA {names}: {swap.weights} weights changed in {swap.seconds:.1f} s", err=True)
+    weights = f"{swap.weights} weight{'s' * (swap.weights != 1)}"
+    typer.echo(f"LoRA {names}: {weights} changed in {swap.seconds:.1f} s", err=True)

@@ -40,7 +40,11 @@ def takes_request(
 
     def run(**arguments: Any) -> None:
         given = {name: arguments.pop(name) for name in (*shown, "size")}
-        command(**arguments, request=_request(given, shown))
+        try:
+            command(**arguments, request=_request(given, shown))
+        except InvalidRequestError as error:
+            error.args = (with_flags(str(error), shown),)
+            raise
 
     panels = (IMAGE, BEGINNING, SAMPLING, SDXL)
     options = [
@@ -70,6 +74,23 @@ def flags_of(field: Field) -> tuple[str, ...]:
     if field.scalar is bool:
         return tuple(f"{flag}/--no-{flag.removeprefix('--')}" for flag in flags)
     return flags
+
+
+def with_flags(message: str, fields: Mapping[str, Field]) -> str:
+    """A message about fields as one about options. Quoted text stays as it is, and so do names
+    that are everyday words too, unless the sentence is about them."""
+    words = "|".join(fields)
+    compound = "|".join(name for name in fields if "_" in name)
+    named = re.compile(
+        rf"(?<!\w)'[^']*'(?!\w)|^(?P<subject>{words})(?= must | says | needs? )"
+        rf"|(?<![\w.-])(?P<field>{compound})(?![\w.])"
+    )
+
+    def flag(match: re.Match[str]) -> str:
+        name = match["subject"] or match["field"]
+        return flags_of(fields[name])[0].split("/")[0] if name else match[0]
+
+    return named.sub(flag, message)
 
 
 def _parameter(field: Field) -> Parameter:

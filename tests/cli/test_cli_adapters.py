@@ -56,6 +56,17 @@ def test_loras_of_an_image(
     assert left_out == f"Lora hashes ({hashes}), Lora weights (style: 0.8, other: 1)"
 
 
+def test_one_weight_is_told_as_one(
+    sd: TinyModel, files: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tensors = load_file(files[0])
+    layer = min(tensors).partition(".")[0]
+    one = {name: each for name, each in tensors.items() if name.partition(".")[0] == layer}
+    save_file(one, tmp_path / "one.safetensors")
+    assert generate(sd, tmp_path / "a.png", "--lora", tmp_path / "one.safetensors") == 0
+    assert "LoRA one at 1: 1 weight changed in " in capfd.readouterr().err
+
+
 def test_loras_of_one_name_are_told_apart_by_their_folders(
     sd: TinyModel, files: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -139,6 +139,9 @@ def test_one_run_goes_on_with_the_latents_of_another(cli: Cli, demo: str, tmp_pa
     )
     first = cli(*common, "--denoising-end", "0.5", "-o", latents)
     assert (first.code, first.out) == (0, f"{latents}\tseed 3\n"), first.err
+    noisy = cli(*common, "--denoising-end", "0.5", "-o", tmp_path / "noisy.png")
+    assert noisy.err.startswith("note: --denoising-end left noise in the image")
+    assert "note" not in first.err
     second = cli(*common, "--denoising-start", "0.5", "--latents", latents, "-o", image)
     assert second.code == 0, second.err
     assert cli(*common, "-o", whole).code == 0
@@ -202,6 +205,15 @@ def test_without_a_name_images_are_numbered_and_can_be_made_again(
     assert again.out == f"out-3.png\tseed {seed}\n"
     assert Image.open("out.png").tobytes() == Image.open("out-3.png").tobytes()
     assert Image.open("out.png").tobytes() != Image.open("out-2.png").tobytes()
+
+
+def test_a_line_is_an_image_whatever_its_name(cli: Cli, demo: str, tmp_path: Path) -> None:
+    path = tmp_path / "a\nb\x1b[2J\u202e é.png"
+    command = ("generate", demo, PROMPT, "-o", path, *FAST, "--seed", "7", "--overwrite")
+    shown = tmp_path / r"a\nb\x1b[2J\u202e é.png"
+    assert cli(*command).out == f"{shown}\tseed 7\n"
+    assert path.is_file()
+    assert json.loads(cli(*command, "--json").out)["path"] == str(path)
 
 
 def test_a_name_that_is_taken_is_told_and_its_file_kept(
@@ -305,18 +317,21 @@ def test_with_weighting_a_long_prompt_is_read_whole(cli: Cli, demo: str, tmp_pat
     [
         (["--sampler", "magic"], SAMPLERS),
         (["--schedule", "magic"], SCHEDULES),
-        (["--width", "70"], ["width", "multiple of 4", "68", "72"]),
-        (["--height", "-8"], ["height", "-8"]),
-        (["--steps", "0"], ["steps", "at least 1"]),
-        (["--count", "0"], ["at least 1", "0"]),
-        (["--seed", "-1"], ["seed", "at least 0"]),
-        (["--guidance", "nan"], ["guidance_scale", "nan"]),
-        (["--guidance-rescale", "2"], ["guidance_rescale", "at most 1"]),
+        (["--width", "70"], ["--width must be a multiple of 4", "68", "72"]),
+        (["--height", "-8"], ["--height must", "-8"]),
+        (["--steps", "0"], ["--steps must", "at least 1"]),
+        (["--count", "0"], ["--count must", "at least 1", "0"]),
+        (["--seed", "-1"], ["--seed must", "at least 0"]),
+        (["--guidance", "nan"], ["--guidance-scale must", "nan"]),
+        (["--guidance-rescale", "2"], ["--guidance-rescale must", "at most 1"]),
+        (["--strength", "0.5"], ["--strength says how much of an image to redo"]),
+        (["--denoising-start", "0.5"], ["--denoising-start goes on", "same --denoising-end"]),
+        (["--sampler", "clip_skip"], ["'clip_skip'"]),
         (["--guidance-interval", "1"], ["--guidance-interval", "0.3:5.4", "'1'"]),
-        (["--guidance-interval", "5:1"], ["guidance_interval", "the lower one first"]),
-        (["--deep-cache", "1"], ["deep_cache=1", "leave it out"]),
+        (["--guidance-interval", "5:1"], ["--guidance-interval", "the lower one first"]),
+        (["--deep-cache", "1"], ["--deep-cache=1", "leave it out"]),
         (["--deep-cache", "3"], ["kdrt export demo --variant deepcache"]),
-        (["--clip-skip", "99"], ["clip_skip", "99"]),
+        (["--clip-skip", "99"], ["--clip-skip", "99"]),
         (["--freeu", "1,2,3"], ["--freeu", "four numbers"]),
         (["--freeu", "1,2,3,x"], ["--freeu", "four numbers"]),
         (["--freeu", "sd9"], ["no preset 'sd9'", "sd14, sd15, sd21, sdxl"]),
@@ -343,6 +358,25 @@ def test_a_wrong_option_says_what_is_allowed(
     refusal = cli("generate", demo, PROMPT, "-o", tmp_path / "a.png", *arguments).refusal()
     assert all(word in refusal for word in said), refusal
     assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--steps", "0"], "--steps must be"),
+        (["--strength", "0.5"], "--strength says"),
+        (["--sampler", "magic"], "magic"),
+        (["--schedule", "magic"], "magic"),
+        (["--noise", "magic"], "magic"),
+        (["--sigmas", "1,2"], "descend"),
+        (["--width", "1"], "--width must be"),
+    ],
+)
+def test_what_no_model_takes_is_refused_before_the_bundle_is_opened(
+    cli: Cli, home: Path, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    options = ("-o", tmp_path / "a.png", "--lora", "nothing.safetensors", *arguments)
+    assert said in cli("generate", "nothing", PROMPT, *options).refusal()
 
 
 @pytest.mark.parametrize("prompt", ["", "  "])

@@ -131,7 +131,7 @@ def test_every_option_of_generate_can_be_right(cli: Cli, folder: Path) -> None:
 
 def test_images_to_come_are_counted_before_their_names_are_made(cli: Cli, folder: Path) -> None:
     refusal = cli("generate", "demo", "a", "--count", 10**23).refusal()
-    assert refusal == f"count must be at most 10000, not {10**23}"
+    assert refusal == f"--count must be at most 10000, not {10**23}"
 
 
 def test_names_that_no_file_can_have(cli: Cli, folder: Path) -> None:
