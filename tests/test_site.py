@@ -116,7 +116,7 @@ def test_fields_of_a_request_are_described() -> None:
     roots = [str(ROOT)]
     extensions = griffe.load_extensions(str(ROOT / "docs" / "hooks" / "docstrings.py"))
     kdrt = griffe.load("kdrt", search_paths=roots, extensions=extensions, allow_inspection=False)
-    call = kdrt["pipeline.calling.Calling.__call__"].docstring.value
+    call = kdrt["pipeline.signatures.Calling.__call__"].docstring.value
     assert "{fields}" not in call
     assert "\n    negative_prompt: What" in call
     assert "\n    **fields: " in call
