@@ -148,3 +148,25 @@ def test_long_modules_have_a_reason() -> None:
     longer = {name for name, lines in lengths.items() if lines > LONGEST}
     assert longer - LONGER.keys() == set(), "split it, or say in LONGER why it is one thing"
     assert LONGER.keys() - longer == set(), "it is short now: take it out of LONGER"
+
+
+def listed(init: Path) -> set[str]:
+    """The names in the left column of "Its files" in a package's docstring."""
+    docstring = ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))) or ""
+    rows = docstring.partition("Its files:\n")[2].splitlines()
+    return {row.split()[0] for row in rows if row.startswith("    ") and row[4] != " "}
+
+
+PACKAGES_WITH_FILES = [
+    init
+    for package in (PACKAGES[""], PACKAGES["engines"], PACKAGES["export"])
+    for init in sorted(package.rglob("__init__.py"))
+    if init.parent != PACKAGES[""]
+]
+
+
+@pytest.mark.parametrize("init", PACKAGES_WITH_FILES, ids=lambda init: init.parent.name)
+def test_a_package_names_each_of_its_files(init: Path) -> None:
+    modules_here = {file.stem for file in init.parent.glob("*.py")} - {"__init__"}
+    packages_here = {file.parent.name for file in init.parent.glob("*/__init__.py")}
+    assert listed(init) == modules_here | packages_here

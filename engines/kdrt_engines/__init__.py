@@ -8,19 +8,26 @@ imported when they are first used: the process that builds a TensorRT engine nee
 
 Its files:
 
-    base           the contract; spec, dtypes and errors belong to it
-    registry       the names of all engines, and which of them this machine can run
-    onnxruntime    ONNX Runtime
-    tensorrt       TensorRT and TensorRT-RTX
-    torch_eager    modules and exported programs; torch_programs looks into their files
-    cuda_graphs    captured work
-    profiles       the sizes that a built engine takes
-    keys           what a built engine depends on
-    comparison     how far two engines are apart
-    onnx_model     what an ONNX file says of itself (onnx_weights, protobuf)
-    processors     which processors threads run on
-    regular_files  reading files from strangers
-    installed      versions of packages
+    base            the contract
+    spec            what a network takes and gives
+    dtypes          the types of elements
+    errors          what engines raise, and the base class of kdrt's exceptions
+    registry        the names of all engines, and which of them this machine can run
+    onnxruntime     ONNX Runtime
+    tensorrt        TensorRT and TensorRT-RTX
+    torch_eager     modules and exported programs
+    torch_programs  what is in a program's file
+    cuda_graphs     captured work
+    cuda_devices    the GPUs of this machine, found without torch
+    profiles        the sizes that a built engine takes
+    keys            what a built engine depends on
+    comparison      how far two engines are apart
+    onnx_model      what an ONNX file says of itself
+    onnx_weights    the weights beside it
+    protobuf        the format it is in
+    processors      which processors threads run on
+    regular_files   reading files from strangers
+    installed       versions of packages
 """
 
 from __future__ import annotations

@@ -1,6 +1,28 @@
 """The export stage: from a Stable Diffusion checkpoint to a bundle of verified ONNX networks.
 
-``stage`` is the whole path; ``sources`` loads checkpoints, ``families`` knows what they contain,
-``components`` are the modules that are traced, ``rewrites`` change them first, ``trace`` writes
-ONNX, ``verify`` compares it with eager PyTorch. The runtime never imports this package.
+The runtime never imports this package.
+
+Its files:
+
+    stage             the whole export: source → bundle
+    options           options that have a fixed set of values
+    families          the models it knows by name
+    sources           loads checkpoints
+    walk              from a source to the components that are exported of it
+    components        the modules that are traced
+    component_export  one component: rewritten, traced, verified
+    rewrites          change the networks before they are traced
+    onnx              writes ONNX
+    dialects          one ONNX file for each reader
+    quantize          weights in fewer bits
+    programs          exported PyTorch programs
+    verify            compares an exported network with eager PyTorch
+    lora              LoRAs baked in
+    ip_adapter        IP-Adapter as a variant of the UNet
+    tokenizers        tokenizers and token embeddings
+    scheduler         what a scheduler file says of the training
+    configs           the configurations of the networks
+    report            progress of an export
+    errors            exceptions of the export
+    demo              the demo model
 """

@@ -1,11 +1,20 @@
 """Adapters: small files that change what a model makes.
 
-``lora_file`` reads LoRAs in every spelling diffusers and ComfyUI read (``lora_keys`` the names of
-tensors, ``lora_metadata`` the alphas, ``lora_layer`` the parts of one layer), ``lora_names`` finds
-the weights they mean, ``lora_merge`` adds them up, and ``lora`` keeps those of one pipeline. All
-but the last know nothing of engines or bundles: an export bakes LoRAs in with the same code.
-``embedding_file`` reads textual inversions, ``textual_inversion`` teaches them to text encoders.
-What files of both have in common is in ``tensor_file``.
+An export bakes LoRAs in with the code that is here: all of ``lora_…`` but ``lora`` itself knows
+nothing of engines or bundles.
 
-Imported by ``kdrt.pipeline.pipeline`` and by ``kdrt_export``.
+Its files:
+
+    lora               the LoRAs of one pipeline
+    lora_file          LoRA files, in every spelling that diffusers and ComfyUI read
+    lora_keys          the names of their tensors
+    lora_metadata      their alphas
+    lora_layer         the parts of one layer
+    lora_names         the weights they mean
+    lora_merge         weights with LoRAs added
+    embedding_file     files of textual inversion
+    textual_inversion  learned tokens, taught to text encoders
+    tensor_file        what files of both have in common
+    ip_adapter         images as prompts
+    variants           other components of a bundle in the place of one
 """

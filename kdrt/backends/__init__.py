@@ -3,17 +3,20 @@
 Its files:
 
     choice          the engine to use, and where it runs
-    loading         loads the components (loader is the contract)
-    onnxruntime     loads with ONNX Runtime; ort_cache keeps the graphs it optimised
+    loading         loads the components
+    loader          the contract of what loads them
+    onnxruntime     loads with ONNX Runtime
+    ort_cache       keeps the graphs that it optimised
     tensorrt        loads built TensorRT engines
     torch_programs  loads exported PyTorch programs
     fallback        a second engine where the first refuses
     stages          the order in which components take part in an image
     offload         components loaded stage by stage
-    engine_files    built engine files and their checks; records describe them
+    engine_files    built engine files and their checks
+    records         what is written beside a built engine
     profiles        the sizes an engine is built for
+    refit_setting   how often changed weights are compared with ONNX Runtime
     commands        the commands that messages name
-    refit_gate      how often changed weights are compared with ONNX Runtime
     trust           what a user trusts that others built
     doctor          what this machine has
 """

@@ -5,6 +5,42 @@ A :class:`~kdrt.errors.KdrtError` becomes one line on standard error and exit co
 exit code 130, SIGTERM 143. Any other exception is a bug: one line too, which names the file that
 the traceback is in, and exit code 70. With ``--debug`` the traceback of every exception is shown
 in place of the line; the exit codes are the same.
+
+Its files:
+
+    app              the typer application and its help
+    generate         ``kdrt generate``
+    request_options  its options that are fields of a request
+    prompts_file     prompts from a file
+    like             an image's own settings, under the options given
+    command          a request as the command that makes it
+    image_run        a series of images from the first batch to the last
+    batches          many images as batches
+    image_input      images that a command is given
+    image_output     what becomes of the images: files, lines, a sheet
+    image_files      the names of the files
+    image_progress   how far a series is
+    preview_file     previews in a file
+    latents_file     latents in files
+    info             ``kdrt info``
+    export           ``kdrt export``
+    export_checks    what is looked at before it loads anything
+    build            ``kdrt build``
+    bundles          ``kdrt list``
+    rm               ``kdrt rm``
+    inspect          ``kdrt inspect``
+    bundle_rows      bundles as lines to read
+    engine_rows      built engines as lines to read
+    doctor           ``kdrt doctor``
+    trust            ``kdrt trust``
+    samplers         ``kdrt samplers``
+    schedules        ``kdrt schedules``
+    schedule_plot    the drawing of ``--plot``
+    bench            ``kdrt bench``, which is a package of its own
+    extension        commands of other packages
+    console          tables, sizes, times, JSON
+    notices          warnings on standard error
+    crash            the file with the traceback of a bug
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ Its files:
     init_image  the images that image to image and inpainting begin with
     input       images and masks as users have them, as tensors
     output      PIL, NumPy or torch images, and files with their metadata
+    sheet       several images on one sheet, with labels
     infotext    the text format of the AUTOMATIC1111 web UI, read
     metadata    what image files of this and other programs say of themselves
     safety      the safety checker

@@ -31,7 +31,7 @@ Array = NDArray[np.float32]
 
 
 class Calling(ABC):
-    """The calls of a pipeline; :meth:`_begin` is the pipeline's."""
+    """The calls of a pipeline; :meth:`generate` and :meth:`_stream` are the pipeline's."""
 
     @overload
     def __call__(

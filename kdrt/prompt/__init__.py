@@ -1,9 +1,16 @@
 """From prompts to the UNet's conditioning.
 
-``tokens`` turns text into ids, by ``chunks`` where a prompt is long and ``weighting`` reads its
-emphasis, ``encoder`` looks them up in the ``token_table`` and runs the text encoders,
-``given`` checks embeddings that a caller brings, and ``hints`` knows what is written for other
-programs.
+Its files:
+
+    tokens        text → ids
+    weighting     emphasis, as the AUTOMATIC1111 web UI writes it
+    chunks        long prompts in parts that a text encoder can read
+    learned       tokens of textual inversion
+    token_table   the embeddings of tokens
+    encoder       ids → hidden states: the text encoders
+    conditioning  what the UNet is told
+    given         embeddings that a caller brings
+    hints         what is written for other programs
 """
 
 from kdrt.prompt.conditioning import Conditioning, zeros_like

@@ -15,8 +15,10 @@ Its files:
     init_image         an image to begin with
     shortcuts          a guidance interval and a deep cache
     memory             what a request takes at least
+    snapshot           what is kept of a job for the text of its images
     record             what an image's text tells of a request
     recorded           a request again from that text
     web_ui             what other programs' settings mean here
-    signature, schema  the fields for editors, and as JSON
+    signature          the fields for editors and ``help``
+    schema             the fields as JSON
 """

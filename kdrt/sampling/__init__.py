@@ -10,17 +10,22 @@
 Depends on torch, NumPy, `kdrt.common` and `kdrt.errors`. It knows nothing of engines or prompts,
 only a function ``denoise(x, sigma)``.
 
+Its files:
+
     schedules     grids of σ
     samplers      planners: from a grid to a plan
     plan          the plan: every coefficient of a run
     step          what all loops share: denoiser, noise, completed step
     dispatch      run any plan, by one of the next two
-    program       a plan compiled to elementwise operations
     executor      the loop over fixed steps
     adaptive      the loop that chooses its steps
+    program       a plan compiled to elementwise operations
     table         a plan as a table on the device, for captured graphs
-    foreign       samplers that are not ours (k_diffusion finds that package's own)
-    noise         the random numbers of a run; noise_modes has those of other programs
+    foreign       samplers that are not ours
+    k_diffusion   finds those of k-diffusion
+    noise         the random numbers of a run
+    noise_modes   those of other programs
+    philox        those of an NVIDIA GPU
     seed_numbers  the seeds there are, and those of a batch
 """
 

@@ -2,6 +2,18 @@
 
 Inputs and outputs have the frozen names of the bundle; sizes are symbols: ``B`` batch, ``L``
 prompt tokens, ``h`` and ``w`` latent sizes, ``H`` and ``W`` pixel sizes.
+
+Its files:
+
+    base             what all components share
+    text_encoder     CLIP text models
+    unet             the UNet
+    shallow_unet     its outermost layers, for deep cache
+    vae              the two halves of the VAE
+    vision           CLIP's vision models and the safety checker
+    preview_decoder  a small decoder for previews
+    preview_factors  the affine map from latents to a small image
+    sizes            numbers in diffusers' configurations
 """
 
 from kdrt_export.components.base import ExportComponent

@@ -1,6 +1,12 @@
 """The demo model's world: coloured shapes, their captions, and a judge of generated images.
 
-``scenes`` draws what the model was trained on, ``fidelity`` measures whether an image shows
-what a prompt says. Nothing here needs a network, diffusers or a GPU, so benchmarks, tests and
-users can gauge any engine, sampler or precision end to end. The weights lie in ``model/``.
+``scenes`` and ``fidelity`` need no network, diffusers or GPU, so benchmarks, tests and users can
+gauge any engine, sampler or precision end to end. The weights lie in ``model/``.
+
+Its files:
+
+    scenes    what the model was trained on
+    networks  the networks of the model
+    train     the training
+    fidelity  whether an image shows what a prompt says
 """

@@ -1,1 +1,6 @@
-"""Weights in fewer bits."""
+"""Weights in fewer bits.
+
+Its files:
+
+    int8_weights  weights as bytes
+"""

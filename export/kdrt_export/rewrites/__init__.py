@@ -2,4 +2,11 @@
 
 Each keeps the numbers: its test compares it with the original on random weights and inputs.
 They apply in a fixed order: merge LoRA, fuse QKV, FreeU.
+
+Its files:
+
+    fused_qkv    attention with fused projections
+    freeu        FreeU without an FFT, its strengths as inputs
+    transformer  the transformer between the convolutions
+    up_block     the UNet's up blocks
 """

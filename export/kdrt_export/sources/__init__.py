@@ -1,6 +1,24 @@
 """Where a model comes from: the demo, a hub id, a diffusers folder, a checkpoint file, or chance.
 
 A :class:`Source` hands out one float32 network at a time, so that an export never holds two.
+
+Its files:
+
+    base              what every source has
+    hub               models on the Hugging Face hub
+    folder            a diffusers folder
+    single_file       a checkpoint file
+    checkpoint_file   what such a file is
+    layouts           its networks by diffusers' names
+    random_weights    an architecture with random weights
+    replacement_unet  another UNet (``--unet``)
+    replacement_vae   another VAE (``--vae``)
+    part              where one network lies
+    reading           files that others wrote
+    weight_files      which files of weights to read
+    weights           the weights of one network, checked
+    tokenizer_files   tokenizers in a folder
+    clip_vocabulary   CLIP's tokenizer without a download
 """
 
 from __future__ import annotations

@@ -1,11 +1,24 @@
 """The samplers: planners from a σ grid to a `Plan`, and the registry that finds them by name.
 
-``karras`` integrates the probability-flow ODE in σ, ``ancestral`` adds noise after every step,
-``dpmpp`` integrates in -ln σ; ``multistep``, ``seeds_solvers`` and ``predictor_corrector`` do so
-with exact weights from ``integrals``; ``discrete`` has DDPM, DDIM and LCM, ``cfg_pp`` the samplers
-that need the result without guidance; ``dpm_solver`` and ``dpm_adaptive`` take fixed and adaptive
-singlestep methods; ``restart`` and ``er_sde`` are what they are called.
 Planners are pure arithmetic on Python floats and check nothing; `make_plan` checks the request.
+
+Its files:
+
+    karras               Euler, Heun, DPM2 and LMS: the probability-flow ODE in σ
+    ancestral            noise after every step
+    dpmpp                DPM-Solver++, in -ln σ
+    dpm_solver           fixed singlestep methods
+    dpm_adaptive         the one that chooses its steps
+    multistep            polynomials through earlier results
+    predictor_corrector  UniPC and SA-Solver
+    seeds_solvers        SEEDS
+    er_sde               ER-SDE
+    restart              Restart
+    discrete             DDPM, DDIM and LCM
+    cfg_pp               CFG++: samplers that need the result without guidance
+    integrals            the exact weights of exponential integrators
+    draft                a plan in the making
+    options              what values the options take
 """
 
 from __future__ import annotations

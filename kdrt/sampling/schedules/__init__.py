@@ -2,10 +2,17 @@
 
 σ is the standard deviation of the noise in ``x = x₀ + σ·ξ`` (variance exploding, the scaling of
 Karras et al. 2022). Everything here is float64 on the host: a grid is a few dozen numbers, made
-once per request, and never needs a device.
+once per request, and never needs a device. Here are the registry and `sigmas_for`, which checks
+the request.
 
-``training`` holds the table, ``continuous``, ``discrete`` and ``published`` the schedules,
-``partial`` cuts a grid; here are the registry and `sigmas_for`, which checks the request.
+Its files:
+
+    training    the table of noise levels
+    continuous  schedules that are formulas
+    discrete    schedules that choose training timesteps
+    published   schedules that were published as numbers
+    partial     part of a grid
+    quantile    quantiles of the beta distribution
 """
 
 from __future__ import annotations
