@@ -11,6 +11,7 @@ Its files:
     app              the typer application and its help
     generate         ``kdrt generate``
     request_options  its options that are fields of a request
+    request_checks   what is refused before a model is loaded
     prompts_file     prompts from a file
     like             an image's own settings, under the options given
     command          a request as the command that makes it

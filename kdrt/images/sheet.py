@@ -78,21 +78,22 @@ def image_grid(
 
 
 def _as_list(images: object) -> list[Image.Image]:
-    is_planes = isinstance(images, (np.ndarray, Tensor))
-    if isinstance(images, Image.Image) or (is_planes and images.ndim < 4):
-        images = [images]
-    kinds = (Image.Image, np.ndarray, Tensor)
-    if (
-        not (is_planes or isinstance(images, Sequence))
-        or not len(images)
-        or not all(isinstance(image, kinds) for image in images)
+    listed: Sequence[object] = ()
+    if isinstance(images, (np.ndarray, Tensor)):
+        listed = list(images) if images.ndim > 3 else [images]
+    elif isinstance(images, Image.Image):
+        listed = [images]
+    elif isinstance(images, Sequence):
+        listed = images
+    if not listed or not all(
+        isinstance(image, (Image.Image, np.ndarray, Tensor)) for image in listed
     ):
         raise InvalidRequestError(
             "images must be a list of at least one PIL image, array or tensor"
         )
     return [
         image if isinstance(image, Image.Image) else pil_image("an image", image)
-        for image in images
+        for image in listed
     ]
 
 

@@ -137,7 +137,8 @@ def test_a_safety_checker_of_ones_own(sd: Any) -> None:
     for wrong in (5, "off", torch.nn.Identity()):
         with pytest.raises(InvalidRequestError, match=r"pipe\.safety_checker takes None"):
             pipe.safety_checker = wrong
-    for answer in ("no", "n", None, [None], [0], [[]], np.zeros(1)):
+    answers: list[Any] = ["no", "n", None, [None], [0], [[]], np.zeros(1)]
+    for answer in answers:
         pipe.safety_checker = lambda images, answer=answer: answer
         with pytest.raises(InvalidRequestError, match="must say of each"):
             pipe("a", **shown)

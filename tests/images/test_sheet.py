@@ -73,7 +73,8 @@ def test_arrays_tensors_and_one_image_are_taken() -> None:
     expected = np.asarray(kdrt.image_grid(images()))
     array = np.stack([np.asarray(image, np.float32) / 255 for image in images()])
     tensor = torch.from_numpy(array).permute(0, 3, 1, 2)
-    for given in (array, tensor, list(array), list(tensor)):
+    forms: list[Any] = [array, tensor, list(array), list(tensor)]
+    for given in forms:
         assert np.array_equal(np.asarray(kdrt.image_grid(given)), expected)
     alone = np.asarray(kdrt.image_grid(images()[:1]))
     for one in (images()[0], array[0], tensor[0]):
@@ -83,7 +84,7 @@ def test_arrays_tensors_and_one_image_are_taken() -> None:
 
 
 def test_what_cannot_be_on_a_sheet() -> None:
-    for wrong in (
+    faults: list[Any] = [
         [],
         ["a.png"],
         None,
@@ -91,7 +92,8 @@ def test_what_cannot_be_on_a_sheet() -> None:
         {},
         np.zeros((0, 8, 8, 3)),
         torch.zeros(0, 3, 8, 8),
-    ):
+    ]
+    for wrong in faults:
         with pytest.raises(InvalidRequestError, match="at least one PIL image"):
             kdrt.image_grid(wrong)  # type: ignore[arg-type]
     with pytest.raises(InvalidRequestError, match="1 labels for 5 images"):
