@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -95,7 +97,7 @@ def test_what_cannot_be_on_a_sheet() -> None:
     ]
     for wrong in faults:
         with pytest.raises(InvalidRequestError, match="at least one PIL image"):
-            kdrt.image_grid(wrong)  # type: ignore[arg-type]
+            kdrt.image_grid(wrong)
     with pytest.raises(InvalidRequestError, match="1 labels for 5 images"):
         kdrt.image_grid(images(), ["one"])
     with pytest.raises(InvalidRequestError, match="columns must be"):
