@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from kdrt.common.paths import user_path
@@ -105,5 +106,6 @@ def as_text(argument: str) -> str:
     try:
         argument.encode()
     except UnicodeEncodeError:
-        return os.fsencode(argument).decode(errors="surrogateescape")
+        with suppress(UnicodeEncodeError):  # no byte's surrogate; the request's check refuses it
+            return os.fsencode(argument).decode(errors="surrogateescape")
     return argument

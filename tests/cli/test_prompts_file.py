@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kdrt.cli.prompts_file import given_prompts, read_prompts
+from kdrt.cli.prompts_file import as_text, given_prompts, read_prompts
 from kdrt.common.validation import MAX_TEXT
 from kdrt.errors import InvalidRequestError
 
@@ -72,3 +72,7 @@ def test_prompts_come_from_one_place(tmp_path: Path) -> None:
         given_prompts(["a"], written(tmp_path, b"b"))
     with pytest.raises(InvalidRequestError, match=r"there is no prompt.*--prompts-file"):
         given_prompts([], None)
+
+
+def test_half_a_character_is_left_for_the_check_of_the_request() -> None:
+    assert as_text("a \ud800") == "a \ud800"
