@@ -39,6 +39,14 @@ def free_memory(device: torch.device | str) -> int | None:
     return int(torch.cuda.mem_get_info(device)[0]) + kept
 
 
+def obtainable_memory() -> int:
+    """Bytes that this process can have on the CPU at most: what is free, what it holds already and
+    may use again, and swap."""
+    had = psutil.virtual_memory().available + _resident() + psutil.swap_memory().free
+    limit = _container_limit()
+    return int(had) if limit is None else min(int(had), limit)
+
+
 def _container_limit() -> int | None:
     """Bytes that all processes of this container may have; None where none is set."""
     for file in _LIMITS:

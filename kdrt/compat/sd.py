@@ -175,6 +175,7 @@ class StableDiffusionKDiffusionPipeline(
             compat_dtype=compat_dtype,
             callback=callback,
             callback_steps=callback_steps,
+            decoded=output_type != "latent",
         )
         images, flagged = self._finish(result, output_type)
         if not return_dict:

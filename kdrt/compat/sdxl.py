@@ -192,6 +192,7 @@ class StableDiffusionXLKDiffusionPipeline(
             compat_dtype=compat_dtype,
             callback=callback,
             callback_steps=callback_steps,
+            decoded=output_type != "latent",
         )
         images: Images = result
         if output_type != "latent":

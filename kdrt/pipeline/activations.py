@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from kdrt.bundle import Bundle, Manifest, config_file
+from kdrt.bundle import Bundle, config_file
 from kdrt_engines.dtypes import DTYPES
 from kdrt_engines.regular_files import read_regular
 
@@ -37,43 +37,73 @@ def least_activations(bundle: Bundle, component: str, dtype: str) -> int | None:
     return None if elements is None else elements * DTYPES[dtype].size
 
 
+class ImageActivations:
+    """The same without guidance at any size; the configurations are read once.
+
+    Args:
+        bundle: an opened bundle.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._scale = bundle.manifest.latents.scale
+        self._components = bundle.manifest.components
+        self._configs = {name: _config(bundle, name) for name in ("unet", "vae")}
+
+    def unet(self, height: int, width: int) -> int:
+        """Bytes for an image of this size in pixels; 0 if the bundle does not say enough."""
+        found = _unet(self._configs["unet"], height // self._scale, width // self._scale)
+        return (found or 0) * self._item_size("unet")
+
+    def vae_decoder(self, height: int, width: int) -> int:
+        """Likewise, for a decoder that does not run in tiles."""
+        return (_vae_decoder(self._configs["vae"], height, width) or 0) * self._item_size(
+            "vae_decoder"
+        )
+
+    def _item_size(self, component: str) -> int:
+        tensors = self._components[component]
+        return min(DTYPES[each[0].dtype].size for each in (tensors.inputs, tensors.outputs))
+
+
 def _elements(bundle: Bundle, component: str) -> int | None:
     manifest = bundle.manifest
+    facts = manifest.latents
+    height, width = facts.default_height, facts.default_width
     if component == "unet":
-        return _unet(_config(bundle, "unet"), manifest)
+        one = _unet(_config(bundle, "unet"), height // facts.scale, width // facts.scale)
+        return None if one is None else 2 * one  # guidance doubles the batch
     if component == "vae_decoder":
-        return _vae_decoder(_config(bundle, "vae"), manifest)
-    for facts in manifest.text_encoders:
-        if facts.component == component:
+        return _vae_decoder(_config(bundle, "vae"), height, width)
+    for text in manifest.text_encoders:
+        if text.component == component:
             # The prompt and the negative one.
-            return 2 * (facts.layers + 1) * facts.max_length * facts.hidden_size
+            return 2 * (text.layers + 1) * text.max_length * text.hidden_size
     return None
 
 
-def _unet(config: dict[str, Any], manifest: Manifest) -> int | None:
+def _unet(config: dict[str, Any], height: int, width: int) -> int | None:
+    """Elements for latents of this size."""
     widths, layers = _channels(config), config.get("layers_per_block")
     if widths is None:
         return None
     each = layers if isinstance(layers, list) else [layers] * len(widths)
     if len(each) != len(widths) or not all(map(_is_count, each)):
         return None
-    facts = manifest.latents
-    height, width = facts.default_height // facts.scale, facts.default_width // facts.scale
     total = widths[0] * height * width  # of the first convolution
     for level, (channels, count) in enumerate(zip(widths, each, strict=True)):
         total += count * channels * (height >> level) * (width >> level)
         if level + 1 < len(widths):  # the convolution that halves the size
             total += channels * (height >> level + 1) * (width >> level + 1)
-    return 2 * total  # guidance doubles the batch
+    return total
 
 
-def _vae_decoder(config: dict[str, Any], manifest: Manifest) -> int | None:
+def _vae_decoder(config: dict[str, Any], height: int, width: int) -> int | None:
+    """Elements for an image of this size."""
     widths = _channels(config)
     if widths is None:
         return None
     outer, inner = widths[0], widths[min(1, len(widths) - 1)]
-    facts = manifest.latents
-    return (inner + 2 * outer) * facts.default_height * facts.default_width
+    return (inner + 2 * outer) * height * width
 
 
 def _channels(config: dict[str, Any]) -> list[int] | None:

@@ -26,6 +26,7 @@ from kdrt.denoise.denoising import Denoising
 from kdrt.errors import InvalidRequestError
 from kdrt.images.output import Images, to_images
 from kdrt.images.safety import SafetyChecker, check_images
+from kdrt.pipeline.activations import ImageActivations
 from kdrt.pipeline.adapters import Adapters
 from kdrt.pipeline.calls import Calls
 from kdrt.pipeline.encoding import EncodedPrompts, encode_prompts
@@ -40,6 +41,7 @@ from kdrt.request.complete import check_names, complete
 from kdrt.request.fields import PromptFields, Prompts, Request
 from kdrt.request.grid import training_table
 from kdrt.request.job import Job, with_users_functions
+from kdrt.request.memory import check_decoder_fits, check_unet_fits
 from kdrt.request.prompts import resolve_prompts
 from kdrt.request.resolve import resolve, wants_image_prompt
 from kdrt.request.signature import takes_fields
@@ -96,6 +98,7 @@ class Pipeline(Calling, Service):
         self._unet = engines["unet"]
         self.cuda_graph = cuda_graph_level(cuda_graph, self._unet)
         self.cuda_stream = OwnStream(self._unet.device, self._unet.stream)
+        self._activations = ImageActivations(bundle)
         self.noise_schedule = training_table(bundle.manifest.scheduler)
         self.prompt_encoder = PromptEncoder(bundle, engines)
         self.vae = Vae(
@@ -249,7 +252,22 @@ class Pipeline(Calling, Service):
             self._unet.device,
             output_type,
         )
+        self.check_networks_fit(job.height, job.width, decoded=output_type != "latent")
         return with_users_functions(job, self.calls.user_function)
+
+    def check_networks_fit(self, height: int, width: int, *, decoded: bool = True) -> None:
+        """Raises InvalidRequestError: no image of this size in pixels can be computed."""
+        if self._unet.device.type != "cpu":
+            return  # there too much memory is an error, and not the end of the process
+        check_unet_fits(self._activations.unet(height, width), height, width)
+        if decoded:
+            scale = self.bundle.manifest.latents.scale
+            check_decoder_fits(
+                self._activations.vae_decoder(height, width),
+                height,
+                width,
+                lambda: self.vae.decoder.is_tiled(height // scale, width // scale),
+            )
 
     def _encode(self, job: Job) -> EncodedPrompts:
         unconditional = job.plan.needs_unconditional

@@ -5,10 +5,12 @@ Of a request the latents, their noise and the decoded images are known.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from kdrt.bundle import LatentFacts
-from kdrt.common.memory import _size, free_memory
+from kdrt.common.memory import _size, free_memory, obtainable_memory
 from kdrt.errors import InvalidRequestError
 
 _FLOAT = 4
@@ -52,4 +54,37 @@ def check_request_fits(
             + (f" with {draws} draws of noise" if draws else "")
             + f" would take at least {_size(needed)} of memory on {device.type}, and "
             f"{_size(free)} are free: ask for fewer, smaller ones, or fewer steps"
+        )
+
+
+def check_unet_fits(needed: int, height: int, width: int) -> None:
+    """Of a UNet on the CPU, where a system ends the process instead of refusing memory.
+
+    Args:
+        needed: bytes that it takes at least for an image of ``height`` by ``width`` pixels.
+
+    Raises:
+        InvalidRequestError: that is more than this process can have.
+    """
+    _check_obtainable("UNet", needed, height, width, "ask for a smaller one")
+
+
+def check_decoder_fits(needed: int, height: int, width: int, is_tiled: Callable[[], bool]) -> None:
+    """The same of a VAE decoder, unless it runs in tiles."""
+    advice = "ask for a smaller one, or call pipe.vae.enable_tiling()"
+    try:
+        _check_obtainable("VAE decoder", needed, height, width, advice)
+    except InvalidRequestError:
+        if not is_tiled():  # asked last, as an engine may have to be loaded for it
+            raise
+
+
+def _check_obtainable(network: str, needed: int, height: int, width: int, advice: str) -> None:
+    if needed < _WORTH_ASKING:
+        return
+    most = obtainable_memory()
+    if needed > most:
+        raise InvalidRequestError(
+            f"an image of {height} by {width} pixels would take at least {_size(needed)} of memory "
+            f"in the {network}, and at most {_size(most)} can be had: {advice}"
         )

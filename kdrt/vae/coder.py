@@ -108,6 +108,10 @@ class _Coder:
     def _limits(self, symbol: str) -> tuple[int, int | None]:
         return self._engine.limits().get(symbol, (1, None))
 
+    def is_tiled(self, height: int, width: int) -> bool:
+        """Whether an image of this size, in latents, is cut into tiles."""
+        return self._tiling_for(1, height, width) is not None
+
     def _tiling_for(self, batch: int, height: int, width: int) -> Tiling | None:
         """The tiling asked for, with tiles no larger than the engine allows; or one of the
         engine's largest tiles where it does not allow the whole; or None."""

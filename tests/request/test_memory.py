@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import json
 import tracemalloc
 import weakref
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,7 @@ import kdrt
 from kdrt.compat import StableDiffusionXLKDiffusionPipeline
 from kdrt.request import memory
 from kdrt.request.memory import request_memory
-from tests.support.tiny_model import CHANNELS, SCALE, TinyModel
+from tests.support.tiny_model import CHANNELS, SCALE, TinyModel, tiny_model
 
 ARGUMENTS: dict[str, Any] = {"steps": 2, "seed": 3, "output_type": "np"}
 
@@ -88,6 +91,47 @@ def test_the_compat_classes_refuse_it_too(sdxl: TinyModel, little_memory: None) 
     with pytest.raises(kdrt.InvalidRequestError, match="of memory on cpu"):
         compat("a", **LARGE, num_inference_steps=2)
     assert sdxl.unet.calls == []
+
+
+@pytest.fixture
+def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyModel:
+    """A tiny model that says it is as wide as SDXL, and memory that only its networks lack."""
+    model = tiny_model(tmp_path, "sdxl")
+    folder = tmp_path / "configs"
+    folder.mkdir(exist_ok=True)
+    unet = {"block_out_channels": [320, 640, 1280], "layers_per_block": 2}
+    (folder / "unet.json").write_text(json.dumps(unet))
+    vae = {"block_out_channels": [128, 256, 512, 512]}
+    (folder / "vae.json").write_text(json.dumps(vae))
+    monkeypatch.setattr(memory, "free_memory", lambda _: 10**12)
+    old = model.pipeline
+    engines = {name: old.engines[name] for name in old.engines}
+    return replace(model, pipeline=kdrt.Pipeline(old.bundle, engines))
+
+
+def test_what_the_networks_cannot_compute_is_refused(
+    configured: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only requests are resolved here: none of these runs."""
+    pipe = configured.pipeline
+    side: dict[str, Any] = {"height": 4096, "width": 4096}
+    decoder = 512 * 4096**2 * 4
+    monkeypatch.setattr(memory, "obtainable_memory", lambda: decoder)
+    pipe.stream("a", **side)
+    monkeypatch.setattr(memory, "obtainable_memory", lambda: decoder - 1)
+    with pytest.raises(
+        kdrt.InvalidRequestError, match=r"VAE decoder, and at most 34\.4 GB .*enable_tiling"
+    ):
+        pipe.stream("a", **side)
+    with pytest.raises(kdrt.InvalidRequestError, match="VAE decoder"):
+        StableDiffusionXLKDiffusionPipeline(pipe)("a", num_inference_steps=2, **side)
+    pipe.stream("a", output_type="latent", **side)
+    pipe.vae.enable_tiling()
+    pipe.stream("a", **side)
+    monkeypatch.setattr(memory, "obtainable_memory", lambda: 10**9)
+    with pytest.raises(kdrt.InvalidRequestError, match="in the UNet, and at most"):
+        pipe.stream("a", output_type="latent", **side)
+    assert configured.unet.calls == []
 
 
 class Fails:
