@@ -61,7 +61,9 @@ class ImageActivations:
         )
 
     def _item_size(self, component: str) -> int:
-        tensors = self._components[component]
+        tensors = self._components.get(component)
+        if tensors is None:  # a pipeline may be made of engines that the bundle does not have
+            return 0
         return min(DTYPES[each[0].dtype].size for each in (tensors.inputs, tensors.outputs))
 
 
