@@ -120,6 +120,7 @@ class Generation(Iterator[PreviewStep], Generic[ImagesT]):
 
         Raises:
             NonFiniteError: the network overflowed.
+            PipelineClosedError: the pipeline was closed between the last step and the decoding.
             InvalidRequestError: it was closed, or failed, before its last step.
         """
         if self._result is None:

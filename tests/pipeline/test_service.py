@@ -235,8 +235,6 @@ def test_a_generation_left_in_the_middle_is_ended_by_closing(sdxl: TinyModel) ->
 
 def test_closing_waits_for_the_running_call_and_refuses_later_ones(sdxl: TinyModel) -> None:
     pipe = sdxl.pipeline
-    generation = pipe.stream("a", **OPTIONS)
-    next(generation)
     closed = threading.Event()
 
     def close() -> None:
@@ -244,9 +242,13 @@ def test_closing_waits_for_the_running_call_and_refuses_later_ones(sdxl: TinyMod
         closed.set()
 
     closing = threading.Thread(target=close)
-    closing.start()
-    assert not closed.wait(0.02)
-    assert len(generation.result().images) == 1
+
+    def begin_closing(step: kdrt.PreviewStep) -> None:
+        if step.index == 0:
+            closing.start()
+            assert not closed.wait(0.02)
+
+    assert len(pipe("a", **OPTIONS, callback=begin_closing).images) == 1
     assert closed.wait(60)
     closing.join(60)
     with pytest.raises(kdrt.PipelineClosedError):
