@@ -73,7 +73,3 @@ def raise_if_out_of_memory(error: Exception, free: Callable[[], object] = lambda
         f"memory ran out ({reason}): make fewer or smaller images at a time, call "
         "pipe.vae.enable_tiling(), load with low_vram=True, or end other programs"
     ) from error
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

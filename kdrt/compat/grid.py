@@ -75,11 +75,6 @@ class TrainingTable(SaysWhatThereIs):
         return ((1 - weight) * low + weight * (low + 1)).view(sigma.shape)
 
 
-def default_grid(facts: SchedulerFacts, table: TrainingTable, steps: int) -> Tensor:
-    """The σ of :func:`default_schedule`."""
-    return default_schedule(facts, table, steps)[0]
-
-
 def default_schedule(
     facts: SchedulerFacts, table: TrainingTable, steps: int
 ) -> tuple[Tensor, Tensor]:

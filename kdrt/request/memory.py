@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 
 from kdrt.bundle import LatentFacts
-from kdrt.common.memory import _size, free_memory, obtainable_memory
+from kdrt.common.memory import free_memory, obtainable_memory
+from kdrt.common.units import size
 from kdrt.errors import InvalidRequestError
 
 _FLOAT = 4
@@ -52,8 +53,8 @@ def check_request_fits(
         raise InvalidRequestError(
             f"{what} of {height} by {width} pixels"
             + (f" with {draws} draws of noise" if draws else "")
-            + f" would take at least {_size(needed)} of memory on {device.type}, and "
-            f"{_size(free)} are free: ask for fewer, smaller ones, or fewer steps"
+            + f" would take at least {size(needed)} of memory on {device.type}, and "
+            f"{size(free)} are free: ask for fewer, smaller ones, or fewer steps"
         )
 
 
@@ -85,6 +86,6 @@ def _check_obtainable(network: str, needed: int, height: int, width: int, advice
     most = obtainable_memory()
     if needed > most:
         raise InvalidRequestError(
-            f"an image of {height} by {width} pixels would take at least {_size(needed)} of memory "
-            f"in the {network}, and at most {_size(most)} can be had: {advice}"
+            f"an image of {height} by {width} pixels would take at least {size(needed)} of memory "
+            f"in the {network}, and at most {size(most)} can be had: {advice}"
         )

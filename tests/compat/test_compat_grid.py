@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdrt.bundle import SchedulerFacts
-from kdrt.compat.grid import TrainingTable, default_grid, karras_grid
+from kdrt.compat.grid import TrainingTable, default_schedule, karras_grid
 from kdrt_export.report import Silent
 from kdrt_export.scheduler import scheduler_facts
 from tests.oracles import kdiffusion
@@ -42,7 +42,7 @@ def test_default_grid(config: dict[str, Any], steps: int) -> None:
     facts = facts_of(config)
     table = TrainingTable.from_facts(facts)
     assert torch.equal(table.alphas_cumprod, scheduler.alphas_cumprod)
-    assert torch.equal(default_grid(facts, table, steps), scheduler.sigmas)
+    assert torch.equal(default_schedule(facts, table, steps)[0], scheduler.sigmas)
 
 
 @pytest.mark.parametrize("flag", ["use_exponential_sigmas", "use_beta_sigmas"])
@@ -51,7 +51,7 @@ def test_other_spacings_of_sigma(flag: str) -> None:
     scheduler = LMSDiscreteScheduler(**config)
     scheduler.set_timesteps(7)
     facts = facts_of(config)
-    out = default_grid(facts, TrainingTable.from_facts(facts), 7)
+    out = default_schedule(facts, TrainingTable.from_facts(facts), 7)[0]
     assert torch.equal(out, scheduler.sigmas)
 
 
@@ -76,7 +76,7 @@ def test_a_key_that_is_missing_is_not_a_key_that_says_the_default() -> None:
     missing = facts_of({"_class_name": "PNDMScheduler", "beta_schedule": "scaled_linear"})
     said = facts_of({"beta_schedule": "scaled_linear", "timestep_spacing": "leading"})
     first = [
-        float(default_grid(facts, TrainingTable.from_facts(facts), 5)[0])
+        float(default_schedule(facts, TrainingTable.from_facts(facts), 5)[0][0])
         for facts in (missing, said)
     ]
     assert first[0] > 2 * first[1]
