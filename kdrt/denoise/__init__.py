@@ -4,8 +4,10 @@ Its files:
 
     inputs        what a run is made from: plan, first latents, noise, the denoiser's inputs
     denoising     samples runs, and keeps the buffers of the last sizes
-    denoiser      guidance and scaling around a UNet: the one thing a sampler knows
-    bound_unet    a UNet bound to one batch: where its halves lie, how its inputs are written
+    denoiser      the UNet of a run and all around it: the one thing a sampler knows
+    bound_unet    a UNet bound to one batch: where its rows and halves lie, how they are written
+    scaling       from a noise level to the numbers with which the UNet is called
+    guidance      from its predictions to the denoised images
     known_region  repainting a part of an image with any UNet
     shortcuts     evaluations that do less: guidance interval, deep cache
     freeu         FreeU's published factors

@@ -1,29 +1,21 @@
-"""A UNet bound to one batch: where its halves lie, and how it is fed."""
+"""A UNet bound to one batch: where its rows and halves lie, and how it is fed."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from kdrt.adapters.ip_adapter import TOKENS_INPUT, write_image_prompt
 from kdrt.bundle.components import DEEP_FEATURE
-from kdrt.denoise.inputs import DenoiserInputs
+from kdrt.denoise.inputs import DenoiserInputs, UNetConditioning
+from kdrt.denoise.scaling import Scalar, host_scalar
 from kdrt_engines import Engine, EngineSpec
-
-Scalar = float | Tensor
-"""A Python number, or a tensor without dimensions on the device."""
 
 GUIDANCE_INPUT = "timestep_cond"
 """The input of distilled models, which take the guidance scale as an embedding."""
-
-
-def host_scalar() -> Tensor:
-    """A float32 tensor without dimensions, on the host, to fill with a factor of ``torch.mul``:
-    that would make a tensor of a Python number at every call."""
-    return torch.zeros((), dtype=torch.float32)
 
 
 def is_inpainting(unet: EngineSpec) -> bool:
@@ -41,8 +33,98 @@ def guidance_embedding(guidance_scale: float, size: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos(), torch.zeros(size - 2 * half)])
 
 
+def write_conditioning(
+    inputs: Mapping[str, Tensor], told: DenoiserInputs, halves: Sequence[UNetConditioning]
+) -> None:
+    """Write what the UNet is told of B images and does not change from step to step, as far as it
+    takes it.
+
+    Args:
+        inputs: those of the UNet that have a row for each image of each half; others are left
+            alone.
+        told: holds what is the same for both halves.
+        halves: of ``told``, those that the rows are of, in order.
+    """
+    _write(inputs, "encoder_hidden_states", [half.prompt.encoder_hidden_states for half in halves])
+    _write(inputs, "text_embeds", [half.prompt.text_embeds for half in halves])
+    _write(inputs, "time_ids", [half.time_ids for half in halves])
+    if TOKENS_INPUT in inputs:
+        tokens = _joined([half.image_tokens for half in halves])
+        write_image_prompt(inputs, tokens, told.image_scale)
+    if "freeu" in inputs:
+        inputs["freeu"].copy_(torch.tensor(told.freeu))
+    if GUIDANCE_INPUT in inputs:
+        embedding = inputs[GUIDANCE_INPUT]
+        embedding.copy_(guidance_embedding(told.guidance_scale, embedding.shape[-1]))
+
+
+def _write(inputs: Mapping[str, Tensor], name: str, halves: Sequence[Tensor | None]) -> None:
+    if name not in inputs:
+        return
+    rows = _joined(halves)
+    if rows is None:
+        inputs[name].zero_()
+    else:
+        inputs[name].copy_(rows)
+
+
+def _joined(halves: Sequence[Tensor | None]) -> Tensor | None:
+    """The rows of the whole batch; None where a half has none."""
+    present = [half for half in halves if half is not None]
+    return torch.cat(present) if len(present) == len(halves) else None
+
+
+class UNetRows:
+    """A UNet at one size, row by row.
+
+    Args:
+        unet: the engine; the whole UNet, or the shallow one.
+        rows: R, the size of the batch.
+        height: latent rows.
+        width: latent columns.
+        tokens: L, the length of the conditioning.
+
+    Attributes:
+        inputs: of the UNet, at the addresses that it reads.
+        sample: ``[R, C, h, w]``, the part of the input that is the scaled latents.
+        extra: ``[R, C', h, w]``, the rest of it, which inpainting models have.
+        timestep: ``[R]``.
+        prediction: float32 ``[R, C, h, w]``: what the last run left.
+
+    Raises:
+        ShapeError: the engine does not allow these sizes.
+    """
+
+    def __init__(self, unet: Engine, *, rows: int, height: int, width: int, tokens: int) -> None:
+        self._binding = unet.bind(B=rows, L=tokens, h=height, w=width)
+        self.inputs = self._binding.inputs
+        self._noise_pred = self._binding.outputs["noise_pred"]
+        channels = self._noise_pred.shape[1]
+        self.sample = self.inputs["sample"][:, :channels]
+        self.extra = self.inputs["sample"][:, channels:]
+        self.timestep = self.inputs["timestep"]
+        self.prediction = self._noise_pred
+        if self._noise_pred.dtype != torch.float32:
+            # Guidance amplifies differences: they must not be taken in half precision.
+            self.prediction = torch.empty_like(self._noise_pred, dtype=torch.float32)
+
+    def run(self) -> None:
+        """Compute the prediction from the inputs."""
+        self._binding.run()
+        if self.prediction is not self._noise_pred:
+            self.prediction.copy_(self._noise_pred)
+
+    def take_deep_feature(self, full: UNetRows) -> None:
+        """Copy the deep feature that the last run of the ``full`` network computed."""
+        self.inputs[DEEP_FEATURE].copy_(full._binding.outputs[DEEP_FEATURE])
+
+    def held(self) -> tuple[Tensor, ...]:
+        """See `kdrt_engines.Binding.workspace`."""
+        return self._binding.workspace()
+
+
 class BoundUNet:
-    """A UNet at one size: one half, the conditional, or two with the unconditional in front.
+    """A UNet for B images: one half, the conditional, or two with the unconditional in front.
 
     Args:
         unet: the engine; the whole UNet, or the shallow one.
@@ -53,7 +135,6 @@ class BoundUNet:
         tokens: L, the length of the conditioning.
 
     Attributes:
-        extra_channels: channels of the sample beyond the latents'.
         predictions: of the halves, float32 ``[B, C, h, w]`` each: what the last run left.
 
     Raises:
@@ -64,72 +145,43 @@ class BoundUNet:
         self, unet: Engine, *, images: int, halves: int, height: int, width: int, tokens: int
     ) -> None:
         self._halves = halves
-        self._binding = unet.bind(B=halves * images, L=tokens, h=height, w=width)
+        self._rows = UNetRows(unet, rows=halves * images, height=height, width=width, tokens=tokens)
 
         # Views are made here, not in each step.
-        inputs = self._binding.inputs
-        channels = self._binding.outputs["noise_pred"].shape[1]
-        self.extra_channels: int = inputs["sample"].shape[1] - channels
-        self._extra = inputs["sample"][:, channels:].chunk(halves)
-        self._samples = inputs["sample"][:, :channels].chunk(halves)
-        self._timestep = inputs["timestep"]
-        self._noise_pred = self._binding.outputs["noise_pred"]
-        self._prediction = self._noise_pred
-        if self._noise_pred.dtype != torch.float32:
-            # Guidance amplifies differences: they must not be taken in half precision.
-            self._prediction = torch.empty_like(self._noise_pred, dtype=torch.float32)
-        self.predictions = self._prediction.chunk(halves)
+        self._extra = self._rows.extra.chunk(halves)
+        self._samples = self._rows.sample.chunk(halves)
+        self._timesteps = self._rows.timestep.view(halves, images)
+        self.predictions = self._rows.prediction.chunk(halves)
         self._factor = host_scalar()
+
+    @property
+    def extra_channels(self) -> int:
+        """Channels of the sample beyond the latents'."""
+        return self._rows.extra.shape[1]
 
     def write(self, told: DenoiserInputs) -> None:
         """Write all that does not change from step to step, as far as this network takes it."""
-        inputs = self._binding.inputs
-        halves = told.halves[-self._halves :]
-        self._write("encoder_hidden_states", [half.prompt.encoder_hidden_states for half in halves])
-        self._write("text_embeds", [half.prompt.text_embeds for half in halves])
-        self._write("time_ids", [half.time_ids for half in halves])
-        if TOKENS_INPUT in inputs:
-            tokens = _joined([half.image_tokens for half in halves])
-            write_image_prompt(inputs, tokens, told.image_scale)
-        if "freeu" in inputs:
-            inputs["freeu"].copy_(torch.tensor(told.freeu))
-        if GUIDANCE_INPUT in inputs:
-            embedding = inputs[GUIDANCE_INPUT]
-            embedding.copy_(guidance_embedding(told.guidance_scale, embedding.shape[-1]))
+        write_conditioning(self._rows.inputs, told, told.halves[-self._halves :])
         if told.extra_channels is not None:
             for half in self._extra:
                 half.copy_(told.extra_channels)
 
-    def _write(self, name: str, halves: Sequence[Tensor | None]) -> None:
-        if name not in self._binding.inputs:
-            return
-        rows = _joined(halves)
-        if rows is None:
-            self._binding.inputs[name].zero_()
-        else:
-            self._binding.inputs[name].copy_(rows)
-
     def take_deep_feature(self, full: BoundUNet) -> None:
         """Copy the deep feature that the last run of the ``full`` network computed."""
-        self._binding.inputs[DEEP_FEATURE].copy_(full._binding.outputs[DEEP_FEATURE])
+        self._rows.take_deep_feature(full._rows)
 
     def predict(self, x: Tensor, c_in: Scalar, timestep: Scalar) -> Sequence[Tensor]:
         """Run on ``c_in · x``, and return the :attr:`predictions`."""
         factor = c_in if isinstance(c_in, Tensor) else self._factor.fill_(c_in)
         for half in self._samples:
             torch.mul(x, factor, out=half)
-        self._timestep.fill_(timestep)
-        self._binding.run()
-        if self._prediction is not self._noise_pred:
-            self._prediction.copy_(self._noise_pred)
+        if isinstance(timestep, Tensor):
+            self._timesteps.copy_(timestep)
+        else:
+            self._timesteps.fill_(timestep)
+        self._rows.run()
         return self.predictions
 
     def held(self) -> tuple[Tensor, ...]:
         """See `kdrt_engines.Binding.workspace`."""
-        return self._binding.workspace()
-
-
-def _joined(halves: Sequence[Tensor | None]) -> Tensor | None:
-    """The rows of the whole batch; None where a half has none."""
-    present = [half for half in halves if half is not None]
-    return torch.cat(present) if len(present) == len(halves) else None
+        return self._rows.held()

@@ -1,31 +1,18 @@
-"""The denoiser: ``(x, σ) → denoised``, the one thing a sampler knows of the network.
-
-A network is trained at variance-preserving scale; samplers work at variance-exploding scale,
-``x = x₀ + σ·ε``. With the standard deviation d of the data and ``c = 1/√(σ² + d²)`` the network
-sees ``c_in·x``, c_in = c, and the denoised images are ``c_skip·x + c_out·prediction`` (Karras et
-al. 2022, equation 7), with scalars that depend on σ alone:
-
-                                     c_skip     c_out
-    noise (ε, d = 1)                 1          −σ         k-diffusion: DiscreteEpsDDPMDenoiser
-    velocity (v)                     c²·d²      −c·d·σ     k-diffusion: DiscreteVDDPMDenoiser
-    ε in the EDM formulation         c²·d²      c·d·σ      k-diffusion: layers.Denoiser
-    the denoised images themselves   0          1
-
-d is 1 except in the EDM formulation.
-"""
+"""The denoiser of a pipeline: ``(x, σ) → denoised``, the one thing a sampler knows of the network."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from kdrt.bundle import PredictionType
-from kdrt.denoise.bound_unet import GUIDANCE_INPUT, BoundUNet, Scalar, host_scalar
+from kdrt.denoise.bound_unet import GUIDANCE_INPUT, BoundUNet
+from kdrt.denoise.guidance import Guidance
 from kdrt.denoise.inputs import DenoiserInputs
 from kdrt.denoise.known_region import KnownRegion
+from kdrt.denoise.scaling import Numbers, Scaling
 from kdrt.denoise.shortcuts import (
     NO_SHORTCUTS,
     WHOLE,
@@ -34,7 +21,7 @@ from kdrt.denoise.shortcuts import (
     EvaluationKind,
     Shortcuts,
 )
-from kdrt.sampling import Denoise, NoiseSchedule
+from kdrt.sampling import Denoise
 from kdrt_engines import Engine, EngineSpec
 
 
@@ -61,9 +48,7 @@ class Denoiser:
 
     Args:
         unet: the engine.
-        noise_schedule: the training table, which gives the timestep of a σ.
-        prediction_type: what the UNet predicts.
-        sigma_data: d of a model in the EDM formulation; None is any other model.
+        scaling: of the model.
         images: B, the number of images denoised together.
         height: latent rows.
         width: latent columns.
@@ -82,10 +67,8 @@ class Denoiser:
     def __init__(
         self,
         unet: Engine,
-        noise_schedule: NoiseSchedule,
-        prediction_type: PredictionType,
+        scaling: Scaling,
         *,
-        sigma_data: float | None = None,
         images: int,
         height: int,
         width: int,
@@ -106,27 +89,19 @@ class Denoiser:
         self._bind = bind
         self._networks = {WHOLE: bind(WHOLE)}
         """One for each kind of evaluation that was ever needed."""
-        self._own_schedule = self._noise_schedule = noise_schedule
-        self._prediction_type = prediction_type
-        self._sigma_data = sigma_data
-        self._skips_whole = prediction_type == "epsilon" and sigma_data is None
+        self._own_scaling = self._scaling = scaling
         self._guidance_scale = 1.0
         self._rescale = 0.0
-        self._guidance_scalars = torch.zeros(2, device=unet.device)
-        """Device copies of both scalars, for captured graphs."""
 
-        self.extra_channels = self._networks[WHOLE].extra_channels
-        self._guided = torch.empty_like(self._networks[WHOLE].predictions[0])
-        self._denoised = torch.empty_like(self._guided)
+        network = self._networks[WHOLE]
+        self.extra_channels = network.extra_channels
+        self._like = network.predictions[0]
+        self._guidance = Guidance(self._like, skips_whole=scaling.skips_whole)
         self._unconditional: Tensor | None = None
         self._keeps_unconditional = False
         self._keeps_deep_feature = False
         self._region: KnownRegion | None = None
         self._imposes_region = False
-        self._wanted_std = self._guided.new_empty(images, 1, 1, 1)
-        self._actual_std = torch.empty_like(self._wanted_std)
-        self._one = torch.ones_like(self._wanted_std)
-        self._c_skip = host_scalar()
 
     @torch.no_grad()
     def prepare(self, inputs: DenoiserInputs, *, unconditional: bool = False) -> None:
@@ -149,13 +124,12 @@ class Denoiser:
             self._networks[kind].write(inputs)
         self._keeps_deep_feature = shortcuts.deep_cache is not None
         self._keeps_unconditional = unconditional
-        if unconditional and self._unconditional is None:
-            self._unconditional = torch.empty_like(self._denoised)
         self._write_region(inputs.known_region)
-        self._noise_schedule = inputs.noise_schedule or self._own_schedule
+        self._scaling = self._own_scaling
+        if inputs.noise_schedule is not None:
+            self._scaling = replace(self._own_scaling, noise_schedule=inputs.noise_schedule)
         self._guidance_scale = inputs.guidance_scale
         self._rescale = inputs.guidance_rescale
-        self._guidance_scalars.copy_(torch.tensor([self._guidance_scale, self._rescale]))
 
     @property
     def unconditional(self) -> Tensor:
@@ -182,32 +156,21 @@ class Denoiser:
         Returns:
             float32 ``[B, C, h, w]``, overwritten by the next call.
         """
-        return self._evaluate(x, self.scalars(sigma), self._guidance_scale, self._rescale, kind)
+        return self._evaluate(x, self.numbers(sigma), kind)
 
     @torch.no_grad()
-    def denoise(self, x: Tensor, scalars: Tensor, kind: EvaluationKind = WHOLE) -> Tensor:
-        """As a call, with the :meth:`scalars` of the noise level as float32 ``[4]`` on the device.
+    def denoise(self, x: Tensor, numbers: Tensor, kind: EvaluationKind = WHOLE) -> Tensor:
+        """As a call, with the :meth:`numbers` of the noise level as float32 ``[B, 6]`` on the
+        device, a row for each image.
 
         Whatever depends on the noise level or on the guidance scale is read on the device when
         the operations run, so a captured call serves every value of either.
         """
-        guidance_scale, rescale = self._guidance_scalars.unbind()
-        return self._evaluate(x, scalars.unbind(), guidance_scale, rescale, kind)
+        return self._evaluate(x, Numbers.of_rows(numbers), kind)
 
-    def scalars(self, sigma: float) -> tuple[float, float, float, float]:
-        """(c_in, timestep, c_skip, c_out) of a noise level; see the module's docstring."""
-        data = 1.0 if self._sigma_data is None else self._sigma_data
-        c_in = 1 / math.sqrt(sigma * sigma + data * data)
-        if self._skips_whole:
-            c_skip, c_out = 1.0, -sigma
-        elif self._prediction_type == "sample":
-            c_skip, c_out = 0.0, 1.0
-        else:
-            kept = c_in * data
-            c_skip, c_out = kept * kept, sigma * kept
-            if self._prediction_type == "v_prediction":
-                c_out = -c_out
-        return c_in, self._noise_schedule.timestep(sigma), c_skip, c_out
+    def numbers(self, sigma: float) -> Numbers:
+        """All that a call needs to know of a noise level, and of the guidance of this run."""
+        return Numbers(*self._scaling.scalars(sigma), self._guidance_scale, self._rescale)
 
     def mode(self) -> Hashable:
         """What decides which operations a call enqueues, besides its kind and the sizes."""
@@ -228,68 +191,21 @@ class Denoiser:
         if region is None:
             return
         if self._region is None:
-            mask = torch.empty(region.mask.shape, dtype=torch.bool, device=self._denoised.device)
-            self._region = KnownRegion(torch.empty_like(self._denoised), mask)
+            mask = torch.empty(region.mask.shape, dtype=torch.bool, device=self._like.device)
+            self._region = KnownRegion(torch.empty_like(self._like), mask)
         self._region.latents.copy_(region.latents)
         self._region.mask.copy_(region.mask)
 
-    def _evaluate(
-        self,
-        x: Tensor,
-        scalars: Sequence[Scalar],
-        guidance_scale: Scalar,
-        rescale: Scalar,
-        kind: EvaluationKind,
-    ) -> Tensor:
-        c_in, timestep, c_skip, c_out = scalars
+    def _evaluate(self, x: Tensor, numbers: Numbers, kind: EvaluationKind) -> Tensor:
         network = self._networks[kind]
-        predictions = network.predict(x, c_in, timestep)
+        predictions = network.predict(x, numbers.c_in, numbers.timestep)
         if kind.full and self._keeps_deep_feature:
             self._networks[EvaluationKind(kind.guided, full=False)].take_deep_feature(network)
 
-        guided = self._guided_prediction(predictions, guidance_scale, rescale)
-        if self._keeps_unconditional and self._unconditional is not None:
-            self._denoise(x, c_skip, predictions[0], c_out, into=self._unconditional)
-        return self._denoise(x, c_skip, guided, c_out, into=self._denoised)
-
-    def _denoise(
-        self, x: Tensor, c_skip: Scalar, prediction: Tensor, c_out: Scalar, *, into: Tensor
-    ) -> Tensor:
-        """``c_skip·x + c_out·prediction``, and the known region over it. Where c_skip is always 1
-        it costs no kernel."""
-        if not self._skips_whole:
-            factor = c_skip if isinstance(c_skip, Tensor) else self._c_skip.fill_(c_skip)
-            x = torch.mul(x, factor, out=into)
-        if isinstance(c_out, Tensor):
-            torch.addcmul(x, prediction, c_out, out=into)
-        else:
-            torch.add(x, prediction, alpha=c_out, out=into)
-        if self._imposes_region and self._region is not None:
-            self._region.impose(into)
-        return into
-
-    def _guided_prediction(
-        self, predictions: Sequence[Tensor], guidance_scale: Scalar, rescale: Scalar
-    ) -> Tensor:
-        """Classifier-free guidance, ``u + w·(c − u)``.
-
-        It is defined on the denoised images. Those are the same affine map of the two
-        predictions, with which a combination whose weights sum to 1 commutes; done before the
-        map it costs one kernel, and rescaling needs it there.
-        """
-        if len(predictions) == 1:
-            return predictions[0]
-        unconditional, conditional = predictions
-        torch.lerp(unconditional, conditional, guidance_scale, out=self._guided)
-        if self._rescale > 0:
-            self._rescale_to(conditional, rescale)
-        return self._guided
-
-    def _rescale_to(self, conditional: Tensor, rescale: Scalar) -> None:
-        """Pull each image's standard deviation towards that of the conditional prediction:
-        ``φ·x·std(c)/std(x) + (1 − φ)·x`` (Lin et al. 2023, arXiv:2305.08891, equations 15–16).
-        As in the paper x is the network's output, not the denoised image."""
-        torch.std(conditional, dim=(1, 2, 3), keepdim=True, out=self._wanted_std)
-        torch.std(self._guided, dim=(1, 2, 3), keepdim=True, out=self._actual_std)
-        factor = self._wanted_std.div_(self._actual_std)
-        self._guided.mul_(torch.lerp(self._one, factor, rescale, out=factor))
+        guidance, c_skip, c_out = self._guidance, numbers.c_skip, numbers.c_out
+        region = self._region if self._imposes_region else None
+        rescale = numbers.rescale if self._rescale > 0 else None
+        guided = guidance.guided(predictions, numbers.guidance_scale, rescale)
+        if self._keeps_unconditional:
+            self._unconditional = guidance.unconditional(x, c_skip, predictions[0], c_out, region)
+        return guidance.denoised(x, c_skip, guided, c_out, region)

@@ -8,17 +8,16 @@ from typing import NamedTuple
 
 import torch
 
-from kdrt.bundle import SchedulerFacts
 from kdrt.common.log import timed_steps
 from kdrt.common.lru import LruCache
 from kdrt.denoise.cuda_graphs import CudaGraphLevel, CudaGraphRunner, capture_on
 from kdrt.denoise.denoiser import Denoiser, for_one_run
 from kdrt.denoise.inputs import DenoiserInputs, SamplingRun
+from kdrt.denoise.scaling import Scaling
 from kdrt.sampling import (
     AdaptivePlan,
     Denoise,
     ForeignPlan,
-    NoiseSchedule,
     SeededNoise,
     Step,
     run_adaptive,
@@ -63,9 +62,8 @@ class Denoising:
         graphs: what was captured, for all sizes together.
 
     Args:
-        facts: what the UNet predicts.
         unet: the engine.
-        noise_schedule: the training table.
+        scaling: of the model.
         shallow: gives the shallow UNet, called when it is first needed.
         cuda_graph: how much to capture.
         stream: to capture on; None on a CPU.
@@ -73,17 +71,15 @@ class Denoising:
 
     def __init__(
         self,
-        facts: SchedulerFacts,
         unet: Engine,
-        noise_schedule: NoiseSchedule,
+        scaling: Scaling,
         *,
         shallow: Callable[[], Engine],
         cuda_graph: CudaGraphLevel,
         stream: torch.cuda.Stream | None,
     ) -> None:
-        self._facts = facts
         self._unet = unet
-        self._noise_schedule = noise_schedule
+        self._scaling = scaling
         self._shallow = shallow
         self._cuda_graph = cuda_graph
         self._stream = stream
@@ -123,7 +119,7 @@ class Denoising:
         denoiser, runner = self._prepared(run, inputs)
         if isinstance(plan, ForeignPlan):
             denoise = for_one_run(denoiser, inputs.shortcuts)
-            schedule = inputs.noise_schedule or self._noise_schedule
+            schedule = inputs.noise_schedule or self._scaling.noise_schedule
             return run_foreign(plan, latents, denoise, run.noise, schedule, run.seed)
         noise = run.noise.draw(plan.slots).to(latents.device)
         if runner is None:
@@ -157,9 +153,7 @@ class Denoising:
         )
         denoiser = Denoiser(
             self._unet,
-            self._noise_schedule,
-            self._facts.prediction_type,
-            sigma_data=self._facts.edm.sigma_data if self._facts.edm else None,
+            self._scaling,
             **size._asdict(),
             shallow=self._shallow,
         )

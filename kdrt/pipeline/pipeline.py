@@ -23,6 +23,7 @@ from kdrt.common.validation import check_bool, check_callable
 from kdrt.denoise.cuda_graphs import CudaGraphLevel, cuda_graph_level
 from kdrt.denoise.denoiser import is_doubled
 from kdrt.denoise.denoising import Denoising
+from kdrt.denoise.scaling import Scaling
 from kdrt.errors import InvalidRequestError
 from kdrt.images.output import Images, to_images
 from kdrt.images.safety import SafetyChecker, check_images
@@ -116,10 +117,15 @@ class Pipeline(Calling, Service):
             load_component,
             self.replace_engines,
         )
-        self.denoising = Denoising(
-            bundle.manifest.scheduler,
-            self._unet,
+        scheduler = bundle.manifest.scheduler
+        scaling = Scaling(
+            scheduler.prediction_type,
             self.noise_schedule,
+            scheduler.edm.sigma_data if scheduler.edm else None,
+        )
+        self.denoising = Denoising(
+            self._unet,
+            scaling,
             shallow=lambda: self.engines[SHALLOW_UNET],
             cuda_graph=self.cuda_graph,
             stream=self.cuda_stream.stream,

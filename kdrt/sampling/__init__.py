@@ -20,7 +20,8 @@ Its files:
     executor      the loop over fixed steps
     adaptive      the loop that chooses its steps
     program       a plan compiled to elementwise operations
-    table         a plan as a table on the device, for captured graphs
+    table         a plan as a table of numbers, for stages that read them on the device
+    slots         the states of several images, each at a stage of its own plan
     foreign       samplers that are not ours
     k_diffusion   finds those of k-diffusion
     noise         the random numbers of a run

@@ -17,6 +17,7 @@ from kdrt.denoise.cuda_graphs import (
     CudaGraphRunner,
 )
 from kdrt.denoise.denoiser import for_one_run
+from kdrt.denoise.scaling import Numbers
 from kdrt.denoise.shortcuts import WHOLE, EvaluationKind, Shortcuts
 from kdrt.sampling import Plan, SeededNoise, Step, run
 from kdrt_engines.cuda_graphs import CaptureError, CudaGraphCache, Graph
@@ -32,11 +33,11 @@ class Network:
         self.unconditional = torch.zeros(SHAPE)
         self.is_rescaled = False
 
-    def scalars(self, sigma: float) -> tuple[float, float, float, float]:
-        return 1 / math.sqrt(sigma**2 + 1), math.log(sigma), 1.0, -sigma
+    def numbers(self, sigma: float) -> Numbers:
+        return Numbers(1 / math.sqrt(sigma**2 + 1), math.log(sigma), 1.0, -sigma, 1.0, 0.0)
 
-    def denoise(self, x: Tensor, scalars: Tensor, kind: EvaluationKind) -> Tensor:
-        scale, timestep, skip, out = scalars
+    def denoise(self, x: Tensor, numbers: Tensor, kind: EvaluationKind) -> Tensor:
+        scale, timestep, skip, out = numbers[:, :4].view(-1, 4, 1, 1, 1).unbind(1)
         noise = torch.tanh(x * scale + 0.1 * timestep).roll(1, -1)
         if not kind.guided:
             noise = 0.5 * noise
@@ -44,7 +45,7 @@ class Network:
         return self._result
 
     def __call__(self, x: Tensor, sigma: float, kind: EvaluationKind = WHOLE) -> Tensor:
-        return self.denoise(x, torch.tensor(self.scalars(sigma)), kind)
+        return self.denoise(x, torch.tensor([self.numbers(sigma)] * len(x)), kind)
 
     def mode(self) -> Hashable:
         return self.is_rescaled

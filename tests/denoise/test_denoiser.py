@@ -19,6 +19,7 @@ from kdrt.bundle.manifest import Dtype
 from kdrt.denoise.bound_unet import guidance_embedding
 from kdrt.denoise.denoiser import Denoiser, is_doubled
 from kdrt.denoise.inputs import DenoiserInputs, UNetConditioning
+from kdrt.denoise.scaling import Scaling
 from kdrt.prompt import Conditioning
 from kdrt.sampling import NoiseSchedule
 from kdrt.sampling.schedules import ContinuousSchedule
@@ -74,9 +75,7 @@ def denoiser(
     unet = Recorder(tiny_unet, [tensor.name for tensor in spec.inputs])
     bound = Denoiser(
         TorchEngine(unet, spec),
-        SCHEDULE if sigma_data is None else EDM,
-        prediction_type,
-        sigma_data=sigma_data,
+        Scaling(prediction_type, SCHEDULE if sigma_data is None else EDM, sigma_data),
         images=IMAGES,
         height=HEIGHT,
         width=WIDTH,
@@ -84,6 +83,11 @@ def denoiser(
         doubled=doubled,
     )
     return bound, unet
+
+
+def on_device(bound: Denoiser, sigma: float) -> Tensor:
+    """What a call needs to know of a noise level, a row for each image."""
+    return torch.tensor([bound.numbers(sigma)] * IMAGES)
 
 
 def prepare(
@@ -303,8 +307,7 @@ def test_an_inpainting_network_sees_its_channels_in_both_halves_and_unscaled() -
     )
     bound = Denoiser(
         TorchEngine(unet, spec),
-        SCHEDULE,
-        "epsilon",
+        Scaling("epsilon", SCHEDULE),
         images=IMAGES,
         height=HEIGHT,
         width=WIDTH,
@@ -423,9 +426,7 @@ def test_numbers_on_the_device_give_the_same(
     spec = unet_spec(dtype)
     bound = Denoiser(
         TorchEngine(Halves(torch.float16 if dtype == "float16" else torch.float32), spec),
-        SCHEDULE if model[1] is None else EDM,
-        model[0],
-        sigma_data=model[1],
+        Scaling(model[0], SCHEDULE if model[1] is None else EDM, model[1]),
         images=IMAGES,
         height=HEIGHT,
         width=WIDTH,
@@ -445,7 +446,7 @@ def test_numbers_on_the_device_give_the_same(
             x = latents() * sigma
             expected = bound(x, sigma).clone()
             unguided = bound.unconditional.clone() if unconditional else None
-            actual = bound.denoise(x, torch.tensor(bound.scalars(sigma)))
+            actual = bound.denoise(x, on_device(bound, sigma))
             torch.testing.assert_close(actual, expected, rtol=2e-6, atol=2e-6 * (1 + sigma))
             if unguided is not None:
                 torch.testing.assert_close(
@@ -456,12 +457,13 @@ def test_numbers_on_the_device_give_the_same(
 def test_the_guidance_scale_is_no_part_of_what_is_captured() -> None:
     """Work recorded once gives the results of whatever `prepare` says later."""
     bound, _ = denoiser()
-    x, scalars = latents(), torch.tensor(bound.scalars(1.0))
+    x = latents()
     modes = set()
     for guidance in (2.0, 9.0):
         prepare(bound, conditioning(1), conditioning(2), guidance_scale=guidance)
         modes.add(bound.mode())
-        torch.testing.assert_close(bound.denoise(x, scalars).clone(), bound(x, 1.0))
+        actual = bound.denoise(x, on_device(bound, 1.0)).clone()
+        torch.testing.assert_close(actual, bound(x, 1.0))
     prepare(bound, conditioning(1), conditioning(2), guidance_scale=2.0, guidance_rescale=0.5)
     modes.add(bound.mode())
     assert len(modes) == 2

@@ -9,6 +9,7 @@ from torch import Tensor
 from kdrt.denoise.denoiser import Denoiser
 from kdrt.denoise.inputs import DenoiserInputs, UNetConditioning
 from kdrt.denoise.known_region import KnownRegion
+from kdrt.denoise.scaling import Scaling
 from kdrt.prompt import Conditioning
 from kdrt.sampling import SAMPLERS, NoiseSchedule, SeededNoise, run, sigmas_for
 from kdrt_engines.torch_eager import TorchEngine
@@ -37,9 +38,8 @@ def inputs(region: KnownRegion | None) -> DenoiserInputs:
 def denoiser() -> Denoiser:
     spec = unet_spec()
     unet = TorchEngine(Recorder(tiny_unet, [tensor.name for tensor in spec.inputs]), spec)
-    return Denoiser(
-        unet, NOISE_SCHEDULE, "epsilon", images=2, height=6, width=6, tokens=5, doubled=True
-    )
+    scaling = Scaling("epsilon", NOISE_SCHEDULE)
+    return Denoiser(unet, scaling, images=2, height=6, width=6, tokens=5, doubled=True)
 
 
 def region_of(latents: Tensor) -> KnownRegion:
@@ -78,8 +78,8 @@ def test_what_is_known_replaces_both_results_and_nothing_else(on_device: bool) -
     masked.prepare(DenoiserInputs(**{**vars(told), "known_region": region}), unconditional=True)
     results = []
     for each in (plain, masked):
-        scalars = torch.tensor(each.scalars(2.0))
-        denoised = each.denoise(x, scalars) if on_device else each(x, 2.0)
+        numbers = torch.tensor([each.numbers(2.0)] * 2)
+        denoised = each.denoise(x, numbers) if on_device else each(x, 2.0)
         results.append((denoised, each.unconditional))
     for free, imposed in zip(*results, strict=True):
         assert torch.equal(imposed, torch.where(region.mask, free, known))

@@ -19,6 +19,7 @@ from kdrt.denoise.cuda_graphs import CudaGraphLevel, CudaGraphRunner
 from kdrt.denoise.denoiser import Denoiser
 from kdrt.denoise.inputs import DenoiserInputs, UNetConditioning
 from kdrt.denoise.known_region import KnownRegion
+from kdrt.denoise.scaling import Scaling
 from kdrt.denoise.shortcuts import Shortcuts
 from kdrt.prompt import Conditioning
 from kdrt.sampling import NoiseSchedule
@@ -127,9 +128,11 @@ def test_no_option_allocates_a_tensor_in_a_step(option: Option, level: CudaGraph
     """One step after the other, and by the stage that a CUDA graph captures."""
     denoiser = Denoiser(
         network(option),
-        NoiseSchedule.from_betas(0.00085, 0.012, "scaled_linear"),
-        option.prediction_type,
-        sigma_data=option.sigma_data,
+        Scaling(
+            option.prediction_type,
+            NoiseSchedule.from_betas(0.00085, 0.012, "scaled_linear"),
+            option.sigma_data,
+        ),
         images=2,
         height=6,
         width=4,

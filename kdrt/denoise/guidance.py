@@ -1,0 +1,117 @@
+"""From a network's predictions to the denoised images: classifier-free guidance, the affine map of
+the model's scaling, and the region that is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kdrt.denoise.known_region import KnownRegion
+from kdrt.denoise.scaling import Scalar, host_scalar
+
+
+class Guidance:
+    """The arithmetic around a network for B images, in float32 buffers made before: it allocates
+    nothing and reads nothing back. (On a CPU, ``rescale`` for a single image makes one number in
+    ``torch.std``.)
+
+    All of its numbers may be Python's, or tensors that broadcast against ``[B, C, h, w]``, one
+    number an image.
+
+    Args:
+        like: float32 ``[B, C, h, w]``.
+        skips_whole: c_skip is 1 at every noise level; see `kdrt.denoise.scaling.Scaling`.
+    """
+
+    def __init__(self, like: Tensor, *, skips_whole: bool) -> None:
+        self._skips_whole = skips_whole
+        self._guided = torch.empty_like(like)
+        self._denoised = torch.empty_like(like)
+        self._unconditional: Tensor | None = None
+        self._wanted_std = like.new_empty(len(like), 1, 1, 1)
+        self._actual_std = torch.empty_like(self._wanted_std)
+        self._one = torch.ones_like(self._wanted_std)
+        self._c_skip = host_scalar()
+
+    def guided(
+        self, predictions: Sequence[Tensor], guidance_scale: Scalar, rescale: Scalar | None
+    ) -> Tensor:
+        """Classifier-free guidance, ``u + w·(c − u)``.
+
+        It is defined on the denoised images. Those are the same affine map of the two
+        predictions, with which a combination whose weights sum to 1 commutes; done before the
+        map it costs one kernel, and rescaling needs it there.
+
+        Args:
+            predictions: conditional, or unconditional and conditional; ``[B, C, h, w]`` each.
+            guidance_scale: w.
+            rescale: φ of :meth:`_rescale_to`; None is off.
+
+        Returns:
+            ``[B, C, h, w]``, overwritten by the next call.
+        """
+        if len(predictions) == 1:
+            return predictions[0]
+        unconditional, conditional = predictions
+        torch.lerp(unconditional, conditional, guidance_scale, out=self._guided)
+        if rescale is not None:
+            self._rescale_to(conditional, rescale)
+        return self._guided
+
+    def denoised(
+        self,
+        x: Tensor,
+        c_skip: Scalar,
+        prediction: Tensor,
+        c_out: Scalar,
+        region: KnownRegion | None,
+    ) -> Tensor:
+        """``c_skip·x + c_out·prediction``, and the known region over it, overwritten by the next
+        call."""
+        return self._map(x, c_skip, prediction, c_out, region, into=self._denoised)
+
+    def unconditional(
+        self,
+        x: Tensor,
+        c_skip: Scalar,
+        prediction: Tensor,
+        c_out: Scalar,
+        region: KnownRegion | None,
+    ) -> Tensor:
+        """The same in a buffer of its own."""
+        if self._unconditional is None:
+            self._unconditional = torch.empty_like(self._denoised)
+        return self._map(x, c_skip, prediction, c_out, region, into=self._unconditional)
+
+    def _map(
+        self,
+        x: Tensor,
+        c_skip: Scalar,
+        prediction: Tensor,
+        c_out: Scalar,
+        region: KnownRegion | None,
+        *,
+        into: Tensor,
+    ) -> Tensor:
+        # Where c_skip is always 1 it costs no kernel.
+        if not self._skips_whole:
+            factor = c_skip if isinstance(c_skip, Tensor) else self._c_skip.fill_(c_skip)
+            x = torch.mul(x, factor, out=into)
+        if isinstance(c_out, Tensor):
+            torch.addcmul(x, prediction, c_out, out=into)
+        else:
+            torch.add(x, prediction, alpha=c_out, out=into)
+        if region is not None:
+            region.impose(into)
+        return into
+
+    def _rescale_to(self, conditional: Tensor, rescale: Scalar) -> None:
+        """Pull each image's standard deviation towards that of the conditional prediction:
+        ``φ·x·std(c)/std(x) + (1 − φ)·x`` (Lin et al. 2023, arXiv:2305.08891, equations 15–16).
+        As in the paper x is the network's output, not the denoised image."""
+        torch.std(conditional, dim=(1, 2, 3), keepdim=True, out=self._wanted_std)
+        torch.std(self._guided, dim=(1, 2, 3), keepdim=True, out=self._actual_std)
+        factor = self._wanted_std.div_(self._actual_std)
+        self._guided.mul_(torch.lerp(self._one, factor, rescale, out=factor))
