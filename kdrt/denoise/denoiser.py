@@ -1,4 +1,4 @@
-"""The denoiser of a pipeline: ``(x, σ) → denoised``, the one thing a sampler knows of the network."""
+"""The UNet of a run and all around it: ``(x, σ) → denoised``, all that a sampler knows."""
 
 from __future__ import annotations
 

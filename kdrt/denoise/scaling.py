@@ -29,7 +29,6 @@ from torch import Tensor
 from kdrt.bundle import PredictionType
 from kdrt.sampling import NoiseSchedule
 
-
 Scalar = float | Tensor
 """A Python number; or a tensor on the device that broadcasts against ``[B, C, h, w]``."""
 

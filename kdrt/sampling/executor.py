@@ -38,6 +38,103 @@ def run_fixed(
         ValueError: at once, if ``noise`` is missing or misshapen; at the first evaluation, if
             ``denoise`` returns another shape or dtype.
     """
+    return _steps(FixedRun(plan, latents, noise), denoise)
+
+
+def _steps(run: FixedRun, denoise: Denoise) -> Iterator[Step]:
+    guided = cast(HasUnconditional, denoise)
+    while not run.is_finished:
+        # Restored before the step is handed over: the caller's code runs in the caller's mode.
+        callers = torch.is_grad_enabled()
+        _set_grad_enabled(False)
+        try:
+            denoised = denoise(run.state, run.sigma)
+            step = run.advance(denoised, guided.unconditional if run.needs_unconditional else None)
+        finally:
+            _set_grad_enabled(callers)
+        if step is not None:
+            yield step
+
+
+class FixedRun:
+    """A run of a plan with fixed steps, one evaluation at a time: the caller evaluates.
+
+    Attributes:
+        state: what is to be evaluated next, a working buffer.
+        sigma: at this noise level.
+        needs_unconditional: results without guidance are needed too.
+        is_finished: all evaluations are made, and ``state`` is the result.
+
+    Args:
+        plan: see `kdrt.sampling.run`, as for ``latents`` and ``noise``.
+        latents: see there.
+        noise: see there.
+
+    Raises:
+        ValueError: ``noise`` is missing or misshapen.
+    """
+
+    __slots__ = (
+        "_checked",
+        "_count",
+        "_operations",
+        "_registers",
+        "_stages",
+        "is_finished",
+        "needs_unconditional",
+        "sigma",
+        "state",
+    )
+
+    @torch.no_grad()
+    def __init__(self, plan: Plan, latents: Tensor, noise: Tensor | None = None) -> None:
+        _check_noise(plan, latents, noise)
+        program, (prologue, *operations) = _compiled(plan, latents.dtype)
+        registers = _registers(program, latents, noise)
+        for function, out, first, second, number in prologue:
+            function(registers[out], registers[first], registers[second], number)
+        self._registers, self._stages, self._operations = registers, program.stages, operations
+        self._checked: Tensor | None = None
+        self._count = 0
+        self.needs_unconditional = program.needs_unconditional
+        self.is_finished = False
+        self.state, self.sigma = registers[program.start], program.stages[0].sigma
+
+    def advance(self, denoised: Tensor, unconditional: Tensor | None = None) -> Step | None:
+        """Go on from an evaluation. Without gradients: that is for the caller to see to.
+
+        Args:
+            denoised: the denoiser's result of ``state`` at ``sigma``.
+            unconditional: the same without guidance, where it is needed.
+
+        Returns:
+            The step that it completes, if it completes one.
+
+        Raises:
+            ValueError: ``denoised`` has another shape or dtype.
+        """
+        registers, stage = self._registers, self._stages[self._count]
+        if denoised is not self._checked:
+            _check_denoised(denoised, self.state)
+            self._checked = denoised
+        # The state may be overwritten while the result is still read.
+        registers[DENOISED] = denoised.clone() if denoised is self.state else denoised
+        if unconditional is not None:
+            registers[UNCONDITIONAL] = unconditional
+        for function, out, first, second, number in self._operations[self._count]:
+            function(registers[out], registers[first], registers[second], number)
+        self._count += 1
+        self.state = registers[stage.result]
+        if self._count < len(self._stages):
+            self.sigma = self._stages[self._count].sigma
+        else:
+            self.is_finished = True
+        if stage.ending is None:
+            return None
+        return Step(*stage.ending, self.state, registers[DENOISED])
+
+
+def _check_noise(plan: Plan, latents: Tensor, noise: Tensor | None) -> None:
     expected = (len(plan.slots), *latents.shape)
     if noise is None:
         if plan.slots:
@@ -46,39 +143,6 @@ def run_fixed(
         raise ValueError(
             f"{plan.sampler} needs noise of shape {list(expected)}, got {list(noise.shape)}"
         )
-    return _steps(plan, latents, denoise, noise)
-
-
-def _steps(plan: Plan, latents: Tensor, denoise: Denoise, noise: Tensor | None) -> Iterator[Step]:
-    program, (prologue, *operations) = _compiled(plan, latents.dtype)
-    registers = _registers(program, latents, noise)
-    with torch.no_grad():
-        for function, out, first, second, number in prologue:
-            function(registers[out], registers[first], registers[second], number)
-    guided = cast(HasUnconditional, denoise)
-    checked: Tensor | None = None
-    for stage, updates in zip(program.stages, operations, strict=True):
-        sigma, source, _, result, ending = stage
-        # Restored before the step is handed over: the caller's code runs in the caller's mode.
-        callers = torch.is_grad_enabled()
-        _set_grad_enabled(False)
-        try:
-            state = registers[source]
-            denoised = denoise(state, sigma)
-            if denoised is not checked:
-                _check_denoised(denoised, state)
-                checked = denoised
-            # The state may be overwritten while the result is still read.
-            registers[DENOISED] = denoised.clone() if denoised is state else denoised
-            if program.needs_unconditional:
-                registers[UNCONDITIONAL] = guided.unconditional
-            for function, out, first, second, number in updates:
-                function(registers[out], registers[first], registers[second], number)
-        finally:
-            _set_grad_enabled(callers)
-        if ending is not None:
-            index, sigma, sigma_next = ending
-            yield Step(index, sigma, sigma_next, registers[result], registers[DENOISED])
 
 
 @lru_cache(maxsize=16)

@@ -29,7 +29,7 @@ from kdrt.sampling.table import (
 _INDICES = 5
 """Of a row: registers of both results, draws of both noises, and how far the cursor advances."""
 
-Numbers = Sequence[Sequence[float]]
+StageNumbers = Sequence[Sequence[Any]]
 """For each stage of a plan, the numbers that the denoiser needs of it."""
 
 
@@ -84,7 +84,7 @@ class Slots:
 
     @torch.no_grad()
     def load(
-        self, slot: int, plan: Plan, latents: Tensor, noise: Tensor | None, numbers: Numbers
+        self, slot: int, plan: Plan, latents: Tensor, noise: Tensor | None, numbers: StageNumbers
     ) -> None:
         """Put an image into a slot, in place of what it held.
 
@@ -105,7 +105,7 @@ class Slots:
         plan: Plan,
         latents: Tensor,
         noise: Tensor | None,
-        numbers: Numbers,
+        numbers: StageNumbers,
     ) -> None:
         """Put B images of one plan into as many slots: ``latents [B, C, h, w]``, ``noise
         [len(plan.slots), B, C, h, w]``; see :meth:`load`."""
@@ -144,8 +144,8 @@ class Slots:
         draws_before, draws = self._draws, max(self._draws, _power_of_two(draws))
 
         def wider(tensor: Tensor, dim: int, old: int, new: int) -> Tensor:
-            parts = tensor.unflatten(dim, (slots, old))
-            shape = list(parts.shape)
+            shape = [*tensor.shape[:dim], slots, old, *tensor.shape[dim + 1 :]]
+            parts = tensor.view(shape)
             shape[dim + 1] = new
             room = parts.new_zeros(shape)
             room.narrow(dim + 1, 0, old).copy_(parts)
@@ -186,6 +186,7 @@ class Tick:
         device = slots.registers.device
         self._at = torch.full((images,), slots.count, device=device)
         self._start_row = self._at * REGISTERS + START
+        self._taken: tuple[int, ...] = ()
         self._cursor = torch.zeros_like(self._at)
         self._row = torch.zeros(images, slots.table.shape[1], device=device)
         self._index = torch.zeros(_INDICES, images, dtype=torch.int64, device=device)
@@ -209,6 +210,9 @@ class Tick:
 
     def take(self, slots: Sequence[int]) -> None:
         """Take these slots from now on, n at most."""
+        if (*slots,) == self._taken:
+            return
+        self._taken = (*slots,)
         places = len(self._at)
         at = torch.tensor([*slots, *[self._slots.count] * (places - len(slots))])
         _upload(self._at, at)

@@ -56,7 +56,7 @@ class Features(NamedTuple):
             residual=plan.residual,
         )
 
-    def __or__(self, other: Features) -> Features:  # type: ignore[override]
+    def __or__(self, other: Features) -> Features:
         """What serves plans of either."""
         return Features(*(a or b for a, b in zip(self, other, strict=True)))
 

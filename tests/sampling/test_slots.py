@@ -213,14 +213,16 @@ def test_images_that_come_and_go_are_what_they_are_alone(data: st.DataObject) ->
     images: dict[int, Flying] = {}
     for seed in range(data.draw(st.integers(3, 12))):
         free = [slot for slot in range(4) if slot not in images]
-        if free and data.draw(st.booleans()):
+        joins: bool = data.draw(st.booleans())
+        if free and joins:
             slot = data.draw(st.sampled_from(free))
             length = data.draw(st.integers(2, len(SIGMAS)))
             sampler = data.draw(st.sampled_from(FIXED))
             images[slot] = flying(slots, slot, fixed_plan(sampler, SIGMAS[:length]), seed)
         if not images:
             continue
-        chosen = data.draw(st.lists(st.sampled_from(sorted(images)), min_size=1, unique=True))
+        some = st.lists(st.sampled_from(sorted(images)), min_size=1, unique=True)
+        chosen: list[int] = data.draw(some)
         tick = ticks[min(n for n in ticks if n >= len(chosen))]
         features = Features()
         for slot in chosen:

@@ -1,0 +1,252 @@
+"""A denoiser of images that come from different requests.
+
+What the UNet is told of an image lies in a store, two rows a slot: the unconditional half and the
+conditional one. A denoiser for n images has a UNet of R rows. It gathers into them what it is to
+be told: two rows of an image with guidance, one of an image without, or outside of its guidance
+interval. Each prediction goes back to its image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kdrt.denoise.bound_unet import UNetRows, write_conditioning
+from kdrt.denoise.guidance import Guidance
+from kdrt.denoise.inputs import DenoiserInputs
+from kdrt.denoise.known_region import KnownRegion
+from kdrt.denoise.scaling import Numbers, Scaling
+from kdrt_engines import Engine
+from kdrt_engines.torch_eager import allocate
+
+_STATE_INPUTS = ("sample", "timestep")
+"""Inputs that change from step to step, and are not stored."""
+
+
+class ImageShape(NamedTuple):
+    """What images have in common that share a UNet: rows and columns of the latents, and L, the
+    length of the conditioning."""
+
+    height: int
+    width: int
+    tokens: int
+
+
+class ImageRows(NamedTuple):
+    """The rows of one image: its slot, and whether the unconditional half is one of them."""
+
+    slot: int
+    guided: bool
+
+
+class RowKind(NamedTuple):
+    """What some image of a tick needs: operations that others do without.
+
+    Attributes:
+        guided: an unconditional half.
+        rescales: `DenoiserInputs.guidance_rescale` above 0.
+        unconditional: results without guidance.
+        region: a part of it is known.
+    """
+
+    guided: bool = False
+    rescales: bool = False
+    unconditional: bool = False
+    region: bool = False
+
+    def __or__(self, other: RowKind) -> RowKind:
+        """What serves images of either."""
+        return RowKind(*(a or b for a, b in zip(self, other, strict=True)))
+
+
+class ConditioningStore:
+    """What the UNet is told of the images in S slots, on its device.
+
+    Inputs without a batch are the same for all images that share a UNet.
+
+    Args:
+        unet: the engine.
+        slots: S.
+        shape: of the images.
+    """
+
+    def __init__(self, unet: Engine, slots: int, shape: ImageShape) -> None:
+        told = tuple(t for t in unet.spec.inputs if t.name not in _STATE_INPUTS)
+        dims = {"B": 2 * slots, "L": shape.tokens, "h": shape.height, "w": shape.width}
+        stored = allocate(told, dims, unet.device)
+        names = {tensor.name for tensor in told if tensor.shape[:1] == ("B",)}
+        self.rows = {name: tensor for name, tensor in stored.items() if name in names}
+        self.shared = {name: tensor for name, tensor in stored.items() if name not in names}
+        dims["B"] = slots
+        _, channels, *size = unet.spec.outputs[0].resolve(dims)
+        self._latents = (slots, channels, *size)
+        self._device = unet.device
+        extra = unet.spec.input("sample").resolve(dims)[1] - channels
+        self.extra: Tensor | None = None
+        if extra:
+            self.extra = torch.zeros(slots, extra, *size, device=unet.device)
+        self.region: KnownRegion | None = None
+
+    @torch.no_grad()
+    def write(self, slot: int, told: DenoiserInputs) -> None:
+        """Write what the UNet is told of one image, in place of what the slot held."""
+        rows = slice(2 * slot + 2 - len(told.halves), 2 * slot + 2)
+        inputs = {name: tensor[rows] for name, tensor in self.rows.items()}
+        write_conditioning({**inputs, **self.shared}, told, told.halves)
+        if self.extra is not None:
+            if told.extra_channels is None:
+                self.extra[slot].zero_()
+            else:
+                self.extra[slot].copy_(told.extra_channels[0])
+        if told.known_region is not None and self.region is None:
+            latents = torch.zeros(self._latents, device=self._device)
+            self.region = KnownRegion(latents, torch.ones_like(latents[:, :1], dtype=torch.bool))
+        if self.region is not None:
+            # Where all is repainted nothing of the known latents is taken.
+            if told.known_region is None:
+                self.region.mask[slot].fill_(True)
+            else:
+                self.region.mask[slot].copy_(told.known_region.mask[0])
+                self.region.latents[slot].copy_(told.known_region.latents[0])
+
+
+class RowDenoiser:
+    """A UNet of R rows for up to n images; a `kdrt.sampling.slots.SlotDenoise`.
+
+    A call of :meth:`denoise` allocates nothing and reads nothing back, as
+    `kdrt.denoise.denoiser.Denoiser`.
+
+    Attributes:
+        images: n.
+
+    Args:
+        unet: the engine.
+        store: what it is told of the images.
+        scaling: of the model.
+        shape: of the images.
+        images: n.
+        rows: R.
+
+    Raises:
+        ShapeError: the engine does not allow these sizes.
+    """
+
+    def __init__(
+        self,
+        unet: Engine,
+        store: ConditioningStore,
+        scaling: Scaling,
+        shape: ImageShape,
+        *,
+        images: int,
+        rows: int,
+    ) -> None:
+        self.images = images
+        self._store = store
+        self._unet = UNetRows(unet, rows=rows, **shape._asdict())
+        prediction = self._unet.prediction
+        like = prediction.new_zeros(images, *prediction.shape[1:])
+        self._guidance = Guidance(like, skips_whole=scaling.skips_whole)
+        self._scaled = torch.zeros_like(like)
+        self._sample = prediction.new_zeros(prediction.shape)
+        self._timestep = prediction.new_zeros(rows)
+        self._predictions = torch.zeros_like(like), torch.zeros_like(like)
+        self._region: KnownRegion | None = None
+        self._unconditional: Tensor | None = None
+
+        index = torch.zeros(2 * rows + 2 * images, dtype=torch.int64, device=unet.device)
+        self._index = index
+        self._image_of_row, self._stored_row, *self._row_of_half = torch.split(
+            index, [rows, rows, images, images]
+        )
+
+    @property
+    def unconditional(self) -> Tensor:
+        """The last results without guidance, ``[n, C, h, w]``; of images without guidance, the
+        same as the others."""
+        assert self._unconditional is not None  # asked for by the kind of the evaluation
+        return self._unconditional
+
+    @torch.no_grad()
+    def take(self, images: Sequence[ImageRows]) -> None:
+        """Gather what the UNet is told of these images, n at most, into its inputs."""
+        rows, count = len(self._image_of_row), len(self._row_of_half[0])
+        owners: list[int] = []
+        stored: list[int] = []
+        unconditional: list[int] = []
+        conditional: list[int] = []
+        for place, (slot, guided) in enumerate(images):
+            conditional.append(len(owners))
+            unconditional.append(len(owners) + guided)
+            halves = [2 * slot + 1, 2 * slot] if guided else [2 * slot + 1]
+            stored += halves
+            owners += [place] * len(halves)
+        assert len(owners) <= rows
+        # The rows left over compute what nobody reads.
+        owners += [0] * (rows - len(owners))
+        stored += [stored[0]] * (rows - len(stored))
+        spare = [0] * (count - len(images))
+        index = torch.tensor([*owners, *stored, *unconditional, *spare, *conditional, *spare])
+        if self._index.is_cuda:
+            index = index.pin_memory()
+        self._index.copy_(index, non_blocking=True)
+
+        store = self._store
+        for name, tensor in store.rows.items():
+            torch.index_select(tensor, 0, self._stored_row, out=self._unet.inputs[name])
+        for name, tensor in store.shared.items():
+            self._unet.inputs[name].copy_(tensor)
+        if store.extra is not None or store.region is not None:
+            slot_of_row = self._stored_row.div(2, rounding_mode="floor")
+            if store.extra is not None:
+                self._unet.extra.copy_(store.extra.index_select(0, slot_of_row))
+            if store.region is not None:
+                slots = slot_of_row.index_select(0, self._row_of_half[1])
+                self._take_region(store.region, slots)
+
+    def _take_region(self, region: KnownRegion, slots: Tensor) -> None:
+        if self._region is None:
+            mask = torch.ones_like(region.mask[:1]).repeat(len(slots), 1, 1, 1)
+            self._region = KnownRegion(torch.zeros_like(self._scaled), mask)
+        torch.index_select(region.latents, 0, slots, out=self._region.latents)
+        torch.index_select(region.mask, 0, slots, out=self._region.mask)
+
+    @torch.no_grad()
+    def denoise(self, x: Tensor, numbers: Tensor, kind: RowKind) -> Tensor:
+        """Denoise ``x [n, C, h, w]``, with the `Numbers` of each image as float32 ``[n, 6]``.
+
+        Args:
+            x: the states.
+            numbers: see `kdrt.denoise.scaling.Numbers`.
+            kind: what the images need together, or more.
+
+        Returns:
+            float32 ``[n, C, h, w]``, overwritten by the next call.
+        """
+        told, unet = Numbers.of_rows(numbers), self._unet
+        torch.mul(x, told.c_in, out=self._scaled)
+        torch.index_select(self._scaled, 0, self._image_of_row, out=self._sample)
+        unet.sample.copy_(self._sample)
+        torch.index_select(numbers[:, 1], 0, self._image_of_row, out=self._timestep)
+        unet.timestep.copy_(self._timestep)
+        unet.run()
+
+        predictions = self._predictions if kind.guided else self._predictions[1:]
+        for row_of, prediction in zip(
+            self._row_of_half[-len(predictions) :], predictions, strict=True
+        ):
+            torch.index_select(unet.prediction, 0, row_of, out=prediction)
+        guidance, c_skip, c_out = self._guidance, told.c_skip, told.c_out
+        region = self._region if kind.region else None
+        rescale = told.rescale if kind.rescales else None
+        guided = guidance.guided(predictions, told.guidance_scale, rescale)
+        if kind.unconditional:
+            self._unconditional = guidance.unconditional(x, c_skip, predictions[0], c_out, region)
+        return guidance.denoised(x, c_skip, guided, c_out, region)
+
+    def held(self) -> tuple[Tensor, ...]:
+        """See `kdrt_engines.Binding.workspace`."""
+        return self._unet.held()
