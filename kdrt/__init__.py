@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 from kdrt._version import __version__
 
 if TYPE_CHECKING:
+    from kdrt.batching.batcher import Batcher
+    from kdrt.batching.handle import Handle, ImageStep
     from kdrt.bundle import Bundle
     from kdrt.errors import (
         BundleError,
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from kdrt.vae.preview import PreviewStep
 
 __all__ = [
+    "Batcher",
     "Bundle",
     "BundleError",
     "CancelledError",
@@ -60,6 +63,8 @@ __all__ = [
     "EngineUnavailableError",
     "ExportError",
     "Generation",
+    "Handle",
+    "ImageStep",
     "Infotext",
     "InvalidRequestError",
     "KdrtError",
@@ -87,9 +92,12 @@ __all__ = [
 ]
 
 _HOME = {
+    "Batcher": "kdrt.batching.batcher",
     "Bundle": "kdrt.bundle",
     "Conditioning": "kdrt.prompt",
     "Generation": "kdrt.pipeline.result",
+    "Handle": "kdrt.batching.handle",
+    "ImageStep": "kdrt.batching.handle",
     "Infotext": "kdrt.pipeline.metadata",
     "Pipeline": "kdrt.pipeline.pipeline",
     "PreviewStep": "kdrt.vae.preview",

@@ -72,6 +72,11 @@ class Engine(ABC):
         the engine was built for a range of sizes."""
         return {}
 
+    def apart(self) -> Engine:
+        """The same network for runs at the same time as others: what it binds shares no memory
+        with bindings of other engines."""
+        return self
+
     def with_weights(self, weights: Mapping[str, torch.Tensor]) -> Engine:
         """The network of the file with some weights replaced.
 

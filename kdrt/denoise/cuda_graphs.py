@@ -181,7 +181,7 @@ class _Loop:
         """Begin a run; arguments as for `kdrt.sampling.run`."""
         self.features = Features.of(plan)
         numbers = [self._denoise.numbers(stage.sigma) for stage in plan.stages]
-        self.slots.load_all(self._images, plan, latents, noise, numbers)
+        self.slots.load(self._images, plan, latents, noise, numbers)
 
     @contextmanager
     def idle(self) -> Iterator[None]:

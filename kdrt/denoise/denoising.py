@@ -12,7 +12,9 @@ from kdrt.common.log import timed_steps
 from kdrt.common.lru import LruCache
 from kdrt.denoise.cuda_graphs import CudaGraphLevel, CudaGraphRunner, capture_on
 from kdrt.denoise.denoiser import Denoiser, for_one_run
+from kdrt.denoise.in_flight import InFlight
 from kdrt.denoise.inputs import DenoiserInputs, SamplingRun
+from kdrt.denoise.row_denoiser import ImageShape
 from kdrt.denoise.scaling import Scaling
 from kdrt.sampling import (
     AdaptivePlan,
@@ -60,6 +62,8 @@ class Denoising:
 
     Attributes:
         graphs: what was captured, for all sizes together.
+        unet: the engine.
+        version: another number whenever the UNet or its weights have changed.
 
     Args:
         unet: the engine.
@@ -78,7 +82,8 @@ class Denoising:
         cuda_graph: CudaGraphLevel,
         stream: torch.cuda.Stream | None,
     ) -> None:
-        self._unet = unet
+        self.unet = unet
+        self.version = 0
         self._scaling = scaling
         self._shallow = shallow
         self._cuda_graph = cuda_graph
@@ -90,13 +95,21 @@ class Denoising:
         return len(self._bound)
 
     def use(self, unet: Engine) -> None:
-        """Go on with another UNet."""
-        self._unet = unet
+        """Go on with another UNet, or with the same one after its weights have changed."""
+        self.unet = unet
+        self.version += 1
         self.clear()
 
     def clear(self) -> None:
         """Free the buffers and captured graphs of every size."""
         self._bound.clear()
+
+    def in_flight(self, shape: ImageShape, slots: int) -> InFlight:
+        """Room for images of one shape that come from different runs, ``slots`` at a time."""
+        capture = None
+        if self._cuda_graph != "off" and self._stream is not None and self.unet.capturable:
+            capture = capture_on(self._stream)
+        return InFlight(self.unet, self._scaling, shape, slots, capture=capture, graphs=self.graphs)
 
     def sample(self, run: SamplingRun, *, watched: bool) -> Iterator[Step]:
         """Sample a run, step by step.
@@ -110,7 +123,7 @@ class Denoising:
         """
         stage = f"sampled {len(run.latents)} image(s), {run.plan.steps} step(s)"
         steps = self._sample(run, watched=watched)
-        return timed_steps(_logger, stage, steps, self._unet.device)
+        return timed_steps(_logger, stage, steps, self.unet.device)
 
     def _sample(self, run: SamplingRun, *, watched: bool) -> Iterator[Step]:
         plan, latents, inputs = run.plan, run.latents, run.inputs
@@ -152,7 +165,7 @@ class Denoising:
             ", guided" if size.doubled else "",
         )
         denoiser = Denoiser(
-            self._unet,
+            self.unet,
             self._scaling,
             **size._asdict(),
             shallow=self._shallow,
@@ -160,7 +173,7 @@ class Denoising:
         return _Bound(denoiser, self._runner(denoiser))
 
     def _runner(self, denoiser: Denoiser) -> CudaGraphRunner | None:
-        if self._cuda_graph == "off" or self._stream is None or not self._unet.capturable:
+        if self._cuda_graph == "off" or self._stream is None or not self.unet.capturable:
             return None
         capture = capture_on(self._stream)
         return CudaGraphRunner(denoiser, self._cuda_graph, self.graphs, capture)

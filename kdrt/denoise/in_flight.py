@@ -26,7 +26,7 @@ from torch import Tensor
 
 from kdrt.common.lru import LruCache
 from kdrt.denoise.cuda_graphs import Capture, CaptureWarning
-from kdrt.denoise.inputs import DenoiserInputs, SamplingRun
+from kdrt.denoise.inputs import DenoiserInputs
 from kdrt.denoise.row_denoiser import (
     ConditioningStore,
     ImageRows,
@@ -35,7 +35,8 @@ from kdrt.denoise.row_denoiser import (
     RowKind,
 )
 from kdrt.denoise.scaling import Numbers, Scaling
-from kdrt.sampling import Plan, Step
+from kdrt.denoise.shortcuts import Shortcuts
+from kdrt.sampling import AnyPlan, Plan, Step
 from kdrt.sampling.executor import FixedRun
 from kdrt.sampling.slots import Slots, Tick
 from kdrt.sampling.table import Features, fits
@@ -48,21 +49,10 @@ _BUCKETS = 8
 """Buckets of a shape that are kept bound."""
 
 
-def can_share(run: SamplingRun) -> bool:
-    """Whether the images of a run can share their evaluations with those of others: its steps are
+def can_share(plan: AnyPlan, shortcuts: Shortcuts) -> bool:
+    """Whether images can share their evaluations with those of other requests: their steps are
     fixed, and every evaluation is one of the whole UNet."""
-    return (
-        isinstance(run.plan, Plan)
-        and fits(run.plan)
-        and run.inputs.shortcuts.deep_cache is None
-        and run.inputs.noise_schedule is None
-    )
-
-
-def shape_of(run: SamplingRun) -> ImageShape:
-    """What the images of a run have in common with those that they can share with."""
-    height, width = run.latents.shape[-2:]
-    return ImageShape(height, width, run.inputs.positive.prompt.length)
+    return isinstance(plan, Plan) and fits(plan) and shortcuts.deep_cache is None
 
 
 class Bucket(NamedTuple):
@@ -112,7 +102,7 @@ class _States(Protocol):
     """The states of images in slots, and what takes them further."""
 
     def load(self, slot: int, image: _Image, latents: Tensor, noise: Tensor | None) -> None:
-        """Put an image into a slot: ``latents [C, h, w]``, ``noise [draws, C, h, w]``."""
+        """Put an image into a slot: ``latents [1, C, h, w]``, ``noise [draws, 1, C, h, w]``."""
         ...
 
     def leave(self, slot: int) -> None: ...
@@ -179,8 +169,16 @@ class InFlight:
         """Let go of all that was bound and captured; the images stay where they are."""
         self._bound.clear()
 
-    def admit(self, run: SamplingRun) -> int:
-        """Put a run of one image, which :func:`can_share`, into a free slot.
+    def admit(
+        self, plan: Plan, latents: Tensor, noise: Tensor | None, inputs: DenoiserInputs
+    ) -> int:
+        """Put an image into a free slot.
+
+        Args:
+            plan: one that :func:`can_share`.
+            latents: ``[1, C, h, w]``, at the noise level ``plan.sigmas[0]``.
+            noise: ``[len(plan.slots), 1, C, h, w]``; None where the plan has no slots.
+            inputs: what the denoiser is told, of one image.
 
         Returns:
             The slot.
@@ -188,8 +186,6 @@ class InFlight:
         Raises:
             OutOfMemoryError: it does not fit; nothing has changed.
         """
-        plan, inputs = run.plan, run.inputs
-        assert isinstance(plan, Plan)
         kinds = inputs.shortcuts.kinds(stage.sigma for stage in plan.stages)
         guidance = inputs.guidance_scale, inputs.guidance_rescale
         self._admitted += 1
@@ -206,8 +202,7 @@ class InFlight:
             self._admitted,
         )
         slot = self._free[-1]
-        noise = run.noise.draw(plan.slots)[:, 0] if plan.slots else None
-        self._states.load(slot, image, run.latents[0], noise)
+        self._states.load(slot, image, latents, noise)
         self._store.write(slot, inputs)
         self._images[slot] = image
         self._free.pop()
@@ -290,8 +285,8 @@ class _EagerStates:
         self._numbers = torch.zeros(slots, len(Numbers._fields), device=device)
 
     def load(self, slot: int, image: _Image, latents: Tensor, noise: Tensor | None) -> None:
-        drawn = None if noise is None else noise[:, None].to(latents.device)
-        self._runs[slot] = FixedRun(image.plan, latents[None], drawn)
+        drawn = None if noise is None else noise.to(latents.device)
+        self._runs[slot] = FixedRun(image.plan, latents, drawn)
 
     def leave(self, slot: int) -> None:
         del self._runs[slot]
@@ -340,7 +335,7 @@ class _CapturedStates:
         self._features, self._kind = Features(), RowKind()
 
     def load(self, slot: int, image: _Image, latents: Tensor, noise: Tensor | None) -> None:
-        self._slots.load(slot, image.plan, latents, noise, image.numbers)
+        self._slots.load(range(slot, slot + 1), image.plan, latents, noise, image.numbers)
         self._features |= Features.of(image.plan)
         self._kind |= image.kind
         self._steps[slot] = 0

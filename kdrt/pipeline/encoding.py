@@ -86,6 +86,19 @@ def encode_prompts(
     return EncodedPrompts(positive, negative, truncations, encoder.version, max_length, hints)
 
 
+def conditioning_length(encoder: PromptEncoder, job: PromptJob, *, doubled: bool) -> int:
+    """How many tokens the conditioning of a job will have, without encoding anything; arguments as
+    for :func:`encode_prompts`."""
+    given, texts = [job.positive], [job.prompts]
+    if doubled:
+        given.append(job.negative)
+        texts.append(job.negatives or job.prompts)
+    return max(
+        conditioning.length if conditioning is not None else encoder.length(columns, job.weighting)
+        for conditioning, columns in zip(given, texts, strict=True)
+    )
+
+
 def _negative(
     encoder: PromptEncoder, job: PromptJob, positive: Conditioning
 ) -> tuple[Conditioning, tuple[Truncation, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 from typing import Any, NoReturn, Unpack, cast
@@ -23,6 +23,7 @@ from kdrt.common.validation import check_bool, check_callable
 from kdrt.denoise.cuda_graphs import CudaGraphLevel, cuda_graph_level
 from kdrt.denoise.denoiser import is_doubled
 from kdrt.denoise.denoising import Denoising
+from kdrt.denoise.inputs import SamplingRun
 from kdrt.denoise.scaling import Scaling
 from kdrt.errors import InvalidRequestError
 from kdrt.images.output import Images, to_images
@@ -46,7 +47,7 @@ from kdrt.request.memory import check_decoder_fits, check_unet_fits
 from kdrt.request.prompts import resolve_prompts
 from kdrt.request.resolve import resolve, wants_image_prompt
 from kdrt.request.signature import takes_fields
-from kdrt.vae.coder import check_latents
+from kdrt.vae.coder import Decoder, check_latents
 from kdrt.vae.preview import Previewer, PreviewStep, with_previews
 from kdrt.vae.vae import Vae
 from kdrt_engines import Engine
@@ -68,6 +69,7 @@ class Pipeline(Calling, Service):
         prompt_encoder: tokenizers and text encoders.
         denoising: samples runs that `kdrt.pipeline.prepare` made.
         noise_schedule: σ of the training timesteps.
+        offloader: loads the engines in turn; None where all of them are loaded.
         safety_checker: blacks out what it flags; None where the bundle has none, or to turn it
             off. Latents and the previews of a callback are not looked at.
 
@@ -130,6 +132,7 @@ class Pipeline(Calling, Service):
             cuda_graph=self.cuda_graph,
             stream=self.cuda_stream.stream,
         )
+        self.offloader = offloader
         if offloader is not None:
             offloader.on_release("text", self.prompt_encoder.release)
             offloader.on_release("unet", self.denoising.clear)
@@ -199,8 +202,8 @@ class Pipeline(Calling, Service):
         Not ``watched``, the last step may be the only one.
         """
         with self.calls.exclusive():
-            job = self._resolve(request, output_type)
-            encoded = self._encode(job)
+            job = self.resolve(request, output_type)
+            encoded = self.encode(job)
         encoded.warn()
         unet = self._unet.spec
         lora_settings: Settings = ()
@@ -213,41 +216,24 @@ class Pipeline(Calling, Service):
                 )
             # What has changed since counts: LoRAs, learned tokens.
             current = (
-                encoded if self.prompt_encoder.version == encoded.version else self._encode(job)
+                encoded if self.prompt_encoder.version == encoded.version else self.encode(job)
             )
             lora_settings = self.adapters.lora_settings
-            run = prepare(
-                job,
-                current.positive,
-                current.negative,
-                manifest=self.bundle.manifest,
-                unet=self._unet,
-                encode=self.vae.encode,
-                image_prompts=self.adapters.image_prompts,
-            )
-            steps = self.denoising.sample(run, watched=watched)
+            steps = self.denoising.sample(self.prepare(job, current), watched=watched)
             preview = self.calls.nested_function(self.previewer)
             decoder = self.calls.nested_function(self.cuda_stream.calling(self.vae.decoder))
             return (yield from with_previews(steps, preview, decoder))
 
         def decode(latents: Tensor) -> Result[Any]:
-            images, nsfw = self._images(job, latents)
-            return Result(
-                images=images,
-                seeds=list(job.seeds),
-                truncations=encoded.truncations,
-                is_latent=job.output_type == "latent",
-                chunks=encoded.chunks,
-                nsfw=nsfw,
-                make_infotexts=partial(infotexts_of, job.snapshot, lora_settings),
-            )
+            return self.finish(job, encoded, latents, lora_settings)
 
         steps = self.calls.exclusive_steps(self.cuda_stream.over(sample()))
         finish = self.calls.nested_function(self.cuda_stream.calling(decode))
         return Generation(job.plan.steps, steps, finish)
 
-    def _resolve(self, request: Request, output_type: OutputType) -> Job:
-        """The job of a request. Functions of the user's in it run outside of the call."""
+    def resolve(self, request: Request, output_type: OutputType) -> Job:
+        """The job of a request, the first part of a call. Functions of the user's in it run outside
+        of the call."""
         if wants_image_prompt(request) and not self._unet.spec.has_input("ip_scale"):
             self.adapters.use_variant(IP_ADAPTER, ["unet"])
         job = resolve(
@@ -275,23 +261,83 @@ class Pipeline(Calling, Service):
                 lambda: self.vae.decoder.is_tiled(height // scale, width // scale),
             )
 
-    def _encode(self, job: Job) -> EncodedPrompts:
-        unconditional = job.plan.needs_unconditional
-        doubled = is_doubled(self._unet.spec, job.guidance_scale, asked=unconditional)
+    def encode(self, job: Job) -> EncodedPrompts:
+        """What the UNet is told of a job's prompts, the second part of a call."""
         with self.cuda_stream.active():
-            return encode_prompts(self.prompt_encoder, job, self._unet.device, doubled=doubled)
+            return encode_prompts(
+                self.prompt_encoder, job, self._unet.device, doubled=self.is_doubled(job)
+            )
 
-    def _images(self, job: Job, latents: Tensor) -> tuple[Images, list[bool] | None]:
+    def is_doubled(self, job: Job) -> bool:
+        """Whether the images of a job have an unconditional half."""
+        unconditional = job.plan.needs_unconditional
+        return is_doubled(self._unet.spec, job.guidance_scale, asked=unconditional)
+
+    def prepare(self, job: Job, encoded: EncodedPrompts) -> SamplingRun:
+        """The sampling run of a job, the third part of a call."""
+        return prepare(
+            job,
+            encoded.positive,
+            encoded.negative,
+            manifest=self.bundle.manifest,
+            unet=self._unet,
+            encode=self.vae.encode,
+            image_prompts=self.adapters.image_prompts,
+        )
+
+    def finish(
+        self,
+        job: Job,
+        encoded: EncodedPrompts,
+        latents: Tensor,
+        lora_settings: Settings,
+        *,
+        decoder: Decoder | None = None,
+        safety_checker: SafetyChecker | None = None,
+        in_flight: bool = False,
+    ) -> Result[Any]:
+        """The images of a job, the last part of a call.
+
+        Args:
+            job: what was made.
+            encoded: its prompts.
+            latents: ``[B, C, h, w]``, of its last step.
+            lora_settings: what an infotext tells of the LoRAs it was made with.
+            decoder: decodes in place of :attr:`vae`.
+            safety_checker: looks in place of :attr:`safety_checker`.
+            in_flight: see :attr:`Result.in_flight`.
+        """
+        images, nsfw = self._images(
+            job, latents, decoder or self.vae.decoder, safety_checker or self.safety_checker
+        )
+        return Result(
+            images=images,
+            seeds=list(job.seeds),
+            truncations=encoded.truncations,
+            is_latent=job.output_type == "latent",
+            chunks=encoded.chunks,
+            nsfw=nsfw,
+            in_flight=in_flight,
+            make_infotexts=partial(infotexts_of, job.snapshot, lora_settings),
+        )
+
+    def _images(
+        self,
+        job: Job,
+        latents: Tensor,
+        decoder: Callable[[Tensor], Tensor],
+        safety_checker: SafetyChecker | None,
+    ) -> tuple[Images, list[bool] | None]:
         """The images of a job's last latents, and which were blacked out."""
         check_latents(latents)
         if job.output_type == "latent":
             return latents, None
-        pixels = self.vae.decoder(latents)
+        pixels = decoder(latents)
         if job.init_image is not None:
             pixels = job.init_image.paste(pixels)
         nsfw = None
-        if self.safety_checker is not None or job.image_filter is not None:
-            pixels, nsfw = check_images(pixels, self.safety_checker, job.image_filter)
+        if safety_checker is not None or job.image_filter is not None:
+            pixels, nsfw = check_images(pixels, safety_checker, job.image_filter)
         return to_images(pixels, job.output_type), nsfw
 
     @takes_fields(Prompts, PromptFields)

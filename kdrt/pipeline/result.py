@@ -34,6 +34,8 @@ class Result(Generic[ImagesT]):
         chunks: in how many parts the longest prompt was read; more than one only with a
             ``prompt_weighting``, or with embeddings that long.
         nsfw: for each image whether it was blacked out; None if nobody looked.
+        in_flight: whether its evaluations could be shared with other requests' (`kdrt.Batcher`);
+            otherwise it ran by itself.
         make_infotexts: makes the :attr:`infotexts`.
     """
 
@@ -43,6 +45,7 @@ class Result(Generic[ImagesT]):
     is_latent: bool = False
     chunks: int = 1
     nsfw: list[bool] | None = None
+    in_flight: bool = False
     make_infotexts: Callable[[], list[Infotext]] = field(default=list, repr=False, compare=False)
 
     @cached_property

@@ -86,6 +86,13 @@ class TextEncoder:
         key = (prompt, layer, weighting)
         return self._remembered.get(key, lambda: self._encode(prompt, layer, weighting))
 
+    def length(self, prompt: str, weighting: Weighting = PLAIN) -> int:
+        """How many tokens a prompt is encoded as."""
+        chunks = 1
+        if weighting.mode != "none":
+            chunks = len(self.tokenizer.chunks(prompt, weighting.comma_backtrack))
+        return chunks * self.facts.max_length
+
     def encode_together(
         self, prompts: Sequence[str], clip_skip: int = 0, length: int | None = None
     ) -> tuple[Tensor, Tensor, list[Truncation]]:
@@ -242,6 +249,14 @@ class PromptEncoder:
         pooled = torch.stack([encoded.pooled for encoded in columns[-1]]) if self._pools else None
         truncations = [e.truncation for column in columns for e in column if e.truncation]
         return Conditioning(torch.cat(hidden, dim=-1), pooled), tuple(dict.fromkeys(truncations))
+
+    def length(self, prompts: Sequence[Sequence[str]], weighting: Weighting = PLAIN) -> int:
+        """How many tokens the conditioning of these prompts will have; see :meth:`encode`."""
+        return max(
+            encoder.length(text, weighting)
+            for encoder, texts in zip(self.encoders, prompts, strict=True)
+            for text in texts
+        )
 
     def hints(
         self, prompts: Iterable[str], weighting: Weighting = PLAIN

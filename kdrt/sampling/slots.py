@@ -84,22 +84,6 @@ class Slots:
 
     @torch.no_grad()
     def load(
-        self, slot: int, plan: Plan, latents: Tensor, noise: Tensor | None, numbers: StageNumbers
-    ) -> None:
-        """Put an image into a slot, in place of what it held.
-
-        Args:
-            slot: from 0 to S - 1.
-            plan: a plan that `kdrt.sampling.table.fits`.
-            latents: ``[C, h, w]``, scaled by ``plan.sigmas[0]``.
-            noise: ``[len(plan.slots), C, h, w]``; None where the plan has no slots.
-            numbers: for each stage.
-        """
-        drawn = None if noise is None else noise[:, None]
-        self.load_all(range(slot, slot + 1), plan, latents[None], drawn, numbers)
-
-    @torch.no_grad()
-    def load_all(
         self,
         slots: range,
         plan: Plan,
@@ -107,8 +91,15 @@ class Slots:
         noise: Tensor | None,
         numbers: StageNumbers,
     ) -> None:
-        """Put B images of one plan into as many slots: ``latents [B, C, h, w]``, ``noise
-        [len(plan.slots), B, C, h, w]``; see :meth:`load`."""
+        """Put B images of one plan into as many slots, in place of what they held.
+
+        Args:
+            slots: from 0 to S - 1.
+            plan: one that `kdrt.sampling.table.fits`.
+            latents: ``[B, C, h, w]``, scaled by ``plan.sigmas[0]``.
+            noise: ``[len(plan.slots), B, C, h, w]``; None where the plan has no slots.
+            numbers: for each stage.
+        """
         self._reserve(len(plan.stages), len(plan.slots))
         table = rows(plan)
         floats = torch.tensor(

@@ -56,7 +56,7 @@ def by_ticks(
     slots = slots or new_slots()
     tick = Tick(slots, SHAPE[0], network)
     numbers = [network.numbers(stage.sigma) for stage in planned.stages]
-    slots.load_all(range(SHAPE[0]), planned, latents, noise, numbers)
+    slots.load(range(SHAPE[0]), planned, latents, noise, numbers)
     tick.take(range(SHAPE[0]))
     states = []
     for stage in planned.stages:
@@ -194,13 +194,13 @@ def flying(slots: Slots, slot: int, planned: Plan, seed: int) -> Flying:
     network, tick = Network(1), None
     numbers = [network.numbers(stage.sigma) for stage in planned.stages]
     tick = Tick(alone, 1, network)
-    alone.load(0, planned, latents[0], None if noise is None else noise[:, 0], numbers)
+    alone.load(range(1), planned, latents, noise, numbers)
     tick.take([0])
     expected = []
     for _ in planned.stages:
         tick.stage(Features.of(planned))
         expected.append(alone.state[0].clone())
-    slots.load(slot, planned, latents[0], None if noise is None else noise[:, 0], numbers)
+    slots.load(range(slot, slot + 1), planned, latents, noise, numbers)
     return Flying(slot, planned, expected)
 
 
@@ -298,7 +298,7 @@ def test_a_stage_reads_nothing_back_and_makes_no_view_of_new_memory() -> None:
     tick = Tick(slots, SHAPE[0], network)
     numbers = [network.numbers(stage.sigma) for stage in planned.stages]
     noise = torch.zeros(len(planned.slots), *SHAPE)
-    slots.load_all(range(SHAPE[0]), planned, still, noise, numbers)
+    slots.load(range(SHAPE[0]), planned, still, noise, numbers)
     tick.take(range(SHAPE[0]))
     everything = Features(True, True, True, True)
     tick.stage(everything)

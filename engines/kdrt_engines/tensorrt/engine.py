@@ -7,6 +7,7 @@ which makes lazily compiled kernels. A binding's ``run`` is a single enqueue and
 
 from __future__ import annotations
 
+import copy
 import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -125,6 +126,12 @@ class TensorRTEngine(Engine):
     def limits(self) -> Mapping[str, tuple[int, int]]:
         """Those of the profile that goes furthest: one profile alone allows all within them."""
         return limits(self.profiles)
+
+    def apart(self) -> TensorRTEngine:
+        """The same engine with scratch memory of its own, for a stream of its own."""
+        other = copy.copy(self)
+        other.scratch = ScratchMemory(self.device)
+        return other
 
     def with_weights(self, weights: Mapping[str, Tensor]) -> TensorRTEngine:
         """This engine, refitted. What is bound stays valid; captured CUDA graphs do not.

@@ -1,0 +1,11 @@
+"""In-flight batching: requests of many callers share every evaluation.
+
+Its files:
+
+    batcher    the object a user holds: submit requests, get handles
+    handle     a submitted request: its steps, and its images when they are made
+    order      the same for the thread that makes it
+    loop       the thread that owns the engines
+    scheduler  which images run in the next evaluation
+    decoding   finished images are decoded beside the evaluations of the others
+"""

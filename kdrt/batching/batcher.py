@@ -1,0 +1,275 @@
+"""Many requests on one pipeline, made together: in-flight batching."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, Literal, Self, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from kdrt.adapters.lora import Scale
+from kdrt.batching.handle import Handle
+from kdrt.batching.loop import BatchingLoop
+from kdrt.batching.order import Callback, Loras, Order
+from kdrt.batching.scheduler import Limits
+from kdrt.common.literals import OutputType
+from kdrt.common.torch_modes import in_neutral_modes
+from kdrt.common.validation import check_bool, check_callable, check_int, check_mapping
+from kdrt.errors import InvalidRequestError, PipelineClosedError
+from kdrt.images.output import Images
+from kdrt.pipeline.call_state import check_process
+from kdrt.pipeline.pipeline import Pipeline
+from kdrt.pipeline.result import Result
+from kdrt.request.complete import check_names
+from kdrt.request.fields import Request
+from kdrt.request.resolve import wants_image_prompt
+
+_ROWS_ON_CPU = 8
+"""Rows of a UNet run: with more of them a row takes no less time, and short requests wait."""
+
+_ROWS_ON_CUDA = 16
+
+_MOST_ROWS = 256
+
+
+class Batcher:
+    """Makes the requests of many callers together, on one pipeline.
+
+    Requests need nothing in common: with other samplers, step counts, guidance scales, prompts and
+    seeds they share the evaluations of the UNet. A request joins at the next evaluation, and its
+    images leave when they are done. Each image is the one that ``pipe(…)`` makes of its request.
+
+        with kdrt.Batcher(pipe) as batcher:
+            handles = [batcher.submit({"prompt": prompt}) for prompt in prompts]
+            for number, handle in enumerate(handles):
+                handle.result().save(f"{number}.png")
+
+    What shares, and what does not, is in ``docs/explanation/in-flight-batching.md``;
+    :attr:`kdrt.Result.in_flight` tells. While requests are being made, direct calls of the pipeline
+    wait until all of them are. Any thread may submit.
+
+    Args:
+        pipe: a pipeline with all of its engines loaded.
+        max_rows: most rows of one UNet run, of which an image with guidance takes two; None is 8
+            on a CPU and 16 on CUDA, within what the engine was built for.
+        max_images: most images of one shape in flight; None is as many as there are rows. With
+            more images than fit into a run, short requests pass long ones.
+
+    Raises:
+        InvalidRequestError: the pipeline loads its engines in turn (``low_vram``), or a number is
+            out of range.
+    """
+
+    def __init__(
+        self, pipe: Pipeline, *, max_rows: int | None = None, max_images: int | None = None
+    ) -> None:
+        pipe.calls.check_open()
+        if pipe.offloader is not None:
+            raise InvalidRequestError(
+                "in-flight batching needs all networks at once, and this pipeline loads them in "
+                "turn: load it without low_vram"
+            )
+        rows = _rows(pipe, max_rows)
+        images = rows if max_images is None else check_int("max_images", max_images, 1, _MOST_ROWS)
+        self._pipe = pipe
+        self._process = os.getpid()
+        self._is_closed = False
+        self._turn = threading.Lock()
+        self._loop = BatchingLoop(pipe, Limits(rows, images))
+        self._thread = threading.Thread(target=self._loop.run, name="kdrt-batcher", daemon=True)
+        self._thread.start()
+        # A batcher that nobody closed: its thread must not outlive it, nor the interpreter.
+        self._finalizer = weakref.finalize(self, _stop, self._loop, self._thread)
+        self.max_images = images
+
+    @overload
+    def submit(
+        self,
+        request: Request,
+        *,
+        output_type: Literal["pil"] = "pil",
+        loras: Loras | None = None,
+        callback: Callback | None = None,
+        watch: bool = False,
+    ) -> Handle[list[Image.Image]]: ...
+
+    @overload
+    def submit(
+        self,
+        request: Request,
+        *,
+        output_type: Literal["np"],
+        loras: Loras | None = None,
+        callback: Callback | None = None,
+        watch: bool = False,
+    ) -> Handle[NDArray[np.float32]]: ...
+
+    @overload
+    def submit(
+        self,
+        request: Request,
+        *,
+        output_type: Literal["pt", "latent"],
+        loras: Loras | None = None,
+        callback: Callback | None = None,
+        watch: bool = False,
+    ) -> Handle[Tensor]: ...
+
+    @overload
+    def submit(
+        self,
+        request: Request,
+        *,
+        output_type: OutputType,
+        loras: Loras | None = None,
+        callback: Callback | None = None,
+        watch: bool = False,
+    ) -> Handle[Images]: ...
+
+    @in_neutral_modes
+    def submit(
+        self,
+        request: Request,
+        *,
+        output_type: OutputType = "pil",
+        loras: Loras | None = None,
+        callback: Callback | None = None,
+        watch: bool = False,
+    ) -> Handle[Any]:
+        """Ask for the images of a request. Everything is checked now; nothing is waited for.
+
+        Args:
+            request: what to make; fields that are not in it have their defaults.
+            output_type: ``"pil"``, ``"np"``, ``"pt"`` or ``"latent"``; see :class:`kdrt.Result`.
+            loras: make it with exactly these of the pipeline's loaded LoRAs, at these scales; None
+                is those that the pipeline uses. Requests with the same ones share.
+            callback: called after every step of each image with an `ImageStep`, in the batcher's
+                thread, where everything waits for it. The tensors are valid during the call only.
+                If it returns False, the request ends with CancelledError; what it raises, the
+                request fails with.
+            watch: keep the steps for the handle's iterator.
+
+        Raises:
+            InvalidRequestError: a field is wrong, or a LoRA is not loaded.
+            PipelineClosedError: the batcher or the pipeline is closed.
+            EngineError: this process was forked from the one that made the batcher.
+        """
+        check_process(self._process)
+        self._check_open()
+        check_names(request)
+        watch = check_bool("watch", watch)
+        if callback is not None:
+            check_callable("callback", callback)
+        if loras is not None:
+            loras = self._checked(loras)
+        pipe = self._pipe
+        if wants_image_prompt(request) and not pipe.denoising.unet.spec.has_input("ip_scale"):
+            raise InvalidRequestError(
+                "image prompts need the networks of an IP-Adapter, which this pipeline does not "
+                'use yet: call pipe.adapters.use_variant("ip_adapter", ["unet"]) before'
+            )
+        job = pipe.resolve(request, output_type)
+        order = Order(job, loras, callback, watch=watch, cancel=self._loop.cancel)
+        with self._turn:
+            self._check_open()
+            self._loop.submit(order)
+        return order.handle
+
+    def map(
+        self,
+        requests: Iterable[Request],
+        *,
+        output_type: OutputType = "pil",
+        loras: Loras | None = None,
+    ) -> Iterator[Result[Any]]:
+        """The results of many requests, in their order. Only so many are submitted ahead as keep
+        the engines busy, so there may be any number.
+
+        Raises:
+            KdrtError: a request is wrong or has failed; those that were submitted ahead are
+                cancelled.
+        """
+        ahead: deque[Handle[Any]] = deque()
+        try:
+            for request in requests:
+                ahead.append(self.submit(request, output_type=output_type, loras=loras))
+                if len(ahead) > 2 * self.max_images:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for handle in ahead:
+                handle.cancel()
+
+    @property
+    def waiting(self) -> int:
+        """Images that have not been admitted."""
+        return self._loop.counts().waiting
+
+    @property
+    def in_flight(self) -> int:
+        """Images that are on their way."""
+        return self._loop.counts().in_flight
+
+    def close(self, *, cancel: bool = False) -> None:
+        """Make what was submitted, or cancel it, and end the thread. The pipeline stays open.
+        Closing again does nothing. ``with kdrt.Batcher(pipe) as batcher:`` closes at its end, and
+        cancels if the block raises.
+
+        Args:
+            cancel: end requests at the next tick, with CancelledError.
+        """
+        with self._turn:
+            self._is_closed = True
+        self._loop.close(cancel=cancel)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+        self._finalizer.detach()
+
+    def __enter__(self) -> Self:
+        self._check_open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close(cancel=kind is not None)
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise PipelineClosedError("this batcher is closed; make another for the same pipeline")
+        self._pipe.calls.check_open()
+
+    def _checked(self, loras: object) -> dict[str, Scale]:
+        given = check_mapping("loras", loras)
+        loaded = self._pipe.adapters.loras
+        for name in given:
+            if name not in loaded:
+                raise InvalidRequestError(
+                    f"no LoRA called '{name}' is loaded; loaded: {', '.join(loaded) or 'none'}"
+                )
+        return dict(given)
+
+
+def _rows(pipe: Pipeline, asked: int | None) -> int:
+    unet = pipe.denoising.unet
+    _, most = unet.limits().get("B", (1, _MOST_ROWS))
+    if asked is not None:
+        return check_int("max_rows", asked, 1, most)
+    return min(most, _ROWS_ON_CPU if unet.device.type == "cpu" else _ROWS_ON_CUDA)
+
+
+def _stop(loop: BatchingLoop, thread: threading.Thread) -> None:
+    loop.close(cancel=True)
+    thread.join()

@@ -1,0 +1,250 @@
+"""A request that was submitted: its images, when they are made, and its steps until then."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+
+from kdrt.errors import InvalidRequestError
+from kdrt.images.output import Images
+from kdrt.pipeline.result import Result
+from kdrt.vae.preview import PreviewStep
+
+ImagesT = TypeVar("ImagesT", bound=Images)
+
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageStep(PreviewStep):
+    """A completed step of one image of a request: its tensors are ``[1, C, h, w]``.
+
+    Attributes:
+        image: which one, counted from 0.
+    """
+
+    image: int = 0
+
+
+class Steps:
+    """Steps on their way from the thread that takes them to whoever waits for them."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting: deque[tuple[ImageStep, torch.cuda.Event | None]] = deque()
+        self._listeners: list[Callable[[], object]] = []
+        self._is_closed = False
+
+    def add(self, step: ImageStep, ready: torch.cuda.Event | None) -> None:
+        """One more; on CUDA its tensors are there after ``ready``."""
+        with self._changed:
+            self._waiting.append((step, ready))
+            self._tell()
+
+    def close(self) -> None:
+        """There are no more."""
+        with self._changed:
+            self._is_closed = True
+            self._tell()
+
+    def take(self) -> ImageStep | None:
+        """The next one, waited for; None after the last."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._is_closed)
+            return self._next()
+
+    async def take_async(self) -> ImageStep | None:
+        """The same for a coroutine."""
+        changed = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def tell() -> None:
+            loop.call_soon_threadsafe(changed.set)
+
+        with self._changed:
+            self._listeners.append(tell)
+        try:
+            while True:
+                with self._changed:
+                    if self._waiting or self._is_closed:
+                        return self._next()
+                await changed.wait()
+                changed.clear()
+        finally:
+            with self._changed:
+                self._listeners.remove(tell)
+
+    def _next(self) -> ImageStep | None:
+        if not self._waiting:
+            return None
+        step, ready = self._waiting.popleft()
+        if ready is not None:
+            torch.cuda.current_stream(step.latents.device).wait_event(ready)
+        return step
+
+    def _tell(self) -> None:
+        self._changed.notify_all()
+        for tell in self._listeners:
+            tell()
+
+
+class Made(NamedTuple, Generic[ImagesT]):
+    """What a future of a request is set to.
+
+    Attributes:
+        result: the images.
+        warn: warns of what was not read as it may be meant, for whoever asks first.
+    """
+
+    result: Result[ImagesT]
+    warn: Callable[[], object]
+
+
+class Handle(Generic[ImagesT]):
+    """A submitted request, from :meth:`kdrt.Batcher.submit`.
+
+        handle = batcher.submit({"prompt": "a red circle", "seed": 7}, watch=True)
+        for step in handle:                    # or: async for step in handle
+            print(step.index, step.sigma)
+        handle.result().save("circle.png")     # or: (await handle).save(…)
+
+    Any thread may use it, and any event loop.
+
+    Attributes:
+        number: counts the requests of a process, from 1.
+        steps: how many steps each image takes.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        future: Future[Made[ImagesT]],
+        taken: Steps | None,
+        cancel: Callable[[], object],
+    ) -> None:
+        self.number = next(_numbers)
+        self.steps = steps
+        self._future = future
+        self._steps = taken
+        self._cancel = cancel
+        self._has_warned = False
+
+    def __repr__(self) -> str:
+        state = "done" if self.done() else "waiting or in flight"
+        return f"<Handle of request {self.number}, {state}>"
+
+    def done(self) -> bool:
+        """Whether it is over: made, failed or cancelled."""
+        return self._future.done()
+
+    def result(self, timeout: float | None = None) -> Result[ImagesT]:
+        """The images, waited for.
+
+        Args:
+            timeout: seconds to wait at most; None waits for ever.
+
+        Raises:
+            TimeoutError: they are not made by then; the request goes on.
+            CancelledError: it was cancelled.
+            KdrtError: it failed, as a call of :class:`kdrt.Pipeline` does.
+
+        Warns:
+            As a call does, at the first time.
+        """
+        try:
+            made = self._future.result(timeout)
+        except FutureTimeoutError:
+            if self._future.done():
+                raise
+            raise TimeoutError(
+                f"request {self.number} is not made after {timeout:g} s, and goes on; wait "
+                "longer, or cancel() it"
+            ) from None
+        return self._told(made)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """What it failed with, waited for; None if it is made."""
+        return self._future.exception(timeout)
+
+    def cancel(self) -> bool:
+        """End it at the next tick; its result raises CancelledError then.
+
+        Returns:
+            Whether it was not over yet.
+        """
+        if self.done():
+            return False
+        self._cancel()
+        return True
+
+    def add_done_callback(self, function: Callable[[Handle[ImagesT]], object]) -> None:
+        """Call ``function`` with this handle when it is over: in a thread of the batcher, so
+        quickly; at once if it is."""
+        self._future.add_done_callback(lambda _: function(self))
+
+    def __iter__(self) -> Iterator[ImageStep]:
+        """The steps of all images as they come, each handed out once; then :meth:`result` tells
+        how it ended.
+
+        Raises:
+            InvalidRequestError: it was submitted without ``watch``.
+        """
+        steps = self._watched()
+        return iter(steps.take, None)
+
+    async def __aiter__(self) -> AsyncIterator[ImageStep]:
+        """The same for a coroutine."""
+        steps = self._watched()
+        while (step := await steps.take_async()) is not None:
+            yield step
+
+    def __await__(self) -> Generator[Any, None, Result[ImagesT]]:
+        """The result, for a coroutine. A coroutine that is cancelled meanwhile cancels the
+        request."""
+        return self._awaited().__await__()
+
+    async def _awaited(self) -> Result[ImagesT]:
+        try:
+            made = await asyncio.wrap_future(self._shielded())
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+        return self._told(made)
+
+    def _shielded(self) -> Future[Made[ImagesT]]:
+        """A future of the same end, which a coroutine may cancel without touching ours."""
+        shielded: Future[Made[ImagesT]] = Future()
+
+        def copy(future: Future[Made[ImagesT]]) -> None:
+            if not shielded.set_running_or_notify_cancel():
+                return
+            error = future.exception()
+            if error is not None:
+                shielded.set_exception(error)
+            else:
+                shielded.set_result(future.result())
+
+        self._future.add_done_callback(copy)
+        return shielded
+
+    def _watched(self) -> Steps:
+        if self._steps is None:
+            raise InvalidRequestError(
+                "the steps of this request are not kept: submit it with watch=True to go over them"
+            )
+        return self._steps
+
+    def _told(self, made: Made[ImagesT]) -> Result[ImagesT]:
+        if not self._has_warned:
+            self._has_warned = True
+            made.warn()
+        return made.result

@@ -1,0 +1,421 @@
+"""The thread that owns the engines: between two ticks it takes requests in and lets images go.
+
+While there is work it is in the middle of one call of the pipeline, so direct calls wait. What
+fails fails alone: a request that cannot be prepared, a callback that raises, an image that is not
+finite. Only an error of a tick itself, which ran all of its images at once, ends all of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kdrt.batching.decoding import Decoding
+from kdrt.batching.handle import ImageStep
+from kdrt.batching.order import ImageClass, ImageId, Loras, Order
+from kdrt.batching.scheduler import Count, Limits, Scheduler, Tick
+from kdrt.common.memory import raise_if_out_of_memory
+from kdrt.denoise.in_flight import InFlight
+from kdrt.denoise.row_denoiser import ImageShape
+from kdrt.errors import CancelledError, OutOfMemoryError
+from kdrt.pipeline.encoding import conditioning_length
+from kdrt.pipeline.pipeline import Pipeline
+from kdrt.pipeline.result import Result
+from kdrt.request.job import latent_shape
+from kdrt.sampling import Step
+from kdrt.vae.preview import with_previews
+
+_logger = logging.getLogger(__name__)
+
+_SHAPES_KEPT = 4
+"""Shapes without images whose buffers are kept for the next ones."""
+
+_TICKS_AHEAD = 2
+"""Ticks that may be enqueued on a GPU and not be done: with one more the GPU never waits for this
+thread, and with many more a new request would wait for all of them."""
+
+OWN = "own"
+"""Stands for the LoRAs that the pipeline has by itself."""
+
+
+class _Arrived(NamedTuple):
+    order: Order
+
+
+class _Cancelled(NamedTuple):
+    order: Order
+
+
+class _Decoded(NamedTuple):
+    order: Order
+    result: Future[Result[Any]]
+
+
+class _Close(NamedTuple):
+    cancel: bool
+
+
+_Message = _Arrived | _Cancelled | _Decoded | _Close
+
+
+class BatchingLoop:
+    """Makes the requests of a pipeline together.
+
+    Args:
+        pipe: the pipeline.
+        limits: of every class.
+    """
+
+    def __init__(self, pipe: Pipeline, limits: Limits) -> None:
+        self._pipe = pipe
+        self._rows = limits.rows
+        self._slots = limits.images
+        self._scheduler = Scheduler(limits=lambda klass: Limits(self._rows, self._slots))
+        self._messages: SimpleQueue[_Message] = SimpleQueue()
+        self._orders: dict[Order, None] = {}
+        self._in_flight: OrderedDict[ImageClass, tuple[InFlight, int]] = OrderedDict()
+        self._decoding = Decoding(pipe)
+        self._to_decode = 0
+        self._loras: Hashable = OWN
+        self._own_loras: Loras = {}
+        self._ahead: list[torch.cuda.Event] = []
+        self._is_closing = False
+
+    # What other threads call.
+
+    def submit(self, order: Order) -> None:
+        self._messages.put(_Arrived(order))
+
+    def cancel(self, order: Order) -> None:
+        self._messages.put(_Cancelled(order))
+
+    def close(self, *, cancel: bool) -> None:
+        self._messages.put(_Close(cancel))
+
+    def counts(self) -> Count:
+        """How many images wait and are in flight."""
+        counts = self._scheduler.counts().values()
+        return Count(sum(c.waiting for c in counts), sum(c.in_flight for c in counts))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """See `Decoding.decode`."""
+        return self._decoding.decode(latents)
+
+    # The thread.
+
+    def run(self) -> None:
+        """Work until the loop is closed and everything is made."""
+        try:
+            while not (self._is_closing and not self._orders):
+                self._take(self._messages.get())
+                if not self._orders:
+                    continue
+                try:
+                    with self._pipe.calls.exclusive(), self._pipe.cuda_stream.active():
+                        self._work()
+                except BaseException as error:
+                    if isinstance(error, Exception):
+                        _logger.info("all requests end: %s", error)
+                    self._fail_all(error)
+        finally:
+            self._decoding.close()
+
+    def _work(self) -> None:
+        """Make all that is there, and what comes meanwhile."""
+        loaded = self._pipe.adapters.loras.values()
+        self._own_loras = {lora.name: lora.scale for lora in loaded if lora.is_active}
+        try:
+            while self._orders:
+                self._turn()
+        finally:
+            self._use_loras(OWN, self._own_loras)
+
+    def _turn(self) -> None:
+        self._pipe.calls.check_cancelled()
+        while not self._messages.empty():
+            self._take(self._messages.get())
+        tick = self._scheduler.next_tick()
+        if tick is None:
+            if self._to_decode:
+                self._take(self._messages.get())
+            return
+        klass, images = _typed(tick)
+        if not self._activated(klass, images):
+            return
+        if klass.shape is None:
+            self._step_alone(images[0])
+        else:
+            self._tick(klass, images)
+
+    def _take(self, message: _Message) -> None:
+        match message:
+            case _Arrived(order):
+                self._arrive(order)
+            case _Cancelled(order):
+                self._fail(order, CancelledError("this request was cancelled"))
+            case _Decoded(order, result):
+                self._to_decode -= 1
+                self._decoded(order, result)
+            case _Close(cancel):
+                self._is_closing = True
+                if cancel:
+                    self._fail_all(CancelledError("the batcher was closed before it was made"))
+
+    def _arrive(self, order: Order) -> None:
+        if order.is_over:  # cancelled before this thread saw it
+            return
+        self._orders[order] = None
+        try:
+            doubled = self._pipe.is_doubled(order.job)
+            klass = self._class_of(order, doubled=doubled)
+            for entry in order.entries(klass, doubled=doubled):
+                self._scheduler.add(entry)
+        except Exception as error:
+            self._fail(order, error)
+
+    def _class_of(self, order: Order, *, doubled: bool) -> ImageClass:
+        loras: Hashable = OWN
+        if order.loras is not None:
+            loras = tuple(sorted((name, repr(scale)) for name, scale in order.loras.items()))
+        if not order.is_shared:
+            return ImageClass(None, loras)
+        pipe, job = self._pipe, order.job
+        _, height, width = latent_shape(pipe.bundle.manifest, job.height, job.width)
+        tokens = conditioning_length(pipe.prompt_encoder, job, doubled=doubled)
+        shared: list[tuple[float, ...]] = []
+        spec = pipe.denoising.unet.spec
+        if spec.has_input("freeu") and spec.input("freeu").shape[0] != "B":
+            shared.append(job.freeu)
+        if spec.has_input("ip_scale"):
+            has_image = job.ip_adapter_image is not None or job.ip_adapter_image_embeds is not None
+            shared.append((job.ip_adapter_scale if has_image else 0.0,))
+        return ImageClass(ImageShape(height, width, tokens), loras, tuple(shared))
+
+    def _activated(self, klass: ImageClass, images: Sequence[ImageId]) -> bool:
+        """Whether the LoRAs of a class are in use now; if they cannot be, its images fail."""
+        if klass.loras == self._loras:
+            return True
+        order = images[0].order
+        try:
+            self._use_loras(klass.loras, self._own_loras if order.loras is None else order.loras)
+        except Exception as error:
+            for each in [o for o in self._orders if o.loras == order.loras]:
+                self._fail(each, error)
+            return False
+        return True
+
+    def _use_loras(self, name: Hashable, loras: Loras) -> None:
+        if name != self._loras:
+            self._pipe.adapters.set_loras(loras)
+            self._loras = name
+
+    # Images that share.
+
+    def _tick(self, klass: ImageClass, images: Sequence[ImageId]) -> None:
+        in_flight = self._room(klass)
+        for image in images:
+            if image.place not in image.order.slots and not image.order.is_over:
+                self._admit(in_flight, image)
+        running = [image for image in images if not image.order.is_over]
+        if not running:
+            return
+        slots = [image.order.slots[image.place] for image in running]
+        try:
+            steps = in_flight.tick(slots)
+        except Exception as error:
+            self._tick_failed(in_flight, running, error)
+            return
+        self._pace()
+        for image, slot, step in zip(running, slots, steps, strict=True):
+            if step is not None:
+                self._tell(image, step)
+            if not image.order.is_over and in_flight.is_finished(slot):
+                image.order.sampled(image.place, in_flight.latents(slot))
+                self._leave(image)
+                self._decode_if_complete(image.order)
+
+    def _room(self, klass: ImageClass) -> InFlight:
+        """Where the images of a class are, with the engine as it is now."""
+        assert klass.shape is not None
+        denoising = self._pipe.denoising
+        found = self._in_flight.get(klass)
+        if found is None:
+            idle = [each for each, (room, _) in self._in_flight.items() if not len(room)]
+            for each in idle[: max(0, len(idle) - _SHAPES_KEPT + 1)]:
+                self._in_flight.pop(each)[0].release()
+            room = denoising.in_flight(klass.shape, self._slots)
+        else:
+            room, version = found
+            if version != denoising.version:
+                room.use(denoising.unet)
+        self._in_flight[klass] = room, denoising.version
+        self._in_flight.move_to_end(klass)
+        return room
+
+    def _admit(self, in_flight: InFlight, image: ImageId) -> None:
+        order = image.order
+        try:
+            self._prepare(order)
+            order.slots[image.place] = in_flight.admit(*order.image(image.place))
+        except Exception as error:
+            self._fail(order, self._as_told(error))
+
+    def _prepare(self, order: Order) -> None:
+        if order.run is None:
+            encoded = self._pipe.encode(order.job)
+            run = self._pipe.prepare(order.job, encoded)
+            order.prepared(encoded, run, self._pipe.adapters.lora_settings)
+
+    def _tick_failed(
+        self, in_flight: InFlight, images: Sequence[ImageId], error: Exception
+    ) -> None:
+        """Go on with fewer rows where memory ran out; otherwise nobody knows whose fault it is."""
+        error = self._as_told(error)
+        if isinstance(error, OutOfMemoryError) and len(images) > 1:
+            in_flight.release()
+            self._rows = max(2, self._rows // 2)
+            self._scheduler.limit_rows(self._rows)
+            _logger.warning("memory ran out; going on with %d rows at a time", self._rows)
+            return
+        for image in images:
+            self._fail(image.order, error)
+
+    def _pace(self) -> None:
+        """On a GPU, wait until there is little enqueued."""
+        if self._pipe.denoising.unet.device.type != "cuda":
+            return
+        done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        done.record()
+        self._ahead.append(done)
+        if len(self._ahead) > _TICKS_AHEAD:
+            self._ahead.pop(0).synchronize()
+
+    # Those that cannot.
+
+    def _step_alone(self, image: ImageId) -> None:
+        order = image.order
+        try:
+            self._prepare(order)
+            assert order.run is not None
+            if order.steps is None:
+                order.steps = with_previews(
+                    self._pipe.denoising.sample(order.run, watched=True),
+                    self._pipe.previewer,
+                    self.decode,
+                )
+            step = next(order.steps)
+        except StopIteration as end:
+            for place, latents in enumerate(end.value.split(1)):
+                order.sampled(place, latents)
+            self._leave(image)
+            self._decode_if_complete(order)
+        except Exception as error:
+            self._fail(order, self._as_told(error))
+        else:
+            for place in range(order.images if order.is_watched else 0):
+                one = slice(place, place + 1)
+                if not order.is_over:
+                    self._tell(
+                        ImageId(order, place),
+                        Step(
+                            step.index,
+                            step.sigma,
+                            step.sigma_next,
+                            step.latents[one],
+                            step.denoised[one],
+                        ),
+                    )
+
+    # Both.
+
+    def _tell(self, image: ImageId, step: Step) -> None:
+        order = image.order
+        if order.is_over or not order.is_watched:
+            return
+        told = ImageStep(
+            step.index,
+            step.sigma,
+            step.sigma_next,
+            step.latents,
+            step.denoised,
+            self._pipe.previewer,
+            self.decode,
+            image.place,
+        )
+        try:
+            self._pipe.calls.user_function(order.step)(told)
+        except Exception as error:
+            self._fail(order, error)
+
+    def _decode_if_complete(self, order: Order) -> None:
+        latents, encoded = order.latents(), order.encoded
+        if latents is None or encoded is None:
+            return
+        pipe, decoding = self._pipe, self._decoding
+
+        def work() -> Result[Any]:
+            return pipe.finish(
+                order.job,
+                encoded,
+                latents,
+                order.lora_settings,
+                decoder=decoding.decoder,
+                safety_checker=decoding.safety_checker,
+                in_flight=order.is_shared,
+            )
+
+        self._to_decode += 1
+        future = decoding.submit(work, latents)
+        future.add_done_callback(lambda result: self._messages.put(_Decoded(order, result)))
+
+    def _decoded(self, order: Order, result: Future[Result[Any]]) -> None:
+        error = result.exception()
+        if error is not None:
+            self._fail(order, self._as_told(error))
+        elif not order.is_over:
+            self._orders.pop(order, None)
+            order.finish(result.result())
+
+    def _leave(self, image: ImageId) -> None:
+        """An image goes, finished or not."""
+        slot = image.order.slots.pop(image.place, None)
+        if slot is not None:
+            assert image.order.klass is not None
+            self._in_flight[image.order.klass][0].leave(slot)
+        if image in self._scheduler:
+            self._scheduler.remove(image)
+
+    def _fail(self, order: Order, error: BaseException) -> None:
+        self._orders.pop(order, None)
+        for place in range(order.images):
+            image = ImageId(order, place)
+            if image in self._scheduler:
+                self._leave(image)
+        order.fail(error)
+
+    def _fail_all(self, error: BaseException) -> None:
+        for order in list(self._orders):
+            self._fail(order, error)
+
+    def _as_told(self, error: BaseException) -> Any:
+        """The error as a call of the pipeline would raise it."""
+        try:
+            if isinstance(error, Exception):
+                raise_if_out_of_memory(error)
+        except OutOfMemoryError as clearer:
+            return clearer
+        return error
+
+
+def _typed(tick: Tick) -> tuple[ImageClass, list[ImageId]]:
+    klass, images = tick.klass, list(tick.images)
+    assert isinstance(klass, ImageClass)
+    assert all(isinstance(image, ImageId) for image in images)
+    return klass, images  # type: ignore[return-value]

@@ -1,0 +1,198 @@
+"""A submitted request, as the thread that makes it sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kdrt.adapters.lora import Scale
+from kdrt.batching.handle import Handle, ImageStep, Made, Steps
+from kdrt.batching.scheduler import Entry
+from kdrt.denoise.in_flight import can_share
+from kdrt.denoise.inputs import DenoiserInputs, SamplingRun
+from kdrt.denoise.row_denoiser import ImageShape
+from kdrt.errors import CancelledError
+from kdrt.pipeline.encoding import EncodedPrompts
+from kdrt.pipeline.metadata import Settings
+from kdrt.pipeline.result import Result
+from kdrt.request.job import Job
+from kdrt.sampling import Plan
+from kdrt.vae.preview import PreviewStep
+
+Loras = Mapping[str, Scale]
+Callback = Callable[[ImageStep], object]
+
+
+class ImageClass(NamedTuple):
+    """What images have in common that can share a UNet run.
+
+    Attributes:
+        shape: of the images; None for those that cannot share.
+        loras: stands for their LoRAs, and is the group.
+        shared: inputs of the UNet that have one value for the whole batch.
+    """
+
+    shape: ImageShape | None
+    loras: Hashable
+    shared: Hashable = None
+
+
+class ImageId(NamedTuple):
+    """The name of an image in the scheduler."""
+
+    order: Order
+    place: int
+
+
+class Order:
+    """A submitted request.
+
+    Attributes:
+        job: what is to be made.
+        handle: what the caller has.
+        loras: at these scales; None is those that the pipeline has.
+        is_shared: its evaluations can be shared.
+        klass: of its images, once it is known.
+        slots: of its images in flight, by their place in the request.
+        encoded, run, noise, lora_settings: made when its first image is admitted.
+        steps: of a run that is not shared.
+
+    Args:
+        callback: called after every step of each image.
+        watch: whether steps are kept for the handle.
+        cancel: called with the order when the caller cancels it.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        loras: Loras | None,
+        callback: Callback | None,
+        *,
+        watch: bool,
+        cancel: Callable[[Order], object],
+    ) -> None:
+        self.job = job
+        self.loras = loras
+        self.is_shared = can_share(job.plan, job.shortcuts)
+        self._callback = callback
+        self._future: Future[Made[Any]] = Future()
+        self._future.set_running_or_notify_cancel()
+        self._steps = Steps() if watch else None
+        self.handle: Handle[Any] = Handle(
+            job.plan.steps, self._future, self._steps, lambda: cancel(self)
+        )
+        self.klass: ImageClass | None = None
+        self.slots: dict[int, int] = {}
+        self._latents: dict[int, Tensor] = {}
+        self.encoded: EncodedPrompts | None = None
+        self.run: SamplingRun | None = None
+        self.noise: Tensor | None = None
+        self.lora_settings: Settings = ()
+        self.steps: Iterator[PreviewStep] | None = None
+
+    @property
+    def images(self) -> int:
+        """B."""
+        return len(self.job.seeds)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is made or has failed."""
+        return self._future.done()
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether anybody wants its steps."""
+        return self._callback is not None or self._steps is not None
+
+    def entries(self, klass: ImageClass, *, doubled: bool) -> list[Entry]:
+        """What the scheduler is told of it: its images one by one, or where they cannot share as
+        one."""
+        self.klass = klass
+        plan = self.job.plan
+        evaluations = plan.evaluations if isinstance(plan, Plan) else plan.steps
+        count = self.images if self.is_shared else 1
+        return [
+            Entry(
+                ImageId(self, place),
+                klass,
+                klass.loras,
+                1 + doubled,
+                evaluations,
+                shares=self.is_shared,
+            )
+            for place in range(count)
+        ]
+
+    def prepared(self, encoded: EncodedPrompts, run: SamplingRun, lora_settings: Settings) -> None:
+        """What its images begin with is known."""
+        self.encoded, self.run, self.lora_settings = encoded, run, lora_settings
+        if self.is_shared:
+            assert isinstance(run.plan, Plan)
+            self.noise = run.noise.draw(run.plan.slots) if run.plan.slots else None
+
+    def image(self, index: int) -> tuple[Plan, Tensor, Tensor | None, DenoiserInputs]:
+        """What one image begins with: see `kdrt.denoise.in_flight.InFlight.admit`."""
+        run, one = self.run, slice(index, index + 1)
+        assert run is not None
+        assert isinstance(run.plan, Plan)
+        noise = None if self.noise is None else self.noise[:, one]
+        return run.plan, run.latents[one], noise, run.inputs.one(index)
+
+    def step(self, step: ImageStep) -> None:
+        """Tell of a completed step.
+
+        Raises:
+            Whatever the callback raises; CancelledError if it returned False.
+        """
+        if self._steps is not None:
+            kept = ImageStep(
+                step.index,
+                step.sigma,
+                step.sigma_next,
+                step.latents.clone(),
+                step.denoised.clone(),
+                step.previewer,
+                step.decoder,
+                step.image,
+            )
+            ready = None
+            if step.latents.is_cuda:
+                ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                ready.record()
+            self._steps.add(kept, ready)
+        if self._callback is not None and self._callback(step) is False:
+            raise CancelledError("the callback returned False, which ends the request")
+
+    def sampled(self, index: int, latents: Tensor) -> None:
+        """The last step of an image is taken: ``latents [1, C, h, w]``."""
+        self._latents[index] = latents
+
+    def latents(self) -> Tensor | None:
+        """Those of all images, ``[B, C, h, w]``; None while some are missing."""
+        if len(self._latents) < self.images:
+            return None
+        return torch.cat([self._latents[index] for index in range(self.images)])
+
+    def finish(self, result: Result[Any]) -> None:
+        """It is made."""
+        assert self.encoded is not None
+        self._end()
+        self._future.set_result(Made(result, self.encoded.warn))
+
+    def fail(self, error: BaseException) -> None:
+        """It has failed, or was cancelled; nothing is known of it any more."""
+        if not self.is_over:
+            self._end()
+            self._future.set_exception(error)
+
+    def _end(self) -> None:
+        self._latents.clear()
+        self.run = self.noise = self.steps = None
+        if self._steps is not None:
+            self._steps.close()
