@@ -143,10 +143,10 @@ class Scheduler:
         return image in self._images
 
     def counts(self) -> dict[Hashable, Count]:
-        """How many images wait and are in flight, of each class that has any."""
+        """How many images wait and are in flight, of each class that has any; from any thread."""
         return {
             name: Count(len(klass.waiting), len(klass.in_flight))
-            for name, klass in self._classes.items()
+            for name, klass in list(self._classes.items())
         }
 
     def add(self, entry: Entry) -> None:
@@ -187,8 +187,8 @@ class Scheduler:
             del self._groups[klass.group]
 
     def limit_rows(self, rows: int) -> None:
-        """From now on no run has more rows, in whatever class; for images that are there already
-        it stays as many as one of them takes."""
+        """From now on runs of the classes that have images have no more rows than that, or than
+        one of their images takes."""
         for klass in self._classes.values():
             klass.limit_rows(rows)
 
@@ -324,7 +324,6 @@ class _Class:
 
     def _rank(self, image: _Image) -> tuple[int, int]:
         due, arrival = _order(image)
-        # At tick 0 nothing has run, so `ran` of a waiting image is never that of the last tick.
         return due - HEAD_START * (image.ran == self._ticks), arrival
 
 
