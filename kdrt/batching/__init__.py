@@ -6,6 +6,7 @@ Its files:
     handle     a submitted request: its steps, and its images when they are made
     order      the same for the thread that makes it
     loop       the thread that owns the engines
+    shared     where the images that share are, with the UNet as it is now
     scheduler  which images run in the next evaluation
     decoding   finished images are decoded beside the evaluations of the others
 """

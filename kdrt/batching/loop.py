@@ -8,7 +8,6 @@ finite. Only an error of a tick itself, which ran all of its images at once, end
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
@@ -21,8 +20,8 @@ from kdrt.batching.decoding import Decoding
 from kdrt.batching.handle import ImageStep
 from kdrt.batching.order import ImageClass, ImageId, Loras, Order
 from kdrt.batching.scheduler import Count, Limits, Scheduler, Tick
+from kdrt.batching.shared import SharedImages
 from kdrt.common.memory import raise_if_out_of_memory
-from kdrt.denoise.in_flight import InFlight
 from kdrt.denoise.row_denoiser import ImageShape
 from kdrt.errors import CancelledError, OutOfMemoryError
 from kdrt.pipeline.encoding import conditioning_length
@@ -33,9 +32,6 @@ from kdrt.sampling import Step
 from kdrt.vae.preview import with_previews
 
 _logger = logging.getLogger(__name__)
-
-_SHAPES_KEPT = 4
-"""Shapes without images whose buffers are kept for the next ones."""
 
 _TICKS_AHEAD = 2
 """Ticks that may be enqueued on a GPU and not be done: with one more the GPU never waits for this
@@ -76,11 +72,10 @@ class BatchingLoop:
     def __init__(self, pipe: Pipeline, limits: Limits) -> None:
         self._pipe = pipe
         self._rows = limits.rows
-        self._slots = limits.images
-        self._scheduler = Scheduler(limits=lambda klass: Limits(self._rows, self._slots))
+        self._scheduler = Scheduler(limits=lambda klass: limits._replace(rows=self._rows))
         self._messages: SimpleQueue[_Message] = SimpleQueue()
         self._orders: dict[Order, None] = {}
-        self._in_flight: OrderedDict[ImageClass, tuple[InFlight, int]] = OrderedDict()
+        self._shared = SharedImages(pipe.denoising, limits.images)
         self._decoding = Decoding(pipe)
         self._to_decode = 0
         self._loras: Hashable = OWN
@@ -219,53 +214,33 @@ class BatchingLoop:
     # Images that share.
 
     def _tick(self, klass: ImageClass, images: Sequence[ImageId]) -> None:
-        in_flight = self._room(klass)
         for image in images:
-            if image.place not in image.order.slots and not image.order.is_over:
-                self._admit(in_flight, image)
+            if not self._shared.is_in(image) and not image.order.is_over:
+                self._admit(image)
         running = [image for image in images if not image.order.is_over]
         if not running:
             return
-        slots = [image.order.slots[image.place] for image in running]
         try:
-            steps = in_flight.tick(slots)
+            steps = self._shared.tick(running)
         except Exception as error:
-            self._tick_failed(in_flight, running, error)
+            self._tick_failed(klass, running, error)
             return
         self._pace()
-        for image, slot, step in zip(running, slots, steps, strict=True):
+        for image, step in zip(running, steps, strict=True):
             if step is not None:
                 self._tell(image, step)
-            if not image.order.is_over and in_flight.is_finished(slot):
-                image.order.sampled(image.place, in_flight.latents(slot))
+            latents = None if image.order.is_over else self._shared.finished(image)
+            if latents is not None:
+                image.order.sampled(image.place, latents)
                 self._leave(image)
                 self._decode_if_complete(image.order)
 
-    def _room(self, klass: ImageClass) -> InFlight:
-        """Where the images of a class are, with the engine as it is now."""
-        assert klass.shape is not None
-        denoising = self._pipe.denoising
-        found = self._in_flight.get(klass)
-        if found is None:
-            idle = [each for each, (room, _) in self._in_flight.items() if not len(room)]
-            for each in idle[: max(0, len(idle) - _SHAPES_KEPT + 1)]:
-                self._in_flight.pop(each)[0].release()
-            room = denoising.in_flight(klass.shape, self._slots)
-        else:
-            room, version = found
-            if version != denoising.version:
-                room.use(denoising.unet)
-        self._in_flight[klass] = room, denoising.version
-        self._in_flight.move_to_end(klass)
-        return room
-
-    def _admit(self, in_flight: InFlight, image: ImageId) -> None:
-        order = image.order
+    def _admit(self, image: ImageId) -> None:
         try:
-            self._prepare(order)
-            order.slots[image.place] = in_flight.admit(*order.image(image.place))
+            self._prepare(image.order)
+            self._shared.admit(image)
         except Exception as error:
-            self._fail(order, self._as_told(error))
+            self._fail(image.order, as_told(error))
 
     def _prepare(self, order: Order) -> None:
         if order.run is None:
@@ -273,13 +248,11 @@ class BatchingLoop:
             run = self._pipe.prepare(order.job, encoded)
             order.prepared(encoded, run, self._pipe.adapters.lora_settings)
 
-    def _tick_failed(
-        self, in_flight: InFlight, images: Sequence[ImageId], error: Exception
-    ) -> None:
+    def _tick_failed(self, klass: ImageClass, images: Sequence[ImageId], error: Exception) -> None:
         """Go on with fewer rows where memory ran out; otherwise nobody knows whose fault it is."""
-        error = self._as_told(error)
+        error = as_told(error)
         if isinstance(error, OutOfMemoryError) and len(images) > 1:
-            in_flight.release()
+            self._shared.release(klass)
             self._rows = max(2, self._rows // 2)
             self._scheduler.limit_rows(self._rows)
             _logger.warning("memory ran out; going on with %d rows at a time", self._rows)
@@ -317,7 +290,7 @@ class BatchingLoop:
             self._leave(image)
             self._decode_if_complete(order)
         except Exception as error:
-            self._fail(order, self._as_told(error))
+            self._fail(order, as_told(error))
         else:
             for place in range(order.images if order.is_watched else 0):
                 one = slice(place, place + 1)
@@ -376,19 +349,18 @@ class BatchingLoop:
         future.add_done_callback(lambda result: self._messages.put(_Decoded(order, result)))
 
     def _decoded(self, order: Order, result: Future[Result[Any]]) -> None:
-        error = result.exception()
-        if error is not None:
-            self._fail(order, self._as_told(error))
-        elif not order.is_over:
+        try:
+            made = result.result()
+        except Exception as error:
+            self._fail(order, as_told(error))
+            return
+        if not order.is_over:
             self._orders.pop(order, None)
-            order.finish(result.result())
+            order.finish(made)
 
     def _leave(self, image: ImageId) -> None:
         """An image goes, finished or not."""
-        slot = image.order.slots.pop(image.place, None)
-        if slot is not None:
-            assert image.order.klass is not None
-            self._in_flight[image.order.klass][0].leave(slot)
+        self._shared.leave(image)
         if image in self._scheduler:
             self._scheduler.remove(image)
 
@@ -404,14 +376,14 @@ class BatchingLoop:
         for order in list(self._orders):
             self._fail(order, error)
 
-    def _as_told(self, error: BaseException) -> Any:
-        """The error as a call of the pipeline would raise it."""
-        try:
-            if isinstance(error, Exception):
-                raise_if_out_of_memory(error)
-        except OutOfMemoryError as clearer:
-            return clearer
-        return error
+
+def as_told(error: Exception) -> Exception:
+    """An error as a call of the pipeline would raise it."""
+    try:
+        raise_if_out_of_memory(error)
+    except OutOfMemoryError as clearer:
+        return clearer
+    return error
 
 
 def _typed(tick: Tick) -> tuple[ImageClass, list[ImageId]]:

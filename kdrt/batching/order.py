@@ -86,7 +86,7 @@ class Order:
         self.handle: Handle[Any] = Handle(
             job.plan.steps, self._future, self._steps, lambda: cancel(self)
         )
-        self.klass: ImageClass | None = None
+        self.klass = ImageClass(None, None)
         self.slots: dict[int, int] = {}
         self._latents: dict[int, Tensor] = {}
         self.encoded: EncodedPrompts | None = None
