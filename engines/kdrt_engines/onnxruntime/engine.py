@@ -170,21 +170,22 @@ class OrtBinding(Binding):
             self._invariants = Invariants(engine.invariants, self.inputs, self._invariant_tensors)
         self._run_whole: Callable[[], None] | None = None
         self._run_reduced: Callable[[], None] | None = None
-        self._neutral: list[tuple[torch.Tensor, list[float]]] = []
+        self._neutral: list[tuple[torch.Tensor, torch.Tensor]] = []
         reduced = engine.reduced_for(dims)
         if reduced is None:
             self._run_whole = self._run_of(engine.network.whole)
         else:
             self._run_reduced = self._run_of(reduced.graph)
-            self._neutral = [
-                (self.inputs[name], list(values)) for name, values in reduced.neutral.items()
-            ]
+            for name, values in reduced.neutral.items():
+                # Filled here, not in each run, which compares them.
+                neutral = torch.empty_like(self.inputs[name]).copy_(torch.tensor(values))
+                self._neutral.append((self.inputs[name], neutral))
 
     def run(self) -> None:
         try:
             if self._invariants is not None:
                 self._invariants.refresh()
-            if self._run_reduced is not None and all(t.tolist() == v for t, v in self._neutral):
+            if self._run_reduced is not None and all(itertools.starmap(torch.equal, self._neutral)):
                 self._run_reduced()
                 return
             # Loaded when the reduced graph will not do for the first time: most never come here.

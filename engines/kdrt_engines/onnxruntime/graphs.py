@@ -28,7 +28,7 @@ class ReducedGraph:
 
     Attributes:
         graph: the smaller graph; it does not read those inputs.
-        neutral: the values, by input.
+        neutral: the values, by input; of one with a row for each image, those of every row.
         multiples: what each symbol's size must be divisible by.
     """
 

@@ -27,23 +27,31 @@ SPEC = EngineSpec(
 )
 
 
-def onnx_file(folder: Path, *, shifted: bool = True) -> Path:
-    """``y = 2x + shift[0]`` and its sums, or without the shift."""
+ROWS = EngineSpec((SPEC.inputs[0], TensorSpec("shift", "float32", ("B", 2))), SPEC.outputs)
+"""With a shift of its own for each row."""
+
+
+def onnx_file(folder: Path, *, shifted: bool = True, rows: bool = False) -> Path:
+    """``y = 2x + shift[0]``, in ``rows`` ``2x + shift[:, 0]``, and its sums, or without the
+    shift."""
     value = helper.make_tensor_value_info
     nodes = [helper.make_node("Add", ["x", "x"], ["twice" if shifted else "y"])]
     if shifted:
         nodes += [
-            helper.make_node("Gather", ["shift", "first"], ["by"]),
+            helper.make_node("Gather", ["shift", "first"], ["by"], axis=int(rows)),
             helper.make_node("Add", ["twice", "by"], ["y"]),
         ]
     graph = helper.make_graph(
         [*nodes, helper.make_node("ReduceSum", ["y", "axes"], ["z"])],
         "small",
-        [value("x", 1, ["B", 4]), *([value("shift", 1, [2])] if shifted else [])],
+        [
+            value("x", 1, ["B", 4]),
+            *([value("shift", 1, ["B", 2] if rows else [2])] if shifted else []),
+        ],
         [value("y", 1, ["B", 4]), value("z", 1, ["B", 1])],
         [
             helper.make_tensor("axes", onnx.TensorProto.INT64, [1], [1]),
-            helper.make_tensor("first", onnx.TensorProto.INT64, [], [0]),
+            helper.make_tensor("first", onnx.TensorProto.INT64, [1], [0]),
         ],
     )
     path = folder / f"{'whole' if shifted else 'plain'}.onnx"
@@ -127,6 +135,29 @@ def test_the_reduced_graph_runs_while_inputs_are_neutral(
         binding.inputs["shift"].copy_(torch.tensor([shift, 0.0]))
         binding.run()
         assert torch.equal(binding.outputs["y"], torch.full((batch, 4), expected))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4])
+def test_the_reduced_graph_runs_while_every_row_is_neutral(tmp_path: Path, batch: int) -> None:
+    plain = OrtGraph(onnx_file(tmp_path, shifted=False))
+    whole = OrtGraph(onnx_file(tmp_path, rows=True))
+    network = OrtNetwork(whole, ReducedGraph(plain, {"shift": (7.0, 0.0)}))
+    binding = OrtEngine(network, ROWS, TWO).bind(B=batch)
+    binding.inputs["x"].fill_(1)
+    shift = binding.inputs["shift"]
+    neutral = torch.tensor([7.0, 0.0]).expand(batch, 2)
+    for row in range(batch):
+        shift.copy_(neutral)
+        binding.run()
+        assert torch.equal(binding.outputs["y"], torch.full((batch, 4), 2.0)), "without a shift"
+        shift[row] = torch.tensor([7.0, 1.0])
+        binding.run()
+        assert torch.equal(binding.outputs["y"], torch.full((batch, 4), 9.0))
+        shift[row] = torch.tensor([5.0, 0.0])
+        binding.run()
+        expected = torch.full((batch, 4), 9.0)
+        expected[row] = 7.0
+        assert torch.equal(binding.outputs["y"], expected)
 
 
 @pytest.mark.parametrize(("batch", "expected"), [(2, 2.0), (3, 3.0), (4, 2.0), (1, 3.0)])
