@@ -50,7 +50,9 @@ def make_cases(
         if neutral:
             named = zip(component.spec.inputs, inputs, strict=True)
             inputs = tuple(
-                torch.tensor(component.neutral[t.name]) if t.name in component.neutral else value
+                torch.tensor(component.neutral[t.name]).expand_as(value)
+                if t.name in component.neutral
+                else value
                 for t, value in named
             )
         cases.append(Case(dims, inputs, component.reference(*inputs)))

@@ -112,7 +112,8 @@ def _check_shapes(path: Path, manifest: Manifest) -> None:
         found = {tensor.name: tensor for tensor in (*component.inputs, *component.outputs)}
         for tensor, shape in tensors.items():
             required = tensor not in _OPTIONAL
-            if tensor in found and not _fits(found[tensor], shape):
+            allowed = (shape, *_EARLIER.get(tensor, ()))
+            if tensor in found and not any(_fits(found[tensor], each) for each in allowed):
                 raise damaged(
                     path / "manifest.json",
                     f"'{tensor}' of {name} is {found[tensor].dtype} {[*found[tensor].shape]}, "
@@ -124,6 +125,10 @@ def _check_shapes(path: Path, manifest: Manifest) -> None:
 
 _OPTIONAL = {"text_embeds", "time_ids", "timestep_cond", "freeu", "ip_scale", "ip_hidden_states"}
 _OPTIONAL |= {DEEP_FEATURE}
+
+_EARLIER: Mapping[str, tuple[Shape, ...]] = {"freeu": ((4,),)}
+"""Shapes that tensors had in earlier exports, which stay allowed: FreeU's strengths were those of a
+whole batch."""
 
 
 def _expected(manifest: Manifest) -> dict[str, dict[str, Shape]]:
@@ -139,7 +144,7 @@ def _expected(manifest: Manifest) -> dict[str, dict[str, Shape]]:
         "text_embeds": ("B", _pooled_width(manifest)),
         "time_ids": ("B", range(5, 7)),
         "timestep_cond": ("B", ANY),
-        "freeu": (4,),
+        "freeu": ("B", 4),
         DEEP_FEATURE: deep,
     }
     width = sum(facts.hidden_size for facts in manifest.text_encoders)

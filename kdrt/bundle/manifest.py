@@ -103,9 +103,9 @@ class Verification(_Strict):
 class OrtGraphs(_Strict):
     """A network in ONNX Runtime's own operators: ``fused`` is the whole of it, and so is ``cpu`` in
     the order that suits a CPU; ``plain`` is for a CPU too, computes the same while the ``neutral``
-    inputs hold these values, and does without what they turn off. It is for sizes that can be
-    divided by the ``multiples``, of those symbols. Both take besides the component's inputs what
-    ``invariants`` computes from those that rarely change."""
+    inputs hold these values, in every row, and does without what they turn off. It is for sizes
+    that can be divided by the ``multiples``, of those symbols. Both take besides the component's
+    inputs what ``invariants`` computes from those that rarely change."""
 
     fused: GraphFile
     cpu: GraphFile | None = None

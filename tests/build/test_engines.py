@@ -33,6 +33,7 @@ from kdrt_engines.tensorrt.flavour import (
 from tests.support import engine_bundle as engine_bundle_fakes
 from tests.support.engine_bundle import Builder, Listener, engine_bundle, exported_anew
 from tests.support.rtx_machine import install_tensorrt
+from tests.support.tiny_model import FREEU_OF_BATCH
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +106,15 @@ def test_the_builder_gets_shapes_flags_and_targets(bundle: Bundle, builder: Buil
     assert job.flags == {"TF32": True, "REQUIRE_USER_ALLOCATION": True}
     assert len(job.profiles) == 2
     assert job.profiles[1]["sample"] == ((1, 4, 8, 6), (2, 4, 8, 6), (2, 4, 8, 6))
-    assert "freeu" not in job.profiles[0]  # its shape is fixed
+    assert job.profiles[1]["freeu"] == ((1, 4), (2, 4), (2, 4))
+
+
+def test_freeu_of_a_whole_batch_is_of_no_profile(tmp_path: Path, builder: Builder) -> None:
+    """Its shape is fixed: engines of bundles that were exported so stay what they were."""
+    bundle = engine_bundle(tmp_path / "earlier", freeu=FREEU_OF_BATCH)
+    build_engines(bundle, TENSORRT_RTX, (89,), components=["unet"], report=Listener())
+    assert "timestep" in builder.jobs[0].profiles[0]
+    assert "freeu" not in builder.jobs[0].profiles[0]
 
 
 def test_full_precision_is_kept_where_it_was_asked_for(tmp_path: Path, builder: Builder) -> None:

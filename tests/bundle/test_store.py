@@ -157,6 +157,8 @@ def test_every_number_and_type_has_bounds(
         ("unet", "text_embeds", ["B", 65]),
         ("unet", "time_ids", ["B", 1]),
         ("unet", "freeu", [5]),
+        ("unet", "freeu", ["B", 5]),
+        ("unet", "freeu", ["h", 4]),
         ("unet", "noise_pred", ["B", 8, "h", "w"]),
         ("text_encoder", "inputs_embeds", ["B", 64]),
         ("text_encoder", "hidden_states", ["B", 3, "L", 64]),
@@ -176,6 +178,16 @@ def test_networks_have_to_fit_each_other(
     said = refusal(bundle)
     assert f"'{tensor}' of {component} is float32" in said or "text_embeds" in said
     assert "does not fit the rest of the model" in said
+
+
+@pytest.mark.parametrize("shape", [["B", 4], [4]])
+def test_freeu_is_of_each_image_or_as_earlier_of_a_batch(bundle: Path, shape: list[Any]) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        (found,) = (t for t in manifest["components"]["unet"]["inputs"] if t["name"] == "freeu")
+        found["shape"] = shape
+
+    edit(bundle, change)
+    assert Bundle.open(bundle).manifest.components["unet"].spec().input("freeu").shape == (*shape,)
 
 
 def test_networks_need_their_inputs(bundle: Path) -> None:

@@ -170,8 +170,7 @@ class ByHand:
 
     def __init__(self, model: TinyModel, every: int) -> None:
         self._model, self._every, self._count = model, every, 0
-        told = {k: v[-1:] for k, v in model.unet.calls[0].items() if k not in ("sample", "freeu")}
-        self._told = {**told, "freeu": torch.ones(4)}
+        self._told = {k: v[-1:] for k, v in model.unet.calls[0].items() if k != "sample"}
         self._schedule = training_table(model.manifest.scheduler)
 
     def __call__(self, x: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -9,10 +9,12 @@ import onnx
 import pytest
 import torch
 
+from kdrt_engines.onnxruntime.engine import OrtEngine
+from kdrt_engines.onnxruntime.graphs import OrtGraph, OrtNetwork, ReducedGraph
 from kdrt_export.components import ExportComponent
 from kdrt_export.dialects import group_norm, upsampling, winograd
 from kdrt_export.onnx.trace import OnnxFiles, onnx_from_component
-from kdrt_export.verify import make_cases, verify_files
+from kdrt_export.verify import make_cases, relative_error, verify_files
 from tests.support.components import COMPONENTS
 
 TRACED = {"B": 2, "h": 12, "w": 10, "L": 9}
@@ -58,6 +60,39 @@ def test_every_file_computes_what_the_network_does(name: str, tmp_path: Path) ->
             multiples = {symbol: component.multiples.get(symbol, 1) for symbol in asked}
             assert {s: n % multiples[s] for s, n in figure.dims.items()} == dict.fromkeys(asked, 0)
             assert all(0 <= figure.dims[s] - n < multiples[s] for s, n in asked.items())
+
+
+@pytest.mark.parametrize("sides", [{"h": 8, "w": 16}, {"h": 9, "w": 7}])
+@pytest.mark.parametrize("off", [0, 1])
+def test_images_of_one_run_have_freeu_of_their_own(
+    tmp_path: Path, sides: dict[str, int], off: int
+) -> None:
+    """One of two with FreeU, the other without: alone that runs, where it can, on the graph that
+    has none."""
+    component, files = exported("unet sdxl", tmp_path)
+    assert files.cpu is not None
+    assert files.plain is not None
+    assert files.invariants is not None
+    plain = ReducedGraph(OrtGraph(files.plain), component.neutral, component.multiples)
+    network = OrtNetwork(OrtGraph(files.cpu), plain, OrtGraph(files.invariants))
+    engine = OrtEngine(network, component.spec)
+    *others, freeu = component.example_inputs({"B": 2, "L": 9} | sides, seed=1)
+    freeu[off] = 1
+
+    def predicted(*inputs: torch.Tensor) -> torch.Tensor:
+        binding = engine.bind(B=len(inputs[0]), L=9, **sides)
+        for held, value in zip(binding.inputs.values(), inputs, strict=True):
+            held.copy_(value)
+        binding.run()
+        return binding.outputs["noise_pred"].clone()
+
+    together = predicted(*others, freeu)
+    for own in (slice(0, 1), slice(1, 2)):
+        alone = predicted(*(tensor[own] for tensor in (*others, freeu)))
+        assert relative_error(together[own], alone) < 5e-6
+    none = predicted(*others, torch.ones(2, 4))
+    assert relative_error(none[off], together[off]) < 5e-6
+    assert relative_error(none[1 - off], together[1 - off]) > 1e-3
 
 
 def test_what_each_is_made_of(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ from kdrt_engines import Binding
 from tests.support.image_arrays import as_tensor
 from tests.support.tiny_model import (
     CHANNELS,
+    FREEU,
+    FREEU_OF_BATCH,
     GUIDANCE_WIDTH,
     SCALE,
     WIDTHS,
@@ -226,7 +228,7 @@ def test_every_schedule_is_walked_to_its_end(sd: TinyModel, schedule: str) -> No
 def test_half_precision_rounds_and_nothing_else(tmp_path: Path) -> None:
     images = []
     for dtype in DTYPES:
-        model = tiny_model(tmp_path / dtype, dtype=dtype, distilled=True, freeu=False)
+        model = tiny_model(tmp_path / dtype, dtype=dtype, distilled=True, freeu=None)
         result = model.pipeline(PROMPTS, steps=2, seed=0, output_type="latent")
         assert model.unet.calls[0]["sample"].dtype == getattr(torch, dtype)
         images.append(as_tensor(result.images))
@@ -247,9 +249,25 @@ def test_a_distilled_model_takes_the_guidance_as_an_input(tmp_path: Path) -> Non
 def test_freeu_reaches_the_unet_for_one_call(sdxl: TinyModel) -> None:
     sdxl.pipeline("a", steps=1, seed=0, freeu=(1.3, 1.4, 0.9, 0.2))
     sdxl.pipeline("a", steps=1, seed=0)
-    first, second = (call["freeu"].tolist() for call in sdxl.unet.calls)
-    assert first == pytest.approx([1.3, 1.4, 0.9, 0.2])
-    assert second == [1, 1, 1, 1]
+    first, second = (call["freeu"] for call in sdxl.unet.calls)
+    torch.testing.assert_close(first, torch.tensor([[1.3, 1.4, 0.9, 0.2]] * 2))
+    assert torch.equal(second, torch.ones(2, 4))
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_unet_with_one_freeu_for_a_batch_makes_the_same_image(tmp_path: Path, deep: bool) -> None:
+    """As bundles were exported before every image had strengths of its own."""
+    freeu = (1.3, 1.4, 0.9, 0.2)
+    made = {}
+    for name, shape in (("rows", FREEU), ("batch", FREEU_OF_BATCH)):
+        model = tiny_model(tmp_path / name, freeu=shape, deep=deep)
+        on = model.pipeline(PROMPTS, steps=2, seed=0, freeu=freeu, output_type="np")
+        off = model.pipeline(PROMPTS, steps=2, seed=0, output_type="np")
+        made[name] = on.images
+        assert not np.array_equal(off.images, on.images)
+        told = model.unet.calls[0]["freeu"]
+        assert told.shape == ((4,) if shape == FREEU_OF_BATCH else (2 * len(PROMPTS), 4))
+    assert np.array_equal(made["rows"], made["batch"])
 
 
 def test_output_types_agree(sdxl: TinyModel) -> None:

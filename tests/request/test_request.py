@@ -179,7 +179,7 @@ def test_lists_are_sizes_too(sd: TinyModel, sdxl: TinyModel) -> None:
 
 
 def test_freeu_needs_a_bundle_with_freeu(tmp_path: Path) -> None:
-    model = tiny_model(tmp_path, freeu=False)
+    model = tiny_model(tmp_path, freeu=None)
     with pytest.raises(InvalidRequestError, match="has no FreeU in its UNet"):
         model.pipeline("a", freeu=(1.3, 1.4, 0.9, 0.2))
     assert model.pipeline("a", steps=1, seed=0).images

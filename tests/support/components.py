@@ -16,6 +16,7 @@ from kdrt_export.components import (
     ExportVaeEncoder,
 )
 from kdrt_export.components.shallow_unet import ExportShallowUNet
+from tests.support.earlier_unet import UNetWithFreeUOfBatch
 from tests.support.tiny_networks import text_encoder, unet, vae
 
 PRUNED: dict[str, dict[str, Any]] = {
@@ -70,6 +71,7 @@ COMPONENTS: dict[str, Callable[[], ExportComponent]] = {
         unet("sd", cross_attention_dim=(24, 24, 24))
     ),
     "unet that upcasts attention": lambda: ExportUNet(unet("sd", upcast_attention=True)),
+    "unet with one FreeU for a batch": lambda: UNetWithFreeUOfBatch(unet("sd")),
     "unet without fused qkv": lambda: ExportUNet(unet("sdxl"), fuse_qkv=False),
     "text encoder": lambda: ExportTextEncoder(text_encoder(), normalize=True),
     "text encoder 2": lambda: ExportTextEncoder(text_encoder(projection=True), normalize=False),

@@ -17,7 +17,7 @@ from kdrt_engines.tensorrt.build import Follow
 from kdrt_engines.tensorrt.engine_file import read_header
 from kdrt_engines.tensorrt.job import BuildJob, Built
 from kdrt_engines.tensorrt.refit_result import RefitResult
-from tests.support.tiny_model import tiny_model
+from tests.support.tiny_model import FREEU, Shape, tiny_model
 
 VERSION = "1.7.1.116"
 WEIGHTS = ("a.weight", "b.weight")
@@ -28,9 +28,10 @@ RESULT = RefitResult(2, 0, 1e-3, 2e-3, 0.0)
 BITS = {75: 1, 80: 2, 86: 4, 89: 8, 120: 16, 121: 32}
 
 
-def engine_bundle(folder: Path, **changes: object) -> Bundle:
-    """A bundle with a file for every network, so that each has a hash of its own."""
-    manifest = tiny_model(folder, "sdxl").manifest
+def engine_bundle(folder: Path, *, freeu: Shape = FREEU, **changes: object) -> Bundle:
+    """A bundle with a file for every network, so that each has a hash of its own. ``freeu`` is the
+    shape of that input, and ``changes`` are of the manifest."""
+    manifest = tiny_model(folder, "sdxl", freeu=freeu).manifest
     components = {
         name: component.model_copy(update={"onnx": f"onnx/{name}/model.onnx"})
         for name, component in manifest.components.items()

@@ -42,8 +42,13 @@ WIDTHS = (6, 10)
 POOLED = 5
 GUIDANCE_WIDTH = 7
 
+Shape = tuple[int | str, ...]
+FREEU: Shape = ("B", 4)
+FREEU_OF_BATCH: Shape = (4,)
+"""What bundles had before every image had strengths of its own."""
+
 Family = Literal["sd", "sdxl"]
-TensorRow = tuple[str, Dtype, tuple[int | str, ...]]
+TensorRow = tuple[str, Dtype, Shape]
 """Name, dtype and shape of an input or output."""
 
 
@@ -70,7 +75,7 @@ def tiny_unet(sample: Tensor, timestep: Tensor, **rest: Tensor) -> Tensor:
         if name in rest:
             told = told + weight * rest[name].double().mean(1)
     if "freeu" in rest:
-        told = told + rest["freeu"].double().prod() - 1
+        told = told + rest["freeu"].double().prod(-1) - 1
     return (sample.double() * 0.4 + told.sin()[:, None, None, None]).to(sample.dtype)
 
 
@@ -118,13 +123,13 @@ def tiny_model(
     prediction_type: PredictionType = "epsilon",
     edm: EdmFacts | None = None,
     dtype: Dtype = "float32",
-    freeu: bool = True,
+    freeu: Shape | None = FREEU,
     distilled: bool = False,
     zeros_for_empty_negative: bool = True,
     deep: bool = False,
 ) -> TinyModel:
-    """Write tokenizers and embeddings into ``folder``, and make a pipeline around them; ``deep``
-    with a shallow UNet."""
+    """Write tokenizers and embeddings into ``folder``, and make a pipeline around them; ``freeu``
+    is the shape of that input, None for a UNet without it, and ``deep`` with a shallow UNet."""
     widths = WIDTHS if family == "sdxl" else WIDTHS[:1]
     facts = tuple(_text_encoder(folder, i, width, family) for i, width in enumerate(widths))
     components = {
@@ -172,7 +177,7 @@ def tiny_model(
         latents=LatentFacts(channels=CHANNELS, scale=SCALE, default_height=64, default_width=48),
         zeros_for_empty_negative=family == "sdxl" and zeros_for_empty_negative,
         default_guidance_scale=5.0,
-        baked=Baked(fused_qkv=True, freeu=freeu),
+        baked=Baked(fused_qkv=True, freeu=freeu is not None),
         tools={},
     )
     networks = {
@@ -201,11 +206,11 @@ def unet_spec(
 ) -> EngineSpec:
     """The inputs and outputs of a tiny UNet."""
     width = sum(WIDTHS if family == "sdxl" else WIDTHS[:1])
-    return _unet_component(width, family, dtype, True, distilled).spec()
+    return _unet_component(width, family, dtype, FREEU, distilled).spec()
 
 
 def _unet_component(
-    width: int, family: Family, dtype: Dtype, freeu: bool, distilled: bool
+    width: int, family: Family, dtype: Dtype, freeu: Shape | None, distilled: bool
 ) -> Component:
     inputs: list[TensorRow] = [
         ("sample", dtype, ("B", CHANNELS, "h", "w")),
@@ -216,8 +221,8 @@ def _unet_component(
         inputs += [("text_embeds", dtype, ("B", POOLED)), ("time_ids", "float32", ("B", 6))]
     if distilled:
         inputs += [("timestep_cond", dtype, ("B", GUIDANCE_WIDTH))]
-    if freeu:
-        inputs += [("freeu", "float32", (4,))]
+    if freeu is not None:
+        inputs += [("freeu", "float32", freeu)]
     return _component(inputs, [("noise_pred", dtype, ("B", CHANNELS, "h", "w"))])
 
 

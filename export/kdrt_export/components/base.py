@@ -25,7 +25,8 @@ class ExportComponent(nn.Module):
     spec: EngineSpec
 
     neutral: Mapping[str, tuple[float, ...]] = MappingProxyType({})
-    """Values of inputs at which a part of the network changes nothing, by input."""
+    """Values of inputs at which a part of the network changes nothing, by input; of one with a row
+    for each image, those of every row."""
 
     multiples: Mapping[str, int] = MappingProxyType({})
     """What sizes can usually be divided by, by symbol, where a network is simpler then."""

@@ -44,8 +44,9 @@ class ExportUNet(ExportComponent):
     Inputs: sample [B,C,h,w], timestep [B] float32 (fractional), encoder_hidden_states [B,L,D],
     for SDXL text_embeds [B,P] and time_ids [B,6] float32 (its refiner: [B,5]), for distilled
     models timestep_cond [B,K], with an IP-Adapter ip_hidden_states [B,N,D] and ip_scale [1]
-    float32, freeu [4] float32 = (b1, b2, s1, s2). Output: noise_pred [B,C,h,w], and for
-    ``deep_feature`` what comes to the last layer of the last up block, deep_feature [B,D,h,w].
+    float32, freeu [B,4] float32, a row (b1, b2, s1, s2) for each image. Output: noise_pred
+    [B,C,h,w], and for ``deep_feature`` what comes to the last layer of the last up block,
+    deep_feature [B,D,h,w].
 
     Args:
         unet: the network; for ``ip_tokens`` with the adapter's attention processors.
@@ -84,8 +85,20 @@ class ExportUNet(ExportComponent):
         self.spec = self.make_spec("float32")
 
     def reference(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        # diffusers has one set of FreeU strengths for a whole batch, so it runs image by image.
+        has_rows = [tensor.shape[0] == "B" for tensor in self.spec.inputs]
+        images = [
+            self._reference_of_image(
+                *(t[row : row + 1] if own else t for t, own in zip(inputs, has_rows, strict=True))
+            )
+            for row in range(len(inputs[0]))
+        ]
+        return tuple(torch.cat(outputs) for outputs in zip(*images, strict=True))
+
+    def _reference_of_image(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """:meth:`reference` for a batch of one."""
         named = dict(zip([t.name for t in self.spec.inputs], inputs, strict=True))
-        b1, b2, s1, s2 = named["freeu"].tolist()
+        ((b1, b2, s1, s2),) = named["freeu"].tolist()
         self.unet.enable_freeu(s1=s1, s2=s2, b1=b1, b2=b2)
         added: dict[str, Any] = {}
         if self.ip_tokens is not None:
@@ -144,7 +157,7 @@ class ExportUNet(ExportComponent):
             tokens = ("B", self.ip_tokens, self.context_width)
             inputs.append(TensorSpec("ip_hidden_states", dtype, tokens))
             inputs.append(TensorSpec("ip_scale", "float32", (1,)))
-        inputs.append(TensorSpec("freeu", "float32", (4,)))
+        inputs.append(TensorSpec("freeu", "float32", ("B", 4)))
         outputs = [TensorSpec("noise_pred", dtype, ("B", config.out_channels, "h", "w"))]
         if self.deep_feature:
             outputs.append(self.deep_feature_spec(dtype))
@@ -166,7 +179,9 @@ class ExportUNet(ExportComponent):
         if tensor.name == "ip_scale":
             return torch.tensor([0.6])
         if tensor.name == "freeu":
-            return torch.tensor([1.2, 1.4, 0.9, 0.2])
+            # Weaker from image to image, so that no two have the same.
+            share = 1 / torch.arange(1, shape[0] + 1)[:, None]
+            return 1 + share * (torch.tensor([1.2, 1.4, 0.9, 0.2]) - 1)
         return super().example_input(tensor, shape, generator)
 
     def forward(

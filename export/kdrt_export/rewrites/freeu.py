@@ -21,15 +21,16 @@ import torch
 
 
 def scale_backbone(x: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Multiply the first half of the channels of x [B, C, H, W] by the scalar b (float32 [1])."""
+    """Multiply the first half of the channels of x [B, C, H, W] by b, float32 [B, 1]: a factor for
+    each image."""
     channels = int(x.shape[1])  # int: a constant of the traced graph, never a dynamic size
     first_half = (torch.arange(channels, device=x.device) < channels // 2).float()
     gain = first_half * b + (1 - first_half)
-    return x * gain.to(x.dtype)[None, :, None, None]
+    return x * gain.to(x.dtype)[:, :, None, None]
 
 
 def scale_low_frequencies(x: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-    """Scale the four lowest modes of x [B, C, H, W] by the scalar s (float32 [1]).
+    """Scale the four lowest modes of x [B, C, H, W] by s, float32 [B, 1]: a factor for each image.
 
     Computed in float32, returned in the dtype of x.
     """
@@ -37,10 +38,10 @@ def scale_low_frequencies(x: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
     rows, columns = _fourier_basis(full[0, 0, :, 0]), _fourier_basis(full[0, 0, 0, :])
     # 1/H and 1/W go onto the analysis side each: the sums stay of the size of x.
     modes = _project(_project(full, columns), rows)
-    mixed = _mix(modes)
+    # s here, where there are nine numbers a channel.
+    mixed = _mix(modes) * (s - 1)[:, :, None, None]
     lines = _synthesize(mixed, rows)
-    synthesis = (s - 1) * _synthesize(lines, columns)
-    return (full + synthesis).to(x.dtype)
+    return (full + _synthesize(lines, columns)).to(x.dtype)
 
 
 def _fourier_basis(line: torch.Tensor) -> torch.Tensor:

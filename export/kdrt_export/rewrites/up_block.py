@@ -34,7 +34,7 @@ class ExportUpBlock(nn.Module):
         freeu: torch.Tensor,
     ) -> torch.Tensor:
         """``skips`` are the down path's results, the newest last; this block takes what it uses
-        off the end. ``freeu`` is float32 [4]: b1, b2, s1, s2."""
+        off the end. ``freeu`` is float32 [B, 4]: b1, b2, s1, s2 of each image."""
         told = (embedding, encoder_hidden_states, freeu)
         hidden = self.last_layer(self.deep(hidden, skips, *told), skips, *told)
         for upsampler in self.upsamplers or []:
@@ -68,7 +68,7 @@ class ExportUpBlock(nn.Module):
     ) -> torch.Tensor:
         skip = skips.pop()
         if self.index < FREEU_BLOCKS:
-            b, s = (freeu[i : i + 1] for i in (self.index, self.index + 2))
+            b, s = (freeu[:, i : i + 1] for i in (self.index, self.index + 2))
             hidden = optional(hidden, scale_backbone(hidden, b))
             skip = optional(skip, scale_low_frequencies(skip, s))
         hidden = self.resnets[position](torch.cat([hidden, skip], dim=1), embedding)

@@ -83,7 +83,7 @@ def test_all_attention_of_unet_and_text_encoders_is_fused(
     bundle: Bundle, records: dict[str, EngineRecord]
 ) -> None:
     assert bundle.manifest.baked.fused_qkv
-    assert bundle.manifest.components["unet"].spec().has_input("freeu")
+    assert bundle.manifest.components["unet"].spec().input("freeu").shape == ("B", 4)
     sites = {name: record.built.attention_sites for name, record in records.items()}
     assert sites["unet"] == 14
     assert sites["text_encoder"] == sites["text_encoder_2"] == 3

@@ -48,11 +48,25 @@ def test_equals_the_untouched_network(component: ExportComponent) -> None:
 def test_freeu_of_the_reference_has_an_effect() -> None:
     component = ExportUNet(unet("sdxl"))
     (case,) = make_cases(component, [{"B": 1, "h": 8, "w": 8, "L": 5}])
-    off = (*case.inputs[:-1], torch.ones(4))
+    off = (*case.inputs[:-1], torch.ones(1, 4))
     (plain,) = component.reference(*off)
     assert relative_error(plain, case.expected[0]) > 1e-3
     component.rewrite()
     assert relative_error(component(*off), plain) < 5e-6
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (9, 7)])
+def test_every_image_has_freeu_of_its_own(height: int, width: int) -> None:
+    component = ExportUNet(unet("sd"))
+    component.rewrite()
+    *inputs, _ = component.example_inputs({"B": 2, "h": height, "w": width, "L": 5})
+    freeu = torch.tensor([[1.3, 1.4, 0.9, 0.2], [0.8, 1.0, 1.0, 1.5]])
+    together = component(*inputs, freeu)
+    for own in (slice(0, 1), slice(1, 2)):
+        alone = component(*(tensor[own] for tensor in inputs), freeu[own])
+        assert relative_error(together[own], alone) < 5e-6
+    others = component(*inputs, freeu.flip(0))
+    assert relative_error(others[0], together[0]) > 1e-3
 
 
 def test_the_timestep_may_be_fractional() -> None:

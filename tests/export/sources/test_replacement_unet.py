@@ -172,7 +172,7 @@ def test_a_bundle_with_another_unet(sd_folder: Path, tmp_path: Path) -> None:
     assert manifest.source == f"{sd_folder.name} with the UNet turbo.safetensors"
     binding = load_engines(bundle, "onnxruntime", threads=1)["unet"].bind(B=1, h=4, w=4, L=5)
     for name, tensor in binding.inputs.items():
-        tensor.copy_(torch.ones(4) if name == "freeu" else torch.randn(tensor.shape))
+        tensor.copy_(torch.ones(tensor.shape) if name == "freeu" else torch.randn(tensor.shape))
     binding.run()
     inputs = binding.inputs
     expected = other(inputs["sample"], inputs["timestep"], inputs["encoder_hidden_states"]).sample
