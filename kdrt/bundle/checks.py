@@ -121,6 +121,22 @@ def _check_shapes(path: Path, manifest: Manifest) -> None:
                 )
             if required and tensor not in found:
                 raise damaged(path / "manifest.json", f"{name} has no '{tensor}'")
+    for name, component in manifest.components.items():
+        _check_neutral(path, name, component)
+
+
+def _check_neutral(path: Path, name: str, component: Component) -> None:
+    """Whether a component's neutral values belong to inputs, and fill their rows."""
+    if component.onnxruntime is None:
+        return
+    widths = {tensor.name: tensor.shape[-1:] for tensor in component.inputs}
+    for tensor, values in component.onnxruntime.neutral.items():
+        if widths.get(tensor) != (len(values),):
+            raise damaged(
+                path / "manifest.json",
+                f"{name} has {len(values)} neutral values for '{tensor}', which does not fit its "
+                "inputs",
+            )
 
 
 _OPTIONAL = {"text_embeds", "time_ids", "timestep_cond", "freeu", "ip_scale", "ip_hidden_states"}

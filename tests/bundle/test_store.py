@@ -190,6 +190,15 @@ def test_freeu_is_of_each_image_or_as_earlier_of_a_batch(bundle: Path, shape: li
     assert Bundle.open(bundle).manifest.components["unet"].spec().input("freeu").shape == (*shape,)
 
 
+@pytest.mark.parametrize(
+    "neutral", [{"freeu": [1, 1, 1]}, {"freeu": []}, {"unheard": [1]}, {"timestep": [0]}]
+)
+def test_neutral_values_are_those_of_inputs(bundle: Path, neutral: dict[str, list[int]]) -> None:
+    edit(bundle, lambda m: m["components"]["unet"]["onnxruntime"].update(neutral=neutral))
+    ((name, values),) = neutral.items()
+    assert f"unet has {len(values)} neutral values for '{name}'" in refusal(bundle)
+
+
 def test_networks_need_their_inputs(bundle: Path) -> None:
     edit(bundle, lambda m: m["components"]["unet"]["inputs"].pop(2))
     assert "unet has no 'encoder_hidden_states'" in refusal(bundle)
