@@ -81,6 +81,7 @@ class Batcher:
         images = rows if max_images is None else check_int("max_images", max_images, 1, _MOST_ROWS)
         self._pipe = pipe
         self._process = os.getpid()
+        self._max_rows = rows
         self._is_closed = False
         self._turn = threading.Lock()
         self._loop = BatchingLoop(pipe, Limits(rows, images))
@@ -158,7 +159,8 @@ class Batcher:
             watch: keep the steps for the handle's iterator.
 
         Raises:
-            InvalidRequestError: a field is wrong, or a LoRA is not loaded.
+            InvalidRequestError: a field is wrong, or a LoRA is not loaded; or this thread is in the
+                middle of a generation on the pipeline.
             PipelineClosedError: the batcher or the pipeline is closed.
             EngineError: this process was forked from the one that made the batcher.
         """
@@ -176,8 +178,20 @@ class Batcher:
                 "image prompts need the networks of an IP-Adapter, which this pipeline does not "
                 'use yet: call pipe.adapters.use_variant("ip_adapter", ["unet"]) before'
             )
+        if threading.current_thread() is not self._thread and pipe.calls.is_of_this_thread():
+            raise InvalidRequestError(
+                "this thread is in the middle of a generation on this pipeline, which the batcher "
+                "would wait for: take all of its steps or close() it first"
+            )
         job = pipe.resolve(request, output_type)
-        order = Order(job, loras, callback, watch=watch, cancel=self._loop.cancel)
+        if self._max_rows < 2 and pipe.is_doubled(job):
+            raise InvalidRequestError(
+                "an image with guidance takes two rows of a UNet run, and here it has one at most: "
+                "ask for guidance_scale=1, or for a batcher (or an engine) with more rows"
+            )
+        order = Order(
+            job, loras, callback, watch=watch, cancel=self._loop.cancel, thread=self._thread
+        )
         with self._turn:
             self._check_open()
             self._loop.submit(order)

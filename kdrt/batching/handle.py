@@ -130,12 +130,14 @@ class Handle(Generic[ImagesT]):
         future: Future[Made[ImagesT]],
         taken: Steps | None,
         cancel: Callable[[], object],
+        thread: threading.Thread,
     ) -> None:
         self.number = next(_numbers)
         self.steps = steps
         self._future = future
         self._steps = taken
         self._cancel = cancel
+        self._thread = thread
         self._has_warned = False
 
     def __repr__(self) -> str:
@@ -155,11 +157,13 @@ class Handle(Generic[ImagesT]):
         Raises:
             TimeoutError: they are not made by then; the request goes on.
             CancelledError: it was cancelled.
+            InvalidRequestError: a callback waits for a request that is not over.
             KdrtError: it failed, as a call of :class:`kdrt.Pipeline` does.
 
         Warns:
             As a call does, at the first time.
         """
+        self._check_can_wait()
         try:
             made = self._future.result(timeout)
         except FutureTimeoutError:
@@ -173,6 +177,7 @@ class Handle(Generic[ImagesT]):
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What it failed with, waited for; None if it is made."""
+        self._check_can_wait()
         return self._future.exception(timeout)
 
     def cancel(self) -> bool:
@@ -237,11 +242,20 @@ class Handle(Generic[ImagesT]):
         return shielded
 
     def _watched(self) -> Steps:
+        self._check_can_wait()
         if self._steps is None:
             raise InvalidRequestError(
                 "the steps of this request are not kept: submit it with watch=True to go over them"
             )
         return self._steps
+
+    def _check_can_wait(self) -> None:
+        """Raises InvalidRequestError: this is the thread that would have to go on."""
+        if threading.current_thread() is self._thread and not self.done():
+            raise InvalidRequestError(
+                f"a callback cannot wait for request {self.number}, as nothing goes on until it "
+                "returns: use add_done_callback"
+            )
 
     def _told(self, made: Made[ImagesT]) -> Result[ImagesT]:
         if not self._has_warned:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import Future
+from threading import Thread
 from typing import Any, NamedTuple
 
 import torch
@@ -65,6 +66,7 @@ class Order:
         callback: called after every step of each image.
         watch: whether steps are kept for the handle.
         cancel: called with the order when the caller cancels it.
+        thread: makes it.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Order:
         *,
         watch: bool,
         cancel: Callable[[Order], object],
+        thread: Thread,
     ) -> None:
         self.job = job
         self.loras = loras
@@ -84,7 +87,7 @@ class Order:
         self._future.set_running_or_notify_cancel()
         self._steps = Steps() if watch else None
         self.handle: Handle[Any] = Handle(
-            job.plan.steps, self._future, self._steps, lambda: cancel(self)
+            job.plan.steps, self._future, self._steps, lambda: cancel(self), thread
         )
         self.klass = ImageClass(None, None)
         self.slots: dict[int, int] = {}
@@ -122,7 +125,7 @@ class Order:
                 ImageId(self, place),
                 klass,
                 klass.loras,
-                1 + doubled,
+                1 + doubled if self.is_shared else 1,
                 evaluations,
                 shares=self.is_shared,
             )

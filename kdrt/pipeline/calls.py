@@ -63,8 +63,7 @@ class Calls:
         """A part of this thread's running call, also where the user's code makes it; without a
         running call, a call of its own. For the VAE, whose buffers no step uses."""
         call = self._call
-        mine = call is not None and call.is_of_this_thread()
-        with self._part_of(call if mine else None):
+        with self._part_of(call if self.is_of_this_thread() else None):
             yield
 
     def exclusive_steps(
@@ -143,6 +142,12 @@ class Calls:
             return
         with contextlib.suppress(PipelineClosedError), self.exclusive():
             self._close(release)
+
+    def is_of_this_thread(self) -> bool:
+        """Whether this thread is in the middle of the running call: to wait here for another call
+        would be to wait for ever."""
+        call = self._call
+        return call is not None and call.is_of_this_thread()
 
     def check_open(self) -> None:
         """Raises PipelineClosedError: the pipeline is closed."""
