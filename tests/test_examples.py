@@ -105,7 +105,7 @@ def test_many_prompts_go_on_where_they_were_interrupted(
     run: Run, folder: Path, pipe: kdrt.Pipeline
 ) -> None:
     (folder / "prompts.txt").write_text("a red circle\na green star\n\na yellow heart\n")
-    options = ("prompts.txt", "demo", "--batch", "2", "--steps", "4", "-o", "made")
+    options = ("prompts.txt", "demo", "--steps", "4", "-o", "made")
     printed = run("many_prompts.py", *options)
     assert sorted(path.name for path in Path("made").iterdir()) == [
         "00000.png",
