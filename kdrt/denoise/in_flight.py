@@ -15,6 +15,7 @@ in company is the image made alone: operation by operation, each image by its ow
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,12 +91,29 @@ class _Image:
 
 
 class _Bound:
-    """What is kept for a bucket."""
+    """What is kept for a bucket.
 
-    def __init__(self, denoiser: RowDenoiser) -> None:
+    Attributes:
+        denoiser: of its images.
+        told: whose rows the UNet was told last.
+        x, numbers: what the denoiser is given where ticks are not captured.
+        places: ``x`` by image.
+    """
+
+    def __init__(self, denoiser: RowDenoiser, like: Tensor) -> None:
         self.denoiser = denoiser
         self.told: tuple[tuple[ImageRows, int], ...] = ()
-        """Whose rows the UNet was told last."""
+        self.x = like.new_zeros(denoiser.images, *like.shape)
+        self.numbers = like.new_zeros(denoiser.images, len(Numbers._fields))
+        self.places = torch.split(self.x, 1)
+        self._views: dict[int, tuple[Tensor, tuple[Tensor, ...]]] = {}
+
+    def by_image(self, results: Tensor) -> tuple[Tensor, ...]:
+        """Views of what the denoiser returned, ``[1, C, h, w]`` each, made once as it returns the
+        same tensors every time."""
+        if id(results) not in self._views:
+            self._views[id(results)] = results, torch.split(results, 1)
+        return self._views[id(results)][1]
 
 
 class _States(Protocol):
@@ -147,10 +165,10 @@ class InFlight:
         self._free = sorted(range(slots), reverse=True)
         self._admitted = 0
         channels = unet.spec.outputs[0].resolve({"B": 1, "h": 1, "w": 1})[1]
-        latents = (channels, shape.height, shape.width)
+        self._latents = latents = (channels, shape.height, shape.width)
         self._states: _States
         if capture is None:
-            self._states = _EagerStates(slots, latents, unet.device)
+            self._states = _EagerStates()
         else:
             self._states = _CapturedStates(slots, latents, unet.device, capture, self._graphs)
         self._use(unet, slots)
@@ -256,7 +274,7 @@ class InFlight:
         bucket = Bucket(images, rows)
         if self._unet.device.type != "cpu":
             bucket = Bucket(_power_of_two(images), _power_of_two(rows))
-        least, most = self._unet.limits().get("B", (1, bucket.rows))
+        least, most = self._row_limits
         bucket = Bucket(bucket.images, max(least, rows, min(bucket.rows, most)))
         return self._bound.get(bucket, lambda: self._bind(bucket))
 
@@ -266,12 +284,14 @@ class InFlight:
             *bucket,
             *self._shape,
         )
-        return _Bound(
-            RowDenoiser(self._unet, self._store, self._scaling, self._shape, **bucket._asdict())
+        denoiser = RowDenoiser(
+            self._unet, self._store, self._scaling, self._shape, **bucket._asdict()
         )
+        return _Bound(denoiser, torch.zeros(self._latents, device=self._unet.device))
 
     def _use(self, unet: Engine, slots: int) -> None:
         self._unet = unet
+        self._row_limits = unet.limits().get("B", (1, sys.maxsize))
         self._store = ConditioningStore(unet, slots, self._shape)
         self._bound: LruCache[Bucket, _Bound] = LruCache(_BUCKETS, on_evict=self._graphs.drop)
 
@@ -279,10 +299,8 @@ class InFlight:
 class _EagerStates:
     """Every image is taken further by the program of its own plan, as the pipeline does it."""
 
-    def __init__(self, slots: int, shape: Sequence[int], device: torch.device) -> None:
+    def __init__(self) -> None:
         self._runs: dict[int, FixedRun] = {}
-        self._x = torch.zeros(slots, *shape, device=device)
-        self._numbers = torch.zeros(slots, len(Numbers._fields), device=device)
 
     def load(self, slot: int, image: _Image, latents: Tensor, noise: Tensor | None) -> None:
         drawn = None if noise is None else noise.to(latents.device)
@@ -299,19 +317,17 @@ class _EagerStates:
         self, bound: _Bound, slots: Sequence[int], images: Sequence[_Image], kind: RowKind
     ) -> list[Step | None]:
         runs = [self._runs[slot] for slot in slots]
-        denoiser, count = bound.denoiser, bound.denoiser.images
-        x, numbers = self._x[:count], self._numbers[:count]
-        for place, run in enumerate(runs):
-            x[place].copy_(run.state[0])
-        told = [image.numbers[image.done] for image in images]
-        numbers[: len(told)].copy_(torch.tensor(told))
-        denoised = torch.split(denoiser.denoise(x, numbers, kind), 1)
+        for place, run in zip(bound.places, runs, strict=False):  # some places may be left over
+            place.copy_(run.state)
+        told = torch.tensor([image.numbers[image.done] for image in images])
+        bound.numbers[: len(told)].copy_(told)
+        denoised = bound.by_image(bound.denoiser.denoise(bound.x, bound.numbers, kind))
         unconditional = denoised
         if kind.unconditional:
-            unconditional = torch.split(denoiser.unconditional, 1)
+            unconditional = bound.by_image(bound.denoiser.unconditional)
         return [
-            run.advance(denoised[place], unconditional[place] if run.needs_unconditional else None)
-            for place, run in enumerate(runs)
+            run.advance(result, without if run.needs_unconditional else None)
+            for run, result, without in zip(runs, denoised, unconditional, strict=False)
         ]
 
 
@@ -354,10 +370,10 @@ class _CapturedStates:
             tick = self._ticks[bound] = Tick(self._slots, bound.denoiser.images, bound.denoiser)
         self._kind |= kind
         self._replay(bound, tick, slots)
-        denoised = torch.split(tick.denoised, 1)
+        denoised = bound.by_image(tick.denoised)
         return [
-            self._step(slot, image, denoised[place])
-            for place, (slot, image) in enumerate(zip(slots, images, strict=True))
+            self._step(slot, image, result)
+            for slot, image, result in zip(slots, images, denoised, strict=False)
         ]
 
     def _replay(self, bound: _Bound, tick: Tick, slots: Sequence[int]) -> None:

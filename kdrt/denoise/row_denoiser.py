@@ -154,6 +154,8 @@ class RowDenoiser:
         self._sample = prediction.new_zeros(prediction.shape)
         self._timestep = prediction.new_zeros(rows)
         self._predictions = torch.zeros_like(like), torch.zeros_like(like)
+        self._numbers = like.new_zeros(images, len(Numbers._fields))
+        self._told = Numbers.of_rows(self._numbers)
         self._region: KnownRegion | None = None
         self._unconditional: Tensor | None = None
 
@@ -226,7 +228,9 @@ class RowDenoiser:
         Returns:
             float32 ``[n, C, h, w]``, overwritten by the next call.
         """
-        told, unet = Numbers.of_rows(numbers), self._unet
+        if numbers is not self._numbers:  # views of what callers give again and again
+            self._numbers, self._told = numbers, Numbers.of_rows(numbers)
+        told, unet = self._told, self._unet
         torch.mul(x, told.c_in, out=self._scaled)
         torch.index_select(self._scaled, 0, self._image_of_row, out=self._sample)
         unet.sample.copy_(self._sample)
