@@ -6,9 +6,9 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, Self, Unpack, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from kdrt.images.output import Images
 from kdrt.pipeline.call_state import check_process
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt.pipeline.result import Result
+from kdrt.pipeline.service import checked_shapes
 from kdrt.request.complete import check_names
 from kdrt.request.fields import Request
 from kdrt.request.resolve import wants_image_prompt
@@ -222,6 +223,31 @@ class Batcher:
         finally:
             for handle in ahead:
                 handle.cancel()
+
+    def warmup(
+        self, shapes: Iterable[Sequence[int]] | None = None, **fields: Unpack[Request]
+    ) -> None:
+        """Make images of every shape, one at a time, two at a time and so on up to as many as share
+        a run, and throw them away: the first requests then wait for nothing that is made once.
+
+            batcher.warmup([(512, 512), (768, 512)], steps=2)
+
+        Args:
+            shapes: (height, width) in pixels; None is the default size.
+            fields: of the requests; the prompt is ``""`` by default.
+
+        Raises:
+            InvalidRequestError: a shape or a field is wrong, or there are too many shapes.
+            ShapeError: the engine was not made for a shape.
+            OutOfMemoryError: an image of a shape does not fit.
+        """
+        begun = {"seed": 0, "prompt": "", **fields}
+        for shape in checked_shapes(shapes, fields):
+            images = 1
+            while images <= max(1, self._max_rows // 2):
+                request = cast(Request, {**begun, **shape, "images_per_prompt": images})
+                self.submit(request, output_type="pt").result()
+                images *= 2
 
     @property
     def waiting(self) -> int:

@@ -6,7 +6,7 @@ import gc
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -63,7 +63,7 @@ class Service(ABC):
             ShapeError: the engine was not made for a shape.
             OutOfMemoryError: a shape does not fit.
         """
-        for shape in _checked(shapes, fields):
+        for shape in checked_shapes(shapes, fields):
             started = time.perf_counter()
             defaults = {"seed": 0, "output_type": "pt"}
             if "prompt_embeds" not in fields:
@@ -124,10 +124,19 @@ class Service(ABC):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
-def _checked(
-    shapes: Iterable[Sequence[int]] | None, fields: dict[str, Any]
+def checked_shapes(
+    shapes: Iterable[Sequence[int]] | None, fields: Mapping[str, Any]
 ) -> list[dict[str, int]]:
-    """The fields that each shape stands for."""
+    """The fields that each shape of a warm-up stands for.
+
+    Args:
+        shapes: (height, width) or (height, width, images per prompt) in pixels; None is one image
+            of the default size.
+        fields: that are given too.
+
+    Raises:
+        InvalidRequestError: a shape is wrong, or given twice, or there are too many.
+    """
     named = [name for name in ("height", "width", "images_per_prompt") if name in fields]
     if shapes is None:
         return [{}]
