@@ -71,7 +71,8 @@ class Limits(NamedTuple):
     """What a class has room for.
 
     Attributes:
-        rows: of a UNet run.
+        rows: of a UNet run. No more than the device gains from: once the time of a run grows with
+            its rows, images that share it all end late (`benchmarks/results/in_flight_paper.md`).
         images: in flight, the slots. With more slots than fit into a run, a short image need not
             wait until a long one is done.
     """
@@ -219,6 +220,8 @@ class Scheduler:
             for name, classes in self._groups.items()
             if any(klass.can_run(before) for klass in classes.values())
         }
+        # Of the images that are there the oldest may always be admitted.
+        assert able, "no group can run"
         turn_is_over = self._ticks_of_turn >= self._group_ticks
         while True:
             name = next(iter(self._groups))
