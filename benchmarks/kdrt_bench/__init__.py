@@ -12,6 +12,8 @@
     suites      which experiments there are
     measure     suite → report
     command     ``kdrt bench``; progress: what it says while it runs
+    arrivals    random requests to a service, and what their users saw
+    service_simulation  a service on paper, from the times of UNet runs
     report      the report's JSON; page, plots: the same for people
 
 Nothing here is imported by the runtime. Diffusers and the peers are imported in workers only.
