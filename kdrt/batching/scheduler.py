@@ -259,7 +259,7 @@ class _Class:
         self.name = first.klass
         self.group = first.group
         self.shares = first.shares
-        self.rows = limits.rows
+        self.rows = self._most_rows = limits.rows
         self.slots = limits.images if first.shares else 1
         self.waiting: list[_Image] = []
         self.in_flight: list[_Image] = []
@@ -268,10 +268,10 @@ class _Class:
 
     def check(self, entry: Entry) -> None:
         """Raises ValueError if the entry cannot be one of this class."""
-        if entry.rows > self.rows or self.slots < 1:
+        if entry.rows > self._most_rows or self.slots < 1:
             raise ValueError(
                 f"image {entry.image!r} needs {entry.rows} rows, class {self.name!r} has room for "
-                f"{self.rows} rows and {self.slots} images"
+                f"{self._most_rows} rows and {self.slots} images"
             )
         if (entry.group, entry.shares) != (self.group, self.shares):
             raise ValueError(
@@ -284,6 +284,7 @@ class _Class:
         self.rows = max(largest, min(self.rows, rows))
 
     def add(self, entry: Entry, arrival: int) -> _Image:
+        self.rows = max(self.rows, entry.rows)
         image = _Image(entry, arrival, self._ticks + entry.evaluations)
         insort(self.waiting, image, key=_order)
         return image

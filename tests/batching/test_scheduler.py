@@ -113,6 +113,14 @@ def test_rows_can_become_fewer_but_not_fewer_than_an_image_takes() -> None:
     assert images(it, 1) == [{"a"}]
 
 
+def test_a_wider_image_is_taken_in_after_rows_became_fewer() -> None:
+    it = scheduler(Limits(rows=4, images=9))
+    it.add(entry("narrow", rows=1))
+    it.limit_rows(1)
+    it.add(entry("wide", rows=2, evaluations=1))
+    assert images(it, 1) == [{"wide"}]
+
+
 def test_images_that_wait_for_rows_hold_no_slot() -> None:
     it = scheduler(Limits(rows=1, images=9))
     it.add(entry("a"))
