@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated
 
 import typer
 
 from kdrt.cli.request_options import takes_request
 from kdrt.request.field import IMAGE, SAMPLING
 from kdrt.request.fields import Request
-
-if TYPE_CHECKING:
-    import kdrt
-    from kdrt.adapters.lora_file import LoraFile
 
 _RUNNING = "Running"
 
@@ -198,7 +194,18 @@ def generate(
       [cyan]kdrt generate demo "a small white square" --sampler euler_ancestral \\
           --schedule exponential --steps 30 --sampler-option eta=0.8[/cyan]
     """
-    from kdrt.adapters.lora_file import lora_option, read_lora
+    from kdrt.cli.loading import PipelineOptions
+
+    pipeline = PipelineOptions(
+        bundle=bundle,
+        loras=lora or (),
+        strict_lora=strict_lora,
+        engine=engine,
+        threads=threads,
+        cuda_graph=cuda_graph,
+        fallback=fallback,
+        low_vram=low_vram,
+    )
     from kdrt.cli.batches import Series
     from kdrt.cli.image_run import is_latents, make_images, open_output
     from kdrt.cli.like import other_model, requested
@@ -214,13 +221,12 @@ def generate(
         series, output, grid=grid, preview=preview, overwrite=overwrite, as_json=as_json
     )
     watch = None if preview is None else preview_file(preview, overwrite=overwrite)
-    loras = [(read_lora(path), scale) for path, scale in map(lora_option, lora or [])]
+    loras = pipeline.read_loras()
     with printed_warnings():
         recorded.warn_of_left_out()
-        pipe = _loaded(bundle, loras, strict_lora, engine, threads, cuda_graph, fallback, low_vram)
+        pipe = pipeline.load(loras)
         if (advice := other_model(recorded, pipe.bundle.manifest.name)) is not None:
             note("warning", advice)
-        _load_loras(pipe, loras, strict=strict_lora)
         make_images(pipe, series, images, batch_size=batch_size, preview=watch, progress=progress)
     if output_type == "pil" and recorded.fields.get("denoising_end") is not None:
         note(
@@ -228,56 +234,3 @@ def generate(
             "--denoising-end left noise in the image; for another model to go on, save to "
             ".safetensors with -o",
         )
-
-
-def _loaded(
-    name: str,
-    loras: list[tuple[LoraFile, float]],
-    strict_lora: bool,
-    engine: str | None,
-    threads: int | None,
-    cuda_graph: str | None,
-    fallback: str | None,
-    low_vram: bool,
-) -> kdrt.Pipeline:
-    """The pipeline, after a look at what it will take and at the LoRAs that it will get."""
-    import sys
-
-    import kdrt
-    from kdrt.adapters.lora import LoraStack
-    from kdrt.bundle import open_bundle
-    from kdrt.cli.notices import note
-    from kdrt.pipeline.memory import estimate_memory
-
-    opened = open_bundle(name)
-    stack = LoraStack(opened)
-    for file, scale in loras:
-        stack.check(file, scale, strict=strict_lora)
-    level = cast(Any, cuda_graph)  # checked where it is used
-    memory = estimate_memory(opened, engine, cuda_graph=level, low_vram=low_vram)
-    if sys.stderr.isatty():
-        typer.echo(memory.line(), err=True)
-    advice = memory.advice()
-    if advice is not None:
-        note("warning", advice)
-    return kdrt.load(
-        opened,
-        engine=engine,
-        threads=threads,
-        cuda_graph=level,
-        fallback=fallback,
-        low_vram=low_vram,
-    )
-
-
-def _load_loras(pipe: kdrt.Pipeline, loras: list[tuple[LoraFile, float]], *, strict: bool) -> None:
-    if not loras:
-        return
-    scales: dict[str, float] = {}
-    for file, scale in loras:
-        pipe.adapters.load_lora(file, scale=0, strict=strict)
-        scales[list(pipe.adapters.loras)[-1]] = scale
-    swap = pipe.adapters.set_loras(scales)
-    names = ", ".join(f"{name} at {scale:g}" for name, scale in scales.items())
-    weights = f"{swap.weights} weight{'s' * (swap.weights != 1)}"
-    typer.echo(f"LoRA {names}: {weights} changed in {swap.seconds:.1f} s", err=True)

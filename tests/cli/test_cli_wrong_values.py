@@ -56,7 +56,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline) 
     """The working folder, in which no image may appear."""
     monkeypatch.chdir(tmp_path)
     Image.new("L", (64, 64)).save(tmp_path / "given.png")
-    monkeypatch.setattr("kdrt.cli.generate._loaded", lambda *_: Checking(pipeline))
+    monkeypatch.setattr("kdrt.cli.loading.PipelineOptions.load", lambda *_: Checking(pipeline))
     yield tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["given.png"]
 
