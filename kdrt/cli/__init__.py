@@ -18,6 +18,8 @@ Its files:
     loading          the pipeline that a command asks for
     image_run        a series of images from the first batch to the last
     batches          many images as batches
+    request_json     a request as a JSON object
+    requests_file    requests from a file, all of them checked
     image_input      images that a command is given
     image_output     what becomes of the images: files, lines, a sheet
     image_files      the names of the files

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from kdrt.cli.image_files import MAX_FILES
 from kdrt.cli.notices import note
 from kdrt.common.validation import MAX_IMAGES, check_int
 from kdrt.errors import InvalidRequestError, OutOfMemoryError
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from kdrt import Pipeline, PreviewStep, Result
 
 _BATCH_ON_CUDA = 4
-_MAX_SERIES = 1_000_000
 _RANDOM_SEED_LIMIT = 2**32
 """Drawn seeds are those that web UIs accept too."""
 
@@ -62,9 +62,9 @@ class Series:
         prompts, latents = shared.pop("prompt"), shared.pop("latents", None)
         count = check_int("--count", shared.pop("images_per_prompt", 1), 1, MAX_IMAGES)
         images = len(prompts) * count
-        if images > _MAX_SERIES:
+        if images > MAX_FILES:
             raise InvalidRequestError(
-                f"{images} images are more than {_MAX_SERIES}; make them in several runs"
+                f"{images} images are more than {MAX_FILES}; make them in several runs"
             )
         seed, noise_seed = shared.pop("seed", None), shared.pop("noise_seed", None)
         if seed is None:

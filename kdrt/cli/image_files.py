@@ -19,6 +19,9 @@ from kdrt.errors import OutputError, OutputExistsError
 _NUMBER = r"-(\d{1,6})"
 """What tells files of one name apart. A date (``out-20261129.png``) is no number to go on from."""
 
+MAX_FILES = 1_000_000
+"""Of one command: what such a number can count."""
+
 Write = Callable[[Path, bool], object]
 """Writes a file, given its path and whether to replace what is there; raises OutputExistsError
 where it must not."""

@@ -54,9 +54,9 @@ def read_prompts(file: Path) -> list[str]:
         InvalidRequestError: it cannot be read, is not UTF-8, holds no prompt or one that is too
             long.
     """
-    name = "standard input" if file == STDIN else str(file)
+    name = name_of(file)
     prompts = []
-    for number, line in enumerate(_read(file, name).split(b"\n"), start=1):
+    for number, line in enumerate(read_file(file).split(b"\n"), start=1):
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
         except UnicodeDecodeError:
@@ -70,7 +70,18 @@ def read_prompts(file: Path) -> list[str]:
     return prompts
 
 
-def _read(file: Path, name: str) -> bytes:
+def name_of(file: Path) -> str:
+    """What a file is called in messages; ``-`` is standard input."""
+    return "standard input" if file == STDIN else str(file)
+
+
+def read_file(file: Path) -> bytes:
+    """The bytes of a file of lines; ``-`` is standard input.
+
+    Raises:
+        InvalidRequestError: it cannot be read, or is too large.
+    """
+    name = name_of(file)
     try:
         if file == STDIN:
             content = sys.stdin.buffer.read(MAX_BYTES + 1)
