@@ -20,6 +20,8 @@ Its files:
     batches          many images as batches
     request_json     a request as a JSON object
     requests_file    requests from a file, all of them checked
+    request_digest   what tells one request from another
+    run_record       which images are made
     image_input      images that a command is given
     image_output     what becomes of the images: files, lines, a sheet
     image_files      the names of the files
