@@ -1,4 +1,5 @@
-"""How far a series of images is: a bar on a terminal, a line for each batch in a log file."""
+"""How far a series of images is: a bar on a terminal; in a log file a line for each batch, or every
+ten seconds."""
 
 from __future__ import annotations
 
@@ -15,6 +16,9 @@ from kdrt.common.units import duration, rough_duration
 
 if TYPE_CHECKING:
     from kdrt import PreviewStep
+
+_LOG_EVERY = 10.0
+"""Seconds between lines in a log file, where images are not made in batches."""
 
 
 class ImageProgress:
@@ -44,7 +48,7 @@ class ImageProgress:
         self._total = total
         self._done = 0
         self._clock = clock
-        self._started = clock()
+        self._started = self._logged = clock()
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -56,7 +60,7 @@ class ImageProgress:
         self._task = self._bar.add_task("Sampling", total=total, detail="")
 
     def __enter__(self) -> ImageProgress:
-        self._started = self._clock()
+        self._started = self._logged = self._clock()
         self._bar.start()
         return self
 
@@ -66,6 +70,10 @@ class ImageProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Nothing more will be told."""
         self._bar.stop()
 
     def step(self, step: PreviewStep, steps: int) -> None:
@@ -87,6 +95,22 @@ class ImageProgress:
             told = self._times(self._done).removeprefix(", ")
             self._console.print(f"[{self._done}/{self._total}] {told}", markup=False)
 
+    def image_done(self) -> None:
+        """One more image is saved, of several that are made at the same time."""
+        self._done += 1
+        now = self._clock()
+        told = self._times(self._done, now).removeprefix(", ")
+        self._bar.update(
+            self._task,
+            completed=self._done,
+            description=f"{self._done} of {self._total}",
+            detail=told,
+        )
+        is_due = now - self._logged >= _LOG_EVERY or self._done == self._total
+        if self._is_logged and is_due:
+            self._logged = now
+            self._console.print(f"[{self._done}/{self._total}] {told}", markup=False)
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Something else may be printed within the block."""
@@ -101,10 +125,17 @@ class ImageProgress:
         numbers = f"Image {first}" if first == last else f"Images {first} to {last}"
         return f"{numbers} of {self._total}"
 
-    def _times(self, done: float) -> str:
+    def _times(self, done: float, now: float | None = None) -> str:
         """Seconds an image, and how long the rest will take if it goes on like this."""
-        elapsed = self._clock() - self._started
-        told = f", {duration(elapsed / self._done)}/image" if self._done else ""
+        elapsed = (self._clock() if now is None else now) - self._started
+        told = f", {_pace(elapsed, self._done)}" if self._done else ""
         if done >= self._total:
             return told
         return f"{told}, about {rough_duration(elapsed * (self._total - done) / done)} left"
+
+
+def _pace(seconds: float, images: int) -> str:
+    """``2.0 s/image``, or ``4.5 images/s``."""
+    if seconds < images:
+        return f"{images / max(seconds, 1e-9):.1f} images/s"
+    return f"{duration(seconds / images)}/image"

@@ -50,6 +50,31 @@ def test_a_log_file_gets_a_line_for_each_batch() -> None:
     ]
 
 
+def test_images_made_at_the_same_time_get_a_line_in_ten_seconds() -> None:
+    log = console(terminal=False)
+    clock = seconds(0.5, 9.0, 10.0, 19.9, 25.0)
+    with ImageProgress(5, console=log, clock=lambda: next(clock)) as progress:
+        for _ in range(5):
+            progress.image_done()
+    assert text(log).splitlines() == [
+        "[3/5] 3.3 s/image, about 7 s left",
+        "[5/5] 5.0 s/image",
+    ]
+
+
+def test_a_terminal_shows_images_made_at_the_same_time() -> None:
+    screen = console(terminal=True)
+    times = iter([0.0, 0.0, 0.5, 1.0])
+    with ImageProgress(8, console=screen, clock=lambda: next(times)) as progress:
+        for _ in range(2):
+            progress.image_done()
+        with progress.paused():
+            pass
+        assert "2 of 8" in text(screen)
+        assert "2.0 s/image" not in text(screen)
+        assert "2.0 images/s, about 3 s left" in text(screen)
+
+
 @pytest.mark.parametrize(("total", "shown"), [(1, True), (5, False)])
 def test_a_log_file_gets_nothing_of_one_image_or_if_it_was_not_asked_for(
     total: int, shown: bool
