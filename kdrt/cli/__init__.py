@@ -20,8 +20,12 @@ Its files:
     batches          many images as batches
     request_json     a request as a JSON object
     requests_file    requests from a file, all of them checked
+    requests_options ``--from`` beside the other options
+    requests_run     a run over a file of requests, and where it goes on
     request_digest   what tells one request from another
     run_record       which images are made
+    many             many requests, in flight together
+    interrupts       Ctrl-C where a thread is ready for it
     image_input      images that a command is given
     image_output     what becomes of the images: files, lines, a sheet
     image_files      the names of the files

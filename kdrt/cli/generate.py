@@ -37,7 +37,8 @@ def generate(
             show_default="out.png",
             help="Where to save: .png, .jpg or .webp. Several images are numbered: "
             "[cyan]out-1.png[/], [cyan]out-2.png[/] and so on; one image is where the name is "
-            "taken. Latents go to .safetensors, all in one file.",
+            "taken. Latents go to .safetensors, all in one file. With --from a folder, by default "
+            "[cyan]out[/], for [cyan]0001.png[/] of line 1 and so on.",
         ),
     ] = None,
     overwrite: Annotated[
@@ -66,6 +67,18 @@ def generate(
             show_default=False,
             help="Read prompts from a file, one on each line; [cyan]-[/] is standard input. Lines "
             "that begin with # are skipped.",
+        ),
+    ] = None,
+    requests: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            rich_help_panel=IMAGE,
+            show_default=False,
+            help="Read requests from a file, a JSON object on each line, and make them as fast as "
+            "this machine can; [cyan]-[/] is standard input. Options hold for the lines that say "
+            "nothing else. The same command again goes on where it ended.",
         ),
     ] = None,
     like: Annotated[
@@ -189,6 +202,7 @@ def generate(
       [cyan]kdrt generate demo "a red circle on a blue background" -o circle.png[/cyan]
       [cyan]kdrt generate demo "a green star" "a yellow heart" --seed 7 -o shapes.png[/cyan]
       [cyan]kdrt generate demo --prompts-file prompts.txt --grid sheet.png[/cyan]
+      [cyan]kdrt generate demo --from requests.jsonl --steps 12 -o images[/cyan]
       [cyan]kdrt generate demo --like circle.png --steps 40 -o more-steps.png[/cyan]
       [cyan]kdrt generate demo "a red star" --image circle.png --strength 0.6 -o star.png[/cyan]
       [cyan]kdrt generate demo "a small white square" --sampler euler_ancestral \\
@@ -206,6 +220,28 @@ def generate(
         fallback=fallback,
         low_vram=low_vram,
     )
+    if requests is not None:
+        from kdrt.cli.prompts_file import name_of
+        from kdrt.cli.requests_options import asked_folder, asked_requests, told_lines
+
+        refused = {
+            "--prompts-file": prompts_file,
+            "--like": like,
+            "--grid": grid,
+            "--preview": preview,
+            "--batch-size": batch_size,
+            "--low-vram": low_vram or None,
+        }
+        lines = asked_requests(requests, request, prompts or [], refused)
+
+        from kdrt.cli.requests_run import RequestsRun, make_requests
+
+        folder = asked_folder(output)
+        run = RequestsRun(name_of(requests), lines, folder, overwrite=overwrite, as_json=as_json)
+        with told_lines(requests):
+            make_requests(run, pipeline, progress=progress)
+        return
+
     from kdrt.cli.batches import Series
     from kdrt.cli.image_run import is_latents, make_images, open_output
     from kdrt.cli.like import other_model, requested

@@ -84,3 +84,13 @@ def test_a_wrong_lora_is_refused_before_the_exporter_is_loaded(home: Path, tmp_p
     loaded, said = refused_by("export", "demo", "--lora", f"{tmp_path / 'cat.png'}:0.5", home=home)
     assert "error: cat.png is an image; a .safetensors file is needed" in said
     assert not loaded & {"diffusers", "transformers", "kdrt_export"}
+
+
+def test_a_wrong_line_of_requests_is_refused_before_what_makes_images(
+    home: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "requests.jsonl"
+    file.write_text('{"prompt": "a cat"}\n{"prompt": "a dog", "stepz": 5}\n')
+    loaded, said = refused_by("generate", "demo", "--from", str(file), home=home)
+    assert f"error: line 2 of {file}: a request has no field 'stepz'" in said
+    assert not loaded & HEAVY
