@@ -160,7 +160,7 @@ class InFlight:
     ) -> None:
         self._scaling = scaling
         self._shape = shape
-        self._graphs = graphs or CudaGraphCache()
+        self._graphs = CudaGraphCache() if graphs is None else graphs
         self._images: dict[int, _Image] = {}
         self._free = sorted(range(slots), reverse=True)
         self._admitted = 0
