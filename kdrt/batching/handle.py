@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import threading
 from collections import deque
@@ -68,7 +69,8 @@ class Steps:
         loop = asyncio.get_running_loop()
 
         def tell() -> None:
-            loop.call_soon_threadsafe(changed.set)
+            with contextlib.suppress(RuntimeError):  # the loop was closed while this waited
+                loop.call_soon_threadsafe(changed.set)
 
         with self._changed:
             self._listeners.append(tell)
