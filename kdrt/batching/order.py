@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import Future
 from threading import Thread
@@ -86,8 +87,11 @@ class Order:
         self._future: Future[Made[Any]] = Future()
         self._future.set_running_or_notify_cancel()
         self._steps = Steps() if watch else None
+        self._cancel = cancel
+        # A handle that is kept keeps nothing of a request that is over, nor of the batcher.
+        own = weakref.ref(self)
         self.handle: Handle[Any] = Handle(
-            job.plan.steps, self._future, self._steps, lambda: cancel(self), thread
+            job.plan.steps, self._future, self._steps, lambda: _cancel(own), thread
         )
         self.klass = ImageClass(None, None)
         self.slots: dict[int, int] = {}
@@ -97,6 +101,10 @@ class Order:
         self.noise: Tensor | None = None
         self.lora_settings: Settings = ()
         self.steps: Iterator[PreviewStep] | None = None
+
+    def cancel(self) -> None:
+        """Have it ended by the thread that makes it."""
+        self._cancel(self)
 
     @property
     def images(self) -> int:
@@ -185,8 +193,9 @@ class Order:
     def finish(self, result: Result[Any]) -> None:
         """It is made."""
         assert self.encoded is not None
+        warnings = self.encoded.warnings
         self._end()
-        self._future.set_result(Made(result, self.encoded.warn))
+        self._future.set_result(Made(result, warnings.warn))
 
     def fail(self, error: BaseException) -> None:
         """It has failed, or was cancelled; nothing is known of it any more."""
@@ -196,6 +205,11 @@ class Order:
 
     def _end(self) -> None:
         self._latents.clear()
-        self.run = self.noise = self.steps = None
+        self.encoded = self.run = self.noise = self.steps = None
         if self._steps is not None:
             self._steps.close()
+
+
+def _cancel(order: weakref.ref[Order]) -> None:
+    if (there := order()) is not None:
+        there.cancel()

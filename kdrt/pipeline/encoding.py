@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 import torch
 
@@ -17,6 +18,25 @@ from kdrt.prompt import (
     zeros_like,
 )
 from kdrt.request.job import PromptJob
+
+
+class PromptWarnings(NamedTuple):
+    """What is not read as it may be meant; attributes as of :class:`EncodedPrompts`."""
+
+    truncations: tuple[Truncation, ...]
+    hints: tuple[PromptSyntaxWarning, ...]
+
+    def warn(self) -> None:
+        """Warn of it.
+
+        Warns:
+            TruncationWarning: a prompt is too long.
+            PromptSyntaxWarning: part of a prompt is written for another program.
+        """
+        for truncation in self.truncations:
+            warn_user(TruncationWarning(str(truncation)))
+        for hint in self.hints:
+            warn_user(hint)
 
 
 @dataclass(frozen=True)
@@ -45,16 +65,13 @@ class EncodedPrompts:
         return -(-self.positive.length // self.max_length)
 
     def warn(self) -> None:
-        """Warn of what is not read as it may be meant.
+        """Warn of what is not read as it may be meant; see :class:`PromptWarnings`."""
+        self.warnings.warn()
 
-        Warns:
-            TruncationWarning: a prompt is too long.
-            PromptSyntaxWarning: part of a prompt is written for another program.
-        """
-        for truncation in self.truncations:
-            warn_user(TruncationWarning(str(truncation)))
-        for hint in self.hints:
-            warn_user(hint)
+    @property
+    def warnings(self) -> PromptWarnings:
+        """What there is to warn of."""
+        return PromptWarnings(self.truncations, self.hints)
 
 
 def encode_prompts(
