@@ -89,7 +89,7 @@ class Batcher:
         self._thread = threading.Thread(target=self._loop.run, name="kdrt-batcher", daemon=True)
         self._thread.start()
         # A batcher that nobody closed: its thread must not outlive it, nor the interpreter.
-        self._finalizer = weakref.finalize(self, _stop, self._loop, self._thread)
+        self._finalizer = weakref.finalize(self, _stop, weakref.ref(self), self._loop, self._thread)
         self.max_images = images
 
     @overload
@@ -262,7 +262,8 @@ class Batcher:
     def close(self, *, cancel: bool = False) -> None:
         """Make what was submitted, or cancel it, and end the thread. The pipeline stays open.
         Closing again does nothing. ``with kdrt.Batcher(pipe) as batcher:`` closes at its end, and
-        cancels if the block raises.
+        cancels if the block raises. A callback, or a thread in the middle of a generation on the
+        pipeline, does not wait for the end: that would wait for itself.
 
         Args:
             cancel: end requests at the next tick, with CancelledError.
@@ -270,8 +271,10 @@ class Batcher:
         with self._turn:
             self._is_closed = True
         self._loop.close(cancel=cancel)
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+        is_mine = threading.current_thread() is self._thread
+        if is_mine or self._pipe.calls.is_of_this_thread():
+            return
+        self._thread.join()
         self._finalizer.detach()
 
     def __enter__(self) -> Self:
@@ -310,6 +313,9 @@ def _rows(pipe: Pipeline, asked: int | None) -> int:
     return min(most, _ROWS_ON_CPU if unet.device.type == "cpu" else _ROWS_ON_CUDA)
 
 
-def _stop(loop: BatchingLoop, thread: threading.Thread) -> None:
+def _stop(batcher: weakref.ref[Batcher], loop: BatchingLoop, thread: threading.Thread) -> None:
     loop.close(cancel=True)
-    thread.join()
+    # Where it is still there the interpreter ends. A batcher that was forgotten may be so in any
+    # thread, in one too that its own waits for.
+    if batcher() is not None:
+        thread.join()

@@ -6,6 +6,7 @@ nothing waits for the pixels but this thread.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -35,6 +36,8 @@ class Decoding:
         self._engine: Engine | None = None
         self._decoder: Decoder | None = None
         self._checker: SafetyChecker | None = None
+        self._ending = threading.Lock()
+        self._is_closed = False
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="kdrt-decode")
         device = pipe.engines["unet"].device
         self._stream: torch.cuda.Stream | None = None
@@ -85,11 +88,17 @@ class Decoding:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode ``latents [B, C, h, w]`` in the thread, and wait for it: for whoever looks at a
-        step meanwhile."""
-        return self.submit(lambda: self.decoder(latents), latents).result()
+        step meanwhile. After the end of the thread by the pipeline's own decoder."""
+        with self._ending:
+            work = None
+            if not self._is_closed:
+                work = self.submit(lambda: self.decoder(latents), latents)
+        return self._pipe.vae.decoder(latents) if work is None else work.result()
 
     def close(self) -> None:
         """Wait for what is there, and end the thread."""
+        with self._ending:
+            self._is_closed = True
         self._worker.shutdown()
 
     def _on_stream(self, before: torch.cuda.Event | None) -> AbstractContextManager[object]:
