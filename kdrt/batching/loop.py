@@ -253,9 +253,10 @@ class BatchingLoop:
         error = as_told(error)
         if isinstance(error, OutOfMemoryError) and len(images) > 1:
             self._shared.release(klass)
-            self._rows = max(2, self._rows // 2)
-            self._scheduler.limit_rows(self._rows)
-            _logger.warning("memory ran out; going on with %d rows at a time", self._rows)
+            fewer = max(1, self._rows // 2)
+            self._scheduler.limit_rows(fewer)
+            self._rows = max(2, fewer)  # one with guidance may come
+            _logger.warning("memory ran out; going on with %d rows at a time", fewer)
             return
         for image in images:
             self._fail(image.order, error)
