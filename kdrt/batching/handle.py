@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
@@ -21,6 +22,8 @@ from kdrt.pipeline.result import Result
 from kdrt.vae.preview import PreviewStep
 
 ImagesT = TypeVar("ImagesT", bound=Images)
+
+_logger = logging.getLogger(__name__)
 
 _numbers = itertools.count(1)
 
@@ -196,7 +199,14 @@ class Handle(Generic[ImagesT]):
     def add_done_callback(self, function: Callable[[Handle[ImagesT]], object]) -> None:
         """Call ``function`` with this handle when it is over: in a thread of the batcher, so
         quickly; at once if it is."""
-        self._future.add_done_callback(lambda _: function(self))
+
+        def call(_: object) -> None:
+            try:
+                function(self)
+            except BaseException:
+                _logger.exception("a callback of request %d failed", self.number)
+
+        self._future.add_done_callback(call)
 
     def __iter__(self) -> Iterator[ImageStep]:
         """The steps of all images as they come, each handed out once; then :meth:`result` tells

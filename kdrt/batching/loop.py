@@ -81,6 +81,7 @@ class BatchingLoop:
         self._loras: Hashable = OWN
         self._own_loras: Loras = {}
         self._ahead: list[torch.cuda.Event] = []
+        self._counts = Count(0, 0)
         self._is_closing = False
 
     # What other threads call.
@@ -96,8 +97,7 @@ class BatchingLoop:
 
     def counts(self) -> Count:
         """How many images wait and are in flight."""
-        counts = self._scheduler.counts().values()
-        return Count(sum(c.waiting for c in counts), sum(c.in_flight for c in counts))
+        return self._counts
 
     def decode(self, latents: Tensor) -> Tensor:
         """See `Decoding.decode`."""
@@ -137,6 +137,7 @@ class BatchingLoop:
         while not self._messages.empty():
             self._take(self._messages.get())
         tick = self._scheduler.next_tick()
+        self._count()
         if tick is None:
             if self._to_decode:
                 self._take(self._messages.get())
@@ -172,8 +173,14 @@ class BatchingLoop:
             klass = self._class_of(order, doubled=doubled)
             for entry in order.entries(klass, doubled=doubled):
                 self._scheduler.add(entry)
+            self._count()
         except Exception as error:
             self._fail(order, error)
+
+    def _count(self) -> None:
+        """Note how many images there are: other threads cannot look into the scheduler."""
+        counts = self._scheduler.counts().values()
+        self._counts = Count(sum(c.waiting for c in counts), sum(c.in_flight for c in counts))
 
     def _class_of(self, order: Order, *, doubled: bool) -> ImageClass:
         loras: Hashable = OWN
@@ -250,8 +257,8 @@ class BatchingLoop:
 
     def _tick_failed(self, klass: ImageClass, images: Sequence[ImageId], error: Exception) -> None:
         """Go on with fewer rows where memory ran out; otherwise nobody knows whose fault it is."""
-        error = as_told(error)
-        if isinstance(error, OutOfMemoryError) and len(images) > 1:
+        told = as_told(error)
+        if isinstance(told, OutOfMemoryError) and len(images) > 1:
             self._shared.release(klass)
             fewer = max(1, self._rows // 2)
             self._scheduler.limit_rows(fewer)
@@ -259,7 +266,7 @@ class BatchingLoop:
             _logger.warning("memory ran out; going on with %d rows at a time", fewer)
             return
         for image in images:
-            self._fail(image.order, error)
+            self._fail(image.order, told)
 
     def _pace(self) -> None:
         """On a GPU, wait until there is little enqueued."""
@@ -290,7 +297,7 @@ class BatchingLoop:
                 order.sampled(place, latents)
             self._leave(image)
             self._decode_if_complete(order)
-        except Exception as error:
+        except BaseException as error:  # of a sampler of the user's
             self._fail(order, as_told(error))
         else:
             for place in range(order.images if order.is_watched else 0):
@@ -325,7 +332,7 @@ class BatchingLoop:
         )
         try:
             self._pipe.calls.user_function(order.step)(told)
-        except Exception as error:
+        except BaseException as error:
             self._fail(order, error)
 
     def _decode_if_complete(self, order: Order) -> None:
@@ -352,7 +359,7 @@ class BatchingLoop:
     def _decoded(self, order: Order, result: Future[Result[Any]]) -> None:
         try:
             made = result.result()
-        except Exception as error:
+        except BaseException as error:  # of an image filter of the user's
             self._fail(order, as_told(error))
             return
         if not order.is_over:
@@ -364,6 +371,7 @@ class BatchingLoop:
         self._shared.leave(image)
         if image in self._scheduler:
             self._scheduler.remove(image)
+            self._count()
 
     def _fail(self, order: Order, error: BaseException) -> None:
         self._orders.pop(order, None)
@@ -378,10 +386,11 @@ class BatchingLoop:
             self._fail(order, error)
 
 
-def as_told(error: Exception) -> Exception:
+def as_told(error: BaseException) -> BaseException:
     """An error as a call of the pipeline would raise it."""
     try:
-        raise_if_out_of_memory(error)
+        if isinstance(error, Exception):
+            raise_if_out_of_memory(error)
     except OutOfMemoryError as clearer:
         return clearer
     return error
