@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -24,6 +26,7 @@ import kdrt
 from kdrt import Batcher
 from kdrt.batching.handle import Handle, ImageStep
 from kdrt.batching.order import Order
+from kdrt.batching.scheduler import GROUP_TICKS
 from kdrt.images.safety import SafetyChecker
 from kdrt.prompt import TruncationWarning
 from kdrt.vae.preview import PreviewStep
@@ -52,6 +55,13 @@ def latents(handle: Handle[Any]) -> Tensor:
 
 def alone(pipe: Any, **fields: Any) -> Tensor:
     return as_tensor(pipe(**{**FIELDS, **fields}, output_type="latent").images)
+
+
+def euler(model: Any, x: Tensor, sigmas: Tensor) -> Tensor:
+    """A sampler of a user's."""
+    for i in range(len(sigmas) - 1):
+        x = x + (x - model(x, sigmas[i])) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
+    return x
 
 
 def same(images: Any, others: Any) -> bool:
@@ -293,7 +303,7 @@ def beside(
     def submit(**fields: Any) -> tuple[Handle[Any], Callable[[], None]]:
         with held(batcher):
             first = batcher.submit(request(seed=1, steps=4), output_type="latent")
-            own = batcher.submit(request(**fields), output_type="latent", **options)
+            own = batcher.submit(request(**fields), **options)
             last = batcher.submit(request(seed=3, sampler="heun"), output_type="latent")
 
         def check() -> None:
@@ -327,18 +337,40 @@ def test_a_callback_that_raises(
     assert max(calls) == 1
 
 
+@pytest.mark.parametrize("kind", [SystemExit, asyncio.CancelledError])
+@pytest.mark.parametrize("where", ["callback", "image_filter", "sampler", "done"])
+def test_an_exit_in_code_of_the_users_ends_its_own_request(
+    pipe: kdrt.Pipeline, batcher: Batcher, kind: type[BaseException], where: str
+) -> None:
+    def leave(*arguments: object) -> None:
+        raise kind
+
+    options = {"callback": leave} if where == "callback" else {}
+    own, check = beside(pipe, batcher, **options)(
+        **({where: leave} if where in ("image_filter", "sampler") else {})
+    )
+    if where == "done":
+        own.add_done_callback(leave)
+        made(own)
+    else:
+        ends_with(own, kind)
+    check()
+    made(batcher.submit(request()))
+
+
 def test_a_callback_that_returns_false(pipe: kdrt.Pipeline, batcher: Batcher) -> None:
     own, check = beside(pipe, batcher, callback=lambda step: step.index == 0)()
     ends_with(own, kdrt.CancelledError, "returned False")
     check()
 
 
-def test_an_image_that_is_not_finite(sdxl: TinyModel, batcher: Batcher) -> None:
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun", "dpm_adaptive"])
+def test_an_image_that_is_not_finite(sdxl: TinyModel, batcher: Batcher, sampler: str) -> None:
     def poisoned(**told: Tensor) -> Tensor:
         return tiny_unet(**told).masked_fill(is_poisoned(told)[:, None, None, None], torch.nan)
 
     sdxl.unet.network = poisoned
-    own, check = beside(sdxl.pipeline, batcher)(original_size=POISON)
+    own, check = beside(sdxl.pipeline, batcher)(original_size=POISON, sampler=sampler)
     ends_with(own, kdrt.NonFiniteError)
     check()
 
@@ -434,6 +466,22 @@ def test_a_filter_looks_at_every_image(pipe: Any, batcher: Batcher) -> None:
     expected = pipe(**FIELDS, image_filter=mirror, images_per_prompt=2)
     assert result.nsfw == expected.nsfw
     assert same(result.images, expected.images)
+
+
+def test_the_pixels_that_were_not_masked_are_the_images_own(demo_bundle: Path) -> None:
+    pipe: Any = kdrt.load(demo_bundle, engine="onnxruntime")
+    image = Image.effect_noise((32, 32), 80).convert("RGB")
+    mask = Image.new("L", (32, 32))
+    mask.paste(255, (0, 0, 20, 12))
+    fields: dict[str, Any] = {"image": image, "mask_image": mask, "steps": 4}
+    with Batcher(pipe) as batcher:
+        handle = batcher.submit(request(**fields), output_type="np")
+        batcher.submit(request(seed=1, height=32, width=32))
+        result = made(handle).images
+    kept = np.asarray(mask) == 0
+    np.testing.assert_allclose(result[0][kept], np.asarray(image)[kept] / 255, rtol=0, atol=1e-6)
+    expected = pipe(**{**FIELDS, **fields}, output_type="np").images
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-4)
 
 
 def test_a_filter_that_raises(pipe: kdrt.Pipeline, batcher: Batcher) -> None:
@@ -752,6 +800,56 @@ def test_a_batcher_that_its_own_thread_forgets(pipe: kdrt.Pipeline) -> None:
     assert batcher() is None
 
 
+LEAVING = """
+import kdrt
+from kdrt.pipeline.pipeline import Pipeline
+from pathlib import Path
+from tests.support.tiny_model import tiny_model
+
+batcher = kdrt.Batcher(tiny_model(Path("model")).pipeline)
+handles = [batcher.submit({"prompt": "a", "steps": 200}) for _ in range(5)]
+print("left")
+"""
+
+
+def test_the_interpreter_ends_while_requests_are_made(tmp_path: Path) -> None:
+    paths = os.pathsep.join(map(os.path.abspath, sys.path))
+    ended = subprocess.run(
+        [sys.executable, "-c", LEAVING],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "left\n", "")
+
+
+def test_two_batchers_of_one_pipeline(pipe: kdrt.Pipeline) -> None:
+    with Batcher(pipe) as one, Batcher(pipe) as other:
+        handles = [
+            (one, other)[seed % 2].submit(request(seed=seed), output_type="latent")
+            for seed in range(6)
+        ]
+        images = [latents(handle) for handle in handles]
+    for seed, image in enumerate(images):
+        assert torch.equal(image, alone(pipe, seed=seed))
+
+
+def test_counts_are_told_at_any_time(pipe: kdrt.Pipeline, batcher: Batcher) -> None:
+    with held(batcher) as first:
+        handles = [batcher.submit(request(steps=2)) for _ in range(3)]
+        assert batcher.in_flight == 1
+    several: list[Handle[Any]] = [first, *handles]
+    for number in range(150):
+        several.append(batcher.submit(request(steps=1, height=64 + 8 * (number % 12))))
+    while not all(handle.done() for handle in several):
+        assert batcher.waiting >= 0
+        assert batcher.in_flight <= 12 * batcher.max_images
+    assert (batcher.waiting, batcher.in_flight) == (0, 0)
+
+
 # What is kept.
 
 
@@ -894,14 +992,47 @@ def test_a_forked_process_is_told_to_spawn(batcher: Batcher) -> None:
 # LoRAs.
 
 
-def test_sets_of_loras_take_turns(tiny_models: Callable[[str], TinyBundle], tmp_path: Path) -> None:
-    model = tiny_models("sdxl")
+def with_two_loras(model: TinyBundle, folder: Path) -> Any:
+    """A pipeline that uses neither "a" nor "b", but has them."""
     pipe: Any = kdrt.load(model.bundle, engine="onnxruntime")
     theirs = networks(model.diffusers())
     for seed, (name, modules) in enumerate({"a": ATTENTION, "b": TEXT}.items()):
-        file = tmp_path / f"{name}.safetensors"
+        file = folder / f"{name}.safetensors"
         save_file(kohya(random_lora(theirs, modules, seed=seed)), file)
-        pipe.adapters.load_lora(file, name)
+        pipe.adapters.load_lora(file, name, scale=0.0)
+    return pipe
+
+
+def test_images_go_on_after_a_turn_of_other_loras(
+    tiny_models: Callable[[str], TinyBundle], tmp_path: Path
+) -> None:
+    """They take longer than a turn, so the weights change while they are in flight."""
+    pipe = with_two_loras(tiny_models("sdxl"), tmp_path)
+    small: dict[str, Any] = {"height": 32, "width": 32, "steps": GROUP_TICKS + 6}
+    samplers = ("euler_ancestral", euler)
+    with Batcher(pipe) as batcher:
+        with held(batcher, **{**small, "steps": 2}):
+            asked = [
+                (
+                    loras,
+                    sampler,
+                    batcher.submit(
+                        request(sampler=sampler, **small), output_type="latent", loras=loras
+                    ),
+                )
+                for loras in ({"a": 1.0}, {"b": 0.7})
+                for sampler in samplers
+            ]
+        results = [(loras, sampler, latents(handle)) for loras, sampler, handle in asked]
+    for loras, sampler, result in results:
+        pipe.adapters.set_loras(loras)
+        expected = alone(pipe, sampler=sampler, **small)
+        bound = 1e-4 * float(expected.abs().max())
+        torch.testing.assert_close(result, expected, rtol=0, atol=bound)
+
+
+def test_sets_of_loras_take_turns(tiny_models: Callable[[str], TinyBundle], tmp_path: Path) -> None:
+    pipe = with_two_loras(tiny_models("sdxl"), tmp_path)
     own = {"a": 0.5, "b": 0.0}
     pipe.adapters.set_loras(own)
     before = {name: lora.scale for name, lora in pipe.adapters.loras.items()}
@@ -945,11 +1076,7 @@ def test_sets_of_loras_take_turns(tiny_models: Callable[[str], TinyBundle], tmp_
 def test_a_lora_that_cannot_be_used_fails_those_that_ask_for_it(
     tiny_models: Callable[[str], TinyBundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tiny_models("sdxl")
-    pipe: Any = kdrt.load(model.bundle, engine="onnxruntime")
-    file = tmp_path / "a.safetensors"
-    save_file(kohya(random_lora(networks(model.diffusers()), ATTENTION)), file)
-    pipe.adapters.load_lora(file, "a", scale=0.0)
+    pipe = with_two_loras(tiny_models("sdxl"), tmp_path)
     set_loras = pipe.adapters.set_loras
 
     def refuse(scales: Any) -> Any:
