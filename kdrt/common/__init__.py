@@ -19,5 +19,6 @@ Its files:
     lru              a least-recently-used cache
     memory           how much is free, and the one sentence when it ran out
     streams          a CUDA stream for each pipeline
+    upload           copies to a GPU that wait for nothing
     torch_modes      independence of the caller's grad, autocast and default-dtype modes
 """

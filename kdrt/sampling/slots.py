@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from kdrt.common.upload import upload
 from kdrt.sampling.plan import Plan
 from kdrt.sampling.step import HasUnconditional
 from kdrt.sampling.table import (
@@ -108,26 +109,31 @@ class Slots:
         indices = torch.tensor([_indices(row) for row in table]).t().contiguous()
         start = latents.flatten(1)
         if noise is not None and plan.initial_slot is not None:
-            added = noise[plan.initial_slot].flatten(1).to(start.device)
+            added = torch.empty_like(start)
+            upload(added, noise[plan.initial_slot].flatten(1))
             start = torch.add(start, added, alpha=plan.initial_noise)
         for image, slot in enumerate(slots):
             first = slot * self._stages
-            _upload(self.table[first : first + len(table)], floats)
+            upload(self.table[first : first + len(table)], floats)
             offsets = torch.tensor(
                 [[slot * REGISTERS], [slot * REGISTERS], *[[slot * self._draws]] * 2, [0]]
             )
-            _upload(self.indices[:, first : first + len(table)], indices + offsets)
+            upload(self.indices[:, first : first + len(table)], indices + offsets)
             if noise is not None and len(noise):
                 draws = self.noise[slot * self._draws :][: len(noise)]
-                _upload(draws, noise[:, image].flatten(1))
+                upload(draws, noise[:, image].flatten(1))
             self.registers[slot].zero_()  # a coefficient of 0 must not meet what is not finite
             self.registers[slot, START].copy_(start[image], non_blocking=True)
             self.state[slot].copy_(start[image].view(self.shape), non_blocking=True)
-            self.cursor[slot] = first
+            self.cursor[slot].fill_(first)  # to assign it would wait for the device
 
     def _reserve(self, stages: int, draws: int) -> None:
         """Make room for a plan of that size in every slot. Sizes are powers of two, so that this
-        is rare."""
+        is rare.
+
+        Raises:
+            torch.OutOfMemoryError: there is none; nothing has changed.
+        """
         if stages <= self._stages and draws <= self._draws:
             return
         slots = self.count + 1
@@ -142,14 +148,13 @@ class Slots:
             room.narrow(dim + 1, 0, old).copy_(parts)
             return room.flatten(dim, dim + 1)
 
-        device = self.cursor.device
-        slot = torch.arange(slots, device=device)
-        self.table = wider(self.table, 0, before, stages)
-        self.indices = wider(self.indices, 1, before, stages)
-        owner = slot.repeat_interleave(stages)
-        self.indices[2:4] += owner * (draws - draws_before)
-        self.noise = wider(self.noise, 0, draws_before, draws)
-        self.cursor = self.cursor + slot * (stages - before)
+        slot = torch.arange(slots, device=self.cursor.device)
+        table = wider(self.table, 0, before, stages)
+        indices = wider(self.indices, 1, before, stages)
+        indices[2:4].view(2, slots, stages).add_(slot[:, None] * (draws - draws_before))
+        noise = wider(self.noise, 0, draws_before, draws)
+        cursor = self.cursor + slot * (stages - before)
+        self.table, self.indices, self.noise, self.cursor = table, indices, noise, cursor
         self._stages, self._draws = stages, draws
         self.version += 1
 
@@ -175,9 +180,9 @@ class Tick:
         size = slots.registers.shape[-1]
         new = slots.registers.new_zeros
         device = slots.registers.device
-        self._at = torch.full((images,), slots.count, device=device)
-        self._start_row = self._at * REGISTERS + START
-        self._taken: tuple[int, ...] = ()
+        self._places = torch.zeros(2, images, dtype=torch.int64, device=device)
+        self._at, self._start_row = self._places.unbind()
+        self._taken: tuple[int, ...] | None = None
         self._cursor = torch.zeros_like(self._at)
         self._row = torch.zeros(images, slots.table.shape[1], device=device)
         self._index = torch.zeros(_INDICES, images, dtype=torch.int64, device=device)
@@ -198,16 +203,15 @@ class Tick:
         self._noises = flags[:2]
         self._commits, self._corrects, self._holds = flags[2:]
         self._draws = self._index[2:4]
+        self.take(())
 
     def take(self, slots: Sequence[int]) -> None:
         """Take these slots from now on, n at most."""
         if (*slots,) == self._taken:
             return
+        at = [*slots, *[self._slots.count] * (len(self._at) - len(slots))]
+        upload(self._places, torch.tensor([at, [slot * REGISTERS + START for slot in at]]))
         self._taken = (*slots,)
-        places = len(self._at)
-        at = torch.tensor([*slots, *[self._slots.count] * (places - len(slots))])
-        _upload(self._at, at)
-        _upload(self._start_row, at * REGISTERS + START)
 
     @torch.no_grad()
     def stage(self, features: Features, kind: Hashable = None) -> None:
@@ -266,13 +270,6 @@ class Tick:
 
 def _indices(row: Row) -> list[int]:
     return [row.result, row.unconditional, *row.draws, 1]
-
-
-def _upload(into: Tensor, source: Tensor) -> None:
-    """Copy from the host without waiting for the device."""
-    if into.is_cuda and not source.is_cuda:
-        source = source.pin_memory()
-    into.copy_(source, non_blocking=True)
 
 
 def _power_of_two(count: int) -> int:

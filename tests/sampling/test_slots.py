@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -282,6 +284,37 @@ def test_room_for_a_longer_plan_is_made_while_others_are_on_their_way() -> None:
         for wanted in image.expected[image.slot == 0 :]:
             tick.stage(Features.of(image.plan))
             torch.testing.assert_close(slots.state[image.slot], wanted, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("allocation", range(3))
+def test_a_plan_for_which_there_is_no_room_changes_nothing(
+    allocation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots = new_slots(2)
+    first = flying(slots, 0, fixed_plan("euler_ancestral", SIGMAS), 1)
+    tick = Tick(slots, 1, Network(1))
+    tick.take([0])
+    allocations = itertools.count()
+    new_zeros = torch.Tensor.new_zeros
+
+    def scarce(self: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        if next(allocations) == allocation:
+            raise torch.OutOfMemoryError
+        return new_zeros(self, *args, **options)
+
+    monkeypatch.setattr(torch.Tensor, "new_zeros", scarce)
+    longer = fixed_plan("dpmpp_2s_ancestral", [20.0 / (i + 1) for i in range(40)])
+    with pytest.raises(torch.OutOfMemoryError):
+        slots.load(range(1, 2), longer, torch.zeros(1, *SHAPE[1:]), None, [[0.0] * 4] * 80)
+    monkeypatch.undo()
+    for wanted in first.expected:
+        tick.stage(Features.of(first.plan))
+        torch.testing.assert_close(slots.state[0], wanted, rtol=1e-5, atol=2e-5)
+    second = flying(slots, 1, longer, 2)
+    tick.take([1])
+    for wanted in second.expected:
+        tick.stage(Features.of(longer))
+        torch.testing.assert_close(slots.state[1], wanted, rtol=1e-5, atol=2e-5)
 
 
 def test_a_stage_reads_nothing_back_and_makes_no_view_of_new_memory() -> None:
