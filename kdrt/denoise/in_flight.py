@@ -3,8 +3,9 @@
 Each takes a slot when it is admitted, and gives it back when it leaves; in between, a tick takes
 those that it is asked for one evaluation further. A tick is bound for a *bucket*: some number of
 images and of rows of the UNet. On a CPU there is one for every number, as a row that is left over
-would cost as much as any other. On CUDA there are few, and the smallest that holds the images is
-taken.
+would cost as much as any other. On CUDA there are few: the rows are a power of two, and the images
+as many as so many rows could be of, since an image that is left over costs next to nothing, and a
+captured tick more has memory of its own.
 
 What the samplers make of an evaluation is computed as the pipeline computes it, so that an image
 in company is the image made alone: operation by operation, each image by its own program
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor
 
 from kdrt.common.lru import LruCache
+from kdrt.common.upload import upload
 from kdrt.denoise.cuda_graphs import Capture, CaptureWarning
 from kdrt.denoise.inputs import DenoiserInputs
 from kdrt.denoise.row_denoiser import (
@@ -163,6 +165,7 @@ class InFlight:
         self._graphs = CudaGraphCache() if graphs is None else graphs
         self._images: dict[int, _Image] = {}
         self._free = sorted(range(slots), reverse=True)
+        self._slots = slots
         self._admitted = 0
         channels = unet.spec.outputs[0].resolve({"B": 1, "h": 1, "w": 1})[1]
         self._latents = latents = (channels, shape.height, shape.width)
@@ -171,7 +174,7 @@ class InFlight:
             self._states = _EagerStates()
         else:
             self._states = _CapturedStates(slots, latents, unet.device, capture, self._graphs)
-        self._use(unet, slots)
+        self._use(unet)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -179,12 +182,16 @@ class InFlight:
     def use(self, unet: Engine) -> None:
         """Go on with another UNet, or with the same one after its weights have changed."""
         self.release()
-        self._use(unet, len(self._images) + len(self._free))
+        self._use(unet)
         for slot, image in self._images.items():
             self._store.write(slot, image.inputs)
 
     def release(self) -> None:
-        """Let go of all that was bound and captured; the images stay where they are."""
+        """Let go of all that was bound and captured, when no tick uses it any more; the images
+        stay where they are."""
+        device = self._unet.device
+        if device.type == "cuda" and len(self._bound):
+            torch.cuda.current_stream(device).synchronize()
         self._bound.clear()
 
     def admit(
@@ -271,11 +278,12 @@ class InFlight:
         self._free.append(slot)
 
     def _bound_for(self, images: int, rows: int) -> _Bound:
-        bucket = Bucket(images, rows)
-        if self._unet.device.type != "cpu":
-            bucket = Bucket(_power_of_two(images), _power_of_two(rows))
         least, most = self._row_limits
-        bucket = Bucket(bucket.images, max(least, rows, min(bucket.rows, most)))
+        if self._unet.device.type == "cpu":
+            bucket = Bucket(images, max(least, rows))
+        else:
+            rows = max(least, rows, min(_power_of_two(rows), most))
+            bucket = Bucket(min(rows, self._slots), rows)
         return self._bound.get(bucket, lambda: self._bind(bucket))
 
     def _bind(self, bucket: Bucket) -> _Bound:
@@ -289,10 +297,10 @@ class InFlight:
         )
         return _Bound(denoiser, torch.zeros(self._latents, device=self._unet.device))
 
-    def _use(self, unet: Engine, slots: int) -> None:
+    def _use(self, unet: Engine) -> None:
         self._unet = unet
         self._row_limits = unet.limits().get("B", (1, sys.maxsize))
-        self._store = ConditioningStore(unet, slots, self._shape)
+        self._store = ConditioningStore(unet, self._slots, self._shape)
         self._bound: LruCache[Bucket, _Bound] = LruCache(_BUCKETS, on_evict=self._graphs.drop)
 
 
@@ -320,7 +328,7 @@ class _EagerStates:
         for place, run in zip(bound.places, runs, strict=False):  # some places may be left over
             place.copy_(run.state)
         told = torch.tensor([image.numbers[image.done] for image in images])
-        bound.numbers[: len(told)].copy_(told)
+        upload(bound.numbers[: len(told)], told)
         denoised = bound.by_image(bound.denoiser.denoise(bound.x, bound.numbers, kind))
         unconditional = denoised
         if kind.unconditional:
@@ -383,6 +391,8 @@ class _CapturedStates:
             tick.stage(features, kind)
 
         def make(capture: Capture) -> Graph:
+            # What was captured with less, or where the slots lay before, is of no use any more.
+            self._graphs.drop(bound)
             tick.take(())  # the run before the capture takes nobody further
             return capture(stage, bound.denoiser.held())
 
