@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kdrt.common.upload import upload
 from kdrt.denoise.bound_unet import UNetRows, write_conditioning
 from kdrt.denoise.guidance import Guidance
 from kdrt.denoise.inputs import DenoiserInputs
@@ -156,7 +157,11 @@ class RowDenoiser:
         self._predictions = torch.zeros_like(like), torch.zeros_like(like)
         self._numbers = like.new_zeros(images, len(Numbers._fields))
         self._told = Numbers.of_rows(self._numbers)
-        self._region: KnownRegion | None = None
+        # Made at once, and where all is repainted: a captured call that was told to heed regions
+        # must heed those of images that come later.
+        self._region = KnownRegion(
+            torch.zeros_like(like), torch.ones_like(like[:, :1], dtype=torch.bool)
+        )
         self._unconditional: Tensor | None = None
 
         index = torch.zeros(2 * rows + 2 * images, dtype=torch.int64, device=unet.device)
@@ -192,9 +197,7 @@ class RowDenoiser:
         stored += [stored[0]] * (rows - len(stored))
         spare = [0] * (count - len(images))
         index = torch.tensor([*owners, *stored, *unconditional, *spare, *conditional, *spare])
-        if self._index.is_cuda:
-            index = index.pin_memory()
-        self._index.copy_(index, non_blocking=True)
+        upload(self._index, index)
 
         store = self._store
         for name, tensor in store.rows.items():
@@ -207,14 +210,8 @@ class RowDenoiser:
                 self._unet.extra.copy_(store.extra.index_select(0, slot_of_row))
             if store.region is not None:
                 slots = slot_of_row.index_select(0, self._row_of_half[1])
-                self._take_region(store.region, slots)
-
-    def _take_region(self, region: KnownRegion, slots: Tensor) -> None:
-        if self._region is None:
-            mask = torch.ones_like(region.mask[:1]).repeat(len(slots), 1, 1, 1)
-            self._region = KnownRegion(torch.zeros_like(self._scaled), mask)
-        torch.index_select(region.latents, 0, slots, out=self._region.latents)
-        torch.index_select(region.mask, 0, slots, out=self._region.mask)
+                torch.index_select(store.region.latents, 0, slots, out=self._region.latents)
+                torch.index_select(store.region.mask, 0, slots, out=self._region.mask)
 
     @torch.no_grad()
     def denoise(self, x: Tensor, numbers: Tensor, kind: RowKind) -> Tensor:
