@@ -39,10 +39,11 @@ class Decoding:
         self._ending = threading.Lock()
         self._is_closed = False
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="kdrt-decode")
-        device = pipe.engines["unet"].device
-        self._stream: torch.cuda.Stream | None = None
-        if device.type == "cuda":
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        unet = pipe.engines["unet"]
+        # Engines that are tied to a stream can run on no other.
+        self._stream = unet.stream
+        if self._stream is None and unet.device.type == "cuda":
+            self._stream = torch.cuda.Stream(unet.device)  # type: ignore[no-untyped-call]
 
     @property
     def decoder(self) -> Decoder:
