@@ -1,4 +1,4 @@
-"""How fast is a GPU, by engine and by graph level?
+"""How fast is a GPU, by engine and by graph level, and with requests in flight together?
 
     python benchmarks/gpu.py BUNDLE [--engine NAME …] [--steps N] [--rounds N] [-o FILE]
 
@@ -7,8 +7,13 @@ for the VAE and for a whole image, medians of CUDA events around warmed-up runs;
 profiler of PyTorch saw the host do for one image: launches of kernels and of graphs, and waits.
 (Kernels that an engine launches itself are seen where its library goes through CUDA's runtime.)
 
+Then for every engine, of in-flight batching (`kdrt.Batcher`): a request by itself against the
+pipeline, in turns; 1, 2, 4 and 8 images at once, and what a tick of them costs; and a stream of
+requests of 4 to 50 steps that come at random, against one request at a time.
+
 Prints the rows of the README's table of GPUs, then one line of JSON; ``-o`` also writes both.
-An engine that does not load is a row that says why. Without a GPU it prints one sentence.
+An engine that does not load is a row that says why. Without a GPU it prints one sentence;
+``--on-cpu`` tries the rows of in-flight batching on the CPU.
 """
 
 from __future__ import annotations
@@ -29,9 +34,9 @@ from kdrt.bundle import open_bundle
 from kdrt.denoise.cuda_graphs import CudaGraphLevel
 from kdrt.errors import KdrtError
 from kdrt_bench.cuda_calls import count_calls
+from kdrt_bench.in_flight import PROMPT, InFlightRows, measure_in_flight
 from kdrt_engines.registry import ENGINES
 
-PROMPT = "a red circle on a blue background"
 LEVELS: tuple[CudaGraphLevel, ...] = get_args(CudaGraphLevel)
 PACKAGES = {
     "tensorrt": "tensorrt",
@@ -57,6 +62,15 @@ class Row:
     launches: int = 0
     graph_launches: int = 0
     waits: int = 0
+    failed: str = ""
+
+
+@dataclass(frozen=True)
+class InFlight:
+    """In-flight batching with one engine."""
+
+    engine: str
+    rows: InFlightRows | None = None
     failed: str = ""
 
 
@@ -121,6 +135,17 @@ def measure(
     )
 
 
+def measure_together(
+    bundle: kdrt.Bundle, engine: str, steps: int, rounds: int, requests: int
+) -> InFlight:
+    """In-flight batching with one engine; one that cannot run is a row too."""
+    try:
+        pipe = kdrt.load(bundle, engine=engine)
+        return InFlight(engine, measure_in_flight(pipe, steps, rounds, requests))
+    except KdrtError as error:
+        return InFlight(engine, failed=str(error).splitlines()[0])
+
+
 def driver() -> str:
     """The version of NVIDIA's driver, from its own file; a question mark where there is none."""
     path = Path("/sys/module/nvidia/version")
@@ -148,22 +173,67 @@ def markdown(rows: list[Row], bundle: kdrt.Bundle, steps: int) -> str:
     return "\n".join(lines)
 
 
+def markdown_in_flight(results: list[InFlight]) -> str:
+    """In-flight batching: a table of images at once, and a sentence for each of the other two."""
+    lines = [
+        "| engine | images | rows | images/s | tick ms | host µs | launches · graphs · waits |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    sentences = []
+    for result in results:
+        if result.rows is None:
+            lines.append(f"| {result.engine} | did not run: {result.failed} ||||||")
+            continue
+        for row in result.rows.together:
+            calls = f"{row.launches:.1f} · {row.graph_launches:.1f} · {row.waits:.1f}"
+            lines.append(
+                f"| {result.engine} | {row.images} | {row.rows} | {row.per_second:.2f} "
+                f"| {row.tick:.2f} | {row.host:.0f} | {calls} |"
+            )
+        lone, stream = result.rows.lone, result.rows.stream
+        sentences.append(
+            f"{result.engine}, a request by itself: {lone.batcher:.1f} ms through the batcher, "
+            f"{lone.pipeline:.1f} ms through the pipeline, ratio {lone.ratio:.3f}."
+        )
+        if stream is not None:
+            sentences.append(
+                f"{result.engine}, {stream.requests} requests of 4 to 50 steps at 90 % of the "
+                "load of one at a time, p50 and p99: "
+                f"{stream.batcher.p50:.0f} and {stream.batcher.p99:.0f} ms; one at a time "
+                f"{stream.one_at_a_time.p50:.0f} and {stream.one_at_a_time.p99:.0f} ms."
+            )
+    return "\n".join([*lines, "", *sentences])
+
+
 def main(
     bundle: Annotated[str, typer.Argument(help="Name or folder.")] = "demo",
     engine: Annotated[list[str] | None, typer.Option(help="All that load, if none.")] = None,
     steps: Annotated[int, typer.Option(min=2)] = 20,
     rounds: Annotated[int, typer.Option(min=1)] = 10,
+    stream: Annotated[int, typer.Option(min=0, help="Requests; 0 leaves the stream out.")] = 24,
+    on_cpu: Annotated[bool, typer.Option("--on-cpu", help="Try in-flight batching here.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output")] = None,
 ) -> None:
     """Measure this machine's GPU."""
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_available() and not on_cpu:
         typer.echo("CUDA sees no GPU here: nothing was measured", err=True)
         raise typer.Exit(2)
     opened = open_bundle(bundle)
-    names = engine or [name for name in ENGINES if name != "onnxruntime"]
-    rows = [measure(opened, name, level, steps, rounds) for name in names for level in LEVELS]
-    text = markdown(rows, opened, steps)
-    result = json.dumps({"gpu": torch.cuda.get_device_name(), "rows": [asdict(r) for r in rows]})
+    names = engine or [name for name in ENGINES if (name == "onnxruntime") == on_cpu]
+    rows = []
+    if not on_cpu:
+        rows = [measure(opened, name, level, steps, rounds) for name in names for level in LEVELS]
+    together = [measure_together(opened, name, steps, rounds, stream) for name in names]
+    text = markdown_in_flight(together)
+    if rows:
+        text = f"{markdown(rows, opened, steps)}\n\n{text}"
+    result = json.dumps(
+        {
+            "gpu": None if on_cpu else torch.cuda.get_device_name(),
+            "rows": [asdict(row) for row in rows],
+            "in flight": [asdict(row) for row in together],
+        }
+    )
     typer.echo(f"{text}\n\n{result}")
     if output is not None:
         output.write_text(f"{text}\n\n{result}\n", encoding="utf-8")

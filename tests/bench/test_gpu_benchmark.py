@@ -11,6 +11,8 @@ import pytest
 import torch
 import typer
 
+from kdrt_bench.in_flight import InFlightRows, Latencies, Lone, Stream, Together
+
 PATH = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
 
 
@@ -47,3 +49,22 @@ def test_every_row_has_the_columns_of_the_heading(
     assert [line.count("|") for line in lines] == [heading.count("|")] * 2
     assert "5 · 6 · 7" in lines[0]
     assert "did not run: the bundle has no engine" in lines[1]
+
+
+def test_in_flight_rows_have_the_columns_of_the_heading(benchmark: ModuleType) -> None:
+    rows = InFlightRows(
+        Lone(102.0, 100.0, 1.02),
+        (Together(2, 4, 12.5, 30.0, 45.0, 3.0, 1.0, 0.0),),
+        Stream(24, Latencies(100.0, 300.0), Latencies(200.0, 900.0)),
+    )
+    results = [
+        benchmark.InFlight("torch", rows),
+        benchmark.InFlight("tensorrt", failed="the bundle has no engine"),
+    ]
+    text = benchmark.markdown_in_flight(results)
+    heading, _, *lines = text.splitlines()[:4]
+    assert [line.count("|") for line in lines] == [heading.count("|")] * 2
+    assert "3.0 · 1.0 · 0.0" in lines[0]
+    assert "did not run: the bundle has no engine" in lines[1]
+    assert "ratio 1.020" in text
+    assert "100 and 300 ms; one at a time 200 and 900 ms" in text
