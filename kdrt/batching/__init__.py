@@ -7,6 +7,7 @@ Its files:
     order      the same for the thread that makes it
     loop       the thread that owns the engines
     shared     where the images that share are, with the UNet as it is now
+    pace       how far the host may be ahead of a GPU
     scheduler  which images run in the next evaluation
     decoding   finished images are decoded beside the evaluations of the others
 """

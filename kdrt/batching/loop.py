@@ -13,12 +13,12 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from kdrt.batching.decoding import Decoding
 from kdrt.batching.handle import ImageStep
 from kdrt.batching.order import ImageClass, ImageId, Loras, Order
+from kdrt.batching.pace import Pace
 from kdrt.batching.scheduler import Count, Limits, Scheduler, Tick
 from kdrt.batching.shared import SharedImages
 from kdrt.common.memory import raise_if_out_of_memory
@@ -32,10 +32,6 @@ from kdrt.sampling import Step
 from kdrt.vae.preview import with_previews
 
 _logger = logging.getLogger(__name__)
-
-_TICKS_AHEAD = 2
-"""Ticks that may be enqueued on a GPU and not be done: with one more the GPU never waits for this
-thread, and with many more a new request would wait for all of them."""
 
 OWN = "own"
 """Stands for the LoRAs that the pipeline has by itself."""
@@ -80,7 +76,7 @@ class BatchingLoop:
         self._to_decode = 0
         self._loras: Hashable = OWN
         self._own_loras: Loras = {}
-        self._ahead: list[torch.cuda.Event] = []
+        self._pace = Pace(pipe.denoising.unet.device)
         self._counts = Count(0, 0)
         self._is_closing = False
 
@@ -232,7 +228,7 @@ class BatchingLoop:
         except Exception as error:
             self._tick_failed(klass, running, error)
             return
-        self._pace()
+        self._pace.enqueued()
         for image, step in zip(running, steps, strict=True):
             if step is not None:
                 self._tell(image, step)
@@ -267,16 +263,6 @@ class BatchingLoop:
             return
         for image in images:
             self._fail(image.order, told)
-
-    def _pace(self) -> None:
-        """On a GPU, wait until there is little enqueued."""
-        if self._pipe.denoising.unet.device.type != "cuda":
-            return
-        done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-        done.record()
-        self._ahead.append(done)
-        if len(self._ahead) > _TICKS_AHEAD:
-            self._ahead.pop(0).synchronize()
 
     # Those that cannot.
 

@@ -3,8 +3,8 @@
 Each takes a slot when it is admitted, and gives it back when it leaves; in between, a tick takes
 those that it is asked for one evaluation further. A tick is bound for a *bucket*: some number of
 images and of rows of the UNet. On a CPU there is one for every number, as a row that is left over
-would cost as much as any other. On CUDA there are few: the rows are a power of two, and the images
-as many as so many rows could be of, since an image that is left over costs next to nothing, and a
+would cost as much as any other. On CUDA there are few: 1, 2, 3, 4, 6, 8, 12, … rows, and as many
+images as so many rows could be of, since an image that is left over costs next to nothing, and a
 captured tick more has memory of its own.
 
 What the samplers make of an evaluation is computed as the pipeline computes it, so that an image
@@ -17,18 +17,21 @@ from __future__ import annotations
 
 import logging
 import sys
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
-from weakref import WeakKeyDictionary
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from kdrt.common.lru import LruCache
-from kdrt.common.upload import upload
-from kdrt.denoise.cuda_graphs import Capture, CaptureWarning
+from kdrt.denoise.cuda_graphs import Capture
+from kdrt.denoise.flight_states import (
+    BoundTick,
+    CapturedStates,
+    EagerStates,
+    FlyingImage,
+    States,
+)
 from kdrt.denoise.inputs import DenoiserInputs
 from kdrt.denoise.row_denoiser import (
     ConditioningStore,
@@ -40,11 +43,9 @@ from kdrt.denoise.row_denoiser import (
 from kdrt.denoise.scaling import Numbers, Scaling
 from kdrt.denoise.shortcuts import Shortcuts
 from kdrt.sampling import AnyPlan, Plan, Step
-from kdrt.sampling.executor import FixedRun
-from kdrt.sampling.slots import Slots, Tick
-from kdrt.sampling.table import Features, fits
+from kdrt.sampling.table import fits
 from kdrt_engines import Engine
-from kdrt_engines.cuda_graphs import CaptureError, CudaGraphCache, Graph
+from kdrt_engines.cuda_graphs import CudaGraphCache
 
 _logger = logging.getLogger(__name__)
 
@@ -63,79 +64,6 @@ class Bucket(NamedTuple):
 
     images: int
     rows: int
-
-
-@dataclass
-class _Image:
-    """An image on its way.
-
-    Attributes:
-        inputs: of this image alone.
-        plan: the sampler on its grid.
-        numbers: for every evaluation.
-        guided: for every evaluation, whether it has an unconditional half.
-        kind: what it needs of every evaluation, guidance apart.
-        serial: no other image had or will have it.
-        done: evaluations.
-    """
-
-    inputs: DenoiserInputs
-    plan: Plan
-    numbers: list[Numbers]
-    guided: tuple[bool, ...]
-    kind: RowKind
-    serial: int
-    done: int = 0
-
-    @property
-    def is_finished(self) -> bool:
-        return self.done == len(self.plan.stages)
-
-
-class _Bound:
-    """What is kept for a bucket.
-
-    Attributes:
-        denoiser: of its images.
-        told: whose rows the UNet was told last.
-        x, numbers: what the denoiser is given where ticks are not captured.
-        places: ``x`` by image.
-    """
-
-    def __init__(self, denoiser: RowDenoiser, like: Tensor) -> None:
-        self.denoiser = denoiser
-        self.told: tuple[tuple[ImageRows, int], ...] = ()
-        self.x = like.new_zeros(denoiser.images, *like.shape)
-        self.numbers = like.new_zeros(denoiser.images, len(Numbers._fields))
-        self.places = torch.split(self.x, 1)
-        self._views: dict[int, tuple[Tensor, tuple[Tensor, ...]]] = {}
-
-    def by_image(self, results: Tensor) -> tuple[Tensor, ...]:
-        """Views of what the denoiser returned, ``[1, C, h, w]`` each, made once as it returns the
-        same tensors every time."""
-        if id(results) not in self._views:
-            self._views[id(results)] = results, torch.split(results, 1)
-        return self._views[id(results)][1]
-
-
-class _States(Protocol):
-    """The states of images in slots, and what takes them further."""
-
-    def load(self, slot: int, image: _Image, latents: Tensor, noise: Tensor | None) -> None:
-        """Put an image into a slot: ``latents [1, C, h, w]``, ``noise [draws, 1, C, h, w]``."""
-        ...
-
-    def leave(self, slot: int) -> None: ...
-
-    def latents(self, slot: int) -> Tensor:
-        """The newest state of an image, ``[1, C, h, w]``."""
-        ...
-
-    def tick(
-        self, bound: _Bound, slots: Sequence[int], images: Sequence[_Image], kind: RowKind
-    ) -> list[Step | None]:
-        """See :meth:`InFlight.tick`; ``bound`` was told of the images."""
-        ...
 
 
 class InFlight:
@@ -163,17 +91,17 @@ class InFlight:
         self._scaling = scaling
         self._shape = shape
         self._graphs = CudaGraphCache() if graphs is None else graphs
-        self._images: dict[int, _Image] = {}
+        self._images: dict[int, FlyingImage] = {}
         self._free = sorted(range(slots), reverse=True)
         self._slots = slots
         self._admitted = 0
         channels = unet.spec.outputs[0].resolve({"B": 1, "h": 1, "w": 1})[1]
         self._latents = latents = (channels, shape.height, shape.width)
-        self._states: _States
+        self._states: States
         if capture is None:
-            self._states = _EagerStates()
+            self._states = EagerStates()
         else:
-            self._states = _CapturedStates(slots, latents, unet.device, capture, self._graphs)
+            self._states = CapturedStates(slots, latents, unet.device, capture, self._graphs)
         self._use(unet)
 
     def __len__(self) -> int:
@@ -214,7 +142,7 @@ class InFlight:
         kinds = inputs.shortcuts.kinds(stage.sigma for stage in plan.stages)
         guidance = inputs.guidance_scale, inputs.guidance_rescale
         self._admitted += 1
-        image = _Image(
+        image = FlyingImage(
             inputs,
             plan,
             [Numbers(*self._scaling.scalars(stage.sigma), *guidance) for stage in plan.stages],
@@ -277,16 +205,16 @@ class InFlight:
         self._states.leave(slot)
         self._free.append(slot)
 
-    def _bound_for(self, images: int, rows: int) -> _Bound:
+    def _bound_for(self, images: int, rows: int) -> BoundTick:
         least, most = self._row_limits
         if self._unet.device.type == "cpu":
             bucket = Bucket(images, max(least, rows))
         else:
-            rows = max(least, rows, min(_power_of_two(rows), most))
+            rows = max(least, rows, min(_rows_of_bucket(rows), most))
             bucket = Bucket(min(rows, self._slots), rows)
         return self._bound.get(bucket, lambda: self._bind(bucket))
 
-    def _bind(self, bucket: Bucket) -> _Bound:
+    def _bind(self, bucket: Bucket) -> BoundTick:
         _logger.debug(
             "binding the UNet for %d image(s) in %d row(s) of %d by %d latents, %d tokens",
             *bucket,
@@ -295,132 +223,16 @@ class InFlight:
         denoiser = RowDenoiser(
             self._unet, self._store, self._scaling, self._shape, **bucket._asdict()
         )
-        return _Bound(denoiser, torch.zeros(self._latents, device=self._unet.device))
+        return BoundTick(denoiser, torch.zeros(self._latents, device=self._unet.device))
 
     def _use(self, unet: Engine) -> None:
         self._unet = unet
         self._row_limits = unet.limits().get("B", (1, sys.maxsize))
         self._store = ConditioningStore(unet, self._slots, self._shape)
-        self._bound: LruCache[Bucket, _Bound] = LruCache(_BUCKETS, on_evict=self._graphs.drop)
+        self._bound: LruCache[Bucket, BoundTick] = LruCache(_BUCKETS, on_evict=self._graphs.drop)
 
 
-class _EagerStates:
-    """Every image is taken further by the program of its own plan, as the pipeline does it."""
-
-    def __init__(self) -> None:
-        self._runs: dict[int, FixedRun] = {}
-
-    def load(self, slot: int, image: _Image, latents: Tensor, noise: Tensor | None) -> None:
-        drawn = None if noise is None else noise.to(latents.device)
-        self._runs[slot] = FixedRun(image.plan, latents, drawn)
-
-    def leave(self, slot: int) -> None:
-        del self._runs[slot]
-
-    def latents(self, slot: int) -> Tensor:
-        return self._runs[slot].state
-
-    @torch.no_grad()
-    def tick(
-        self, bound: _Bound, slots: Sequence[int], images: Sequence[_Image], kind: RowKind
-    ) -> list[Step | None]:
-        runs = [self._runs[slot] for slot in slots]
-        for place, run in zip(bound.places, runs, strict=False):  # some places may be left over
-            place.copy_(run.state)
-        told = torch.tensor([image.numbers[image.done] for image in images])
-        upload(bound.numbers[: len(told)], told)
-        denoised = bound.by_image(bound.denoiser.denoise(bound.x, bound.numbers, kind))
-        unconditional = denoised
-        if kind.unconditional:
-            unconditional = bound.by_image(bound.denoiser.unconditional)
-        return [
-            run.advance(result, without if run.needs_unconditional else None)
-            for run, result, without in zip(runs, denoised, unconditional, strict=False)
-        ]
-
-
-class _CapturedStates:
-    """One captured tick a bucket takes all images further, whatever their plans."""
-
-    def __init__(
-        self,
-        slots: int,
-        shape: Sequence[int],
-        device: torch.device,
-        capture: Capture,
-        graphs: CudaGraphCache,
-    ) -> None:
-        self._slots = Slots(slots, shape, len(Numbers._fields), device)
-        self._capture: Capture | None = capture
-        self._graphs = graphs
-        self._ticks: WeakKeyDictionary[_Bound, Tick] = WeakKeyDictionary()
-        self._steps: dict[int, int] = {}
-        # What every captured tick does, so that few have to be captured.
-        self._features, self._kind = Features(), RowKind()
-
-    def load(self, slot: int, image: _Image, latents: Tensor, noise: Tensor | None) -> None:
-        self._slots.load(range(slot, slot + 1), image.plan, latents, noise, image.numbers)
-        self._features |= Features.of(image.plan)
-        self._kind |= image.kind
-        self._steps[slot] = 0
-
-    def leave(self, slot: int) -> None:
-        del self._steps[slot]
-
-    def latents(self, slot: int) -> Tensor:
-        return self._slots.state[slot : slot + 1]
-
-    def tick(
-        self, bound: _Bound, slots: Sequence[int], images: Sequence[_Image], kind: RowKind
-    ) -> list[Step | None]:
-        tick = self._ticks.get(bound)
-        if tick is None:
-            tick = self._ticks[bound] = Tick(self._slots, bound.denoiser.images, bound.denoiser)
-        self._kind |= kind
-        self._replay(bound, tick, slots)
-        denoised = bound.by_image(tick.denoised)
-        return [
-            self._step(slot, image, result)
-            for slot, image, result in zip(slots, images, denoised, strict=False)
-        ]
-
-    def _replay(self, bound: _Bound, tick: Tick, slots: Sequence[int]) -> None:
-        features, kind = self._features, self._kind
-
-        def stage() -> None:
-            tick.stage(features, kind)
-
-        def make(capture: Capture) -> Graph:
-            # What was captured with less, or where the slots lay before, is of no use any more.
-            self._graphs.drop(bound)
-            tick.take(())  # the run before the capture takes nobody further
-            return capture(stage, bound.denoiser.held())
-
-        if self._capture is not None:
-            capture = self._capture
-            key = (bound, self._slots.version, features, kind)
-            try:
-                graph = self._graphs.get(key, lambda: make(capture))
-                tick.take(slots)
-                graph.replay()
-                return
-            except CaptureError as error:
-                self._capture = None
-                warnings.warn(
-                    f"a tick cannot be captured in a CUDA graph ({error}); running without",
-                    CaptureWarning,
-                    stacklevel=2,
-                )
-        tick.take(slots)
-        stage()
-
-    def _step(self, slot: int, image: _Image, denoised: Tensor) -> Step | None:
-        if not image.plan.stages[image.done].ends_step:
-            return None
-        index, sigmas = self._steps[slot], image.plan.sigmas
-        self._steps[slot] += 1
-        return Step(index, sigmas[index], sigmas[index + 1], self.latents(slot), denoised)
-
-
-def _power_of_two(count: int) -> int:
-    return 1 << (count - 1).bit_length()
+def _rows_of_bucket(rows: int) -> int:
+    """The next of 1, 2, 3, 4, 6, 8, 12, 16, …: at most a third of the rows is left over."""
+    power = 1 << (rows - 1).bit_length()
+    return power * 3 // 4 if power >= 4 and rows <= power * 3 // 4 else power

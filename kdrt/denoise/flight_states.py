@@ -1,0 +1,218 @@
+"""The states of images in flight: what takes each of them further after an evaluation.
+
+Either every image goes on by the program of its own plan, operation by operation; or one captured
+tick takes all of them further, whatever their plans, from tables on the device.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from kdrt.common.upload import upload
+from kdrt.denoise.cuda_graphs import Capture, CaptureWarning
+from kdrt.denoise.inputs import DenoiserInputs
+from kdrt.denoise.row_denoiser import ImageRows, RowDenoiser, RowKind
+from kdrt.denoise.scaling import Numbers
+from kdrt.sampling import Plan, Step
+from kdrt.sampling.executor import FixedRun
+from kdrt.sampling.slots import Slots, Tick
+from kdrt.sampling.table import Features
+from kdrt_engines.cuda_graphs import CaptureError, CudaGraphCache, Graph
+
+
+@dataclass
+class FlyingImage:
+    """An image on its way.
+
+    Attributes:
+        inputs: of this image alone.
+        plan: the sampler on its grid.
+        numbers: for every evaluation.
+        guided: for every evaluation, whether it has an unconditional half.
+        kind: what it needs of every evaluation, guidance apart.
+        serial: no other image had or will have it.
+        done: evaluations.
+    """
+
+    inputs: DenoiserInputs
+    plan: Plan
+    numbers: list[Numbers]
+    guided: tuple[bool, ...]
+    kind: RowKind
+    serial: int
+    done: int = 0
+
+    @property
+    def is_finished(self) -> bool:
+        return self.done == len(self.plan.stages)
+
+
+class BoundTick:
+    """What is kept for a bucket.
+
+    Attributes:
+        denoiser: of its images.
+        told: whose rows the UNet was told last.
+        x, numbers: what the denoiser is given where ticks are not captured.
+        places: ``x`` by image.
+    """
+
+    def __init__(self, denoiser: RowDenoiser, like: Tensor) -> None:
+        self.denoiser = denoiser
+        self.told: tuple[tuple[ImageRows, int], ...] = ()
+        self.x = like.new_zeros(denoiser.images, *like.shape)
+        self.numbers = like.new_zeros(denoiser.images, len(Numbers._fields))
+        self.places = torch.split(self.x, 1)
+        self._views: dict[int, tuple[Tensor, tuple[Tensor, ...]]] = {}
+
+    def by_image(self, results: Tensor) -> tuple[Tensor, ...]:
+        """Views of what the denoiser returned, ``[1, C, h, w]`` each, made once as it returns the
+        same tensors every time."""
+        if id(results) not in self._views:
+            self._views[id(results)] = results, torch.split(results, 1)
+        return self._views[id(results)][1]
+
+
+class States(Protocol):
+    """The states of images in slots, and what takes them further."""
+
+    def load(self, slot: int, image: FlyingImage, latents: Tensor, noise: Tensor | None) -> None:
+        """Put an image into a slot: ``latents [1, C, h, w]``, ``noise [draws, 1, C, h, w]``."""
+        ...
+
+    def leave(self, slot: int) -> None: ...
+
+    def latents(self, slot: int) -> Tensor:
+        """The newest state of an image, ``[1, C, h, w]``."""
+        ...
+
+    def tick(
+        self, bound: BoundTick, slots: Sequence[int], images: Sequence[FlyingImage], kind: RowKind
+    ) -> list[Step | None]:
+        """See :meth:`InFlight.tick`; ``bound`` was told of the images."""
+        ...
+
+
+class EagerStates:
+    """Every image is taken further by the program of its own plan, as the pipeline does it."""
+
+    def __init__(self) -> None:
+        self._runs: dict[int, FixedRun] = {}
+
+    def load(self, slot: int, image: FlyingImage, latents: Tensor, noise: Tensor | None) -> None:
+        drawn = None if noise is None else noise.to(latents.device)
+        self._runs[slot] = FixedRun(image.plan, latents, drawn)
+
+    def leave(self, slot: int) -> None:
+        del self._runs[slot]
+
+    def latents(self, slot: int) -> Tensor:
+        return self._runs[slot].state
+
+    @torch.no_grad()
+    def tick(
+        self, bound: BoundTick, slots: Sequence[int], images: Sequence[FlyingImage], kind: RowKind
+    ) -> list[Step | None]:
+        runs = [self._runs[slot] for slot in slots]
+        for place, run in zip(bound.places, runs, strict=False):  # some places may be left over
+            place.copy_(run.state)
+        told = torch.tensor([image.numbers[image.done] for image in images])
+        upload(bound.numbers[: len(told)], told)
+        denoised = bound.by_image(bound.denoiser.denoise(bound.x, bound.numbers, kind))
+        unconditional = denoised
+        if kind.unconditional:
+            unconditional = bound.by_image(bound.denoiser.unconditional)
+        return [
+            run.advance(result, without if run.needs_unconditional else None)
+            for run, result, without in zip(runs, denoised, unconditional, strict=False)
+        ]
+
+
+class CapturedStates:
+    """One captured tick a bucket takes all images further, whatever their plans."""
+
+    def __init__(
+        self,
+        slots: int,
+        shape: Sequence[int],
+        device: torch.device,
+        capture: Capture,
+        graphs: CudaGraphCache,
+    ) -> None:
+        self._slots = Slots(slots, shape, len(Numbers._fields), device)
+        self._capture: Capture | None = capture
+        self._graphs = graphs
+        self._ticks: WeakKeyDictionary[BoundTick, Tick] = WeakKeyDictionary()
+        self._steps: dict[int, int] = {}
+        # What every captured tick does, so that few have to be captured.
+        self._features, self._kind = Features(), RowKind()
+
+    def load(self, slot: int, image: FlyingImage, latents: Tensor, noise: Tensor | None) -> None:
+        self._slots.load(range(slot, slot + 1), image.plan, latents, noise, image.numbers)
+        self._features |= Features.of(image.plan)
+        self._kind |= image.kind
+        self._steps[slot] = 0
+
+    def leave(self, slot: int) -> None:
+        del self._steps[slot]
+
+    def latents(self, slot: int) -> Tensor:
+        return self._slots.state[slot : slot + 1]
+
+    def tick(
+        self, bound: BoundTick, slots: Sequence[int], images: Sequence[FlyingImage], kind: RowKind
+    ) -> list[Step | None]:
+        tick = self._ticks.get(bound)
+        if tick is None:
+            tick = self._ticks[bound] = Tick(self._slots, bound.denoiser.images, bound.denoiser)
+        self._kind |= kind
+        self._replay(bound, tick, slots)
+        denoised = bound.by_image(tick.denoised)
+        return [
+            self._step(slot, image, result)
+            for slot, image, result in zip(slots, images, denoised, strict=False)
+        ]
+
+    def _replay(self, bound: BoundTick, tick: Tick, slots: Sequence[int]) -> None:
+        features, kind = self._features, self._kind
+
+        def stage() -> None:
+            tick.stage(features, kind)
+
+        def make(capture: Capture) -> Graph:
+            # What was captured with less, or where the slots lay before, is of no use any more.
+            self._graphs.drop(bound)
+            tick.take(())  # the run before the capture takes nobody further
+            return capture(stage, bound.denoiser.held())
+
+        if self._capture is not None:
+            capture = self._capture
+            key = (bound, self._slots.version, features, kind)
+            try:
+                graph = self._graphs.get(key, lambda: make(capture))
+                tick.take(slots)
+                graph.replay()
+                return
+            except CaptureError as error:
+                self._capture = None
+                warnings.warn(
+                    f"a tick cannot be captured in a CUDA graph ({error}); running without",
+                    CaptureWarning,
+                    stacklevel=2,
+                )
+        tick.take(slots)
+        stage()
+
+    def _step(self, slot: int, image: FlyingImage, denoised: Tensor) -> Step | None:
+        if not image.plan.stages[image.done].ends_step:
+            return None
+        index, sigmas = self._steps[slot], image.plan.sigmas
+        self._steps[slot] += 1
+        return Step(index, sigmas[index], sigmas[index + 1], self.latents(slot), denoised)
