@@ -3,13 +3,18 @@ without a CUDA device."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from kdrt.build.engines import build_engines
 from kdrt.bundle import Bundle, open_bundle
+from kdrt.denoise.cuda_graphs import CaptureWarning
+from kdrt_engines.tensorrt.flavour import flavour_for
+from tests.support.gpu import Quiet
 
 HERE = Path(__file__).parent
 
@@ -21,6 +26,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.gpu)
             if not torch.cuda.is_available():
                 item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _exact_and_captured() -> Iterator[None]:
+    """No TF32 in torch, and no graph that quietly was not captured."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CaptureWarning)
+        yield
+    torch.backends.cudnn.allow_tf32 = before
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +54,16 @@ def gpu_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def bundle(gpu_home: Path) -> Bundle:
     return open_bundle(gpu_home / "bundles" / "demo")
+
+
+@pytest.fixture(scope="session")
+def built(bundle: Bundle) -> str:
+    """The flavour of TensorRT that serves this GPU, its engines built here."""
+    major, minor = torch.cuda.get_device_capability()
+    flavour = flavour_for(10 * major + minor)
+    pytest.importorskip(flavour.module)
+    build_engines(bundle, flavour, (10 * major + minor,), report=Quiet())
+    return flavour.name
 
 
 @pytest.fixture

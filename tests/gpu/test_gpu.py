@@ -7,8 +7,6 @@ those of float32 with the GPU's own order of sums, TF32 off; TensorRT may use TF
 from __future__ import annotations
 
 import shutil
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,43 +16,20 @@ import torch
 import kdrt
 from kdrt.backends.loading import load_engines
 from kdrt.backends.offload import OffloadedEngine
-from kdrt.build.engines import build_engines
 from kdrt.bundle import Bundle
-from kdrt.denoise.cuda_graphs import CaptureWarning, CudaGraphLevel
+from kdrt.denoise.cuda_graphs import CudaGraphLevel
 from kdrt.errors import EngineRejectedError
 from kdrt.pipeline.memory import estimate_memory
 from kdrt_engines import EngineUnavailableError
-from kdrt_engines.tensorrt.flavour import flavour_for
-from tests.support.gpu import FAST, LEVELS, PROMPT, Quiet, close, latents, sizes
+from tests.support.gpu import FAST, LEVELS, PROMPT, close, latents, sizes
 from tests.support.image_arrays import as_tensor
 
 SAMPLERS = ("euler", "dpmpp_2m", "dpmpp_3m_sde", "heun", "lms", "euler_cfg_pp")
 
 
-@pytest.fixture(autouse=True)
-def _exact_and_captured() -> Iterator[None]:
-    """No TF32 in torch, and no graph that quietly was not captured."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", CaptureWarning)
-        yield
-    torch.backends.cudnn.allow_tf32 = before
-
-
 @pytest.fixture(scope="module")
 def on_cpu(bundle: Bundle) -> kdrt.Pipeline:
     return kdrt.load(bundle, engine="onnxruntime")
-
-
-@pytest.fixture(scope="module")
-def built(bundle: Bundle) -> str:
-    """The flavour of TensorRT that serves this GPU, its engines built here."""
-    major, minor = torch.cuda.get_device_capability()
-    flavour = flavour_for(10 * major + minor)
-    pytest.importorskip(flavour.module)
-    build_engines(bundle, flavour, (10 * major + minor,), report=Quiet())
-    return flavour.name
 
 
 @pytest.mark.parametrize("level", LEVELS)
