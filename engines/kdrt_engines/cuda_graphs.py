@@ -63,7 +63,8 @@ class CudaGraph:
         torch.cuda.empty_cache()  # as the capture does, or the difference would be too small
         before = torch.cuda.memory_reserved(stream.device)
         try:
-            with torch.cuda.graph(self._graph, stream=stream):
+            # Other threads, such as one that decodes, may allocate and wait meanwhile.
+            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
                 work()
         except (RuntimeError, EngineError) as error:  # the driver's refusal, or an engine's
             torch.cuda.synchronize(stream.device)
