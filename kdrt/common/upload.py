@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -15,3 +16,12 @@ def upload(into: Tensor, source: Tensor) -> None:
     if into.is_cuda and not source.is_cuda:
         source = source.pin_memory()
     into.copy_(source, non_blocking=True)
+
+
+def uploaded(source: Tensor, device: torch.device) -> Tensor:
+    """``source`` on ``device``: itself if it is there, or copied as :func:`upload` does."""
+    if source.device == device:
+        return source
+    into = torch.empty_like(source, device=device)
+    upload(into, source)
+    return into

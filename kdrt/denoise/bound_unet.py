@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kdrt.adapters.ip_adapter import TOKENS_INPUT, write_image_prompt
 from kdrt.bundle.components import DEEP_FEATURE
+from kdrt.common.upload import upload
 from kdrt.denoise.inputs import DenoiserInputs, UNetConditioning
 from kdrt.denoise.scaling import Scalar, host_scalar
 from kdrt_engines import Engine, EngineSpec
@@ -52,10 +53,10 @@ def write_conditioning(
         tokens = _joined([half.image_tokens for half in halves])
         write_image_prompt(inputs, tokens, told.image_scale)
     if "freeu" in inputs:
-        inputs["freeu"].copy_(torch.tensor(told.freeu))
+        upload(inputs["freeu"], torch.tensor(told.freeu))
     if GUIDANCE_INPUT in inputs:
         embedding = inputs[GUIDANCE_INPUT]
-        embedding.copy_(guidance_embedding(told.guidance_scale, embedding.shape[-1]))
+        upload(embedding, guidance_embedding(told.guidance_scale, embedding.shape[-1]))
 
 
 def _write(inputs: Mapping[str, Tensor], name: str, halves: Sequence[Tensor | None]) -> None:
@@ -65,7 +66,7 @@ def _write(inputs: Mapping[str, Tensor], name: str, halves: Sequence[Tensor | No
     if rows is None:
         inputs[name].zero_()
     else:
-        inputs[name].copy_(rows)
+        upload(inputs[name], rows)
 
 
 def _joined(halves: Sequence[Tensor | None]) -> Tensor | None:

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from kdrt.common.upload import upload
+from kdrt.common.upload import upload, uploaded
 from kdrt.denoise.cuda_graphs import Capture, CaptureWarning
 from kdrt.denoise.inputs import DenoiserInputs
 from kdrt.denoise.row_denoiser import ImageRows, RowDenoiser, RowKind
@@ -107,7 +107,7 @@ class EagerStates:
         self._runs: dict[int, FixedRun] = {}
 
     def load(self, slot: int, image: FlyingImage, latents: Tensor, noise: Tensor | None) -> None:
-        drawn = None if noise is None else noise.to(latents.device)
+        drawn = None if noise is None else uploaded(noise, latents.device)
         self._runs[slot] = FixedRun(image.plan, latents, drawn)
 
     def leave(self, slot: int) -> None:

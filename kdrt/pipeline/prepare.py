@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kdrt.adapters.ip_adapter import ImagePrompts
 from kdrt.bundle import Manifest
+from kdrt.common.upload import upload, uploaded
 from kdrt.denoise.bound_unet import is_inpainting
 from kdrt.denoise.inputs import DenoiserInputs, SamplingRun, UNetConditioning
 from kdrt.images.init_image import Encode
@@ -82,9 +83,9 @@ def prepare(
 
 def _first_latents(job: Job, noise: RunNoise, device: torch.device) -> Tensor:
     """The noise at the σ of the beginning, or the state of another run to continue."""
-    latents = noise.latents().to(device)
+    latents = uploaded(noise.latents(), device)
     if job.latents is not None:
-        latents.copy_(job.latents)
+        upload(latents, job.latents)
     return latents if job.continues else latents.mul_(job.plan.sigmas[0])
 
 

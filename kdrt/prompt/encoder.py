@@ -18,6 +18,7 @@ from torch import Tensor
 from kdrt.bundle import Bundle, TextEncoderFacts
 from kdrt.common.log import timed
 from kdrt.common.lru import LruCache
+from kdrt.common.upload import upload
 from kdrt.errors import InvalidRequestError
 from kdrt.prompt.conditioning import Conditioning
 from kdrt.prompt.hints import SYNTAX_MARK, PromptSyntaxWarning, syntax_hints
@@ -117,8 +118,8 @@ class TextEncoder:
         tokens = [self.tokenizer(prompt).cut(length, self.facts.eos) for prompt in prompts]
         binding = self._engine.bind(B=len(tokens), L=length)
         rows = [self._rows(each) for each in tokens]
-        binding.inputs["inputs_embeds"].copy_(torch.stack(rows))
-        binding.inputs["eos_index"].copy_(torch.tensor([each.eos_index for each in tokens]))
+        upload(binding.inputs["inputs_embeds"], torch.stack(rows))
+        upload(binding.inputs["eos_index"], torch.tensor([each.eos_index for each in tokens]))
         binding.run()
         truncations = [each.truncation for each in tokens if each.truncation]
         hidden = binding.outputs["hidden_states"][:, layer].clone()
@@ -165,7 +166,7 @@ class TextEncoder:
         if self._binding is None:
             self._binding = self._engine.bind(B=1, L=len(tokens.ids))
         inputs, outputs = self._binding.inputs, self._binding.outputs
-        inputs["inputs_embeds"][0].copy_(self._rows(tokens))
+        upload(inputs["inputs_embeds"][0], self._rows(tokens))
         inputs["eos_index"].fill_(tokens.eos_index)
         self._binding.run()
         return outputs["hidden_states"][0, layer].clone(), outputs["pooled"][0].clone()
