@@ -1,7 +1,8 @@
 """Finished images are decoded beside the ticks of those that are still on their way.
 
 A thread of its own does it, with a decoder of its own: on CUDA on a stream of its own, so that
-nothing waits for the pixels but this thread.
+nothing waits for the pixels but this thread. Engines that are tied to one stream, as those of ONNX
+Runtime on CUDA are, would be used by two threads at once there; with them it is done between ticks.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ class Decoding:
         self._is_closed = False
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="kdrt-decode")
         unet = pipe.engines["unet"]
-        # Engines that are tied to a stream can run on no other.
-        self._stream = unet.stream
-        if self._stream is None and unet.device.type == "cuda":
+        self._is_tied = unet.stream is not None
+        self._stream: torch.cuda.Stream | None = None
+        if unet.device.type == "cuda" and not self._is_tied:
             self._stream = torch.cuda.Stream(unet.device)  # type: ignore[no-untyped-call]
 
     @property
@@ -64,7 +65,8 @@ class Decoding:
         return self._checker
 
     def submit(self, work: Callable[[], Value], *sources: Tensor) -> Future[Value]:
-        """Run ``work`` in the thread, after what is enqueued on the current stream by now.
+        """Run ``work`` in the thread, after what is enqueued on the current stream by now; or at
+        once, where the engines are tied to a stream.
 
         Args:
             work: what to run.
@@ -85,14 +87,23 @@ class Decoding:
                     self._stream.synchronize()  # what is handed out is ready for every stream
                 return value
 
+        if self._is_tied:
+            done: Future[Value] = Future()
+            try:
+                done.set_result(work())
+            except BaseException as error:
+                done.set_exception(error)
+            return done
         return self._worker.submit(run)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode ``latents [B, C, h, w]`` in the thread, and wait for it: for whoever looks at a
-        step meanwhile. After the end of the thread by the pipeline's own decoder."""
+        step meanwhile. By the pipeline's own decoder after the end of the thread, and where the
+        engines are tied to a stream: then it waits until no request is being made, except in a
+        callback."""
         with self._ending:
             work = None
-            if not self._is_closed:
+            if not (self._is_closed or self._is_tied):
                 work = self.submit(lambda: self.decoder(latents), latents)
         return self._pipe.vae.decoder(latents) if work is None else work.result()
 

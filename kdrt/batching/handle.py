@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
 
 from kdrt.errors import InvalidRequestError
 from kdrt.images.output import Images
@@ -94,6 +95,8 @@ class Steps:
         step, ready = self._waiting.popleft()
         if ready is not None:
             torch.cuda.current_stream(step.latents.device).wait_event(ready)
+            _hold_for_this_stream(step.latents)
+            _hold_for_this_stream(step.denoised)
         return step
 
     def _tell(self) -> None:
@@ -273,4 +276,12 @@ class Handle(Generic[ImagesT]):
         if not self._has_warned:
             self._has_warned = True
             made.warn()
+        _hold_for_this_stream(made.result.images)
         return made.result
+
+
+def _hold_for_this_stream(made: Images) -> None:
+    """Memory of a tensor that was made on another stream is not used again before what this stream
+    does with it is done."""
+    if isinstance(made, Tensor) and made.is_cuda:
+        made.record_stream(torch.cuda.current_stream(made.device))

@@ -278,6 +278,7 @@ class BatchingLoop:
                     self.decode,
                 )
             step = next(order.steps)
+            self._pace.enqueued()
         except StopIteration as end:
             for place, latents in enumerate(end.value.split(1)):
                 order.sampled(place, latents)

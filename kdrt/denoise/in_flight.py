@@ -49,8 +49,8 @@ from kdrt_engines.cuda_graphs import CudaGraphCache
 
 _logger = logging.getLogger(__name__)
 
-_BUCKETS = 8
-"""Buckets of a shape that are kept bound."""
+_BUCKETS = 32
+"""Buckets of a shape that are kept bound: on a CPU mixed requests need two dozen."""
 
 
 def can_share(plan: AnyPlan, shortcuts: Shortcuts) -> bool:
