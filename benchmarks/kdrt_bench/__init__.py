@@ -15,6 +15,11 @@
     command     ``kdrt bench``; progress: what it says while it runs
     arrivals    random requests to a service, and what their users saw
     service_simulation  a service on paper, from the times of UNet runs
+    static_batching     equal requests wait for each other: the policy
+    service     a pipeline serves requests as they come, in one of three ways
+    tick_parts  where the time of a tick goes
+    service_study       in-flight batching under load, on one model; service_report: for people
+    mid_size    a model with random weights, between the demo and Stable Diffusion
     report      the report's JSON; page, plots: the same for people
 
 Nothing here is imported by the runtime. Diffusers and the peers are imported in workers only.
