@@ -76,17 +76,20 @@ def main(
                         watch=lambda what, name=name: _say(f"{name}: {what}"),  # type: ignore[misc]
                     )
                 )
-    report = InFlightReport(machine=machine(), models=tuple(models))
-    text = markdown(report)
-    print(text)
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "in_flight.md").write_text(text + "\n", encoding="utf-8")
-        (output / "in_flight.json").write_text(
-            report.model_dump_json(indent=1) + "\n", encoding="utf-8"
-        )
-        draw(report, output / "in_flight.png")
+            # After every model: a run that is broken off keeps what it has.
+            report = InFlightReport(machine=machine(), models=tuple(models))
+            if output is not None:
+                _write(report, output)
+    print(markdown(report))
     print(report.model_dump_json())
+
+
+def _write(report: InFlightReport, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "in_flight.md").write_text(markdown(report) + "\n", encoding="utf-8")
+    text = report.model_dump_json(indent=1) + "\n"
+    (folder / "in_flight.json").write_text(text, encoding="utf-8")
+    draw(report, folder / "in_flight.png")
 
 
 def _export(name: str, folder: Path) -> Path:

@@ -79,7 +79,7 @@ class ModelReport(Strict):
         capacity: requests a second, one at a time: the loads are shares of it.
         drift: the mean work alone after all traces, over that before them. Far from 1 the machine
             had other work, and the loads were not what they are called.
-        rounds: traces of every load.
+        rounds: traces of every load that were served.
         cells: in the order of `cells_of`.
         lone: what a request costs that is alone.
         parts: of a tick.
@@ -192,7 +192,7 @@ def study(
         alone={words_of(kind): taken for kind, taken in own.items()},
         capacity=1 / mean_of_mix(own),
         drift=mean_of_mix(after) / mean_of_mix(own),
-        rounds=rounds,
+        rounds=len(served[cells[0]]),
         cells=tuple(
             CellReport(
                 load=cell.load,
@@ -218,11 +218,14 @@ def _serve(
     watch: Callable[[str], object],
 ) -> dict[Cell, list[list[Served]]]:
     """The answers of every cell, a list a round. The traces of a round are as long as the time
-    until the deadline allows for it and those after it."""
+    until the deadline allows for it and those after it; only the first is served whatever the
+    time."""
     served: dict[Cell, list[list[Served]]] = {cell: [] for cell in cells}
     for turn in range(rounds):
-        left = max(0.0, deadline - time.perf_counter())
-        horizon = left / ((rounds - turn) * len(cells) * _DRAIN)
+        left = deadline - time.perf_counter()
+        if turn > 0 and left <= 0:
+            break
+        horizon = max(0.0, left) / ((rounds - turn) * len(cells) * _DRAIN)
         for cell in in_turn(cells, turn):
             watch(f"round {turn + 1} of {rounds}, {cell.load:.0%}, {cell.way}")
             count = requests_within(horizon, own, cell.load)
