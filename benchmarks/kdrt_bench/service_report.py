@@ -63,11 +63,11 @@ def _of_model(model: ModelReport) -> str:
     compared = [
         ("The three ways", [cell for cell in model.cells if cell.way in MAIN]),
         (
-            "Most rows of a UNet run",
+            f"Most rows of a UNet run; without a number {ROWS}",
             _cells(model, loads, map(rows_way, sorted((*VARIED_ROWS, ROWS))), {0.7, 1.1}),
         ),
         (
-            f"Most images in flight, with {ROWS} rows",
+            f"Most images in flight, with {ROWS} rows; without a number {ROWS}",
             _cells(model, loads, map(images_way, sorted((*VARIED_IMAGES, ROWS))), {0.7}),
         ),
         ("Where images are decoded", _cells(model, loads, (IN_FLIGHT, BETWEEN), {0.7})),
