@@ -494,8 +494,24 @@ def test_a_bucket_is_captured_once(capture: Capture, made: list[Recorded]) -> No
     assert [graph.replays for graph in made] == [2 * (len(SIGMAS) - 1)]
     flight.to_the_end([wanted(seed) for seed in range(2)])
     assert len(made) == len(graphs) == 2
+    flight.room.use(engine(factor=0.5))
+    assert len(graphs) == 0
+    flight.to_the_end([wanted(seed) for seed in range(2)])
+    assert len(graphs) == 1
     flight.room.release()
     assert len(graphs) == 0
+
+
+def test_a_tick_is_captured_anew_when_memory_has_moved(
+    capture: Capture, made: list[Recorded]
+) -> None:
+    flight = Flight(room(engine(), capture=capture))
+    flight.to_the_end([wanted(1)])
+    flight.to_the_end([wanted(2)])
+    assert len(made) == 1
+    longer = tuple(15.0 / (i + 1) for i in range(40))
+    flight.to_the_end([wanted(3, sigmas=longer)])
+    assert len(made) == 2
 
 
 def test_what_cannot_be_captured_runs_without_and_says_so() -> None:
@@ -565,6 +581,20 @@ def test_a_slot_is_free_again_when_its_image_has_left() -> None:
         flight.leave(first)
         flight.leave(second)
     assert len(flight.room) == 0
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_the_latents_of_an_image_outlive_its_slot(captured: bool) -> None:
+    flight = Flight(room(engine(), slots=1, capture=Recorded.capture if captured else None))
+    image = wanted(1, sigmas=(3.0, 0.0))
+    flight.admit(image)
+    slot = flight.slots[image]
+    flight.room.tick([slot])
+    latents = flight.room.latents(slot)
+    flight.leave(image)
+    before = latents.clone()
+    flight.to_the_end([wanted(2)])
+    assert torch.equal(latents, before)
 
 
 def test_nothing_of_an_image_stays_when_it_has_left() -> None:
