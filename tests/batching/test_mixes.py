@@ -100,7 +100,7 @@ class Asked:
 
     def cancel(self) -> None:
         if self.handle is not None:
-            self.is_cancelled = self.handle.cancel()
+            self.is_cancelled |= self.handle.cancel()
 
 
 @dataclass(frozen=True)
