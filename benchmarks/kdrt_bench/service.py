@@ -5,12 +5,11 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from queue import SimpleQueue
-from typing import Any
 
 import kdrt
+from kdrt.batching.decoding import Decoding
 from kdrt_bench.arrivals import Arrival, Kind, Served, mean_of_mix
 from kdrt_bench.jobs import Strict
 from kdrt_bench.static_batching import one_by_one, serve_batches, within_rows
@@ -147,24 +146,10 @@ def in_flight(batcher: kdrt.Batcher) -> Serve:
     return serve
 
 
-def decode_between_ticks(batcher: kdrt.Batcher) -> None:
-    """An experiment: have the batcher decode finished images in the thread of its ticks, each
-    before the next tick."""
-    decoding: Any = batcher._loop._decoding
-    decoding._worker.shutdown()
-    decoding._worker = _AtOnce()
-
-
-class _AtOnce(ThreadPoolExecutor):
-    """Does what it is given before it returns."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except Exception as error:
-            future.set_exception(error)
-        return future
+def decode_beside_ticks(batcher: kdrt.Batcher) -> None:
+    """An experiment: have an idle batcher decode finished images in a thread of its own."""
+    loop = batcher._loop
+    loop._decoding = Decoding(loop._pipe, beside=True)
 
 
 class LoneRequest(Strict):

@@ -12,7 +12,7 @@ from kdrt.backends.doctor import examine
 from kdrt_bench.jobs import Strict
 from kdrt_bench.plots import LOSSY, OURS, THEIRS
 from kdrt_bench.service_study import (
-    BETWEEN,
+    BESIDE,
     IN_FLIGHT,
     MAIN,
     ONE,
@@ -70,7 +70,7 @@ def _of_model(model: ModelReport) -> str:
             f"Most images in flight, with {ROWS} rows; without a number {ROWS}",
             _cells(model, loads, map(images_way, sorted((*VARIED_IMAGES, ROWS))), {0.7}),
         ),
-        ("Where images are decoded", _cells(model, loads, (IN_FLIGHT, BETWEEN), {0.7})),
+        ("Where images are decoded", _cells(model, loads, (IN_FLIGHT, BESIDE), {0.7})),
     ]
     return "\n".join(
         [

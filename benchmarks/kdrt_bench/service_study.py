@@ -24,7 +24,7 @@ from kdrt_bench.service import (
     LoneRequest,
     Serve,
     at_load,
-    decode_between_ticks,
+    decode_beside_ticks,
     end_to_end,
     in_flight,
     lone_request,
@@ -40,7 +40,7 @@ ROWS = 8
 
 ONE, STATIC, IN_FLIGHT = "one at a time", "static batches", "in flight"
 MAIN = (ONE, STATIC, IN_FLIGHT)
-BETWEEN = "in flight, decoding between ticks"
+BESIDE = "in flight, decoding in a thread"
 VARIED_ROWS = (2, 4, 16)
 UNET_ROWS = (1, 2, 4, 8, 16)
 VARIED_IMAGES = (ROWS // 2, 2 * ROWS)
@@ -122,7 +122,7 @@ def cells_of(loads: Sequence[float] = LOADS) -> list[Cell]:
         if load in (0.7, 1.1):
             ways += map(rows_way, VARIED_ROWS)
         if load == 0.7:
-            ways += [*map(images_way, VARIED_IMAGES), BETWEEN]
+            ways += [*map(images_way, VARIED_IMAGES), BESIDE]
         cells += [Cell(load, way) for way in ways]
     return cells
 
@@ -238,7 +238,7 @@ def _batchers(pipe: kdrt.Pipeline, stack: ExitStack) -> dict[str, kdrt.Batcher]:
     """One for every way that needs one; an idle one costs its thread and buffers alone."""
     made = {
         IN_FLIGHT: kdrt.Batcher(pipe, max_rows=ROWS),
-        BETWEEN: kdrt.Batcher(pipe, max_rows=ROWS),
+        BESIDE: kdrt.Batcher(pipe, max_rows=ROWS),
         **{rows_way(rows): kdrt.Batcher(pipe, max_rows=rows) for rows in VARIED_ROWS},
         **{
             images_way(images): kdrt.Batcher(pipe, max_rows=ROWS, max_images=images)
@@ -247,7 +247,7 @@ def _batchers(pipe: kdrt.Pipeline, stack: ExitStack) -> dict[str, kdrt.Batcher]:
     }
     for batcher in made.values():
         stack.enter_context(batcher)
-    decode_between_ticks(made[BETWEEN])
+    decode_beside_ticks(made[BESIDE])
     return made
 
 

@@ -14,7 +14,8 @@ import kdrt
 from kdrt.batching.loop import BatchingLoop
 from kdrt.batching.scheduler import Scheduler
 from kdrt.denoise.bound_unet import UNetRows
-from kdrt.denoise.in_flight import InFlight, _EagerStates
+from kdrt.denoise.flight_states import EagerStates
+from kdrt.denoise.in_flight import InFlight
 from kdrt.denoise.row_denoiser import RowDenoiser
 from kdrt.pipeline.encoding import conditioning_length
 from kdrt.pipeline.pipeline import Pipeline
@@ -23,8 +24,6 @@ from kdrt_bench.arrivals import Kind
 from kdrt_bench.jobs import Strict
 from kdrt_bench.service import request_of
 
-DECODING = "decoding, in a thread of its own"
-
 _PARTS: tuple[tuple[type, str, str], ...] = (
     (Scheduler, "next_tick", "scheduler"),
     (BatchingLoop, "_admit", "taking requests in: text, noise, slots"),
@@ -32,9 +31,9 @@ _PARTS: tuple[tuple[type, str, str], ...] = (
     (RowDenoiser, "take", "gathering conditioning"),
     (UNetRows, "run", "UNet"),
     (RowDenoiser, "denoise", "scaling and guidance"),
-    (_EagerStates, "tick", "samplers"),
+    (EagerStates, "tick", "samplers"),
     (BatchingLoop, "_tick", "the loop itself"),
-    (Pipeline, "finish", DECODING),
+    (Pipeline, "finish", "decoding"),
 )
 
 
@@ -44,8 +43,7 @@ class TickParts(Strict):
     Attributes:
         ticks: how many.
         images: that ran in a tick, in the mean.
-        milliseconds: a tick, by part, without what is listed as another part. Decoding is beside
-            the others.
+        milliseconds: a tick, by part, without what is listed as another part.
     """
 
     ticks: int

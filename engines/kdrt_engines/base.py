@@ -46,6 +46,10 @@ class Engine(ABC):
     capturable: bool = True
     """Whether callers can capture runs in a CUDA graph. If not, the engine can make its own."""
 
+    neutral_inputs: frozenset[str] = frozenset()
+    """Inputs at whose neutral values, in all rows, a smaller network runs. The results of either
+    agree within rounding."""
+
     in_place: bool = False
     """Whether :meth:`with_weights` changes this engine instead of making another."""
 

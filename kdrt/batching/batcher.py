@@ -17,8 +17,9 @@ from torch import Tensor
 
 from kdrt.adapters.lora import Scale
 from kdrt.batching.handle import Handle
+from kdrt.batching.image_class import Loras
 from kdrt.batching.loop import BatchingLoop
-from kdrt.batching.order import Callback, Loras, Order
+from kdrt.batching.order import Callback, Order
 from kdrt.batching.scheduler import Limits
 from kdrt.common.literals import OutputType
 from kdrt.common.torch_modes import in_neutral_modes
@@ -184,6 +185,7 @@ class Batcher:
                 "this thread is in the middle of a generation on this pipeline, which the batcher "
                 "would wait for: take all of its steps or close() it first"
             )
+        spec = pipe.denoising.unet.spec
         job = pipe.resolve(request, output_type)
         if self._max_rows < 2 and pipe.is_doubled(job):
             raise InvalidRequestError(
@@ -191,7 +193,13 @@ class Batcher:
                 "ask for guidance_scale=1, or for a batcher (or an engine) with more rows"
             )
         order = Order(
-            job, loras, callback, watch=watch, cancel=self._loop.cancel, thread=self._thread
+            job,
+            spec,
+            loras,
+            callback,
+            watch=watch,
+            cancel=self._loop.cancel,
+            thread=self._thread,
         )
         with self._turn:
             self._check_open()

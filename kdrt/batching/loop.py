@@ -8,33 +8,30 @@ finite. Only an error of a tick itself, which ran all of its images at once, end
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Hashable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from kdrt.batching.alone import next_step, of_one_image
 from kdrt.batching.decoding import Decoding
 from kdrt.batching.handle import ImageStep
-from kdrt.batching.order import ImageClass, ImageId, Loras, Order
+from kdrt.batching.image_class import OWN, ImageClass, Loras, class_of
+from kdrt.batching.order import ImageId, Order
 from kdrt.batching.pace import Pace
 from kdrt.batching.scheduler import Count, Limits, Scheduler, Tick
 from kdrt.batching.shared import SharedImages
 from kdrt.common.memory import raise_if_out_of_memory
-from kdrt.denoise.row_denoiser import ImageShape
-from kdrt.errors import CancelledError, OutOfMemoryError
-from kdrt.pipeline.encoding import conditioning_length
+from kdrt.errors import CancelledError, InvalidRequestError, OutOfMemoryError
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt.pipeline.result import Result
-from kdrt.request.job import latent_shape
 from kdrt.sampling import Step
-from kdrt.vae.preview import with_previews
 
 _logger = logging.getLogger(__name__)
-
-OWN = "own"
-"""Stands for the LoRAs that the pipeline has by itself."""
 
 
 class _Arrived(NamedTuple):
@@ -73,16 +70,20 @@ class BatchingLoop:
         self._orders: dict[Order, None] = {}
         self._shared = SharedImages(pipe.denoising, limits.images)
         self._decoding = Decoding(pipe)
-        self._to_decode = 0
+        self._sampled: deque[tuple[Order, Tensor]] = deque()
+        self._being_decoded = 0
         self._loras: Hashable = OWN
         self._own_loras: Loras = {}
         self._pace = Pace(pipe.denoising.unet.device)
         self._counts = Count(0, 0)
+        self._submitted = self._arrived = 0
         self._is_closing = False
 
     # What other threads call.
 
     def submit(self, order: Order) -> None:
+        """Take an order in; by one thread at a time."""
+        self._submitted += order.images
         self._messages.put(_Arrived(order))
 
     def cancel(self, order: Order) -> None:
@@ -93,7 +94,8 @@ class BatchingLoop:
 
     def counts(self) -> Count:
         """How many images wait and are in flight."""
-        return self._counts
+        waiting, in_flight = self._counts
+        return Count(waiting + self._submitted - self._arrived, in_flight)
 
     def decode(self, latents: Tensor) -> Tensor:
         """See `Decoding.decode`."""
@@ -120,8 +122,9 @@ class BatchingLoop:
 
     def _work(self) -> None:
         """Make all that is there, and what comes meanwhile."""
-        loaded = self._pipe.adapters.loras.values()
-        self._own_loras = {lora.name: lora.scale for lora in loaded if lora.is_active}
+        if self._loras == OWN:  # or they could not be put back the last time
+            loaded = self._pipe.adapters.loras.values()
+            self._own_loras = {lora.name: lora.scale for lora in loaded if lora.is_active}
         try:
             while self._orders:
                 self._turn()
@@ -132,10 +135,11 @@ class BatchingLoop:
         self._pipe.calls.check_cancelled()
         while not self._messages.empty():
             self._take(self._messages.get())
+        self._decode()
         tick = self._scheduler.next_tick()
         self._count()
         if tick is None:
-            if self._to_decode:
+            if self._being_decoded:
                 self._take(self._messages.get())
             return
         klass, images = _typed(tick)
@@ -151,9 +155,9 @@ class BatchingLoop:
             case _Arrived(order):
                 self._arrive(order)
             case _Cancelled(order):
-                self._fail(order, CancelledError("this request was cancelled"))
+                self._fail(order, _cancelled())
             case _Decoded(order, result):
-                self._to_decode -= 1
+                self._being_decoded -= 1
                 self._decoded(order, result)
             case _Close(cancel):
                 self._is_closing = True
@@ -161,12 +165,13 @@ class BatchingLoop:
                     self._fail_all(CancelledError("the batcher was closed before it was made"))
 
     def _arrive(self, order: Order) -> None:
+        self._arrived += order.images
         if order.is_over:  # cancelled before this thread saw it
             return
         self._orders[order] = None
         try:
             doubled = self._pipe.is_doubled(order.job)
-            klass = self._class_of(order, doubled=doubled)
+            klass = class_of(self._pipe, order.job, order.loras, shared=order.is_shared)
             for entry in order.entries(klass, doubled=doubled):
                 self._scheduler.add(entry)
             self._count()
@@ -177,24 +182,6 @@ class BatchingLoop:
         """Note how many images there are: other threads cannot look into the scheduler."""
         counts = self._scheduler.counts().values()
         self._counts = Count(sum(c.waiting for c in counts), sum(c.in_flight for c in counts))
-
-    def _class_of(self, order: Order, *, doubled: bool) -> ImageClass:
-        loras: Hashable = OWN
-        if order.loras is not None:
-            loras = tuple(sorted((name, repr(scale)) for name, scale in order.loras.items()))
-        if not order.is_shared:
-            return ImageClass(None, loras)
-        pipe, job = self._pipe, order.job
-        _, height, width = latent_shape(pipe.bundle.manifest, job.height, job.width)
-        tokens = conditioning_length(pipe.prompt_encoder, job, doubled=doubled)
-        shared: list[tuple[float, ...]] = []
-        spec = pipe.denoising.unet.spec
-        if spec.has_input("freeu") and spec.input("freeu").shape[0] != "B":
-            shared.append(job.freeu)
-        if spec.has_input("ip_scale"):
-            has_image = job.ip_adapter_image is not None or job.ip_adapter_image_embeds is not None
-            shared.append((job.ip_adapter_scale if has_image else 0.0,))
-        return ImageClass(ImageShape(height, width, tokens), loras, tuple(shared))
 
     def _activated(self, klass: ImageClass, images: Sequence[ImageId]) -> bool:
         """Whether the LoRAs of a class are in use now; if they cannot be, its images fail."""
@@ -232,11 +219,19 @@ class BatchingLoop:
         for image, step in zip(running, steps, strict=True):
             if step is not None:
                 self._tell(image, step)
-            latents = None if image.order.is_over else self._shared.finished(image)
+            if not image.order.is_over:
+                self._let_go(image)
+
+    def _let_go(self, image: ImageId) -> None:
+        """An image leaves if it is finished."""
+        try:
+            latents = self._shared.finished(image)
             if latents is not None:
                 image.order.sampled(image.place, latents)
                 self._leave(image)
-                self._decode_if_complete(image.order)
+                self._has_sampled(image.order)
+        except Exception as error:  # there may be no memory for a copy of its latents
+            self._fail(image.order, as_told(error))
 
     def _admit(self, image: ImageId) -> None:
         try:
@@ -247,6 +242,10 @@ class BatchingLoop:
 
     def _prepare(self, order: Order) -> None:
         if order.run is None:
+            if self._pipe.denoising.unet.spec != order.spec:
+                raise InvalidRequestError(
+                    "another variant is in use than when these images were asked for; ask again"
+                )
             encoded = self._pipe.encode(order.job)
             run = self._pipe.prepare(order.job, encoded)
             order.prepared(encoded, run, self._pipe.adapters.lora_settings)
@@ -270,36 +269,17 @@ class BatchingLoop:
         order = image.order
         try:
             self._prepare(order)
-            assert order.run is not None
-            if order.steps is None:
-                order.steps = with_previews(
-                    self._pipe.denoising.sample(order.run, watched=True),
-                    self._pipe.previewer,
-                    self.decode,
-                )
-            step = next(order.steps)
+            step = next_step(order, self._pipe, self.decode)
             self._pace.enqueued()
-        except StopIteration as end:
-            for place, latents in enumerate(end.value.split(1)):
-                order.sampled(place, latents)
-            self._leave(image)
-            self._decode_if_complete(order)
         except BaseException as error:  # of a sampler of the user's
             self._fail(order, as_told(error))
-        else:
-            for place in range(order.images if order.is_watched else 0):
-                one = slice(place, place + 1)
-                if not order.is_over:
-                    self._tell(
-                        ImageId(order, place),
-                        Step(
-                            step.index,
-                            step.sigma,
-                            step.sigma_next,
-                            step.latents[one],
-                            step.denoised[one],
-                        ),
-                    )
+            return
+        if step is None:
+            self._leave(image)
+            self._has_sampled(order)
+            return
+        for place in range(order.images if order.is_watched else 0):
+            self._tell(ImageId(order, place), of_one_image(step, place))
 
     # Both.
 
@@ -322,26 +302,41 @@ class BatchingLoop:
         except BaseException as error:
             self._fail(order, error)
 
-    def _decode_if_complete(self, order: Order) -> None:
-        latents, encoded = order.latents(), order.encoded
-        if latents is None or encoded is None:
-            return
-        pipe, decoding = self._pipe, self._decoding
+    def _has_sampled(self, order: Order) -> None:
+        """An image of an order has made its last step: decode when all of them have."""
+        latents = order.latents()
+        if latents is not None:
+            self._sampled.append((order, latents))
 
-        def work() -> Result[Any]:
-            return pipe.finish(
-                order.job,
-                encoded,
-                latents,
-                order.lora_settings,
-                decoder=decoding.decoder,
-                safety_checker=decoding.safety_checker,
-                in_flight=order.is_shared,
-            )
+    def _decode(self) -> None:
+        """Have decoded what is finished: all of it beside the ticks, or the next request now."""
+        decoding = self._decoding
+        while self._sampled:
+            order, latents = self._sampled.popleft()
+            if order.is_over:
+                continue
+            future = decoding.submit(partial(self._finish, order, latents), latents)
+            if not decoding.is_beside:
+                self._decoded(order, future)
+                return
+            self._being_decoded += 1
+            future.add_done_callback(partial(self._tell_decoded, order))
 
-        self._to_decode += 1
-        future = decoding.submit(work, latents)
-        future.add_done_callback(lambda result: self._messages.put(_Decoded(order, result)))
+    def _tell_decoded(self, order: Order, result: Future[Result[Any]]) -> None:
+        self._messages.put(_Decoded(order, result))
+
+    def _finish(self, order: Order, latents: Tensor) -> Result[Any]:
+        encoded = order.encoded
+        assert encoded is not None
+        return self._pipe.finish(
+            order.job,
+            encoded,
+            latents,
+            order.lora_settings,
+            decoder=self._decoding.decoder,
+            safety_checker=self._decoding.safety_checker,
+            in_flight=order.is_shared,
+        )
 
     def _decoded(self, order: Order, result: Future[Result[Any]]) -> None:
         try:
@@ -349,7 +344,9 @@ class BatchingLoop:
         except BaseException as error:  # of an image filter of the user's
             self._fail(order, as_told(error))
             return
-        if not order.is_over:
+        if order.is_cancelled:
+            self._fail(order, _cancelled())
+        elif not order.is_over:
             self._orders.pop(order, None)
             order.finish(made)
 
@@ -371,6 +368,10 @@ class BatchingLoop:
     def _fail_all(self, error: BaseException) -> None:
         for order in list(self._orders):
             self._fail(order, error)
+
+
+def _cancelled() -> CancelledError:
+    return CancelledError("this request was cancelled")
 
 
 def as_told(error: BaseException) -> BaseException:

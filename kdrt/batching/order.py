@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from threading import Thread
 from typing import Any, NamedTuple
@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kdrt.adapters.lora import Scale
 from kdrt.batching.handle import Handle, ImageStep, Made, Steps
+from kdrt.batching.image_class import ImageClass, Loras
 from kdrt.batching.scheduler import Entry
 from kdrt.denoise.in_flight import can_share
 from kdrt.denoise.inputs import DenoiserInputs, SamplingRun
-from kdrt.denoise.row_denoiser import ImageShape
 from kdrt.errors import CancelledError
 from kdrt.pipeline.encoding import EncodedPrompts
 from kdrt.pipeline.metadata import Settings
@@ -24,23 +23,9 @@ from kdrt.pipeline.result import Result
 from kdrt.request.job import Job
 from kdrt.sampling import Plan
 from kdrt.vae.preview import PreviewStep
+from kdrt_engines import EngineSpec
 
-Loras = Mapping[str, Scale]
 Callback = Callable[[ImageStep], object]
-
-
-class ImageClass(NamedTuple):
-    """What images have in common that can share a UNet run.
-
-    Attributes:
-        shape: of the images; None for those that cannot share.
-        loras: stands for their LoRAs, and is the group.
-        shared: inputs of the UNet that have one value for the whole batch.
-    """
-
-    shape: ImageShape | None
-    loras: Hashable
-    shared: Hashable = None
 
 
 class ImageId(NamedTuple):
@@ -55,9 +40,11 @@ class Order:
 
     Attributes:
         job: what is to be made.
+        spec: of the UNet that it was resolved for.
         handle: what the caller has.
         loras: at these scales; None is those that the pipeline has.
         is_shared: its evaluations can be shared.
+        is_cancelled: nobody wants it any more.
         klass: of its images, once it is known.
         slots: of its images in flight, by their place in the request.
         encoded, run, noise, lora_settings: made when its first image is admitted.
@@ -73,6 +60,7 @@ class Order:
     def __init__(
         self,
         job: Job,
+        spec: EngineSpec,
         loras: Loras | None,
         callback: Callback | None,
         *,
@@ -81,6 +69,7 @@ class Order:
         thread: Thread,
     ) -> None:
         self.job = job
+        self.spec = spec
         self.loras = loras
         self.is_shared = can_share(job.plan, job.shortcuts)
         self._callback = callback
@@ -88,6 +77,7 @@ class Order:
         self._future.set_running_or_notify_cancel()
         self._steps = Steps() if watch else None
         self._cancel = cancel
+        self.is_cancelled = False
         # A handle that is kept keeps nothing of a request that is over, nor of the batcher.
         own = weakref.ref(self)
         self.handle: Handle[Any] = Handle(
@@ -103,7 +93,8 @@ class Order:
         self.steps: Iterator[PreviewStep] | None = None
 
     def cancel(self) -> None:
-        """Have it ended by the thread that makes it."""
+        """Have it ended by the thread that makes it; by any thread."""
+        self.is_cancelled = True
         self._cancel(self)
 
     @property

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from kdrt.batching.order import ImageClass, ImageId
+from kdrt.batching.image_class import ImageClass
+from kdrt.batching.order import ImageId
 from kdrt.denoise.denoising import Denoising
 from kdrt.denoise.in_flight import InFlight
 from kdrt.sampling import Step

@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -141,11 +142,14 @@ class InFlight:
         """
         kinds = inputs.shortcuts.kinds(stage.sigma for stage in plan.stages)
         guidance = inputs.guidance_scale, inputs.guidance_rescale
+        scaling = self._scaling
+        if inputs.noise_schedule is not None:
+            scaling = replace(scaling, noise_schedule=inputs.noise_schedule)
         self._admitted += 1
         image = FlyingImage(
             inputs,
             plan,
-            [Numbers(*self._scaling.scalars(stage.sigma), *guidance) for stage in plan.stages],
+            [Numbers(*scaling.scalars(stage.sigma), *guidance) for stage in plan.stages],
             tuple(inputs.negative is not None and kind.guided for kind in kinds),
             RowKind(
                 rescales=inputs.guidance_rescale > 0,

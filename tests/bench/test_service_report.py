@@ -61,7 +61,7 @@ def test_the_tables_have_every_cell_where_it_is_compared(report: InFlightReport)
     assert text.count("| 70% | in flight |") == 4
     for way in ("2 rows", "4 rows", "16 rows", "4 images", "16 images"):
         assert text.count(f"| 70% | in flight, {way} |") == 1
-    assert text.count("| 70% | in flight, decoding between ticks |") == 1
+    assert text.count("| 70% | in flight, decoding in a thread |") == 1
 
 
 def test_a_lone_request_has_no_interval_of_three_rounds(report: InFlightReport) -> None:

@@ -14,7 +14,7 @@ import pytest
 from kdrt_bench.arrivals import LOADS, MIX, Arrival, Kind, Served, poisson_arrivals, service
 from kdrt_bench.service import at_load, batch_of, end_to_end, request_of
 from kdrt_bench.service_study import (
-    BETWEEN,
+    BESIDE,
     IN_FLIGHT,
     MAIN,
     ONE,
@@ -59,7 +59,7 @@ def test_every_load_has_the_three_ways_and_some_have_more() -> None:
         assert [cell.way for cell in cells if cell.load == load][:3] == [ONE, STATIC, IN_FLIGHT]
     assert sum(cell.load == 0.3 for cell in cells) == len(MAIN)
     assert {cell.load for cell in cells if cell.way == rows_way(16)} == {0.7, 1.1}
-    assert {cell.load for cell in cells if cell.way == BETWEEN} == {0.7}
+    assert {cell.load for cell in cells if cell.way == BESIDE} == {0.7}
 
 
 def test_turns_have_the_same_cells_and_other_beginnings() -> None:

@@ -72,6 +72,8 @@ class OrtEngine(Engine):
         self.spec = spec
         self.config = config or OrtConfig()
         self.device, self.stream = self.config.device, self.config.stream
+        if self.network.reduced is not None:
+            self.neutral_inputs = frozenset(self.network.reduced.neutral)
         check_provider(self.config.provider)
         if self.config.engine_cache is not None:
             self.config.engine_cache.mkdir(parents=True, exist_ok=True)
