@@ -202,10 +202,11 @@ class Denoiser:
         if kind.full and self._keeps_deep_feature:
             self._networks[EvaluationKind(kind.guided, full=False)].take_deep_feature(network)
 
-        guidance, c_skip, c_out = self._guidance, numbers.c_skip, numbers.c_out
         region = self._region if self._imposes_region else None
         rescale = numbers.rescale if self._rescale > 0 else None
-        guided = guidance.guided(predictions, numbers.guidance_scale, rescale)
+        guided = self._guidance.guided(predictions, numbers.guidance_scale, rescale)
         if self._keeps_unconditional:
-            self._unconditional = guidance.unconditional(x, c_skip, predictions[0], c_out, region)
-        return guidance.denoised(x, c_skip, guided, c_out, region)
+            self._unconditional = self._guidance.denoised(
+                x, predictions[0], numbers, region, unconditional=True
+            )
+        return self._guidance.denoised(x, guided, numbers, region)

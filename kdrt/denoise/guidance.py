@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdrt.denoise.known_region import KnownRegion
-from kdrt.denoise.scaling import Scalar, host_scalar
+from kdrt.denoise.scaling import Numbers, Scalar, host_scalar
 
 
 class Guidance:
@@ -63,38 +63,30 @@ class Guidance:
     def denoised(
         self,
         x: Tensor,
-        c_skip: Scalar,
         prediction: Tensor,
-        c_out: Scalar,
-        region: KnownRegion | None,
-    ) -> Tensor:
-        """``c_skip·x + c_out·prediction``, and the known region over it, overwritten by the next
-        call."""
-        return self._map(x, c_skip, prediction, c_out, region, into=self._denoised)
-
-    def unconditional(
-        self,
-        x: Tensor,
-        c_skip: Scalar,
-        prediction: Tensor,
-        c_out: Scalar,
-        region: KnownRegion | None,
-    ) -> Tensor:
-        """The same in a buffer of its own."""
-        if self._unconditional is None:
-            self._unconditional = torch.empty_like(self._denoised)
-        return self._map(x, c_skip, prediction, c_out, region, into=self._unconditional)
-
-    def _map(
-        self,
-        x: Tensor,
-        c_skip: Scalar,
-        prediction: Tensor,
-        c_out: Scalar,
+        numbers: Numbers,
         region: KnownRegion | None,
         *,
-        into: Tensor,
+        unconditional: bool = False,
     ) -> Tensor:
+        """``c_skip·x + c_out·prediction``, and the known region over it.
+
+        Args:
+            x: the state, ``[B, C, h, w]``.
+            prediction: of the network.
+            numbers: hold c_skip and c_out.
+            region: what is known; None is nothing.
+            unconditional: the result without guidance, which has a buffer of its own.
+
+        Returns:
+            ``[B, C, h, w]``, overwritten by the next call for the same buffer.
+        """
+        into = self._denoised
+        if unconditional:
+            if self._unconditional is None:
+                self._unconditional = torch.empty_like(self._denoised)
+            into = self._unconditional
+        c_skip, c_out = numbers.c_skip, numbers.c_out
         # Where c_skip is always 1 it costs no kernel.
         if not self._skips_whole:
             factor = c_skip if isinstance(c_skip, Tensor) else self._c_skip.fill_(c_skip)

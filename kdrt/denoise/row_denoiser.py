@@ -240,13 +240,14 @@ class RowDenoiser:
             self._row_of_half[-len(predictions) :], predictions, strict=True
         ):
             torch.index_select(unet.prediction, 0, row_of, out=prediction)
-        guidance, c_skip, c_out = self._guidance, told.c_skip, told.c_out
         region = self._region if kind.region else None
         rescale = told.rescale if kind.rescales else None
-        guided = guidance.guided(predictions, told.guidance_scale, rescale)
+        guided = self._guidance.guided(predictions, told.guidance_scale, rescale)
         if kind.unconditional:
-            self._unconditional = guidance.unconditional(x, c_skip, predictions[0], c_out, region)
-        return guidance.denoised(x, c_skip, guided, c_out, region)
+            self._unconditional = self._guidance.denoised(
+                x, predictions[0], told, region, unconditional=True
+            )
+        return self._guidance.denoised(x, guided, told, region)
 
     def held(self) -> tuple[Tensor, ...]:
         """See `kdrt_engines.Binding.workspace`."""
