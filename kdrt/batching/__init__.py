@@ -12,4 +12,5 @@ Its files:
     pace         how far the host may be ahead of a GPU
     scheduler    which images run in the next evaluation
     decoding     finished images become pixels
+    observer     who is told of all that, for metrics
 """

@@ -19,6 +19,7 @@ from kdrt.adapters.lora import Scale
 from kdrt.batching.handle import Handle
 from kdrt.batching.image_class import Loras
 from kdrt.batching.loop import BatchingLoop
+from kdrt.batching.observer import Observer
 from kdrt.batching.order import Callback, Order
 from kdrt.batching.scheduler import Limits
 from kdrt.common.literals import OutputType
@@ -64,6 +65,7 @@ class Batcher:
             on a CPU and 16 on CUDA, within what the engine was built for.
         max_images: most images of one shape in flight; None is as many as there are rows. With
             more images than fit into a run, short requests pass long ones.
+        observer: is told what happens, for metrics.
 
     Raises:
         InvalidRequestError: the pipeline loads its engines in turn (``low_vram``), or a number is
@@ -71,7 +73,12 @@ class Batcher:
     """
 
     def __init__(
-        self, pipe: Pipeline, *, max_rows: int | None = None, max_images: int | None = None
+        self,
+        pipe: Pipeline,
+        *,
+        max_rows: int | None = None,
+        max_images: int | None = None,
+        observer: Observer | None = None,
     ) -> None:
         pipe.calls.check_open()
         if pipe.offloader is not None:
@@ -86,7 +93,7 @@ class Batcher:
         self._max_rows = rows
         self._is_closed = False
         self._turn = threading.Lock()
-        self._loop = BatchingLoop(pipe, Limits(rows, images))
+        self._loop = BatchingLoop(pipe, Limits(rows, images), observer or Observer())
         self._thread = threading.Thread(target=self._loop.run, name="kdrt-batcher", daemon=True)
         self._thread.start()
         # A batcher that nobody closed: its thread must not outlive it, nor the interpreter.

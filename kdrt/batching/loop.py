@@ -8,6 +8,7 @@ finite. Only an error of a tick itself, which ran all of its images at once, end
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Hashable, Sequence
 from concurrent.futures import Future
@@ -21,11 +22,12 @@ from kdrt.batching.alone import next_step, of_one_image
 from kdrt.batching.decoding import Decoding
 from kdrt.batching.handle import ImageStep
 from kdrt.batching.image_class import OWN, ImageClass, Loras, class_of
+from kdrt.batching.observer import Observer
 from kdrt.batching.order import ImageId, Order
 from kdrt.batching.pace import Pace
 from kdrt.batching.scheduler import Count, Limits, Scheduler, Tick
 from kdrt.batching.shared import SharedImages
-from kdrt.common.memory import raise_if_out_of_memory
+from kdrt.common.memory import as_told
 from kdrt.errors import CancelledError, InvalidRequestError, OutOfMemoryError
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt.pipeline.result import Result
@@ -60,10 +62,12 @@ class BatchingLoop:
     Args:
         pipe: the pipeline.
         limits: of every class.
+        observer: is told what happens.
     """
 
-    def __init__(self, pipe: Pipeline, limits: Limits) -> None:
+    def __init__(self, pipe: Pipeline, limits: Limits, observer: Observer) -> None:
         self._pipe = pipe
+        self._observer = observer
         self._rows = limits.rows
         self._scheduler = Scheduler(limits=lambda klass: limits._replace(rows=self._rows))
         self._messages: SimpleQueue[_Message] = SimpleQueue()
@@ -210,12 +214,15 @@ class BatchingLoop:
         running = [image for image in images if not image.order.is_over]
         if not running:
             return
+        started = time.perf_counter()
         try:
+            rows = self._shared.rows(running)
             steps = self._shared.tick(running)
         except Exception as error:
             self._tick_failed(klass, running, error)
             return
         self._pace.enqueued()
+        self._observer.ticked(len(running), rows, time.perf_counter() - started)
         for image, step in zip(running, steps, strict=True):
             if step is not None:
                 self._tell(image, step)
@@ -239,13 +246,17 @@ class BatchingLoop:
             self._shared.admit(image)
         except Exception as error:
             self._fail(image.order, as_told(error))
+        else:
+            self._observer.admitted(image.order.handle, 1)
 
     def _prepare(self, order: Order) -> None:
-        if order.run is None:
-            if self._pipe.denoising.unet.spec != order.spec:
-                raise InvalidRequestError(
-                    "another variant is in use than when these images were asked for; ask again"
-                )
+        if order.run is not None:
+            return
+        if self._pipe.denoising.unet.spec != order.spec:
+            raise InvalidRequestError(
+                "another variant is in use than when these images were asked for; ask again"
+            )
+        with self._observer.timing("encode"):
             encoded = self._pipe.encode(order.job)
             run = self._pipe.prepare(order.job, encoded)
             order.prepared(encoded, run, self._pipe.adapters.lora_settings)
@@ -268,7 +279,10 @@ class BatchingLoop:
     def _step_alone(self, image: ImageId) -> None:
         order = image.order
         try:
-            self._prepare(order)
+            if order.run is None:
+                self._prepare(order)
+                self._observer.admitted(order.handle, order.images)
+            started = time.perf_counter()
             step = next_step(order, self._pipe, self.decode)
             self._pace.enqueued()
         except BaseException as error:  # of a sampler of the user's
@@ -278,6 +292,7 @@ class BatchingLoop:
             self._leave(image)
             self._has_sampled(order)
             return
+        self._observer.ticked(order.images, order.rows, time.perf_counter() - started)
         for place in range(order.images if order.is_watched else 0):
             self._tell(ImageId(order, place), of_one_image(step, place))
 
@@ -328,15 +343,16 @@ class BatchingLoop:
     def _finish(self, order: Order, latents: Tensor) -> Result[Any]:
         encoded = order.encoded
         assert encoded is not None
-        return self._pipe.finish(
-            order.job,
-            encoded,
-            latents,
-            order.lora_settings,
-            decoder=self._decoding.decoder,
-            safety_checker=self._decoding.safety_checker,
-            in_flight=order.is_shared,
-        )
+        with self._observer.timing("decode"):
+            return self._pipe.finish(
+                order.job,
+                encoded,
+                latents,
+                order.lora_settings,
+                decoder=self._decoding.decoder,
+                safety_checker=self._decoding.safety_checker,
+                in_flight=order.is_shared,
+            )
 
     def _decoded(self, order: Order, result: Future[Result[Any]]) -> None:
         try:
@@ -372,16 +388,6 @@ class BatchingLoop:
 
 def _cancelled() -> CancelledError:
     return CancelledError("this request was cancelled")
-
-
-def as_told(error: BaseException) -> BaseException:
-    """An error as a call of the pipeline would raise it."""
-    try:
-        if isinstance(error, Exception):
-            raise_if_out_of_memory(error)
-    except OutOfMemoryError as clearer:
-        return clearer
-    return error
 
 
 def _typed(tick: Tick) -> tuple[ImageClass, list[ImageId]]:

@@ -46,6 +46,7 @@ class Order:
         is_shared: its evaluations can be shared.
         is_cancelled: nobody wants it any more.
         klass: of its images, once it is known.
+        rows: of a UNet run of all its images, likewise.
         slots: of its images in flight, by their place in the request.
         encoded, run, noise, lora_settings: made when its first image is admitted.
         steps: of a run that is not shared.
@@ -84,6 +85,7 @@ class Order:
             job.plan.steps, self._future, self._steps, lambda: _cancel(own), thread
         )
         self.klass = ImageClass(None, None)
+        self.rows = 0
         self.slots: dict[int, int] = {}
         self._latents: dict[int, Tensor] = {}
         self.encoded: EncodedPrompts | None = None
@@ -116,6 +118,7 @@ class Order:
         """What the scheduler is told of it: its images one by one, or where they cannot share as
         one."""
         self.klass = klass
+        self.rows = self.images * (1 + doubled)
         plan = self.job.plan
         evaluations = plan.evaluations if isinstance(plan, Plan) else plan.steps
         count = self.images if self.is_shared else 1

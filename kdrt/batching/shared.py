@@ -46,6 +46,11 @@ class SharedImages:
         slots = [image.order.slots[image.place] for image in images]
         return self._room(images[0].order.klass).tick(slots)
 
+    def rows(self, images: Sequence[ImageId]) -> int:
+        """How many rows of the UNet their next tick takes."""
+        slots = [image.order.slots[image.place] for image in images]
+        return self._room(images[0].order.klass).rows(slots)
+
     def finished(self, image: ImageId) -> Tensor | None:
         """Its latents ``[1, C, h, w]``, if an image has made its last evaluation."""
         room, slot = self._rooms[image.order.klass], image.order.slots[image.place]

@@ -59,6 +59,16 @@ def _resident() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def as_told(error: BaseException) -> BaseException:
+    """The error that :func:`raise_if_out_of_memory` would raise, else the same one."""
+    try:
+        if isinstance(error, Exception):
+            raise_if_out_of_memory(error)
+    except OutOfMemoryError as clearer:
+        return clearer
+    return error
+
+
 def raise_if_out_of_memory(error: Exception, free: Callable[[], object] = lambda: None) -> None:
     """Raises OutOfMemoryError: that is what ``error`` means. ``free`` has freed what can be made
     again by then, and what the failed work had made is free too."""

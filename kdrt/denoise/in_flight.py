@@ -195,6 +195,11 @@ class InFlight:
             image.done += 1
         return steps
 
+    def rows(self, slots: Sequence[int]) -> int:
+        """How many rows of the UNet the next evaluation of these slots takes."""
+        images = [self._images[slot] for slot in slots]
+        return sum(1 + image.guided[image.done] for image in images)
+
     def is_finished(self, slot: int) -> bool:
         """Whether the image there has made its last evaluation."""
         return self._images[slot].is_finished
