@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,17 +85,45 @@ def save_image(
         image = pil_image("image", image)
     elif kind == "JPEG" or image.mode != "RGBA":
         image = image if kind == "PNG" or image.mode in ("L", "RGB") else to_rgb("image", image)
-    options: dict[str, Any] = dict(_QUALITY.get(kind, {}))
-    if infotext is not None:
-        # Names of files, which are part of the text, need not be text.
-        text = str(infotext).encode("utf-8", errors="replace").decode()
-        options |= _metadata(kind, text)
+    options = _options(kind, infotext)
     try:
         with new_file(target, overwrite=overwrite) as partial, partial.open("xb") as file:
             image.save(file, kind, **options)
     except ValueError as error:  # a side that the format does not allow
         raise OutputError(f"cannot write {target}: {error}") from error
     return target
+
+
+def image_bytes(
+    image: Image.Image,
+    kind: Literal["png", "jpeg", "webp"],
+    infotext: object = None,
+    *,
+    quality: int | None = None,
+) -> bytes:
+    """An image as the bytes of a file, as :func:`save_image` writes them.
+
+    Args:
+        image: RGB.
+        kind: the format.
+        infotext: see :func:`save_image`.
+        quality: of JPEG and WebP, 1 to 100; None is 95.
+
+    Raises:
+        OutputError: a side is longer than the format allows.
+
+    Warns:
+        MetadataWarning: the text was cut.
+    """
+    data = io.BytesIO()
+    options = _options(kind.upper(), infotext)
+    if quality is not None and kind != "png":
+        options["quality"] = quality
+    try:
+        image.save(data, kind.upper(), **options)
+    except ValueError as error:
+        raise OutputError(f"cannot make a {kind} of this image: {error}") from error
+    return data.getvalue()
 
 
 def read_infotext(path: str | os.PathLike[str]) -> str | None:
@@ -107,6 +136,16 @@ def read_infotext(path: str | os.PathLike[str]) -> str | None:
     from kdrt.images.metadata import PARAMETERS, read_texts
 
     return read_texts(path).get(PARAMETERS)
+
+
+def _options(kind: str, infotext: object) -> dict[str, Any]:
+    """What Pillow is told of a file: its quality and its text."""
+    options: dict[str, Any] = dict(_QUALITY.get(kind, {}))
+    if infotext is None:
+        return options
+    # Names of files, which are part of the text, need not be text.
+    text = str(infotext).encode("utf-8", errors="replace").decode()
+    return options | _metadata(kind, text)
 
 
 def _metadata(kind: str, text: str) -> dict[str, Any]:

@@ -1,0 +1,29 @@
+"""Images over HTTP: the interfaces that clients have, on in-flight batching.
+
+The service itself, from `settings` to `errors`, knows nothing of HTTP: one process, several, and a
+cluster use the same. `app` puts it behind the interfaces, each of which is a file with a router.
+
+Its files:
+
+    settings    what an operator chooses
+    limits      what a stranger may ask for
+    service     several models: load, warm up, submit, drain
+    model       a bundle that is served: its pipeline, its batcher, its queue
+    queue       images that wait and run, and how fast they are made
+    submission  a request that was accepted
+    metrics     what Prometheus is told
+    errors      what goes wrong, and what a client is told of it
+    server      the process: socket, signals, shutdown
+    app         the application: routers, middleware
+    context     what every request has: an id, a line in the log, an answer whatever happens
+    gate        who is let in: keys, hosts, the size of bodies
+    auth        keys
+    bodies      what a client sent, checked
+    images      images in and out
+    responses   JSON, errors, server-sent events, results for as long as the client is there
+    log         lines with the id of their request
+    native      ``/v1/generate``, with every field of a request
+    openai      OpenAI's images API
+    kserve      health and metadata of KServe's v2 protocol
+    health      ``/healthz``, ``/readyz``, ``/metrics``
+"""

@@ -1,0 +1,92 @@
+"""Images that clients send, under limits, and images that they get."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import re
+from typing import Literal
+
+from PIL import Image, ImageOps
+
+from kdrt.images.files import readable
+from kdrt.images.output import image_bytes
+from kdrt.serve.errors import LimitError, RequestError
+
+ImageFormat = Literal["png", "jpeg", "webp"]
+
+_READ = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+"""Pillow knows many more formats, some of which are programs or call some."""
+
+_DATA_URL = re.compile(r"data:[a-z0-9.+/-]{0,100};base64,", re.IGNORECASE)
+
+
+def decoded_base64(name: str, text: str) -> bytes:
+    """The bytes of base64 or of a data URL.
+
+    Raises:
+        RequestError: it is something else, such as the address of a file.
+    """
+    prefix = _DATA_URL.match(text)
+    encoded = text[prefix.end() :] if prefix else text
+    if not prefix and re.match(r"[a-z]{2,10}:", text, re.IGNORECASE):
+        raise RequestError(
+            f"{name} must be the image itself, as base64 or as a data URL: addresses are not "
+            "fetched",
+            name,
+        )
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError):
+        raise RequestError(f"{name} must be base64 or a data URL with base64", name) from None
+
+
+def read_image(name: str, data: bytes, most_pixels: int) -> Image.Image:
+    """An image from the bytes of its file, upright; of several frames the first.
+
+    Args:
+        name: of the field, for errors.
+        data: PNG, JPEG, WebP, GIF or BMP.
+        most_pixels: that it may have.
+
+    Raises:
+        LimitError: it has more pixels; they were not decoded.
+        RequestError: it is no image, or damaged.
+    """
+    try:
+        with readable(name):
+            image = Image.open(io.BytesIO(data), formats=_READ)
+        if image.width * image.height > most_pixels:
+            raise LimitError(
+                f"{name} has {image.width}x{image.height} pixels, and this server reads images of "
+                f"up to {most_pixels}",
+                name,
+            )
+        with readable(name):
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except RequestError:
+        raise
+    except ValueError as error:
+        raise RequestError(str(error), name) from None
+
+
+def mask_of(image: Image.Image) -> Image.Image:
+    """What OpenAI's clients mean by a mask, as kdrt's, where white is repainted: with
+    transparency, what is transparent is repainted; without, white is."""
+    if not image.has_transparency_data:
+        return image
+    alpha = image.convert("RGBA").getchannel("A")
+    return ImageOps.invert(alpha)
+
+
+def base64_of(
+    image: Image.Image,
+    kind: ImageFormat,
+    infotext: object = None,
+    *,
+    quality: int | None = None,
+) -> str:
+    """An image as base64 of its file; see `kdrt.images.output.image_bytes`."""
+    return base64.b64encode(image_bytes(image, kind, infotext, quality=quality)).decode()

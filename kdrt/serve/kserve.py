@@ -1,0 +1,69 @@
+"""Health and metadata of KServe's v2 inference protocol, for what routes requests by it.
+
+Images are asked for by the other interfaces: the protocol's tensors have no place for a prompt
+with twenty settings.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from kdrt._version import __version__
+from kdrt.request.fields import FIELDS
+from kdrt.serve.errors import Fault
+from kdrt.serve.model import ServedModel
+from kdrt.serve.responses import json_response
+from kdrt.serve.service import ImageService
+
+_TYPES = {str: "BYTES", int: "INT64", float: "FP64", bool: "BOOL"}
+
+
+def error_body(fault: Fault) -> dict[str, Any]:
+    """The protocol's dialect."""
+    return {"error": fault.message}
+
+
+def router(service: ImageService) -> APIRouter:
+    """The routes of the protocol."""
+    routes = APIRouter(prefix="/v2", tags=["KServe v2"])
+
+    @routes.get("", summary="The server")
+    async def server() -> Response:
+        return json_response({"name": "kdrt", "version": __version__, "extensions": []})
+
+    @routes.get("/health/live", summary="Whether the process answers")
+    async def live() -> Response:
+        return json_response({"live": True})
+
+    @routes.get("/health/ready", summary="Whether requests are taken")
+    async def ready() -> Response:
+        service.check_open()
+        return json_response({"ready": True})
+
+    @routes.get("/models/{model}", summary="A model")
+    async def model(model: str) -> Response:
+        return json_response(_metadata(service.model(model)))
+
+    @routes.get("/models/{model}/ready", summary="Whether a model takes requests")
+    async def model_ready(model: str) -> Response:
+        name = service.model(model).name
+        service.check_open()
+        return json_response({"name": name, "ready": True})
+
+    return routes
+
+
+def _metadata(model: ServedModel) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "platform": "kdrt",
+        "inputs": [
+            {"name": name, "datatype": _TYPES[field.scalar], "shape": [1]}
+            for name, field in FIELDS.items()
+            if field.json_type is not None and field.scalar in _TYPES
+        ],
+        "outputs": [{"name": "image", "datatype": "BYTES", "shape": [-1]}],
+    }

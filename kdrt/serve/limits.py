@@ -1,0 +1,114 @@
+"""What a stranger may ask for: the work of one request is bounded before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from kdrt.bundle import LatentFacts
+from kdrt.common.validation import check_int
+from kdrt.request.fields import Request
+from kdrt.sampling import is_foreign
+from kdrt.serve.errors import LimitError, UnsupportedError
+
+_PROMPTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
+_GRIDS = ("sigmas", "timesteps")
+"""Fields that give the steps one by one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestLimits:
+    """The most of each, for one request.
+
+    Attributes:
+        pixels: of an image.
+        steps: of the sampler.
+        images: of a request.
+        prompt: characters of one prompt.
+        input_pixels: of an image that a client sends, before it is resized.
+    """
+
+    pixels: int = 2**21
+    steps: int = 150
+    images: int = 10
+    prompt: int = 8_000
+    input_pixels: int = 2**25
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            check_int(f"max_{name}", getattr(self, name), 1)
+
+    def check(self, request: Request, facts: LatentFacts) -> int:
+        """How many images a request is about. What is of a wrong type is left to the pipeline,
+        which refuses it.
+
+        Args:
+            request: the fields that were given.
+            facts: of the model; they hold the default size.
+
+        Raises:
+            LimitError: it asks for more than is allowed.
+            UnsupportedError: the sampler is code of somebody else's.
+        """
+        given: Mapping[str, Any] = request
+        if is_foreign(given.get("sampler")):
+            raise UnsupportedError(
+                "samplers of the k-diffusion package are not served: use kdrt's own",
+                "sampler",
+            )
+        for name in _PROMPTS:
+            self._check_texts(name, given.get(name))
+        self._check_steps(given)
+        self._check_size(given, facts)
+        return self._images(given)
+
+    def _check_texts(self, name: str, value: object) -> None:
+        texts = [value] if isinstance(value, str) else value
+        for text in texts if isinstance(texts, Sequence) else ():
+            if isinstance(text, str) and len(text) > self.prompt:
+                raise LimitError(
+                    f"{name} has {len(text)} characters, and this server reads {self.prompt}", name
+                )
+
+    def _check_steps(self, given: Mapping[str, Any]) -> None:
+        steps = given.get("steps")
+        if isinstance(steps, int) and steps > self.steps:
+            raise LimitError(f"steps is {steps}, and this server makes {self.steps}", "steps")
+        for name in _GRIDS:
+            grid = given.get(name)
+            if isinstance(grid, Sequence) and len(grid) > self.steps + 1:
+                raise LimitError(
+                    f"{name} has {len(grid)} values, and this server makes {self.steps} steps", name
+                )
+
+    def _check_size(self, given: Mapping[str, Any], facts: LatentFacts) -> None:
+        width, height = facts.default_width, facts.default_height
+        image = given.get("image")
+        if isinstance(image, Image.Image):  # which gives the size where none is asked for
+            width, height = image.size
+        width, height = (
+            value if isinstance(value, int) else default
+            for value, default in ((given.get("width"), width), (given.get("height"), height))
+        )
+        if width * height > self.pixels:
+            raise LimitError(
+                f"an image of {width}x{height} has {width * height} pixels, and this server makes "
+                f"{self.pixels}: ask for a smaller width and height",
+                "size",
+            )
+
+    def _images(self, given: Mapping[str, Any]) -> int:
+        prompts, each = given.get("prompt"), given.get("images_per_prompt", 1)
+        count = (
+            len(prompts) if isinstance(prompts, Sequence) and not isinstance(prompts, str) else 1
+        )
+        images = max(1, count) * (each if isinstance(each, int) else 1)
+        if images > self.images:
+            raise LimitError(
+                f"these are {images} images, and this server makes {self.images} of a request",
+                "images_per_prompt" if count == 1 else "prompt",
+            )
+        return max(1, images)

@@ -1,0 +1,183 @@
+"""``POST /v1/generate``: every field of a `kdrt.Request` that JSON can hold.
+
+The schema is made from the request's own, so that a new field of a request is one of the service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, cast
+
+import pydantic
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+import kdrt
+from kdrt.batching.handle import ImageStep
+from kdrt.pipeline.result import Result
+from kdrt.request.fields import FIELDS
+from kdrt.request.schema import request_model
+from kdrt.serve.bodies import read_json
+from kdrt.serve.images import ImageFormat, base64_of, decoded_base64, read_image
+from kdrt.serve.responses import (
+    Faults,
+    event,
+    event_stream,
+    json_response,
+    result_while_connected,
+)
+from kdrt.serve.service import ImageService
+from kdrt.serve.submission import Submission
+
+PATH = "/v1/generate"
+
+_IMAGES = ("image", "mask_image", "ip_adapter_image")
+
+
+class _Options(pydantic.BaseModel):
+    """What is asked of the service, and images, which a request's own schema leaves out."""
+
+    model: Annotated[
+        str | None, pydantic.Field(description="The model; null is the server's first.")
+    ] = None
+    lora: Annotated[
+        dict[str, float] | None,
+        pydantic.Field(description="Registered LoRAs with their scales."),
+    ] = None
+    image: Annotated[
+        str | None,
+        pydantic.Field(description=f"{FIELDS['image'].help} Base64 or a data URL."),
+    ] = None
+    mask_image: Annotated[
+        str | None,
+        pydantic.Field(description=f"{FIELDS['mask_image'].help} Base64 or a data URL."),
+    ] = None
+    ip_adapter_image: Annotated[
+        str | None,
+        pydantic.Field(description=f"{FIELDS['ip_adapter_image'].help} Base64 or a data URL."),
+    ] = None
+    output_format: Annotated[ImageFormat, pydantic.Field(description="Of the images.")] = "png"
+    quality: Annotated[
+        int | None, pydantic.Field(description="Of JPEG and WebP; null is 95.", ge=1, le=100)
+    ] = None
+    stream: Annotated[
+        bool, pydantic.Field(description="Answer with server-sent events, one a step.")
+    ] = False
+    preview_every: Annotated[
+        int,
+        pydantic.Field(
+            description="In a stream: steps from one preview to the next; 0 is none.", ge=0
+        ),
+    ] = 1
+    deadline: Annotated[
+        float | None,
+        pydantic.Field(
+            description="Seconds that it may take, within what the server allows.", gt=0, le=86_400
+        ),
+    ] = None
+
+
+GenerateBody = pydantic.create_model(
+    "GenerateBody",
+    __base__=(_Options, request_model()),
+    __config__=None,
+)
+
+
+def router(service: ImageService, faults: Faults) -> APIRouter:
+    """The route of this interface."""
+    routes = APIRouter(tags=["kdrt"])
+
+    @routes.post(
+        PATH,
+        summary="Make images",
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": GenerateBody.model_json_schema()}},
+            }
+        },
+    )
+    async def generate(request: Request) -> Response:
+        """Makes images with any field of a request. The answer holds each image with the text that
+        says how it was made. With `stream`, events come as they happen: `accepted`, then `step`
+        with a small preview, then `result` with what would have been the answer, or `error`."""
+        service.check_open()
+        body = cast(_Options, await read_json(request, GenerateBody))
+        asked = await asyncio.to_thread(_request_of, body, service)
+        submission = await service.submit(
+            asked,
+            model=body.model,
+            loras=body.lora,
+            watch=body.stream,
+            deadline=body.deadline,
+        )
+        if not body.stream:
+            result = await result_while_connected(request, submission)
+            return json_response(await asyncio.to_thread(_answer, body, submission, result))
+        has_previews = service.model(body.model).has_previews
+        return event_stream(
+            _events(body, submission, has_previews=has_previews),
+            submission,
+            lambda error: event(faults.body(faults.of(error), PATH), "error"),
+        )
+
+    return routes
+
+
+def _request_of(body: _Options, service: ImageService) -> kdrt.Request:
+    """The fields that were given, with images decoded."""
+    given: dict[str, Any] = body.model_dump(exclude_unset=True)
+    request = {name: value for name, value in given.items() if name in FIELDS}
+    for name in _IMAGES:
+        if isinstance(request.get(name), str):
+            data = decoded_base64(name, request[name])
+            request[name] = read_image(name, data, service.settings.limits.input_pixels)
+    return cast(kdrt.Request, request)
+
+
+def _answer(body: _Options, submission: Submission, result: Result[Any]) -> dict[str, Any]:
+    nsfw = result.nsfw or [False] * len(result.seeds)
+    return {
+        "model": submission.model,
+        "output_format": body.output_format,
+        "images": [
+            {
+                "image": base64_of(image, body.output_format, infotext, quality=body.quality),
+                "seed": seed,
+                "infotext": str(infotext),
+                "nsfw": flagged,
+            }
+            for image, seed, infotext, flagged in zip(
+                result.images, result.seeds, result.infotexts, nsfw, strict=True
+            )
+        ],
+        "in_flight": result.in_flight,
+        "warnings": [str(each) for each in result.truncations],
+    }
+
+
+async def _events(
+    body: _Options, submission: Submission, *, has_previews: bool
+) -> AsyncIterator[bytes]:
+    yield event({"model": submission.model, "steps": submission.steps}, "accepted")
+    async for step in submission:
+        every = body.preview_every
+        wanted = has_previews and every > 0 and (step.index + 1) % every == 0
+        told = await asyncio.to_thread(_step, step, submission.steps, preview=wanted)
+        yield event(told, "step")
+    result = await submission.result()
+    yield event(await asyncio.to_thread(_answer, body, submission, result), "result")
+
+
+def _step(step: ImageStep, steps: int, *, preview: bool) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "image": step.image,
+        "step": step.index + 1,
+        "steps": steps,
+        "sigma": step.sigma,
+    }
+    if preview:
+        told["preview"] = base64_of(step.preview()[0], "webp")
+    return told

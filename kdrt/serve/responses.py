@@ -1,0 +1,147 @@
+"""Answers: JSON, errors in the dialect of an interface, events, and results for as long as the
+client is there."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response, StreamingResponse
+
+from kdrt.errors import KdrtError
+from kdrt.pipeline.result import Result
+from kdrt.serve.errors import ClientGoneError, Fault, fault_of
+from kdrt.serve.metrics import Metrics
+from kdrt.serve.submission import Submission
+
+_logger = logging.getLogger(__name__)
+
+Dialect = Callable[[Fault], Mapping[str, Any]]
+"""How an interface writes an error."""
+
+_EVENT_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+"""So that no proxy keeps events until there are more of them."""
+
+
+def json_response(
+    content: Any, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """JSON in ASCII: an error may quote half a character, which UTF-8 has no bytes for."""
+    body = json.dumps(content, separators=(",", ":")).encode()
+    return Response(body, status, headers, "application/json")
+
+
+def error_body(fault: Fault) -> dict[str, Any]:
+    """The dialect of OpenAI, which is kdrt's own too."""
+    kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    kind = kinds.get(fault.status) or (
+        "invalid_request_error" if fault.status < 500 else "server_error"
+    )
+    return {
+        "error": {
+            "message": fault.message,
+            "type": kind,
+            "param": fault.field,
+            "code": fault.kind,
+        }
+    }
+
+
+class Faults:
+    """Turns errors into answers, counts them, and logs those that are the server's.
+
+    Args:
+        metrics: counts them.
+        dialects: by the beginning of a path; all others get `error_body`.
+    """
+
+    def __init__(self, metrics: Metrics, dialects: Mapping[str, Dialect]) -> None:
+        self._metrics = metrics
+        self._dialects = dict(dialects)
+
+    def response(self, error: BaseException, path: str) -> Response:
+        """The answer to a request for ``path`` that failed."""
+        fault = self.of(error)
+        return json_response(self.body(fault, path), fault.status, fault.headers)
+
+    def of(self, error: BaseException) -> Fault:
+        """What a client is told of an error, which is counted and logged."""
+        if isinstance(error, ClientDisconnect):
+            error = ClientGoneError("the client closed the connection")
+        fault = fault_of(error)
+        self._metrics.failed(fault.kind)
+        facts = {"kind": fault.kind, "status": fault.status}
+        if fault.status == 500 and not isinstance(error, KdrtError):
+            _logger.error("a request failed", exc_info=error, extra={"facts": facts})
+        elif fault.status >= 500:
+            _logger.warning("a request failed: %s", error, extra={"facts": facts})
+        else:
+            _logger.info("refused: %s", fault.message, extra={"facts": facts})
+        return fault
+
+    def body(self, fault: Fault, path: str) -> Mapping[str, Any]:
+        """The fault in the dialect of the interface that ``path`` belongs to."""
+        for beginning, dialect in self._dialects.items():
+            if path.startswith(beginning):
+                return dialect(fault)
+        return error_body(fault)
+
+
+async def result_while_connected(request: Request, submission: Submission) -> Result[Any]:
+    """The result of a submission, which is cancelled when the client closes the connection.
+
+    Raises:
+        ClientGoneError: it has.
+        KdrtError: see `Submission.result`.
+    """
+    making = asyncio.ensure_future(submission.result())
+    leaving = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((making, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not making.done():
+            submission.cancel(ClientGoneError("the client closed the connection"))
+        return await making
+    finally:
+        making.cancel()
+        leaving.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
+    """A server-sent event."""
+    head = "" if name is None else f"event: {name}\n"
+    return f"{head}data: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
+
+
+def event_stream(
+    events: AsyncIterator[bytes],
+    submission: Submission,
+    failed: Callable[[BaseException], bytes],
+) -> Response:
+    """Server-sent events of a submission. It is cancelled when the client closes the connection.
+
+    Args:
+        events: go over the submission.
+        submission: what they are about.
+        failed: makes the last event of an error.
+    """
+
+    async def guarded() -> AsyncIterator[bytes]:
+        try:
+            async for each in events:
+                yield each
+        except Exception as error:
+            yield failed(error)
+        finally:  # also when nobody takes the next event
+            submission.cancel(ClientGoneError("the client closed the connection"))
+
+    return StreamingResponse(guarded(), 200, _EVENT_HEADERS, "text/event-stream")

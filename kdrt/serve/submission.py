@@ -1,0 +1,68 @@
+"""A request that a service has accepted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from kdrt.batching.handle import Handle, ImageStep
+from kdrt.errors import CancelledError, KdrtError
+from kdrt.pipeline.result import Result
+from kdrt.serve.errors import DeadlineError
+
+
+class Submission:
+    """A request on its way, for the event loop that submitted it.
+
+    Attributes:
+        model: the name of the model that makes it.
+        images: how many images it is about.
+        steps: of each image.
+
+    Args:
+        handle: of the batcher.
+        model: the name of the model.
+        images: how many images it is about.
+        deadline: seconds until it is cancelled.
+    """
+
+    def __init__(self, handle: Handle[Any], model: str, images: int, deadline: float) -> None:
+        self.model = model
+        self.images = images
+        self.steps = handle.steps
+        self._handle = handle
+        self._reason: KdrtError | None = None
+        loop = asyncio.get_running_loop()
+        late = DeadlineError(f"the image was not made within {deadline:g} s, and was cancelled")
+        timer = loop.call_later(deadline, self.cancel, late)
+
+        def over(_: Handle[Any]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(timer.cancel)
+
+        handle.add_done_callback(over)
+
+    def cancel(self, reason: KdrtError) -> None:
+        """End it at the next step; :meth:`result` raises ``reason``. Does nothing where it is over
+        or was cancelled before."""
+        if self._reason is None and self._handle.cancel():
+            self._reason = reason
+
+    async def result(self) -> Result[Any]:
+        """The images. A coroutine that is cancelled meanwhile cancels the request.
+
+        Raises:
+            KdrtError: it failed, or the reason that it was cancelled for.
+        """
+        try:
+            return await self._handle
+        except CancelledError as error:
+            raise self._reason or error from None
+
+    async def __aiter__(self) -> AsyncIterator[ImageStep]:
+        """The steps of all images as they come, if it was submitted to be watched; then
+        :meth:`result` tells how it ended."""
+        async for step in self._handle:
+            yield step

@@ -1,0 +1,88 @@
+"""What every request has: an id, a line in the log, an answer whatever happens."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+from starlette.testclient import TestClient
+
+from kdrt.serve.app import create_app
+from kdrt.serve.log import request_id, start_logging
+from kdrt.serve.service import ImageService
+from tests.support.serving import client_of, value_of
+
+
+def test_an_id_is_given_or_kept(client: TestClient) -> None:
+    ids = [client.get("/healthz").headers["x-request-id"] for _ in range(2)]
+    assert len({*ids}) == 2
+    kept = client.get("/healthz", headers={"x-request-id": "front.7_a-B"})
+    assert kept.headers["x-request-id"] == "front.7_a-B"
+
+
+@pytest.mark.parametrize("given", ["", "a b", "x" * 65, "a\tb", "a=b"])
+def test_an_id_that_could_forge_a_line_is_not_kept(client: TestClient, given: str) -> None:
+    answer = client.get("/healthz", headers={"x-request-id": given})
+    assert answer.headers["x-request-id"] != given
+
+
+def test_errors_have_an_id_too(client: TestClient) -> None:
+    for path in ("/nothing", "/v1/models/nothing"):
+        answer = client.get(path)
+        assert answer.status_code == 404
+        assert answer.headers["x-request-id"]
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    assert client.delete("/v1/generate").status_code == 405
+
+
+@pytest.fixture
+def lines() -> Iterator[io.StringIO]:
+    """What a server logs as JSON."""
+    before = {
+        name: (logger.handlers, logger.level, logger.propagate)
+        for name in ("kdrt.serve", "kdrt", "uvicorn")
+        for logger in [logging.getLogger(name)]
+    }
+    stream = io.StringIO()
+    start_logging("json", stream)
+    yield stream
+    for name, (handlers, level, propagate) in before.items():
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
+
+
+def test_a_request_is_a_line_of_the_log(client: TestClient, lines: io.StringIO) -> None:
+    client.get("/v1/models/nothing?secret=1", headers={"x-request-id": "seven"})
+    entries = [json.loads(line) for line in lines.getvalue().splitlines()]
+    refused, answered = entries
+    assert (refused["request_id"], refused["kind"]) == ("seven", "model_not_found")
+    assert answered["request_id"] == "seven"
+    assert (answered["method"], answered["path"]) == ("GET", "/v1/models/nothing")
+    assert answered["status"] == 404
+    assert answered["seconds"] >= 0
+    assert request_id.get() == ""
+
+
+def test_a_fault_of_ours_is_a_sentence_and_its_traceback_is_in_the_log(
+    service: ImageService, lines: io.StringIO
+) -> None:
+    app = create_app(service)
+
+    @app.get("/broken")
+    async def broken() -> None:
+        raise ZeroDivisionError("in /home/someone")
+
+    before = value_of(service, "kdrt_errors_total", kind="internal_error")
+    with client_of(app) as client:
+        answer = client.get("/broken")
+    assert answer.status_code == 500
+    assert answer.headers["x-should-retry"] == "false"
+    assert "someone" not in answer.text
+    logged = json.loads(lines.getvalue().splitlines()[0])
+    assert "ZeroDivisionError: in /home/someone" in logged["traceback"]
+    assert logged["request_id"] == answer.headers["x-request-id"]
+    assert value_of(service, "kdrt_errors_total", kind="internal_error") - before == 1
