@@ -43,6 +43,7 @@ Its files:
     engine_rows      built engines as lines to read
     doctor           ``kdrt doctor``
     trust            ``kdrt trust``
+    serve            ``kdrt serve``
     samplers         ``kdrt samplers``
     schedules        ``kdrt schedules``
     schedule_plot    the drawing of ``--plot``
@@ -79,6 +80,7 @@ from kdrt.cli import (
     rm,
     samplers,
     schedules,
+    serve,
     trust,
 )
 from kdrt.cli.app import add_command, new_app
@@ -162,7 +164,7 @@ def _add(panel: str, *commands: Callable[..., None]) -> None:
 _add("Models", export.export, build.build, inspect.inspect)
 add_command(app, bundles.list_bundles, name="list", rich_help_panel="Models")
 _add("Models", rm.rm, trust.trust)
-_add("Images", generate.generate, info.info)
+_add("Images", generate.generate, info.info, serve.serve)
 _add("What there is", samplers.samplers, schedules.schedules, doctor.doctor)
 add_command(
     app,

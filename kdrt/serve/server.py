@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import threading
 from collections.abc import Callable
@@ -118,11 +119,20 @@ def _listen(host: str, port: int) -> socket.socket:
         )
         return socket.create_server(address[:2], family=family, backlog=1024)
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no address"
+        reason = _reason(error)
         raise KdrtError(
             f"cannot listen on {host!r}, port {port}: {reason}; choose others with --host and "
             "--port"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, socket.gaierror):
+        return error.strerror or "it is no address"
+    # Python adds the address to the system's own words.
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return "it is no address"
 
 
 def _url(listening: socket.socket) -> str:

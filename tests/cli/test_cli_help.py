@@ -26,6 +26,7 @@ COMMANDS = (
     "trust",
     "generate",
     "info",
+    "serve",
     "samplers",
     "schedules",
     "doctor",

@@ -26,6 +26,7 @@ ARGUMENTS = {
     "inspect": ["nothing"],
     "generate": ["nothing", "a red circle"],
     "info": ["nothing.png"],
+    "serve": ["nothing"],
 }
 
 NASTY = st.one_of(

@@ -1,0 +1,286 @@
+"""``kdrt serve``: images over HTTP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from kdrt.errors import InvalidRequestError, KdrtError
+
+if TYPE_CHECKING:
+    from kdrt.serve.settings import ModelSettings
+
+_ACCESS, _LIMITS, _RUNNING = "Who may come in", "What they may ask for", "Running"
+_MEBIBYTE = 2**20
+
+
+def serve(
+    bundles: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="BUNDLE",
+            show_default=False,
+            help="Names or folders of bundles; the first is for requests that name none.",
+        ),
+    ],
+    host: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            rich_help_panel=_ACCESS,
+            help="Where to listen. Any address but the machine's own needs keys.",
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(metavar="N", rich_help_panel=_ACCESS, help="0 takes a free one.")
+    ] = 8000,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--api-key-file",
+            metavar="FILE",
+            rich_help_panel=_ACCESS,
+            show_default=False,
+            help="Keys, one a line, one of which each client must have.",
+        ),
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[BUNDLE:]NAME=FILE",
+            rich_help_panel=_LIMITS,
+            show_default=False,
+            help="A LoRA that clients may ask for by this name, of one bundle or of all; may be "
+            "repeated.",
+        ),
+    ] = None,
+    max_waiting: Annotated[
+        int,
+        typer.Option(
+            "--max-waiting",
+            metavar="N",
+            rich_help_panel=_LIMITS,
+            help="Images of a model that may wait; more are refused, with when to come again.",
+        ),
+    ] = 64,
+    max_pixels: Annotated[
+        int,
+        typer.Option(
+            "--max-pixels", metavar="N", rich_help_panel=_LIMITS, help="Pixels of an image."
+        ),
+    ] = 2**21,
+    max_steps: Annotated[
+        int,
+        typer.Option(
+            "--max-steps", metavar="N", rich_help_panel=_LIMITS, help="Steps of an image."
+        ),
+    ] = 150,
+    max_images: Annotated[
+        int,
+        typer.Option(
+            "--max-images", metavar="N", rich_help_panel=_LIMITS, help="Images of a request."
+        ),
+    ] = 10,
+    max_prompt: Annotated[
+        int,
+        typer.Option(
+            "--max-prompt", metavar="N", rich_help_panel=_LIMITS, help="Characters of a prompt."
+        ),
+    ] = 8_000,
+    max_body: Annotated[
+        int,
+        typer.Option(
+            "--max-body", metavar="MIB", rich_help_panel=_LIMITS, help="MiB of a request."
+        ),
+    ] = 32,
+    deadline: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            rich_help_panel=_LIMITS,
+            help="What a request may take, waiting included.",
+        ),
+    ] = 300.0,
+    grace: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            rich_help_panel=_RUNNING,
+            help="What running requests get when the server is told to end.",
+        ),
+    ] = 30.0,
+    warmup: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WIDTHxHEIGHT",
+            rich_help_panel=_RUNNING,
+            show_default="the model's size",
+            help="A size to make once before the server is ready; may be repeated.",
+        ),
+    ] = None,
+    no_warmup: Annotated[
+        bool,
+        typer.Option(
+            "--no-warmup", rich_help_panel=_RUNNING, help="Be ready as soon as all is loaded."
+        ),
+    ] = False,
+    max_rows: Annotated[
+        int | None,
+        typer.Option(
+            "--max-rows",
+            metavar="N",
+            rich_help_panel=_RUNNING,
+            show_default="8 on a CPU, 16 on a GPU",
+            help="Rows of an evaluation that requests share; an image with guidance takes two.",
+        ),
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=_RUNNING,
+            show_default="the best here",
+            help="What runs the networks; see [cyan]kdrt doctor[/].",
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=_RUNNING,
+            show_default="one a core",
+            help="CPU threads of a model.",
+        ),
+    ] = None,
+    cuda_graph: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LEVEL",
+            rich_help_panel=_RUNNING,
+            show_default="step on CUDA, else off",
+            help="What to capture in CUDA graphs: off, step or loop.",
+        ),
+    ] = None,
+    fallback: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=_RUNNING,
+            show_default=False,
+            help="Another engine, for networks that the first was not built for.",
+        ),
+    ] = None,
+    log_format: Annotated[
+        str,
+        typer.Option(
+            "--log-format",
+            metavar="text|json",
+            rich_help_panel=_RUNNING,
+            help="Of the lines on standard error.",
+        ),
+    ] = "text",
+) -> None:
+    """
+    Serve images over HTTP.
+
+    Clients of OpenAI's images API work unmodified, at [cyan]/v1[/cyan]; [cyan]/v1/generate[/cyan]
+    takes every field of a request. Requests of all clients share every evaluation of the model,
+    whatever their samplers, steps and prompts are. Only this machine can connect, unless you give
+    keys. Ctrl-C ends it: what runs is finished first.
+
+    [bold]Examples[/bold]
+
+      [cyan]kdrt serve demo[/cyan]
+      [cyan]kdrt serve sdxl --warmup 1024x1024 --lora style=style.safetensors[/cyan]
+      [cyan]kdrt serve sdxl --host 0.0.0.0 --api-key-file keys.txt --max-waiting 200[/cyan]
+    """
+    _check_installed()
+    import warnings
+
+    from kdrt.common.validation import check_choice, check_int
+    from kdrt.images.metadata import MetadataWarning
+    from kdrt.prompt import PromptSyntaxWarning, TruncationWarning
+    from kdrt.serve import server
+    from kdrt.serve.auth import Keys
+    from kdrt.serve.limits import RequestLimits
+    from kdrt.serve.log import LogFormat, start_logging
+    from kdrt.serve.service import ImageService
+    from kdrt.serve.settings import ServerSettings, ServiceSettings
+
+    check_choice("--log-format", log_format, ("text", "json"))
+    if no_warmup and warmup:
+        raise InvalidRequestError("--warmup and --no-warmup exclude each other: give one of them")
+    service_settings = ServiceSettings(
+        limits=RequestLimits(
+            pixels=max_pixels, steps=max_steps, images=max_images, prompt=max_prompt
+        ),
+        max_waiting=max_waiting,
+        deadline=deadline,
+        warmup=() if no_warmup else _sizes(warmup),
+        max_rows=max_rows,
+        engine=engine,
+        threads=threads,
+        cuda_graph=cast(Any, cuda_graph),  # checked where it is used
+        fallback=fallback,
+    )
+    server_settings = ServerSettings(
+        host=host,
+        port=port,
+        keys=None if api_key_file is None else Keys.read(api_key_file),
+        max_body=check_int("--max-body", max_body, 1, 4096) * _MEBIBYTE,
+        grace=grace,
+    )
+    service = ImageService(_models(bundles, lora or []), service_settings)
+    start_logging(cast(LogFormat, log_format))
+    for category in (MetadataWarning, PromptSyntaxWarning, TruncationWarning):
+        warnings.simplefilter("ignore", category)  # clients are told, in their answers
+    server.serve(service, server_settings, lambda url: _announce(url, list(service.models)))
+
+
+def _check_installed() -> None:
+    from importlib.util import find_spec
+
+    for name in ("fastapi", "uvicorn", "prometheus_client", "python_multipart"):
+        if find_spec(name) is None:
+            raise KdrtError(
+                f"`kdrt serve` needs the package '{name}', which is not installed; "
+                "pip install 'kdrt[serve]'"
+            )
+
+
+def _sizes(given: list[str] | None) -> tuple[tuple[int, int], ...] | None:
+    """(height, width) of each; None where none is given."""
+    from kdrt.request.text_forms import SIZE
+
+    if not given:
+        return None
+    try:
+        return tuple(SIZE.read(text) for text in given)
+    except ValueError as error:
+        raise InvalidRequestError(
+            f"--warmup takes {SIZE.meaning}, as in {SIZE.example}, not {', '.join(given)!r}"
+        ) from error
+
+
+def _models(bundles: list[str], loras: list[str]) -> list[ModelSettings]:
+    """The bundles, each with the LoRAs that are for it."""
+    from kdrt.serve.settings import ModelSettings
+
+    files: dict[str, dict[str, Path]] = {bundle: {} for bundle in bundles}
+    for text in loras:
+        name, equals, file = text.partition("=")
+        bundle, colon, short = name.rpartition(":")
+        if not equals or not short or not file or (colon and bundle not in files):
+            raise InvalidRequestError(
+                "--lora takes a name and a file, as in style=style.safetensors, or with one of "
+                f"the bundles before it, as in {bundles[0]}:style=style.safetensors, not {text!r}"
+            )
+        for each in [bundle] if colon else bundles:
+            files[each][short] = Path(file)
+    return [ModelSettings(bundle=bundle, loras=files[bundle]) for bundle in bundles]
+
+
+def _announce(url: str, models: list[str]) -> None:
+    typer.echo(f"{', '.join(models)} on {url} (OpenAI's API: {url}/v1, all others: {url}/docs)")
