@@ -20,6 +20,7 @@ Its files:
     auth        keys
     bodies      what a client sent, checked
     images      images in and out
+    intake      from what a client sent to a submission
     responses   JSON, errors, server-sent events, results for as long as the client is there
     log         lines with the id of their request
     native      ``/v1/generate``, with every field of a request

@@ -12,6 +12,7 @@ from kdrt.serve import health, kserve, native, openai
 from kdrt.serve.context import RequestContext
 from kdrt.serve.errors import Fault
 from kdrt.serve.gate import Gate
+from kdrt.serve.intake import Intake
 from kdrt.serve.responses import Faults, json_response
 from kdrt.serve.service import ImageService
 from kdrt.serve.settings import ServerSettings
@@ -30,10 +31,11 @@ def create_app(service: ImageService, settings: ServerSettings | None = None) ->
         settings: who may come in; None is the machine's own programs.
     """
     settings = settings or ServerSettings()
-    faults = Faults(service.metrics, {"/v2": kserve.error_body, openai.PREFIX: openai.error_body})
+    intake = Intake(service)
+    faults = Faults(service, {"/v2": kserve.error_body, openai.PREFIX: openai.error_body})
     app = FastAPI(title="kdrt", version=__version__, description=_DESCRIPTION, redoc_url=None)
-    app.include_router(native.router(service, faults))
-    app.include_router(openai.router(service, faults))
+    app.include_router(native.router(intake, faults))
+    app.include_router(openai.router(intake, faults))
     app.include_router(kserve.router(service))
     app.include_router(health.router(service))
     # The last that is added is outermost.

@@ -5,13 +5,13 @@ from __future__ import annotations
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from kdrt.serve.responses import json_response
+from kdrt.serve.responses import ERROR_DOCS, json_response
 from kdrt.serve.service import ImageService
 
 
 def router(service: ImageService) -> APIRouter:
     """The routes for whoever watches the server."""
-    routes = APIRouter(tags=["health"])
+    routes = APIRouter(tags=["health"], responses=ERROR_DOCS)
 
     @routes.get("/healthz", summary="Whether the process answers")
     async def healthz() -> Response:
@@ -24,7 +24,12 @@ def router(service: ImageService) -> APIRouter:
         service.check_open()
         return json_response({"status": "ready", "models": list(service.models)})
 
-    @routes.get("/metrics", summary="Metrics for Prometheus")
+    @routes.get(
+        "/metrics",
+        summary="Metrics for Prometheus",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {}}}},
+    )
     async def metrics() -> Response:
         """Images waiting and running, rows of every evaluation, latencies, errors by kind."""
         return Response(service.metrics.text(), media_type=service.metrics.content_type)

@@ -20,6 +20,17 @@ from kdrt.serve.service import ImageService
 
 _TYPES = {str: "BYTES", int: "INT64", float: "FP64", bool: "BOOL"}
 
+_ERROR_DOCS: dict[int | str, dict[str, Any]] = {
+    "default": {
+        "description": "What is wrong, in a sentence.",
+        "content": {
+            "application/json": {
+                "schema": {"type": "object", "properties": {"error": {"type": "string"}}}
+            }
+        },
+    }
+}
+
 
 def error_body(fault: Fault) -> dict[str, Any]:
     """The protocol's dialect."""
@@ -28,7 +39,7 @@ def error_body(fault: Fault) -> dict[str, Any]:
 
 def router(service: ImageService) -> APIRouter:
     """The routes of the protocol."""
-    routes = APIRouter(prefix="/v2", tags=["KServe v2"])
+    routes = APIRouter(prefix="/v2", tags=["KServe v2"], responses=_ERROR_DOCS)
 
     @routes.get("", summary="The server")
     async def server() -> Response:

@@ -68,6 +68,13 @@ class ServedModel(Observer):
         self._batcher: Batcher | None = None
 
     @property
+    def places(self) -> set[str]:
+        """Where its files are, and what it was exported from, which clients need not know."""
+        source = self.bundle.manifest.source
+        files = {str(file.path) for file in self._files.values()}
+        return {str(self.bundle.path), *files, *([source] if "/" in source else [])}
+
+    @property
     def pipe(self) -> Pipeline:
         """The loaded pipeline."""
         assert self._pipe is not None

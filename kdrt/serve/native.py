@@ -20,14 +20,17 @@ from kdrt.request.fields import FIELDS
 from kdrt.request.schema import request_model
 from kdrt.serve.bodies import read_json
 from kdrt.serve.images import ImageFormat, base64_of, decoded_base64, read_image
+from kdrt.serve.intake import Intake
+from kdrt.serve.limits import RequestLimits
 from kdrt.serve.responses import (
+    ANSWER_DOCS,
     Faults,
+    error_body,
     event,
     event_stream,
     json_response,
     result_while_connected,
 )
-from kdrt.serve.service import ImageService
 from kdrt.serve.submission import Submission
 
 PATH = "/v1/generate"
@@ -85,13 +88,15 @@ GenerateBody = pydantic.create_model(
 )
 
 
-def router(service: ImageService, faults: Faults) -> APIRouter:
+def router(intake: Intake, faults: Faults) -> APIRouter:
     """The route of this interface."""
+    service = intake.service
     routes = APIRouter(tags=["kdrt"])
 
     @routes.post(
         PATH,
         summary="Make images",
+        responses=ANSWER_DOCS,
         openapi_extra={
             "requestBody": {
                 "required": True,
@@ -105,9 +110,8 @@ def router(service: ImageService, faults: Faults) -> APIRouter:
         with a small preview, then `result` with what would have been the answer, or `error`."""
         service.check_open()
         body = cast(_Options, await read_json(request, GenerateBody))
-        asked = await asyncio.to_thread(_request_of, body, service)
-        submission = await service.submit(
-            asked,
+        submission = await intake.submit(
+            lambda: _request_of(body, service.settings.limits),
             model=body.model,
             loras=body.lora,
             watch=body.stream,
@@ -120,20 +124,21 @@ def router(service: ImageService, faults: Faults) -> APIRouter:
         return event_stream(
             _events(body, submission, has_previews=has_previews),
             submission,
-            lambda error: event(faults.body(faults.of(error), PATH), "error"),
+            faults,
+            lambda fault: event(error_body(fault), "error"),
         )
 
     return routes
 
 
-def _request_of(body: _Options, service: ImageService) -> kdrt.Request:
+def _request_of(body: _Options, limits: RequestLimits) -> kdrt.Request:
     """The fields that were given, with images decoded."""
     given: dict[str, Any] = body.model_dump(exclude_unset=True)
     request = {name: value for name, value in given.items() if name in FIELDS}
     for name in _IMAGES:
         if isinstance(request.get(name), str):
             data = decoded_base64(name, request[name])
-            request[name] = read_image(name, data, service.settings.limits.input_pixels)
+            request[name] = read_image(name, data, limits.input_pixels)
     return cast(kdrt.Request, request)
 
 

@@ -1,7 +1,6 @@
 """OpenAI's images API: generations, edits and models, as its clients use it unmodified.
 
-Fields that OpenAI's clients send although they mean nothing here are taken with the values that
-ask for nothing; with any other value they are refused by name, as is every unknown field.
+What is not done here is refused by name, as is every unknown field: no wish is dropped silently.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import asyncio
 import math
 import re
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Annotated, Any, Literal, TypeVar, cast
 
 import pydantic
@@ -27,7 +26,10 @@ from kdrt.serve import responses
 from kdrt.serve.bodies import checked_fields, read_form, read_json
 from kdrt.serve.errors import Fault, RequestError, UnsupportedError
 from kdrt.serve.images import ImageFormat, base64_of, mask_of, read_image
+from kdrt.serve.intake import Intake
 from kdrt.serve.responses import (
+    ANSWER_DOCS,
+    ERROR_DOCS,
     Faults,
     event,
     event_stream,
@@ -45,15 +47,6 @@ _LORA_OF_FORM = re.compile(r"lora\[(.+)\]")
 
 _FILES = ("image", "image[]", "mask")
 
-_INERT: Mapping[str, tuple[str, ...]] = {
-    "quality": ("auto", "standard"),
-    "background": ("auto", "opaque"),
-    "moderation": ("auto", "low"),
-    "style": ("vivid",),
-    "input_fidelity": ("low",),
-}
-"""Fields that ask for nothing with these values."""
-
 _CALLED = {"images_per_prompt": "n"}
 """What fields of a request are called here."""
 
@@ -64,7 +57,8 @@ def _described(name: str) -> Any:
 
 
 class ImageBody(pydantic.BaseModel):
-    """What generations and edits have in common."""
+    """What generations and edits have in common. Of fields that clients send although they mean
+    nothing here, the values are allowed that ask for nothing."""
 
     model_config = pydantic.ConfigDict(extra="forbid")
 
@@ -86,8 +80,8 @@ class ImageBody(pydantic.BaseModel):
     response_format: Literal["b64_json", "url"] | None = None
     user: str | None = None
     safety_identifier: str | None = None
-    quality: str | None = None
-    background: str | None = None
+    quality: Literal["auto", "standard"] | None = None
+    background: Literal["auto", "opaque"] | None = None
 
     negative_prompt: str | None = _described("negative_prompt")
     seed: int | None = _described("seed")
@@ -107,14 +101,14 @@ class ImageBody(pydantic.BaseModel):
 class GenerationBody(ImageBody):
     """Of ``/v1/images/generations``."""
 
-    moderation: str | None = None
-    style: str | None = None
+    moderation: Literal["auto", "low"] | None = None
+    style: Literal["vivid"] | None = None
 
 
 class EditBody(ImageBody):
     """Of ``/v1/images/edits``, without its files."""
 
-    input_fidelity: str | None = None
+    input_fidelity: Literal["low"] | None = None
     strength: float | None = _described("strength")
 
 
@@ -128,9 +122,10 @@ def error_body(fault: Fault) -> dict[str, Any]:
     return body
 
 
-def router(service: ImageService, faults: Faults) -> APIRouter:
+def router(intake: Intake, faults: Faults) -> APIRouter:
     """The routes of the API."""
-    routes = APIRouter(prefix="/v1", tags=["OpenAI"])
+    service = intake.service
+    routes = APIRouter(prefix="/v1", tags=["OpenAI"], responses=ERROR_DOCS)
     started = int(time.time())
 
     @routes.get("/models", summary="The models that are served")
@@ -145,18 +140,20 @@ def router(service: ImageService, faults: Faults) -> APIRouter:
     @routes.post(
         "/images/generations",
         summary="Make images of a prompt",
-        openapi_extra=_body_docs("application/json", GenerationBody.model_json_schema()),
+        responses=ANSWER_DOCS,
+        openapi_extra=_docs("application/json", GenerationBody.model_json_schema()),
     )
     async def generations(request: Request) -> Response:
         service.check_open()
         body = await read_json(request, GenerationBody)
         _check(body)
-        return await _answer(request, body, _request_of(body), "image_generation")
+        return await _answer(request, body, lambda: _request_of(body), "image_generation")
 
     @routes.post(
         "/images/edits",
         summary="Make an image of another, or a part of it anew",
-        openapi_extra=_body_docs("multipart/form-data", _edit_schema()),
+        responses=ANSWER_DOCS,
+        openapi_extra=_docs("multipart/form-data", _edit_schema()),
     )
     async def edits(request: Request) -> Response:
         """`mask` says what to repaint: what is transparent in it, or in a mask without
@@ -179,14 +176,13 @@ def router(service: ImageService, faults: Faults) -> APIRouter:
             raise UnsupportedError(
                 f"one image is edited at a time, and these are {images}", "image"
             )
-        asked = await asyncio.to_thread(_edit_of, body, files, service)
-        return await _answer(request, body, asked, "image_edit")
+        return await _answer(request, body, lambda: _edit_of(body, files, service), "image_edit")
 
     async def _answer(
-        request: Request, body: ImageBody, asked: kdrt.Request, kind: str
+        request: Request, body: ImageBody, read: Callable[[], kdrt.Request], kind: str
     ) -> Response:
-        submission = await service.submit(
-            asked, model=body.model, loras=_loras(body.lora), watch=bool(body.stream)
+        submission = await intake.submit(
+            read, model=body.model, loras=_loras(body.lora), watch=bool(body.stream)
         )
         if body.stream:
             partial = body.partial_images or 0
@@ -195,7 +191,8 @@ def router(service: ImageService, faults: Faults) -> APIRouter:
             return event_stream(
                 _events(body, submission, kind, partial),
                 submission,
-                lambda error: event(error_body(faults.of(error)), "error"),
+                faults,
+                lambda fault: event(error_body(fault), "error"),
             )
         result = await result_while_connected(request, submission)
         return json_response(await asyncio.to_thread(_response, body, result))
@@ -205,12 +202,6 @@ def router(service: ImageService, faults: Faults) -> APIRouter:
 
 def _check(body: ImageBody) -> None:
     """Raises UnsupportedError: a field asks for what is not done here."""
-    for name, inert in _INERT.items():
-        value = getattr(body, name, None)
-        if value is not None and value not in inert:
-            raise UnsupportedError(
-                f"{name} {value!r} means nothing here; leave it out, or send {inert[0]!r}", name
-            )
     if body.response_format == "url":
         raise UnsupportedError(
             "images are answered with, and not kept to be fetched: response_format must be "
@@ -371,7 +362,8 @@ def _model(name: str, created: int) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": created, "owned_by": "kdrt"}
 
 
-def _body_docs(media_type: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+def _docs(media_type: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    """What the schema of the interface says of a body."""
     return {"requestBody": {"required": True, "content": {media_type: {"schema": schema}}}}
 
 

@@ -7,6 +7,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from fastapi import Request
@@ -16,7 +17,7 @@ from starlette.responses import Response, StreamingResponse
 from kdrt.errors import KdrtError
 from kdrt.pipeline.result import Result
 from kdrt.serve.errors import ClientGoneError, Fault, fault_of
-from kdrt.serve.metrics import Metrics
+from kdrt.serve.service import ImageService
 from kdrt.serve.submission import Submission
 
 _logger = logging.getLogger(__name__)
@@ -52,16 +53,56 @@ def error_body(fault: Fault) -> dict[str, Any]:
     }
 
 
+ERROR_DOCS: dict[int | str, dict[str, Any]] = {
+    "default": {
+        "description": "What is wrong, in a sentence, with a word for programs in `code`.",
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["error"],
+                    "properties": {
+                        "error": {
+                            "type": "object",
+                            "required": ["message", "type", "param", "code"],
+                            "properties": {
+                                "message": {"type": "string"},
+                                "type": {"type": "string"},
+                                "param": {"type": ["string", "null"]},
+                                "code": {"type": "string"},
+                            },
+                        }
+                    },
+                }
+            }
+        },
+    }
+}
+"""What the schema of an interface says of `error_body`."""
+
+ANSWER_DOCS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The images; with `stream` true, events.",
+        "content": {
+            "application/json": {"schema": {"type": "object"}},
+            "text/event-stream": {"schema": {"type": "string"}},
+        },
+    },
+    **ERROR_DOCS,
+}
+"""The same of an answer that may be streamed."""
+
+
 class Faults:
     """Turns errors into answers, counts them, and logs those that are the server's.
 
     Args:
-        metrics: counts them.
+        service: counts them, and knows what not to tell.
         dialects: by the beginning of a path; all others get `error_body`.
     """
 
-    def __init__(self, metrics: Metrics, dialects: Mapping[str, Dialect]) -> None:
-        self._metrics = metrics
+    def __init__(self, service: ImageService, dialects: Mapping[str, Dialect]) -> None:
+        self._service = service
         self._dialects = dict(dialects)
 
     def response(self, error: BaseException, path: str) -> Response:
@@ -74,7 +115,8 @@ class Faults:
         if isinstance(error, ClientDisconnect):
             error = ClientGoneError("the client closed the connection")
         fault = fault_of(error)
-        self._metrics.failed(fault.kind)
+        fault = replace(fault, message=self._service.without_private(fault.message))
+        self._service.metrics.failed(fault.kind)
         facts = {"kind": fault.kind, "status": fault.status}
         if fault.status == 500 and not isinstance(error, KdrtError):
             _logger.error("a request failed", exc_info=error, extra={"facts": facts})
@@ -125,23 +167,27 @@ def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
 def event_stream(
     events: AsyncIterator[bytes],
     submission: Submission,
-    failed: Callable[[BaseException], bytes],
+    faults: Faults,
+    error_event: Callable[[Fault], bytes],
 ) -> Response:
     """Server-sent events of a submission. It is cancelled when the client closes the connection.
 
     Args:
         events: go over the submission.
         submission: what they are about.
-        failed: makes the last event of an error.
+        faults: is told what goes wrong.
+        error_event: the last event of a submission that failed.
     """
+    gone = ClientGoneError("the client closed the connection")
 
     async def guarded() -> AsyncIterator[bytes]:
         try:
             async for each in events:
                 yield each
         except Exception as error:
-            yield failed(error)
+            yield error_event(faults.of(error))
         finally:  # also when nobody takes the next event
-            submission.cancel(ClientGoneError("the client closed the connection"))
+            if submission.cancel(gone):
+                faults.of(gone)
 
     return StreamingResponse(guarded(), 200, _EVENT_HEADERS, "text/event-stream")

@@ -12,6 +12,7 @@ from kdrt.adapters.lora import LoraStack, Scale
 from kdrt.adapters.lora_file import LoraFile, read_lora
 from kdrt.batching.handle import Handle
 from kdrt.bundle import Bundle, open_bundle
+from kdrt.common.home import home
 from kdrt.common.validation import did_you_mean
 from kdrt.errors import InvalidRequestError
 from kdrt.request.fields import Request
@@ -73,6 +74,8 @@ class ImageService:
             self.models[name] = ServedModel(bundle, loras, self.settings, self.metrics)
         if not self.models:
             raise InvalidRequestError("there is nothing to serve: name at least one bundle")
+        places = {place for model in self.models.values() for place in model.places}
+        self._private = sorted({*places, str(home().absolute())}, key=len, reverse=True)
         self._is_loaded = False
         self._is_draining = False
         self._active: set[Submission] = set()
@@ -176,6 +179,13 @@ class ImageService:
         if handle.done():
             self._active.discard(submission)
         return submission
+
+    def without_private(self, message: str) -> str:
+        """A message for clients: without the places of files on this machine, which the advice to
+        export or build something names."""
+        for text in self._private:
+            message = message.replace(text, "…")
+        return message
 
     def check_open(self) -> None:
         """Raises NotReadyError or ShuttingDownError: no request is accepted now."""

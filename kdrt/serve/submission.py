@@ -44,11 +44,17 @@ class Submission:
 
         handle.add_done_callback(over)
 
-    def cancel(self, reason: KdrtError) -> None:
+    def cancel(self, reason: KdrtError) -> bool:
         """End it at the next step; :meth:`result` raises ``reason``. Does nothing where it is over
-        or was cancelled before."""
-        if self._reason is None and self._handle.cancel():
-            self._reason = reason
+        or was cancelled before.
+
+        Returns:
+            Whether it did.
+        """
+        if self._reason is not None or not self._handle.cancel():
+            return False
+        self._reason = reason
+        return True
 
     async def result(self) -> Result[Any]:
         """The images. A coroutine that is cancelled meanwhile cancels the request.

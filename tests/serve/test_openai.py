@@ -233,9 +233,9 @@ def test_an_edit_without_a_size_has_that_of_the_image_or_what_is_allowed(
     ("fields", "param", "said"),
     [
         ({"response_format": "url"}, "response_format", "must be 'b64_json'"),
-        ({"quality": "hd"}, "quality", "quality 'hd' means nothing here"),
-        ({"background": "transparent"}, "background", "leave it out, or send 'auto'"),
-        ({"style": "natural"}, "style", "means nothing here"),
+        ({"quality": "hd"}, "quality", "quality should be 'auto' or 'standard', not 'hd'"),
+        ({"background": "transparent"}, "background", "background should be 'auto' or 'opaque'"),
+        ({"style": "natural"}, "style", "style should be 'vivid'"),
         ({"output_format": "svg"}, "output_format", "'png', 'jpeg' or 'webp'"),
         ({"output_compression": 50}, "output_compression", "PNG has no quality"),
         ({"size": "big"}, "size", "WIDTHxHEIGHT"),

@@ -243,3 +243,9 @@ def test_a_lora_that_does_not_fit_is_refused_before_anything_is_loaded(
     ]
     with pytest.raises(InvalidRequestError, match=r"style\.safetensors"):
         ImageService(models)
+
+
+def test_places_of_this_machine_are_not_told(service: ImageService, demo_bundle: Path) -> None:
+    advice = f"build it with `kdrt build {demo_bundle} --here`, or see {demo_bundle.parent.parent}"
+    assert service.without_private(advice) == "build it with `kdrt build … --here`, or see …"
+    assert service.without_private("served: demo") == "served: demo"
