@@ -24,10 +24,10 @@ from kdrt.serve.intake import Intake
 from kdrt.serve.limits import RequestLimits
 from kdrt.serve.responses import (
     ANSWER_DOCS,
+    EventStream,
     Faults,
     error_body,
     event,
-    event_stream,
     json_response,
     result_while_connected,
 )
@@ -121,7 +121,7 @@ def router(intake: Intake, faults: Faults) -> APIRouter:
             result = await result_while_connected(request, submission)
             return json_response(await asyncio.to_thread(_answer, body, submission, result))
         has_previews = service.model(body.model).has_previews
-        return event_stream(
+        return EventStream(
             _events(body, submission, has_previews=has_previews),
             submission,
             faults,

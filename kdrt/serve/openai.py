@@ -30,9 +30,9 @@ from kdrt.serve.intake import Intake
 from kdrt.serve.responses import (
     ANSWER_DOCS,
     ERROR_DOCS,
+    EventStream,
     Faults,
     event,
-    event_stream,
     json_response,
     result_while_connected,
 )
@@ -188,7 +188,7 @@ def router(intake: Intake, faults: Faults) -> APIRouter:
             partial = body.partial_images or 0
             if not service.model(body.model).may_show_unfinished:
                 partial = 0
-            return event_stream(
+            return EventStream(
                 _events(body, submission, kind, partial),
                 submission,
                 faults,

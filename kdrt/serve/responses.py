@@ -13,6 +13,7 @@ from typing import Any
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from kdrt.errors import KdrtError
 from kdrt.pipeline.result import Result
@@ -24,6 +25,9 @@ _logger = logging.getLogger(__name__)
 
 Dialect = Callable[[Fault], Mapping[str, Any]]
 """How an interface writes an error."""
+
+_HEARTBEAT_SECONDS = 15.0
+"""What proxies wait at least before they close a connection on which nothing is sent."""
 
 _EVENT_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 """So that no proxy keeps events until there are more of them."""
@@ -164,13 +168,8 @@ def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
     return f"{head}data: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
 
 
-def event_stream(
-    events: AsyncIterator[bytes],
-    submission: Submission,
-    faults: Faults,
-    error_event: Callable[[Fault], bytes],
-) -> Response:
-    """Server-sent events of a submission. It is cancelled when the client closes the connection.
+class EventStream(StreamingResponse):
+    """Server-sent events of a submission, which is cancelled when the client closes the connection.
 
     Args:
         events: go over the submission.
@@ -178,16 +177,47 @@ def event_stream(
         faults: is told what goes wrong.
         error_event: the last event of a submission that failed.
     """
-    gone = ClientGoneError("the client closed the connection")
 
-    async def guarded() -> AsyncIterator[bytes]:
+    def __init__(
+        self,
+        events: AsyncIterator[bytes],
+        submission: Submission,
+        faults: Faults,
+        error_event: Callable[[Fault], bytes],
+    ) -> None:
+        async def told() -> AsyncIterator[bytes]:
+            try:
+                async for each in with_heartbeats(events):
+                    yield each
+            except Exception as error:
+                yield error_event(faults.of(error))
+
+        super().__init__(told(), 200, _EVENT_HEADERS, "text/event-stream")
+        self._submission = submission
+        self._faults = faults
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            async for each in events:
-                yield each
-        except Exception as error:
-            yield error_event(faults.of(error))
-        finally:  # also when nobody takes the next event
-            if submission.cancel(gone):
-                faults.of(gone)
+            await super().__call__(scope, receive, send)
+        finally:
+            gone = ClientGoneError("the client closed the connection")
+            if self._submission.cancel(gone):
+                self._faults.of(gone)
 
-    return StreamingResponse(guarded(), 200, _EVENT_HEADERS, "text/event-stream")
+
+async def with_heartbeats(
+    events: AsyncIterator[bytes], seconds: float = _HEARTBEAT_SECONDS
+) -> AsyncIterator[bytes]:
+    """The same events, and comments where none comes for so long: proxies close connections on
+    which nothing is sent, and a request may wait in the queue."""
+    while True:
+        coming = asyncio.ensure_future(anext(events, None))
+        try:
+            while not (await asyncio.wait((coming,), timeout=seconds))[0]:
+                yield b": waiting\n\n"
+            event = await coming
+        finally:
+            coming.cancel()
+        if event is None:
+            return
+        yield event

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kdrt.adapters.lora import LoraStack, Scale
@@ -28,6 +28,9 @@ from kdrt.serve.settings import ModelSettings, ServiceSettings
 from kdrt.serve.submission import Submission
 
 _logger = logging.getLogger(__name__)
+
+_POLL = 0.05
+"""Seconds between two looks at whether everything is made."""
 
 
 class ImageService:
@@ -219,10 +222,6 @@ class ImageService:
             model.close()
 
 
-_POLL = 0.05
-"""Seconds between two looks at whether everything is made."""
-
-
 def _read_loras(bundle: Bundle, settings: ModelSettings) -> dict[str, LoraFile]:
     """The registered LoRAs of a bundle, which fit it."""
     stack = LoraStack(bundle)
@@ -232,7 +231,7 @@ def _read_loras(bundle: Bundle, settings: ModelSettings) -> dict[str, LoraFile]:
     return loras
 
 
-async def _uninterrupted(submit: Any) -> Handle[Any]:
+async def _uninterrupted(submit: Callable[[], Handle[Any]]) -> Handle[Any]:
     """Run ``submit`` in a thread. If nobody waits for it any more, cancel what it submitted."""
     running = asyncio.get_running_loop().run_in_executor(None, submit)
     try:
