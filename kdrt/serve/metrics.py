@@ -97,9 +97,9 @@ class Metrics:
             self._rows.labels(name),
             self._queue.labels(name),
             self._requests.labels(name),
+            self._stages.labels(name, "tick"),
             {
                 "encode": self._stages.labels(name, "encode"),
-                "tick": self._stages.labels(name, "tick"),
                 "decode": self._stages.labels(name, "decode"),
             },
         )
@@ -119,6 +119,7 @@ class ModelMetrics:
         rows: Histogram,
         queue: Histogram,
         requests: Histogram,
+        ticks: Histogram,
         stages: dict[Stage, Histogram],
     ) -> None:
         self._images = images
@@ -126,12 +127,14 @@ class ModelMetrics:
         self._rows = rows
         self._queue = queue
         self._requests = requests
+        self._ticks = ticks
         self._stages = stages
 
-    def ticked(self, images: int, rows: int) -> None:
+    def ticked(self, images: int, rows: int, seconds: float) -> None:
         """See `kdrt.batching.observer.Observer`."""
         self._admitted.observe(images)
         self._rows.observe(rows)
+        self._ticks.observe(seconds)
 
     def took(self, stage: Stage, seconds: float) -> None:
         """See `kdrt.batching.observer.Observer`."""

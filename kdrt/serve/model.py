@@ -181,10 +181,10 @@ class ServedModel(Observer):
         if self.queue.admit(place, images, now):
             self._metrics.begun(now - place.arrived)
 
-    def ticked(self, images: int, rows: int) -> None:
+    def ticked(self, images: int, rows: int, seconds: float) -> None:
         """See `kdrt.batching.observer.Observer`."""
         if self._is_warm:
-            self._metrics.ticked(images, rows)
+            self._metrics.ticked(images, rows, seconds)
 
     def took(self, stage: Stage, seconds: float) -> None:
         """See `kdrt.batching.observer.Observer`."""
