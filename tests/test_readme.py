@@ -21,7 +21,7 @@ from kdrt import cli
 from kdrt.sampling import NOISES, SAMPLERS, SCHEDULES
 
 ROOT = Path(__file__).parent.parent
-PARSED_ONLY = ("export", "build", "bench", "rm")
+PARSED_ONLY = ("export", "build", "bench", "rm", "serve")
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 

@@ -62,7 +62,8 @@ def start_logging(form: LogFormat, stream: TextIO | None = None) -> None:
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.propagate = False
-        logger.setLevel(at_least)
+        # `kdrt -v` has asked for more.
+        logger.setLevel(min(at_least, logger.level or at_least))
 
 
 def _time(record: logging.LogRecord) -> str:
