@@ -17,6 +17,7 @@ from kdrt.bundle import Bundle
 from kdrt.pipeline.loading import load
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt.request.fields import Request
+from kdrt.serve.errors import ShuttingDownError
 from kdrt.serve.metrics import Metrics
 from kdrt.serve.queue import Place, WaitingQueue
 from kdrt.serve.settings import ServiceSettings
@@ -64,6 +65,7 @@ class ServedModel(Observer):
         self._early: dict[int, int] = {}
         """Images that began before their place was known."""
         self._is_warm = False
+        self._is_closed = False
         self._pipe: Pipeline | None = None
         self._batcher: Batcher | None = None
 
@@ -93,11 +95,14 @@ class ServedModel(Observer):
         return self.may_show_unfinished and (manifest.latents.preview is not None or has_decoder)
 
     def load(self) -> None:
-        """Load the engines and the LoRAs, and warm up. Takes as long as that takes.
+        """Load the engines and the LoRAs, and warm up. Takes as long as that takes, or until the
+        step after it is closed.
 
         Raises:
+            ShuttingDownError: it was closed meanwhile.
             KdrtError: see `kdrt.load`, `kdrt.Batcher` and its ``warmup``.
         """
+        self._check_open()
         settings = self._settings
         self._pipe = load(
             self.bundle,
@@ -106,6 +111,7 @@ class ServedModel(Observer):
             cuda_graph=settings.cuda_graph,
             fallback=settings.fallback,
         )
+        self._check_open()
         for name, file in self._files.items():
             self._pipe.adapters.load_lora(file, name, scale=0.0)
         self._batcher = Batcher(
@@ -114,6 +120,7 @@ class ServedModel(Observer):
             max_images=settings.max_images,
             observer=self,
         )
+        self._check_open()
         if settings.warmup is None or settings.warmup:
             started = time.perf_counter()
             self._batcher.warmup(settings.warmup, steps=_WARMUP_STEPS)
@@ -192,8 +199,14 @@ class ServedModel(Observer):
             self._metrics.took(stage, seconds)
 
     def close(self) -> None:
-        """Cancel what is there, and free the engines."""
+        """Cancel what is there, and free the engines. Closing again does nothing, but for what was
+        loaded meanwhile."""
+        self._is_closed = True
         if self._batcher is not None:
             self._batcher.close(cancel=True)
         if self._pipe is not None:
             self._pipe.close()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ShuttingDownError("the server is shutting down")

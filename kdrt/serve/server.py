@@ -48,17 +48,20 @@ def serve(
         try:
             service.load()
         except BaseException as error:
-            failures.append(error)
+            if not server.should_exit:
+                failures.append(error)
             server.should_exit = True
 
+    loading = threading.Thread(target=load, name="kdrt-load")
     try:
         announce(_url(listening))
-        # A daemon: a signal ends the process also in the middle of loading.
-        threading.Thread(target=load, name="kdrt-load", daemon=True).start()
+        loading.start()
         server.run([listening])
     finally:
         listening.close()
-        if service.is_loaded:
+        service.close()
+        if loading.ident is not None:
+            loading.join()  # it ends after what it is about to load
             service.close()
     if failures:
         raise failures[0]

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,6 +141,29 @@ def process(bundle: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str]
     finally:
         started.kill()
         started.communicate()
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.3])
+def test_a_signal_ends_it_while_it_loads(demo_bundle: Path, seconds: float) -> None:
+    command = [sys.executable, "-m", "kdrt", "serve", str(demo_bundle), "--port", "0"]
+    server = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    try:
+        assert server.stdout is not None
+        url = re.search(r"http://[\d.:]+", server.stdout.readline())
+        assert url is not None
+        until(lambda: httpx.get(f"{url[0]}/healthz").status_code == 200)
+        time.sleep(seconds)
+        server.send_signal(signal.SIGTERM)
+        _, log = server.communicate(timeout=60)
+    finally:
+        server.kill()
+    assert (server.returncode, "Traceback" in log) == (0, False)
 
 
 def test_a_signal_lets_what_runs_finish_and_refuses_what_comes(demo_bundle: Path) -> None:
