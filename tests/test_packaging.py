@@ -63,6 +63,7 @@ def sources() -> set[str]:
                 "demo/model/**/*.*",
                 "data/*",
                 "*.html",
+                "serve/page/*",
             ):
                 found |= {
                     file.relative_to(root).as_posix()

@@ -26,5 +26,6 @@ Its files:
     native      ``/v1/generate``, with every field of a request
     openai      OpenAI's images API
     kserve      health and metadata of KServe's v2 protocol
+    playground  ``/``: a page for people, whose files are in page/
     health      ``/healthz``, ``/readyz``, ``/metrics``
 """

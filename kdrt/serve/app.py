@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from kdrt._version import __version__
-from kdrt.serve import health, kserve, native, openai
+from kdrt.serve import health, kserve, native, openai, playground
 from kdrt.serve.context import RequestContext
 from kdrt.serve.errors import Fault
 from kdrt.serve.gate import Gate
@@ -38,6 +38,7 @@ def create_app(service: ImageService, settings: ServerSettings | None = None) ->
     app.include_router(openai.router(intake, faults))
     app.include_router(kserve.router(service))
     app.include_router(health.router(service))
+    app.include_router(playground.router(service))
     # The last that is added is outermost.
     app.add_middleware(Gate, settings=settings)
     app.add_middleware(RequestContext, faults=faults, stall=settings.stall)
