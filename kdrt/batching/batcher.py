@@ -289,6 +289,7 @@ class Batcher:
         is_mine = threading.current_thread() is self._thread
         if is_mine or self._pipe.calls.is_of_this_thread():
             return
+        self._loop.wait()
         self._thread.join()
         self._finalizer.detach()
 
@@ -333,4 +334,5 @@ def _stop(batcher: weakref.ref[Batcher], loop: BatchingLoop, thread: threading.T
     # Where it is still there the interpreter ends. A batcher that was forgotten may be so in any
     # thread, in one too that its own waits for.
     if batcher() is not None:
+        loop.wait()
         thread.join()

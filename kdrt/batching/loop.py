@@ -8,6 +8,8 @@ finite. Only an error of a tick itself, which ran all of its images at once, end
 from __future__ import annotations
 
 import logging
+import os
+import threading
 import time
 from collections import deque
 from collections.abc import Hashable, Sequence
@@ -82,6 +84,8 @@ class BatchingLoop:
         self._counts = Count(0, 0)
         self._submitted = self._arrived = 0
         self._is_closing = False
+        self._has_ended = threading.Event()
+        self._process = os.getpid()
 
     # What other threads call.
 
@@ -95,6 +99,15 @@ class BatchingLoop:
 
     def close(self, *, cancel: bool) -> None:
         self._messages.put(_Close(cancel))
+
+    def wait(self) -> None:
+        """Wait until :meth:`run` has done everything; in a process that was forked, for nothing.
+
+        `Thread.join` would not do: before Python 3.13 one that Ctrl-C breaks off takes the thread
+        for ended, and the next one returns at once.
+        """
+        if os.getpid() == self._process:
+            self._has_ended.wait()
 
     def counts(self) -> Count:
         """How many images wait and are in flight."""
@@ -123,6 +136,7 @@ class BatchingLoop:
                     self._fail_all(error)
         finally:
             self._decoding.close()
+            self._has_ended.set()
 
     def _work(self) -> None:
         """Make all that is there, and what comes meanwhile."""

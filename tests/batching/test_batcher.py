@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -755,6 +756,47 @@ def test_direct_calls_wait_and_come_through(pipe: kdrt.Pipeline, batcher: Batche
 
 def threads() -> set[str]:
     return {thread.name for thread in threading.enumerate()}
+
+
+def is_closing(thread: threading.Thread) -> bool:
+    """Whether a thread waits within `Batcher.close`."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    if frame is None or frame.f_code.co_filename != threading.__file__:
+        return False
+    while frame is not None and frame.f_code is not Batcher.close.__code__:
+        frame = frame.f_back
+    return frame is not None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="os.kill ends the process there")
+def test_closing_again_after_it_was_interrupted_waits(pipe: kdrt.Pipeline) -> None:
+    main, gate, returned = threading.main_thread(), Gate(), threading.Event()
+    if threading.current_thread() is not main:
+        pytest.skip("only the main thread is interrupted")
+
+    def act_when_it_waits(act: Callable[[], object]) -> threading.Thread:
+        def run() -> None:
+            while not is_closing(main) and not returned.wait(0.001):
+                pass
+            act()
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        return thread
+
+    batcher = Batcher(pipe)
+    handle = batcher.submit(request(), callback=gate)
+    gate.wait()
+    interrupting = act_when_it_waits(lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        batcher.close()
+    interrupting.join()
+    opening = act_when_it_waits(gate.open)
+    batcher.close()
+    was_made = handle.done()
+    returned.set()
+    opening.join()
+    assert was_made
 
 
 def test_a_batcher_that_nobody_closed_ends_its_threads(pipe: kdrt.Pipeline) -> None:
