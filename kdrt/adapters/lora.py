@@ -177,14 +177,23 @@ class LoraStack:
             EngineError: the weights of an engine are fixed.
         """
         started = time.perf_counter()
-        if not isinstance(scales, Mapping):
-            raise InvalidRequestError(f"give LoRAs' scales by their names, not {scales!r}")
-        self._check_loaded(scales)
+        used = self.checked(scales)
         loras = {
-            name: Lora(name, self._scale(name, scales.get(name, 0.0)), lora.file, lora.unmatched)
+            name: Lora(name, used.get(name, 0.0), lora.file, lora.unmatched)
             for name, lora in self._loras.items()
         }
         return self._apply(engines, loras, started)
+
+    def checked(self, scales: object) -> dict[str, Scale]:
+        """The scales by name with Python's own numbers, as :meth:`set` would use them.
+
+        Raises:
+            InvalidRequestError: a name is not loaded, or a scale is no finite number.
+        """
+        if not isinstance(scales, Mapping):
+            raise InvalidRequestError(f"give LoRAs' scales by their names, not {scales!r}")
+        self._check_loaded(scales)
+        return {name: self._scale(name, scale) for name, scale in scales.items()}
 
     def unload(self, engines: Mapping[str, Engine], names: Sequence[str]) -> Changed:
         """Forget LoRAs.

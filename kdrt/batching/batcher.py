@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from kdrt.adapters.lora import Scale
 from kdrt.batching.handle import Handle
 from kdrt.batching.image_class import Loras
 from kdrt.batching.loop import BatchingLoop
@@ -24,7 +23,7 @@ from kdrt.batching.order import Callback, Order
 from kdrt.batching.scheduler import Limits
 from kdrt.common.literals import OutputType
 from kdrt.common.torch_modes import in_neutral_modes
-from kdrt.common.validation import check_bool, check_callable, check_int, check_mapping
+from kdrt.common.validation import check_bool, check_callable, check_int
 from kdrt.errors import InvalidRequestError, PipelineClosedError
 from kdrt.images.output import Images
 from kdrt.pipeline.call_state import check_process
@@ -168,8 +167,8 @@ class Batcher:
             watch: keep the steps for the handle's iterator.
 
         Raises:
-            InvalidRequestError: a field is wrong, or a LoRA is not loaded; or this thread is in the
-                middle of a generation on the pipeline.
+            InvalidRequestError: a field is wrong, a LoRA is not loaded, or a scale is no finite
+                number; or this thread is in the middle of a generation on the pipeline.
             PipelineClosedError: the batcher or the pipeline is closed.
             EngineError: this process was forked from the one that made the batcher.
         """
@@ -180,7 +179,7 @@ class Batcher:
         if callback is not None:
             check_callable("callback", callback)
         if loras is not None:
-            loras = self._checked(loras)
+            loras = self._pipe.adapters.checked_loras(loras)
         pipe = self._pipe
         if wants_image_prompt(request) and not pipe.denoising.unet.spec.has_input("ip_scale"):
             raise InvalidRequestError(
@@ -309,16 +308,6 @@ class Batcher:
         if self._is_closed:
             raise PipelineClosedError("this batcher is closed; make another for the same pipeline")
         self._pipe.calls.check_open()
-
-    def _checked(self, loras: object) -> dict[str, Scale]:
-        given = check_mapping("loras", loras)
-        loaded = self._pipe.adapters.loras
-        for name in given:
-            if name not in loaded:
-                raise InvalidRequestError(
-                    f"no LoRA called '{name}' is loaded; loaded: {', '.join(loaded) or 'none'}"
-                )
-        return dict(given)
 
 
 def _rows(pipe: Pipeline, asked: int | None) -> int:

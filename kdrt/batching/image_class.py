@@ -43,7 +43,8 @@ def class_of(pipe: Pipeline, job: Job, loras: Loras | None, *, shared: bool) -> 
     """
     group: Hashable = OWN
     if loras is not None:
-        group = tuple(sorted((name, repr(scale)) for name, scale in loras.items()))
+        used = {name: scale for name, scale in loras.items() if scale != 0}
+        group = tuple(sorted((name, repr(scale)) for name, scale in used.items()))
     if not shared:
         return ImageClass(None, group)
     _, height, width = latent_shape(pipe.bundle.manifest, job.height, job.width)

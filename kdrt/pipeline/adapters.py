@@ -126,6 +126,14 @@ class Adapters:
         with self._calls.exclusive(), self._nothing_stale():
             return self._swap(self._loras.set(self._engines, scales))
 
+    def checked_loras(self, scales: object) -> dict[str, Scale]:
+        """The scales that :meth:`set_loras` would use, without a change or a wait.
+
+        Raises:
+            InvalidRequestError: a name is not loaded, or a scale is no finite number.
+        """
+        return self._loras.checked(scales)
+
     def unload_loras(self, *names: str) -> LoraSwap:
         """Remove these LoRAs, or all of them. Without any, the weights are the bundle's, bit for
         bit.

@@ -966,7 +966,7 @@ def test_a_handle_that_is_kept_keeps_no_pipeline(tmp_path: Path) -> None:
         ({}, {"watch": "yes"}, "watch"),
         ({}, {"output_type": "jpeg"}, "output_type"),
         ({}, {"loras": {"style": 1.0}}, "no LoRA called 'style' is loaded; loaded: none"),
-        ({}, {"loras": 3}, "loras"),
+        ({}, {"loras": 3}, "give LoRAs' scales by their names, not 3"),
     ],
     ids=str,
 )
@@ -1101,6 +1101,10 @@ def test_sets_of_loras_take_turns(tiny_models: Callable[[str], TinyBundle], tmp_
             kdrt.InvalidRequestError, match="no LoRA called 'c' is loaded; loaded: a, b"
         ):
             batcher.submit(request(), loras={"c": 1.0})
+        with pytest.raises(
+            kdrt.InvalidRequestError, match="scale of LoRA 'a' must be a finite number, not nan"
+        ):
+            batcher.submit(request(), loras={"a": float("nan")})
     assert {name: lora.scale for name, lora in pipe.adapters.loras.items()} == before
     distinct = set()
     for loras, seed, sampler, result in results:
@@ -1113,6 +1117,27 @@ def test_sets_of_loras_take_turns(tiny_models: Callable[[str], TinyBundle], tmp_
         assert result.infotexts == expected.infotexts
         distinct.add(float(expected.images.sum()))
     assert len(distinct) == len(results)
+
+
+def test_sets_of_loras_with_the_same_effect_share(
+    tiny_models: Callable[[str], TinyBundle], tmp_path: Path
+) -> None:
+    pipe = with_two_loras(tiny_models("sdxl"), tmp_path)
+    changes: list[Any] = []
+    set_loras = pipe.adapters.set_loras
+
+    def noted(scales: Any) -> Any:
+        changes.append(scales)
+        return set_loras(scales)
+
+    pipe.adapters.set_loras = noted
+    sets: list[Any] = [{"a": 1}, {"a": 1.0}, {"b": 0.0, "a": np.float32(1)}]
+    with Batcher(pipe) as batcher:
+        with held(batcher):
+            asked = [batcher.submit(request(), loras=loras) for loras in sets]
+        for handle in asked:
+            made(handle)
+    assert changes == [{"a": 1.0}, {}]
 
 
 def test_a_lora_that_cannot_be_used_fails_those_that_ask_for_it(
