@@ -7,6 +7,7 @@ Its files:
     order        the same for the thread that makes it
     image_class  which images can share a UNet run
     loop         the thread that owns the engines
+    messages     what that thread is told by others
     shared       where the images that share are, with the UNet as it is now
     alone        the runs of requests that cannot share, a step at a time
     pace         how far the host may be ahead of a GPU

@@ -16,7 +16,7 @@ from collections.abc import Hashable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -24,6 +24,7 @@ from kdrt.batching.alone import next_step, of_one_image
 from kdrt.batching.decoding import Decoding
 from kdrt.batching.handle import ImageStep
 from kdrt.batching.image_class import OWN, ImageClass, Loras, class_of
+from kdrt.batching.messages import Arrived, Cancelled, Close, Decoded, Message
 from kdrt.batching.observer import Observer
 from kdrt.batching.order import ImageId, Order
 from kdrt.batching.pace import Pace
@@ -36,26 +37,6 @@ from kdrt.pipeline.result import Result
 from kdrt.sampling import Step
 
 _logger = logging.getLogger(__name__)
-
-
-class _Arrived(NamedTuple):
-    order: Order
-
-
-class _Cancelled(NamedTuple):
-    order: Order
-
-
-class _Decoded(NamedTuple):
-    order: Order
-    result: Future[Result[Any]]
-
-
-class _Close(NamedTuple):
-    cancel: bool
-
-
-_Message = _Arrived | _Cancelled | _Decoded | _Close
 
 
 class BatchingLoop:
@@ -72,7 +53,7 @@ class BatchingLoop:
         self._observer = observer
         self._rows = limits.rows
         self._scheduler = Scheduler(limits=lambda klass: limits._replace(rows=self._rows))
-        self._messages: SimpleQueue[_Message] = SimpleQueue()
+        self._messages: SimpleQueue[Message] = SimpleQueue()
         self._orders: dict[Order, None] = {}
         self._shared = SharedImages(pipe.denoising, limits.images)
         self._decoding = Decoding(pipe)
@@ -92,13 +73,13 @@ class BatchingLoop:
     def submit(self, order: Order) -> None:
         """Take an order in; by one thread at a time."""
         self._submitted += order.images
-        self._messages.put(_Arrived(order))
+        self._messages.put(Arrived(order))
 
     def cancel(self, order: Order) -> None:
-        self._messages.put(_Cancelled(order))
+        self._messages.put(Cancelled(order))
 
     def close(self, *, cancel: bool) -> None:
-        self._messages.put(_Close(cancel))
+        self._messages.put(Close(cancel))
 
     def wait(self) -> None:
         """Wait until :meth:`run` has done everything; in a process that was forked, for nothing.
@@ -168,16 +149,16 @@ class BatchingLoop:
         else:
             self._tick(klass, images)
 
-    def _take(self, message: _Message) -> None:
+    def _take(self, message: Message) -> None:
         match message:
-            case _Arrived(order):
+            case Arrived(order):
                 self._arrive(order)
-            case _Cancelled(order):
+            case Cancelled(order):
                 self._fail(order, _cancelled())
-            case _Decoded(order, result):
+            case Decoded(order, result):
                 self._being_decoded -= 1
                 self._decoded(order, result)
-            case _Close(cancel):
+            case Close(cancel):
                 self._is_closing = True
                 if cancel:
                     self._fail_all(CancelledError("the batcher was closed before it was made"))
@@ -352,7 +333,7 @@ class BatchingLoop:
             future.add_done_callback(partial(self._tell_decoded, order))
 
     def _tell_decoded(self, order: Order, result: Future[Result[Any]]) -> None:
-        self._messages.put(_Decoded(order, result))
+        self._messages.put(Decoded(order, result))
 
     def _finish(self, order: Order, latents: Tensor) -> Result[Any]:
         encoded = order.encoded
