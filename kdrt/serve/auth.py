@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import ipaddress
+from contextlib import suppress
 from pathlib import Path
 
 from kdrt.errors import InvalidRequestError
@@ -62,6 +64,19 @@ class Keys:
         """Whether it is one of them. How long that takes tells nothing of the keys."""
         digest = _digest(key)
         return any(hmac.compare_digest(digest, known) for known in self._digests)
+
+
+def given_key(authorization: str) -> str | None:
+    """The key in the header ``Authorization``: as Bearer, or as the password of HTTP's Basic, which
+    is all that some clients send. None if it holds none."""
+    scheme, _, given = authorization.strip().partition(" ")
+    given = given.strip()
+    if scheme.lower() == "bearer":
+        return given or None
+    if scheme.lower() == "basic":
+        with suppress(ValueError):
+            return base64.b64decode(given, validate=True).decode().partition(":")[2] or None
+    return None
 
 
 def is_loopback(host: str) -> bool:

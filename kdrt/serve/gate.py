@@ -6,7 +6,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kdrt.serve import playground
-from kdrt.serve.auth import is_loopback
+from kdrt.serve.auth import given_key, is_loopback
 from kdrt.serve.errors import BodyTooLargeError, ForbiddenError, UnauthorizedError
 from kdrt.serve.settings import ServerSettings
 
@@ -19,9 +19,10 @@ OPEN_PATHS = frozenset(
 class Gate:
     """Middleware that lets a request in or raises.
 
-    With keys, one of them must come as ``Authorization: Bearer``. Without, only programs of this
-    machine can connect, of which a browser is one that acts for strangers: pages of other sites,
-    and names that a stranger has pointed at this machine, are refused.
+    With keys, one of them must come as ``Authorization: Bearer``, or as the password of Basic.
+    Without, only programs of this machine can connect, of which a browser is one that acts for
+    strangers: pages of other sites, and names that a stranger has pointed at this machine, are
+    refused.
 
     Args:
         app: what is inside.
@@ -44,11 +45,12 @@ class Gate:
         await self._app(scope, self._bounded(headers, receive), send)
 
     def _check_key(self, given: str) -> None:
-        scheme, _, key = given.partition(" ")
-        keys = self._settings.keys
-        if not key or scheme.lower() != "bearer" or keys is None:
-            raise UnauthorizedError("a key is needed, as `Authorization: Bearer KEY`")
-        if not keys.open(key.strip()):
+        key, keys = given_key(given), self._settings.keys
+        if key is None or keys is None:
+            raise UnauthorizedError(
+                "a key is needed, as `Authorization: Bearer KEY`, or as the password of Basic"
+            )
+        if not keys.open(key):
             raise UnauthorizedError("this key does not open this server")
 
     def _bounded(self, headers: Headers, receive: Receive) -> Receive:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kdrt.errors import InvalidRequestError
-from kdrt.serve.auth import Keys, is_loopback
+from kdrt.serve.auth import Keys, given_key, is_loopback
 from kdrt.serve.settings import ServerSettings
 
 KEY, OTHER = "0123456789abcdef", "fedcba9876543210"
@@ -19,6 +19,26 @@ def test_a_key_opens_and_nothing_else_does() -> None:
     assert keys.open(OTHER)
     for wrong in ("", KEY[:-1], KEY + "x", KEY.upper(), "\udcff"):
         assert not keys.open(wrong)
+
+
+@pytest.mark.parametrize(
+    ("header", "key"),
+    [
+        (f"Bearer {KEY}", KEY),
+        (f"bearer   {KEY} ", KEY),
+        ("Basic bmFtZTprZXk6eA==", "key:x"),
+        ("Basic bmFtZTo=", None),
+        ("Basic bmFtZQ==", None),
+        ("Basic /w==", None),
+        ("Basic nonsense", None),
+        ("Basic \udcff", None),
+        ("Digest username=x", None),
+        ("Bearer", None),
+        ("", None),
+    ],
+)
+def test_the_key_of_a_header(header: str, key: str | None) -> None:
+    assert given_key(header) == key
 
 
 def test_keys_are_not_shown() -> None:

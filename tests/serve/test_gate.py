@@ -30,6 +30,13 @@ def test_a_key_opens(locked: TestClient) -> None:
     assert locked.get("/v1/models", headers={"authorization": f"bearer  {KEY}"}).status_code == 200
 
 
+def test_a_key_opens_as_the_password_of_whoever_it_may_be(locked: TestClient) -> None:
+    for name in ("", "somebody"):
+        assert locked.get("/v1/models", auth=(name, KEY)).status_code == 200
+    for pair in (("somebody", f"{KEY}x"), (KEY, ""), (KEY, "somebody")):
+        assert locked.get("/v1/models", auth=pair).status_code == 401
+
+
 @pytest.mark.parametrize("header", [None, "", KEY, f"Basic {KEY}", "Bearer", f"Bearer {KEY}x"])
 @pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/v2", "/v1/images/generations"])
 def test_without_the_right_key_nothing_opens(
