@@ -85,7 +85,21 @@ def read_texts(path: str | os.PathLike[str]) -> dict[str, str]:
     Raises:
         InvalidRequestError: there is no such file, it is no image, or it is damaged.
     """
-    with open_image(path) as image, readable(str(path)):
+    with open_image(path) as image:
+        return texts_of(image, str(path))
+
+
+def texts_of(image: Image.Image, name: str) -> dict[str, str]:
+    """The same of an image that was opened, and not changed since.
+
+    Args:
+        image: from Pillow's ``open``.
+        name: of the image, for errors.
+
+    Raises:
+        InvalidRequestError: it is damaged.
+    """
+    with readable(name):
         texts = dict(_texts(image.info))
         # A comment in plain words is an editor's.
         if image.format == "PNG" and not any(
