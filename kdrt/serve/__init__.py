@@ -25,6 +25,7 @@ Its files:
     log         lines with the id of their request
     native      ``/v1/generate``, with every field of a request
     openai      OpenAI's images API
+    a1111       the AUTOMATIC1111 web UI's API
     kserve      health and metadata of KServe's v2 protocol
     playground  ``/``: a page for people, whose files are in page/
     health      ``/healthz``, ``/readyz``, ``/metrics``

@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from kdrt._version import __version__
-from kdrt.serve import health, kserve, native, openai, playground
+from kdrt.serve import a1111, health, kserve, native, openai, playground
 from kdrt.serve.context import RequestContext
 from kdrt.serve.errors import Fault
 from kdrt.serve.gate import Gate
@@ -32,10 +32,16 @@ def create_app(service: ImageService, settings: ServerSettings | None = None) ->
     """
     settings = settings or ServerSettings()
     intake = Intake(service)
-    faults = Faults(service, {"/v2": kserve.error_body, openai.PREFIX: openai.error_body})
+    dialects = {
+        "/v2": kserve.error_body,
+        openai.PREFIX: openai.error_body,
+        a1111.PREFIX: a1111.error_body,
+    }
+    faults = Faults(service, dialects)
     app = FastAPI(title="kdrt", version=__version__, description=_DESCRIPTION, redoc_url=None)
     app.include_router(native.router(intake, faults))
     app.include_router(openai.router(intake, faults))
+    app.include_router(a1111.router(intake, settings))
     app.include_router(kserve.router(service))
     app.include_router(health.router(service))
     app.include_router(playground.router(service))

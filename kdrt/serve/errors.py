@@ -89,6 +89,10 @@ class DeadlineError(KdrtError):
     """An image was not made in time."""
 
 
+class InterruptedRequestError(KdrtError):
+    """A client has interrupted what it had asked for."""
+
+
 class ClientGoneError(KdrtError):
     """The client closed its connection, so nobody waits for the answer."""
 
@@ -141,6 +145,7 @@ _KINDS: tuple[tuple[type[Exception], int, str], ...] = (
     (UnauthorizedError, 401, "invalid_api_key"),
     (ForbiddenError, 403, "forbidden"),
     (StalledError, 408, "stalled"),
+    (InterruptedRequestError, 409, "interrupted"),
     (BodyTooLargeError, 413, "body_too_large"),
     (MediaTypeError, 415, "unsupported_media_type"),
     (QueueFullError, 429, "queue_full"),

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 import kdrt
+from kdrt.adapters.lora import Scale
 from kdrt.serve.service import ImageService
 from kdrt.serve.submission import Submission
 
@@ -35,7 +36,7 @@ class Intake:
         read: Callable[[], kdrt.Request],
         *,
         model: str | None = None,
-        loras: Mapping[str, float] | None = None,
+        loras: Mapping[str, Scale] | None = None,
         watch: bool = False,
         deadline: float | None = None,
     ) -> Submission:
