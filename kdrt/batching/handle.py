@@ -169,7 +169,8 @@ class Handle(Generic[ImagesT]):
             KdrtError: it failed, as a call of :class:`kdrt.Pipeline` does.
 
         Warns:
-            As a call does, at the first time.
+            TruncationWarning: at the first time: a prompt is too long.
+            PromptSyntaxWarning: likewise: part of a prompt is written for another program.
         """
         self._check_can_wait()
         try:
