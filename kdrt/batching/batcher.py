@@ -41,6 +41,10 @@ _ROWS_ON_CUDA = 16
 
 _MOST_ROWS = 256
 
+_CLOSED = "the batcher was closed before this request was made"
+
+_LET_GO = "the batcher was let go of before this request was made; keep it until then"
+
 
 class Batcher:
     """Makes the requests of many callers together, on one pipeline.
@@ -67,8 +71,8 @@ class Batcher:
         observer: is told what happens, for metrics.
 
     Raises:
-        InvalidRequestError: the pipeline loads its engines in turn (``low_vram``), or a number is
-            out of range.
+        InvalidRequestError: this is no pipeline, or one that loads its engines in turn
+            (``low_vram``); or a number is out of range.
     """
 
     def __init__(
@@ -79,6 +83,10 @@ class Batcher:
         max_images: int | None = None,
         observer: Observer | None = None,
     ) -> None:
+        if not isinstance(pipe, Pipeline):
+            raise InvalidRequestError(
+                f"a batcher is made for a pipeline, such as kdrt.load('demo'), not for {pipe!r}"
+            )
         pipe.calls.check_open()
         if pipe.offloader is not None:
             raise InvalidRequestError(
@@ -284,7 +292,7 @@ class Batcher:
         """
         with self._turn:
             self._is_closed = True
-        self._loop.close(cancel=cancel)
+        self._loop.close(cancel_with=_CLOSED if cancel else None)
         is_mine = threading.current_thread() is self._thread
         if is_mine or self._pipe.calls.is_of_this_thread():
             return
@@ -319,7 +327,7 @@ def _rows(pipe: Pipeline, asked: int | None) -> int:
 
 
 def _stop(batcher: weakref.ref[Batcher], loop: BatchingLoop, thread: threading.Thread) -> None:
-    loop.close(cancel=True)
+    loop.close(cancel_with=_LET_GO)
     # Where it is still there the interpreter ends. A batcher that was forgotten may be so in any
     # thread, in one too that its own waits for.
     if batcher() is not None:

@@ -173,21 +173,20 @@ class Handle(Generic[ImagesT]):
             PromptSyntaxWarning: likewise: part of a prompt is written for another program.
         """
         self._check_can_wait()
-        try:
+        with self._timed(timeout):
             made = self._future.result(timeout)
-        except FutureTimeoutError:
-            if self._future.done():
-                raise
-            raise TimeoutError(
-                f"request {self.number} is not made after {timeout:g} s, and goes on; wait "
-                "longer, or cancel() it"
-            ) from None
         return self._told(made)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """What it failed with, waited for; None if it is made."""
+        """What it failed with, waited for; None if it is made.
+
+        Raises:
+            TimeoutError: it is not over by then, and goes on.
+            InvalidRequestError: a callback waits for a request that is not over.
+        """
         self._check_can_wait()
-        return self._future.exception(timeout)
+        with self._timed(timeout):
+            return self._future.exception(timeout)
 
     def cancel(self) -> bool:
         """End it at the next tick; its result raises CancelledError then.
@@ -272,6 +271,19 @@ class Handle(Generic[ImagesT]):
                 f"a callback cannot wait for request {self.number}, as nothing goes on until it "
                 "returns: use add_done_callback"
             )
+
+    @contextlib.contextmanager
+    def _timed(self, timeout: float | None) -> Iterator[None]:
+        """Within the block a wait that takes too long says so."""
+        try:
+            yield
+        except FutureTimeoutError:
+            if self._future.done():  # the request failed with one of its own
+                raise
+            raise TimeoutError(
+                f"request {self.number} is not made after {timeout:g} s, and goes on; wait "
+                "longer, or cancel() it"
+            ) from None
 
     def _told(self, made: Made[ImagesT]) -> Result[ImagesT]:
         if not self._has_warned:

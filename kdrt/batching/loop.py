@@ -78,8 +78,9 @@ class BatchingLoop:
     def cancel(self, order: Order) -> None:
         self._messages.put(Cancelled(order))
 
-    def close(self, *, cancel: bool) -> None:
-        self._messages.put(Close(cancel))
+    def close(self, *, cancel_with: str | None) -> None:
+        """Take no more, and make what is there; or end it with a CancelledError that says this."""
+        self._messages.put(Close(cancel_with))
 
     def wait(self) -> None:
         """Wait until :meth:`run` has done everything; in a process that was forked, for nothing.
@@ -158,10 +159,10 @@ class BatchingLoop:
             case Decoded(order, result):
                 self._being_decoded -= 1
                 self._decoded(order, result)
-            case Close(cancel):
+            case Close(cancel_with):
                 self._is_closing = True
-                if cancel:
-                    self._fail_all(CancelledError("the batcher was closed before it was made"))
+                if cancel_with is not None:
+                    self._fail_all(CancelledError(cancel_with))
 
     def _arrive(self, order: Order) -> None:
         self._arrived += order.images

@@ -29,9 +29,10 @@ class Decoded(NamedTuple):
 
 
 class Close(NamedTuple):
-    """There will be no more requests; those that are there end now, or are made."""
+    """There will be no more requests. Those that are there are made; or they end with a
+    CancelledError that says ``cancel_with``."""
 
-    cancel: bool
+    cancel_with: str | None
 
 
 Message = Arrived | Cancelled | Decoded | Close

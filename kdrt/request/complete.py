@@ -44,8 +44,8 @@ def check_names(request: Mapping[str, Any], fields: Mapping[str, Field] = FIELDS
     """Raises UnknownFieldError: there is no such field; InvalidRequestError: it is no request."""
     if not isinstance(request, Mapping):
         raise InvalidRequestError(
-            "pipe.generate takes a kdrt.Request, a mapping from the names of fields to values, "
-            f'and pipe("…") a prompt; this is {excerpt(request)}'
+            "a kdrt.Request is a mapping from the names of fields to values, such as "
+            f'{{"prompt": "a cat"}}; this is {excerpt(request)}'
         )
     for name in request:
         if name not in fields:

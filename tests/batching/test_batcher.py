@@ -644,7 +644,7 @@ def test_closing_may_cancel(pipe: kdrt.Pipeline) -> None:
     batcher.close()
     for handle in handles:
         assert handle.done()
-        ends_with(handle, kdrt.CancelledError, "closed before it was made")
+        ends_with(handle, kdrt.CancelledError, "closed before this request was made")
 
 
 class Watched(Batcher):
@@ -813,6 +813,13 @@ def test_a_batcher_that_nobody_closed_ends_its_threads(pipe: kdrt.Pipeline) -> N
         thread.join(PATIENCE)
         assert not thread.is_alive()
     assert made(handle).seeds == [7]
+
+
+def test_a_request_whose_batcher_is_forgotten_says_so(pipe: kdrt.Pipeline) -> None:
+    gate = Gate()
+    handle = Batcher(pipe).submit(request(), callback=gate)
+    gate.open()
+    ends_with(handle, kdrt.CancelledError, "the batcher was let go of before")
 
 
 def test_a_batcher_that_is_forgotten_in_the_middle_of_a_call(pipe: kdrt.Pipeline) -> None:
@@ -993,6 +1000,12 @@ def test_numbers_out_of_range_are_refused(pipe: kdrt.Pipeline, options: dict[str
     with pytest.raises(kdrt.InvalidRequestError, match=next(iter(options))):
         Batcher(pipe, **options)
     assert threads() == before
+
+
+def test_a_batcher_of_something_else_is_refused() -> None:
+    demo: Any = "demo"
+    with pytest.raises(kdrt.InvalidRequestError, match="not for 'demo'"):
+        Batcher(demo)
 
 
 def test_guidance_needs_two_rows(pipe: kdrt.Pipeline) -> None:

@@ -94,7 +94,7 @@ def test_a_result_is_waited_for(asked: Asked) -> None:
 def test_a_result_that_is_not_there_in_time(asked: Asked) -> None:
     with pytest.raises(TimeoutError, match="not made after 0 s, and goes on"):
         asked.handle.result(timeout=0)
-    with pytest.raises(TimeoutError):
+    with pytest.raises(TimeoutError, match="not made after 0 s, and goes on"):
         asked.handle.exception(timeout=0)
     assert asked.cancelled == 0
     asked.finish()

@@ -166,7 +166,7 @@ def test_arguments_for_sdxl_only(sd: TinyModel, argument: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize("wrong", ["a red circle", None, [], 5])
 def test_what_is_no_request_is_told_what_takes_it(sd: TinyModel, wrong: Any) -> None:
-    with pytest.raises(InvalidRequestError, match=r"pipe\.generate takes a kdrt\.Request"):
+    with pytest.raises(InvalidRequestError, match=r"a kdrt\.Request is a mapping"):
         sd.pipeline.generate(wrong)
 
 
