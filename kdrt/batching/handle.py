@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from kdrt.errors import InvalidRequestError
 from kdrt.images.output import Images
+from kdrt.pipeline.call_state import check_process
 from kdrt.pipeline.result import Result
 from kdrt.vae.preview import PreviewStep
 
@@ -146,6 +148,7 @@ class Handle(Generic[ImagesT]):
         self._steps = taken
         self._cancel = cancel
         self._thread = thread
+        self._process = os.getpid()
         self._has_warned = False
 
     def __repr__(self) -> str:
@@ -166,6 +169,7 @@ class Handle(Generic[ImagesT]):
             TimeoutError: they are not made by then; the request goes on.
             CancelledError: it was cancelled.
             InvalidRequestError: a callback waits for a request that is not over.
+            EngineError: this process was forked while it was being made.
             KdrtError: it failed, as a call of :class:`kdrt.Pipeline` does.
 
         Warns:
@@ -265,7 +269,10 @@ class Handle(Generic[ImagesT]):
         return self._steps
 
     def _check_can_wait(self) -> None:
-        """Raises InvalidRequestError: this is the thread that would have to go on."""
+        """Raises InvalidRequestError: this is the thread that would have to go on. EngineError:
+        this process was forked from the one that has it."""
+        if not self.done():
+            check_process(self._process)
         if threading.current_thread() is self._thread and not self.done():
             raise InvalidRequestError(
                 f"a callback cannot wait for request {self.number}, as nothing goes on until it "

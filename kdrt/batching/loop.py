@@ -191,7 +191,7 @@ class BatchingLoop:
         try:
             self._use_loras(klass.loras, self._own_loras if order.loras is None else order.loras)
         except Exception as error:
-            for each in [o for o in self._orders if o.loras == order.loras]:
+            for each in [o for o in self._orders if o.klass.loras == klass.loras]:
                 self._fail(each, error)
             return False
         return True

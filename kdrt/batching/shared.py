@@ -64,7 +64,8 @@ class SharedImages:
 
     def release(self, klass: ImageClass) -> None:
         """Free what the next tick of a class can make again."""
-        self._room(klass).release()
+        if klass in self._rooms:
+            self._rooms[klass].release()
 
     def _room(self, klass: ImageClass) -> InFlight:
         if klass not in self._rooms:

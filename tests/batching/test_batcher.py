@@ -1027,11 +1027,18 @@ def test_a_thread_in_the_middle_of_a_generation_is_refused(
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # that is the point
-def test_a_forked_process_is_told_to_spawn(batcher: Batcher) -> None:
+@pytest.mark.parametrize("asks", ["submits", "waits"])
+def test_a_forked_process_is_told_to_spawn(batcher: Batcher, asks: str) -> None:
     reader, writer = os.pipe()
-    if (child := os.fork()) == 0:
+    with held(batcher):
+        handle = batcher.submit(request(seed=2))
+        child = os.fork()
+    if child == 0:
         try:
-            batcher.submit(request())
+            if asks == "submits":
+                batcher.submit(request())
+            else:
+                handle.result()
             os.write(writer, b"nothing")
         except kdrt.EngineError as error:
             os.write(writer, str(error).encode())
