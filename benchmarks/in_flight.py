@@ -8,8 +8,8 @@ Poisson arrivals at 30 to 110 % of what the machine can do one request at a time
 - *one at a time*, first come, first served, by calls of a pipeline;
 - in *static batches* of requests that are equal but for prompt and seed, of at most 8 rows, for
   which a request waits a quarter of the mean work at most while the server is idle;
-- *in flight*, by `kdrt.Batcher`; also with other limits, and with finished images decoded between
-  ticks.
+- *in flight*, by `kdrt.Batcher`; also with other limits, and with finished images decoded in a
+  thread of its own.
 
 What each kind of request takes alone is measured first, and the loads follow from it. Every round
 has its own traces, each served in all ways, one after the other, before the next. Latency counts
