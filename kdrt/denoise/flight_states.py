@@ -121,11 +121,15 @@ class EagerStates:
         self, bound: BoundTick, slots: Sequence[int], images: Sequence[FlyingImage], kind: RowKind
     ) -> list[Step | None]:
         runs = [self._runs[slot] for slot in slots]
-        for place, run in zip(bound.places, runs, strict=False):  # some places may be left over
-            place.copy_(run.state)
+        x = bound.x
+        if len(runs) == bound.denoiser.images == 1:
+            x = runs[0].state
+        else:
+            for place, run in zip(bound.places, runs, strict=False):  # some may be left over
+                place.copy_(run.state)
         told = torch.tensor([image.numbers[image.done] for image in images])
         upload(bound.numbers[: len(told)], told)
-        denoised = bound.by_image(bound.denoiser.denoise(bound.x, bound.numbers, kind))
+        denoised = bound.by_image(bound.denoiser.denoise(x, bound.numbers, kind))
         unconditional = denoised
         if kind.unconditional:
             unconditional = bound.by_image(bound.denoiser.unconditional)

@@ -230,7 +230,12 @@ class InFlight:
             *self._shape,
         )
         denoiser = RowDenoiser(
-            self._unet, self._store, self._scaling, self._shape, **bucket._asdict()
+            self._unet,
+            self._store,
+            self._scaling,
+            self._shape,
+            **bucket._asdict(),
+            may_skip_gathering=isinstance(self._states, EagerStates),
         )
         return BoundTick(denoiser, torch.zeros(self._latents, device=self._unet.device))
 

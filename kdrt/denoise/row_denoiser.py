@@ -130,6 +130,8 @@ class RowDenoiser:
         shape: of the images.
         images: n.
         rows: R.
+        may_skip_gathering: what a call does may depend on the images that were taken; not so
+            where calls are captured.
 
     Raises:
         ShapeError: the engine does not allow these sizes.
@@ -144,6 +146,7 @@ class RowDenoiser:
         *,
         images: int,
         rows: int,
+        may_skip_gathering: bool = False,
     ) -> None:
         self.images = images
         self._store = store
@@ -155,6 +158,15 @@ class RowDenoiser:
         self._sample = prediction.new_zeros(prediction.shape)
         self._timestep = prediction.new_zeros(rows)
         self._predictions = torch.zeros_like(like), torch.zeros_like(like)
+        # What is captured gathers always: it serves any images.
+        self._may_skip_gathering = may_skip_gathering and rows in (images, 2 * images)
+        self._halves = 0
+        if self._may_skip_gathering:
+            halves = rows // images
+            # The unconditional predictions first, as they are combined.
+            predictions = tuple(reversed(prediction.chunk(halves)))
+            timesteps = self._unet.timestep.view(halves, images)
+            self._whole = self._unet.sample.chunk(halves), timesteps, predictions
         self._numbers = like.new_zeros(images, len(Numbers._fields))
         self._told = Numbers.of_rows(self._numbers)
         # Made at once, and where all is repainted: a captured call that was told to heed regions
@@ -181,17 +193,18 @@ class RowDenoiser:
     def take(self, images: Sequence[ImageRows]) -> None:
         """Gather what the UNet is told of these images, n at most, into its inputs."""
         rows, count = len(self._image_of_row), len(self._row_of_half[0])
-        owners: list[int] = []
-        stored: list[int] = []
-        unconditional: list[int] = []
-        conditional: list[int] = []
-        for place, (slot, guided) in enumerate(images):
-            conditional.append(len(owners))
-            unconditional.append(len(owners) + guided)
-            halves = [2 * slot + 1, 2 * slot] if guided else [2 * slot + 1]
-            stored += halves
-            owners += [place] * len(halves)
+        guided = [place for place, image in enumerate(images) if image.guided]
+        conditional = list(range(len(images)))
+        owners = [*conditional, *guided]
+        stored = [2 * image.slot + 1 for image in images]
+        stored += [2 * images[place].slot for place in guided]
+        unconditional = list(conditional)
+        for row, place in enumerate(guided, start=len(images)):
+            unconditional[place] = row
         assert len(owners) <= rows
+        # Whole halves without a row to spare need no gathering.
+        is_whole = self._may_skip_gathering and len(images) == count and len(owners) == rows
+        self._halves = rows // count if is_whole and len(guided) in (0, count) else 0
         # The rows left over compute what nobody reads.
         owners += [0] * (rows - len(owners))
         stored += [stored[0]] * (rows - len(stored))
@@ -227,19 +240,10 @@ class RowDenoiser:
         """
         if numbers is not self._numbers:  # views of what callers give again and again
             self._numbers, self._told = numbers, Numbers.of_rows(numbers)
-        told, unet = self._told, self._unet
-        torch.mul(x, told.c_in, out=self._scaled)
-        torch.index_select(self._scaled, 0, self._image_of_row, out=self._sample)
-        unet.sample.copy_(self._sample)
-        torch.index_select(numbers[:, 1], 0, self._image_of_row, out=self._timestep)
-        unet.timestep.copy_(self._timestep)
-        unet.run()
-
-        predictions = self._predictions if kind.guided else self._predictions[1:]
-        for row_of, prediction in zip(
-            self._row_of_half[-len(predictions) :], predictions, strict=True
-        ):
-            torch.index_select(unet.prediction, 0, row_of, out=prediction)
+        told = self._told
+        predictions = self._predict_halves(x, told) if self._halves else self._predict(x, told)
+        if not kind.guided:
+            predictions = predictions[-1:]
         region = self._region if kind.region else None
         rescale = told.rescale if kind.rescales else None
         guided = self._guidance.guided(predictions, told.guidance_scale, rescale)
@@ -248,6 +252,29 @@ class RowDenoiser:
                 x, predictions[0], told, region, unconditional=True
             )
         return self._guidance.denoised(x, guided, told, region)
+
+    def _predict(self, x: Tensor, told: Numbers) -> tuple[Tensor, ...]:
+        """The unconditional and the conditional predictions of all images, gathered."""
+        unet = self._unet
+        torch.mul(x, told.c_in, out=self._scaled)
+        torch.index_select(self._scaled, 0, self._image_of_row, out=self._sample)
+        unet.sample.copy_(self._sample)
+        torch.index_select(self._numbers[:, 1], 0, self._image_of_row, out=self._timestep)
+        unet.timestep.copy_(self._timestep)
+        unet.run()
+        for row_of, prediction in zip(self._row_of_half, self._predictions, strict=True):
+            torch.index_select(unet.prediction, 0, row_of, out=prediction)
+        return self._predictions
+
+    def _predict_halves(self, x: Tensor, told: Numbers) -> tuple[Tensor, ...]:
+        """The same where all images have guidance, or none has."""
+        samples, timesteps, predictions = self._whole
+        for half in samples:
+            torch.mul(x, told.c_in, out=half)
+        assert isinstance(told.timestep, Tensor)  # they lie on the device
+        timesteps.copy_(told.timestep)
+        self._unet.run()
+        return predictions
 
     def held(self) -> tuple[Tensor, ...]:
         """See `kdrt_engines.Binding.workspace`."""
