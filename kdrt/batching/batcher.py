@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from kdrt.adapters.ip_adapter import VARIANT as IP_ADAPTER
 from kdrt.batching.handle import Handle
 from kdrt.batching.image_class import Loras
 from kdrt.batching.loop import BatchingLoop
@@ -192,7 +193,7 @@ class Batcher:
         if wants_image_prompt(request) and not pipe.denoising.unet.spec.has_input("ip_scale"):
             raise InvalidRequestError(
                 "image prompts need the networks of an IP-Adapter, which this pipeline does not "
-                'use yet: call pipe.adapters.use_variant("ip_adapter", ["unet"]) before'
+                f'use yet: call pipe.adapters.use_variant("{IP_ADAPTER}", ["unet"]) before'
             )
         if threading.current_thread() is not self._thread and pipe.calls.is_of_this_thread():
             raise InvalidRequestError(

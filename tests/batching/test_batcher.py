@@ -25,6 +25,7 @@ from torch import Tensor
 
 import kdrt
 from kdrt import Batcher
+from kdrt.adapters.ip_adapter import VARIANT
 from kdrt.batching.handle import Handle, ImageStep
 from kdrt.batching.order import Order
 from kdrt.batching.scheduler import GROUP_TICKS
@@ -1006,6 +1007,12 @@ def test_a_batcher_of_something_else_is_refused() -> None:
     demo: Any = "demo"
     with pytest.raises(kdrt.InvalidRequestError, match="not for 'demo'"):
         Batcher(demo)
+
+
+def test_image_prompts_need_a_variant_that_is_named_as_it_is_called(batcher: Batcher) -> None:
+    asked = request(ip_adapter_image_embeds=torch.zeros(1, 4))
+    with pytest.raises(kdrt.InvalidRequestError, match=rf'use_variant\("{VARIANT}", \["unet"\]\)'):
+        batcher.submit(asked)
 
 
 def test_guidance_needs_two_rows(pipe: kdrt.Pipeline) -> None:
