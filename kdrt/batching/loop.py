@@ -137,11 +137,12 @@ class BatchingLoop:
             self._take(self._messages.get())
         self._decode()
         tick = self._scheduler.next_tick()
-        self._count()
         if tick is None:
             if self._being_decoded:
                 self._take(self._messages.get())
             return
+        if tick.admitted:
+            self._count()
         klass, images = _typed(tick)
         if not self._activated(klass, images):
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from threading import Thread
 from typing import Any, NamedTuple
 
@@ -156,16 +157,7 @@ class Order:
             Whatever the callback raises; CancelledError if it returned False.
         """
         if self._steps is not None:
-            kept = ImageStep(
-                step.index,
-                step.sigma,
-                step.sigma_next,
-                step.latents.clone(),
-                step.denoised.clone(),
-                step.previewer,
-                step.decoder,
-                step.image,
-            )
+            kept = replace(step, latents=step.latents.clone(), denoised=step.denoised.clone())
             ready = None
             if step.latents.is_cuda:
                 ready = torch.cuda.Event()  # type: ignore[no-untyped-call]

@@ -15,6 +15,7 @@ Its files:
     prompts_file     prompts from a file
     like             an image's own settings, under the options given
     command          a request as the command that makes it
+    engine_options   options of every command that loads engines
     loading          the pipeline that a command asks for
     image_run        a series of images from the first batch to the last
     batches          many images as batches

@@ -7,11 +7,10 @@ from typing import Annotated
 
 import typer
 
+from kdrt.cli.engine_options import RUNNING, CudaGraphOption, EngineOption, FallbackOption
 from kdrt.cli.request_options import takes_request
 from kdrt.request.field import IMAGE, SAMPLING
 from kdrt.request.fields import Request
-
-_RUNNING = "Running"
 
 
 @takes_request
@@ -108,20 +107,12 @@ def generate(
             help="Refuse a LoRA if any of its layers has no effect on this model.",
         ),
     ] = False,
-    engine: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            rich_help_panel=_RUNNING,
-            show_default="the best here",
-            help="What runs the networks; see [cyan]kdrt doctor[/].",
-        ),
-    ] = None,
+    engine: EngineOption = None,
     threads: Annotated[
         int | None,
         typer.Option(
             metavar="N",
-            rich_help_panel=_RUNNING,
+            rich_help_panel=RUNNING,
             show_default="one a core",
             help="CPU threads.",
         ),
@@ -131,7 +122,7 @@ def generate(
         typer.Option(
             "--batch-size",
             metavar="N",
-            rich_help_panel=_RUNNING,
+            rich_help_panel=RUNNING,
             show_default="1 on a CPU, 4 on a GPU",
             help="Images to make at once; they are saved when all of them are done.",
         ),
@@ -140,35 +131,19 @@ def generate(
         Path | None,
         typer.Option(
             metavar="FILE",
-            rich_help_panel=_RUNNING,
+            rich_help_panel=RUNNING,
             show_default=False,
             help="Keep a first look at the images in this file, new after every step. It must not "
             "be there yet, unless you say --overwrite.",
         ),
     ] = None,
-    fallback: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            rich_help_panel=_RUNNING,
-            show_default=False,
-            help="Another engine, for networks that the first was not built for.",
-        ),
-    ] = None,
-    cuda_graph: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LEVEL",
-            rich_help_panel=_RUNNING,
-            show_default="step on CUDA, else off",
-            help="What to capture in CUDA graphs: off, step or loop.",
-        ),
-    ] = None,
+    fallback: FallbackOption = None,
+    cuda_graph: CudaGraphOption = None,
     low_vram: Annotated[
         bool,
         typer.Option(
             "--low-vram",
-            rich_help_panel=_RUNNING,
+            rich_help_panel=RUNNING,
             help="Load the networks one after another, for when not all of them fit.",
         ),
     ] = False,
@@ -176,7 +151,7 @@ def generate(
         bool,
         typer.Option(
             "--progress/--no-progress",
-            rich_help_panel=_RUNNING,
+            rich_help_panel=RUNNING,
             help="Say how far it is and how long the rest will take.",
         ),
     ] = True,
@@ -184,7 +159,7 @@ def generate(
         bool,
         typer.Option(
             "--json",
-            rich_help_panel=_RUNNING,
+            rich_help_panel=RUNNING,
             help="Print a JSON object for each image, one a line: path, seed, prompt.",
         ),
     ] = False,

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from kdrt.cli.engine_options import RUNNING, CudaGraphOption, EngineOption, FallbackOption
 from kdrt.errors import InvalidRequestError, KdrtError
 
 if TYPE_CHECKING:
     from kdrt.serve.settings import ModelSettings
 
-_ACCESS, _LIMITS, _RUNNING = "Who may come in", "What they may ask for", "Running"
+_ACCESS, _LIMITS = "Who may come in", "What they may ask for"
 _MEBIBYTE = 2**20
 
 
@@ -107,7 +108,7 @@ def serve(
         float,
         typer.Option(
             metavar="SECONDS",
-            rich_help_panel=_RUNNING,
+            rich_help_panel=RUNNING,
             help="What running requests get when the server is told to end.",
         ),
     ] = 30.0,
@@ -115,7 +116,7 @@ def serve(
         list[str] | None,
         typer.Option(
             metavar="WIDTHxHEIGHT",
-            rich_help_panel=_RUNNING,
+            rich_help_panel=RUNNING,
             show_default="the model's size",
             help="A size to make once before the server is ready; may be repeated.",
         ),
@@ -123,7 +124,7 @@ def serve(
     no_warmup: Annotated[
         bool,
         typer.Option(
-            "--no-warmup", rich_help_panel=_RUNNING, help="Be ready as soon as all is loaded."
+            "--no-warmup", rich_help_panel=RUNNING, help="Be ready as soon as all is loaded."
         ),
     ] = False,
     max_rows: Annotated[
@@ -131,53 +132,29 @@ def serve(
         typer.Option(
             "--max-rows",
             metavar="N",
-            rich_help_panel=_RUNNING,
+            rich_help_panel=RUNNING,
             show_default="8 on a CPU, 16 on a GPU",
             help="Rows of an evaluation that requests share; an image with guidance takes two.",
         ),
     ] = None,
-    engine: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            rich_help_panel=_RUNNING,
-            show_default="the best here",
-            help="What runs the networks; see [cyan]kdrt doctor[/].",
-        ),
-    ] = None,
+    engine: EngineOption = None,
     threads: Annotated[
         int | None,
         typer.Option(
             metavar="N",
-            rich_help_panel=_RUNNING,
+            rich_help_panel=RUNNING,
             show_default="one a core",
             help="CPU threads of a model.",
         ),
     ] = None,
-    cuda_graph: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LEVEL",
-            rich_help_panel=_RUNNING,
-            show_default="step on CUDA, else off",
-            help="What to capture in CUDA graphs: off, step or loop.",
-        ),
-    ] = None,
-    fallback: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            rich_help_panel=_RUNNING,
-            show_default=False,
-            help="Another engine, for networks that the first was not built for.",
-        ),
-    ] = None,
+    cuda_graph: CudaGraphOption = None,
+    fallback: FallbackOption = None,
     log_format: Annotated[
         str,
         typer.Option(
             "--log-format",
             metavar="text|json",
-            rich_help_panel=_RUNNING,
+            rich_help_panel=RUNNING,
             help="Of the lines on standard error.",
         ),
     ] = "text",

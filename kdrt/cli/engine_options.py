@@ -1,0 +1,40 @@
+"""Options of every command that loads a bundle's engines."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+RUNNING = "Running"
+"""The panel of these options in the help."""
+
+EngineOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=RUNNING,
+        show_default="the best here",
+        help="What runs the networks; see [cyan]kdrt doctor[/].",
+    ),
+]
+
+FallbackOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=RUNNING,
+        show_default=False,
+        help="Another engine, for networks that the first was not built for.",
+    ),
+]
+
+CudaGraphOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LEVEL",
+        rich_help_panel=RUNNING,
+        show_default="step on CUDA, else off",
+        help="What to capture in CUDA graphs: off, step or loop.",
+    ),
+]
