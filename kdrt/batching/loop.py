@@ -16,7 +16,7 @@ from collections.abc import Hashable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -28,7 +28,7 @@ from kdrt.batching.messages import Arrived, Cancelled, Close, Decoded, Message
 from kdrt.batching.observer import Observer
 from kdrt.batching.order import ImageId, Order
 from kdrt.batching.pace import Pace
-from kdrt.batching.scheduler import Count, Limits, Scheduler, Tick
+from kdrt.batching.scheduler import Count, Limits, Scheduler
 from kdrt.batching.shared import SharedImages
 from kdrt.common.memory import as_told
 from kdrt.errors import CancelledError, InvalidRequestError, OutOfMemoryError
@@ -143,13 +143,14 @@ class BatchingLoop:
             return
         if tick.admitted:
             self._count()
-        klass, images = _typed(tick)
+        klass = cast(ImageClass, tick.klass)
+        images = cast(Sequence[ImageId], tick.images)
         if not self._activated(klass, images):
             return
         if klass.shape is None:
             self._step_alone(images[0])
         else:
-            self._tick(klass, images)
+            self._tick(klass, images, cast(Sequence[ImageId], tick.admitted))
 
     def _take(self, message: Message) -> None:
         match message:
@@ -204,26 +205,27 @@ class BatchingLoop:
 
     # Images that share.
 
-    def _tick(self, klass: ImageClass, images: Sequence[ImageId]) -> None:
-        for image in images:
-            if not self._shared.is_in(image) and not image.order.is_over:
+    def _tick(
+        self, klass: ImageClass, images: Sequence[ImageId], admitted: Sequence[ImageId]
+    ) -> None:
+        for image in admitted:
+            if not image.order.is_over:
                 self._admit(image)
         running = [image for image in images if not image.order.is_over]
         if not running:
             return
         started = time.perf_counter()
         try:
-            rows = self._shared.rows(running)
-            steps = self._shared.tick(running)
+            ticked = self._shared.tick(running)
         except Exception as error:
             self._tick_failed(klass, running, error)
             return
         self._pace.enqueued()
-        self._observer.ticked(len(running), rows, time.perf_counter() - started)
-        for image, step in zip(running, steps, strict=True):
-            if step is not None:
+        self._observer.ticked(len(running), ticked.rows, time.perf_counter() - started)
+        for image, step in zip(running, ticked.steps, strict=True):
+            if step is not None and image.order.is_watched:
                 self._tell(image, step)
-            if not image.order.is_over:
+            if ticked.finished and not image.order.is_over:
                 self._let_go(image)
 
     def _let_go(self, image: ImageId) -> None:
@@ -297,7 +299,7 @@ class BatchingLoop:
 
     def _tell(self, image: ImageId, step: Step) -> None:
         order = image.order
-        if order.is_over or not order.is_watched:
+        if order.is_over:
             return
         told = ImageStep(
             step.index,
@@ -385,10 +387,3 @@ class BatchingLoop:
 
 def _cancelled() -> CancelledError:
     return CancelledError("this request was cancelled")
-
-
-def _typed(tick: Tick) -> tuple[ImageClass, list[ImageId]]:
-    klass, images = tick.klass, list(tick.images)
-    assert isinstance(klass, ImageClass)
-    assert all(isinstance(image, ImageId) for image in images)
-    return klass, images  # type: ignore[return-value]

@@ -135,6 +135,9 @@ class Scheduler:
         self._groups: dict[Hashable, dict[Hashable, _Class]] = {}
         self._arrivals = 0
         self._ticks_of_turn = 0
+        self._all_of: _Class | None = None
+        """The class whose next tick is its last one, as all images that there are ran in it. So a
+        request that is alone costs next to nothing here."""
 
     def __len__(self) -> int:
         """Images that wait or are in flight."""
@@ -161,6 +164,7 @@ class Scheduler:
             raise ValueError(f"image {entry.image!r} is there already")
         if entry.rows < 1 or entry.evaluations < 1:
             raise ValueError("an image needs at least one row and one evaluation")
+        self._all_of = None
         klass = self._classes.get(entry.klass) or _Class(entry, self._limits(entry.klass))
         klass.check(entry)
         self._classes[entry.klass] = klass
@@ -175,6 +179,7 @@ class Scheduler:
             KeyError: there is no such image.
         """
         gone = self._images.pop(image)
+        self._all_of = None
         klass = self._classes[gone.entry.klass]
         klass.remove(gone)
         if klass.waiting or klass.in_flight:
@@ -190,6 +195,7 @@ class Scheduler:
     def limit_rows(self, rows: int) -> None:
         """From now on runs of the classes that have images have no more rows than that, or than
         one of their images takes."""
+        self._all_of = None
         for klass in self._classes.values():
             klass.limit_rows(rows)
 
@@ -197,13 +203,19 @@ class Scheduler:
         """What runs next, and count it as run; None if no image is there."""
         if not self._images:
             return None
+        if self._all_of is not None:
+            self._ticks_of_turn += 1
+            return self._all_of.tick_again()
         before = self._admits_before()
         group = self._group_on_turn(before)
         klass = next(klass for klass in group.values() if klass.can_run(before))
         # To the end: the other classes of the group come first.
         group[klass.name] = group.pop(klass.name)
         self._ticks_of_turn += 1
-        return klass.tick(before)
+        tick = klass.tick(before)
+        if len(tick.images) == len(self._images):
+            self._all_of = klass
+        return tick
 
     def _admits_before(self) -> float:
         """Only images that arrived before this one may be admitted; infinity if all may."""
@@ -265,6 +277,7 @@ class _Class:
         self.in_flight: list[_Image] = []
         self._ticks = 0
         self._ran: list[_Image] = []
+        self._again = Tick(self.name, self.group, (), ())
 
     def check(self, entry: Entry) -> None:
         """Raises ValueError if the entry cannot be one of this class."""
@@ -324,7 +337,16 @@ class _Class:
         for image in chosen:
             image.ran = self._ticks
         self._ran = _seated(chosen, self._ran)
-        return Tick(self.name, self.group, _names(self._ran), _names(admitted))
+        images = _names(self._ran)
+        self._again = Tick(self.name, self.group, images, ())
+        return Tick(self.name, self.group, images, _names(admitted))
+
+    def tick_again(self) -> Tick:
+        """The next tick where it is the last one once more."""
+        self._ticks += 1
+        for image in self._ran:
+            image.ran = self._ticks
+        return self._again
 
     def _rank(self, image: _Image) -> tuple[int, int]:
         due, arrival = _order(image)

@@ -10,8 +10,7 @@ from torch import Tensor
 from kdrt.batching.image_class import ImageClass
 from kdrt.batching.order import ImageId
 from kdrt.denoise.denoising import Denoising
-from kdrt.denoise.in_flight import InFlight
-from kdrt.sampling import Step
+from kdrt.denoise.in_flight import InFlight, Ticked
 
 _KEPT = 4
 """Classes without images whose buffers are kept for the next ones."""
@@ -32,24 +31,15 @@ class SharedImages:
         self._versions: dict[ImageClass, int] = {}
         """Of the UNet that each room was made for."""
 
-    def is_in(self, image: ImageId) -> bool:
-        """Whether an image is in flight."""
-        return image.place in image.order.slots
-
     def admit(self, image: ImageId) -> None:
         """Take in an image of a prepared order; see `InFlight.admit`."""
         room = self._room(image.order.klass)
         image.order.slots[image.place] = room.admit(*image.order.image(image.place))
 
-    def tick(self, images: Sequence[ImageId]) -> list[Step | None]:
+    def tick(self, images: Sequence[ImageId]) -> Ticked:
         """Take images of one class one evaluation further; see `InFlight.tick`."""
-        slots = [image.order.slots[image.place] for image in images]
+        slots = [order.slots[place] for order, place in images]
         return self._room(images[0].order.klass).tick(slots)
-
-    def rows(self, images: Sequence[ImageId]) -> int:
-        """How many rows of the UNet their next tick takes."""
-        slots = [image.order.slots[image.place] for image in images]
-        return self._room(images[0].order.klass).rows(slots)
 
     def finished(self, image: ImageId) -> Tensor | None:
         """Its latents ``[1, C, h, w]``, if an image has made its last evaluation."""
@@ -68,13 +58,14 @@ class SharedImages:
             self._rooms[klass].release()
 
     def _room(self, klass: ImageClass) -> InFlight:
+        version = self._denoising.version
         if klass not in self._rooms:
             self._make_room()
             assert klass.shape is not None
             self._rooms[klass] = self._denoising.in_flight(klass.shape, self._slots)
-        elif self._versions[klass] != self._denoising.version:
+        elif self._versions[klass] != version:
             self._rooms[klass].use(self._denoising.unet)
-        self._versions[klass] = self._denoising.version
+        self._versions[klass] = version
         self._rooms.move_to_end(klass)
         return self._rooms[klass]
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from kdrt.common.upload import upload, uploaded
+from kdrt.common.upload import uploaded
 from kdrt.denoise.cuda_graphs import Capture, CaptureWarning
 from kdrt.denoise.inputs import DenoiserInputs
 from kdrt.denoise.row_denoiser import ImageRows, RowDenoiser, RowKind
@@ -50,8 +50,16 @@ class FlyingImage:
     done: int = 0
 
     @property
-    def is_finished(self) -> bool:
-        return self.done == len(self.plan.stages)
+    def left(self) -> int:
+        """Evaluations that are to be made."""
+        return len(self.guided) - self.done
+
+    @property
+    def like_the_next(self) -> int:
+        """For how many evaluations, the next one counted, it has as many halves."""
+        following = self.guided[self.done :]
+        other = not following[0]
+        return following.index(other) if other in following else len(following)
 
 
 class BoundTick:
@@ -61,7 +69,7 @@ class BoundTick:
         denoiser: of its images.
         told: whose rows the UNet was told last.
         x, numbers: what the denoiser is given where ticks are not captured.
-        places: ``x`` by image.
+        x_by_image, numbers_by_image: views of them, ``[1, C, h, w]`` and ``[6]``.
     """
 
     def __init__(self, denoiser: RowDenoiser, like: Tensor) -> None:
@@ -69,7 +77,7 @@ class BoundTick:
         self.told: tuple[tuple[ImageRows, int], ...] = ()
         self.x = like.new_zeros(denoiser.images, *like.shape)
         self.numbers = like.new_zeros(denoiser.images, len(Numbers._fields))
-        self.places = torch.split(self.x, 1)
+        self.x_by_image, self.numbers_by_image = torch.split(self.x, 1), self.numbers.unbind()
         self._views: dict[int, tuple[Tensor, tuple[Tensor, ...]]] = {}
 
     def by_image(self, results: Tensor) -> tuple[Tensor, ...]:
@@ -96,39 +104,49 @@ class States(Protocol):
     def tick(
         self, bound: BoundTick, slots: Sequence[int], images: Sequence[FlyingImage], kind: RowKind
     ) -> list[Step | None]:
-        """See :meth:`InFlight.tick`; ``bound`` was told of the images."""
+        """See :meth:`InFlight.tick`; ``bound`` was told of the images. Without gradients: that is
+        for the caller to see to."""
         ...
+
+
+class _EagerImage(NamedTuple):
+    """An image, with its numbers as tensors ``[6]``, by evaluation."""
+
+    run: FixedRun
+    numbers: Sequence[Tensor]
 
 
 class EagerStates:
     """Every image is taken further by the program of its own plan, as the pipeline does it."""
 
     def __init__(self) -> None:
-        self._runs: dict[int, FixedRun] = {}
+        self._images: dict[int, _EagerImage] = {}
 
     def load(self, slot: int, image: FlyingImage, latents: Tensor, noise: Tensor | None) -> None:
         drawn = None if noise is None else uploaded(noise, latents.device)
-        self._runs[slot] = FixedRun(image.plan, latents, drawn)
+        numbers = uploaded(torch.tensor(image.numbers), latents.device).unbind()
+        self._images[slot] = _EagerImage(FixedRun(image.plan, latents, drawn), numbers)
 
     def leave(self, slot: int) -> None:
-        del self._runs[slot]
+        del self._images[slot]
 
     def latents(self, slot: int) -> Tensor:
-        return self._runs[slot].state
+        return self._images[slot].run.state
 
-    @torch.no_grad()
     def tick(
         self, bound: BoundTick, slots: Sequence[int], images: Sequence[FlyingImage], kind: RowKind
     ) -> list[Step | None]:
-        runs = [self._runs[slot] for slot in slots]
+        runs = []
+        for place, (slot, image) in enumerate(zip(slots, images, strict=True)):
+            run, numbers = self._images[slot]
+            bound.numbers_by_image[place].copy_(numbers[image.done])
+            runs.append(run)
         x = bound.x
         if len(runs) == bound.denoiser.images == 1:
             x = runs[0].state
         else:
-            for place, run in zip(bound.places, runs, strict=False):  # some may be left over
-                place.copy_(run.state)
-        told = torch.tensor([image.numbers[image.done] for image in images])
-        upload(bound.numbers[: len(told)], told)
+            for into, run in zip(bound.x_by_image, runs, strict=False):  # some may be left over
+                into.copy_(run.state)
         denoised = bound.by_image(bound.denoiser.denoise(x, bound.numbers, kind))
         unconditional = denoised
         if kind.unconditional:

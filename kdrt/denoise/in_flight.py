@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -67,6 +67,44 @@ class Bucket(NamedTuple):
     rows: int
 
 
+class Ticked(NamedTuple):
+    """What a tick did.
+
+    Attributes:
+        steps: for each of its images, in order, the step of one image that it has completed with
+            it, if it has; its tensors are valid until the next tick.
+        rows: of the UNet that it took.
+        finished: whether one of its images has made its last evaluation.
+    """
+
+    steps: list[Step | None]
+    rows: int
+    finished: bool
+
+
+@dataclass(slots=True)
+class _Company:
+    """Images that tick together, for as long as nothing changes: beside the UNet of a small model
+    every line of Python is felt.
+
+    Attributes:
+        slots, images: which.
+        rows: of the UNet that they take.
+        bound: for so many; its UNet was told of them.
+        kind: what they need together.
+        ticks: for which all this holds, unless images come or leave.
+        finishes: whether an image is finished after them.
+    """
+
+    slots: list[int]
+    images: list[FlyingImage]
+    rows: int
+    bound: BoundTick
+    kind: RowKind
+    ticks: int
+    finishes: bool
+
+
 class InFlight:
     """The images of one shape that are on their way.
 
@@ -96,6 +134,7 @@ class InFlight:
         self._free = sorted(range(slots), reverse=True)
         self._slots = slots
         self._admitted = 0
+        self._company: _Company | None = None
         channels = unet.spec.outputs[0].resolve({"B": 1, "h": 1, "w": 1})[1]
         self._latents = latents = (channels, shape.height, shape.width)
         self._states: States
@@ -122,6 +161,7 @@ class InFlight:
         if device.type == "cuda" and len(self._bound):
             torch.cuda.current_stream(device).synchronize()
         self._bound.clear()
+        self._company = None
 
     def admit(
         self, plan: Plan, latents: Tensor, noise: Tensor | None, inputs: DenoiserInputs
@@ -165,23 +205,32 @@ class InFlight:
         self._free.pop()
         return slot
 
-    def tick(self, slots: Sequence[int]) -> list[Step | None]:
+    @torch.no_grad()
+    def tick(self, slots: Sequence[int]) -> Ticked:
         """Take the images in these slots one evaluation further, with one run of the UNet.
-
-        Returns:
-            For each, in order, the step of one image that it has completed with it, if it has;
-            its tensors are valid until the next tick.
 
         Raises:
             ShapeError: the engine does not allow so many rows; nothing has changed.
         """
+        company, self._company = self._company, None  # should it fail half-way
+        if company is None or not company.ticks or company.slots != slots:
+            company = self._gathered(list(slots))
+        steps = self._states.tick(company.bound, company.slots, company.images, company.kind)
+        for image in company.images:
+            image.done += 1
+        company.ticks -= 1
+        self._company = company
+        return Ticked(steps, company.rows, company.finishes and not company.ticks)
+
+    def _gathered(self, slots: list[int]) -> _Company:
         images = [self._images[slot] for slot in slots]
         rows = [
             ImageRows(slot, image.guided[image.done])
             for slot, image in zip(slots, images, strict=True)
         ]
         guided = sum(row.guided for row in rows)
-        bound = self._bound_for(len(rows), len(rows) + guided)
+        count = len(rows) + guided
+        bound = self._bound_for(len(rows), count)
         told = tuple((row, image.serial) for row, image in zip(rows, images, strict=True))
         if told != bound.told:
             bound.told = ()  # should it fail half-way
@@ -190,19 +239,13 @@ class InFlight:
         kind = RowKind(guided=guided > 0)
         for image in images:
             kind |= image.kind
-        steps = self._states.tick(bound, slots, images, kind)
-        for image in images:
-            image.done += 1
-        return steps
-
-    def rows(self, slots: Sequence[int]) -> int:
-        """How many rows of the UNet the next evaluation of these slots takes."""
-        images = [self._images[slot] for slot in slots]
-        return sum(1 + image.guided[image.done] for image in images)
+        ticks = min(image.like_the_next for image in images)
+        finishes = any(image.left == ticks for image in images)
+        return _Company(slots, images, count, bound, kind, ticks, finishes)
 
     def is_finished(self, slot: int) -> bool:
         """Whether the image there has made its last evaluation."""
-        return self._images[slot].is_finished
+        return not self._images[slot].left
 
     def latents(self, slot: int) -> Tensor:
         """A copy of the newest state of an image, float32 ``[1, C, h, w]``."""
@@ -210,6 +253,7 @@ class InFlight:
 
     def leave(self, slot: int) -> None:
         """The slot is free again, whether or not its image is finished."""
+        self._company = None
         del self._images[slot]
         self._states.leave(slot)
         self._free.append(slot)

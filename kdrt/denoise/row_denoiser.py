@@ -226,9 +226,9 @@ class RowDenoiser:
                 torch.index_select(store.region.latents, 0, slots, out=self._region.latents)
                 torch.index_select(store.region.mask, 0, slots, out=self._region.mask)
 
-    @torch.no_grad()
     def denoise(self, x: Tensor, numbers: Tensor, kind: RowKind) -> Tensor:
         """Denoise ``x [n, C, h, w]``, with the `Numbers` of each image as float32 ``[n, 6]``.
+        Without gradients: that is for the caller to see to.
 
         Args:
             x: the states.

@@ -26,7 +26,7 @@ from kdrt.denoise.known_region import KnownRegion
 from kdrt.denoise.row_denoiser import ImageShape
 from kdrt.denoise.scaling import Scaling
 from kdrt.denoise.shortcuts import NO_SHORTCUTS, Shortcuts
-from kdrt.errors import OutOfMemoryError, ShapeError
+from kdrt.errors import EngineError, OutOfMemoryError, ShapeError
 from kdrt.prompt import Conditioning
 from kdrt.sampling import SAMPLERS, NoiseSchedule, Plan, SeededNoise, Step, make_plan
 from kdrt.sampling.schedules import ContinuousSchedule
@@ -146,9 +146,9 @@ class Flight:
 
     def tick(self, images: Sequence[Wanted]) -> list[Wanted]:
         """One evaluation of these; those that are finished leave, and are returned."""
-        steps = self.room.tick([self.slots[image] for image in images])
+        ticked = self.room.tick([self.slots[image] for image in images])
         finished = []
-        for image, step in zip(images, steps, strict=True):
+        for image, step in zip(images, ticked.steps, strict=True):
             if step is not None:
                 self.taken[image].append(kept(step))
             if self.room.is_finished(self.slots[image]):
@@ -156,6 +156,7 @@ class Flight:
                 assert torch.equal(state, self.taken[image][-1].latents)
                 self.leave(image)
                 finished.append(image)
+        assert ticked.finished == bool(finished)
         return finished
 
     def leave(self, image: Wanted) -> None:
@@ -638,6 +639,40 @@ def test_a_tick_that_has_no_memory_takes_nobody_further() -> None:
         flight.tick(list(flight.slots)[:1])
     for image in images:
         assert_same(flight.taken[image], alone(image, engine()), exactly=True)
+
+
+class Interrupted(Scarce):
+    """Fails in the middle of a run while it is told to."""
+
+    fails = False
+
+    def bind(self, **dims: int) -> Any:
+        binding = super().bind(**dims)
+        run = binding.run
+
+        def checked() -> None:
+            if self.fails:
+                raise EngineError("broken off")
+            run()
+
+        binding.run = checked
+        return binding
+
+
+def test_a_tick_that_was_broken_off_leaves_the_others_as_they_were() -> None:
+    first, second = wanted(1), wanted(2)
+    unet = Interrupted(8)
+    flight = Flight(room(unet))
+    flight.admit(first)
+    flight.admit(second)
+    flight.tick([first])
+    unet.fails = True
+    with pytest.raises(EngineError):
+        flight.tick([second])  # its rows were gathered in place of the other's
+    unet.fails = False
+    while first in flight.slots:
+        flight.tick([first])
+    assert_same(flight.taken[first], alone(first, engine()), exactly=True)
 
 
 @st.composite
