@@ -31,8 +31,12 @@ _READERS = {"Conv": 1, "Gemm": 1, "MatMul": 1, "Transpose": 0}
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
     """A weight ``[O, …]`` as int8 of its shape and a scale ``[O]`` of its dtype."""
     rows = weight.detach().float().flatten(1)
-    # Rounded as it will be stored, so that the steps are those of the scale in the file.
-    scale = (rows.abs().amax(dim=1) / 127).to(weight.dtype)
+    greatest = rows.abs().amax(dim=1)
+    # Rounded as it will be stored, so that the steps are those of the scale in the file; and up,
+    # since 127 steps of one that was rounded down do not reach the greatest weight.
+    scale = (greatest / 127).to(weight.dtype)
+    above = torch.nextafter(scale, torch.full_like(scale, torch.inf))
+    scale = torch.where(scale.float() * 127 < greatest, above, scale)
     steps = torch.where(scale > 0, scale, torch.ones_like(scale)).float()
     values = (rows / steps[:, None]).round().clamp(-127, 127).to(torch.int8)
     return values.reshape(weight.shape), scale

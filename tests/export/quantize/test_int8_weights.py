@@ -35,7 +35,7 @@ DTYPES = (torch.float32, torch.float16)
 
 
 @given(
-    st.integers(1, 5), st.integers(1, 9), st.sampled_from(DTYPES), st.floats(-3, 3), st.integers(0)
+    st.integers(1, 5), st.integers(1, 9), st.sampled_from(DTYPES), st.floats(-7, 4), st.integers(0)
 )
 def test_a_weight_is_off_by_half_a_step_at_most(
     rows: int, columns: int, dtype: torch.dtype, exponent: float, seed: int
@@ -48,9 +48,9 @@ def test_a_weight_is_off_by_half_a_step_at_most(
     assert (values.shape, scale.shape) == (weight.shape, weight.shape[:1])
     step = scale.double().reshape(-1, 1, 1, 1)
     again = values.double() * step
-    # The scale of half precision is itself rounded, by which the largest weight may be clamped.
-    slack = 127 * torch.finfo(dtype).eps
-    assert bool(((again - weight.double()).abs() <= step * (0.5 + slack) + 1e-7).all())
+    # A weight and its number of steps are divided in float32.
+    slack = 127 * torch.finfo(torch.float32).eps
+    assert bool(((again - weight.double()).abs() <= step * (0.5 + slack)).all())
     assert not again[0].any()
 
 
