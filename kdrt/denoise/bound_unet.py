@@ -124,52 +124,27 @@ class UNetRows:
         return self._binding.workspace()
 
 
-class BoundUNet:
-    """A UNet for B images: one half, the conditional, or two with the unconditional in front.
+class Halves:
+    """The rows of a UNet as one half of B images, the conditional; or as two, with the
+    unconditional in front.
 
     Args:
-        unet: the engine; the whole UNet, or the shallow one.
-        images: B, the number of images.
+        rows: ``halves · B`` of them.
         halves: 1 or 2.
-        height: latent rows.
-        width: latent columns.
-        tokens: L, the length of the conditioning.
 
     Attributes:
-        predictions: of the halves, float32 ``[B, C, h, w]`` each: what the last run left.
-
-    Raises:
-        ShapeError: the engine does not allow these sizes.
+        extra: `UNetRows.extra` of each, ``[B, C', h, w]``.
+        predictions: of each, float32 ``[B, C, h, w]``: what the last run left.
     """
 
-    def __init__(
-        self, unet: Engine, *, images: int, halves: int, height: int, width: int, tokens: int
-    ) -> None:
-        self._halves = halves
-        self._rows = UNetRows(unet, rows=halves * images, height=height, width=width, tokens=tokens)
-
+    def __init__(self, rows: UNetRows, halves: int) -> None:
         # Views are made here, not in each step.
-        self._extra = self._rows.extra.chunk(halves)
-        self._samples = self._rows.sample.chunk(halves)
-        self._timesteps = self._rows.timestep.view(halves, images)
-        self.predictions = self._rows.prediction.chunk(halves)
+        self.extra = rows.extra.chunk(halves)
+        self.predictions = rows.prediction.chunk(halves)
+        self._samples = rows.sample.chunk(halves)
+        self._timesteps = rows.timestep.view(halves, -1)
+        self._run = rows.run
         self._factor = host_scalar()
-
-    @property
-    def extra_channels(self) -> int:
-        """Channels of the sample beyond the latents'."""
-        return self._rows.extra.shape[1]
-
-    def write(self, told: DenoiserInputs) -> None:
-        """Write all that does not change from step to step, as far as this network takes it."""
-        write_conditioning(self._rows.inputs, told, told.halves[-self._halves :])
-        if told.extra_channels is not None:
-            for half in self._extra:
-                half.copy_(told.extra_channels)
-
-    def take_deep_feature(self, full: BoundUNet) -> None:
-        """Copy the deep feature that the last run of the ``full`` network computed."""
-        self._rows.take_deep_feature(full._rows)
 
     def predict(self, x: Tensor, c_in: Scalar, timestep: Scalar) -> Sequence[Tensor]:
         """Run on ``c_in · x``, and return the :attr:`predictions`."""
@@ -180,8 +155,53 @@ class BoundUNet:
             self._timesteps.copy_(timestep)
         else:
             self._timesteps.fill_(timestep)
-        self._rows.run()
+        self._run()
         return self.predictions
+
+
+class BoundUNet:
+    """A UNet for B images, in one half or two.
+
+    Args:
+        unet: the engine.
+        images: B, the number of images.
+        halves: 1 or 2.
+        height: latent rows.
+        width: latent columns.
+        tokens: L, the length of the conditioning.
+
+    Attributes:
+        predictions: see `Halves`.
+        predict: see `Halves`.
+
+    Raises:
+        ShapeError: the engine does not allow these sizes.
+    """
+
+    def __init__(
+        self, unet: Engine, *, images: int, halves: int, height: int, width: int, tokens: int
+    ) -> None:
+        self._count = halves
+        self._rows = UNetRows(unet, rows=halves * images, height=height, width=width, tokens=tokens)
+        self._halves = Halves(self._rows, halves)
+        self.predictions = self._halves.predictions
+        self.predict = self._halves.predict
+
+    @property
+    def extra_channels(self) -> int:
+        """Channels of the sample beyond the latents'."""
+        return self._rows.extra.shape[1]
+
+    def write(self, told: DenoiserInputs) -> None:
+        """Write all that does not change from step to step, as far as this network takes it."""
+        write_conditioning(self._rows.inputs, told, told.halves[-self._count :])
+        if told.extra_channels is not None:
+            for half in self._halves.extra:
+                half.copy_(told.extra_channels)
+
+    def take_deep_feature(self, full: BoundUNet) -> None:
+        """Copy the deep feature that the last run of the ``full`` network computed."""
+        self._rows.take_deep_feature(full._rows)
 
     def held(self) -> tuple[Tensor, ...]:
         """See `kdrt_engines.Binding.workspace`."""

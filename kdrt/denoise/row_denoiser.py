@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kdrt.common.upload import upload
-from kdrt.denoise.bound_unet import UNetRows, write_conditioning
+from kdrt.denoise.bound_unet import Halves, UNetRows, write_conditioning
 from kdrt.denoise.guidance import Guidance
 from kdrt.denoise.inputs import DenoiserInputs
 from kdrt.denoise.known_region import KnownRegion
@@ -159,14 +159,10 @@ class RowDenoiser:
         self._timestep = prediction.new_zeros(rows)
         self._predictions = torch.zeros_like(like), torch.zeros_like(like)
         # What is captured gathers always: it serves any images.
-        self._may_skip_gathering = may_skip_gathering and rows in (images, 2 * images)
-        self._halves = 0
-        if self._may_skip_gathering:
-            halves = rows // images
-            # The unconditional predictions first, as they are combined.
-            predictions = tuple(reversed(prediction.chunk(halves)))
-            timesteps = self._unet.timestep.view(halves, images)
-            self._whole = self._unet.sample.chunk(halves), timesteps, predictions
+        self._halves: Halves | None = None
+        if may_skip_gathering and rows in (images, 2 * images):
+            self._halves = Halves(self._unet, rows // images)
+        self._is_whole = False
         self._numbers = like.new_zeros(images, len(Numbers._fields))
         self._told = Numbers.of_rows(self._numbers)
         # Made at once, and where all is repainted: a captured call that was told to heed regions
@@ -194,17 +190,16 @@ class RowDenoiser:
         """Gather what the UNet is told of these images, n at most, into its inputs."""
         rows, count = len(self._image_of_row), len(self._row_of_half[0])
         guided = [place for place, image in enumerate(images) if image.guided]
-        conditional = list(range(len(images)))
-        owners = [*conditional, *guided]
-        stored = [2 * image.slot + 1 for image in images]
-        stored += [2 * images[place].slot for place in guided]
+        conditional = list(range(len(guided), len(guided) + len(images)))
+        owners = [*guided, *range(len(images))]
+        stored = [2 * images[place].slot for place in guided]
+        stored += [2 * image.slot + 1 for image in images]
         unconditional = list(conditional)
-        for row, place in enumerate(guided, start=len(images)):
+        for row, place in enumerate(guided):
             unconditional[place] = row
         assert len(owners) <= rows
         # Whole halves without a row to spare need no gathering.
-        is_whole = self._may_skip_gathering and len(images) == count and len(owners) == rows
-        self._halves = rows // count if is_whole and len(guided) in (0, count) else 0
+        self._is_whole = len(images) == count and len(owners) == rows
         # The rows left over compute what nobody reads.
         owners += [0] * (rows - len(owners))
         stored += [stored[0]] * (rows - len(stored))
@@ -241,7 +236,11 @@ class RowDenoiser:
         if numbers is not self._numbers:  # views of what callers give again and again
             self._numbers, self._told = numbers, Numbers.of_rows(numbers)
         told = self._told
-        predictions = self._predict_halves(x, told) if self._halves else self._predict(x, told)
+        predictions: Sequence[Tensor]
+        if self._halves is not None and self._is_whole:
+            predictions = self._halves.predict(x, told.c_in, told.timestep)
+        else:
+            predictions = self._predict(x, told)
         if not kind.guided:
             predictions = predictions[-1:]
         region = self._region if kind.region else None
@@ -265,16 +264,6 @@ class RowDenoiser:
         for row_of, prediction in zip(self._row_of_half, self._predictions, strict=True):
             torch.index_select(unet.prediction, 0, row_of, out=prediction)
         return self._predictions
-
-    def _predict_halves(self, x: Tensor, told: Numbers) -> tuple[Tensor, ...]:
-        """The same where all images have guidance, or none has."""
-        samples, timesteps, predictions = self._whole
-        for half in samples:
-            torch.mul(x, told.c_in, out=half)
-        assert isinstance(told.timestep, Tensor)  # they lie on the device
-        timesteps.copy_(told.timestep)
-        self._unet.run()
-        return predictions
 
     def held(self) -> tuple[Tensor, ...]:
         """See `kdrt_engines.Binding.workspace`."""
