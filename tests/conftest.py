@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,7 @@ import torch
 from hypothesis import settings
 
 from tests.oracles import kdiffusion
+from tests.support.once import made_once
 from tests.support.tiny_bundles import TinyModel as TinyBundle
 from tests.support.tiny_model import TinyModel, tiny_model
 
@@ -30,13 +32,17 @@ def session_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def demo_home(session_home: Path) -> Path:
+def demo_home(session_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ``KDRT_HOME`` that holds one bundle, ``demo``. Do not write into it."""
     from kdrt_export.stage import export
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KDRT_HOME", str(session_home))
-        export("demo")
+    def make(home: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("KDRT_HOME", str(home))
+            export("demo")
+
+    made = made_once(tmp_path_factory, "demo", make)
+    shutil.copytree(made, session_home, dirs_exist_ok=True)
     return session_home
 
 
@@ -77,8 +83,15 @@ def sd(tmp_path: Path) -> TinyModel:
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TinyBundle]:
     """``tiny_models("sdxl")``: one model a family and session. Do not write into it."""
-    home = tmp_path_factory.mktemp("tiny")
-    return functools.cache(lambda family: TinyBundle.make(family, home))
+
+    @functools.cache
+    def tiny(family: str) -> TinyBundle:
+        home = made_once(
+            tmp_path_factory, f"tiny-{family}", lambda home: TinyBundle.make(family, home)
+        )
+        return TinyBundle.made(family, home)
+
+    return tiny
 
 
 @pytest.fixture(params=["sd", "sdxl"])

@@ -13,6 +13,7 @@ from kdrt.compat import StableDiffusionKDiffusionPipeline, StableDiffusionXLKDif
 from kdrt.pipeline.pipeline import Pipeline
 from tests.support.checkpoints import save_checkpoint
 from tests.support.eager import torch_engines
+from tests.support.once import made_once
 from tests.support.restated import Networks
 
 CLASSES = {
@@ -50,12 +51,12 @@ class Tiny:
 
 @pytest.fixture(scope="session")
 def sd(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    return _tiny("sd", tmp_path_factory.mktemp("sd"))
+    return _tiny("sd", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    return _tiny("sdxl", tmp_path_factory.mktemp("sdxl"))
+    return _tiny("sdxl", tmp_path_factory)
 
 
 @pytest.fixture(params=["sd", "sdxl"])
@@ -64,9 +65,15 @@ def tiny(request: pytest.FixtureRequest) -> Tiny:
     return found
 
 
-def _tiny(family: str, folder: Path) -> Tiny:
-    checkpoint = save_checkpoint(folder / "checkpoint", family, seed=20)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KDRT_HOME", str(folder / "home"))
-        bundle = CLASSES[family].from_pretrained(checkpoint).pipeline.bundle
+def _tiny(family: str, factory: pytest.TempPathFactory) -> Tiny:
+    def make(folder: Path) -> None:
+        checkpoint = save_checkpoint(folder / "checkpoint", family, seed=20)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("KDRT_HOME", str(folder / "home"))
+            made = CLASSES[family].from_pretrained(checkpoint).pipeline.bundle
+        (folder / "bundle").symlink_to(made.path)
+
+    folder = made_once(factory, f"compat-{family}", make)
+    checkpoint = folder / "checkpoint"
+    bundle = Bundle.open((folder / "bundle").resolve())
     return Tiny(family, checkpoint, bundle, torch_engines(checkpoint), Networks.of(checkpoint))

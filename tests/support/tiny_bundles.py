@@ -25,9 +25,15 @@ class TinyModel:
 
     @classmethod
     def make(cls, family: str, home: Path, **options: Any) -> TinyModel:
-        folder = home / family
-        pipeline(family).save_pretrained(folder)
-        return cls(family, folder, export(str(folder), home / f"{family}-bundle", **options))
+        made = cls.made(family, home)
+        pipeline(family).save_pretrained(made.folder)
+        export(str(made.folder), made.bundle, **options)
+        return made
+
+    @classmethod
+    def made(cls, family: str, home: Path) -> TinyModel:
+        """What :meth:`make` left in a folder."""
+        return cls(family, home / family, home / f"{family}-bundle")
 
     def diffusers(self) -> Any:
         """diffusers' own pipeline of this model, without any adapter."""
