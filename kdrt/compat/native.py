@@ -39,14 +39,14 @@ def run_native(
         sigmas: see there.
         seeds: see there.
         callback: see there; not ``watched``, it may be told of the last step only.
-        noise_schedule: gives the timestep of a σ.
+        noise_schedule: gives the timestep of a σ, to samplers too.
         watched: whether every step is wanted.
 
     Raises:
         InvalidRequestError: the grid does not descend, or the noise needs torchsde.
         ShapeError: the engine does not allow these sizes.
     """
-    plan = compat_plan(sampler, sigmas.tolist())
+    plan = compat_plan(sampler, sigmas.tolist(), noise_schedule)
     run = SamplingRun(
         plan=plan,
         latents=latents,

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 import torch
 
-from kdrt.sampling import AdaptivePlan, Plan, make_plan
+from kdrt.sampling import AdaptivePlan, NoiseSchedule, Plan, make_plan
 from kdrt.sampling.samplers.draft import Draft
 from kdrt.sampling.samplers.karras import midpoint_weights
 
 
-def compat_plan(sampler: str, sigmas: Sequence[float]) -> Plan | AdaptivePlan:
+def compat_plan(
+    sampler: str, sigmas: Sequence[float], noise_schedule: NoiseSchedule
+) -> Plan | AdaptivePlan:
     """The plan of a sampler, as near to k-diffusion's own numbers as float32 latents show.
 
     k-diffusion computes the σ that an ancestral step goes down to from a difference of squares,
@@ -21,7 +23,7 @@ def compat_plan(sampler: str, sigmas: Sequence[float]) -> Plan | AdaptivePlan:
     Raises:
         InvalidRequestError: see :func:`kdrt.sampling.make_plan`.
     """
-    planned = make_plan(sampler, sigmas)
+    planned = make_plan(sampler, sigmas, noise_schedule)
     if planned.sampler not in ("dpm_2_ancestral", "dpmpp_2s_ancestral"):
         return planned
     return _ancestral_midpoint(planned.sampler, planned.sigmas)

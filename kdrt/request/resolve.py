@@ -192,7 +192,7 @@ def _plan(request: Request, manifest: Manifest, noise_schedule: NoiseSchedule) -
     options = check_mapping("sampler_options", request["sampler_options"])
     if is_foreign(sampler):
         return foreign_plan(sampler, sigmas, **options)
-    return make_plan(cast(str, sampler), sigmas, **options)
+    return make_plan(cast(str, sampler), sigmas, noise_schedule, **options)
 
 
 def _guidance_scale(request: Request, manifest: Manifest, unet: EngineSpec, plan: AnyPlan) -> float:

@@ -1,9 +1,10 @@
 """The plan of a run: every number a sampler needs, known before the first evaluation.
 
 A fixed-step k-diffusion sampler is linear in the state, in the denoiser's results and in the
-noise, with coefficients that depend on the σ grid alone. So a sampler is a function from a grid
-to a `Plan`, and one executor (eager, or a captured graph reading a table of coefficients) runs
-all of them without looking at a tensor.
+noise, with coefficients that depend on the σ grid alone (and for `tcd` on the timesteps of its
+levels, which the training table tells). So a sampler is a function from a grid to a `Plan`, and
+one executor (eager, or a captured graph reading a table of coefficients) runs all of them without
+looking at a tensor.
 
 Notation in this package: a *step* goes from one σ of the grid to the next and has one or two
 *stages*, each of which evaluates the denoiser once. D is a result of the denoiser, ξ a standard

@@ -12,7 +12,7 @@ import torch
 from scipy.integrate import quad
 from torch import Tensor
 
-from kdrt.sampling import NoiseSchedule, Plan, sample, sigmas_for
+from kdrt.sampling import NoiseSchedule, Plan, make_plan, sample, sigmas_for
 from kdrt.sampling.samplers.integrals import exponential_weights
 from tests.support.denoisers import mixture, rough, unguided
 from tests.support.plans import fixed_plan
@@ -96,6 +96,7 @@ EXPONENTIAL_HEUN = {"r": 1.0, "solver_type": "phi_2"}
         (("ddim", {}), ("euler", {})),
         (("ddim", {"eta": 0.7}), ("euler_ancestral", {"eta": 0.7})),
         (("ddpm", {}), ("ddim", {"eta": 1.0})),
+        (("tcd", {"eta": 0.0}), ("euler", {})),
         (("ddpm", {"s_noise": 0.9}), ("euler_ancestral", {"s_noise": 0.9})),
         (("res_multistep", {}), ("dpmpp_2m_sde", {"eta": 0.0, "solver_type": "heun"})),
         (("exp_heun_2_x0", {"eta": 0.4}), ("seeds_2", {"eta": 0.4, **EXPONENTIAL_HEUN})),
@@ -224,3 +225,66 @@ def test_cfg_pp_takes_the_noise_from_the_unguided_result() -> None:
     torch.testing.assert_close(
         sample(fixed_plan("dpmpp_2m_cfg_pp", [s, m, t]), x, denoise), multistep
     )
+
+
+def tcd_of_diffusers(
+    timesteps: list[int], eta: float, x: Tensor, table: NoiseSchedule
+) -> tuple[Tensor, list[float]]:
+    """diffusers' TCDScheduler with a table in x's precision; and the grid that it walks.
+
+    Its last step goes to timestep 0, not to σ = 0.
+    """
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.TCDScheduler()
+    scheduler.alphas_cumprod = torch.from_numpy(1 / (1 + table.sigmas**2)).to(x.dtype)
+    scheduler.set_timesteps(timesteps=timesteps)
+    generator = torch.Generator().manual_seed(3)
+    grid = [float(table.sigmas[t]) for t in (*timesteps, 0)]
+    denoise = rough(x.shape[1], x.dtype)
+    for timestep, (s, t) in zip(scheduler.timesteps, pairwise(grid), strict=True):
+        epsilon = (x - denoise(x, s)) / s
+        state = x / math.sqrt(1 + s * s)
+        step = scheduler.step(epsilon, timestep, state, eta=eta, generator=generator)
+        x = step.prev_sample * math.sqrt(1 + t * t)
+    return x, grid
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("eta", [0.0, 0.3, 0.75, 1.0])
+@pytest.mark.parametrize(
+    "timesteps",
+    [
+        [799],
+        [999, 499],
+        [999, 759, 499, 259],  # TCDScheduler's own for 4 steps
+        [999, 749, 499, 249],
+        list(range(999, 0, -20)),
+    ],
+)
+def test_tcd_equals_diffusers(
+    sd: NoiseSchedule, timesteps: list[int], eta: float, dtype: torch.dtype, tolerance: float
+) -> None:
+    shape = (2, 3, 5, 7)
+    start = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    start = start * float(sd.sigmas[timesteps[0]])
+    expected, grid = tcd_of_diffusers(timesteps, eta, start, sd)
+    plan = make_plan("tcd", grid, sd, eta=eta)
+    assert isinstance(plan, Plan)
+    assert len(plan.slots) == (len(timesteps) - 1 if eta else 0)
+    generator = torch.Generator().manual_seed(3)
+    noise = [torch.randn(shape, generator=generator, dtype=dtype) for _ in plan.slots]
+    drawn = torch.stack(noise) if noise else None
+    result = sample(plan, start, rough(shape[1], dtype), drawn)
+    assert (result - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+def test_tcd_goes_by_the_models_own_timesteps(sd: NoiseSchedule) -> None:
+    linear = NoiseSchedule.from_betas(0.0001, 0.02, "linear")
+    grid = [10.0, 2.0, 0.0]
+    assert make_plan("tcd", grid) == make_plan("tcd", grid, sd) != make_plan("tcd", grid, linear)
+    first = fixed_plan("tcd", grid, eta=0.4).stages[0]
+    jumped_to = first.base * 10.0
+    assert jumped_to == sd.sigmas[math.floor(0.6 * sd.timestep(2.0))]
+    assert math.hypot(jumped_to, first.noise) == pytest.approx(2.0)
+    # Below the lowest level there is no timestep to go past.
+    assert fixed_plan("tcd", [1.0, 0.01, 0.0]).slots == ()

@@ -271,6 +271,8 @@ def test_unknown_sampler(name: Any, near: str) -> None:
         ("unipc", {"order": 4}, "order of unipc must be 1, 2 or 3, not 4"),
         ("unipc", {"solver_type": "heun"}, "solver_type of unipc must be 'bh1' or 'bh2', not 'h"),
         ("lms", {"order": True}, "order of lms must be 1, 2, 3 or 4, not True"),
+        ("tcd", {"eta": 1.1}, "eta of tcd must be from 0 to 1, not 1.1"),
+        ("tcd", {"noise_schedule": 1}, "tcd has no option 'noise_schedule': it accepts eta, s_no"),
         ("dpmpp_sde", {"r": 0}, "r of dpmpp_sde must be above 0 and at most 1, not 0"),
         ("dpmpp_sde", {"r": 1.5}, "r of dpmpp_sde must be above 0 and at most 1, not 1.5"),
         (

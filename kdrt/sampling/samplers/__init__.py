@@ -14,7 +14,7 @@ Its files:
     seeds_solvers        SEEDS
     er_sde               ER-SDE
     restart              Restart
-    discrete             DDPM, DDIM and LCM
+    discrete             DDPM, DDIM, LCM and TCD
     cfg_pp               CFG++: samplers that need the result without guidance
     integrals            the exact weights of exponential integrators
     draft                a plan in the making
@@ -51,7 +51,11 @@ from kdrt.sampling.samplers import (
 from kdrt.sampling.samplers.dpm_adaptive import AdaptivePlan
 from kdrt.sampling.samplers.options import check_options, options_of
 from kdrt.sampling.schedules import SCHEDULES
-from kdrt.sampling.schedules.training import Float64Array
+from kdrt.sampling.schedules.training import (
+    Float64Array,
+    NoiseSchedule,
+    stable_diffusion_table,
+)
 
 __all__ = ["SAMPLERS", "SamplerInfo", "find_sampler", "label_of", "make_plan", "split_label"]
 
@@ -79,6 +83,7 @@ class SamplerInfo:
         diffusers: the diffusers scheduler that does the same, with its arguments; None if none.
         aliases: names that other programs have for it.
         capturable: its loop does the same whatever the image, so a CUDA graph can hold it.
+        timed: goes by training timesteps too: the planner's second argument is the training table.
     """
 
     name: str
@@ -91,6 +96,7 @@ class SamplerInfo:
     diffusers: str | None = None
     aliases: tuple[str, ...] = ()
     capturable: bool = True
+    timed: bool = False
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -187,6 +193,12 @@ _ALL = (
         *("lcm", "LCM", discrete.lcm, None, True, "N"),
         source="Luo et al. 2023",
         diffusers="LCMScheduler (without its boundary scaling)",
+    ),
+    SamplerInfo(
+        *("tcd", "TCD", discrete.tcd, 1, True, "N"),
+        source="Zheng et al. 2024",
+        diffusers="TCDScheduler",
+        timed=True,
     ),
     SamplerInfo(
         *("unipc", "UniPC", predictor_corrector.unipc, 4, False, "N"),
@@ -306,13 +318,19 @@ def label_of(name: str, options: Mapping[str, Any]) -> str:
 
 
 def make_plan(
-    sampler: str, sigmas: Sequence[float] | Float64Array, /, **options: Any
+    sampler: str,
+    sigmas: Sequence[float] | Float64Array,
+    noise_schedule: NoiseSchedule | None = None,
+    /,
+    **options: Any,
 ) -> Plan | AdaptivePlan:
     """Plan a run of ``sampler`` down ``sigmas``.
 
     Args:
         sampler: any name `find_sampler` knows; "DPM++ 2M SDE Heun" also sets ``solver_type``.
         sigmas: N + 1 noise levels, strictly descending; usually ends in 0. A NumPy array will do.
+        noise_schedule: the model's training table, for samplers that are `SamplerInfo.timed`; None
+            is Stable Diffusion's.
         options: the sampler's own, see `SamplerInfo.options`; k-diffusion's names and defaults.
 
     Raises:
@@ -324,7 +342,8 @@ def make_plan(
     given = {name: plain_number(value) for name, value in options.items()}
     check_options(info.name, info.planner, given)
     try:
-        return _planned(info.planner, grid, tuple(sorted({**preset, **given}.items())))
+        table = (noise_schedule or stable_diffusion_table()) if info.timed else None
+        return _planned(info.planner, grid, table, tuple(sorted({**preset, **given}.items())))
     except (ArithmeticError, ValueError) as error:
         raise InvalidRequestError(
             f"{info.name} has no finite steps on this grid with these options; take options nearer "
@@ -336,10 +355,12 @@ def make_plan(
 def _planned(
     planner: Callable[..., Plan | AdaptivePlan],
     grid: tuple[float, ...],
+    table: NoiseSchedule | None,
     options: tuple[tuple[str, Any], ...],
 ) -> Plan | AdaptivePlan:
     """A plan, made once: many images are made with the same settings."""
-    planned = planner(grid, **dict(options))
+    tables = () if table is None else (table,)
+    planned = planner(grid, *tables, **dict(options))
     if isinstance(planned, Plan):
         _check_coefficients(planned)
     return planned

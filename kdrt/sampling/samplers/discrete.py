@@ -1,7 +1,7 @@
-"""DDPM, DDIM and LCM: samplers that were published for discrete, variance-preserving time.
+"""DDPM, DDIM, LCM and TCD: samplers that were published for discrete, variance-preserving time.
 
-Written for x = x₀ + σ·ε they need no time at all, only σ. ``s`` and ``t`` are the σ at the start
-and the end of a step.
+Written for x = x₀ + σ·ε they need no time at all, only σ; TCD alone asks the training table. ``s``
+and ``t`` are the σ at the start and the end of a step.
 """
 
 from __future__ import annotations
@@ -11,6 +11,11 @@ from collections.abc import Sequence
 
 from kdrt.sampling.plan import Plan
 from kdrt.sampling.samplers.draft import Draft
+from kdrt.sampling.samplers.options import Share
+from kdrt.sampling.schedules.training import NoiseSchedule
+
+_ROUNDING = 1e-6
+"""By how much a timestep may fall short of a whole number that it was meant to be."""
 
 
 def ddpm(sigmas: Sequence[float], *, s_noise: float = 1.0) -> Plan:
@@ -63,4 +68,34 @@ def lcm(sigmas: Sequence[float], *, s_noise: float = 1.0) -> Plan:
     draft = Draft("lcm", sigmas)
     for s, t in draft.intervals():
         draft.stage(s, 0.0, [1.0], noise=s_noise * t, over=(s, t))
+    return draft.plan()
+
+
+def tcd(
+    sigmas: Sequence[float], table: NoiseSchedule, *, eta: Share = 0.3, s_noise: float = 1.0
+) -> Plan:
+    """Trajectory consistency sampling, the paper's γ-sampling (Zheng et al. 2024,
+    arXiv:2402.19159, algorithm 4): past the step's end without noise, and back up to it with.
+
+    x' = D + (r/s)(x - D) + s_noise·√(t² - r²)·ξ, r the noise level of the timestep
+    ⌊(1 - η)·timestep of t⌋, rounded down as in the authors' code. η = 0 is `euler` without churn;
+    η = 1 begins every step with fresh noise, like `lcm`.
+
+    For models distilled to jump along the trajectory (TCD, Hyper-SD). With any other the share of
+    fresh noise does not become less with more steps, so the result does not converge.
+
+    Args:
+        sigmas: the grid, strictly descending.
+        table: the model's training table, since η is a share of its timesteps.
+        eta: η, the paper's γ, from 0 (deterministic) to 1.
+        s_noise: factor on the noise.
+    """
+    draft = Draft("tcd", sigmas)
+    for s, t in draft.intervals():
+        down = t
+        if eta > 0 and t > 0:
+            timestep = math.floor((1 - eta) * table.index(t) + _ROUNDING)
+            down = min(t, table.level(timestep))
+        up = math.sqrt((t - down) * (t + down))
+        draft.stage(s, down / s, [1 - down / s], noise=s_noise * up, over=(s, t))
     return draft.plan()

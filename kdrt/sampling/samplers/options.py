@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import cache
 from types import MappingProxyType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from kdrt.common.validation import excerpt, finite_or_none
 from kdrt.errors import InvalidRequestError
@@ -23,7 +23,8 @@ def options_of(planner: Callable[..., Any]) -> Mapping[str, Any]:
 def check_options(sampler: str, planner: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Check options that a user gave.
 
-    An option annotated as a ``Literal`` takes its values; every other has a rule by its name.
+    An option annotated as a ``Literal`` takes its values, and one annotated with a rule, such as
+    `Share`, goes by that; every other has a rule by its name.
 
     Raises:
         InvalidRequestError: the sampler has no such option, or the value is not allowed.
@@ -45,11 +46,14 @@ _Rule = tuple[str, Callable[[Any], bool]]
 
 @cache
 def _rules_of(planner: Callable[..., Any]) -> Mapping[str, _Rule]:
-    annotations = get_type_hints(planner)
-    return {name: _choice(annotations[name]) or _RULES[name] for name in options_of(planner)}
+    annotations = get_type_hints(planner, include_extras=True)
+    return {name: _annotated(annotations[name]) or _RULES[name] for name in options_of(planner)}
 
 
-def _choice(annotation: object) -> _Rule | None:
+def _annotated(annotation: object) -> _Rule | None:
+    if get_origin(annotation) is Annotated:
+        _, rule = get_args(annotation)
+        return cast(_Rule, rule)
     if get_origin(annotation) is not Literal:
         return None
     choices = get_args(annotation)
@@ -64,6 +68,9 @@ def _is_amount(value: object) -> bool:
     number = finite_or_none(value)
     return number is not None and number >= 0
 
+
+Share = Annotated[float, ("from 0 to 1", lambda v: _is_amount(v) and v <= 1)]
+"""The type of an option that is a fraction, both ends allowed."""
 
 _AMOUNT: _Rule = ("a finite number of at least 0", _is_amount)
 _POSITIVE: _Rule = ("a finite number above 0", lambda v: _is_amount(v) and v > 0)

@@ -6,6 +6,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Self
 
 import numpy as np
@@ -112,6 +113,10 @@ class NoiseSchedule:
 
     def timestep(self, sigma: float) -> float:
         """The fractional timestep of ``sigma``: linear in ln σ, clamped to [0, N - 1]."""
+        return self.index(sigma)
+
+    def index(self, sigma: float) -> float:
+        """The place of ``sigma`` between the entries of the table: inverse of `level`."""
         table = self._log_table
         if sigma <= 0:
             return 0.0
@@ -135,6 +140,12 @@ class NoiseSchedule:
         low = min(int(clamped), len(table) - 2)
         fraction = clamped - low
         return math.exp((1.0 - fraction) * table[low] + fraction * table[low + 1])
+
+
+@cache
+def stable_diffusion_table() -> NoiseSchedule:
+    """The table of Stable Diffusion and SDXL, for callers that have no model at hand."""
+    return NoiseSchedule.from_betas(0.00085, 0.012, "scaled_linear")
 
 
 class ContinuousSchedule(NoiseSchedule):
