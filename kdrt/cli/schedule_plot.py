@@ -12,6 +12,8 @@ from kdrt.sampling import SCHEDULES, NoiseSchedule, sigmas_for
 
 SUFFIXES = (".png", ".svg", ".pdf")
 _COLUMNS = 6
+_MOST = {"sd_turbo": 10, "consistency": 50}
+"""Steps of the schedules that do not have any number of them."""
 
 
 def plot_schedules(path: Path, steps: int) -> Path:
@@ -36,8 +38,7 @@ def plot_schedules(path: Path, steps: int) -> Path:
 
     table = NoiseSchedule.from_betas(0.00085, 0.012, "scaled_linear")
     grids = {
-        name: sigmas_for(name, min(steps, 10) if name == "sd_turbo" else steps, table)
-        for name in SCHEDULES
+        name: sigmas_for(name, min(steps, _MOST.get(name, steps)), table) for name in SCHEDULES
     }
     rows = -(-len(grids) // _COLUMNS)
     figure = Figure(figsize=(2.4 * _COLUMNS, 1.9 * rows), layout="constrained")

@@ -184,6 +184,20 @@ def test_tables_between_their_points() -> None:
     assert forty[:-1:2] == pytest.approx(twenty[:-1])
 
 
+@pytest.mark.parametrize("scheduler", ["LCMScheduler", "TCDScheduler"])
+def test_consistency_models_of_diffusers(scheduler: str) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    theirs = getattr(diffusers, scheduler)()
+    for steps in (*range(1, 26), 37, 49, 50):
+        theirs.set_timesteps(steps)
+        expected = [*SD.sigmas[theirs.timesteps.numpy()], 0.0]
+        assert sigmas_for("consistency", steps, SD).tolist() == expected
+    coarse = getattr(diffusers, scheduler)(original_inference_steps=7)
+    coarse.set_timesteps(3)
+    expected = [*SD.sigmas[coarse.timesteps.numpy()], 0.0]
+    assert sigmas_for("consistency", 3, SD, original_steps=7).tolist() == expected
+
+
 def test_every_run_of_gits_descends_over_the_training_range() -> None:
     for steps in range(2, 21):
         grid = sigmas_for("gits", steps, SD)

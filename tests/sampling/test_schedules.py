@@ -195,7 +195,7 @@ def test_formulas_equal_k_diffusion(kd: ModuleType, schedule: str, options: dict
 
 
 LEAST = {"gits": 2}
-MOST = {"sd_turbo": 9}
+MOST = {"sd_turbo": 9, "consistency": 49}
 RANGED = [name for name, info in SCHEDULES.items() if "sigma_min" in info.options]
 
 
@@ -269,6 +269,19 @@ def test_every_number_of_steps_of_the_scheduler(spacing: str) -> None:
         ("KL Optimal", 5, {}, "choose kl_optimal_comfyui .*kl_optimal_a1111"),
         ("turbo", 5, {}, "choose trailing .*sd_turbo"),
         ("sd_turbo", 11, {}, "at most 10 steps, not 11"),
+        (
+            "consistency",
+            51,
+            {},
+            "at most 50, the original_steps of the consistency schedule, not 51",
+        ),
+        (
+            "consistency",
+            9,
+            {"original_steps": 1001},
+            "original_steps must be at most 1000, the num",
+        ),
+        ("consistency", 9, {"original_steps": 0}, "original_steps must be a whole number from 1"),
         ("gits", 1, {}, "gits has tables for 2 steps and more"),
         ("simple", 1001, {}, "at most 1000, the number of training timesteps, for the simple"),
         ("laplace", 5, {"beta": 0.0}, "beta must be from 0.01 to 100, not 0"),

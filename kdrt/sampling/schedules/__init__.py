@@ -171,6 +171,10 @@ _ALL = (
         ("turbo", "SDTurboScheduler"),
     ),
     ScheduleInfo(
+        *("consistency", "Consistency", discrete.consistency),
+        *("spread over 50 fixed levels, for LCM and TCD; at most 50 steps", _TRAINING),
+    ),
+    ScheduleInfo(
         *("align_your_steps", "Align Your Steps", published.align_your_steps),
         *("a published table for ten steps of SD or SDXL", _OWN),
         ("ays", "AlignYourStepsScheduler"),
@@ -318,6 +322,10 @@ _RULES: Mapping[str, _Rule] = {
     "linear_steps": (
         f"a whole number from 1 to {MAX_STEPS}",
         lambda v: v is None or (type(v) is int and 1 <= v <= MAX_STEPS),
+    ),
+    "original_steps": (
+        f"a whole number from 1 to {MAX_STEPS}",
+        lambda v: type(v) is int and 1 <= v <= MAX_STEPS,
     ),
     "model": (" or ".join(published.MODELS), lambda v: v in published.MODELS),
     "end_rule": (" or ".join(published.END_RULES), lambda v: v in published.END_RULES),

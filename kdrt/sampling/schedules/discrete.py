@@ -62,6 +62,25 @@ def sd_turbo(steps: int, table: NoiseSchedule) -> Float64Array:
     return _entries([round(count * (10 - i) / 10) - 1 for i in range(steps)], table)
 
 
+def consistency(steps: int, table: NoiseSchedule, *, original_steps: int = 50) -> Float64Array:
+    """Spread over the ``original_steps`` entries, even from the top, that consistency models were
+    distilled at (diffusers' LCMScheduler and TCDScheduler). At most so many steps."""
+    count = len(table.sigmas)
+    if original_steps > count:
+        raise InvalidRequestError(
+            f"original_steps must be at most {count}, the number of training timesteps, not "
+            f"{original_steps}"
+        )
+    if steps > original_steps:
+        raise InvalidRequestError(
+            f"steps must be at most {original_steps}, the original_steps of the consistency "
+            f"schedule, not {steps}"
+        )
+    stride = count // original_steps
+    chosen = [original_steps - i * original_steps // steps for i in range(steps)]
+    return _entries([index * stride - 1 for index in chosen], table)
+
+
 def scheduler(
     steps: int,
     table: NoiseSchedule,
