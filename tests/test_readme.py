@@ -18,6 +18,7 @@ import pytest
 import typer
 
 from kdrt import cli
+from kdrt.request.recipes import RECIPES
 from kdrt.sampling import NOISES, SAMPLERS, SCHEDULES
 
 ROOT = Path(__file__).parent.parent
@@ -150,6 +151,29 @@ def test_the_tables_of_schedules_and_noise_are_those_of_the_code() -> None:
         options = ", ".join(f"`{option}`" for option in noise.options)
         row = [f"`{name}`", noise.meaning, "yes" if noise.has_noise_seed else "no", options]
         assert f"| {' | '.join(row)} |".replace("|  |", "| |") in page
+
+
+def test_the_table_of_recipes_is_that_of_the_code() -> None:
+    page = (DOCS / "howto" / "few-steps.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    told = [name for row in rows for name in re.findall(r"`([^`]+)`", row[0])]
+    assert sorted(told) == sorted(RECIPES)
+    scales = {None: "the model's", 1.0: "off"}
+    for names, made_for, *settings in rows:
+        for name in re.findall(r"`([^`]+)`", names):
+            recipe = RECIPES[name]
+            assert f"({recipe.source})" in made_for
+            options = [
+                f", `{key}={value:g}`" for key, value in (recipe.sampler_options or {}).items()
+            ]
+            levels = f"`{recipe.schedule}`"
+            if recipe.timesteps is not None:
+                (timestep,) = recipe.timesteps
+                levels = f"timestep {timestep:g}"
+            guidance = scales[recipe.guidance_scale]
+            if recipe.distilled_guidance_scale is not None:
+                guidance += f"; {recipe.distilled_guidance_scale:g} as an input"
+            assert settings == [f"`{recipe.sampler}`{''.join(options)}", levels, guidance]
 
 
 def test_the_bounds_of_an_export_are_those_of_the_code() -> None:

@@ -6,6 +6,7 @@ Its files:
     field              what is known of a field besides its type
     text_forms         values as text, on a command line and in an image
     complete           names and ranges checked, defaults filled in
+    recipes            the settings of few-step models, by name
     resolve            request → job: all that depends on the model
     job                a request resolved for one model
     prompts            the prompts, for every text encoder

@@ -24,6 +24,7 @@ from kdrt.common.validation import (
 from kdrt.errors import InvalidRequestError, UnknownFieldError
 from kdrt.request.field import Field
 from kdrt.request.fields import FIELDS, Request
+from kdrt.request.recipes import with_recipe
 from kdrt.sampling import find_schedule, is_foreign, split_label
 
 
@@ -36,6 +37,8 @@ def complete(request: Request, fields: Mapping[str, Field] = FIELDS) -> Request:
     """
     check_names(request, fields)
     given = _with_schedule_of_label(request)
+    if given.get("recipe") is not None:
+        given = with_recipe(given, {name: field.settles for name, field in fields.items()})
     values = {name: given.get(name, field.default) for name, field in fields.items()}
     return cast(Request, {name: _checked(fields[name], value) for name, value in values.items()})
 

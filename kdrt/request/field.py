@@ -30,7 +30,8 @@ class Field:
         metavar: what stands for the value in the command's help.
         panel: of the command's help.
         flags: the command's options; None is the name itself, empty is none at all.
-        record: the key under which an image tells it; empty where it shapes no image.
+        record: the key under which an image tells it; empty where it shapes no image, or does so
+            through other fields.
         requires: the field without which this one means nothing.
         settles: fields that are void where this one is given anew.
         name: set by :func:`fields_of`.

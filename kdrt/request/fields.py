@@ -304,6 +304,19 @@ class RequestFields(PromptFields, total=False):
             record="Denoising end",
         ),
     ]
+    recipe: Annotated[
+        str | None,
+        Field(
+            help="Settings of a few-step model, such as `lightning-4`, `lcm-4` or `turbo-1`: its "
+            "sampler, schedule, steps and guidance, where nothing else is said.",
+            details="A key of ``kdrt.request.recipes.RECIPES``.",
+            metavar="NAME",
+            settles=(
+                *("steps", "sampler", "sampler_options", "schedule", "schedule_options"),
+                *("sigmas", "timesteps", "guidance_scale"),
+            ),
+        ),
+    ]
     steps: Annotated[
         int,
         Field(

@@ -33,6 +33,7 @@ from kdrt.request.init_image import read_init_image, with_defaults
 from kdrt.request.job import Job, latent_shape
 from kdrt.request.memory import check_request_fits
 from kdrt.request.prompts import resolve_prompts
+from kdrt.request.recipes import check_recipe, recipe_guidance
 from kdrt.request.seeds import seeds_of
 from kdrt.request.shortcuts import shortcuts_of
 from kdrt.request.size_conditioning import (
@@ -76,6 +77,7 @@ def resolve(
     check_choice("output_type", output_type, get_args(OutputType))
     if request["image_filter"] is not None:
         check_callable("image_filter", request["image_filter"])
+    check_recipe(request, manifest)
     _check_sizes(request, manifest)
     prompts = resolve_prompts(request, manifest, unet)
     images = len(prompts.prompts[0]) * request["images_per_prompt"]
@@ -202,6 +204,8 @@ def _guidance_scale(request: Request, manifest: Manifest, unet: EngineSpec, plan
             "to give guided ones only; take a sampler without CFG++"
         )
     scale = request["guidance_scale"]
+    if scale is None:
+        scale = recipe_guidance(request, distilled=unet.has_input(GUIDANCE_INPUT))
     return manifest.default_guidance_scale if scale is None else scale
 
 

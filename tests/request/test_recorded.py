@@ -36,7 +36,8 @@ from tests.support.tiny_model import TinyModel, tiny_model
 
 Model = tuple[Manifest, EngineSpec]
 
-SHAPES_NO_IMAGE = {"generator", "images_per_prompt", "image_filter"}
+SHAPES_NO_IMAGE = {"generator", "images_per_prompt", "image_filter", "recipe"}
+"""By themselves: a recipe is told as what it sets."""
 NOT_TEXT = {
     *("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds"),
     *("negative_pooled_prompt_embeds", "image", "mask_image", "latents", "ip_adapter_image"),
