@@ -10,5 +10,8 @@ WeightingMode = Literal["none", "a1111", "a1111_no_norm"]
 OutputType = Literal["pil", "np", "pt", "latent"]
 """The form of a result's images; see :class:`kdrt.Result`."""
 
+GuidanceMethodName = Literal["cfg", "apg", "cfg_zero_star"]
+"""How results with and without guidance are combined; see :mod:`kdrt.denoise.guidance_methods`."""
+
 COMMA_BACKTRACK = 20
 """Tokens: how far back a chunk of a long prompt may end at a comma, as in the web UI."""

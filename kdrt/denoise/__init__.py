@@ -2,17 +2,18 @@
 
 Its files:
 
-    inputs         what a run is made from: plan, first latents, noise, the denoiser's inputs
-    denoising      samples runs, and keeps the buffers of the last sizes
-    in_flight      images of different runs, taken further together
-    flight_states  what takes each of them further after an evaluation
-    row_denoiser   their denoiser, which gathers what the UNet is told of each
-    denoiser       the UNet of a run and all around it: the one thing a sampler knows
-    bound_unet     a UNet bound to one batch: where its rows and halves lie, how they are written
-    scaling        from a noise level to the numbers with which the UNet is called
-    guidance       from its predictions to the denoised images
-    known_region   repainting a part of an image with any UNet
-    shortcuts      evaluations that do less: guidance interval, deep cache
-    freeu          FreeU's published factors
-    cuda_graphs    a step or a whole loop captured once and replayed
+    inputs            what a run is made from: plan, first latents, noise, the denoiser's inputs
+    denoising         samples runs, and keeps the buffers of the last sizes
+    in_flight         images of different runs, taken further together
+    flight_states     what takes each of them further after an evaluation
+    row_denoiser      their denoiser, which gathers what the UNet is told of each
+    denoiser          the UNet of a run and all around it: the one thing a sampler knows
+    bound_unet        a UNet bound to one batch: where its rows and halves lie, how they are written
+    scaling           from a noise level to the numbers with which the UNet is called
+    guidance          from its predictions to the denoised images
+    guidance_methods  other ways to combine them
+    known_region      repainting a part of an image with any UNet
+    shortcuts         evaluations that do less: guidance interval, deep cache
+    freeu             FreeU's published factors
+    cuda_graphs       a step or a whole loop captured once and replayed
 """

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kdrt.denoise.bound_unet import GUIDANCE_INPUT, BoundUNet
 from kdrt.denoise.guidance import Guidance
+from kdrt.denoise.guidance_methods import CFG
 from kdrt.denoise.inputs import DenoiserInputs
 from kdrt.denoise.known_region import KnownRegion
 from kdrt.denoise.scaling import Numbers, Scaling
@@ -92,6 +93,7 @@ class Denoiser:
         self._own_scaling = self._scaling = scaling
         self._guidance_scale = 1.0
         self._rescale = 0.0
+        self._method = CFG
 
         network = self._networks[WHOLE]
         self.extra_channels = network.extra_channels
@@ -130,6 +132,7 @@ class Denoiser:
             self._scaling = replace(self._own_scaling, noise_schedule=inputs.noise_schedule)
         self._guidance_scale = inputs.guidance_scale
         self._rescale = inputs.guidance_rescale
+        self._method = inputs.guidance_method
 
     @property
     def unconditional(self) -> Tensor:
@@ -160,7 +163,7 @@ class Denoiser:
 
     @torch.no_grad()
     def denoise(self, x: Tensor, numbers: Tensor, kind: EvaluationKind = WHOLE) -> Tensor:
-        """As a call, with the :meth:`numbers` of the noise level as float32 ``[B, 6]`` on the
+        """As a call, with the :meth:`numbers` of the noise level as float32 ``[B, 9]`` on the
         device, a row for each image.
 
         Whatever depends on the noise level or on the guidance scale is read on the device when
@@ -170,12 +173,14 @@ class Denoiser:
 
     def numbers(self, sigma: float) -> Numbers:
         """All that a call needs to know of a noise level, and of the guidance of this run."""
-        return Numbers(*self._scaling.scalars(sigma), self._guidance_scale, self._rescale)
+        guidance = self._guidance_scale, self._rescale, *self._method.numbers
+        return Numbers(*self._scaling.scalars(sigma), *guidance)
 
     def mode(self) -> Hashable:
         """What decides which operations a call enqueues, besides its kind and the sizes."""
         return (
             self._rescale > 0,
+            self._method.name,
             self._keeps_unconditional,
             self._keeps_deep_feature,
             self._imposes_region,
@@ -203,10 +208,14 @@ class Denoiser:
             self._networks[EvaluationKind(kind.guided, full=False)].take_deep_feature(network)
 
         region = self._region if self._imposes_region else None
-        rescale = numbers.rescale if self._rescale > 0 else None
-        guided = self._guidance.guided(predictions, numbers.guidance_scale, rescale)
         if self._keeps_unconditional:
-            self._unconditional = self._guidance.denoised(
-                x, predictions[0], numbers, region, unconditional=True
-            )
-        return self._guidance.denoised(x, guided, numbers, region)
+            self._unconditional = self._guidance.unconditional(x, predictions[0], numbers, region)
+        return self._guidance.denoised(
+            x,
+            predictions,
+            numbers,
+            region,
+            rescales=self._rescale > 0,
+            apg=self._method.is_apg,
+            zero_star=self._method.is_zero_star,
+        )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kdrt.denoise.guidance_methods import MethodBuffers
 from kdrt.denoise.known_region import KnownRegion
 from kdrt.denoise.scaling import Numbers, Scalar, host_scalar
 
@@ -30,6 +31,7 @@ class Guidance:
         self._guided = torch.empty_like(like)
         self._denoised = torch.empty_like(like)
         self._unconditional: Tensor | None = None
+        self._methods: MethodBuffers | None = None
         self._wanted_std = like.new_empty(len(like), 1, 1, 1)
         self._actual_std = torch.empty_like(self._wanted_std)
         self._one = torch.ones_like(self._wanted_std)
@@ -63,29 +65,64 @@ class Guidance:
     def denoised(
         self,
         x: Tensor,
-        prediction: Tensor,
+        predictions: Sequence[Tensor],
         numbers: Numbers,
         region: KnownRegion | None,
         *,
-        unconditional: bool = False,
+        rescales: bool = False,
+        apg: bool = False,
+        zero_star: bool = False,
     ) -> Tensor:
-        """``c_skip·x + c_out·prediction``, and the known region over it.
+        """The denoised images, with guidance where there are two predictions.
 
         Args:
             x: the state, ``[B, C, h, w]``.
-            prediction: of the network.
-            numbers: hold c_skip and c_out.
-            region: what is known; None is nothing.
-            unconditional: the result without guidance, which has a buffer of its own.
+            predictions: see :meth:`guided`.
+            numbers: of the noise level, and of guidance.
+            region: what is known, over the result; None is nothing.
+            rescales: some image has a guidance rescale.
+            apg: some image has adaptive projected guidance.
+            zero_star: some image has CFG-Zero*.
 
         Returns:
-            ``[B, C, h, w]``, overwritten by the next call for the same buffer.
+            ``[B, C, h, w]``, overwritten by the next call.
         """
-        into = self._denoised
-        if unconditional:
-            if self._unconditional is None:
-                self._unconditional = torch.empty_like(self._denoised)
-            into = self._unconditional
+        rescale = numbers.rescale if rescales else None
+        guided = self.guided(predictions, numbers.guidance_scale, rescale)
+        denoised = self._mapped(x, guided, numbers, self._denoised)
+        if len(predictions) > 1 and (apg or zero_star):
+            if self._methods is None:
+                self._methods = MethodBuffers(self._denoised)
+            methods = self._methods
+            for prediction, into in zip(
+                predictions, (methods.unconditional, methods.conditional), strict=True
+            ):
+                self._mapped(x, prediction, numbers, into)
+            if apg:
+                methods.apg(numbers, denoised)
+            if zero_star:
+                methods.zero_star(x, numbers, denoised)
+        if region is not None:
+            region.impose(denoised)
+        return denoised
+
+    def unconditional(
+        self, x: Tensor, prediction: Tensor, numbers: Numbers, region: KnownRegion | None
+    ) -> Tensor:
+        """The denoised images of one prediction, without guidance, in a buffer of their own.
+
+        Returns:
+            ``[B, C, h, w]``, overwritten by the next call.
+        """
+        if self._unconditional is None:
+            self._unconditional = torch.empty_like(self._denoised)
+        into = self._mapped(x, prediction, numbers, self._unconditional)
+        if region is not None:
+            region.impose(into)
+        return into
+
+    def _mapped(self, x: Tensor, prediction: Tensor, numbers: Numbers, into: Tensor) -> Tensor:
+        """``c_skip·x + c_out·prediction``."""
         c_skip, c_out = numbers.c_skip, numbers.c_out
         # Where c_skip is always 1 it costs no kernel.
         if not self._skips_whole:
@@ -95,8 +132,6 @@ class Guidance:
             torch.addcmul(x, prediction, c_out, out=into)
         else:
             torch.add(x, prediction, alpha=c_out, out=into)
-        if region is not None:
-            region.impose(into)
         return into
 
     def _rescale_to(self, conditional: Tensor, rescale: Scalar) -> None:

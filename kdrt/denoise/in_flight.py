@@ -33,6 +33,7 @@ from kdrt.denoise.flight_states import (
     FlyingImage,
     States,
 )
+from kdrt.denoise.guidance_methods import CFG
 from kdrt.denoise.inputs import DenoiserInputs
 from kdrt.denoise.row_denoiser import (
     ConditioningStore,
@@ -181,6 +182,8 @@ class InFlight:
             OutOfMemoryError: it does not fit; nothing has changed.
         """
         kinds = inputs.shortcuts.kinds(stage.sigma for stage in plan.stages)
+        guided = tuple(inputs.negative is not None and kind.guided for kind in kinds)
+        method = inputs.guidance_method
         guidance = inputs.guidance_scale, inputs.guidance_rescale
         scaling = self._scaling
         if inputs.noise_schedule is not None:
@@ -189,12 +192,18 @@ class InFlight:
         image = FlyingImage(
             inputs,
             plan,
-            [Numbers(*scaling.scalars(stage.sigma), *guidance) for stage in plan.stages],
-            tuple(inputs.negative is not None and kind.guided for kind in kinds),
+            [
+                # Without guidance other methods than CFG would round: the halves are the same.
+                Numbers(*scaling.scalars(stage.sigma), *guidance, *(method if on else CFG).numbers)
+                for stage, on in zip(plan.stages, guided, strict=True)
+            ],
+            guided,
             RowKind(
                 rescales=inputs.guidance_rescale > 0,
                 unconditional=plan.needs_unconditional,
                 region=inputs.known_region is not None,
+                apg=method.is_apg,
+                zero_star=method.is_zero_star,
             ),
             self._admitted,
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from kdrt.denoise.freeu import FREEU_OFF, FreeU
+from kdrt.denoise.guidance_methods import CFG, GuidanceMethod
 from kdrt.denoise.known_region import KnownRegion
 from kdrt.denoise.shortcuts import NO_SHORTCUTS, Shortcuts
 from kdrt.prompt import Conditioning
@@ -43,6 +44,7 @@ class DenoiserInputs:
         negative: the unconditional half; None runs without.
         guidance_scale: w in ``u + w·(c − u)``.
         guidance_rescale: φ of Lin et al. 2023, from 0 (off) to 1.
+        guidance_method: how the halves are combined.
         freeu: (b1, b2, s1, s2).
         image_scale: how much ``image_tokens`` count.
         known_region: the part of the images that is not repainted; None repaints all.
@@ -57,6 +59,7 @@ class DenoiserInputs:
     negative: UNetConditioning | None = None
     guidance_scale: float = 1.0
     guidance_rescale: float = 0.0
+    guidance_method: GuidanceMethod = CFG
     freeu: FreeU = FREEU_OFF
     image_scale: float = 1.0
     known_region: KnownRegion | None = None

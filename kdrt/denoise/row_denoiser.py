@@ -51,12 +51,15 @@ class RowKind(NamedTuple):
         rescales: `DenoiserInputs.guidance_rescale` above 0.
         unconditional: results without guidance.
         region: a part of it is known.
+        apg, zero_star: a method of `kdrt.denoise.guidance_methods`.
     """
 
     guided: bool = False
     rescales: bool = False
     unconditional: bool = False
     region: bool = False
+    apg: bool = False
+    zero_star: bool = False
 
     def __or__(self, other: RowKind) -> RowKind:
         """What serves images of either."""
@@ -222,7 +225,7 @@ class RowDenoiser:
                 torch.index_select(store.region.mask, 0, slots, out=self._region.mask)
 
     def denoise(self, x: Tensor, numbers: Tensor, kind: RowKind) -> Tensor:
-        """Denoise ``x [n, C, h, w]``, with the `Numbers` of each image as float32 ``[n, 6]``.
+        """Denoise ``x [n, C, h, w]``, with the `Numbers` of each image as float32 ``[n, 9]``.
         Without gradients: that is for the caller to see to.
 
         Args:
@@ -244,13 +247,17 @@ class RowDenoiser:
         if not kind.guided:
             predictions = predictions[-1:]
         region = self._region if kind.region else None
-        rescale = told.rescale if kind.rescales else None
-        guided = self._guidance.guided(predictions, told.guidance_scale, rescale)
         if kind.unconditional:
-            self._unconditional = self._guidance.denoised(
-                x, predictions[0], told, region, unconditional=True
-            )
-        return self._guidance.denoised(x, guided, told, region)
+            self._unconditional = self._guidance.unconditional(x, predictions[0], told, region)
+        return self._guidance.denoised(
+            x,
+            predictions,
+            told,
+            region,
+            rescales=kind.rescales,
+            apg=kind.apg,
+            zero_star=kind.zero_star,
+        )
 
     def _predict(self, x: Tensor, told: Numbers) -> tuple[Tensor, ...]:
         """The unconditional and the conditional predictions of all images, gathered."""

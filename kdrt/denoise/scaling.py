@@ -47,6 +47,10 @@ class Numbers(NamedTuple):
         timestep: of the network; on the device ``[B]``.
         guidance_scale: w in ``u + w·(c − u)``.
         rescale: φ of Lin et al. 2023, from 0 (off) to 1.
+        guidance_method: 0 for CFG; the others, and the next two, are those of
+            `kdrt.denoise.guidance_methods`.
+        guidance_eta: η of adaptive projected guidance.
+        guidance_threshold: its longest norm; infinity for any.
     """
 
     c_in: Scalar
@@ -55,10 +59,13 @@ class Numbers(NamedTuple):
     c_out: Scalar
     guidance_scale: Scalar
     rescale: Scalar
+    guidance_method: Scalar = 0.0
+    guidance_eta: Scalar = 0.0
+    guidance_threshold: Scalar = math.inf
 
     @classmethod
     def of_rows(cls, rows: Tensor) -> Numbers:
-        """Those that lie on the device: float32 ``[B, 6]``, a row for each image."""
+        """Those that lie on the device: float32 ``[B, 9]``, a row for each image."""
         by_image = rows.view(*rows.shape, 1, 1, 1)
         c_in, _, *others = by_image.unbind(1)
         return cls(c_in, rows[:, 1], *others)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdrt.denoise.guidance_methods import GuidanceMethod
 from kdrt.denoise.in_flight import InFlight
 from kdrt.denoise.inputs import DenoiserInputs, UNetConditioning
 from kdrt.denoise.known_region import KnownRegion
@@ -33,7 +34,7 @@ def room(graphs: CudaGraphCache | None = None, *, captured: bool = True) -> InFl
     spec = unet_spec()
     unet = TorchEngine(Recorder(tiny_unet, [tensor.name for tensor in spec.inputs]), spec)
     capture = FrozenGraph if captured else None
-    return InFlight(unet, SCALING, SHAPE, 4, capture=capture, graphs=graphs)
+    return InFlight(unet, SCALING, SHAPE, 6, capture=capture, graphs=graphs)
 
 
 class Wanted:
@@ -101,10 +102,12 @@ def test_a_region_that_comes_when_ticks_of_its_size_are_captured() -> None:
 
 def test_images_that_need_more_than_those_before() -> None:
     images = [
-        Wanted(1, fixed_plan("euler", SIGMAS)),
+        Wanted(1, fixed_plan("euler", LONG)),
         Wanted(2, fixed_plan("dpmpp_sde", SIGMAS)),
         Wanted(3, fixed_plan("unipc", LONG), guidance_rescale=0.7),
         Wanted(4, fixed_plan("euler_cfg_pp", SIGMAS), region=True, guidance_scale=2.0),
+        Wanted(5, fixed_plan("tcd", SIGMAS), guidance_method=GuidanceMethod("apg", 0.2, 3.0)),
+        Wanted(6, fixed_plan("heun", SHORT), guidance_method=GuidanceMethod("cfg_zero_star")),
     ]
     expected = [image.alone() for image in images]
     graphs = CudaGraphCache()

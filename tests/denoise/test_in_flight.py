@@ -20,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from kdrt.bundle import PredictionType
 from kdrt.denoise.cuda_graphs import Capture, CaptureWarning
 from kdrt.denoise.denoising import Denoising
+from kdrt.denoise.guidance_methods import GuidanceMethod
 from kdrt.denoise.in_flight import Bucket, InFlight, can_share
 from kdrt.denoise.inputs import DenoiserInputs, SamplingRun, UNetConditioning
 from kdrt.denoise.known_region import KnownRegion
@@ -169,7 +170,7 @@ class Flight:
             self.tick(list(self.slots))
 
 
-def room(unet: Engine, scaling: Scaling = SCALING, slots: int = 8, **options: Any) -> InFlight:
+def room(unet: Engine, scaling: Scaling = SCALING, slots: int = 10, **options: Any) -> InFlight:
     return InFlight(unet, scaling, SHAPE, slots, **options)
 
 
@@ -213,6 +214,8 @@ MIXED = [
     wanted(6, "euler_ancestral_cfg_pp", guidance_scale=1.3),
     wanted(7, "dpmpp_2m", sigmas=(3.0, 0.0), doubled=False, region=True),
     wanted(8, "unipc", guidance_rescale=0.3, shortcuts=INTERVAL),
+    wanted(9, "dpmpp_2m", guidance_method=GuidanceMethod("apg", 0.2, 3.0), region=True),
+    wanted(10, "tcd", guidance_method=GuidanceMethod("cfg_zero_star"), shortcuts=INTERVAL),
 ]
 """One of every kind, from one evaluation to a dozen."""
 

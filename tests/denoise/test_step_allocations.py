@@ -17,6 +17,7 @@ import kdrt
 from kdrt.bundle import PredictionType
 from kdrt.denoise.cuda_graphs import CudaGraphLevel, CudaGraphRunner
 from kdrt.denoise.denoiser import Denoiser
+from kdrt.denoise.guidance_methods import GuidanceMethod
 from kdrt.denoise.inputs import DenoiserInputs, UNetConditioning
 from kdrt.denoise.known_region import KnownRegion
 from kdrt.denoise.scaling import Scaling
@@ -82,6 +83,7 @@ SHAPE = (2, CHANNELS, 6, 4)
 MASK = torch.zeros(2, 1, 6, 4, dtype=torch.bool)
 MASK[:, :, 2:] = True
 INTERVAL = (0.5, 5.0)
+ZERO_STAR = GuidanceMethod("cfg_zero_star")
 # Not half precision: on a CPU, PyTorch writes it by way of a temporary.
 OPTIONS = [
     Option("plain"),
@@ -89,6 +91,8 @@ OPTIONS = [
     Option("sample prediction", "sample"),
     Option("EDM", "epsilon", 0.5),
     Option("guidance rescale", inputs={"guidance_rescale": 0.7}),
+    Option("APG", inputs={"guidance_method": GuidanceMethod("apg", 0.5, 2.0)}),
+    Option("CFG-Zero* on v", "v_prediction", inputs={"guidance_method": ZERO_STAR}),
     Option("CFG++", sampler="dpmpp_2m_cfg_pp"),
     Option("CFG++ on v", "v_prediction", sampler="euler_ancestral_cfg_pp"),
     Option("guidance interval", inputs={"shortcuts": Shortcuts(guidance_interval=INTERVAL)}),
