@@ -69,7 +69,7 @@ class BoundTick:
         denoiser: of its images.
         told: whose rows the UNet was told last.
         x, numbers: what the denoiser is given where ticks are not captured.
-        x_by_image, numbers_by_image: views of them, ``[1, C, h, w]`` and ``[6]``.
+        x_by_image, numbers_by_image: views of them, ``[1, C, h, w]`` and ``[9]``.
     """
 
     def __init__(self, denoiser: RowDenoiser, like: Tensor) -> None:
@@ -110,7 +110,7 @@ class States(Protocol):
 
 
 class _EagerImage(NamedTuple):
-    """An image, with its numbers as tensors ``[6]``, by evaluation."""
+    """An image, with its `Numbers` by evaluation, as tensors ``[9]``."""
 
     run: FixedRun
     numbers: Sequence[Tensor]
