@@ -9,7 +9,10 @@ Its files:
     lora_file          LoRA files, in every spelling that diffusers and ComfyUI read
     lora_keys          the names of their tensors
     lora_metadata      their alphas
-    lora_layer         the parts of one layer
+    lora_parts         the parts of one layer, checked
+    lora_layer         what they add to a weight
+    lora_changes       what they make of a weight
+    lora_rotations     how they rotate a weight
     lora_names         the weights they mean
     lora_merge         weights with LoRAs added
     embedding_file     files of textual inversion

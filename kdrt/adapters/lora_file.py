@@ -27,8 +27,9 @@ import torch
 from torch import Tensor
 
 from kdrt.adapters.lora_keys import BUNDLED, Key, Part, is_ldm, key_of
-from kdrt.adapters.lora_layer import Layer, LayerParts
+from kdrt.adapters.lora_layer import Layer
 from kdrt.adapters.lora_metadata import peft_alphas
+from kdrt.adapters.lora_parts import LayerParts
 from kdrt.adapters.tensor_file import (
     check_sizes,
     checked,
@@ -41,12 +42,25 @@ from kdrt.bundle import sha256
 from kdrt.errors import InvalidRequestError
 
 _OTHER_METHODS = {
-    "dora_scale": "DoRA",
-    "lora_magnitude_vector": "DoRA",
-    "hada_w": "LoHa",
-    "lokr_w": "LoKr",
-    "oft_": "OFT",
-    "lora_B.bias": "LoRA with biases",
+    "oft_diag": "OFT as LyCORIS wrote it before 2.1",
+    "oft_r": "OFT as peft wrote it before 0.16",
+    "boft_": "peft's BOFT",
+    "lora_E": "AdaLoRA",
+    "lora_embedding_": "a LoRA of embeddings",
+    "lambda_layer": "T-LoRA",
+    "q_layer": "T-LoRA",
+    "p_layer": "T-LoRA",
+    "up_list": "DyLoRA",
+    "down_list": "DyLoRA",
+    "vera_": "VeRA",
+    "vblora_": "VB-LoRA",
+    "randlora_": "RandLoRA",
+    "fourierft_": "FourierFT",
+    "hra_": "HRA",
+    "c3a_": "C³A",
+    "set_weight": "a whole weight in place of the model's",
+    "reshape_weight": "a weight of another size",
+    "modules_to_save": "a whole module in place of the model's",
 }
 
 
@@ -72,7 +86,10 @@ class LoraFile:
     embeddings: Mapping[str, Embedding] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return sum(map(len, self.layers.values()))
+        """How many layers it has, without those that a model may lack."""
+        return sum(
+            not layer.optional for layers in self.layers.values() for layer in layers.values()
+        )
 
 
 def read_lora(path: str | os.PathLike[str], *, allow_pickle: bool = False) -> LoraFile:
@@ -144,13 +161,23 @@ def parse_lora(
             strange.append(key)
         else:
             _note(found[place.network, place.module], place, key, name)
+    # A weight alone is a model's, not a LoRA's.
+    strange += [
+        keys["weight"] for keys in found.values() if "weight" in keys and "on_input" not in keys
+    ]
     _refuse_other_methods(strange, name)
     alphas = peft_alphas(metadata, name)
     layers: dict[str, dict[str, Layer]] = defaultdict(dict)
     for (network, module), keys in found.items():
         if keys.keys() != {"alpha"}:
             parts = LayerParts(tensors, keys, name, module)
-            layers[network][module] = parts.layer(alphas.get(network))
+            for path, layer in parts.layers(alphas.get(network)).items():
+                if path in layers[network]:
+                    raise InvalidRequestError(
+                        f"{name} has two changes of one place, {path} of the {network}; one of "
+                        f"them is '{next(iter(keys.values()))}'"
+                    )
+                layers[network][path] = layer
     if not layers and any(key.startswith(BUNDLED) for key in tensors):
         raise InvalidRequestError(
             f"{name} holds a textual inversion and no LoRA: use load_textual_inversion"
@@ -201,8 +228,8 @@ def _refuse_other_methods(keys: list[str], name: str) -> None:
         for mark, method in _OTHER_METHODS.items():
             if f".{mark}" in key:
                 raise InvalidRequestError(
-                    f"{name} is no plain LoRA but {method}, which kdrt does not read: merge it "
-                    "into a checkpoint and export that"
+                    f"{name} is {method} by '{key}', which kdrt does not read: merge it into a "
+                    "checkpoint and export that"
                 )
     if keys:
         raise InvalidRequestError(

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
 
 from kdrt.adapters.lora_names import BIAS
 
-Part = Literal["down", "up", "mid", "alpha", "difference"]
+Part = str
+"""A part of a layer: ``down``, ``up`` and ``mid``, ``up_bias``, ``alpha``, ``difference``,
+``magnitude`` (peft's) and ``dora_scale``, or what the key of another kind ends in."""
 
 BUNDLED = "bundle_emb."
 """How the names of a textual inversion inside of a LoRA file begin (OneTrainer, the web UI)."""
@@ -54,6 +55,16 @@ _ALPHA = re.compile(r"(?P<module>.+?)(?:_lora|\.lora|\.lora_linear_layer)?\.alph
 _PARTS: dict[str, Part] = {"down": "down", "A": "down", "up": "up", "B": "up", "mid": "mid"}
 _DIFFERENCES = {".diff": "", ".w_norm": "", ".diff_b": BIAS, ".b_norm": BIAS}
 """What ComfyUI and LyCORIS add as it is, to a weight or a bias."""
+_OTHERS = re.compile(
+    r"(?P<module>.+?)\.(?:"
+    r"(?P<up_bias>lora_B(?:\.\w+)?\.bias)"
+    r"|(?P<magnitude>lora_magnitude_vector(?:\.\w+)*)"
+    r"|(?P<plain>dora_scale|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)|oft_blocks|rescale"
+    r"|ia3_l|on_input|oft_R\.weight|oft_R\.scaled_oft)"
+    r"|(?P<glora>[ab][12]|bm)\.weight"
+    r"|(?P<weight>weight))"
+)
+"""A weight alone is a part of LyCORIS' (IA)³, which ``on_input`` beside it tells."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,9 @@ def key_of(name: str) -> Key | None:
         if name.endswith(ending):
             network, module = _place(name.removesuffix(ending))
             return Key(network, module + kind, "difference")
+    if (other := _OTHERS.fullmatch(name)) is not None:
+        part = other["plain"] or other["glora"] or str(other.lastgroup)
+        return Key(*_place(other["module"]), part)
     return None
 
 

@@ -1,10 +1,12 @@
 """From LoRAs and scales to the weights of a network.
 
-``W' = W + Σ scaleᵢ · αᵢ/rᵢ · upᵢ @ downᵢ``, summed in float32 and rounded once, to the dtype of W.
+``W' = W + Σ Δᵢ(W, scaleᵢ)``, summed in float32 and rounded once, to the dtype of W. A plain LoRA is
+``Δ = scale · α/r · up @ down``; what else there is says :mod:`kdrt.adapters.lora_layer`.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -35,7 +37,12 @@ def place(layers: Mapping[str, Layer], slots: Mapping[str, Slot]) -> Placed:
     last = {slot: module for module, slot in places.items() if slot is not None}
     return Placed(
         tuple((slot, layers[module]) for slot, module in last.items()),
-        tuple(m for m, slot in places.items() if slot is None or last[slot] != m),
+        tuple(
+            module
+            for module, slot in places.items()
+            if (slot is None and not layers[module].optional)
+            or (slot is not None and last[slot] != module)
+        ),
     )
 
 
@@ -64,30 +71,28 @@ def merged(
         InvalidRequestError: a layer has another size than the network's, or a weight leaves the
             range of its dtype.
     """
-    sums: dict[str, Tensor] = {}
-    dtypes = {}
+    changes: dict[str, list[tuple[Slot, Layer, float]]] = defaultdict(list)
     for placed, scale in loras:
         for slot, layer in placed.layers:
-            strength = scale_at(scale, slot.module)
-            if not strength:
-                continue
-            if slot.weight not in sums:
-                base = read(slot.weight)
-                dtypes[slot.weight] = base.dtype
-                sums[slot.weight] = base.float().clone()
-            rows = sums[slot.weight][slot.first : slot.last]
-            # By its shape, before it is computed: two small matrices can make an immense one.
-            size = torch.Size(layer.shape)
-            if size.numel() != rows.numel() or size[:1] != rows.shape[:1]:
-                raise InvalidRequestError(
-                    f"{name} is made for another model: at {slot.weight} it has "
-                    f"{_told(size)}, the model {_told(rows.shape)}"
-                )
-            rows += (layer.delta() * strength).reshape(rows.shape).to(rows.device)
-    return {
-        weight: _rounded(total, dtypes[weight], f"{name} at {weight}")
-        for weight, total in sums.items()
-    }
+            if strength := scale_at(scale, slot.module):
+                changes[slot.weight].append((slot, layer, strength))
+    return {weight: _changed(read(weight), found, name) for weight, found in changes.items()}
+
+
+def _changed(base: Tensor, changes: Sequence[tuple[Slot, Layer, float]], name: str) -> Tensor:
+    """One weight, with what is done to rows of it. Every layer sees the base weight."""
+    weight = changes[0][0].weight
+    untouched = base.detach().float().cpu()
+    total = untouched.clone()
+    for slot, layer, strength in changes:
+        rows = untouched[slot.first : slot.last]
+        if not layer.fits(rows.shape):
+            raise InvalidRequestError(
+                f"{name} is made for another model: at {weight} it has {layer.size_text}, the "
+                f"model {_told(rows.shape)}"
+            )
+        total[slot.first : slot.last] += layer.change(rows, strength)
+    return _rounded(total, base.dtype, f"{name} at {weight}").to(base.device)
 
 
 def _rounded(total: Tensor, dtype: torch.dtype, name: str) -> Tensor:

@@ -24,12 +24,16 @@ class PeftAlphas:
         patterns: alphas by the end of a module's path, with underscores for dots.
         whole: alphas by a module's whole path.
         root: whether to divide by the root of the rank (Kalajdzievski 2023, arXiv:2312.03732).
+        rank: the usual rank, where it is said.
+        oft_terms: of peft's series for a rotation; None is Cayley's formula itself.
     """
 
     usual: float
     patterns: Mapping[str, tuple[int, float]]
     whole: Mapping[str, tuple[int, float]]
     root: bool
+    rank: int | None = None
+    oft_terms: int | None = 5
 
     def scale(self, module: str, rank: int) -> float:
         """alpha / rank of a module. Of several patterns the first counts, as in peft."""

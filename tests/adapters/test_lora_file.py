@@ -258,20 +258,12 @@ def test_fused_projections_take_deltas_in_their_rows() -> None:
 def test_several_add_up_in_float32_and_are_rounded_once() -> None:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(6, 5, generator=generator).half()
-    placed = [
-        place(
-            {
-                "a": LoraLayer(
-                    torch.randn(2, 5, generator=generator), torch.randn(6, 2, generator=generator)
-                )
-            },
-            slots({"a.weight": (6, 5)}),
-        )
+    layers = [
+        LoraLayer(torch.randn(2, 5, generator=generator), torch.randn(6, 2, generator=generator))
         for _ in range(2)
     ]
-    total = (
-        weight.float() + 0.3 * placed[0].layers[0][1].delta() - 2 * placed[1].layers[0][1].delta()
-    )
+    placed = [place({"a": layer}, slots({"a.weight": (6, 5)})) for layer in layers]
+    total = weight.float() + 0.3 * layers[0].delta() - 2 * layers[1].delta()
     result = merged([(placed[0], 0.3), (placed[1], -2.0)], {"a.weight": weight}.__getitem__)
     assert torch.equal(result["a.weight"], total.half())
     assert merged([(placed[0], 0.0)], {"a.weight": weight}.__getitem__) == {}
@@ -321,10 +313,10 @@ PAIR = {"unet.x.lora_A.weight": DOWN, "unet.x.lora_B.weight": UP}
 @pytest.mark.parametrize(
     ("state", "words"),
     [
-        ({**PAIR, "unet.x.lora_magnitude_vector": DOWN}, "no plain LoRA but DoRA"),
-        ({"lora_unet_x.dora_scale": DOWN}, "no plain LoRA but DoRA"),
-        ({"lora_unet_x.hada_w1_a": DOWN}, "no plain LoRA but LoHa"),
-        ({"lora_unet_x.lokr_w1": DOWN}, "no plain LoRA but LoKr"),
+        ({"lora_unet_x.dora_scale": DOWN}, "there is nothing beside 'lora_unet_x.dora_scale'"),
+        ({"unet.x.oft_r": DOWN}, "is OFT as peft wrote it before 0.16 by 'unet.x.oft_r'"),
+        ({"unet.x.boft_R": DOWN}, "is peft's BOFT by 'unet.x.boft_R', which kdrt does not read"),
+        ({"lora_unet_x.lambda_layer": DOWN}, "is T-LoRA by"),
         ({"model.weight": DOWN}, "belong to no LoRA kdrt knows, such as 'model.weight'"),
         ({"unet.x.lora_A.weight": DOWN}, "x has only half of a LoRA"),
         ({"bundle_emb.cat.clip_l": DOWN}, "use load_textual_inversion"),

@@ -84,7 +84,7 @@ DAMAGED: dict[str, tuple[dict[str, Tensor], str]] = {
     "bool": (pair(DOWN.bool()), "holds bool numbers"),
     "complex": (pair(up=UP.to(torch.complex64)), "holds complex64 numbers"),
     "half": ({f"{MODULE}.lora_mid.weight": torch.ones(2, 2, 1, 1)}, "only half of a LoRA"),
-    "two kinds": (pair() | {f"{MODULE}.diff": torch.ones(32, 32)}, "a LoRA and a whole difference"),
+    "two kinds": (pair() | {f"{MODULE}.diff": torch.ones(32, 32)}, "is of two kinds at once"),
     "twice": (
         pair() | {"unet.mid_block.attentions.0.proj_in.lora_A.weight": DOWN.clone()},
         "two tensors for one part of a layer",
@@ -93,7 +93,7 @@ DAMAGED: dict[str, tuple[dict[str, Tensor], str]] = {
         pair(torch.ones(9000, 1), torch.ones(1, 9000)),
         "rank 9000; at most 8192",
     ),
-    "replaced": ({f"{MODULE}.set_weight": DOWN}, "belong to no LoRA kdrt knows"),
+    "replaced": ({f"{MODULE}.set_weight": DOWN}, "is a whole weight in place of the model's"),
     "long name": ({"x" * 2000 + ".alpha": DOWN}, "longer than 1000 characters"),
     "word without a name": (pair() | {"bundle_emb.clip_l": DOWN}, "does not name its word"),
     "word of NaN": (pair() | {"bundle_emb.x.clip_l": DOWN * NAN}, "clip_l' has numbers that are"),
@@ -124,7 +124,7 @@ def test_tensors_without_numbers_of_their_own() -> None:
 def test_every_float_is_read(dtype: torch.dtype) -> None:
     layers = parse_lora(pair(DOWN.to(dtype), UP.to(dtype), alpha=torch.tensor(4)))
     (layer,) = layers["unet"].values()
-    assert torch.equal(layer.delta(), torch.full((32, 32), 4.0))
+    assert torch.equal(layer.change(torch.zeros(32, 32), 1.0), torch.full((32, 32), 4.0))
 
 
 def test_a_file_that_is_written_over_is_what_was_read(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_file_that_is_written_over_is_what_was_read(tmp_path: Path) -> None:
     (layer,) = read_lora(path).layers["unet"].values()
     with path.open("r+b") as file:
         file.write(bytes(path.stat().st_size))
-    assert torch.equal(layer.delta(), torch.full((32, 32), 2.0))
+    assert torch.equal(layer.change(torch.zeros(32, 32), 1.0), torch.full((32, 32), 2.0))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,153 @@
+"""Every kind of LoRA does to a layer what the library does that its trainers are made with."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from kdrt.adapters.lora_file import parse_lora
+from kdrt.adapters.lora_merge import merged, place
+from kdrt.adapters.lora_names import slots
+from tests.support.lycoris_layers import (
+    AT_FULL_STRENGTH,
+    MODULES,
+    AdaptedLayer,
+    adapted_layer,
+    adapted_norm,
+)
+
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+def our_layer(
+    layer: Layer, state: Mapping[str, Tensor], scale: float = 1.0, **options: Any
+) -> Layer:
+    """A copy of the layer that a file calls ``layer``, with the LoRA in its weights."""
+    ours = copy.deepcopy(layer)
+    parameters = {f"layer.{name}": p.detach() for name, p in ours.named_parameters()}
+    places = slots({name: tuple(p.shape) for name, p in parameters.items()})
+    placed = place(parse_lora(state, **options)["unet"], places)
+    assert not placed.unmatched
+    for name, weight in merged([(placed, scale)], parameters.__getitem__).items():
+        ours.get_parameter(name.removeprefix("layer.")).data.copy_(weight)
+    return ours
+
+
+def error_of(ours: nn.Module, theirs: nn.Module, inputs: Tensor) -> float:
+    """How far what two layers make of an input differs, relative to its size."""
+    with torch.no_grad():
+        wanted = theirs(inputs)
+        return float((ours(inputs) - wanted).norm() / wanted.norm())
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
+    """A linear layer or a convolution of odd and even sizes, and an input for it."""
+    torch.manual_seed(draw(st.integers(0, 1000)))
+    out, into = draw(st.sampled_from([12, 24, 9, 15])), draw(st.sampled_from([4, 10, 15]))
+    kernel = draw(st.sampled_from([0, 1, 3]))
+    if kernel:
+        convolution = nn.Conv2d(into, out, kernel, padding=kernel // 2)
+        return convolution, torch.randn(2, into, 5, 4)
+    return nn.Linear(into, out), torch.randn(3, into)
+
+
+@pytest.mark.parametrize("kind", [*MODULES, *AT_FULL_STRENGTH])
+@settings(max_examples=15, deadline=None)
+@given(
+    layer=layers(),
+    rank=st.integers(1, 4),
+    alpha=st.sampled_from([0.5, 1.0, 6.0]),
+    scale=st.sampled_from([1.0, 0.7, -0.5, 2.0]),
+)
+def test_the_layer_does_what_it_does_in_lycoris(
+    kind: str, layer: tuple[nn.Module, Tensor], rank: int, alpha: float, scale: float
+) -> None:
+    base, inputs = layer
+    if "BOFT" in kind and len(base.weight) % 2:  # type: ignore[arg-type]  # a butterfly has pairs
+        return
+    scale = 1.0 if kind in AT_FULL_STRENGTH else scale
+    reference = adapted_layer(kind, base, rank=rank, alpha=alpha, scale=scale)
+    ours = our_layer(base, reference.file, scale)
+    if "OFT" not in kind:  # a block of one row cannot be rotated
+        assert error_of(base, reference.adapted, inputs) > 1e-3
+    assert error_of(ours, reference.adapted, inputs) < 1e-6
+
+
+@pytest.mark.parametrize("layer", [nn.LayerNorm(7), nn.GroupNorm(3, 9)])
+def test_a_norm_does_what_it_does_in_lycoris(layer: nn.Module) -> None:
+    reference = adapted_norm(layer, scale=0.7)
+    inputs = torch.randn(2, 9, 4, 7)
+    assert error_of(our_layer(layer, reference.file, 0.7), reference.adapted, inputs) < 1e-6
+
+
+@pytest.mark.parametrize("kind", [*MODULES, *AT_FULL_STRENGTH])
+def test_a_scale_of_nearly_nothing_changes_nearly_nothing(kind: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(10, 12)
+    reference = adapted_layer(kind, layer, rank=2, alpha=1, scale=1)
+    change = error_of(our_layer(layer, reference.file, 1e-4), layer, torch.randn(3, 10))
+    assert 0 < change < 1e-2
+
+
+def test_layers_see_the_base_weight_whatever_their_order() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(10, 12)
+    parts: list[AdaptedLayer] = [
+        adapted_layer(kind, layer, rank=2, alpha=1, scale=1, seed=seed)
+        for seed, kind in enumerate(("OFT", "DoRA of rows, LoCon", "GLoRA"))
+    ]
+    base = layer.weight.detach()
+    places = slots({"layer.weight": (12, 10)})
+    placed = [(place(parse_lora(part.file)["unet"], places), 0.5) for part in parts]
+    together = merged(placed, lambda _: base)["layer.weight"]
+    backwards = merged(placed[::-1], lambda _: base)["layer.weight"]
+    alone = sum(merged([one], lambda _: base)["layer.weight"] - base for one in placed)
+    torch.testing.assert_close(together, base + alone)
+    torch.testing.assert_close(backwards, together)
+
+
+def test_a_fused_projection_has_rows_of_its_own() -> None:
+    torch.manual_seed(0)
+    separate = nn.Linear(8, 6, bias=False)
+    reference = adapted_layer("DoRA of columns, LoCon", separate, rank=2, alpha=1, scale=1)
+    state = {key.replace("_layer", "_attn_to_k"): t for key, t in reference.file.items()}
+    fused = torch.cat([torch.randn(6, 8), separate.weight.detach(), torch.randn(6, 8)])
+    placed = place(parse_lora(state)["unet"], slots({"attn.to_qkv.weight": (18, 8)}))
+    changed = merged([(placed, 1.0)], lambda _: fused)["attn.to_qkv.weight"]
+    ours = our_layer(separate, reference.file).weight
+    torch.testing.assert_close(changed, torch.cat([fused[:6], ours, fused[12:]]))
+
+
+def test_glora_of_lycoris_before_2() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(10, 12, bias=False)
+    reference = adapted_layer("GLoRA", layer, rank=3, alpha=2, scale=1)
+    swap = {"a1": "a2", "a2": "a1", "b1": "b2", "b2": "b1"}
+    old = {
+        ".".join(swap.get(part, part) for part in key.split(".")): tensor
+        for key, tensor in reference.file.items()
+    }
+    assert error_of(our_layer(layer, old), reference.adapted, torch.randn(3, 10)) < 1e-6
+
+
+def test_half_precision_is_computed_in_float32() -> None:
+    """Products of float16 numbers leave its range; their sum here does not."""
+    big = math.sqrt(60000) * 4
+    state = {
+        "lora_unet_layer.hada_w1_a": torch.full((4, 1), big).half(),
+        "lora_unet_layer.hada_w1_b": torch.full((1, 4), big).half(),
+        "lora_unet_layer.hada_w2_a": torch.full((4, 1), 1 / big).half(),
+        "lora_unet_layer.hada_w2_b": torch.full((1, 4), 1 / big).half(),
+    }
+    layer = nn.Linear(4, 4, bias=False)
+    changed = our_layer(layer, state).weight - layer.weight
+    torch.testing.assert_close(changed, torch.ones(4, 4), rtol=1e-3, atol=1e-3)
