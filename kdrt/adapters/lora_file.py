@@ -28,7 +28,7 @@ from torch import Tensor
 
 from kdrt.adapters.lora_keys import BUNDLED, Key, Part, is_ldm, key_of
 from kdrt.adapters.lora_layer import Layer
-from kdrt.adapters.lora_metadata import peft_alphas
+from kdrt.adapters.lora_metadata import peft_alphas, peft_config
 from kdrt.adapters.lora_parts import LayerParts
 from kdrt.adapters.tensor_file import (
     check_sizes,
@@ -105,6 +105,7 @@ def read_lora(path: str | os.PathLike[str], *, allow_pickle: bool = False) -> Lo
     """
     file = existing(path, "LoRA file")
     tensors, metadata = _load(file, allow_pickle)
+    metadata = peft_config(file) | dict(metadata or {})
     layers = parse_lora(tensors, metadata, file.name)
     return LoraFile(file, sha256(file), layers, bundled_embeddings(tensors, file.name))
 
