@@ -60,7 +60,7 @@ _OTHERS = re.compile(
     r"(?P<up_bias>lora_B(?:\.\w+)?\.bias)"
     r"|(?P<magnitude>lora_magnitude_vector(?:\.\w+)*)"
     r"|(?P<plain>dora_scale|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)|oft_blocks|rescale"
-    r"|ia3_l|on_input|oft_R\.weight|oft_R\.scaled_oft)"
+    r"|ia3_l|on_input|oft_R\.weight)"
     r"|(?P<glora>[ab][12]|bm)\.weight"
     r"|(?P<weight>weight))"
 )

@@ -46,7 +46,7 @@ _PARTS: dict[str, frozenset[Part]] = {
     ),
     "GLoRA": frozenset({"a1", "a2", "b1", "b2", "bm", "alpha"}),
     "OFT": frozenset({"oft_blocks", "rescale", "alpha"}),
-    "OFT of inputs": frozenset({"oft_R.weight", "oft_R.scaled_oft", "alpha"}),
+    "OFT of inputs": frozenset({"oft_R.weight", "alpha"}),
     "(IA)³": frozenset({"weight", "on_input"}),
     "peft's (IA)³": frozenset({"ia3_l"}),
 }
@@ -248,8 +248,6 @@ class LayerParts:
             {"oft_R": generators},
             "it must be [blocks, size · (size - 1) / 2]",
         )
-        if "oft_R.scaled_oft" in self.keys:
-            generators = generators.float() / generators.shape[1] ** 0.5
         return InputOftLayer(generators, config.oft_terms if config else 5)
 
     def _ia3(self) -> Layer:

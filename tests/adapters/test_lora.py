@@ -14,6 +14,7 @@ import kdrt
 from kdrt.adapters.lora import AdapterWarning
 from kdrt.errors import EngineError, InvalidRequestError
 from kdrt_engines import Binding, Engine
+from kdrt_export.lora import LorasToBake
 from kdrt_export.verify import relative_error
 from tests.support.lora_files import (
     ATTENTION,
@@ -24,6 +25,7 @@ from tests.support.lora_files import (
     peft,
     random_lora,
 )
+from tests.support.lycoris_layers import adapt
 from tests.support.tiny_bundles import TinyModel, by_diffusers, by_kdrt
 
 EVERYTHING = (*ATTENTION, *CONVOLUTIONS, *TEXT)
@@ -55,6 +57,56 @@ def test_one_lora_is_that_of_diffusers(model: TinyModel, scale: float, tmp_path:
     result = by_kdrt(pipe)
     assert relative_error(result, base) > 1e-2
     assert relative_error(result, expected(model, {"style": file}, [scale])) < BOUND
+
+
+def test_every_kind_at_once_is_that_of_lycoris(
+    tiny_models: Callable[[str], TinyModel], tmp_path: Path
+) -> None:
+    """Running and baked, on fused projections, convolutions and a text encoder."""
+    model = tiny_models("sd")
+    pipe = model.diffusers()
+    block, resnet = "mid_block.attentions.0.transformer_blocks.0", "mid_block.resnets.0"
+    kinds = {
+        f"{block}.attn1.to_q": "LoHa",
+        f"{block}.attn1.to_k": "DoRA of rows, LoCon",
+        f"{block}.attn1.to_v": "DoRA of columns, LoKr",
+        f"{block}.attn2.to_k": "LoKr",
+        f"{block}.attn2.to_v": "(IA)³ of outputs",
+        f"{block}.ff.net.2": "GLoRA",
+        f"{resnet}.conv1": "LoKr, Tucker",
+        f"{resnet}.conv2": "OFT, rescaled",
+        "mid_block.resnets.1.conv1": "LoHa, Tucker",
+        "mid_block.resnets.1.conv2": "BOFT",
+    }
+    state: dict[str, Tensor] = {}
+    for path, kind in kinds.items():
+        key = f"lora_unet_{path}".replace(".", "_")
+        state |= adapt(key, pipe.unet.get_submodule(path), kind, rank=2, alpha=1, scale=1)
+    path = "encoder.layers.0.mlp.fc1"
+    state |= adapt(
+        f"lora_te_text_model_{path}".replace(".", "_"),
+        next(m for n, m in pipe.text_encoder.named_modules() if n.endswith(path)),
+        "LoHa",
+        rank=2,
+        alpha=1,
+        scale=1,
+    )
+    file = tmp_path / "all.safetensors"
+    save_file({key: tensor.contiguous() for key, tensor in state.items()}, file)
+    wanted = by_diffusers(pipe)
+
+    ours = kdrt.load(model.bundle, engine="onnxruntime")
+    base = by_kdrt(ours)
+    ours.adapters.load_lora(file, strict=True)
+    assert relative_error(by_kdrt(ours), wanted) < BOUND
+    ours.adapters.unload_loras()
+    assert torch.equal(by_kdrt(ours), base)
+    assert relative_error(base, wanted) > 1e-2
+
+    baked, loras = model.diffusers(), LorasToBake([(file, 1.0)], strict=True)
+    for component, network in networks(baked).items():
+        loras.merge(component, network)
+    assert relative_error(by_diffusers(baked), wanted) < BOUND
 
 
 def test_several_at_once_and_switched(model: TinyModel, tmp_path: Path) -> None:

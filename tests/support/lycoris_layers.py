@@ -62,17 +62,29 @@ def adapted_layer(
     kind: str, layer: nn.Module, *, rank: int, alpha: float, scale: float, seed: int = 0
 ) -> AdaptedLayer:
     """``layer`` as it is, and with an adapter of a kind as ``unet.layer``, in kohya's spelling."""
-    module_class, settings = (MODULES | AT_FULL_STRENGTH)[kind]
     adapted = copy.deepcopy(layer)
+    file = adapt("lora_unet_layer", adapted, kind, rank=rank, alpha=alpha, scale=scale, seed=seed)
+    return AdaptedLayer(layer, file, adapted)
+
+
+def adapt(
+    name: str, layer: nn.Module, kind: str, *, rank: int, alpha: float, scale: float, seed: int = 0
+) -> dict[str, Tensor]:
+    """Put an adapter of a kind on a layer, in place.
+
+    Returns:
+        What LyCORIS would save of it, its keys beginning with ``name``.
+    """
+    module_class, settings = (MODULES | AT_FULL_STRENGTH)[kind]
     usual: dict[str, Any] = {"lora_dim": rank, "alpha": alpha}
-    adapter = module_class("lora_unet_layer", adapted, multiplier=scale, **usual | settings).eval()
+    adapter = module_class(name, layer, multiplier=scale, **usual | settings).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in adapter.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3 + 0.4)
-    file = {f"lora_unet_layer.{name}": value.clone() for name, value in _saved(adapter).items()}
+    file = {f"{name}.{part}": value.detach().clone() for part, value in _saved(adapter).items()}
     adapter.apply_to()
-    return AdaptedLayer(layer, file, adapted)
+    return file
 
 
 def _saved(adapter: Any) -> dict[str, Tensor]:
