@@ -7,6 +7,7 @@ mark `<!-- commands -->` is where they go.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import typer
@@ -27,8 +28,15 @@ def commands() -> str:
     """Markdown: a section for each command, with a table of its arguments and options."""
     from kdrt.cli import app
 
-    group: Any = typer.main.get_command(app)
-    return "\n\n".join(_section(name, command) for name, command in group.commands.items())
+    return "\n\n".join(_sections("", typer.main.get_command(app)))
+
+
+def _sections(before: str, group: Any) -> Iterator[str]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _sections(f"{before}{name} ", command)
+        else:
+            yield _section(before + name, command)
 
 
 def _section(name: str, command: Any) -> str:
@@ -41,7 +49,9 @@ def _section(name: str, command: Any) -> str:
         panels.setdefault(parameter.rich_help_panel or "", []).append(row)
     for panel, rows in panels.items():
         if panel:
-            parts.append(f"### {panel} {{ #{name}-{panel.lower().replace(' ', '-')} }}")
+            parts.append(
+                f"### {panel} {{ #{name.replace(' ', '-')}-{panel.lower().replace(' ', '-')} }}"
+            )
         if rows:
             parts.append("\n".join(["| option | meaning |", "|---|---|", *rows]))
     return "\n\n".join(parts)

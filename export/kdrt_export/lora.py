@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from kdrt.adapters.lora import some
-from kdrt.adapters.lora_file import LoraFile, read_lora
+from kdrt.adapters.lora_file import LoraFile, check_effect, read_lora
 from kdrt.adapters.lora_merge import merged, place
 from kdrt.adapters.lora_names import slots
 from kdrt.bundle import BakedLora
@@ -40,7 +40,8 @@ class LorasToBake:
         allow_pickle: accept pickled files.
 
     Raises:
-        InvalidRequestError: a file is no LoRA, or its scale no finite number.
+        InvalidRequestError: a file is no LoRA or one that changes nothing, or its scale no finite
+            number.
     """
 
     def __init__(
@@ -61,6 +62,8 @@ class LorasToBake:
         self._loras = [
             _Baked(read_lora(path, allow_pickle=allow_pickle), scale) for path, scale in loras
         ]
+        for lora in self._loras:
+            check_effect(lora.file)
         self._strict = strict
         self._seen: set[str] = set()
 
@@ -95,7 +98,8 @@ class LorasToBake:
                 f"{component}.{layer}"
                 for component, layers in lora.file.layers.items()
                 if component not in self._seen
-                for layer in layers
+                for layer, change in layers.items()
+                if not change.optional
             ] + lora.unmatched
             if len(strange) == len(lora.file):
                 raise SourceError(

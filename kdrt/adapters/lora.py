@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from kdrt.adapters.lora_file import LoraFile
+from kdrt.adapters.lora_file import LoraFile, check_effect
 from kdrt.adapters.lora_merge import LayerScale, merged, place
 from kdrt.adapters.lora_names import slots
 from kdrt.backends.commands import bundle_argument
@@ -229,23 +229,29 @@ class LoraStack:
             self._components, self._networks, self._applied = before
             raise
 
-    def _matched(self, file: LoraFile, name: str, scale: Scale, *, strict: bool) -> Lora:
-        unmatched = [
-            f"{network}.{layer}"
+    def unmatched(self, file: LoraFile) -> tuple[str, ...]:
+        """The layers of a LoRA that the model does not have, or that are there twice, by network
+        and path."""
+        return tuple(
+            f"{network}.{path}"
             for network, layers in file.layers.items()
-            for layer in (
+            for path in (
                 place(layers, self._network(network).slots).unmatched
                 if network in self._components
-                else layers
+                else (path for path, layer in layers.items() if not layer.optional)
             )
-        ]
+        )
+
+    def _matched(self, file: LoraFile, name: str, scale: Scale, *, strict: bool) -> Lora:
+        unmatched = self.unmatched(file)
         if len(unmatched) == len(file):
             model = self._bundle.manifest
             raise InvalidRequestError(
                 f"no layer of {file.path.name} exists in '{model.name}' (family {model.family}): "
                 f"it is made for another kind of model; it has {some(unmatched)}"
             )
-        lora = Lora(name, scale, file, tuple(unmatched))
+        check_effect(file)
+        lora = Lora(name, scale, file, unmatched)
         if unmatched and strict:
             raise InvalidRequestError(
                 f"{_without_effect(lora)}; leave out strict (--strict-lora) to go on without"

@@ -81,17 +81,34 @@ class LoraFile:
         layers: for each of ``unet``, ``text_encoder`` and ``text_encoder_2`` that it touches, by
             the module's path with underscores for dots; a bias has ``.bias`` at the end.
         embeddings: textual inversions that belong to it, by their words.
+        metadata: what its trainer wrote beside the tensors.
     """
 
     path: Path
     sha256: str
     layers: Mapping[str, Mapping[str, Layer]]
     embeddings: Mapping[str, Embedding] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def changes_nothing(self) -> bool:
+        """Whether all of its layers are zero, as before the first step of a training."""
+        return all(
+            layer.changes_nothing for layers in self.layers.values() for layer in layers.values()
+        )
 
     def __len__(self) -> int:
         """How many layers it has, without those that a model may lack."""
         return sum(
             not layer.optional for layers in self.layers.values() for layer in layers.values()
+        )
+
+
+def check_effect(file: LoraFile) -> None:
+    """Raises InvalidRequestError: the LoRA changes nothing, at any scale."""
+    if file.changes_nothing():
+        raise InvalidRequestError(
+            f"{file.path.name} changes nothing: the numbers of all its {len(file)} layers are "
+            "zero, as before a training; use one that was saved after some steps"
         )
 
 
@@ -110,7 +127,8 @@ def read_lora(path: str | os.PathLike[str], *, allow_pickle: bool = False) -> Lo
     tensors, metadata = _load(file, allow_pickle)
     metadata = peft_config(file) | dict(metadata or {})
     layers = parse_lora(tensors, metadata, file.name)
-    return LoraFile(file, sha256(file), layers, bundled_embeddings(tensors, file.name))
+    embeddings = bundled_embeddings(tensors, file.name)
+    return LoraFile(file, sha256(file), layers, embeddings, metadata)
 
 
 def lora_from_tensors(tensors: Mapping[str, Tensor], name: str = "LoRA") -> LoraFile:

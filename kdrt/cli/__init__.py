@@ -40,6 +40,7 @@ Its files:
     bundles          ``kdrt list``
     rm               ``kdrt rm``
     inspect          ``kdrt inspect``
+    lora             ``kdrt lora inspect``
     bundle_rows      bundles as lines to read
     engine_rows      built engines as lines to read
     doctor           ``kdrt doctor``
@@ -78,6 +79,7 @@ from kdrt.cli import (
     generate,
     info,
     inspect,
+    lora,
     rm,
     samplers,
     schedules,
@@ -165,6 +167,7 @@ def _add(panel: str, *commands: Callable[..., None]) -> None:
 _add("Models", export.export, build.build, inspect.inspect)
 add_command(app, bundles.list_bundles, name="list", rich_help_panel="Models")
 _add("Models", rm.rm, trust.trust)
+app.add_typer(lora.lora, rich_help_panel="Models")
 _add("Images", generate.generate, info.info, serve.serve)
 _add("What there is", samplers.samplers, schedules.schedules, doctor.doctor)
 add_command(
