@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kdrt.adapters.lora_file import LoraFile, check_effect
-from kdrt.adapters.lora_merge import LayerScale, merged, place
-from kdrt.adapters.lora_names import slots
+from kdrt.adapters.lora_merge import LayerScale, Scale, merged, place
+from kdrt.adapters.lora_names import NETWORKS, slots
 from kdrt.backends.commands import bundle_argument
 from kdrt.bundle import Bundle
 from kdrt.bundle.components import SHALLOW_UNET
@@ -25,16 +25,10 @@ from kdrt.errors import EngineError, InvalidRequestError
 from kdrt_engines import Engine, FixedWeightsError
 from kdrt_engines.onnx_weights import StoredWeight, stored_weights
 
-NETWORKS = ("unet", "text_encoder", "text_encoder_2")
-"""What a LoRA can change."""
+__all__ = ["NETWORKS", "AdapterWarning", "Lora", "LoraStack", "LoraSwap", "Scale"]
 
 _COPIES = {SHALLOW_UNET: "unet"}
 """Components with copies of a network's weights: what a LoRA changes there, it changes here."""
-
-
-Scale = float | Mapping[str, LayerScale]
-"""How strong a LoRA is: a number, or one by network, with 1 for those that are not named. In place
-of a network's number stands also one by block: see :data:`kdrt.adapters.lora_merge.LayerScale`."""
 
 
 class AdapterWarning(UserWarning):
@@ -70,7 +64,7 @@ class Lora:
 
     def scale_text(self) -> str:
         """The scale as text: ``0.8``, ``unet=0.8 text_encoder=0``, or with blocks
-        ``unet=(mid_block=0.5)``."""
+        ``unet=(1 mid_block=0.5)``."""
         return _told(self.scale)
 
 
@@ -418,7 +412,12 @@ def _number(name: str, value: object) -> float:
 
 
 def _export_options(loras: Mapping[str, Lora]) -> str:
-    return " ".join(f"--lora {lora.file.path}:{lora.scale_text()}" for lora in loras.values())
+    # A bundle keeps one number: of several the user has to choose.
+    return " ".join(
+        f"--lora {lora.file.path}:"
+        + ("SCALE" if isinstance(lora.scale, Mapping) else lora.scale_text())
+        for lora in loras.values()
+    )
 
 
 def _without_effect(lora: Lora) -> str:
@@ -435,7 +434,7 @@ def _told(scale: Scale | LayerScale) -> str:
         name: f"({_told(inner)})" if isinstance(inner, Mapping) else _told(inner)
         for name, inner in scale.items()
     }
-    return " ".join(f"{name}={text}" for name, text in parts.items())
+    return " ".join(f"{name}={text}" if name else text for name, text in parts.items())
 
 
 def some(names: Sequence[str]) -> str:

@@ -15,7 +15,6 @@ Norms and biases have no such product: there ComfyUI (``.diff``, ``.diff_b``) an
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 from collections import defaultdict
@@ -144,15 +143,6 @@ def lora_from_tensors(tensors: Mapping[str, Tensor], name: str = "LoRA") -> Lora
         digest.update(key.encode() + raw.numpy().tobytes())
     embeddings = bundled_embeddings(tensors, name)
     return LoraFile(Path(name), digest.hexdigest(), layers, embeddings)
-
-
-def lora_option(text: str) -> tuple[Path, float]:
-    """``FILE[:SCALE]`` of the command line: the file, and its scale, by default 1."""
-    path, colon, scale = text.rpartition(":")
-    if colon and path:
-        with contextlib.suppress(ValueError):  # a path with a colon of its own
-            return Path(path), float(scale)
-    return Path(text), 1.0
 
 
 def parse_lora(

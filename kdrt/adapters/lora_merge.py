@@ -21,6 +21,9 @@ LayerScale = float | Mapping[str, float]
 """How strong a LoRA is in one network: a number, or one by the path of a module or of a block of
 them (``down_blocks.1``). The longest path that fits counts, ``""`` fits all, and the rest has 1."""
 
+Scale = float | Mapping[str, LayerScale]
+"""How strong a LoRA is: a number, or one by network, with 1 for those that are not named."""
+
 
 @dataclass(frozen=True)
 class Placed:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdrt.adapters.lora_names import NETWORKS
 from kdrt.errors import InvalidRequestError
 
 _METADATA = "lora_adapter_metadata"
 """Where diffusers writes it: one JSON, in which ``unet.`` and the like begin every key."""
 _ALPHAS = ("lora_alpha", "alpha")
-_NETWORKS = ("unet", "text_encoder", "text_encoder_2")
 _LARGEST = 1 << 20
 """Bytes of an ``adapter_config.json``."""
 _PATH = re.compile(r"[\w.-]+")
@@ -95,7 +95,7 @@ def peft_config(file: Path) -> dict[str, str]:
     # Which network it is for only the names of the tensors tell.
     return {
         _METADATA: json.dumps(
-            {f"{network}.{key}": value for network in _NETWORKS for key, value in values.items()}
+            {f"{network}.{key}": value for network in NETWORKS for key, value in values.items()}
         )
     }
 

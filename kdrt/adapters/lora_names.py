@@ -12,6 +12,9 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count, takewhile
 
+NETWORKS = ("unet", "text_encoder", "text_encoder_2")
+"""What a LoRA can change."""
+
 BIAS = ".bias"
 """Ends the path of a module whose bias is meant; paths have no other dots once canonical."""
 

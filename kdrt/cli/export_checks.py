@@ -49,15 +49,24 @@ def read_loras(options: Sequence[str], *, allow_pickle: bool) -> list[tuple[Path
     libraries of the exporter and the model are loaded.
 
     Raises:
-        InvalidRequestError: see :func:`kdrt.adapters.lora_file.read_lora`.
+        InvalidRequestError: see :func:`kdrt.adapters.lora_file.read_lora`; or a scale is not one
+            number.
     """
     if not options:
         return []
-    from kdrt.adapters.lora_file import lora_option, read_lora
+    from kdrt.adapters.lora_file import read_lora
+    from kdrt.adapters.lora_option import lora_option
+    from kdrt.errors import InvalidRequestError
 
-    loras = [lora_option(text) for text in options]
-    for path, _ in loras:
+    loras: list[tuple[Path, float]] = []
+    for path, scale in map(lora_option, options):
+        if not isinstance(scale, float):
+            raise InvalidRequestError(
+                f"a bundle keeps one scale of a LoRA, not several of {path.name}: give one "
+                "number, or use it at run time"
+            )
         read_lora(path, allow_pickle=allow_pickle)
+        loras.append((path, scale))
     return loras
 
 

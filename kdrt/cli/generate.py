@@ -96,7 +96,9 @@ def generate(
             metavar="FILE[:SCALE]",
             rich_help_panel=SAMPLING,
             show_default=False,
-            help="Add a LoRA to the weights, as [cyan]style.safetensors:0.8[/]; may be repeated.",
+            help="Add a LoRA to the weights, as [cyan]style.safetensors:0.8[/], or "
+            "[cyan]style.safetensors:0.8,text_encoder=0,mid_block=0.5[/] by network and block; "
+            "may be repeated.",
         ),
     ] = None,
     strict_lora: Annotated[

@@ -14,6 +14,7 @@ from kdrt.cli.notices import note
 if TYPE_CHECKING:
     import kdrt
     from kdrt.adapters.lora_file import LoraFile
+    from kdrt.adapters.lora_merge import Scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,17 +37,18 @@ class PipelineOptions:
     cuda_graph: str | None = None
     low_vram: bool = False
 
-    def read_loras(self) -> list[tuple[LoraFile, float]]:
+    def read_loras(self) -> list[tuple[LoraFile, Scale]]:
         """The LoRAs and their scales.
 
         Raises:
-            InvalidRequestError: a file is missing or no LoRA.
+            InvalidRequestError: a file is missing or no LoRA, or a scale cannot be read.
         """
-        from kdrt.adapters.lora_file import lora_option, read_lora
+        from kdrt.adapters.lora_file import read_lora
+        from kdrt.adapters.lora_option import lora_option
 
         return [(read_lora(path), scale) for path, scale in map(lora_option, self.loras)]
 
-    def load(self, loras: Sequence[tuple[LoraFile, float]]) -> kdrt.Pipeline:
+    def load(self, loras: Sequence[tuple[LoraFile, Scale]]) -> kdrt.Pipeline:
         """The pipeline with its LoRAs, after a look at what it will take and whether they fit it.
 
         Raises:
@@ -81,15 +83,16 @@ class PipelineOptions:
 
 
 def _load_loras(
-    pipe: kdrt.Pipeline, loras: Sequence[tuple[LoraFile, float]], *, strict: bool
+    pipe: kdrt.Pipeline, loras: Sequence[tuple[LoraFile, Scale]], *, strict: bool
 ) -> None:
     if not loras:
         return
-    scales: dict[str, float] = {}
+    scales: dict[str, Scale] = {}
     for file, scale in loras:
         pipe.adapters.load_lora(file, scale=0, strict=strict)
         scales[list(pipe.adapters.loras)[-1]] = scale
     swap = pipe.adapters.set_loras(scales)
-    names = ", ".join(f"{name} at {scale:g}" for name, scale in scales.items())
+    loaded = pipe.adapters.loras
+    names = ", ".join(f"{name} at {loaded[name].scale_text()}" for name in scales)
     weights = f"{swap.weights} weight{'s' * (swap.weights != 1)}"
     typer.echo(f"LoRA {names}: {weights} changed in {swap.seconds:.1f} s", err=True)

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from kdrt.adapters.lora_file import LoraFile
+from kdrt.adapters.lora_merge import Scale
 from kdrt.bundle import Manifest, sha256
 from kdrt.cli.requests_file import RequestLine
 from kdrt.request.complete import complete
@@ -21,7 +22,7 @@ _LENGTH = 32
 """Hexadecimal digits: far more than millions of requests need to differ in."""
 
 
-def model_digest(manifest: Manifest, loras: Sequence[tuple[LoraFile, float]]) -> str:
+def model_digest(manifest: Manifest, loras: Sequence[tuple[LoraFile, Scale]]) -> str:
     """Of a model and the LoRAs, with their scales, that are added to it."""
     return _digest([manifest.model_dump(mode="json"), [[f.sha256, scale] for f, scale in loras]])
 

@@ -12,7 +12,6 @@ from torch import nn
 
 import kdrt
 from kdrt import cli
-from kdrt.adapters.lora_file import lora_option
 from kdrt.bundle import Bundle, sha256
 from kdrt.errors import InvalidRequestError
 from kdrt_export.errors import SourceError
@@ -110,17 +109,3 @@ class Notes(Silent):
 
     def note(self, text: str) -> None:
         self.notes.append(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "path", "scale"),
-    [
-        ("style.safetensors", "style.safetensors", 1.0),
-        ("a/style.safetensors:0.8", "a/style.safetensors", 0.8),
-        ("style.safetensors:-2", "style.safetensors", -2.0),
-        ("C:/style.safetensors", "C:/style.safetensors", 1.0),
-        ("C:/style.safetensors:1e-1", "C:/style.safetensors", 0.1),
-    ],
-)
-def test_file_and_scale_on_the_command_line(text: str, path: str, scale: float) -> None:
-    assert lora_option(text) == (Path(path), scale)

@@ -316,7 +316,7 @@ class TestBlocks:
         assert name == "unet.down_blocks.1.attentions.0.proj_in.weight"
         assert torch.equal(weight, doubled[name])
         assert stack.loras["x"].scale_text() == (
-            "unet=(=5 mid_block=0 down_blocks=9 down_blocks.1.attentions.0=2)"
+            "unet=(5 mid_block=0 down_blocks=9 down_blocks.1.attentions.0=2)"
         )
         stack.set(engines, {"x": {"unet": {}}})
         assert len(engines["unet"].weights) == 2

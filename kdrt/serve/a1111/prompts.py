@@ -23,6 +23,9 @@ _LORA = ("lora", "lyco")
 _PLACES = ("te", "unet", "dyn")
 """What the numbers of a LoRA are about, in order."""
 
+_STEPS = ("start", "stop", "end", "step", "when")
+"""What extensions call the steps at which a LoRA counts."""
+
 _LARGEST = 100.0
 
 
@@ -98,6 +101,13 @@ def _check_constant(text: str, name: str) -> None:
 def _lora(tag: str, content: str) -> tuple[str, Scale]:
     """The name and scale of ``name:1``, ``name:1:0.5`` or ``name:te=1:unet=0.5``."""
     name, *parts = content.split(":")
+    for part in parts:
+        if "@" in part or part.partition("=")[0].strip() in _STEPS:
+            raise UnsupportedError(
+                f"{excerpt(tag)} is not supported: a LoRA is as strong at every step; give one "
+                "number, as in <lora:name:0.8>",
+                "prompt",
+            )
     numbers: dict[str, float] = {}
     for place, part in zip(_PLACES, (part for part in parts if "=" not in part), strict=False):
         numbers[place] = _number(tag, part)

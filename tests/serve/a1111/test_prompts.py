@@ -73,6 +73,8 @@ def test_other_networks_are_refused() -> None:
         ("<lora:s:1000>", "no number from -100 to 100"),
         ("<lora:s:weight=1>", "a LoRA has te= and unet="),
         ("<lora:s:1:1:64>", "keeps the rank"),
+        ("<lora:s:1@0.3>", "as strong at every step"),
+        ("<lora:s:1:stop=10>", "as strong at every step"),
         ("<lora:s:1:1:1:1>", "too many numbers"),
         ("<lora:s:1><lora:s:0.5>", "names the LoRA 's' twice"),
     ],

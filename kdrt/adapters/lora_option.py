@@ -1,0 +1,66 @@
+"""A LoRA of the command line: a file, and how strong it is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from kdrt.adapters.lora_merge import LayerScale, Scale
+from kdrt.adapters.lora_names import NETWORKS
+from kdrt.errors import InvalidRequestError
+
+_SCHEDULE = re.compile(
+    r":[^:/\\]*@[\d.]+$"  # 1@0.3
+    r"|:(?:start|end|from|to|step|stop|when)=[^/\\]*$"
+    r"|(?::[+-]?[\d.]+){2,}$"  # 0:1
+)
+"""What other programs take for a scale that changes from step to step."""
+
+
+def lora_option(text: str) -> tuple[Path, Scale]:
+    """The file and the scale of ``FILE[:SCALE]``. A scale is a number, by default 1, or parts with
+    commas between them: ``0.8,text_encoder=0,mid_block=0.5``. There a number alone is that of all
+    networks, a network's name has its own, and other names are blocks of the UNet, or with a
+    network's name before them, of that.
+
+    Raises:
+        InvalidRequestError: the scale changes from step to step, or a part is given twice.
+    """
+    path, colon, scale = text.rpartition(":")
+    parts = _parts(scale) if colon and path else None
+    if _SCHEDULE.search(text) and not Path(text).exists():
+        raise InvalidRequestError(
+            f"--lora {text!r} asks for a scale that changes from step to step, or for two; the "
+            "weights are the same at every step: give one scale, as FILE:0.8"
+        )
+    return (Path(text), 1.0) if parts is None else (Path(path), _scale(text, parts))
+
+
+def _parts(text: str) -> list[tuple[str, float]] | None:
+    """Names and numbers; None if the text is no scale but part of a path."""
+    parts = []
+    for part in text.split(","):
+        name, _, number = part.rpartition("=")
+        try:
+            parts.append((name.strip(), float(number)))
+        except ValueError:
+            return None
+    return parts
+
+
+def _scale(text: str, parts: list[tuple[str, float]]) -> Scale:
+    given = dict(parts)
+    if len(given) < len(parts):
+        raise InvalidRequestError(f"--lora {text!r} gives one scale twice")
+    usual = given.pop("", 1.0)
+    if not given:
+        return usual
+    scales: dict[str, LayerScale] = {network: given.pop(network, usual) for network in NETWORKS}
+    for name, number in given.items():
+        network, _, block = name.partition(".")
+        if network not in NETWORKS:
+            network, block = "unet", name
+        before = scales[network]
+        blocks = dict(before) if not isinstance(before, float) else {"": before}
+        scales[network] = blocks | {block: number}
+    return scales

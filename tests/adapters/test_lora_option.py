@@ -1,0 +1,69 @@
+"""LoRAs as the command line has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kdrt.adapters.lora_merge import Scale
+from kdrt.adapters.lora_option import lora_option
+from kdrt.errors import InvalidRequestError
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "scale"),
+    [
+        ("style.safetensors", "style.safetensors", 1.0),
+        ("a/style.safetensors:0.8", "a/style.safetensors", 0.8),
+        ("style.safetensors:-2", "style.safetensors", -2.0),
+        ("C:/style.safetensors", "C:/style.safetensors", 1.0),
+        ("C:/style.safetensors:1e-1", "C:/style.safetensors", 0.1),
+        ("C:/a,b=2.safetensors", "C:/a,b=2.safetensors", 1.0),
+        (
+            "x:0.8,text_encoder=0",
+            "x",
+            {"unet": 0.8, "text_encoder": 0.0, "text_encoder_2": 0.8},
+        ),
+        (
+            "x:unet=0.5,mid_block=0,down_blocks.1=2",
+            "x",
+            {
+                "unet": {"": 0.5, "mid_block": 0.0, "down_blocks.1": 2.0},
+                "text_encoder": 1.0,
+                "text_encoder_2": 1.0,
+            },
+        ),
+        (
+            "x:0.5,text_encoder.layers.0=0,unet.mid_block=1",
+            "x",
+            {
+                "unet": {"": 0.5, "mid_block": 1.0},
+                "text_encoder": {"": 0.5, "layers.0": 0.0},
+                "text_encoder_2": 0.5,
+            },
+        ),
+    ],
+)
+def test_file_and_scale(text: str, path: str, scale: Scale) -> None:
+    assert lora_option(text) == (Path(path), scale)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["x.safetensors:1@0.3", "x.safetensors:0:1", "x.safetensors:start=0.2", "x:0@0,1@0.5"],
+)
+def test_schedules_over_steps_are_refused(text: str) -> None:
+    with pytest.raises(InvalidRequestError, match="changes from step to step, or for two"):
+        lora_option(text)
+
+
+def test_what_is_given_twice() -> None:
+    with pytest.raises(InvalidRequestError, match="gives one scale twice"):
+        lora_option("x:unet=1,unet=0.5")
+
+
+def test_a_file_that_looks_like_a_schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x:1@0.5").touch()
+    assert lora_option("x:1@0.5") == (Path("x:1@0.5"), 1.0)
