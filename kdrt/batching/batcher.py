@@ -272,6 +272,11 @@ class Batcher:
                 self.submit(request, output_type="pt").result()
                 images *= 2
 
+    def decode(self, latents: Tensor) -> Tensor:
+        """What the VAE makes of ``latents [B, C, h, w]``, for whoever looks at an unfinished image;
+        see `ImageStep.decode`."""
+        return self._loop.decode(latents)
+
     @property
     def waiting(self) -> int:
         """Images that have not been admitted."""

@@ -10,6 +10,8 @@ Its files:
     service     several models: load, warm up, submit, drain
     model       a bundle that is served: its pipeline, its batcher, its queue
     queue       images that wait and run, and how fast they are made
+    replica     a service that is somewhere else: what is asked of it, and what comes back
+    remote      a service whose images are made by replicas
     submission  a request that was accepted
     metrics     what Prometheus is told
     errors      what goes wrong, and what a client is told of it

@@ -76,6 +76,9 @@ class QueueFullError(KdrtError):
         super().__init__(message)
         self.retry_after = retry_after
 
+    def __reduce__(self) -> tuple[type[QueueFullError], tuple[str, int]]:
+        return type(self), (str(self), self.retry_after)
+
 
 class NotReadyError(KdrtError):
     """The models are still being loaded."""
@@ -83,6 +86,10 @@ class NotReadyError(KdrtError):
 
 class ShuttingDownError(KdrtError):
     """The server is about to end."""
+
+
+class ReplicaLostError(KdrtError):
+    """The process that was making the images has ended."""
 
 
 class DeadlineError(KdrtError):
@@ -160,6 +167,7 @@ _OURS: tuple[tuple[type[Exception], int, str, str], ...] = (
     (OutOfMemoryError, 503, "out_of_memory", "there is not enough memory for this image here"),
     (NonFiniteError, 500, "not_finite", "the image came out as numbers that are not finite"),
     (PipelineClosedError, 503, "shutting_down", "the server is shutting down"),
+    (ReplicaLostError, 500, "replica_lost", "what was making the image broke down on the way"),
     (CancelledError, 500, "cancelled", "the image was cancelled before it was made"),
 )
 """Those whose message may tell of the machine, and what is said in its place."""

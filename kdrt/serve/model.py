@@ -8,6 +8,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from PIL import Image
+from torch import Tensor
+
 from kdrt.adapters.lora import Scale
 from kdrt.adapters.lora_file import LoraFile
 from kdrt.batching.batcher import Batcher
@@ -135,6 +138,7 @@ class ServedModel(Observer):
         images: int,
         watch: bool,
         on_end: Callable[[], object],
+        on_begin: Callable[[int], object] | None = None,
     ) -> Handle[Any]:
         """Ask for images; everything is checked now. Takes some milliseconds, with an image to
         begin with more.
@@ -145,13 +149,14 @@ class ServedModel(Observer):
             images: how many it is about.
             watch: whether somebody goes over the steps.
             on_end: called when it is over, in a thread of the batcher.
+            on_begin: told of so many images that have begun, in a thread of the batcher.
 
         Raises:
             QueueFullError: too many wait.
             KdrtError: see `kdrt.Batcher.submit`.
         """
         assert self._batcher is not None
-        place = self.queue.enter(images, time.monotonic())
+        place = self.queue.enter(images, time.monotonic(), on_begin)
         try:
             handle = self._batcher.submit(request, loras=loras, watch=watch)
         except BaseException:
@@ -175,6 +180,15 @@ class ServedModel(Observer):
         handle.add_done_callback(over)
         return handle
 
+    def preview(self, denoised: Tensor) -> list[Image.Image]:
+        """Small images of ``denoised [B, C, h, w]``; see `ImageStep.preview`."""
+        return self.pipe.previewer(denoised.to(self.pipe.denoising.unet.device))
+
+    def decode(self, denoised: Tensor) -> Tensor:
+        """Pixels ``[B, 3, H, W]`` of ``denoised [B, C, h, w]``; see `ImageStep.decode`."""
+        assert self._batcher is not None
+        return self._batcher.decode(denoised.to(self.pipe.denoising.unet.device))
+
     def admitted(self, handle: Handle[Any], images: int) -> None:
         """See `kdrt.batching.observer.Observer`."""
         if not self._is_warm:
@@ -187,6 +201,8 @@ class ServedModel(Observer):
         now = time.monotonic()
         if self.queue.admit(place, images, now):
             self._metrics.begun(now - place.arrived)
+        if place.on_begin is not None:
+            place.on_begin(images)
 
     def ticked(self, images: int, rows: int, seconds: float) -> None:
         """See `kdrt.batching.observer.Observer`."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from kdrt.serve.errors import QueueFullError
@@ -27,12 +28,14 @@ class Place:
     Attributes:
         images: how many it is about.
         arrived: when.
+        on_begin: is told of so many more that have begun; it must be quick.
         admitted: how many of them have begun.
         begun: when the first of them did; None if none has.
     """
 
     images: int
     arrived: float
+    on_begin: Callable[[int], object] | None = None
     admitted: int = 0
     begun: float | None = None
 
@@ -63,7 +66,9 @@ class WaitingQueue:
         """Images that have begun, and are not over."""
         return self._running
 
-    def enter(self, images: int, now: float) -> Place:
+    def enter(
+        self, images: int, now: float, on_begin: Callable[[int], object] | None = None
+    ) -> Place:
         """Take a place. A request that alone is more than may wait is let in where nothing waits.
 
         Raises:
@@ -78,7 +83,7 @@ class WaitingQueue:
                     retry_after,
                 )
             self._waiting += images
-        return Place(images, now)
+        return Place(images, now, on_begin)
 
     def admit(self, place: Place, images: int, now: float) -> bool:
         """So many of its images have begun; whether they are the first of them."""

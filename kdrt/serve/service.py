@@ -14,7 +14,7 @@ from kdrt.batching.handle import Handle
 from kdrt.bundle import Bundle, open_bundle
 from kdrt.common.home import home
 from kdrt.common.validation import did_you_mean
-from kdrt.errors import InvalidRequestError
+from kdrt.errors import InvalidRequestError, KdrtError
 from kdrt.request.fields import Request
 from kdrt.serve.errors import (
     NotReadyError,
@@ -45,6 +45,7 @@ class ImageService:
         models: by name; the first is the one for requests that name none.
         settings: how images are made.
         metrics: what happened.
+        on_failure: called, in any thread, if after :meth:`load` no more images can ever be made.
 
     Args:
         models: the bundles; they are opened and their LoRAs are read now, so that what is wrong
@@ -79,6 +80,7 @@ class ImageService:
             raise InvalidRequestError("there is nothing to serve: name at least one bundle")
         places = {place for model in self.models.values() for place in model.places}
         self._private = sorted({*places, str(home().absolute())}, key=len, reverse=True)
+        self.on_failure: Callable[[KdrtError], object] = _ignored
         self._is_loaded = False
         self._is_draining = False
         self._active: set[Submission] = set()
@@ -129,6 +131,7 @@ class ImageService:
         loras: Mapping[str, Scale] | None = None,
         watch: bool = False,
         deadline: float | None = None,
+        on_begin: Callable[[int], object] | None = None,
     ) -> Submission:
         """Ask for images.
 
@@ -138,6 +141,7 @@ class ImageService:
             loras: of those registered for it, with their scales.
             watch: whether the steps will be gone over.
             deadline: seconds that it may take; at most, and by default, what the settings say.
+            on_begin: told of so many images that have begun, in another thread.
 
         Raises:
             NotReadyError: the models are being loaded.
@@ -146,16 +150,7 @@ class ImageService:
             RequestError: the model or a LoRA is unknown, or the request is beyond the limits.
             KdrtError: see `kdrt.Batcher.submit`.
         """
-        self.check_open()
-        served = self.model(model)
-        for name in loras or ():
-            if name not in served.loras:
-                raise RequestError(
-                    f"no LoRA {name!r} is registered for {served.name}; "
-                    f"registered: {', '.join(served.loras) or 'none'}",
-                    "lora",
-                )
-        images = self.settings.limits.check(request, served.bundle.manifest.latents)
+        served, images = self.checked(request, model, loras)
         ended: list[Submission] = []
 
         def submit() -> Handle[Any]:
@@ -165,6 +160,7 @@ class ImageService:
                 images=images,
                 watch=watch,
                 on_end=lambda: self._active.difference_update(ended),
+                on_begin=on_begin,
             )
 
         self._submitting += 1
@@ -182,6 +178,25 @@ class ImageService:
         if handle.done():
             self._active.discard(submission)
         return submission
+
+    def checked(
+        self, request: Request, model: str | None, loras: Mapping[str, Scale] | None
+    ) -> tuple[ServedModel, int]:
+        """The model that is to make a request, and how many images it is about.
+
+        Raises:
+            KdrtError: it is refused without a look at the queue; see :meth:`submit`.
+        """
+        self.check_open()
+        served = self.model(model)
+        for name in loras or ():
+            if name not in served.loras:
+                raise RequestError(
+                    f"no LoRA {name!r} is registered for {served.name}; "
+                    f"registered: {', '.join(served.loras) or 'none'}",
+                    "lora",
+                )
+        return served, self.settings.limits.check(request, served.bundle.manifest.latents)
 
     def without_private(self, message: str) -> str:
         """A message for clients: without the places of files on this machine, which the advice to
@@ -220,6 +235,10 @@ class ImageService:
         self._is_draining = True
         for model in self.models.values():
             model.close()
+
+
+def _ignored(error: KdrtError) -> None:
+    """Models of this process do not fail as a whole."""
 
 
 def _read_loras(bundle: Bundle, settings: ModelSettings) -> dict[str, LoraFile]:

@@ -4,13 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Generator
+from typing import Any, Protocol
 
-from kdrt.batching.handle import Handle, ImageStep
+from kdrt.batching.handle import ImageStep
 from kdrt.errors import CancelledError, KdrtError
 from kdrt.pipeline.result import Result
 from kdrt.serve.errors import DeadlineError
+
+
+class Making(Protocol):
+    """What a submission needs of a `kdrt.batching.handle.Handle`, or of what stands for one."""
+
+    @property
+    def steps(self) -> int:
+        """Of each image."""
+        ...
+
+    def cancel(self) -> bool:
+        """End it, with `kdrt.errors.CancelledError`; whether it was not over yet."""
+        ...
+
+    def add_done_callback(self, function: Callable[[Any], object]) -> None:
+        """Call ``function`` when it is over, in any thread."""
+        ...
+
+    def __await__(self) -> Generator[Any, None, Result[Any]]: ...
+
+    def __aiter__(self) -> AsyncIterator[ImageStep]: ...
 
 
 class Submission:
@@ -19,30 +40,33 @@ class Submission:
     Attributes:
         model: the name of the model that makes it.
         images: how many images it is about.
-        steps: of each image.
 
     Args:
-        handle: of the batcher.
+        handle: makes it.
         model: the name of the model.
         images: how many images it is about.
         deadline: seconds until it is cancelled.
     """
 
-    def __init__(self, handle: Handle[Any], model: str, images: int, deadline: float) -> None:
+    def __init__(self, handle: Making, model: str, images: int, deadline: float) -> None:
         self.model = model
         self.images = images
-        self.steps = handle.steps
         self._handle = handle
         self._reason: KdrtError | None = None
         loop = asyncio.get_running_loop()
         late = DeadlineError(f"the image was not made within {deadline:g} s, and was cancelled")
         timer = loop.call_later(deadline, self.cancel, late)
 
-        def over(_: Handle[Any]) -> None:
+        def over(_: object) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(timer.cancel)
 
         handle.add_done_callback(over)
+
+    @property
+    def steps(self) -> int:
+        """Of each image."""
+        return self._handle.steps
 
     def cancel(self, reason: KdrtError) -> bool:
         """End it at the next step; :meth:`result` raises ``reason``. Does nothing where it is over
