@@ -11,7 +11,9 @@ from kdrt.cli.engine_options import RUNNING, CudaGraphOption, EngineOption, Fall
 from kdrt.errors import InvalidRequestError, KdrtError
 
 if TYPE_CHECKING:
-    from kdrt.serve.settings import ModelSettings
+    from kdrt.serve.log import LogFormat
+    from kdrt.serve.service import ImageService
+    from kdrt.serve.settings import ModelSettings, ServiceSettings
 
 _ACCESS, _LIMITS = "Who may come in", "What they may ask for"
 _MEBIBYTE = 2**20
@@ -137,6 +139,24 @@ def serve(
             help="Rows of an evaluation that requests share; an image with guidance takes two.",
         ),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=RUNNING,
+            show_default="none, but this process",
+            help="Processes that make images, which share the threads of the machine.",
+        ),
+    ] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GPU,…",
+            rich_help_panel=RUNNING,
+            show_default="the first",
+            help="GPUs to use, each by a process of its own, as in 0,1.",
+        ),
+    ] = None,
     engine: EngineOption = None,
     threads: Annotated[
         int | None,
@@ -144,7 +164,7 @@ def serve(
             metavar="N",
             rich_help_panel=RUNNING,
             show_default="one a core",
-            help="CPU threads of a model.",
+            help="CPU threads of a model, in each process.",
         ),
     ] = None,
     cuda_graph: CudaGraphOption = None,
@@ -171,6 +191,7 @@ def serve(
 
       [cyan]kdrt serve demo[/cyan]
       [cyan]kdrt serve sdxl --warmup 1024x1024 --lora style=style.safetensors[/cyan]
+      [cyan]kdrt serve sdxl --devices 0,1,2,3[/cyan]
       [cyan]kdrt serve sdxl --host 0.0.0.0 --api-key-file keys.txt --max-waiting 200[/cyan]
     """
     _check_installed()
@@ -183,7 +204,6 @@ def serve(
     from kdrt.serve.auth import Keys
     from kdrt.serve.limits import RequestLimits
     from kdrt.serve.log import LogFormat, start_logging
-    from kdrt.serve.service import ImageService
     from kdrt.serve.settings import ServerSettings, ServiceSettings
 
     check_choice("--log-format", log_format, ("text", "json"))
@@ -209,11 +229,48 @@ def serve(
         max_body=check_int("--max-body", max_body, 1, 4096) * _MEBIBYTE,
         grace=grace,
     )
-    service = ImageService(_models(bundles, lora or []), service_settings)
-    start_logging(cast(LogFormat, log_format))
+    form = cast(LogFormat, log_format)
+    service = _service(_models(bundles, lora or []), service_settings, workers, devices, form)
+    start_logging(form)
     for category in (MetadataWarning, PromptSyntaxWarning, TruncationWarning):
         warnings.simplefilter("ignore", category)  # clients are told, in their answers
     server.serve(service, server_settings, lambda url: _announce(url, list(service.models)))
+
+
+def _service(
+    models: list[ModelSettings],
+    settings: ServiceSettings,
+    workers: int | None,
+    devices: str | None,
+    log: LogFormat,
+) -> ImageService:
+    """A service of this process, or one of several processes if they are asked for."""
+    if workers is not None and devices is not None:
+        raise InvalidRequestError(
+            "--workers and --devices exclude each other: each device gets one worker"
+        )
+    if workers is None and devices is None:
+        from kdrt.serve.service import ImageService
+
+        return ImageService(models, settings)
+    from kdrt.serve.remote import RemoteService
+    from kdrt.serve.workers.figures import PoolMetrics
+    from kdrt.serve.workers.plan import plan_workers
+    from kdrt.serve.workers.pool import WorkerPool
+
+    chosen = None if devices is None else _devices(devices)
+    pool = WorkerPool(plan_workers(models, settings, workers=workers, devices=chosen, log=log))
+    return RemoteService(models, settings, pool, PoolMetrics(pool))
+
+
+def _devices(text: str) -> list[str]:
+    """The names of GPUs."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise InvalidRequestError(
+            f"--devices takes GPUs with commas between them, as in 0,1, not {text!r}"
+        )
+    return names
 
 
 def _check_installed() -> None:

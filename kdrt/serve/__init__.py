@@ -26,6 +26,7 @@ Its files:
     responses   JSON, errors, server-sent events, results for as long as the client is there
     log         lines with the id of their request
     native      ``/v1/generate``, with every field of a request
+    workers     several processes of one machine behind one server
     openai      OpenAI's images API
     a1111       the AUTOMATIC1111 web UI's API
     kserve      health and metadata of KServe's v2 protocol

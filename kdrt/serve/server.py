@@ -38,20 +38,25 @@ def serve(
         announce: called with the URL once it listens.
 
     Raises:
-        KdrtError: the address cannot be listened on, or a model cannot be loaded.
+        KdrtError: the address cannot be listened on, a model cannot be loaded, or nothing that
+            makes images can be had any more.
     """
     listening = _listen(settings.host, settings.port)
     server = Server(service, settings)
     failures: list[BaseException] = []
 
+    def fail(error: BaseException) -> None:
+        if not server.should_exit:
+            failures.append(error)
+        server.should_exit = True
+
     def load() -> None:
         try:
             service.load()
         except BaseException as error:
-            if not server.should_exit:
-                failures.append(error)
-            server.should_exit = True
+            fail(error)
 
+    service.on_failure = fail
     loading = threading.Thread(target=load, name="kdrt-load")
     try:
         announce(_url(listening))

@@ -12,6 +12,7 @@ from kdrt.cli.serve import serve
 from kdrt.serve.limits import RequestLimits
 from kdrt.serve.service import ImageService
 from kdrt.serve.settings import ServerSettings, ServiceSettings
+from kdrt.serve.workers.plan import WorkerPlan
 from tests.support.command_line import Cli
 
 
@@ -34,6 +35,10 @@ from tests.support.command_line import Cli
         (["--lora", "style=nothing.safetensors"], "nothing.safetensors"),
         (["--api-key-file", "nothing"], "cannot read keys from nothing"),
         (["--log-format", "xml"], "--log-format"),
+        (["--workers", "0"], "workers must be a whole number of at least 1"),
+        (["--workers", "2", "--devices", "0,1"], "exclude each other"),
+        (["--devices", "0,,1"], "--devices takes GPUs with commas between them"),
+        (["--devices", "0,0"], "name none twice"),
     ],
 )
 def test_wrong_values_are_one_sentence(
@@ -87,6 +92,21 @@ def test_what_is_given_reaches_the_server(
     assert settings.max_body == 3 * 2**20
     assert settings.keys is not None
     assert settings.keys.open("0123456789abcdef")
+
+
+def test_workers_get_their_share_of_the_machine(
+    cli: Cli, demo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned: list[WorkerPlan] = []
+    monkeypatch.setattr("kdrt.serve.server.serve", lambda *given: None)
+    monkeypatch.setattr("kdrt.serve.log.start_logging", lambda form: None)
+    monkeypatch.setattr("kdrt.serve.workers.pool.WorkerPool", planned.extend)
+    outcome = cli("serve", demo, "--workers", "2", "--threads", "3", "--log-format", "json")
+    assert outcome.code == 0, outcome.err
+    assert [plan.name for plan in planned] == ["0", "1"]
+    start = planned[1].start
+    assert (start.settings.threads, start.needs_gpu, start.log) == (3, False, "json")
+    assert [model.bundle for model in start.models] == [demo]
 
 
 def test_a_missing_package_is_named(cli: Cli, demo: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,9 +20,11 @@ import httpx
 import pytest
 
 from kdrt.errors import KdrtError
+from kdrt.serve.remote import RemoteService
 from kdrt.serve.server import serve
 from kdrt.serve.service import ImageService
 from kdrt.serve.settings import ModelSettings, ServerSettings, ServiceSettings
+from tests.support.replicas import FakeReplica, FakeReplicas
 from tests.support.serving import running, until, value_of, waiting_model
 
 LONG = {"prompt": "a red circle", "steps": 60}
@@ -118,6 +120,17 @@ def test_a_model_that_cannot_be_loaded_ends_the_server(demo_bundle: Path) -> Non
     service = ImageService([ModelSettings(bundle=str(demo_bundle))], settings)
     with pytest.raises(KdrtError, match="nonsense"):
         serve(service, ServerSettings(port=0), lambda url: None)
+
+
+def test_what_can_never_make_images_again_ends_the_server(demo_bundle: Path) -> None:
+    models = [ModelSettings(bundle=str(demo_bundle))]
+    service = RemoteService(models, ServiceSettings(), FakeReplicas(FakeReplica()))
+
+    def fail(url: str) -> None:
+        service.on_failure(KdrtError("worker 1 cannot be started"))
+
+    with pytest.raises(KdrtError, match="worker 1 cannot be started"):
+        serve(service, ServerSettings(port=0), fail)
 
 
 @contextmanager
