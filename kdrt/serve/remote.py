@@ -11,9 +11,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 from torch import Tensor
@@ -33,6 +33,8 @@ from kdrt.serve.service import ImageService
 from kdrt.serve.settings import ModelSettings, ServiceSettings
 from kdrt.serve.submission import Submission
 from kdrt.vae.preview import Previewer
+
+Seen = TypeVar("Seen")
 
 _logger = logging.getLogger(__name__)
 
@@ -308,9 +310,17 @@ class _Looks:
         )
 
     def _preview(self, denoised: Tensor) -> list[Image.Image]:
-        looking = self._replica.preview(self._model, denoised)
-        return asyncio.run_coroutine_threadsafe(looking, self._loop).result()
+        return self._seen(self._replica.preview, denoised)
 
     def _decode(self, denoised: Tensor) -> Tensor:
-        looking = self._replica.decode(self._model, denoised)
-        return asyncio.run_coroutine_threadsafe(looking, self._loop).result()
+        return self._seen(self._replica.decode, denoised)
+
+    def _seen(self, look: Callable[[str, Tensor], Awaitable[Seen]], denoised: Tensor) -> Seen:
+        async def seen() -> Seen:
+            for _ in range(_MOST_LOSSES - 1):
+                # The replica that looks need not be the one that makes the request.
+                with contextlib.suppress(ReplicaLostError):
+                    return await look(self._model, denoised)
+            return await look(self._model, denoised)
+
+        return asyncio.run_coroutine_threadsafe(seen(), self._loop).result()

@@ -212,6 +212,20 @@ def test_without_replicas_it_is_not_ready(remote: Callable[..., RemoteService]) 
     run(made)
 
 
+def test_a_look_goes_to_another_replica(remote: Callable[..., RemoteService]) -> None:
+    async def made() -> None:
+        first, second = FakeReplica(), FakeReplica()
+        service = remote(first, second)
+        submission = await service.submit(SHORT, watch=True)
+        steps = [step async for step in submission]
+        assert (await submission.result()).images
+        first.lose()
+        (image,) = await asyncio.to_thread(steps[0].decode)
+        assert image.size == (64, 64)
+
+    run(made)
+
+
 def test_a_drain_finishes_what_runs_and_cancels_the_rest(
     remote: Callable[..., RemoteService],
 ) -> None:

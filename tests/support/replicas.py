@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -128,22 +128,30 @@ class FakeReplicas:
         if not self.replicas:
             raise ReplicaLostError("no replica is left")
         replica = self.replicas[0]
-        try:
+        with self._left(replica):
             async with aclosing(replica.run(ask)) as events:
                 async for event in events:
                     yield event
+
+    async def preview(self, model: str, denoised: Tensor) -> list[Image.Image]:
+        """See `Replica`."""
+        with self._left(self.replicas[0]) as replica:
+            return await replica.preview(model, denoised)
+
+    async def decode(self, model: str, denoised: Tensor) -> Tensor:
+        """See `Replica`."""
+        with self._left(self.replicas[0]) as replica:
+            return await replica.decode(model, denoised)
+
+    @contextmanager
+    def _left(self, replica: Replica) -> Iterator[Replica]:
+        """Without the replica, if it is lost."""
+        try:
+            yield replica
         except ReplicaLostError:
             if replica in self.replicas:
                 self.replicas.remove(replica)
             raise
-
-    async def preview(self, model: str, denoised: Tensor) -> list[Image.Image]:
-        """See `Replica`."""
-        return await self.replicas[0].preview(model, denoised)
-
-    async def decode(self, model: str, denoised: Tensor) -> Tensor:
-        """See `Replica`."""
-        return await self.replicas[0].decode(model, denoised)
 
 
 def replicas_of(*services: ImageService) -> FakeReplicas:
