@@ -18,6 +18,7 @@ from kdrt.serve.errors import (
     DeadlineError,
     NotReadyError,
     QueueFullError,
+    ReplicaLostError,
     RequestError,
     ShuttingDownError,
     UnknownModelError,
@@ -54,6 +55,7 @@ def test_what_a_client_can_put_right_is_told(error: Exception, status: int, kind
         (EngineError(SECRET), 500),
         (BundleError(SECRET), 500),
         (CancelledError(SECRET), 500),
+        (ReplicaLostError(SECRET), 500),
         (FileNotFoundError(2, "No such file", SECRET), 500),
         (ZeroDivisionError(SECRET), 500),
     ],
@@ -70,7 +72,10 @@ def test_a_client_is_told_whether_and_when_to_come_again() -> None:
     assert fault_of(InvalidRequestError("no")).headers == {}
 
 
-@pytest.mark.parametrize("error", [DeadlineError("late"), OutOfMemoryError("no"), ValueError("no")])
+@pytest.mark.parametrize(
+    "error",
+    [DeadlineError("late"), OutOfMemoryError("no"), ReplicaLostError("no"), ValueError("no")],
+)
 def test_an_expensive_failure_is_not_tried_again(error: Exception) -> None:
     assert fault_of(error).headers == {"x-should-retry": "false"}
 
