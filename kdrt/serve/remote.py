@@ -237,6 +237,7 @@ class RemoteHandle:
         """See `Handle`."""
         while (step := await self._steps.get()) is not None:
             yield step
+        self._steps.put_nowait(None)  # for whoever asks again
 
     async def _awaited(self) -> Result[Any]:
         try:

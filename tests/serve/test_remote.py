@@ -218,6 +218,8 @@ def test_a_look_goes_to_another_replica(remote: Callable[..., RemoteService]) ->
         service = remote(first, second)
         submission = await service.submit(SHORT, watch=True)
         steps = [step async for step in submission]
+        assert [step.index for step in steps] == [0, 1]
+        assert [step async for step in submission] == [], "each step is handed out once"
         assert (await submission.result()).images
         first.lose()
         (image,) = await asyncio.to_thread(steps[0].decode)
