@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 _ACCESS, _LIMITS = "Who may come in", "What they may ask for"
 _MEBIBYTE = 2**20
+_MOST_GB = 100_000
+_RELOAD_SECONDS = 2.0
+"""From one look at the files of the bundles to the next."""
 
 
 def serve(
@@ -157,6 +160,24 @@ def serve(
             help="GPUs to use, each by a process of its own, as in 0,1.",
         ),
     ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GB",
+            rich_help_panel=RUNNING,
+            show_default="all stay loaded",
+            help="What loaded bundles may take together: those asked for least recently make way "
+            "for others.",
+        ),
+    ] = None,
+    reload: Annotated[
+        bool,
+        typer.Option(
+            "--reload/--no-reload",
+            rich_help_panel=RUNNING,
+            help="Load a bundle anew when it was exported again.",
+        ),
+    ] = True,
     engine: EngineOption = None,
     threads: Annotated[
         int | None,
@@ -192,6 +213,7 @@ def serve(
       [cyan]kdrt serve demo[/cyan]
       [cyan]kdrt serve sdxl --warmup 1024x1024 --lora style=style.safetensors[/cyan]
       [cyan]kdrt serve sdxl --devices 0,1,2,3[/cyan]
+      [cyan]kdrt serve sdxl sd15 --memory 12[/cyan]
       [cyan]kdrt serve sdxl --host 0.0.0.0 --api-key-file keys.txt --max-waiting 200[/cyan]
     """
     _check_installed()
@@ -217,6 +239,8 @@ def serve(
         deadline=deadline,
         warmup=() if no_warmup else _sizes(warmup),
         max_rows=max_rows,
+        memory=None if memory is None else _bytes(memory),
+        reload=_RELOAD_SECONDS if reload else None,
         engine=engine,
         threads=threads,
         cuda_graph=cast(Any, cuda_graph),  # checked where it is used
@@ -296,6 +320,14 @@ def _sizes(given: list[str] | None) -> tuple[tuple[int, int], ...] | None:
         raise InvalidRequestError(
             f"--warmup takes {SIZE.meaning}, as in {SIZE.example}, not {', '.join(given)!r}"
         ) from error
+
+
+def _bytes(gigabytes: float) -> int:
+    if not 0 < gigabytes <= _MOST_GB:
+        raise InvalidRequestError(
+            f"--memory takes GB above 0 and up to {_MOST_GB}, as in --memory 16, not {gigabytes:g}"
+        )
+    return round(gigabytes * 1e9)
 
 
 def _models(bundles: list[str], loras: list[str]) -> list[ModelSettings]:

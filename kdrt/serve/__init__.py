@@ -8,12 +8,20 @@ Its files:
     settings    what an operator chooses
     limits      what a stranger may ask for
     service     several models: load, warm up, submit, drain
-    model       a bundle that is served: its pipeline, its batcher, its queue
+    model       a model that is served: its queue, and the version of its bundle that is current
+    version     a bundle as it was opened: its pipeline and its batcher
+    residency   which models are in memory, and which make way: the rules
+    residents   loads and unloads by these rules, and lets requests wait for it
+    turn        the right to one request to a loaded model
+    footprint   what a model takes of memory
+    fingerprint  whether a bundle's files are those that were opened
+    reload      replaces bundles that were exported again
     queue       images that wait and run, and how fast they are made
     replica     a service that is somewhere else: what is asked of it, and what comes back
     remote      a service whose images are made by replicas
     submission  a request that was accepted
     metrics     what Prometheus is told
+    residency_metrics  the same of models that come and go
     errors      what goes wrong, and what a client is told of it
     server      the process: socket, signals, shutdown
     app         the application: routers, middleware

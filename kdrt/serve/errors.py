@@ -84,6 +84,10 @@ class NotReadyError(KdrtError):
     """The models are still being loaded."""
 
 
+class LoadFailedError(KdrtError):
+    """The model could not be loaded."""
+
+
 class ShuttingDownError(KdrtError):
     """The server is about to end."""
 
@@ -158,6 +162,7 @@ _KINDS: tuple[tuple[type[Exception], int, str], ...] = (
     (QueueFullError, 429, "queue_full"),
     (ClientGoneError, 499, "client_gone"),
     (NotReadyError, 503, "not_ready"),
+    (LoadFailedError, 503, "load_failed"),
     (ShuttingDownError, 503, "shutting_down"),
     (DeadlineError, 504, "deadline_exceeded"),
 )

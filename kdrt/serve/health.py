@@ -20,7 +20,8 @@ def router(service: ImageService) -> APIRouter:
 
     @routes.get("/readyz", summary="Whether requests are taken")
     async def readyz() -> Response:
-        """200 once all models are loaded and warm, until the server is told to end; else 503."""
+        """200 once the models of the start are loaded and warm, until the server is told to end;
+        else 503."""
         service.check_open()
         return json_response({"status": "ready", "models": list(service.models)})
 

@@ -48,6 +48,8 @@ class Intake:
         async with self._few:
             self.service.check_open()
             request = await asyncio.to_thread(read)
-            return await self.service.submit(
-                request, model=model, loras=loras, watch=watch, deadline=deadline
-            )
+        # It takes its place in the queue at once, so that the queue bounds what is decoded. There
+        # it may wait for its model, which those who ask for others must not wait for.
+        return await self.service.submit(
+            request, model=model, loras=loras, watch=watch, deadline=deadline
+        )

@@ -58,11 +58,15 @@ def router(service: ImageService) -> APIRouter:
     async def model(model: str) -> Response:
         return json_response(_metadata(service.model(model)))
 
-    @routes.get("/models/{model}/ready", summary="Whether a model takes requests")
+    @routes.get("/models/{model}/ready", summary="Whether a model is loaded")
     async def model_ready(model: str) -> Response:
-        name = service.model(model).name
+        """503 where it is not: a request to it is taken, and waits until it is loaded."""
+        served = service.model(model)
         service.check_open()
-        return json_response({"name": name, "ready": True})
+        is_loaded = service.residents.is_loaded(served)
+        return json_response(
+            {"name": served.name, "ready": is_loaded}, status=200 if is_loaded else 503
+        )
 
     return routes
 

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from kdrt.batching.observer import Stage
+from kdrt.serve.residency_metrics import ResidencyMetrics
 
 _ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256)
 _STAGE_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
@@ -68,6 +69,7 @@ class Metrics:
         self._errors = Counter(
             "kdrt_errors", "Requests that were refused or failed.", ["kind"], registry=registry
         )
+        self.residency = ResidencyMetrics(registry)
         ProcessCollector(registry=registry)
         if torch.cuda.is_available():
             Gauge(

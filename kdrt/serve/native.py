@@ -30,6 +30,7 @@ from kdrt.serve.responses import (
     event,
     json_response,
     result_while_connected,
+    submitted_while_connected,
 )
 from kdrt.serve.submission import Submission
 
@@ -110,12 +111,15 @@ def router(intake: Intake, faults: Faults) -> APIRouter:
         with a small preview, then `result` with what would have been the answer, or `error`."""
         service.check_open()
         body = cast(_Options, await read_json(request, GenerateBody))
-        submission = await intake.submit(
-            lambda: _request_of(body, service.settings.limits),
-            model=body.model,
-            loras=body.lora,
-            watch=body.stream,
-            deadline=body.deadline,
+        submission = await submitted_while_connected(
+            request,
+            intake.submit(
+                lambda: _request_of(body, service.settings.limits),
+                model=body.model,
+                loras=body.lora,
+                watch=body.stream,
+                deadline=body.deadline,
+            ),
         )
         if not body.stream:
             result = await result_while_connected(request, submission)

@@ -35,6 +35,7 @@ from kdrt.serve.responses import (
     event,
     json_response,
     result_while_connected,
+    submitted_while_connected,
 )
 from kdrt.serve.service import ImageService
 from kdrt.serve.submission import Submission
@@ -181,8 +182,9 @@ def router(intake: Intake, faults: Faults) -> APIRouter:
     async def _answer(
         request: Request, body: ImageBody, read: Callable[[], kdrt.Request], kind: str
     ) -> Response:
-        submission = await intake.submit(
-            read, model=body.model, loras=_loras(body.lora), watch=bool(body.stream)
+        submission = await submitted_while_connected(
+            request,
+            intake.submit(read, model=body.model, loras=_loras(body.lora), watch=bool(body.stream)),
         )
         if body.stream:
             partial = body.partial_images or 0

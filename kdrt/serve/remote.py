@@ -83,6 +83,9 @@ class RemoteService(ImageService):
             KdrtError: see `Replicas.start`.
         """
         self._replicas.start(self.on_failure)
+        if self.settings.reload is not None:
+            # The replicas load what was exported again, and here it is known.
+            self._watcher.start(self.settings.reload)
         self._is_loaded = True
 
     def check_open(self) -> None:
@@ -119,7 +122,7 @@ class RemoteService(ImageService):
             deadline=seconds,
             request_id=request_id.get(),
         )
-        counted = _Counted(served, self.metrics, images, on_begin)
+        counted = _Counted(served, images, on_begin)
         handle = RemoteHandle(self._replicas, ask, served, counted.begun)
         submission = Submission(handle, served.name, images, seconds)
         self._active.add(submission)
@@ -149,13 +152,12 @@ class _Counted:
     def __init__(
         self,
         model: ServedModel,
-        metrics: Metrics,
         images: int,
         on_begin: Callable[[int], object] | None,
     ) -> None:
-        self._queue = queue = model.queue
-        self._metrics = metrics.model(model.name, lambda: queue.waiting, lambda: queue.running)
-        self._place = queue.enter(images, time.monotonic(), on_begin)
+        self._queue = model.queue
+        self._metrics = model.metrics
+        self._place = model.queue.enter(images, time.monotonic(), on_begin)
 
     def begun(self, images: int) -> None:
         place, now = self._place, time.monotonic()

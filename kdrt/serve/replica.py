@@ -201,16 +201,18 @@ class ServiceReplica:
                     return
         finally:
             submission.cancel(ClientGoneError("nobody waits for this request any more"))
+            submission.was_read()
             following.cancel()
 
     async def preview(self, model: str, denoised: Tensor) -> list[Image.Image]:
         """See `Replica`."""
-        return await asyncio.to_thread(self._service.model(model).preview, denoised)
+        async with self._service.residents.held(self._service.model(model)) as version:
+            return await asyncio.to_thread(version.preview, denoised)
 
     async def decode(self, model: str, denoised: Tensor) -> Tensor:
         """See `Replica`."""
-        pixels = await asyncio.to_thread(self._service.model(model).decode, denoised)
-        return pixels.cpu()
+        async with self._service.residents.held(self._service.model(model)) as version:
+            return (await asyncio.to_thread(version.decode, denoised)).cpu()
 
 
 async def _follow(submission: Submission, events: asyncio.Queue[Event], *, watch: bool) -> None:

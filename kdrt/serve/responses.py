@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -138,6 +138,29 @@ class Faults:
         return error_body(fault)
 
 
+async def submitted_while_connected(
+    request: Request, submitting: Coroutine[Any, Any, Submission]
+) -> Submission:
+    """A submission, unless the client closes the connection before its model is loaded: then
+    nothing is left of it.
+
+    Raises:
+        ClientGoneError: it has.
+        KdrtError: see `ImageService.submit`.
+    """
+    accepting = asyncio.ensure_future(submitting)
+    leaving = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((accepting, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if accepting.cancel():
+            await asyncio.wait((accepting,))
+            raise ClientGoneError("the client closed the connection")
+        return await accepting
+    finally:
+        accepting.cancel()
+        leaving.cancel()
+
+
 async def result_while_connected(request: Request, submission: Submission) -> Result[Any]:
     """The result of a submission, which is cancelled when the client closes the connection.
 
@@ -203,6 +226,7 @@ class EventStream(StreamingResponse):
             gone = ClientGoneError("the client closed the connection")
             if self._submission.cancel(gone):
                 self._faults.of(gone)
+            self._submission.was_read()
 
 
 async def with_heartbeats(

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from kdrt.adapters.lora import LoraStack, Scale
-from kdrt.adapters.lora_file import LoraFile, read_lora
+from kdrt.adapters.lora import Scale
 from kdrt.batching.handle import Handle
-from kdrt.bundle import Bundle, open_bundle
 from kdrt.common.home import home
 from kdrt.common.validation import did_you_mean
 from kdrt.errors import InvalidRequestError, KdrtError
@@ -24,6 +23,8 @@ from kdrt.serve.errors import (
 )
 from kdrt.serve.metrics import Metrics
 from kdrt.serve.model import ServedModel
+from kdrt.serve.reload import BundleWatcher
+from kdrt.serve.residents import Residents
 from kdrt.serve.settings import ModelSettings, ServiceSettings
 from kdrt.serve.submission import Submission
 
@@ -46,6 +47,7 @@ class ImageService:
         settings: how images are made.
         metrics: what happened.
         on_failure: called, in any thread, if after :meth:`load` no more images can ever be made.
+        residents: which models are in memory.
 
     Args:
         models: the bundles; they are opened and their LoRAs are read now, so that what is wrong
@@ -55,7 +57,8 @@ class ImageService:
 
     Raises:
         BundleError: a bundle is missing or damaged.
-        InvalidRequestError: no bundle, two of the same name, or a LoRA that does not fit.
+        InvalidRequestError: no bundle, two of the same name, one that is beyond the memory, or a
+            LoRA that does not fit.
     """
 
     def __init__(
@@ -68,18 +71,16 @@ class ImageService:
         self.metrics = metrics or Metrics()
         self.models: dict[str, ServedModel] = {}
         for each in models:
-            bundle = open_bundle(each.bundle)
-            loras = _read_loras(bundle, each)
-            name = bundle.manifest.name
-            if name in self.models:
+            model = ServedModel(each, self.settings, self.metrics)
+            if model.name in self.models:
                 raise InvalidRequestError(
-                    f"two bundles are called {name!r}: export one of them with another --name"
+                    f"two bundles are called {model.name!r}: export one of them with another --name"
                 )
-            self.models[name] = ServedModel(bundle, loras, self.settings, self.metrics)
+            self.models[model.name] = model
         if not self.models:
             raise InvalidRequestError("there is nothing to serve: name at least one bundle")
-        places = {place for model in self.models.values() for place in model.places}
-        self._private = sorted({*places, str(home().absolute())}, key=len, reverse=True)
+        self.residents = Residents(self.models.values(), self.settings, self.metrics.residency)
+        self._watcher = BundleWatcher(self.models.values(), self.residents, self.metrics.residency)
         self.on_failure: Callable[[KdrtError], object] = _ignored
         self._is_loaded = False
         self._is_draining = False
@@ -93,17 +94,19 @@ class ImageService:
 
     @property
     def is_loaded(self) -> bool:
-        """Whether all models are loaded and warm."""
+        """Whether those models are loaded and warm that are at the start."""
         return self._is_loaded
 
     def load(self) -> None:
-        """Load all models, one after the other, and warm them up. Any thread may do it.
+        """Load all models, or the first and those that the memory is enough for, one after the
+        other, and warm them up. Any thread may do it.
 
         Raises:
             KdrtError: see `kdrt.load`.
         """
-        for model in self.models.values():
-            model.load()
+        self.residents.start()
+        if self.settings.reload is not None:
+            self._watcher.start(self.settings.reload)
         self._is_loaded = True
         _logger.info("ready: %s", ", ".join(self.models))
 
@@ -148,30 +151,45 @@ class ImageService:
             ShuttingDownError: the service ends.
             QueueFullError: too many images wait.
             RequestError: the model or a LoRA is unknown, or the request is beyond the limits.
+            LoadFailedError: the model was not loaded, and cannot be.
+            DeadlineError: it was not loaded in time.
             KdrtError: see `kdrt.Batcher.submit`.
         """
         served, images = self.checked(request, model, loras)
         ended: list[Submission] = []
 
-        def submit() -> Handle[Any]:
-            return served.submit(
-                request,
-                loras or None,
-                images=images,
-                watch=watch,
-                on_end=lambda: self._active.difference_update(ended),
-                on_begin=on_begin,
-            )
-
+        seconds = self.settings.deadline
+        seconds = seconds if deadline is None else min(deadline, seconds)
+        arrived = time.monotonic()
         self._submitting += 1
         try:
-            # Resolving a request takes some milliseconds, and reading an image more.
-            handle = await _uninterrupted(submit)
+            turn = await self.residents.turn(served, images, seconds, on_begin)
+
+            def submit() -> Handle[Any]:
+                return turn.submit(
+                    request,
+                    loras or None,
+                    watch=watch,
+                    on_end=lambda: self._active.difference_update(ended),
+                )
+
+            if not watch:
+                turn.was_read()
+            try:
+                # Resolving a request takes some milliseconds, and reading an image more.
+                handle = await _uninterrupted(submit)
+            except BaseException:
+                turn.was_read()
+                raise
         finally:
             self._submitting -= 1
-        seconds = self.settings.deadline
         submission = Submission(
-            handle, served.name, images, seconds if deadline is None else min(deadline, seconds)
+            handle,
+            served.name,
+            images,
+            seconds,
+            waited=time.monotonic() - arrived,
+            on_read=turn.was_read,
         )
         self._active.add(submission)
         ended.append(submission)
@@ -201,7 +219,8 @@ class ImageService:
     def without_private(self, message: str) -> str:
         """A message for clients: without the places of files on this machine, which the advice to
         export or build something names."""
-        for text in self._private:
+        places = {place for model in self.models.values() for place in model.places}
+        for text in sorted({*places, str(home().absolute())}, key=len, reverse=True):
             message = message.replace(text, "…")
         return message
 
@@ -220,6 +239,7 @@ class ImageService:
         end = loop.time() + grace
         while (self._active or self._submitting) and loop.time() < end:
             await asyncio.sleep(_POLL)
+        self.residents.refuse_waiting()
         left = list(self._active)
         if left:
             _logger.warning("%d requests are cancelled, as the server ends", len(left))
@@ -233,21 +253,12 @@ class ImageService:
     def close(self) -> None:
         """Cancel what is there, and free the models."""
         self._is_draining = True
-        for model in self.models.values():
-            model.close()
+        self.residents.close()
+        self._watcher.close()
 
 
 def _ignored(error: KdrtError) -> None:
     """Models of this process do not fail as a whole."""
-
-
-def _read_loras(bundle: Bundle, settings: ModelSettings) -> dict[str, LoraFile]:
-    """The registered LoRAs of a bundle, which fit it."""
-    stack = LoraStack(bundle)
-    loras = {name: read_lora(path) for name, path in settings.loras.items()}
-    for file in loras.values():
-        stack.check(file, 1.0, strict=False)
-    return loras
 
 
 async def _uninterrupted(submit: Callable[[], Handle[Any]]) -> Handle[Any]:

@@ -40,6 +40,8 @@ class ServiceSettings:
             the default size of each model, empty is no warm-up.
         max_rows, max_images: see `kdrt.Batcher`.
         engine, threads, cuda_graph, fallback: see `kdrt.load`.
+        memory: bytes that all loaded models may take together; None is no limit.
+        reload: seconds between two looks at whether bundles have changed; None is not to look.
     """
 
     limits: RequestLimits = field(default_factory=RequestLimits)
@@ -52,10 +54,16 @@ class ServiceSettings:
     threads: int | None = None
     cuda_graph: CudaGraphLevel | None = None
     fallback: str | None = None
+    memory: int | None = None
+    reload: float | None = None
 
     def __post_init__(self) -> None:
         check_int("max_waiting", self.max_waiting, 1)
         _check_seconds("deadline", self.deadline)
+        if self.memory is not None:
+            check_int("memory", self.memory, 1)
+        if self.reload is not None:
+            _check_seconds("reload", self.reload)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,22 +40,36 @@ class Submission:
     Attributes:
         model: the name of the model that makes it.
         images: how many images it is about.
+        was_read: whoever watches it calls this in the end: nobody looks at its steps any more.
+            Until then its model stays loaded.
 
     Args:
         handle: makes it.
         model: the name of the model.
         images: how many images it is about.
         deadline: seconds until it is cancelled.
+        waited: seconds of them that are over.
+        on_read: called once nobody looks at its steps any more.
     """
 
-    def __init__(self, handle: Making, model: str, images: int, deadline: float) -> None:
+    def __init__(
+        self,
+        handle: Making,
+        model: str,
+        images: int,
+        deadline: float,
+        *,
+        waited: float = 0.0,
+        on_read: Callable[[], object] = lambda: None,
+    ) -> None:
         self.model = model
         self.images = images
         self._handle = handle
         self._reason: KdrtError | None = None
+        self.was_read = on_read
         loop = asyncio.get_running_loop()
         late = DeadlineError(f"the image was not made within {deadline:g} s, and was cancelled")
-        timer = loop.call_later(deadline, self.cancel, late)
+        timer = loop.call_later(max(0.0, deadline - waited), self.cancel, late)
 
         def over(_: object) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended

@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from kdrt.batching.handle import ImageStep
+from kdrt.errors import PipelineClosedError
 from kdrt.serve.a1111.bodies import ImagesBody
 from kdrt.serve.errors import InterruptedRequestError
 from kdrt.serve.images import base64_of
@@ -50,6 +51,10 @@ class Job:
                 self._begun = time.monotonic()
             self._taken += 1
             self._newest = step
+
+    def end(self) -> None:
+        """Nobody asks about it any more."""
+        self._submission.was_read()
 
     def interrupt(self) -> None:
         """End it at the next step."""
@@ -93,7 +98,10 @@ class Job:
         milliseconds."""
         if self._newest is None or not self._has_previews:
             return None
-        return base64_of(self._newest.preview()[0], "png")
+        try:
+            return base64_of(self._newest.preview()[0], "png")
+        except PipelineClosedError:  # the image was made meanwhile, and its model unloaded
+            return None
 
 
 class Jobs:
@@ -113,6 +121,7 @@ class Jobs:
         finally:
             following.cancel()
             jobs.remove(job)
+            job.end()
             if not jobs:
                 self._running.pop(owner, None)
 

@@ -26,7 +26,11 @@ from kdrt.serve.bodies import read_json
 from kdrt.serve.images import decoded_base64, read_image
 from kdrt.serve.intake import Intake
 from kdrt.serve.model import ServedModel
-from kdrt.serve.responses import json_response, result_while_connected
+from kdrt.serve.responses import (
+    json_response,
+    result_while_connected,
+    submitted_while_connected,
+)
 from kdrt.serve.service import ImageService
 from kdrt.serve.settings import ServerSettings
 
@@ -81,7 +85,9 @@ def router(intake: Intake, settings: ServerSettings) -> APIRouter:
             return asked.request
 
         loras = loras_of(body, model.bundle.manifest, service.settings.limits)
-        submission = await intake.submit(read, model=model.name, loras=loras, watch=True)
+        submission = await submitted_while_connected(
+            request, intake.submit(read, model=model.name, loras=loras, watch=True)
+        )
         assert asked is not None
         if body.override_settings_restore_afterwards is False:
             clients.choose(request, model.name)

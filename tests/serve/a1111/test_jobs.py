@@ -21,6 +21,7 @@ class Watched:
     def __init__(self, *taken: int) -> None:
         self._taken = taken
         self.reasons: list[BaseException] = []
+        self.is_read = False
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         for index in self._taken:
@@ -29,6 +30,9 @@ class Watched:
     def cancel(self, reason: BaseException) -> bool:
         self.reasons.append(reason)
         return True
+
+    def was_read(self) -> None:
+        self.is_read = True
 
 
 def job_of(submission: Watched, *, has_previews: bool = False) -> Job:
@@ -78,5 +82,10 @@ def test_jobs_are_their_owners_and_in_order() -> None:
             assert jobs.of("me") == (first,)
             assert jobs.of("you") == (other,)
         assert jobs.of("me") == jobs.of("you") == ()
+
+        watched = Watched()
+        with jobs.running("me", job_of(watched)):
+            assert not watched.is_read
+        assert watched.is_read
 
     asyncio.run(run())
