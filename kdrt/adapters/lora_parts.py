@@ -232,7 +232,7 @@ class LayerParts:
             and blocks.numel() > 0
             and blocks.shape[-1] == blocks.shape[-2]
             and (blocks.ndim == 3 or (blocks.shape[-1] % 2 == 0 and len(blocks) < 32))
-            and (rescale is None or (rescale.numel(), len(rescale)) == (rows, rows)),
+            and (rescale is None or (_is_vector(rescale) and len(rescale) == rows)),
             {"oft_blocks": blocks} | ({} if rescale is None else {"rescale": rescale}),
             "blocks must be square, [count, size, size] for OFT and [stages, count, size, size] "
             "with an even size for BOFT, and rescale has a factor for each of their rows",
@@ -255,7 +255,7 @@ class LayerParts:
         if "on_input" not in self.keys:
             self._need("(IA)³", "on_input")
         self._check(
-            factor.numel() > 0 and factor.numel() == max(factor.shape),
+            _is_vector(factor),
             {"weight": factor},
             "it must have one number for each row or column",
         )
@@ -265,7 +265,7 @@ class LayerParts:
         (factor,) = self._need("(IA)³", "ia3_l")
         by_row = factor.ndim == 2 and factor.shape[1] == 1
         self._check(
-            factor.ndim == 2 and factor.numel() > 0 and factor.numel() == max(factor.shape),
+            factor.ndim == 2 and _is_vector(factor),
             {"ia3_l": factor},
             "of a linear layer it must be [out, 1] or [1, in]; those of convolutions do not say "
             "which, and are not read",
@@ -283,12 +283,12 @@ class LayerParts:
             return layer
         lengths = self._tensor(part)
         # peft's are of rows in any shape; LyCORIS' tell by their shape, [out, 1] or [1, in].
-        by_row = part == "magnitude" or lengths.ndim == 1 or lengths.shape[0] == lengths.numel()
-        count = lengths.shape[0] if lengths.ndim == 1 or part != "magnitude" else lengths.numel()
-        fits = lengths.numel() > 0 and lengths.numel() == (count if by_row else max(lengths.shape))
-        fits = fits and (by_row or lengths.shape[1] == lengths.numel())
+        by_row = part == "magnitude" or lengths.shape[:1].numel() == lengths.numel()
+        fits = _is_vector(lengths) and lengths.numel() == (
+            layer.shape[0] if by_row else lengths.shape[1]
+        )
         self._check(
-            fits and (not by_row or lengths.numel() == layer.shape[0]),
+            fits,
             {part: lengths},
             f"a magnitude is needed for each of {layer.shape[0]} rows, as [out, 1], or for each "
             "column, as [1, in]",
@@ -346,6 +346,11 @@ class LayerParts:
 def _is_matrix(tensor: Tensor) -> bool:
     """Whether it is a matrix, or a 1 x 1 kernel in its place."""
     return tensor.ndim in (2, 4) and tensor.shape[2:].numel() == 1 and tensor.numel() > 0
+
+
+def _is_vector(tensor: Tensor) -> bool:
+    """Whether all its numbers are along one axis."""
+    return tensor.ndim > 0 and tensor.numel() > 0 and tensor.numel() == max(tensor.shape)
 
 
 def _is_core(tensor: Tensor, rows: int, columns: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import pytest
@@ -119,6 +120,36 @@ def test_a_part_that_is_wrong(kind: str, kernel: int, mutation: str, place_of: i
         sentence = str(error)
     assert sentence.startswith("mine") if sentence else mutation not in ("not finite", "empty")
     assert "\n" not in sentence
+
+
+PARTS = {
+    "LoRA": "lora_down.weight lora_up.weight lora_mid.weight lora_B.bias dora_scale "
+    "lora_magnitude_vector alpha",
+    "LoHa": "hada_w1_a hada_w1_b hada_w2_a hada_w2_b hada_t1 hada_t2 dora_scale alpha",
+    "LoKr": "lokr_w1 lokr_w1_a lokr_w1_b lokr_w2 lokr_w2_a lokr_w2_b lokr_t2 dora_scale alpha",
+    "GLoRA": "a1.weight a2.weight b1.weight b2.weight bm.weight alpha",
+    "OFT": "oft_blocks rescale alpha",
+    "OFT of inputs": "oft_R.weight alpha",
+    "(IA)³": "weight on_input",
+    "(IA)³ of peft": "ia3_l",
+}
+SIZES: list[tuple[int, ...]] = [
+    *((), (1,), (2,), (4,), (0, 4), (1, 4), (4, 1), (2, 2), (4, 2), (2, 4), (4, 4), (4, 1, 1, 1)),
+    *((2, 2, 2), (1, 4, 4), (2, 4, 1, 1), (4, 2, 1, 1), (2, 2, 3, 3), (2, 2, 2, 2), (1, 1, 4, 4)),
+]
+
+
+@settings(max_examples=400, deadline=None)
+@given(data=st.data(), kind=st.sampled_from([*PARTS]))
+def test_parts_of_any_sizes_are_merged_or_refused(data: st.DataObject, kind: str) -> None:
+    parts = data.draw(st.sets(st.sampled_from(PARTS[kind].split()), min_size=1))
+    state = {f"{LAYER}.{part}": ONE(data.draw(st.sampled_from(SIZES))) for part in sorted(parts)}
+    shape = data.draw(st.sampled_from([(4, 4), (4, 4, 1, 1), (4, 4, 3, 3), (4, 2)]))
+    shapes = {"x.weight": shape, "x.bias": (4,)}
+    with contextlib.suppress(InvalidRequestError):
+        placed = place(parse_lora(state)["unet"], slots(shapes))
+        changed = merged([(placed, 1.0)], lambda name: ONE(shapes[name]))
+        assert all(weight.shape == shapes[name] for name, weight in changed.items())
 
 
 @pytest.mark.parametrize(
