@@ -158,27 +158,13 @@ class LayerParts:
         first, second = self._factor("lokr_w1"), self._factor("lokr_w2")
         t = self._tensor("lokr_t2") if "lokr_t2" in self.keys else None
         shapes = {part: self.tensors[key] for part, key in self.keys.items() if part != "alpha"}
-        fits = isinstance(first, tuple) or first.ndim == 2
-        for factor in (first, second):
-            if not isinstance(factor, tuple):
-                fits = fits and factor.ndim in (2, 4) and factor.numel() > 0
-                continue
-            a, b = factor
-            core = t if factor is second else None
-            fits = fits and a.ndim == 2 and a.numel() * b.numel() > 0
-            if core is not None:
-                fits = fits and b.ndim == 2 and _is_core(core, len(a), len(b))
-            else:
-                fits = fits and b.ndim in (2, 4) and a.shape[1] == len(b)
-        if isinstance(first, tuple):
-            fits = fits and first[1].ndim == 2
+        rule = "a must be [rows, rank] and b [rank, columns], of one rank"
+        fits = _is_factor(first) and _is_factor(second, t)
+        fits = fits and (first[1] if isinstance(first, tuple) else first).ndim == 2
         fits = fits and (t is None or isinstance(second, tuple))
+        self._check(fits, shapes, rule)
         ranks = {len(factor[1]) for factor in (first, second) if isinstance(factor, tuple)}
-        self._check(
-            fits and len(ranks) < 2,
-            shapes,
-            "a must be [rows, rank] and b [rank, columns], of one rank",
-        )
+        self._check(len(ranks) < 2, shapes, rule)
         for rank in ranks:
             self._check_rank(rank)
         if ranks:
@@ -346,6 +332,18 @@ class LayerParts:
 def _is_matrix(tensor: Tensor) -> bool:
     """Whether it is a matrix, or a 1 x 1 kernel in its place."""
     return tensor.ndim in (2, 4) and tensor.shape[2:].numel() == 1 and tensor.numel() > 0
+
+
+def _is_factor(factor: Tensor | tuple[Tensor, Tensor], core: Tensor | None = None) -> bool:
+    """Whether it is a matrix or kernel, or two that make one."""
+    if not isinstance(factor, tuple):
+        return factor.ndim in (2, 4) and factor.numel() > 0
+    a, b = factor
+    if a.ndim != 2 or b.ndim not in (2, 4) or not a.numel() * b.numel():
+        return False
+    if core is None:
+        return a.shape[1] == len(b)
+    return b.ndim == 2 and _is_core(core, len(a), len(b))
 
 
 def _is_vector(tensor: Tensor) -> bool:
