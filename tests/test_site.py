@@ -19,9 +19,20 @@ from kdrt.cli import app
 ROOT = Path(__file__).resolve().parents[1]
 CODE = ("kdrt", "export", "engines", "benchmarks", "tests", "examples", "docs")
 GROUP: Any = typer.main.get_command(app)
-COMMANDS = GROUP.commands
 
 pytest.importorskip("mkdocs")
+
+
+def commands_of(group: Any, before: str = "") -> dict[str, Any]:
+    """Every command by its whole name, as in ``lora inspect``."""
+    found: dict[str, Any] = {}
+    for name, command in group.commands.items():
+        nested = hasattr(command, "commands")
+        found |= commands_of(command, f"{before}{name} ") if nested else {before + name: command}
+    return found
+
+
+COMMANDS = commands_of(GROUP)
 
 
 def hook(name: str) -> ModuleType:
@@ -37,7 +48,7 @@ def hook(name: str) -> ModuleType:
 def sections() -> dict[str, str]:
     """The reference of each command."""
     text = hook("cli_reference").commands()
-    return dict(re.findall(r"^## kdrt (\w+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+    return dict(re.findall(r"^## kdrt ([\w ]+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
 
 
 def test_every_command_has_a_section(sections: dict[str, str]) -> None:
