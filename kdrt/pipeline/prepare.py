@@ -72,6 +72,7 @@ def prepare(
             negative=unconditional,
             guidance_scale=job.guidance_scale,
             guidance_rescale=job.guidance_rescale,
+            guidance_method=job.guidance_method,
             freeu=job.freeu,
             image_scale=job.ip_adapter_scale,
             known_region=region,

@@ -14,6 +14,7 @@ Its files:
     seeds              a seed for each image
     size_conditioning  SDXL's six numbers
     init_image         an image to begin with
+    guidance_method    how the halves with and without the prompt are combined
     shortcuts          a guidance interval and a deep cache
     memory             what a request takes at least
     snapshot           what is kept of a job for the text of its images

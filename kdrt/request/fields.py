@@ -10,7 +10,7 @@ documentation of ``pipe(…)``, and the text that an image carries.
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
-from kdrt.common.literals import COMMA_BACKTRACK, WeightingMode
+from kdrt.common.literals import COMMA_BACKTRACK, GuidanceMethodName, WeightingMode
 from kdrt.common.validation import MAX_IMAGES, MAX_SIDE, MAX_STEPS
 from kdrt.denoise.freeu import FreeU
 from kdrt.request.field import BEGINNING, IMAGE, SDXL, Field, fields_of
@@ -440,6 +440,41 @@ class RequestFields(PromptFields, total=False):
             maximum=1,
             metavar="0..1",
             record="Guidance rescale",
+        ),
+    ]
+    guidance_method: Annotated[
+        GuidanceMethodName,
+        Field(
+            help="How the halves with and without the prompt are combined: `cfg`, `apg` (strong "
+            "guidance without burnt colours) or `cfg_zero_star`.",
+            details="See :mod:`kdrt.denoise.guidance_methods`.",
+            default="cfg",
+            metavar="NAME",
+            record="Guidance method",
+            settles=("guidance_rescale", "apg_eta", "apg_threshold"),
+        ),
+    ]
+    apg_eta: Annotated[
+        float,
+        Field(
+            help="Of `apg`: how much of the part that burns colours is kept; 1 is all.",
+            default=0.0,
+            minimum=0,
+            maximum=10,
+            metavar="SHARE",
+            record="APG eta",
+        ),
+    ]
+    apg_threshold: Annotated[
+        float,
+        Field(
+            help="Of `apg`: how far guidance may go in a step, as a norm over the latents of an "
+            "image; 0 is any.",
+            default=15.0,
+            minimum=0,
+            maximum=1e6,
+            metavar="NORM",
+            record="APG threshold",
         ),
     ]
     guidance_interval: Annotated[

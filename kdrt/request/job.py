@@ -12,6 +12,7 @@ from kdrt.adapters.ip_adapter import ImagePrompt
 from kdrt.bundle import Manifest
 from kdrt.common.literals import OutputType
 from kdrt.denoise.freeu import FreeU
+from kdrt.denoise.guidance_methods import GuidanceMethod
 from kdrt.denoise.shortcuts import Shortcuts
 from kdrt.images.init_image import InitImage
 from kdrt.images.safety import ImageFilter
@@ -67,6 +68,7 @@ class Job(PromptJob):
         continues: ``latents`` are the state of another run, to go on with as they are.
         plan: the sampler on its grid of σ; a `ForeignPlan` for one that is not ours.
         init_image: the images to begin with; None begins with noise.
+        guidance_method: how the halves are combined.
         shortcuts: which evaluations do less.
         time_ids, negative_time_ids: SDXL's six numbers of size conditioning, the refiner's five;
             None without.
@@ -87,6 +89,7 @@ class Job(PromptJob):
     init_image: InitImage | None
     guidance_scale: float
     guidance_rescale: float
+    guidance_method: GuidanceMethod
     shortcuts: Shortcuts
     freeu: FreeU
     ip_adapter_image: ImagePrompt | None

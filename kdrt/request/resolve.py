@@ -29,6 +29,7 @@ from kdrt.prompt.given import checked_embeddings
 from kdrt.request.complete import complete
 from kdrt.request.fields import Request
 from kdrt.request.grid import check_start, grid_of, is_custom, with_own_grid
+from kdrt.request.guidance_method import guidance_method_of
 from kdrt.request.init_image import read_init_image, with_defaults
 from kdrt.request.job import Job, latent_shape
 from kdrt.request.memory import check_request_fits
@@ -139,6 +140,7 @@ def resolve(
         init_image=init_image,
         guidance_scale=guidance_scale,
         guidance_rescale=request["guidance_rescale"],
+        guidance_method=guidance_method_of(request, manifest, unet),
         shortcuts=shortcuts,
         freeu=freeu,
         ip_adapter_image=request["ip_adapter_image"],

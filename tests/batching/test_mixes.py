@@ -64,6 +64,7 @@ def requests(draw: st.DrawFn, *, images: bool) -> Fields:
     maybe("negative_prompt", "blurry", LONG)
     maybe("schedule", "karras", "beta")
     maybe("guidance_rescale", 0.7)
+    maybe("guidance_method", "apg", "cfg_zero_star")
     maybe("guidance_interval", (0.5, 6.0))
     maybe("clip_skip", 1, 2)
     maybe("images_per_prompt", 2, 3)

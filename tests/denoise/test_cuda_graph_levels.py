@@ -67,11 +67,13 @@ MASK[:32] = 255
         {},
         {"guidance_scale": 1.0},
         {"guidance_rescale": 0.6},
+        {"guidance_method": "apg", "apg_threshold": 2.0},
+        {"guidance_method": "cfg_zero_star", "sampler": "tcd"},
         {"sampler": "euler_cfg_pp"},
         {"sampler": "dpmpp_3m_sde", "images_per_prompt": 2},
         {"image": torch.ones(1, 4, 8, 6), "mask_image": MASK},
     ],
-    ids=["plain", "unguided", "rescaled", "cfg++", "noisy", "masked"],
+    ids=["plain", "unguided", "rescaled", "apg", "zero*", "cfg++", "noisy", "masked"],
 )
 def test_every_level_makes_the_same_images(
     sdxl: TinyModel, made: list[Work], level: str, options: dict[str, Any]
