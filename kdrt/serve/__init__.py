@@ -24,6 +24,7 @@ Its files:
     residency_metrics  the same of models that come and go
     errors      what goes wrong, and what a client is told of it
     server      the process: socket, signals, shutdown
+    connections those that stand still, and how many there may be
     app         the application: routers, middleware
     context     what every request has: an id, a line in the log, an answer whatever happens
     gate        who is let in: keys, hosts, the size of bodies

@@ -18,6 +18,7 @@ import uvicorn
 
 from kdrt.errors import KdrtError
 from kdrt.serve.app import create_app
+from kdrt.serve.connections import bounded_protocol
 from kdrt.serve.service import ImageService
 from kdrt.serve.settings import ServerSettings
 
@@ -84,6 +85,8 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 create_app(service, settings),
+                http=bounded_protocol(settings.stall),
+                ws="none",
                 log_config=None,
                 access_log=False,
                 server_header=False,
