@@ -19,6 +19,9 @@ _logger = logging.getLogger(__name__)
 MOST = 512
 """Connections at once: half of the files that a process may usually open."""
 
+_LOOKS = 10
+"""In the time after which a connection is ended."""
+
 _TOO_MANY = (
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\ncontent-length: 0\r\n"
     b"connection: close\r\n\r\n"
@@ -34,8 +37,9 @@ class BoundedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio."""
         super().connection_made(transport)
-        self._at_last_look: tuple[RequestResponseCycle | None, bool] = (None, False)
-        self._timer = self.loop.call_later(self.stall, self._look)
+        self._state = self._seen()
+        self._moved = self.loop.time()
+        self._look_later()
         if len(self.connections) > self.most:
             _logger.warning("a connection was refused: %d are open", self.most)
             transport.write(_TOO_MANY)
@@ -46,26 +50,33 @@ class BoundedProtocol(H11Protocol):
         self._timer.cancel()
         super().connection_lost(exc)
 
-    def _look(self) -> None:
-        """End it if nothing is asked for, or it is closing, as was so at the last look. While a
-        request is answered it is left alone."""
-        is_closing = self.transport.is_closing()
+    def _seen(self) -> tuple[RequestResponseCycle | None, bool, int]:
+        """The last request, whether it is being answered, and what its client has yet to take."""
         is_answering = self.cycle is not None and not self.cycle.response_complete
-        seen = (self.cycle, is_closing)
-        if seen == self._at_last_look and (is_closing or not is_answering):
+        return self.cycle, is_answering, self.transport.get_write_buffer_size()
+
+    def _look_later(self) -> None:
+        self._timer = self.loop.call_later(self.stall / _LOOKS, self._look)
+
+    def _look(self) -> None:
+        """End it if it has not moved for long. A request that is being answered is left alone: how
+        long that may take is not decided here."""
+        now, seen = self.loop.time(), self._seen()
+        if seen != self._state:
+            self._state, self._moved = seen, now
+        is_answering = seen[1] and not self.transport.is_closing()
+        if now - self._moved >= self.stall and not is_answering:
             self.transport.abort()
-            return
-        self._at_last_look = seen
-        self._timer = self.loop.call_later(self.stall, self._look)
+        else:
+            self._look_later()
 
 
 def bounded_protocol(stall: float, most: int = MOST) -> type[BoundedProtocol]:
     """A protocol for uvicorn, whose configuration takes a class.
 
     Args:
-        stall: seconds after which a connection is ended on which no request has come; after up to
-            twice as long also one on which no further one comes, or whose client does not take the
-            last of an answer.
+        stall: seconds without a request, or in which the client takes nothing of an answer that is
+            over, after which a connection is ended.
         most: connections at once. Those beyond are answered with 503.
     """
     return type("BoundedProtocol", (BoundedProtocol,), {"stall": stall, "most": most})
