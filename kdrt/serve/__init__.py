@@ -40,5 +40,6 @@ Its files:
     a1111       the AUTOMATIC1111 web UI's API
     kserve      health and metadata of KServe's v2 protocol
     playground  ``/``: a page for people, whose files are in page/
+    api_docs    ``/docs``: the interfaces for people
     health      ``/healthz``, ``/readyz``, ``/metrics``
 """

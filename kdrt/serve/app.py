@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from kdrt._version import __version__
-from kdrt.serve import a1111, health, kserve, native, openai, playground
+from kdrt.serve import a1111, api_docs, health, kserve, native, openai, playground
 from kdrt.serve.context import RequestContext
 from kdrt.serve.errors import Fault
 from kdrt.serve.gate import Gate
@@ -38,13 +38,16 @@ def create_app(service: ImageService, settings: ServerSettings | None = None) ->
         a1111.PREFIX: a1111.error_body,
     }
     faults = Faults(service, dialects)
-    app = FastAPI(title="kdrt", version=__version__, description=_DESCRIPTION, redoc_url=None)
+    app = FastAPI(
+        title="kdrt", version=__version__, description=_DESCRIPTION, docs_url=None, redoc_url=None
+    )
     app.include_router(native.router(intake, faults))
     app.include_router(openai.router(intake, faults))
     app.include_router(a1111.router(intake, settings))
     app.include_router(kserve.router(service))
     app.include_router(health.router(service))
     app.include_router(playground.router(service))
+    app.include_router(api_docs.router())
     # The last that is added is outermost.
     app.add_middleware(Gate, settings=settings)
     app.add_middleware(RequestContext, faults=faults, stall=settings.stall)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kdrt.serve import playground
+from kdrt.serve import api_docs, playground
 from kdrt.serve.auth import given_key, is_loopback
 from kdrt.serve.errors import BodyTooLargeError, ForbiddenError, UnauthorizedError
 from kdrt.serve.settings import ServerSettings
 
 OPEN_PATHS = frozenset(
-    {"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs"}
-).union(playground.FILES)
+    {"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/openapi.json"}
+).union(playground.FILES, api_docs.PATHS)
 """What is answered without a key: it tells nothing but that there is a kdrt server."""
 
 

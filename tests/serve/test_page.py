@@ -505,3 +505,15 @@ def test_it_works_in_a_network_without_https(browser: Browser, service: ImageSer
         stroke(page, (0.2, 0.5), (0.8, 0.5))
         assert is_painted(image_of_data_url(sent(page)["mask_image"]), 0.5, 0.5)
         visit.leave()
+
+
+def test_the_docs_ask_no_other_host(browser: Browser, url: str) -> None:
+    visit = Visit(browser, f"{url}/docs", viewport=DESKTOP)
+    for path in ("/v1/generate", "/v1/images/edits", "/sdapi/v1/txt2img", "/metrics"):
+        expect(visit.page.get_by_text(path, exact=True).first).to_be_visible()
+    visit.page.locator("#operations-health-healthz_healthz_get").click()
+    visit.page.get_by_role("button", name="Try it out").click()
+    visit.page.get_by_role("button", name="Execute").click()
+    answers = visit.page.locator(".live-responses-table tbody")
+    expect(answers.get_by_role("cell", name="200")).to_be_visible()
+    visit.leave()
