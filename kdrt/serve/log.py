@@ -58,6 +58,7 @@ def start_logging(form: LogFormat, stream: TextIO | None = None) -> None:
         ("kdrt.serve", logging.INFO),
         ("kdrt", logging.WARNING),
         ("uvicorn", logging.WARNING),
+        ("asyncio", logging.WARNING),  # such as that no further connection can be opened
     ):
         logger = logging.getLogger(name)
         logger.handlers = [handler]

@@ -124,7 +124,7 @@ class Faults:
         facts = {"kind": fault.kind, "status": fault.status}
         if fault.status == 500 and not isinstance(error, KdrtError):
             _logger.error("a request failed", exc_info=error, extra={"facts": facts})
-        elif fault.status >= 500:
+        elif fault.status >= 500 and not fault.is_retryable:
             _logger.warning("a request failed: %s", error, extra={"facts": facts})
         else:
             _logger.info("refused: %s", fault.message, extra={"facts": facts})

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
@@ -13,6 +14,7 @@ from starlette.testclient import TestClient
 from kdrt.serve.app import create_app
 from kdrt.serve.log import request_id, start_logging
 from kdrt.serve.service import ImageService
+from kdrt.serve.settings import ModelSettings
 from tests.support.serving import client_of, value_of
 
 
@@ -43,7 +45,7 @@ def lines() -> Iterator[io.StringIO]:
     """What a server logs as JSON."""
     before = {
         name: (logger.handlers, logger.level, logger.propagate)
-        for name in ("kdrt.serve", "kdrt", "uvicorn")
+        for name in ("kdrt.serve", "kdrt", "uvicorn", "asyncio")
         for logger in [logging.getLogger(name)]
     }
     stream = io.StringIO()
@@ -65,6 +67,22 @@ def test_a_request_is_a_line_of_the_log(client: TestClient, lines: io.StringIO) 
     assert answered["status"] == 404
     assert answered["seconds"] >= 0
     assert request_id.get() == ""
+
+
+def test_that_it_is_not_ready_yet_is_no_warning(demo_bundle: Path, lines: io.StringIO) -> None:
+    """Whoever asks every second whether it is must not fill the log with them."""
+    loading = ImageService([ModelSettings(bundle=str(demo_bundle))])
+    with client_of(create_app(loading)) as client:
+        assert client.get("/readyz").status_code == 503
+    entries = [json.loads(line) for line in lines.getvalue().splitlines()]
+    assert [entry["level"] for entry in entries] == ["INFO", "INFO"]
+    assert entries[0]["kind"] == "not_ready"
+
+
+def test_what_the_event_loop_says_is_a_line_too(lines: io.StringIO) -> None:
+    logging.getLogger("asyncio").error("socket.accept() out of system resource")
+    (entry,) = [json.loads(line) for line in lines.getvalue().splitlines()]
+    assert (entry["logger"], entry["level"]) == ("asyncio", "ERROR")
 
 
 def test_a_fault_of_ours_is_a_sentence_and_its_traceback_is_in_the_log(

@@ -12,6 +12,8 @@ from kdrt.serve.service import ImageService
 from kdrt.serve.settings import ModelSettings, ServiceSettings
 from tests.support.serving import client_of
 
+STAGES = ("encode", "tick", "decode")
+
 
 def test_it_is_ready_from_its_warm_up_to_its_end(demo_bundle: Path) -> None:
     settings = ServiceSettings(warmup=((32, 32),), threads=1)
@@ -51,5 +53,7 @@ def test_metrics_are_those_of_prometheus(client: TestClient) -> None:
     assert (
         0 < samples["kdrt_queue_seconds_sum", "demo"] < samples["kdrt_request_seconds_sum", "demo"]
     )
+    stages = {stage: samples["kdrt_stage_seconds_count", "demo", stage] for stage in STAGES}
+    assert stages == {"encode": 1, "tick": 3, "decode": 1}
     assert samples["kdrt_errors_total", "invalid_request"] == 1
     assert samples["process_resident_memory_bytes",] > 10**7
