@@ -34,10 +34,6 @@ from kdrt_bench.soak.run import Settings, soak
 from kdrt_bench.soak.server import server_of
 from kdrt_bench.soak.verdict import Bounds
 
-_THROUGHPUT = {False: 0.5, True: 0.25}
-"""The least images a second over those at capacity. What rude clients ask for is made too, for as
-long as they seem to wait for it, and counts for nothing here."""
-
 
 def main(
     bundle: Annotated[str, typer.Argument(help="Name or folder.")],
@@ -70,7 +66,7 @@ def main(
         seen = asyncio.run(soak(server, settings, _say))
         if seen.facts.tracebacks:
             typer.echo(server.log.read_text(encoding="utf-8"), err=True)
-    bounds = Bounds(growth=growth, throughput=_THROUGHPUT[rude])
+    bounds = Bounds(growth=growth)
     report = report_of(seen, settings, bounds, serve)
     if output is not None:
         _write(report, output, "soak_rude" if rude else "soak")

@@ -129,10 +129,10 @@ def markdown(report: SoakReport) -> str:
         f"{about}. `kdrt serve … {report.serve}`, {settings.seconds / 60:g} minutes, {whom}. "
         "Written by `benchmarks/soak.py`.",
         verdict if report.failures else passed,
-        f"It makes {facts.capacity:.2f} images a second with eight clients that take turns, and "
-        f"made {facts.throughput:.2f} a second while {report.offered:.2f} requests a second came, "
-        f"which is {settings.load:g} times what it can do. {report.left_out} requests were not "
-        "sent, as too many were under way.",
+        f"With eight clients that take turns it makes {facts.capacity:.0f} steps of images a "
+        f"second. It made {facts.throughput:.0f} while {report.offered:.2f} requests a second "
+        f"came, which is {settings.load:g} times what it can do. {report.left_out} requests were "
+        "not sent, as too many were under way.",
         _answers(report.dialects),
         _left(report),
     ]

@@ -89,8 +89,7 @@ async def soak(
         watch("an image of each kind alone")
         alone = await _one_of_each(clients)
         watch(f"capacity, for {settings.capacity_seconds:g} s")
-        capacity = await _capacity(clients, settings.capacity_seconds)
-        per_second = capacity / sum(each.share * each.images for each in MIX)
+        per_second, capacity = await _capacity(server, clients, watcher, settings.capacity_seconds)
         await asyncio.sleep(_IDLE)
         start = time.monotonic()
         before = await sample(server, watcher, start)
@@ -113,7 +112,7 @@ async def soak(
         problems=dict(Counter(each.problem for each in answered if each.problem)),
         rude=_by_kind(rude.seen),
         capacity=capacity,
-        throughput=_images_within(answered, settings.seconds) / settings.seconds,
+        throughput=_steps_a_second(samples),
         before=before,
         after=after,
         samples=tuple(samples),
@@ -147,17 +146,21 @@ async def _one_of_each(clients: Clients) -> list[tuple[bytes, ...]]:
     return made
 
 
-async def _capacity(clients: Clients, seconds: float) -> float:
-    """Images a second with as many clients as it can well do with."""
+async def _capacity(
+    server: ServerProcess, clients: Clients, watcher: httpx.AsyncClient, seconds: float
+) -> tuple[float, float]:
+    """Requests, and steps of images, a second with as many clients as it can well do with."""
     start = time.monotonic()
+    before = await sample(server, watcher, start)
     await closed_loop(
         seconds,
         _AT_CAPACITY,
         lambda number, due: clients.ask_something(number, due, start),
     )
-    images = sum(each.images for each in clients.answered)
+    after = await sample(server, watcher, start)
+    requests = len(clients.answered)
     clients.answered.clear()
-    return images / (time.monotonic() - start)
+    return requests / after.seconds, _steps_a_second([before, after])
 
 
 async def _under_load(
@@ -205,9 +208,12 @@ async def _drained(server: ServerProcess, watcher: httpx.AsyncClient) -> None:
         await asyncio.sleep(_SHORTEST_PERIOD)
 
 
-def _images_within(answered: Sequence[Answered], seconds: float) -> int:
-    """Images whose answers ended within the load."""
-    return sum(each.images for each in answered if each.due + each.latency <= seconds)
+def _steps_a_second(samples: Sequence[Sample]) -> float:
+    """Between the first and the last; 0 where there are not two."""
+    if len(samples) < 2:
+        return 0.0
+    first, last = samples[0], samples[-1]
+    return (last.steps - first.steps) / (last.seconds - first.seconds)
 
 
 def _by_kind(seen: Sequence[Rudeness]) -> dict[str, dict[int, int]]:

@@ -31,7 +31,7 @@ class Sample(Strict):
         memory: MiB that are resident, of all its processes.
         threads, files: of all its processes; files are open file descriptors.
         waiting, running: images.
-        made: images since it was started.
+        steps: of all images since it was started; two images in an evaluation make two.
     """
 
     seconds: float
@@ -40,7 +40,7 @@ class Sample(Strict):
     files: int
     waiting: int
     running: int
-    made: int
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ async def sample(server: ServerProcess, http: httpx.AsyncClient, start: float) -
         files=files,
         waiting=int(totals["kdrt_images_waiting"]),
         running=int(totals["kdrt_images_running"]),
-        made=int(totals["kdrt_images_total"]),
+        steps=int(totals["kdrt_tick_images_sum"]),
     )
 
 

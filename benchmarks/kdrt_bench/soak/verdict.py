@@ -21,7 +21,7 @@ class Bounds(Strict):
         growth: MiB a minute that memory grows in the second half of the load.
         plateau: memory afterwards over its median in the second half.
         leaked: threads, and open files, that there are more afterwards than before.
-        throughput: images a second under load, over those at capacity.
+        throughput: steps of images a second under load, over those at capacity.
     """
 
     growth: float = 4.0
@@ -37,7 +37,8 @@ class Facts(Strict):
         statuses: honest requests by the status they ended with; 0 is no answer.
         problems: answers that claim success and are none, and lost ones, by what is wrong.
         rude: rude clients by what they did and the status it ended with.
-        capacity, throughput: images a second, without and with too many requests.
+        capacity, throughput: steps of images a second, without and with too many requests. Images
+            would be no measure: of a full queue requests of several images are refused sooner.
         before, after: the load, when nothing was asked for.
         samples: during the load, in the order of time.
         is_same: whether images made after the load are those made before it, bit for bit.
@@ -112,7 +113,7 @@ def _afterwards(facts: Facts, bounds: Bounds) -> Iterator[str]:
     before, after = facts.before, facts.after
     if facts.throughput < bounds.throughput * facts.capacity:
         yield (
-            f"{facts.throughput:.2f} images a second under load, and {facts.capacity:.2f} without: "
+            f"{facts.throughput:.0f} steps a second under load, and {facts.capacity:.0f} without: "
             f"less than {bounds.throughput:.0%}"
         )
     if after.waiting or after.running:

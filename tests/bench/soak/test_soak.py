@@ -34,7 +34,7 @@ def report() -> SoakReport:
     )
     samples = tuple(
         Sample(
-            seconds=second, memory=100.0 + second, threads=1, files=1, waiting=0, running=0, made=0
+            seconds=second, memory=100.0 + second, threads=1, files=1, waiting=0, running=0, steps=0
         )
         for second in range(10)
     )

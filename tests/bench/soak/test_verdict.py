@@ -13,7 +13,7 @@ from kdrt_bench.soak.verdict import Bounds, Facts, failures, growth, slope
 
 
 def seen(seconds: float, memory: float = 400.0, **fields: int) -> Sample:
-    counts = {"threads": 12, "files": 11, "waiting": 0, "running": 0, "made": 0}
+    counts = {"threads": 12, "files": 11, "waiting": 0, "running": 0, "steps": 0}
     return Sample(seconds=seconds, memory=memory, **{**counts, **fields})
 
 
@@ -23,8 +23,8 @@ def facts(**fields: Any) -> Facts:
         "statuses": {200: 90, 429: 10},
         "problems": {},
         "rude": {"broken JSON": {400: 5}, "vanishes at once": {-1: 5}},
-        "capacity": 6.0,
-        "throughput": 5.5,
+        "capacity": 60.0,
+        "throughput": 55.0,
         "before": seen(0),
         "after": seen(700),
         "samples": [seen(second, waiting=30) for second in range(0, 600, 2)],
@@ -47,7 +47,7 @@ def test_a_sound_soak_passes() -> None:
         ({"problems": {"no answer: ReadError": 1}}, "1 of the answers: no answer: ReadError"),
         ({"rude": {"broken JSON": {500: 3}}}, "3 clients .broken JSON. were answered with 500"),
         ({"rude": {"stalls": {HELD: 2}}}, "2 clients .stalls. were never let go"),
-        ({"throughput": 2.9}, "2.90 images a second under load, and 6.00 without"),
+        ({"throughput": 29.0}, "29 steps a second under load, and 60 without"),
         ({"after": seen(700, waiting=1)}, "1 images wait and 0 run"),
         ({"after": seen(700, running=2)}, "0 images wait and 2 run"),
         ({"after": seen(700, threads=21)}, "9 threads more than before"),
