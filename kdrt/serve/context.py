@@ -21,6 +21,10 @@ _logger = logging.getLogger(__name__)
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 HEADER = "x-request-id"
 
+_SLOWEST = 1_000
+"""Bytes of a body that a client must send in a second, in the mean: one that sends now and then a
+little is not waited for."""
+
 
 class RequestContext:
     """Middleware around everything else.
@@ -51,6 +55,7 @@ class RequestContext:
         started = time.perf_counter()
         status = 0
         is_read = False
+        received = 0
 
         async def tagged(message: Message) -> None:
             nonlocal status
@@ -63,13 +68,18 @@ class RequestContext:
                 raise StalledError(f"the client took nothing for {self._stall:g} s") from None
 
         async def bounded() -> Message:
-            nonlocal is_read
+            nonlocal is_read, received
             if is_read:  # what comes now is that the client has gone, and may come late
                 return await receive()
+            late = self._stall + received / _SLOWEST - (time.perf_counter() - started)
             try:
-                message = await asyncio.wait_for(receive(), self._stall)
+                message = await asyncio.wait_for(receive(), min(self._stall, max(0.0, late)))
             except TimeoutError:
-                raise StalledError(f"the client sent nothing for {self._stall:g} s") from None
+                raise StalledError(
+                    f"the client sent nothing for {self._stall:g} s, or less than {_SLOWEST} bytes "
+                    "a second"
+                ) from None
+            received += len(message.get("body", b""))
             is_read = not message.get("more_body", False)
             return message
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -10,9 +11,12 @@ from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
+from starlette.types import Message, Receive, Scope, Send
 
 from kdrt.serve.app import create_app
+from kdrt.serve.context import RequestContext
 from kdrt.serve.log import request_id, start_logging
+from kdrt.serve.responses import Faults
 from kdrt.serve.service import ImageService
 from kdrt.serve.settings import ModelSettings
 from tests.support.serving import client_of, value_of
@@ -67,6 +71,31 @@ def test_a_request_is_a_line_of_the_log(client: TestClient, lines: io.StringIO) 
     assert answered["status"] == 404
     assert answered["seconds"] >= 0
     assert request_id.get() == ""
+
+
+def test_a_body_that_comes_in_drops_is_not_waited_for(service: ImageService) -> None:
+    """Each comes in time, and all of them never end."""
+
+    async def read(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["more_body"]:
+            pass
+
+    async def drop() -> Message:
+        await asyncio.sleep(0.01)
+        return {"type": "http.request", "body": b" ", "more_body": True}
+
+    async def main() -> list[Message]:
+        sent: list[Message] = []
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": "/v1/generate", "headers": []}
+        async with asyncio.timeout(30):
+            await RequestContext(read, Faults(service, {}), stall=0.05)(scope, drop, send)
+        return sent
+
+    assert asyncio.run(main())[0]["status"] == 408
 
 
 def test_that_it_is_not_ready_yet_is_no_warning(demo_bundle: Path, lines: io.StringIO) -> None:

@@ -228,6 +228,12 @@ async def _stall_in_body(client: Connection) -> int:
     return await client.status()
 
 
+async def _drip_body(client: Connection) -> int:
+    """A body that never ends, a byte at a time."""
+    await client.send(_post(b'{"prompt": ', length=1_000))
+    return await client.dripping(b" ")
+
+
 async def _stall_reading(client: Connection) -> int:
     """Asks for more than fits into the buffers on the way, and takes none of it."""
     await client.send(_generate(stream=True, steps=100, images_per_prompt=2))
@@ -251,6 +257,7 @@ KINDS: Mapping[str, Callable[[Connection], Awaitable[int]]] = {
     "stalls before the head": _stall_silent,
     "stalls within the head": _stall_in_head,
     "stalls within the body": _stall_in_body,
+    "drips its body": _drip_body,
     "stalls while it is answered": _stall_reading,
 }
 

@@ -76,6 +76,7 @@ ENDS = {
     "stalls before the head": HUNG_UP,
     "stalls within the head": HUNG_UP,
     "stalls within the body": 408,
+    "drips its body": 408,
 }
 
 
