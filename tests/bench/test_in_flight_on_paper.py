@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -55,3 +56,21 @@ def test_step_times_follow_from_the_published_figures(script: ModuleType) -> Non
     assert card.cost.seconds(32) == pytest.approx(0.8)
     # Half the steps a second: decoding takes twice as long.
     assert card.cost.decode == pytest.approx(2 * script.A100_VAE / 1000)
+
+
+def test_the_page_on_growing_follows_from_the_published_times(script: ModuleType) -> None:
+    """Images a second of 20 guided steps, one at a time and in runs of 8 rows."""
+    page = (SCRIPT.parents[1] / "docs" / "howto" / "growing.md").read_text(encoding="utf-8")
+    cards = {card.name.rpartition(", ")[0].replace(" at ", " "): card for card in script.CARDS}
+    shown = re.findall(r"^\| (\w.*?) at (\d+²) \| (.* a second\*?) \|$", page, re.MULTILINE)
+    assert len(shown) == 5
+    for name, size, row in shown:
+        cost = cards[f"{name} {size}"].cost
+        few, many, decode, alone, full = (
+            float(re.findall(r"[\d.]+", c)[0]) for c in row.split("|")
+        )
+        assert few == pytest.approx(1000 * cost.seconds(2), rel=5e-3)
+        assert many == pytest.approx(1000 * cost.seconds(8), rel=5e-3)
+        assert decode == pytest.approx(1000 * cost.decode, rel=5e-3)
+        assert alone == pytest.approx(1 / (20 * cost.seconds(2) + cost.decode), rel=2e-2)
+        assert full == pytest.approx(1 / (20 * 2 * cost.seconds(8) / 8 + cost.decode), rel=2e-2)
