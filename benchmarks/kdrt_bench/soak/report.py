@@ -208,7 +208,6 @@ def _draw(figure: Any, report: SoakReport) -> None:
     memory, counts, images = figure.subplots(3, 1, sharex=True)
     memory.plot(minutes, [each.memory for each in samples], color=OURS)
     memory.set_ylabel("MiB resident")
-    memory.set_ylim(bottom=0)
     counts.plot(minutes, [each.threads for each in samples], color=OURS, label="threads")
     counts.plot(minutes, [each.files for each in samples], color=THEIRS, label="open files")
     images.plot(minutes, [each.waiting for each in samples], color=THEIRS, label="images waiting")
@@ -216,5 +215,6 @@ def _draw(figure: Any, report: SoakReport) -> None:
     images.set_xlabel("minutes")
     for axes in (memory, counts, images):
         axes.spines[["top", "right"]].set_visible(False)
+        axes.set_ylim(0, 1.3 * axes.get_ylim()[1])  # with room for the legend
     for axes in (counts, images):
         axes.legend(frameon=False, fontsize=8, loc="upper left", ncols=2)
