@@ -46,6 +46,7 @@ Its files:
     doctor           ``kdrt doctor``
     trust            ``kdrt trust``
     serve            ``kdrt serve``
+    deploy           ``kdrt deploy``
     samplers         ``kdrt samplers``
     schedules        ``kdrt schedules``
     schedule_plot    the drawing of ``--plot``
@@ -74,6 +75,7 @@ from kdrt.cli import (
     bench,
     build,
     bundles,
+    deploy,
     doctor,
     export,
     generate,
@@ -168,7 +170,7 @@ _add("Models", export.export, build.build, inspect.inspect)
 add_command(app, bundles.list_bundles, name="list", rich_help_panel="Models")
 _add("Models", rm.rm, trust.trust)
 app.add_typer(lora.lora, rich_help_panel="Models")
-_add("Images", generate.generate, info.info, serve.serve)
+_add("Images", generate.generate, info.info, serve.serve, deploy.deploy)
 _add("What there is", samplers.samplers, schedules.schedules, doctor.doctor)
 add_command(
     app,

@@ -42,4 +42,5 @@ Its files:
     playground  ``/``: a page for people, whose files are in page/
     api_docs    ``/docs``: the interfaces for people
     health      ``/healthz``, ``/readyz``, ``/metrics``
+    triton      a bundle as a model of NVIDIA's Triton
 """

@@ -1,0 +1,86 @@
+"""``kdrt deploy``: a bundle for the servers of others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdrt.cli.engine_options import RUNNING, CudaGraphOption, EngineOption, FallbackOption
+
+
+def deploy(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="triton", show_default=False, help="The server: [cyan]triton[/cyan]."
+        ),
+    ],
+    bundle: Annotated[
+        str, typer.Argument(metavar="BUNDLE", show_default=False, help="Name or folder.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            show_default=False,
+            help="The server's model repository; the model becomes a folder in it.",
+        ),
+    ],
+    name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", show_default="the bundle's", help="What clients call the model."
+        ),
+    ] = None,
+    max_rows: Annotated[
+        int | None,
+        typer.Option(
+            "--max-rows",
+            metavar="N",
+            rich_help_panel=RUNNING,
+            show_default="8 on a CPU, 16 on a GPU",
+            help="Rows of an evaluation that requests share; an image with guidance takes two.",
+        ),
+    ] = None,
+    engine: EngineOption = None,
+    cuda_graph: CudaGraphOption = None,
+    fallback: FallbackOption = None,
+) -> None:
+    """
+    Write a bundle as a model of NVIDIA's Triton Inference Server.
+
+    The folder holds `config.pbtxt`, the program that Triton's Python backend runs, and a copy of
+    the bundle with the engines built from it. That Python needs [cyan]kdrt\\[serve][/cyan].
+    Requests share every evaluation of the model, as they do with [cyan]kdrt serve[/cyan]. A model
+    of that name is replaced if kdrt wrote it; other models stay.
+
+    [bold]Examples[/bold]
+
+      [cyan]kdrt deploy triton demo -o models[/cyan]
+      [cyan]kdrt deploy triton sdxl -o models --name sdxl-fast --engine tensorrt[/cyan]
+    """
+    from kdrt.backends.choice import known_engine
+    from kdrt.bundle import open_bundle
+    from kdrt.common.validation import check_choice, check_int
+    from kdrt.serve.triton.repository import write_repository
+
+    check_choice("target", target, ("triton",))
+    if max_rows is not None:
+        check_int("--max-rows", max_rows, 1)
+    if cuda_graph is not None:
+        check_choice("--cuda-graph", cuda_graph, ("off", "step", "loop"))
+    for each in (engine, fallback):
+        if each is not None:
+            known_engine(each)
+    given = {
+        "engine": engine,
+        "fallback": fallback,
+        "cuda_graph": cuda_graph,
+        "max_rows": max_rows,
+    }
+    parameters = {key: str(value) for key, value in given.items() if value is not None}
+    typer.echo(write_repository(open_bundle(bundle), output, name=name, parameters=parameters))
