@@ -23,7 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 DEMO_LIMIT = 12_000_000
 """The demo model's share of a wheel, in bytes."""
 
-_NOT_INSTALLED_BY_TESTS = {"bench-peers", "gpu", "tensorrt", "tensorrt-rtx"}
+_NOT_INSTALLED_BY_TESTS = {"bench-peers", "gpu", "ray", "tensorrt", "tensorrt-rtx"}
 
 
 @pytest.fixture(scope="module")

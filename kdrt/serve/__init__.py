@@ -42,5 +42,6 @@ Its files:
     playground  ``/``: a page for people, whose files are in page/
     api_docs    ``/docs``: the interfaces for people
     health      ``/healthz``, ``/readyz``, ``/metrics``
+    ray         the same on a Ray cluster
     triton      a bundle as a model of NVIDIA's Triton
 """
