@@ -137,7 +137,7 @@ def ask(client: httpx.Client, number: int, start: float) -> Answer:
     began = time.monotonic()
     response = client.post("/v1/generate", json={**fields, "preview_every": 0})
     took = time.monotonic() - began
-    ending, body = "result", {}
+    ending, body = "result", dict[str, Any]()
     if response.status_code == 200 and is_stream:
         ending, body = events_of(response.text)[-1]
     elif response.status_code == 200:
