@@ -46,6 +46,7 @@ Its files:
     doctor           ``kdrt doctor``
     trust            ``kdrt trust``
     serve            ``kdrt serve``
+    serve_ray        ``kdrt serve --ray``
     deploy           ``kdrt deploy``
     samplers         ``kdrt samplers``
     schedules        ``kdrt schedules``

@@ -8,6 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from kdrt.cli.engine_options import RUNNING, CudaGraphOption, EngineOption, FallbackOption
+from kdrt.cli.serve_ray import (
+    MaxReplicasOption,
+    MinReplicasOption,
+    ModelsPerReplicaOption,
+    NumCpusOption,
+    NumGpusOption,
+    RayAddressOption,
+    RayOption,
+    ray_settings,
+    run_on_ray,
+)
 from kdrt.errors import InvalidRequestError, KdrtError
 
 if TYPE_CHECKING:
@@ -199,6 +210,13 @@ def serve(
             help="Of the lines on standard error.",
         ),
     ] = "text",
+    ray: RayOption = False,
+    ray_address: RayAddressOption = None,
+    min_replicas: MinReplicasOption = None,
+    max_replicas: MaxReplicasOption = None,
+    num_gpus: NumGpusOption = None,
+    num_cpus: NumCpusOption = None,
+    models_per_replica: ModelsPerReplicaOption = None,
 ) -> None:
     """
     Serve images over HTTP.
@@ -214,6 +232,7 @@ def serve(
       [cyan]kdrt serve sdxl --warmup 1024x1024 --lora style=style.safetensors[/cyan]
       [cyan]kdrt serve sdxl --devices 0,1,2,3[/cyan]
       [cyan]kdrt serve sdxl sd15 --memory 12[/cyan]
+      [cyan]kdrt serve sdxl --ray --max-replicas 4[/cyan]
       [cyan]kdrt serve sdxl --host 0.0.0.0 --api-key-file keys.txt --max-waiting 200[/cyan]
     """
     _check_installed()
@@ -254,7 +273,20 @@ def serve(
         grace=grace,
     )
     form = cast(LogFormat, log_format)
-    service = _service(_models(bundles, lora or []), service_settings, workers, devices, form)
+    models = _models(bundles, lora or [])
+    on_ray = ray_settings(
+        ray, ray_address, min_replicas, max_replicas, num_gpus, num_cpus, models_per_replica
+    )
+    if on_ray is not None:
+        if workers is not None or devices is not None:
+            raise InvalidRequestError(
+                "--workers and --devices are for this process; on Ray it is --min-replicas and "
+                "--num-gpus"
+            )
+        start_logging(form)
+        run_on_ray(models, service_settings, server_settings, on_ray, ray_address, form)
+        return
+    service = _service(models, service_settings, workers, devices, form)
     start_logging(form)
     for category in (MetadataWarning, PromptSyntaxWarning, TruncationWarning):
         warnings.simplefilter("ignore", category)  # clients are told, in their answers

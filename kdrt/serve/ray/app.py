@@ -84,7 +84,7 @@ class Images:
     """A replica as Ray starts it; see `ImageReplica`."""
 
     async def __init__(self, application: Application) -> None:  # type: ignore[misc]
-        start_logging("text")
+        start_logging(application.log)
         models = {open_bundle(each.bundle).manifest.name: each for each in application.models}
         most = application.ray.models_per_replica or len(models)
         settings = replica_settings(application.service)
@@ -124,7 +124,7 @@ class Front:
     """
 
     def __init__(self, application: Application, images: Any) -> None:
-        start_logging("text")
+        start_logging(application.log)
         most = application.ray.models_per_replica or len(application.models)
         replicas = RayReplicas(images, by_model=most < len(application.models))
         self._service = RemoteService(application.models, application.service, replicas)

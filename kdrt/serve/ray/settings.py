@@ -6,13 +6,21 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from kdrt.common.validation import check_finite, check_int, check_mapping, excerpt, unknown_word
+from kdrt.common.validation import (
+    check_choice,
+    check_finite,
+    check_int,
+    check_mapping,
+    excerpt,
+    unknown_word,
+)
 from kdrt.errors import InvalidRequestError
 from kdrt.request.text_forms import SIZE
 from kdrt.serve.auth import Keys
 from kdrt.serve.limits import RequestLimits
+from kdrt.serve.log import LogFormat
 from kdrt.serve.settings import ModelSettings, ServerSettings, ServiceSettings
 
 _ROWS = {False: 8, True: 16}
@@ -71,12 +79,14 @@ class Application:
         service: how images are made.
         server: for whom. The address is that of Ray's proxies, and says who needs keys.
         ray: what Ray is asked for.
+        log: form of the lines in Ray's logs.
     """
 
     models: Sequence[ModelSettings]
     service: ServiceSettings = field(default_factory=ServiceSettings)
     server: ServerSettings = field(default_factory=ServerSettings)
     ray: RaySettings = field(default_factory=RaySettings)
+    log: LogFormat = "text"
 
 
 _LIMITS = {f"max_{name}": name for name in ("pixels", "steps", "images", "prompt")}
@@ -98,7 +108,7 @@ def application_of(given: Mapping[str, Any]) -> Application:
     Raises:
         InvalidRequestError: a name is unknown, or a value is not what it should be.
     """
-    known = ("bundles", *_LIMITS, *_SERVICE, *_SERVER, *_RAY)
+    known = ("bundles", "log_format", *_LIMITS, *_SERVICE, *_SERVER, *_RAY)
     values = dict(check_mapping("args", given))
     for name in values:
         if name not in known:
@@ -123,6 +133,7 @@ def application_of(given: Mapping[str, Any]) -> Application:
         service=ServiceSettings(limits=RequestLimits(**limits), **service),
         server=ServerSettings(**server),
         ray=RaySettings(**{name: values[name] for name in _RAY if name in values}),
+        log=_log(values.get("log_format", "text")),
     )
 
 
@@ -140,6 +151,11 @@ def _model(given: object) -> ModelSettings:
     return ModelSettings(
         bundle=bundle, loras={name: Path(_text("loras", file)) for name, file in loras.items()}
     )
+
+
+def _log(form: object) -> LogFormat:
+    check_choice("log_format", form, ("text", "json"))
+    return cast(LogFormat, form)
 
 
 def _sizes(given: object) -> tuple[tuple[int, int], ...]:
