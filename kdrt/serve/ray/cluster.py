@@ -62,12 +62,9 @@ def _connected(address: str | None) -> Iterator[None]:
 
     settings: dict[str, Any] = {"address": address}
     if address is None:
-        # What only this machine reaches.
-        settings = {
-            "address": "local",
-            "include_dashboard": False,
-            "_node_ip_address": "127.0.0.1",
-        }
+        # Its processes listen on all addresses of the machine, and ask for a token that only this
+        # user's programs have. The dashboard would be one more of them.
+        settings = {"address": "local", "include_dashboard": False}
     try:
         ray.init(logging_level=logging.WARNING, log_to_driver=True, **settings)
     except (ConnectionError, ValueError, RuntimeError) as error:

@@ -65,7 +65,6 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             object_store_memory=100 * 2**20,
             include_dashboard=False,
             log_to_driver=False,
-            _node_ip_address="127.0.0.1",
             runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(map(str, roots))}},
         )
         try:
