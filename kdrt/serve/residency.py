@@ -229,8 +229,8 @@ class Residency(Generic[Key]):
         for ticket in self._line:
             is_behind = is_behind or ticket is first
             entry = self._entries[ticket.key]
-            is_there = entry.state is _State.LOADED and not entry.is_retired
-            if is_there and not (is_behind and ticket.key in leaving and ticket.key != arrived):
+            has_to_wait = is_behind and ticket.key in leaving and ticket.key != arrived
+            if entry.state is _State.LOADED and not has_to_wait:
                 ticket.is_granted = True
                 entry.users += 1
                 self._grants += 1

@@ -35,6 +35,9 @@ from tests.support.command_line import Cli
         (["--lora", "style=nothing.safetensors"], "nothing.safetensors"),
         (["--api-key-file", "nothing"], "cannot read keys from nothing"),
         (["--log-format", "xml"], "--log-format"),
+        (["--memory", "0"], "--memory takes GB above 0 and up to 100000"),
+        (["--memory", "nan"], "--memory takes GB"),
+        (["--memory", "0.001"], "needs at least"),
         (["--workers", "0"], "workers must be a whole number of at least 1"),
         (["--workers", "2", "--devices", "0,1"], "exclude each other"),
         (["--devices", "0,,1"], "--devices takes GPUs with commas between them"),
@@ -80,6 +83,7 @@ def test_what_is_given_reaches_the_server(
         *("serve", demo, "--host", "0.0.0.0", "--port", "0", "--api-key-file", keys),
         *("--max-waiting", "7", "--max-steps", "30", "--warmup", "48x32", "--deadline", "9"),
         *("--max-rows", "4", "--threads", "1", "--grace", "2", "--max-body", "3"),
+        *("--memory", "0.5", "--no-reload"),
     )
     assert outcome.code == 0, outcome.err
     assert "demo on http://127.0.0.1:1234" in outcome.out
@@ -88,6 +92,7 @@ def test_what_is_given_reaches_the_server(
     assert service.settings.warmup == ((32, 48),)
     assert (service.settings.max_waiting, service.settings.deadline) == (7, 9.0)
     assert (service.settings.max_rows, service.settings.threads) == (4, 1)
+    assert (service.settings.memory, service.settings.reload) == (500_000_000, None)
     assert (settings.host, settings.port, settings.grace) == ("0.0.0.0", 0, 2.0)
     assert settings.max_body == 3 * 2**20
     assert settings.keys is not None

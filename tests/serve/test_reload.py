@@ -16,6 +16,7 @@ from kdrt.serve.footprint import Footprint
 from kdrt.serve.reload import BundleWatcher
 from kdrt.serve.service import ImageService
 from kdrt.serve.settings import ModelSettings, ServiceSettings
+from kdrt.serve.version import ModelVersion
 from tests.support.named_bundles import named_bundle
 from tests.support.serving import until, value_of, waiting_model
 
@@ -188,6 +189,23 @@ def test_what_is_not_loaded_is_loaded_from_what_is_there_then(
         for name in ("two", "three")
     ]
     assert outcomes == [0, 1]
+
+
+def test_who_waits_for_a_load_gets_what_is_there_after_it(
+    serve: Serve, images: tuple[bytes, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, _ = serve("two", memory=1.1)
+    folder = service.model("two").bundle.path
+    load = ModelVersion.load
+
+    def load_late(version: ModelVersion) -> None:
+        """The bundle is replaced at the worst moment, once."""
+        monkeypatch.setattr(ModelVersion, "load", load)
+        named_bundle(folder, folder, scale=SCALE)
+        load(version)
+
+    monkeypatch.setattr(ModelVersion, "load", load_late)
+    assert image(service, "two") == images[1]
 
 
 def test_what_a_run_writes_into_a_bundle_is_no_change(demo_bundle: Path, tmp_path: Path) -> None:

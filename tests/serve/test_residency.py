@@ -130,6 +130,38 @@ def test_one_that_turns_out_larger_makes_others_go_and_stays_itself() -> None:
     assert residency.in_memory == ["b"]
 
 
+def test_one_that_is_too_large_is_loaded_where_nothing_else_is() -> None:
+    residency = residency_of(2, a=1, b=5)
+    used(residency, "a")
+    ticket = residency.ask("b")
+    assert steps(residency) == ["-a", "+b"]
+    assert ticket.is_granted
+
+
+def test_who_came_before_is_served_before() -> None:
+    residency = residency_of(2, a=1, b=1, c=2)
+    first = residency.ask("a")
+    steps(residency)
+    large = residency.ask("c")  # for which a has to go
+    early = residency.ask("a")
+    residency.ask("c")
+    residency.leave(large)  # those who came before the other may have it
+    assert early.is_granted
+    assert not residency.ask("a").is_granted
+    residency.leave(first)
+    residency.leave(early)
+    assert steps(residency) == ["-a", "+c"]
+
+
+def test_while_one_goes_no_more_have_to_than_are_needed() -> None:
+    residency = residency_of(2, a=1, b=1, c=1)
+    used(residency, "a")
+    used(residency, "b")
+    residency.ask("c")
+    assert residency.step() == Unload("a")
+    assert residency.ask("b").is_granted
+
+
 def test_a_replacement_is_given_to_those_who_wait_and_the_old_goes_when_idle() -> None:
     residency = residency_of(None, a=1)
     old = residency.ask("a")

@@ -16,12 +16,9 @@ import kdrt
 from kdrt.errors import InvalidRequestError
 from kdrt.serve.errors import DeadlineError, LoadFailedError, QueueFullError, ShuttingDownError
 from kdrt.serve.footprint import Footprint
-from kdrt.serve.queue import Place
 from kdrt.serve.residents import Residents
 from kdrt.serve.service import ImageService
 from kdrt.serve.settings import ModelSettings, ServiceSettings
-from kdrt.serve.turn import Turn
-from kdrt.serve.version import ModelVersion
 from tests.support.named_bundles import named_bundle
 from tests.support.serving import running, until, value_of, waiting_model
 
@@ -218,20 +215,3 @@ def test_a_client_that_vanishes_does_not_wait_for_a_load(service: ImageService) 
         busy.submit(SHORT, None, watch=False, on_end=lambda: None).result()
         busy.was_read()
     assert loaded(service) == ["one"]
-
-
-class Made:
-    """In place of a model: every request is over at once."""
-
-    def submit(self, *_: object, on_end: Any, **__: object) -> None:
-        on_end()
-
-
-def test_a_model_stays_until_its_unfinished_images_were_looked_at() -> None:
-    ended: list[int] = []
-    turn = Turn(cast(ModelVersion, Made()), Place(1, 0.0), lambda: ended.append(1))
-    turn.submit(SHORT, None, watch=True, on_end=lambda: None)
-    assert ended == []
-    turn.was_read()
-    turn.was_read()
-    assert ended == [1]
