@@ -63,7 +63,7 @@ def router(service: ImageService) -> APIRouter:
         """503 where it is not: a request to it is taken, and waits until it is loaded."""
         served = service.model(model)
         service.check_open()
-        is_loaded = service.residents.is_loaded(served)
+        is_loaded = service.has_loaded(served)
         return json_response(
             {"name": served.name, "ready": is_loaded}, status=200 if is_loaded else 503
         )

@@ -88,6 +88,10 @@ class RemoteService(ImageService):
             self._watcher.start(self.settings.reload)
         self._is_loaded = True
 
+    def has_loaded(self, model: ServedModel) -> bool:
+        """Whether a replica takes its requests. Which models it has in memory only it knows."""
+        return self.is_ready
+
     def check_open(self) -> None:
         """See `ImageService`. Without any replica no request is accepted."""
         super().check_open()

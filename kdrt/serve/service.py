@@ -110,6 +110,10 @@ class ImageService:
         self._is_loaded = True
         _logger.info("ready: %s", ", ".join(self.models))
 
+    def has_loaded(self, model: ServedModel) -> bool:
+        """Whether requests to a model need not wait until it is loaded."""
+        return self.residents.is_loaded(model)
+
     def model(self, name: str | None = None) -> ServedModel:
         """The model of that name; of None, the first.
 

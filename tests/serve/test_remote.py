@@ -279,6 +279,14 @@ def test_clients_see_no_difference(
     assert there.json().get("error") == here.json().get("error")
 
 
+def test_a_model_is_ready_where_a_replica_takes_its_requests(
+    clients: tuple[TestClient, TestClient],
+) -> None:
+    here, there = (client.get("/v2/models/demo/ready") for client in clients)
+    assert here.json() == there.json() == {"name": "demo", "ready": True}
+    assert here.status_code == there.status_code == 200
+
+
 def test_streams_have_the_same_previews(clients: tuple[TestClient, TestClient]) -> None:
     native = {"prompt": "a red circle", "seed": 7, "steps": 2, "stream": True}
     openai = {**native, "steps": 3, "partial_images": 1, "size": "64x64"}
