@@ -118,9 +118,10 @@ class InputOftLayer(Layer):
 
     def change(self, base: Tensor, scale: float) -> Tensor:
         size = self.size
-        upper = torch.zeros(len(self.generators), size, size)
-        rows, columns = torch.triu_indices(size, size, 1)
-        upper[:, rows, columns] = self.generators.float()
+        generators = self.generators.float()
+        upper = generators.new_zeros(len(generators), size, size)
+        rows, columns = torch.triu_indices(size, size, 1, device=generators.device)
+        upper[:, rows, columns] = generators
         skew = upper - upper.mT
         # peft's sign is the opposite of LyCORIS'; here the rotation is of inputs, by its transpose.
         rotation = _cayley(-skew) if self.terms is None else _series(skew, self.terms)
@@ -143,7 +144,7 @@ def _skew(blocks: Tensor) -> Tensor:
 
 def _cayley(skew: Tensor) -> Tensor:
     """``(1 + Q)(1 - Q)⁻¹``, of which the inverse always exists."""
-    identity = torch.eye(skew.shape[-1])
+    identity = _identity(skew)
     rotation: Tensor = torch.linalg.solve(identity - skew, identity + skew, left=False)
     return rotation
 
@@ -151,7 +152,7 @@ def _cayley(skew: Tensor) -> Tensor:
 def _series(skew: Tensor, terms: int) -> Tensor:
     """``1 + 2Q + 2Q² + …``, peft's for Cayley's formula: of more than two terms the last, which is
     at least ``Q³``, counts once."""
-    power = torch.eye(skew.shape[-1]).expand_as(skew)
+    power = _identity(skew).expand_as(skew)
     total = power.clone()
     last = max(3, terms - 1) if terms > 2 else terms - 1
     for exponent in range(1, last + 1):
@@ -162,7 +163,12 @@ def _series(skew: Tensor, terms: int) -> Tensor:
 
 def _partly(rotations: Tensor, scale: float) -> Tensor:
     """On the line from the identity to the rotations."""
-    return torch.eye(rotations.shape[-1]) * (1 - scale) + rotations * scale
+    return _identity(rotations) * (1 - scale) + rotations * scale
+
+
+def _identity(matrices: Tensor) -> Tensor:
+    """Of their size and dtype, whatever torch's defaults are."""
+    return torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
 
 
 def _butterfly(rows: Tensor, rotation: Tensor, stage: int) -> Tensor:

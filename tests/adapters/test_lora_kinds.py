@@ -127,6 +127,20 @@ def test_a_fused_projection_has_rows_of_its_own() -> None:
     torch.testing.assert_close(changed, torch.cat([fused[:6], ours, fused[12:]]))
 
 
+@pytest.mark.parametrize("kind", ["OFT", "BOFT", "LoHa", "DoRA of rows, LoCon", "GLoRA"])
+def test_torchs_defaults_change_nothing(kind: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(10, 12)
+    state = adapted_layer(kind, layer, rank=2, alpha=1, scale=1).file
+    usual = our_layer(layer, state).weight
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            assert torch.equal(our_layer(layer, state).weight, usual)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_glora_of_lycoris_before_2() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(10, 12, bias=False)
