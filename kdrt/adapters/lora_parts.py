@@ -234,7 +234,8 @@ class LayerParts:
             {"oft_R": generators},
             "it must be [blocks, size · (size - 1) / 2]",
         )
-        return InputOftLayer(generators, config.oft_terms if config else 5)
+        onetrainers = self.keys["oft_R.weight"].startswith("lora_")
+        return InputOftLayer(generators, config.oft_terms if config else 5, onetrainers)
 
     def _ia3(self) -> Layer:
         (factor,) = self._need("(IA)³", "weight")

@@ -91,11 +91,14 @@ class InputOftLayer(Layer):
         generators: the upper triangles of skew-symmetric matrices, ``[n, b·(b-1)/2]``; one is for
             all blocks.
         terms: of the series in place of Cayley's formula; None is the formula itself.
+        kernels_turned_back: whether convolutions are rotated the other way round, as in
+            OneTrainer, which turns their kernels in place of their inputs.
     """
 
     kind = "OFT"
     generators: Tensor
     terms: int | None = 5
+    kernels_turned_back: bool = False
 
     @property
     def size(self) -> int:
@@ -126,6 +129,8 @@ class InputOftLayer(Layer):
         # peft's sign is the opposite of LyCORIS'; here the rotation is of inputs, by its transpose.
         rotation = _cayley(-skew) if self.terms is None else _series(skew, self.terms)
         rotation = _partly(rotation, scale)
+        if self.kernels_turned_back and base.ndim > 2:
+            rotation = rotation.mT
         blocks = base.reshape(len(base), -1, size)
         rotation = rotation.expand(blocks.shape[1], -1, -1)
         return torch.einsum("onj,nij->oni", blocks, rotation).reshape(base.shape) - base

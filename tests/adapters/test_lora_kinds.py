@@ -153,6 +153,26 @@ def test_glora_of_lycoris_before_2() -> None:
     assert error_of(our_layer(layer, old), reference.adapted, torch.randn(3, 10)) < 1e-6
 
 
+def test_oft_of_onetrainer() -> None:
+    """It rotates the inputs of linear layers and the kernels of convolutions, which are opposite
+    ways; no package of it can be installed, so this is its formula by hand."""
+    torch.manual_seed(0)
+    generators = torch.randn(6, 3) * 0.1
+    q = torch.zeros(6, 3, 3)
+    q[:, [0, 0, 1], [1, 2, 2]] = generators
+    q = q - q.mT
+    rotation = torch.eye(3) + 2 * (q + q @ q + q @ q @ q) + q @ q @ q @ q
+    state = {"lora_unet_layer.oft_R.weight": generators}
+    linear, kernel = nn.Linear(18, 4), nn.Conv2d(2, 4, 3)
+    inputs = torch.randn(5, 18)
+    with torch.no_grad():
+        wanted = linear(torch.einsum("brk,rkc->brc", inputs.reshape(5, 6, 3), rotation).flatten(1))
+        torch.testing.assert_close(our_layer(linear, state)(inputs), wanted)
+        turned = torch.einsum("ork,rkc->orc", kernel.weight.reshape(4, 6, 3), rotation)
+        ours = our_layer(kernel, state).weight
+        torch.testing.assert_close(ours, turned.reshape(4, 2, 3, 3))
+
+
 def test_half_precision_is_computed_in_float32() -> None:
     """Products of float16 numbers leave its range; their sum here does not."""
     big = math.sqrt(60000) * 4
