@@ -136,7 +136,7 @@ class LayerParts:
         shapes = {"hada_w1_a": a1, "hada_w1_b": b1, "hada_w2_a": a2, "hada_w2_b": b2}
         rule = "both halves must be of one size, a [out, rank] and b [rank, in]"
         fits = (
-            a1.ndim == 2
+            _is_matrix(a1)  # OneTrainer keeps it as a 1 x 1 kernel
             and b1.ndim in (2, 4)
             and (a1.shape, b1.shape) == (a2.shape, b2.shape)
             and a1.numel() * b1.numel() > 0
@@ -152,6 +152,7 @@ class LayerParts:
             fits = fits and a1.shape[1] == len(b1)
         self._check(fits, shapes, rule)
         self._check_rank(len(b1))
+        a1, a2 = a1.flatten(1), a2.flatten(1)
         return LohaLayer((a1, a2), (b1, b2), t, self._scale(len(b1), alphas))
 
     def _lokr(self, alphas: PeftAlphas | None) -> Layer:

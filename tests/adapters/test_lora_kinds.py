@@ -153,6 +153,21 @@ def test_glora_of_lycoris_before_2() -> None:
     assert error_of(our_layer(layer, old), reference.adapted, torch.randn(3, 10)) < 1e-6
 
 
+def test_loha_of_onetrainer_keeps_kernels_as_they_are() -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(6, 8, 3)
+    reference = adapted_layer("LoHa", layer, rank=2, alpha=1, scale=1)
+    state = {
+        key: tensor.reshape(8, 2, 1, 1)
+        if key.endswith("_a")
+        else tensor.reshape(2, 6, 3, 3)
+        if key.endswith("_b")
+        else tensor
+        for key, tensor in reference.file.items()
+    }
+    assert error_of(our_layer(layer, state), reference.adapted, torch.randn(2, 6, 5, 5)) < 1e-6
+
+
 def test_oft_of_onetrainer() -> None:
     """It rotates the inputs of linear layers and the kernels of convolutions, which are opposite
     ways; no package of it can be installed, so this is its formula by hand."""
