@@ -5,7 +5,7 @@ What kind a layer is of shows in its parts; see :mod:`kdrt.adapters.lora_keys`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -30,20 +30,17 @@ from kdrt.errors import InvalidRequestError
 MAX_RANK = 8192
 """Far beyond what the widest layer can use: it bounds what is computed of a layer that fits."""
 
+
+def _of(beginning: str, endings: str) -> list[Part]:
+    return [beginning + ending for ending in endings.split()]
+
+
 _DORA = {"dora_scale", "magnitude"}
 _PARTS: dict[str, frozenset[Part]] = {
     "LoRA": frozenset({"down", "up", "mid", "up_bias", "alpha", *_DORA}),
     "whole difference": frozenset({"difference", "alpha"}),
-    "LoHa": frozenset(
-        {*(f"hada_{m}" for m in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")), "alpha", *_DORA}
-    ),
-    "LoKr": frozenset(
-        {
-            *(f"lokr_{m}" for m in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")),
-            "alpha",
-            *_DORA,
-        }
-    ),
+    "LoHa": frozenset({*_of("hada_", "w1_a w1_b w2_a w2_b t1 t2"), "alpha", *_DORA}),
+    "LoKr": frozenset({*_of("lokr_", "w1 w1_a w1_b w2 w2_a w2_b t2"), "alpha", *_DORA}),
     "GLoRA": frozenset({"a1", "a2", "b1", "b2", "bm", "alpha"}),
     "OFT": frozenset({"oft_blocks", "rescale", "alpha"}),
     "OFT of inputs": frozenset({"oft_R.weight", "alpha"}),
@@ -78,22 +75,30 @@ class LayerParts:
         kind = self._kind()
         if "alpha" in self.keys:
             self._alpha()  # of some kinds it means nothing; damaged it is damaged
-        if kind == "LoRA":
-            found = self._lora(alphas)
-        elif kind == "peft's (IA)³":
-            found = self._ia3_of_peft()
-        else:
-            build: dict[str, Callable[[PeftAlphas | None], Layer]] = {
-                "whole difference": lambda _: Difference(self._tensor("difference")),
-                "LoHa": self._loha,
-                "LoKr": self._lokr,
-                "GLoRA": self._glora,
-                "OFT": lambda _: self._oft(),
-                "OFT of inputs": self._oft_of_inputs,
-                "(IA)³": lambda _: self._ia3(),
-            }
-            found = {"": build[kind](alphas)}
+        found = self._found(kind, alphas)
         return {self.module + bias: self._decomposed(layer) for bias, layer in found.items()}
+
+    def _found(self, kind: str, alphas: PeftAlphas | None) -> dict[str, Layer]:
+        """By what follows the module's path, which is ``.bias`` or nothing."""
+        match kind:
+            case "LoRA":
+                return self._lora(alphas)
+            case "LoHa":
+                return {"": self._loha(alphas)}
+            case "LoKr":
+                return {"": self._lokr(alphas)}
+            case "GLoRA":
+                return {"": self._glora(alphas)}
+            case "OFT":
+                return {"": self._oft()}
+            case "OFT of inputs":
+                return {"": self._oft_of_inputs(alphas)}
+            case "(IA)³":
+                return {"": self._ia3()}
+            case "peft's (IA)³":
+                return self._ia3_of_peft()
+            case _:
+                return {"": Difference(self._tensor("difference"))}
 
     def _kind(self) -> str:
         telling = next((part for part in self.keys if part not in _SHARED), None)
