@@ -35,7 +35,7 @@ RayAddressOption = Annotated[
         metavar="ADDRESS",
         rich_help_panel=_PANEL,
         show_default=False,
-        help="A running cluster, as in [cyan]auto[/] or [cyan]ray://head:10001[/]. Each of its "
+        help="A running cluster, as in [cyan]auto[/] or [cyan]head:6379[/]. Each of its "
         "machines has the bundles under the same path.",
     ),
 ]

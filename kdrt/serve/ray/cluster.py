@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +17,11 @@ from kdrt.serve.ray.settings import Application
 
 NAME = "kdrt"
 """Of the application on the cluster."""
+
+_RAISED = re.compile(r"^[\w.]+Error: (.+)$", re.MULTILINE)
+"""The last line of a traceback."""
+
+_SECONDS_TO_CONNECT = 5
 
 _logger = logging.getLogger(__name__)
 
@@ -41,18 +48,39 @@ def serve_on_ray(
     from kdrt.serve.ray.app import bound
 
     host, port = application.server.host, application.server.port
-    with _connected(address), _told_to_end() as is_to_end:
-        ray.serve.start(http_options={"host": host, "port": port})
+    with _connected(address):
+        try:
+            ray.serve.start(http_options={"host": host, "port": port})
+        except RuntimeError as error:
+            raise KdrtError(
+                f"Ray cannot listen on {host!r}, port {port}; choose others with --host and --port"
+            ) from error
         try:
             ray.serve.run(bound(application), name=NAME, route_prefix="/")
+            with _told_to_end() as is_to_end:
+                announce(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+                is_to_end.wait()
+                grace = application.server.grace
+                _logger.info("ending: what runs has %g s to be finished", grace)
+                ray.serve.delete(NAME)
         except RuntimeError as error:
-            raise KdrtError(f"Ray does not start the application: {error}") from error
-        try:
-            announce(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
-            is_to_end.wait()
-            _logger.info("ending: what runs has %g s to be finished", application.server.grace)
+            raise KdrtError(f"Ray does not start the application: {_reason(error)}") from error
         finally:
-            ray.serve.delete(NAME)
+            if NAME in ray.serve.status().applications:
+                ray.serve.delete(NAME)
+
+
+def _reason(error: RuntimeError) -> str:
+    """Why it does not start: Ray itself says only which deployment fails. The status of that one
+    holds the traceback, whose last line is the sentence."""
+    import ray.serve
+
+    application = ray.serve.status().applications.get(NAME)
+    for deployment in application.deployments.values() if application else ():
+        sentences = _RAISED.findall(deployment.message)
+        if sentences:
+            return str(sentences[-1])
+    return str(error)
 
 
 @contextmanager
@@ -61,7 +89,9 @@ def _connected(address: str | None) -> Iterator[None]:
     import ray
 
     settings: dict[str, Any] = {"address": address}
-    if address is None:
+    if address is not None:
+        _check_reachable(address)
+    else:
         # Its processes listen on all addresses of the machine, and ask for a token that only this
         # user's programs have. The dashboard would be one more of them.
         settings = {"address": "local", "include_dashboard": False}
@@ -77,6 +107,18 @@ def _connected(address: str | None) -> Iterator[None]:
         if address is None:
             ray.serve.shutdown()
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto", or a name that Ray knows what to do with
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _SECONDS_TO_CONNECT).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or "it does not answer"
+        raise KdrtError(f"there is no Ray cluster at {address!r}: {reason}") from error
 
 
 @contextmanager
