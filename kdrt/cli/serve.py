@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 _ACCESS, _LIMITS = "Who may come in", "What they may ask for"
 _MEBIBYTE = 2**20
 _MOST_GB = 100_000
-_RELOAD_SECONDS = 2.0
-"""From one look at the files of the bundles to the next."""
 
 
 def serve(
@@ -245,7 +243,7 @@ def serve(
     from kdrt.serve.auth import Keys
     from kdrt.serve.limits import RequestLimits
     from kdrt.serve.log import LogFormat, start_logging
-    from kdrt.serve.settings import ServerSettings, ServiceSettings
+    from kdrt.serve.settings import RELOAD_SECONDS, ServerSettings, ServiceSettings
 
     check_choice("--log-format", log_format, ("text", "json"))
     if no_warmup and warmup:
@@ -259,7 +257,7 @@ def serve(
         warmup=() if no_warmup else _sizes(warmup),
         max_rows=max_rows,
         memory=None if memory is None else _bytes(memory),
-        reload=_RELOAD_SECONDS if reload else None,
+        reload=RELOAD_SECONDS if reload else None,
         engine=engine,
         threads=threads,
         cuda_graph=cast(Any, cuda_graph),  # checked where it is used
@@ -282,6 +280,10 @@ def serve(
             raise InvalidRequestError(
                 "--workers and --devices are for this process; on Ray it is --min-replicas and "
                 "--num-gpus"
+            )
+        if memory is not None:
+            raise InvalidRequestError(
+                "--memory is for this process; on Ray it is --models-per-replica"
             )
         start_logging(form)
         run_on_ray(models, service_settings, server_settings, on_ray, ray_address, form)

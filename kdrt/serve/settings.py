@@ -13,6 +13,8 @@ from kdrt.serve.auth import Keys, is_loopback
 from kdrt.serve.limits import RequestLimits
 
 MAX_SECONDS = 86_400.0
+RELOAD_SECONDS = 2.0
+"""From one look at the files of the bundles to the next, where they are looked at."""
 
 
 @dataclass(frozen=True, kw_only=True)

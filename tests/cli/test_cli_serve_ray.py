@@ -71,6 +71,7 @@ def test_the_defaults(cli: Cli, demo: str, started: list[tuple[Application, str 
         (["--min-replicas", "2"], "--min-replicas is for a Ray cluster: add --ray"),
         (["--ray-address", "auto", "--num-cpus", "1"], "--ray-address, --num-cpus is for a Ray"),
         (["--ray", "--workers", "2"], "--workers and --devices are for this process"),
+        (["--ray", "--memory", "2"], "on Ray it is --models-per-replica"),
         (["--ray", "--port", "0"], "give one as --port"),
         (["--ray", "--min-replicas", "-1"], "min_replicas must be"),
         (["--ray", "--min-replicas", "3", "--max-replicas", "2"], "max_replicas must be"),

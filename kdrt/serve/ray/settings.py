@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from kdrt.common.validation import (
+    check_bool,
     check_choice,
     check_finite,
     check_int,
@@ -21,7 +22,12 @@ from kdrt.request.text_forms import SIZE
 from kdrt.serve.auth import Keys
 from kdrt.serve.limits import RequestLimits
 from kdrt.serve.log import LogFormat
-from kdrt.serve.settings import ModelSettings, ServerSettings, ServiceSettings
+from kdrt.serve.settings import (
+    RELOAD_SECONDS,
+    ModelSettings,
+    ServerSettings,
+    ServiceSettings,
+)
 
 _ROWS = {False: 8, True: 16}
 """What a batcher takes where it is not told: on a CPU, on a GPU."""
@@ -108,7 +114,7 @@ def application_of(given: Mapping[str, Any]) -> Application:
     Raises:
         InvalidRequestError: a name is unknown, or a value is not what it should be.
     """
-    known = ("bundles", "log_format", *_LIMITS, *_SERVICE, *_SERVER, *_RAY)
+    known = ("bundles", "log_format", "reload", *_LIMITS, *_SERVICE, *_SERVER, *_RAY)
     values = dict(check_mapping("args", given))
     for name in values:
         if name not in known:
@@ -119,6 +125,8 @@ def application_of(given: Mapping[str, Any]) -> Application:
     service: dict[str, Any] = {name: values[name] for name in _SERVICE if name in values}
     if service.get("warmup") is not None:
         service["warmup"] = _sizes(service["warmup"])
+    if check_bool("reload", values.get("reload", True)):
+        service["reload"] = RELOAD_SECONDS
     limits = {to: values[name] for name, to in _LIMITS.items() if name in values}
     server: dict[str, Any] = {name: values[name] for name in _SERVER if name in values}
     keys = server.pop("api_key_file", None)

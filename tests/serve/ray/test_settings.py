@@ -11,7 +11,12 @@ import pytest
 from kdrt.errors import InvalidRequestError
 from kdrt.serve.limits import RequestLimits
 from kdrt.serve.ray.settings import Application, RaySettings, application_of
-from kdrt.serve.settings import ModelSettings, ServerSettings, ServiceSettings
+from kdrt.serve.settings import (
+    RELOAD_SECONDS,
+    ModelSettings,
+    ServerSettings,
+    ServiceSettings,
+)
 
 KEY = "0123456789abcdef0123"
 
@@ -19,7 +24,7 @@ KEY = "0123456789abcdef0123"
 def test_names_alone_are_the_server_of_one_process() -> None:
     assert application_of({"bundles": ["demo"]}) == Application(
         models=[ModelSettings(bundle="demo")],
-        service=ServiceSettings(),
+        service=ServiceSettings(reload=RELOAD_SECONDS),
         server=ServerSettings(),
         ray=RaySettings(),
     )
@@ -37,6 +42,7 @@ def test_every_part_is_reached(tmp_path: Path) -> None:
             "max_pixels": 4096,
             "warmup": ["96x64"],
             "max_rows": 4,
+            "reload": False,
             "min_replicas": 0,
             "max_replicas": 3,
             "num_gpus": 0.5,
@@ -75,6 +81,7 @@ def test_every_part_is_reached(tmp_path: Path) -> None:
         ({"num_gpus": -1}, "num_gpus must be at least 0"),
         ({"models_per_replica": 0}, "models_per_replica must be"),
         ({"max_body": 0}, "max_body must be"),
+        ({"reload": 2}, "reload must be"),
     ],
 )
 def test_wrong_arguments_are_one_sentence(given: dict[str, Any], said: str) -> None:
