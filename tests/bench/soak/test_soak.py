@@ -58,10 +58,10 @@ def report() -> SoakReport:
 @pytest.mark.slow
 @pytest.mark.parametrize("manners", ["--no-rude", "--rude"])
 def test_a_short_soak_passes(demo_bundle: Path, tmp_path: Path, manners: str) -> None:
-    """Memory is still growing towards its plateau after so short a time."""
+    """Of so short a time the growth of memory says nothing: it has not come to its plateau."""
     command = [sys.executable, str(BENCHMARK), str(demo_bundle), "--minutes", "0.2", manners]
     done = subprocess.run(
-        [*command, "--growth", "1000", "-o", str(tmp_path)],
+        [*command, "--growth", "1e9", "-o", str(tmp_path)],
         capture_output=True,
         text=True,
         check=False,
