@@ -77,7 +77,8 @@ def serve(
             "--max-waiting",
             metavar="N",
             rich_help_panel=_LIMITS,
-            help="Images of a model that may wait; more are refused, with when to come again.",
+            help="Where so many images of a model wait, further requests are refused, with when to "
+            "come again.",
         ),
     ] = 64,
     max_pixels: Annotated[
@@ -334,7 +335,7 @@ def _devices(text: str) -> list[str]:
 def _check_installed() -> None:
     from importlib.util import find_spec
 
-    for name in ("fastapi", "uvicorn", "prometheus_client", "python_multipart"):
+    for name in ("fastapi", "fastapi_offline", "uvicorn", "prometheus_client", "python_multipart"):
         if find_spec(name) is None:
             raise KdrtError(
                 f"`kdrt serve` needs the package '{name}', which is not installed; "

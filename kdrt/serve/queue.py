@@ -44,7 +44,7 @@ class WaitingQueue:
     """Counts images, and refuses those that would wait too long.
 
     Args:
-        most_waiting: images that may wait.
+        most_waiting: images with which the queue is full.
     """
 
     def __init__(self, most_waiting: int) -> None:
@@ -69,15 +69,16 @@ class WaitingQueue:
     def enter(
         self, images: int, now: float, on_begin: Callable[[int], object] | None = None
     ) -> Place:
-        """Take a place. A request that alone is more than may wait is let in where nothing waits.
+        """Take a place. A request is let in as long as there is a place for one of its images: were
+        there to be places for all of them, those for many would seldom be let in where others for
+        one take every place that becomes free.
 
         Raises:
-            QueueFullError: too many images wait.
+            QueueFullError: too many images wait. Most of them have begun when it says to try again.
         """
         with self._lock:
-            too_many = self._waiting + images - self._most_waiting
-            if too_many > 0 and self._waiting > 0:
-                retry_after = self._seconds(too_many)
+            if self._waiting >= self._most_waiting:
+                retry_after = self._seconds(self._waiting)
                 raise QueueFullError(
                     f"{self._waiting} images wait already; try again in {retry_after} s",
                     retry_after,
@@ -111,7 +112,7 @@ class WaitingQueue:
                 self._last = now
 
     def _seconds(self, images: int) -> int:
-        """Until so many images more have begun."""
+        """Until so many images have begun."""
         each = self._seconds_per_image
         seconds = images * (_UNKNOWN_SECONDS if each is None else each)
         return min(max(1, math.ceil(seconds)), _LONGEST_RETRY)

@@ -36,7 +36,7 @@ class ServiceSettings:
 
     Attributes:
         limits: of a request.
-        max_waiting: images of a model that may wait; more are refused.
+        max_waiting: where so many images of a model wait, further requests are refused.
         deadline: seconds that a request may take, waiting included.
         warmup: (height, width) in pixels that are made once before the service is ready; None is
             the default size of each model, empty is no warm-up.
