@@ -143,7 +143,7 @@ class Halves:
         self.predictions = rows.prediction.chunk(halves)
         self._samples = rows.sample.chunk(halves)
         self._timesteps = rows.timestep.view(halves, -1)
-        self._run = rows.run
+        self._rows = rows
         self._factor = host_scalar()
 
     def predict(self, x: Tensor, c_in: Scalar, timestep: Scalar) -> Sequence[Tensor]:
@@ -155,7 +155,7 @@ class Halves:
             self._timesteps.copy_(timestep)
         else:
             self._timesteps.fill_(timestep)
-        self._run()
+        self._rows.run()
         return self.predictions
 
 
