@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdrt._version import __version__
-from kdrt.common.validation import excerpt
+from kdrt.common.validation import check_choice, excerpt
 from kdrt.errors import InvalidRequestError
 from kdrt.serve.limits import RequestLimits
 from kdrt.serve.settings import ServiceSettings
@@ -65,6 +65,8 @@ def config_text(name: str, parameters: Mapping[str, str]) -> str:
     Raises:
         InvalidRequestError: a parameter is unknown or not what it should be.
     """
+    for key in parameters:
+        check_choice("parameter", key, PARAMETERS)
     settings_of(parameters)
     lines = [
         f"# Written by `{MARK}`, kdrt {__version__}; the same command writes it anew.",

@@ -7,6 +7,7 @@ Requests are submitted as they come, and share every evaluation with those that 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import json
 import threading
 from collections.abc import Mapping, Sequence
@@ -46,6 +47,7 @@ class TritonPythonModel:
         bundle = Path(args["model_repository"], args["model_version"], "bundle")
         self._service = ImageService([ModelSettings(bundle=str(bundle))], settings_of(parameters))
         self._service.load()
+        self._answers: set[concurrent.futures.Future[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="kdrt-triton")
         self._thread.start()
@@ -58,13 +60,17 @@ class TritonPythonModel:
                 tensor = pb_utils.get_input_tensor_by_name(request, each.name)
                 if tensor is not None:
                     tensors[each.name] = tensor.as_numpy().copy()
-            answer = self._answer(tensors, request.get_response_sender())
-            asyncio.run_coroutine_threadsafe(answer, self._loop)
+            coroutine = self._answer(tensors, request.get_response_sender())
+            answer = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+            self._answers.add(answer)
+            answer.add_done_callback(self._answered)
 
     def finalize(self) -> None:
         """Finish what runs, within the grace time, and free the engines."""
         drained = asyncio.run_coroutine_threadsafe(self._service.drain(_GRACE), self._loop)
         drained.result()
+        # What is made may not have been sent yet.
+        concurrent.futures.wait(self._answers.copy())
         self._service.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -80,6 +86,12 @@ class TritonPythonModel:
             response = pb_utils.InferenceResponse(error=self._error(error))
         sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
+    def _answered(self, answer: concurrent.futures.Future[None]) -> None:
+        self._answers.discard(answer)
+        error = answer.exception()
+        if error is not None:
+            pb_utils.Logger.log_error(f"an answer could not be sent: {error!r}")
+
     async def _outputs(self, tensors: Mapping[str, Any], sender: Any) -> dict[str, Any]:
         request = request_of(tensors, self._service.settings.limits)
         submission = await self._service.submit(request)
@@ -92,7 +104,7 @@ class TritonPythonModel:
     def _error(self, error: Exception) -> Any:
         """What a client is told: as much as over HTTP."""
         fault = fault_of(error)
-        if fault.kind == "internal_error":
+        if fault.status >= 500:
             pb_utils.Logger.log_error(f"a request failed: {error!r}")
         kinds = pb_utils.TritonError
         code = {400: kinds.INVALID_ARG, 429: kinds.UNAVAILABLE, 499: kinds.CANCELLED}.get(

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +18,13 @@ from numpy.typing import NDArray
 
 import kdrt
 from kdrt.bundle import open_bundle
+from kdrt.errors import OutOfMemoryError
 from kdrt.request.fields import FIELDS
 from kdrt.serve.triton.repository import write_repository
 from tests.support.fake_triton import (
     InferenceRequest,
     InferenceResponse,
+    Sender,
     TritonError,
     backend_utils,
 )
@@ -48,6 +53,13 @@ def config(repository: Path) -> Any:
 @pytest.fixture(scope="module")
 def model(repository: Path, config: Any) -> Iterator[Any]:
     """The loaded model."""
+    with loaded(repository, config) as made:
+        yield made
+
+
+@contextmanager
+def loaded(repository: Path, config: Any) -> Iterator[Any]:
+    """A model that is loaded within the block."""
     from google.protobuf import json_format
 
     with pytest.MonkeyPatch.context() as patch:
@@ -172,6 +184,56 @@ def test_wrong_requests_are_one_sentence(model: Any, fields: dict[str, Any], sai
     code, message = failed(asked(model, **fields).sender.answer())
     assert code == TritonError.INVALID_ARG
     assert said in message
+
+
+def test_what_is_made_is_sent_before_it_ends(
+    repository: Path, config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_made = threading.Semaphore(0)
+    logged: list[str] = []
+    with loaded(repository, config) as model:
+        program = type(model).execute.__globals__
+        tensors_of = program["tensors_of"]
+
+        def slowly(result: Any) -> Any:
+            is_made.release()
+            time.sleep(0.2)
+            return tensors_of(result)
+
+        monkeypatch.setitem(program, "tensors_of", slowly)
+        monkeypatch.setattr(program["pb_utils"].Logger, "log_error", logged.append)
+        sent, unsent = (InferenceRequest(inputs_of(prompt="x", steps=1)) for _ in range(2))
+        unsent.sender = Unreachable()
+        model.execute([sent, unsent])
+        assert is_made.acquire(timeout=60)
+        assert is_made.acquire(timeout=60)
+    assert sent.sender.is_final.is_set()
+    assert sent.sender.answer().error is None
+    assert logged == ["an answer could not be sent: ConnectionError('the server has gone')"]
+
+
+class Unreachable(Sender):
+    """A sender that cannot send."""
+
+    def send(self, response: InferenceResponse, flags: int = 0) -> None:
+        raise ConnectionError("the server has gone")
+
+
+def test_what_the_server_is_to_blame_for_is_logged(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(request: Any) -> None:
+        raise OutOfMemoryError("12 bytes are missing")
+
+    logged: list[str] = []
+    monkeypatch.setattr(
+        type(model).execute.__globals__["pb_utils"].Logger, "log_error", logged.append
+    )
+    monkeypatch.setattr(model._service, "submit", fail)
+    code, said = failed(asked(model, prompt="x").sender.answer())
+    assert code == TritonError.UNAVAILABLE
+    assert "12 bytes" not in said
+    assert logged == ["a request failed: OutOfMemoryError('12 bytes are missing')"]
 
 
 def test_a_client_that_has_gone_ends_its_request(model: Any) -> None:

@@ -81,6 +81,8 @@ def test_parameters_are_the_settings_of_the_service() -> None:
     )
     given = settings_of({"max_steps": "9", "deadline": "1.5", "engine": "torch", "of": "others"})
     assert (given.limits.steps, given.deadline, given.engine) == (9, 1.5, "torch")
+    with pytest.raises(InvalidRequestError, match=r"unknown parameter 'max_row'.*'max_rows'\?"):
+        config_text("demo", {"max_row": "4"})
     with pytest.raises(InvalidRequestError, match="max_rows must be a number, not 'many'"):
         config_text("demo", {"max_rows": "many"})
     with pytest.raises(kdrt.InvalidRequestError, match="deadline must be seconds above 0"):
