@@ -324,12 +324,21 @@ class Batcher:
         self._pipe.calls.check_open()
 
 
+def default_rows(device: str) -> int:
+    """Rows of a UNet run where no number is asked for, if the engine was built for so many.
+
+    Args:
+        device: that the UNet runs on, as ``torch.device.type`` calls it.
+    """
+    return _ROWS_ON_CPU if device == "cpu" else _ROWS_ON_CUDA
+
+
 def _rows(pipe: Pipeline, asked: int | None) -> int:
     unet = pipe.denoising.unet
     _, most = unet.limits().get("B", (1, _MOST_ROWS))
     if asked is not None:
         return check_int("max_rows", asked, 1, most)
-    return min(most, _ROWS_ON_CPU if unet.device.type == "cpu" else _ROWS_ON_CUDA)
+    return min(most, default_rows(unet.device.type))
 
 
 def _stop(batcher: weakref.ref[Batcher], loop: BatchingLoop, thread: threading.Thread) -> None:

@@ -66,13 +66,14 @@ def deploy(
     from kdrt.backends.choice import known_engine
     from kdrt.bundle import open_bundle
     from kdrt.common.validation import check_choice, check_int
+    from kdrt.denoise.cuda_graphs import CUDA_GRAPH_LEVELS
     from kdrt.serve.triton.repository import write_repository
 
     check_choice("target", target, ("triton",))
     if max_rows is not None:
         check_int("--max-rows", max_rows, 1)
     if cuda_graph is not None:
-        check_choice("--cuda-graph", cuda_graph, ("off", "step", "loop"))
+        check_choice("--cuda-graph", cuda_graph, CUDA_GRAPH_LEVELS)
     for each in (engine, fallback):
         if each is not None:
             known_engine(each)
