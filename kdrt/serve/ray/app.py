@@ -129,7 +129,7 @@ class Front:
         replicas = RayReplicas(images, by_model=most < len(application.models))
         self._service = RemoteService(application.models, application.service, replicas)
         self._settings = application.server
-        self._failure: KdrtError | None = None
+        self._failure: Exception | None = None
         # It answers while they are loaded: that it is not ready yet.
         threading.Thread(target=self._load, name="kdrt-load", daemon=True).start()
 
@@ -145,6 +145,7 @@ class Front:
     def _load(self) -> None:
         try:
             self._service.load()
-        except KdrtError as error:
-            _logger.error("%s", error)
+        except Exception as error:
+            is_foreseen = isinstance(error, KdrtError)
+            _logger.error("%s", error, exc_info=not is_foreseen)
             self._failure = error

@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from kdrt.errors import KdrtError
@@ -18,7 +18,7 @@ from kdrt.serve.ray.settings import Application
 NAME = "kdrt"
 """Of the application on the cluster."""
 
-_RAISED = re.compile(r"^[\w.]+Error: (.+)$", re.MULTILINE)
+_RAISED = re.compile(r"^[\w.]+(?:Error|Exception): (.+)$", re.MULTILINE)
 """The last line of a traceback."""
 
 _SECONDS_TO_CONNECT = 5
@@ -38,49 +38,105 @@ def serve_on_ray(
         announce: called with the URL when the models are loaded.
 
     Raises:
-        KdrtError: the cluster cannot be had, or the application does not start on it.
+        KdrtError: the cluster cannot be had, listens elsewhere or serves an application of this
+            name already, or the application does not start on it.
     """
     # Nothing is told to anyone, unless the user wants it.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
     import ray.serve
 
     from kdrt.serve.ray.app import bound
 
     host, port = application.server.host, application.server.port
     with _connected(address):
+        _start_serve(host, port)
+        try:
+            with _told_in_a_sentence("Ray does not start the application"):
+                ray.serve.run(bound(application), name=NAME, route_prefix="/")
+            with _told_to_end() as is_to_end:
+                announce(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+                is_to_end.wait()
+                grace = application.server.grace
+                _logger.info("ending: what runs has %g s to be finished", grace)
+                with _told_in_a_sentence("Ray does not end the application"):
+                    ray.serve.delete(NAME)
+        finally:
+            # Where Ray has gone there is nothing left to delete, and the first error is the one
+            # that counts.
+            with suppress(*_ray_errors()):
+                if NAME in ray.serve.status().applications:
+                    ray.serve.delete(NAME)
+
+
+def _start_serve(host: str, port: int) -> None:
+    """Have Ray Serve listen on this address. Where it runs already it keeps its own and only warns:
+    whether clients need keys was decided by this one.
+
+    Raises:
+        KdrtError: it cannot, it listens elsewhere, or it has an application of this name.
+    """
+    import ray.serve
+    from ray.serve.context import _get_global_client
+
+    with _told_in_a_sentence("Ray Serve does not start"):
         try:
             ray.serve.start(http_options={"host": host, "port": port})
         except RuntimeError as error:
             raise KdrtError(
                 f"Ray cannot listen on {host!r}, port {port}; choose others with --host and --port"
             ) from error
-        try:
-            ray.serve.run(bound(application), name=NAME, route_prefix="/")
-            with _told_to_end() as is_to_end:
-                announce(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
-                is_to_end.wait()
-                grace = application.server.grace
-                _logger.info("ending: what runs has %g s to be finished", grace)
-                ray.serve.delete(NAME)
-        except RuntimeError as error:
-            raise KdrtError(f"Ray does not start the application: {_reason(error)}") from error
-        finally:
-            if NAME in ray.serve.status().applications:
-                ray.serve.delete(NAME)
+        listening = _get_global_client().http_config
+        applications = ray.serve.status().applications
+    if (listening.host, listening.port) != (host, port):
+        raise KdrtError(
+            f"Ray Serve runs on this cluster already and listens on {listening.host!r}, port "
+            f"{listening.port}: give these as --host and --port, or end it with `serve shutdown`"
+        )
+    if NAME in applications:
+        raise KdrtError(
+            f"this cluster serves an application {NAME!r} already, which would be replaced: end it "
+            f"with ray.serve.delete({NAME!r}), or choose another cluster"
+        )
 
 
-def _reason(error: RuntimeError) -> str:
-    """Why it does not start: Ray itself says only which deployment fails. The status of that one
-    holds the traceback, whose last line is the sentence."""
+@contextmanager
+def _told_in_a_sentence(what: str) -> Iterator[None]:
+    """Within the block what goes wrong with Ray is a `KdrtError` that begins with ``what``."""
+    try:
+        yield
+    except KdrtError:
+        raise
+    except _ray_errors() as error:
+        raise KdrtError(f"{what}: {_reason(error)}") from error
+
+
+def _ray_errors() -> tuple[type[Exception], ...]:
+    """What Ray raises where the cluster fails, or does not do what it is asked for."""
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
+
+    return RayError, RayServeException, OSError, RuntimeError, ValueError
+
+
+def _reason(error: Exception) -> str:
+    """Why an application does not start: Ray itself says only which deployment fails. The status of
+    that one holds the traceback, whose last line is the sentence."""
     import ray.serve
 
-    application = ray.serve.status().applications.get(NAME)
-    for deployment in application.deployments.values() if application else ():
-        sentences = _RAISED.findall(deployment.message)
+    texts = [str(error)]
+    with suppress(*_ray_errors()):
+        application = ray.serve.status().applications.get(NAME)
+        if application is not None:
+            texts = [each.message for each in application.deployments.values()] + texts
+    for text in texts:
+        sentences = _RAISED.findall(text)
         if sentences:
             return str(sentences[-1])
-    return str(error)
+    return _in_one_line(error)
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 @contextmanager
@@ -97,15 +153,17 @@ def _connected(address: str | None) -> Iterator[None]:
         settings = {"address": "local", "include_dashboard": False}
     try:
         ray.init(logging_level=logging.WARNING, log_to_driver=True, **settings)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except _ray_errors() as error:
         raise KdrtError(
-            f"cannot connect to the Ray cluster {address or 'of this machine'}: {error}"
+            f"cannot connect to the Ray cluster {address or 'of this machine'}: "
+            f"{_in_one_line(error)}"
         ) from error
     try:
         yield
     finally:
         if address is None:
-            ray.serve.shutdown()
+            with suppress(*_ray_errors()):
+                ray.serve.shutdown()
         ray.shutdown()
 
 

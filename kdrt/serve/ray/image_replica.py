@@ -41,7 +41,7 @@ class LoadedModel:
         await asyncio.to_thread(self._service.close)
 
 
-Load: TypeAlias = Callable[[str], Awaitable[LoadedModel]]
+ModelLoader: TypeAlias = Callable[[str], Awaitable[LoadedModel]]
 
 
 class ImageReplica:
@@ -61,7 +61,7 @@ class ImageReplica:
         self,
         models: Mapping[str, ModelSettings],
         settings: ServiceSettings,
-        keep: Callable[[Load], Load],
+        keep: Callable[[ModelLoader], ModelLoader],
     ) -> None:
         async def load(name: str) -> LoadedModel:
             service = ImageService([models[name]], settings)

@@ -123,8 +123,13 @@ class RayReplicas:
         )
 
 
-def _known(error: Exception) -> Exception:
-    """A replica that fails is there; any other error of Ray's says that it is not."""
-    has_failed = bool(isinstance(error, RayTaskError))
-    lost = ReplicaLostError(f"Ray has lost a replica: {type(error).__name__}")
-    return error if has_failed else lost
+def _known(error: Exception) -> KdrtError:
+    """A replica that fails is there; any other error of Ray's says that it is not.
+
+    Ray's own text of a failure is the traceback of the replica, which is for the log only.
+    """
+    if not isinstance(error, RayTaskError):
+        return ReplicaLostError(f"Ray has lost a replica: {type(error).__name__}")
+    if isinstance(error.cause, KdrtError):
+        return error.cause
+    return KdrtError("what makes the images has failed; the log says why")

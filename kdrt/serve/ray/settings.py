@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from kdrt.batching.batcher import default_rows
 from kdrt.common.validation import (
     check_bool,
     check_choice,
@@ -29,9 +30,6 @@ from kdrt.serve.settings import (
     ServiceSettings,
 )
 
-_ROWS = {False: 8, True: 16}
-"""What a batcher takes where it is not told: on a CPU, on a GPU."""
-
 _MEBIBYTE = 2**20
 
 
@@ -42,7 +40,8 @@ class RaySettings:
     Attributes:
         min_replicas, max_replicas: as many as the requests need, within these; 0 lets them go when
             nobody asks for anything.
-        num_gpus, num_cpus: of a replica. With less than one GPU several share it.
+        num_gpus, num_cpus: of a replica. With less than one GPU several share it; more than one
+            are whole ones.
         models_per_replica: that a replica holds at a time, of those used last; None is all.
 
     Raises:
@@ -61,6 +60,10 @@ class RaySettings:
         for name in ("num_gpus", "num_cpus"):
             if check_finite(name, getattr(self, name)) < 0:
                 raise InvalidRequestError(f"{name} must be at least 0, not {getattr(self, name):g}")
+        if self.num_gpus > 1 and not float(self.num_gpus).is_integer():
+            raise InvalidRequestError(
+                f"num_gpus must be a whole number if it is above 1, not {self.num_gpus:g}"
+            )
         if self.models_per_replica is not None:
             check_int("models_per_replica", self.models_per_replica, 1)
 
@@ -73,7 +76,7 @@ class RaySettings:
 
     def rows(self, asked: int | None) -> int:
         """Rows of an evaluation, which is what a replica makes at a time."""
-        return _ROWS[self.num_gpus > 0] if asked is None else asked
+        return default_rows("cuda" if self.num_gpus else "cpu") if asked is None else asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +104,10 @@ _SERVICE = (
     *("engine", "threads", "cuda_graph", "fallback"),
 )
 _SERVER = ("host", "api_key_file", "max_body", "stall", "grace")
+_HOST = "0.0.0.0"
+"""Where the proxies listen is a setting of the cluster, not of the application: others than the
+machine may connect, and need keys, unless the arguments say that they cannot."""
+
 _RAY = tuple(RaySettings.__dataclass_fields__)
 
 
@@ -109,6 +116,7 @@ def application_of(given: Mapping[str, Any]) -> Application:
 
     The names are those of the options of ``kdrt serve`` with ``_`` in place of ``-``. ``bundles``
     is a list of names or folders, or of mappings with ``bundle`` and ``loras``, files by name.
+    ``host`` is that of the cluster's ``http_options``; without it keys are needed.
     ``warmup`` is a list of sizes as in ``1024x768``; empty is no warm-up. ``max_body`` is MiB.
 
     Raises:
@@ -129,11 +137,10 @@ def application_of(given: Mapping[str, Any]) -> Application:
         service["reload"] = RELOAD_SECONDS
     limits = {to: values[name] for name, to in _LIMITS.items() if name in values}
     server: dict[str, Any] = {name: values[name] for name in _SERVER if name in values}
+    server["host"] = _text("host", server.get("host", _HOST))
     keys = server.pop("api_key_file", None)
     if keys is not None:
         server["keys"] = Keys.read(Path(_text("api_key_file", keys)))
-    if "host" in server:
-        server["host"] = _text("host", server["host"])
     if "max_body" in server:
         server["max_body"] = check_int("max_body", server["max_body"], 1, 4096) * _MEBIBYTE
     return Application(

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,10 @@ import numpy as np
 import psutil
 import pytest
 
+from kdrt.errors import KdrtError
+from kdrt.serve.ray import cluster
 from kdrt.serve.ray.settings import Application, RaySettings
-from kdrt.serve.settings import ModelSettings, ServiceSettings
+from kdrt.serve.settings import ModelSettings, ServerSettings, ServiceSettings
 from tests.support.serving import events_of, image_of, until
 
 pytest.importorskip("ray", reason="ray is an extra")
@@ -219,6 +221,35 @@ def test_models_take_turns_in_a_replica(url: str, demo_bundle: Path, tmp_path: P
             answer = client.post("/v1/generate", json=fields)
             assert answer.status_code == 200
             assert answer.json()["model"] == name
+
+
+def test_what_a_cluster_serves_already_stays(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_connected", lambda address: nullcontext())
+    port = httpx.URL(url).port
+    assert port is not None
+
+    def refused(port: int) -> str:
+        application = Application(models=[], server=ServerSettings(port=port))
+        with pytest.raises(KdrtError) as caught:
+            cluster.serve_on_ray(application, "auto", print)
+        return str(caught.value)
+
+    assert f"listens on '127.0.0.1', port {port}: give these" in refused(port + 1)
+    theirs = ray.serve.deployment(Theirs).options(graceful_shutdown_timeout_s=0).bind()
+    for name, said in (("kdrt", "an application 'kdrt' already"), ("other", "Prefix / is being")):
+        ray.serve.run(theirs, name=name, route_prefix="/")
+        try:
+            assert said in refused(port)
+            assert httpx.get(url).text == "theirs"
+        finally:
+            ray.serve.delete(name)
+
+
+class Theirs:
+    """Somebody else's application."""
+
+    def __call__(self) -> str:
+        return "theirs"
 
 
 def _running() -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kdrt.serve.ray.image_replica import ImageReplica, Load, LoadedModel
+from kdrt.serve.ray.image_replica import ImageReplica, LoadedModel, ModelLoader
 from kdrt.serve.replica import Accepted, Ask, Begun, Done, Event, Failed, Stepped
 from kdrt.serve.settings import ModelSettings, ServiceSettings
 
@@ -22,7 +22,7 @@ class KeepOne:
         self.name = ""
         self.model: LoadedModel | None = None
 
-    def __call__(self, load: Load) -> Load:
+    def __call__(self, load: ModelLoader) -> ModelLoader:
         async def kept(name: str) -> LoadedModel:
             if self.model is None or name != self.name:
                 if self.model is not None:

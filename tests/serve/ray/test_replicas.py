@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from kdrt.errors import KdrtError, ShapeError
 from kdrt.pipeline.result import Result
 from kdrt.serve.errors import ReplicaLostError
 from kdrt.serve.replica import Accepted, Ask, Begun, Done, Event, Stepped
@@ -93,10 +94,33 @@ def test_a_request_that_ends_replicas_ends() -> None:
     assert len(handle.chosen) == 3
 
 
-def test_a_fault_of_the_replica_is_no_loss() -> None:
-    fault = RayTaskError("run", "traceback", ValueError("a bug"))
-    (raised,) = told(Handle([fault]))
-    assert issubclass(raised, RayTaskError)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("cause", "kind", "said"),
+    [
+        (ValueError("a bug"), KdrtError, "what makes the images has failed"),
+        (ShapeError("too large"), ShapeError, "too large"),
+    ],
+)
+def test_a_fault_of_the_replica_is_no_loss(cause: Exception, kind: type, said: str) -> None:
+    fault = RayTaskError("run", "Traceback of /a/private/path", cause).as_instanceof_cause()
+    heard: list[Any] = told(Handle([fault]))
+    assert heard == [kind]
+
+    class Failing:
+        """A handle whose previews fail."""
+
+        preview = property(lambda self: self)
+
+        def options(self, **_: object) -> Failing:
+            return self
+
+        async def remote(self, *_: object) -> None:
+            raise fault
+
+    with pytest.raises(kind) as caught:
+        asyncio.run(RayReplicas(Failing(), by_model=False).preview("demo", torch.zeros(1)))
+    assert str(caught.value).startswith(said)
+    assert caught.value.__cause__ is fault
 
 
 def test_a_replica_is_chosen_by_model_where_it_holds_only_some() -> None:

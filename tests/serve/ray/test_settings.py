@@ -22,7 +22,7 @@ KEY = "0123456789abcdef0123"
 
 
 def test_names_alone_are_the_server_of_one_process() -> None:
-    assert application_of({"bundles": ["demo"]}) == Application(
+    assert application_of({"bundles": ["demo"], "host": "127.0.0.1"}) == Application(
         models=[ModelSettings(bundle="demo")],
         service=ServiceSettings(reload=RELOAD_SECONDS),
         server=ServerSettings(),
@@ -74,11 +74,13 @@ def test_every_part_is_reached(tmp_path: Path) -> None:
         ({"bundles": [{"bundle": "demo", "lora": {}}]}, "each of bundles is"),
         ({"max_replica": 2}, "unknown argument 'max_replica'.*did you mean 'max_replicas'"),
         ({"host": "0.0.0.0"}, "who need a key"),
+        ({"host": None}, "host must be text"),
         ({"host": 7}, "host must be text"),
         ({"warmup": "64x64"}, "warmup must be a list of sizes"),
         ({"warmup": ["big"]}, "warmup must be a list of sizes"),
         ({"min_replicas": 2, "max_replicas": 1}, "max_replicas must be"),
         ({"num_gpus": -1}, "num_gpus must be at least 0"),
+        ({"num_gpus": 1.5}, "num_gpus must be a whole number"),
         ({"models_per_replica": 0}, "models_per_replica must be"),
         ({"max_body": 0}, "max_body must be"),
         ({"reload": 2}, "reload must be"),
@@ -86,7 +88,12 @@ def test_every_part_is_reached(tmp_path: Path) -> None:
 )
 def test_wrong_arguments_are_one_sentence(given: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidRequestError, match=said):
-        application_of({"bundles": ["demo"], **given} if given else {})
+        application_of({"bundles": ["demo"], "host": "127.0.0.1", **given} if given else {})
+
+
+def test_keys_are_needed_unless_only_the_machine_can_connect() -> None:
+    with pytest.raises(InvalidRequestError, match="who need a key"):
+        application_of({"bundles": ["demo"]})
 
 
 def test_replicas_of_a_machine_share_its_cores() -> None:
