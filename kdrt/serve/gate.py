@@ -13,7 +13,8 @@ from kdrt.serve.settings import ServerSettings
 OPEN_PATHS = frozenset(
     {"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/openapi.json"}
 ).union(playground.FILES, api_docs.PATHS)
-"""What is answered without a key: it tells nothing but that there is a kdrt server."""
+"""What is answered without a key: that there is a kdrt server, whether it is ready, and what its
+interfaces are. ``/readyz`` tells the names of the models too."""
 
 
 class Gate:
