@@ -8,14 +8,14 @@ Its files:
     lora               the LoRAs of one pipeline
     lora_file          LoRA files, in every spelling that diffusers and ComfyUI read
     lora_keys          the names of their tensors
-    lora_metadata      their alphas
-    lora_parts         the parts of one layer, checked
+    lora_metadata      what peft says beside them
+    lora_parts         the parts of one layer
+    lora_kinds         the kinds that they make, checked
     lora_layer         what they add to a weight
     lora_changes       what they make of a weight
     lora_rotations     how they rotate a weight
     lora_names         the weights they mean
     lora_merge         weights with LoRAs added
-    lora_option        a file and its scale, as text
     lora_facts         what a file is, for people to read
     embedding_file     files of textual inversion
     textual_inversion  learned tokens, taught to text encoders

@@ -147,9 +147,14 @@ def _words(metadata: Mapping[str, str]) -> Iterator[str]:
         folders = dict(json.loads(metadata.get("ss_tag_frequency", "{}")))
         counts: Counter[str] = Counter()
         for tags in folders.values():
-            counts.update({str(tag).strip(): int(count) for tag, count in dict(tags).items()})
-    except (ValueError, TypeError, RecursionError):
+            counts.update({_text(tag): int(count) for tag, count in dict(tags).items()})
+    except (ValueError, TypeError, OverflowError, RecursionError):
         return  # what trainers write here is a courtesy
     for tag, _ in counts.most_common(_WORDS):
         if tag:
             yield tag
+
+
+def _text(tag: object) -> str:
+    # JSON can hold halves of characters, which no terminal can be given.
+    return str(tag).encode(errors="replace").decode().strip()

@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 
 from kdrt.adapters.lora_keys import BUNDLED, Key, Part, is_ldm, key_of
+from kdrt.adapters.lora_kinds import layers_of
 from kdrt.adapters.lora_layer import Layer
-from kdrt.adapters.lora_metadata import peft_alphas, peft_config
+from kdrt.adapters.lora_metadata import metadata_beside, peft_configs
 from kdrt.adapters.lora_parts import LayerParts
 from kdrt.adapters.tensor_file import (
     check_sizes,
@@ -120,11 +121,11 @@ def read_lora(path: str | os.PathLike[str], *, allow_pickle: bool = False) -> Lo
 
     Raises:
         InvalidRequestError: the file is missing or damaged, holds no LoRA, or one of another kind
-            (DoRA, LoHa, LoKr, …), or numbers that are not finite.
+            (AdaLoRA, VeRA, …), or numbers that are not finite.
     """
     file = existing(path, "LoRA file")
     tensors, metadata = _load(file, allow_pickle)
-    metadata = peft_config(file) | dict(metadata or {})
+    metadata = metadata_beside(file) | dict(metadata or {})
     layers = parse_lora(tensors, metadata, file.name)
     embeddings = bundled_embeddings(tensors, file.name)
     return LoraFile(file, sha256(file), layers, embeddings, metadata)
@@ -178,12 +179,12 @@ def parse_lora(
         keys["weight"] for keys in found.values() if "weight" in keys and "on_input" not in keys
     ]
     _refuse_other_methods(strange, name)
-    alphas = peft_alphas(metadata, name)
+    configs = peft_configs(metadata, name)
     layers: dict[str, dict[str, Layer]] = defaultdict(dict)
     for (network, module), keys in found.items():
         if keys.keys() != {"alpha"}:
             parts = LayerParts(tensors, keys, name, module)
-            for path, layer in parts.layers(alphas.get(network)).items():
+            for path, layer in layers_of(parts, configs.get(network)).items():
                 if path in layers[network]:
                     raise InvalidRequestError(
                         f"{name} has two changes of one place, {path} of the {network}; one of "

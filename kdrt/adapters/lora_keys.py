@@ -9,12 +9,46 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal, cast
 
 from kdrt.adapters.lora_names import BIAS
 
-Part = str
-"""A part of a layer: ``down``, ``up`` and ``mid``, ``up_bias``, ``alpha``, ``difference``,
-``magnitude`` (peft's) and ``dora_scale``, or what the key of another kind ends in."""
+Part = Literal[
+    "down",
+    "up",
+    "mid",
+    "up_bias",
+    "alpha",
+    "difference",
+    "dora_scale",
+    "magnitude",
+    "hada_w1_a",
+    "hada_w1_b",
+    "hada_w2_a",
+    "hada_w2_b",
+    "hada_t1",
+    "hada_t2",
+    "lokr_w1",
+    "lokr_w1_a",
+    "lokr_w1_b",
+    "lokr_w2",
+    "lokr_w2_a",
+    "lokr_w2_b",
+    "lokr_t2",
+    "a1",
+    "a2",
+    "b1",
+    "b2",
+    "bm",
+    "oft_blocks",
+    "rescale",
+    "oft_R.weight",
+    "weight",
+    "on_input",
+    "ia3_l",
+]
+"""A part of a layer. Those of other kinds than plain LoRAs are called as their keys end;
+``magnitude`` is peft's of DoRA, whose other one is ``dora_scale``."""
 
 BUNDLED = "bundle_emb."
 """How the names of a textual inversion inside of a LoRA file begin (OneTrainer, the web UI)."""
@@ -88,8 +122,8 @@ def key_of(name: str) -> Key | None:
             network, module = _place(name.removesuffix(ending))
             return Key(network, module + kind, "difference")
     if (other := _OTHERS.fullmatch(name)) is not None:
-        part = other["plain"] or other["glora"] or str(other.lastgroup)
-        return Key(*_place(other["module"]), part)
+        part = other["plain"] or other["glora"] or other.lastgroup
+        return Key(*_place(other["module"]), cast(Part, part))  # the pattern knows no others
     return None
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kdrt.adapters.lora_names import NETWORKS
+from kdrt.common.validation import check_bool, check_finite, check_int, check_mapping
 from kdrt.errors import InvalidRequestError
 
 _METADATA = "lora_adapter_metadata"
@@ -21,12 +22,16 @@ _METADATA = "lora_adapter_metadata"
 _ALPHAS = ("lora_alpha", "alpha")
 _LARGEST = 1 << 20
 """Bytes of an ``adapter_config.json``."""
+_MOST_RANK = 1_000_000
+"""Where both matrices of a LoKr are whole, the rank is any number beyond their size."""
+_MOST_TERMS = 64
+"""Of peft's series, which has 5 by default; each is a product of matrices."""
 _PATH = re.compile(r"[\w.-]+")
 
 
 @dataclass(frozen=True)
-class PeftAlphas:
-    """How strong the layers of one network are.
+class PeftConfig:
+    """What peft says of one network: how strong its layers are, and how they are computed.
 
     Attributes:
         usual: alpha of a layer that no pattern names; None is its rank.
@@ -56,8 +61,8 @@ class PeftAlphas:
         return alpha / (math.sqrt(rank) if self.root else rank)
 
 
-def peft_alphas(metadata: Mapping[str, str] | None, name: str) -> dict[str, PeftAlphas]:
-    """The alphas of a file's networks, by network; of those that have a configuration.
+def peft_configs(metadata: Mapping[str, str] | None, name: str) -> dict[str, PeftConfig]:
+    """What peft says of a file's networks, by network; of those that have a configuration.
 
     Raises:
         InvalidRequestError: the metadata are damaged, name layers by more than their names, or ask
@@ -68,15 +73,13 @@ def peft_alphas(metadata: Mapping[str, str] | None, name: str) -> dict[str, Peft
         return {}
     try:
         values: dict[str, Any] = dict(json.loads(text))
-        networks = {key.partition(".")[0] for key in values}
-        return {network: _alphas(values, network, name) for network in networks}
-    except InvalidRequestError:
-        raise
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        given = {network: _values_of(network, values) for network in NETWORKS}
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidRequestError(f"{name}: its metadata are damaged; save it again") from error
+    return {network: _config(own, name) for network, own in given.items() if own}
 
 
-def peft_config(file: Path) -> dict[str, str]:
+def metadata_beside(file: Path) -> dict[str, str]:
     """The configuration that peft saved beside ``adapter_model.safetensors``, as diffusers would
     write it among the metadata; nothing for files of other names.
 
@@ -90,21 +93,57 @@ def peft_config(file: Path) -> dict[str, str]:
         if config.stat().st_size > _LARGEST:
             raise InvalidRequestError(f"{config} is larger than any configuration of peft")
         values = dict(json.loads(config.read_text(encoding="utf-8")))
+        # Which network it is for only the names of the tensors tell.
+        return {
+            _METADATA: json.dumps(
+                {f"{network}.{key}": value for network in NETWORKS for key, value in values.items()}
+            )
+        }
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InvalidRequestError(f"{config} is damaged; save the adapter again") from error
-    # Which network it is for only the names of the tensors tell.
+
+
+def _values_of(network: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    beginning = f"{network}."
     return {
-        _METADATA: json.dumps(
-            {f"{network}.{key}": value for network in NETWORKS for key, value in values.items()}
-        )
+        key.removeprefix(beginning): value
+        for key, value in values.items()
+        if key.startswith(beginning)
     }
 
 
-def _alphas(values: Mapping[str, Any], network: str, name: str) -> PeftAlphas:
-    patterns: dict[str, tuple[int, float]] = {}
-    whole: dict[str, tuple[int, float]] = {}
-    given = values.get(f"{network}.alpha_pattern") or {}
-    for index, (pattern, alpha) in enumerate(given.items()):
+def _config(given: Mapping[str, Any], name: str) -> PeftConfig:
+    what = f"{name}: {{}} in its metadata".format
+    if check_bool(what("coft"), given.get("coft") or False):
+        raise InvalidRequestError(
+            f"{name} is OFT with a constraint (coft), which kdrt does not read: merge it into a "
+            "checkpoint and export that"
+        )
+    usual = next((key for key in _ALPHAS if given.get(key) is not None), None)
+    patterns, whole = _patterns(given.get("alpha_pattern"), name)
+    series = check_bool(what("use_cayley_neumann"), given.get("use_cayley_neumann", True) or False)
+    terms = given.get("num_cayley_neumann_terms", 5)
+    return PeftConfig(
+        None if usual is None else check_finite(what(usual), given[usual]),
+        patterns,
+        whole,
+        check_bool(what("use_rslora"), given.get("use_rslora") or False),
+        # OFT has a rank of 0 where it has the size of its blocks.
+        check_int(what("r"), given.get("r") or 0, 0, _MOST_RANK) or None,
+        check_int(what("num_cayley_neumann_terms"), terms, 1, _MOST_TERMS) if series else None,
+    )
+
+
+_Alphas = dict[str, tuple[int, float]]
+"""Alphas by module, each with its place among all, since the first that fits counts."""
+
+
+def _patterns(given: object, name: str) -> tuple[_Alphas, _Alphas]:
+    """Alphas by the ends of modules' paths, and by whole paths."""
+    patterns: _Alphas = {}
+    whole: _Alphas = {}
+    alphas = check_mapping(f"{name}: alpha_pattern in its metadata", given or {})
+    for index, (pattern, alpha) in enumerate(alphas.items()):
         path = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".")
         # peft takes any regular expression; a stranger's could run for years.
         if _PATH.fullmatch(path) is None:
@@ -113,28 +152,6 @@ def _alphas(values: Mapping[str, Any], network: str, name: str) -> PeftAlphas:
                 "and ends of them: save it with those"
             )
         table = whole if pattern.startswith("^") else patterns
-        table.setdefault(path.replace(".", "_"), (index, _finite(alpha)))
-    given_alpha = next(
-        (alpha for key in _ALPHAS if (alpha := values.get(f"{network}.{key}")) is not None), None
-    )
-    if values.get(f"{network}.coft"):
-        raise InvalidRequestError(
-            f"{name} is OFT with a constraint (coft), which kdrt does not read: merge it into a "
-            "checkpoint and export that"
-        )
-    series = values.get(f"{network}.use_cayley_neumann", True)
-    return PeftAlphas(
-        None if given_alpha is None else _finite(given_alpha),
-        patterns,
-        whole,
-        bool(values.get(f"{network}.use_rslora")),
-        int(values.get(f"{network}.r") or 0) or None,
-        int(values.get(f"{network}.num_cayley_neumann_terms", 5)) if series else None,
-    )
-
-
-def _finite(value: object) -> float:
-    number = float(value)  # type: ignore[arg-type]  # what cannot be one is the caller's to catch
-    if not math.isfinite(number):
-        raise ValueError("not finite")
-    return number
+        number = check_finite(f"{name}: the alpha of {path[:80]} in its metadata", alpha)
+        table.setdefault(path.replace(".", "_"), (index, number))
+    return patterns, whole

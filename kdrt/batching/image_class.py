@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import NamedTuple
 
-from kdrt.adapters.lora import Scale
+from kdrt.adapters.lora_merge import Scale
 from kdrt.denoise.freeu import FREEU_OFF
 from kdrt.denoise.row_denoiser import ImageShape
 from kdrt.pipeline.encoding import conditioning_length

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kdrt.adapters.lora import NETWORKS
+from kdrt.adapters.lora_names import NETWORKS
 from kdrt.backends.profiles import component_profiles
 from kdrt.backends.records import network_hash
 from kdrt.bundle import Manifest

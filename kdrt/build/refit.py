@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdrt.adapters.lora import NETWORKS
-from kdrt.adapters.lora_names import slots
+from kdrt.adapters.lora_names import NETWORKS, slots
 from kdrt.backends.commands import bundle_argument
 from kdrt.bundle import Bundle
 from kdrt.errors import EngineError, EngineUnavailableError

@@ -41,6 +41,7 @@ Its files:
     rm               ``kdrt rm``
     inspect          ``kdrt inspect``
     lora             ``kdrt lora inspect``
+    lora_option      a LoRA and its scale, as text
     bundle_rows      bundles as lines to read
     engine_rows      built engines as lines to read
     doctor           ``kdrt doctor``

@@ -55,7 +55,7 @@ def read_loras(options: Sequence[str], *, allow_pickle: bool) -> list[tuple[Path
     if not options:
         return []
     from kdrt.adapters.lora_file import read_lora
-    from kdrt.adapters.lora_option import lora_option
+    from kdrt.cli.lora_option import lora_option
     from kdrt.errors import InvalidRequestError
 
     loras: list[tuple[Path, float]] = []

@@ -44,7 +44,7 @@ class PipelineOptions:
             InvalidRequestError: a file is missing or no LoRA, or a scale cannot be read.
         """
         from kdrt.adapters.lora_file import read_lora
-        from kdrt.adapters.lora_option import lora_option
+        from kdrt.cli.lora_option import lora_option
 
         return [(read_lora(path), scale) for path, scale in map(lora_option, self.loras)]
 

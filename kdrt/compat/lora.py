@@ -16,8 +16,9 @@ from functools import cached_property
 from itertools import count
 from typing import Any, cast
 
-from kdrt.adapters.lora import NETWORKS, LoraSwap, Scale
-from kdrt.adapters.lora_merge import LayerScale
+from kdrt.adapters.lora import LoraSwap
+from kdrt.adapters.lora_merge import LayerScale, Scale
+from kdrt.adapters.lora_names import NETWORKS
 from kdrt.common.validation import check_texts, finite_or_none
 from kdrt.compat.lora_blocks import block_scales
 from kdrt.compat.lora_saving import LoraSavingMixin

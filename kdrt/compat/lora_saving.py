@@ -10,7 +10,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kdrt.adapters.lora import NETWORKS
+from kdrt.adapters.lora_names import NETWORKS
 from kdrt.common.atomic_io import new_file
 from kdrt.common.paths import user_path
 from kdrt.compat.lora_source import WEIGHT_NAME

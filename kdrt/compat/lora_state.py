@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kdrt.adapters.lora import NETWORKS, Scale
-from kdrt.adapters.lora_merge import LayerScale
+from kdrt.adapters.lora_merge import LayerScale, Scale
+from kdrt.adapters.lora_names import NETWORKS
 from kdrt.errors import InvalidRequestError
 
 

@@ -9,8 +9,10 @@ from contextlib import contextmanager
 
 from kdrt.adapters import textual_inversion
 from kdrt.adapters.ip_adapter import ImagePrompts
-from kdrt.adapters.lora import NETWORKS, Changed, Lora, LoraStack, LoraSwap, Scale
+from kdrt.adapters.lora import Changed, Lora, LoraStack, LoraSwap
 from kdrt.adapters.lora_file import LoraFile, read_lora
+from kdrt.adapters.lora_merge import Scale
+from kdrt.adapters.lora_names import NETWORKS
 from kdrt.adapters.variants import ComponentLoader, Variants
 from kdrt.bundle import Bundle
 from kdrt.errors import InvalidRequestError

@@ -96,6 +96,8 @@ def test_kinds_ranks_and_blocks(tmp_path: Path) -> None:
         ({"ss_tag_frequency": "[1"}, ()),
         ({"ss_tag_frequency": '{"a": [1, 2]}'}, ()),
         ({"ss_tag_frequency": '{"a": {"b": "many"}}'}, ()),
+        ({"ss_tag_frequency": '{"a": {"b": Infinity}}'}, ()),
+        ({"ss_tag_frequency": '{"a": {"\\ud800x": 1}}'}, ("?x",)),
     ],
 )
 def test_trained_words(metadata: dict[str, str], words: tuple[str, ...], tmp_path: Path) -> None:

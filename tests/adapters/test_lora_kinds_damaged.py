@@ -62,6 +62,11 @@ DAMAGED = {
         {"lora_down.weight": ONE(2, 4), "lora_up.weight": ONE(4, 2), "dora_scale": ONE(2, 2)},
         "a magnitude is needed",
     ),
+    "DoRA with two magnitudes": (
+        {"lora_down.weight": ONE(2, 4), "lora_up.weight": ONE(4, 2), "dora_scale": ONE(4, 1)}
+        | {"lora_magnitude_vector": ONE(4)},
+        "its magnitudes twice, as 'lora_unet_x.dora_scale' and as 'lora_unet_x.lora_magnitude_",
+    ),
     "bias of other rows": (
         {"lora_A.weight": ONE(2, 4), "lora_B.weight": ONE(4, 2), "lora_B.bias": ONE(3)},
         r"bias must be \[out\]",

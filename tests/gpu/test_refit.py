@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 import kdrt
-from kdrt.adapters.lora import NETWORKS
+from kdrt.adapters.lora_names import NETWORKS
 from kdrt.backends.engine_files import open_engine
 from kdrt.backends.loading import load_engines
 from kdrt.backends.refit_setting import VARIABLE

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kdrt.adapters.lora_merge import Scale
-from kdrt.adapters.lora_option import lora_option
+from kdrt.cli.lora_option import lora_option
 from kdrt.errors import InvalidRequestError
 
 
