@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 
 
 def poisson_times(rate: float, seconds: float, source: random.Random) -> list[float]:
@@ -24,7 +24,7 @@ def poisson_times(rate: float, seconds: float, source: random.Random) -> list[fl
 
 
 async def offer(
-    times: Sequence[float], ask: Callable[[int, float], Awaitable[None]], most: int
+    times: Iterable[float], ask: Callable[[int, float], Awaitable[None]], most: int
 ) -> int:
     """Start a request at each time, whether or not those before it are answered, and wait for all.
 

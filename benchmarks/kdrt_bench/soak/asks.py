@@ -21,7 +21,7 @@ _STATUS_OF_CODE = {"deadline_exceeded": 504, "shutting_down": 503, "out_of_memor
 
 
 @dataclass(frozen=True)
-class Ask:
+class ClientRequest:
     """A request as a client of some dialect sends it.
 
     Attributes:
@@ -62,7 +62,7 @@ class Outcome:
     images: tuple[bytes, ...] = ()
 
 
-def outcome_of(ask: Ask, status: int, body: bytes) -> Outcome:
+def outcome_of(ask: ClientRequest, status: int, body: bytes) -> Outcome:
     """Judge an answer that has come to its end. Of every request there must be exactly one answer:
     all its images, each of which can be decoded, or one error."""
     if status != 200:
@@ -93,7 +93,7 @@ def events_of(body: bytes) -> list[tuple[str, Any]]:
     return events
 
 
-def _of_stream(ask: Ask, body: bytes) -> Outcome:
+def _of_stream(ask: ClientRequest, body: bytes) -> Outcome:
     events = events_of(body)
     ends = [(name, data) for name, data in events if name in ("error", *_ENDS)]
     if len(ends) != 1 or events[-1][0] != ends[0][0]:
@@ -104,7 +104,7 @@ def _of_stream(ask: Ask, body: bytes) -> Outcome:
     return _of_images(ask, _ENDS[name](data))
 
 
-def _of_images(ask: Ask, encoded: list[str]) -> Outcome:
+def _of_images(ask: ClientRequest, encoded: list[str]) -> Outcome:
     images = tuple(base64.b64decode(each) for each in encoded)
     if len(images) != ask.images:
         return Outcome(200, f"{len(images)} images in place of {ask.images}", images)
@@ -172,25 +172,29 @@ _FORM = {
 }
 
 MIX = (
-    Ask("OpenAI", _OPENAI, 1, 0.20, {"prompt": PROMPT, "steps": 20, "size": _SIZE}),
-    Ask("OpenAI", _OPENAI, 2, 0.10, {"prompt": PROMPT, "steps": 8, "size": _SIZE, "n": 2}),
-    Ask(
+    ClientRequest("OpenAI", _OPENAI, 1, 0.20, {"prompt": PROMPT, "steps": 20, "size": _SIZE}),
+    ClientRequest(
+        "OpenAI", _OPENAI, 2, 0.10, {"prompt": PROMPT, "steps": 8, "size": _SIZE, "n": 2}
+    ),
+    ClientRequest(
         *("OpenAI, stream", _OPENAI, 1, 0.10),
         {"prompt": PROMPT, "steps": 12, "size": _SIZE, "stream": True, "partial_images": 2},
         is_stream=True,
     ),
-    Ask("OpenAI, edit", _EDITS, 1, 0.10, {"prompt": PROMPT, "steps": 12}, files=_FORM),
-    Ask("native", _NATIVE, 3, 0.10, {"prompt": PROMPT, "steps": 6, "images_per_prompt": 3}),
-    Ask(
+    ClientRequest("OpenAI, edit", _EDITS, 1, 0.10, {"prompt": PROMPT, "steps": 12}, files=_FORM),
+    ClientRequest(
+        "native", _NATIVE, 3, 0.10, {"prompt": PROMPT, "steps": 6, "images_per_prompt": 3}
+    ),
+    ClientRequest(
         *("native, stream", _NATIVE, 1, 0.20),
         {"prompt": PROMPT, "steps": 16, "sampler": "euler_ancestral", "stream": True},
         is_stream=True,
     ),
-    Ask(
+    ClientRequest(
         *("A1111", _TXT2IMG, 2, 0.10),
         {"prompt": PROMPT, "steps": 10, "sampler_name": "Euler a", "batch_size": 2},
     ),
-    Ask(
+    ClientRequest(
         *("A1111, img2img", _IMG2IMG, 1, 0.10),
         {"prompt": PROMPT, "steps": 15, "init_images": [_START], "denoising_strength": 0.6},
     ),

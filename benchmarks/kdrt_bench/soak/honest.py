@@ -8,7 +8,7 @@ import time
 import httpx
 
 from kdrt_bench.jobs import Strict
-from kdrt_bench.soak.asks import MIX, Ask, Outcome, outcome_of
+from kdrt_bench.soak.asks import MIX, ClientRequest, Outcome, outcome_of
 
 NO_ANSWER = 0
 """The status of a request that was never answered."""
@@ -82,7 +82,7 @@ class Clients:
             )
         )
 
-    async def ask(self, ask: Ask, seed: int) -> Outcome:
+    async def ask(self, ask: ClientRequest, seed: int) -> Outcome:
         """Send one request, and judge its answer."""
         body = ask.seeded(seed)
         form = {name: str(value) for name, value in body.items()}
@@ -104,6 +104,6 @@ class Clients:
         answer = await self._http.get(path)
         return answer.raise_for_status().text
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Close all connections."""
         await self._http.aclose()

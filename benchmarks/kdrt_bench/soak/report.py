@@ -11,7 +11,7 @@ from kdrt_bench.plots import OURS, THEIRS
 from kdrt_bench.service_report import machine
 from kdrt_bench.soak.honest import NO_ANSWER, Answered
 from kdrt_bench.soak.rude import HELD, HUNG_UP, LEFT, Rudeness
-from kdrt_bench.soak.run import Seen, Settings
+from kdrt_bench.soak.run import AT_CAPACITY, Seen, Settings
 from kdrt_bench.soak.verdict import Bounds, Facts, failures, growth
 from kdrt_bench.statistics import Percentiles, percentiles
 from kdrt_bench.words import duration
@@ -129,10 +129,10 @@ def markdown(report: SoakReport) -> str:
         f"{about}. `kdrt serve … {report.serve}`, {settings.seconds / 60:g} minutes, {whom}. "
         "Written by `benchmarks/soak.py`.",
         verdict if report.failures else passed,
-        f"With eight clients that take turns it makes {facts.capacity:.0f} steps of images a "
-        f"second. It made {facts.throughput:.0f} while {report.offered:.2f} requests a second "
-        f"came, which is {settings.load:g} times what it can do. {report.left_out} requests were "
-        "not sent, as too many were under way.",
+        f"With {AT_CAPACITY} clients that take turns it makes {facts.capacity:.0f} steps of images "
+        f"a second. It made {facts.throughput:.0f} while {report.offered:.2f} requests a second "
+        f"came, which is {settings.load:g} times what it can do. Not sent, as too many were "
+        f"under way: {report.left_out}.",
         _answers(report.dialects),
         _left(report),
     ]

@@ -296,10 +296,14 @@ class RudeClients:
 
     async def _status(self, kind: str) -> int:
         mine = socket.socket()
-        mine.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
-        mine.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(mine, ("127.0.0.1", self._port))
-        reader, writer = await asyncio.open_connection(sock=mine, limit=_BUFFER)
+        try:
+            mine.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+            mine.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(mine, ("127.0.0.1", self._port))
+            reader, writer = await asyncio.open_connection(sock=mine, limit=_BUFFER)
+        except BaseException:
+            mine.close()
+            raise
         try:
             client = Connection(reader, writer, self._random, self._patience)
             return await KINDS[kind](client)

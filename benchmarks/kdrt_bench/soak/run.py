@@ -7,7 +7,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 
 import httpx
 
@@ -19,7 +19,7 @@ from kdrt_bench.soak.rude import RudeClients, Rudeness
 from kdrt_bench.soak.server import Sample, ServerProcess, sample
 from kdrt_bench.soak.verdict import Facts
 
-_AT_CAPACITY = 8
+AT_CAPACITY = 8
 """Clients that ask again and again: enough to fill every evaluation, too few to be refused."""
 _MOST_HONEST, _MOST_RUDE = 256, 64
 """Connections at once."""
@@ -83,9 +83,12 @@ async def soak(
         settings: how much, and for how long.
         watch: told what is going on.
     """
-    clients = Clients(server.url, _MOST_HONEST, settings.deadline + settings.patience)
     rude = RudeClients(server.port, settings.patience)
-    async with httpx.AsyncClient(base_url=server.url, timeout=60, trust_env=False) as watcher:
+    patience = settings.deadline + settings.patience
+    async with (
+        aclosing(Clients(server.url, _MOST_HONEST, patience)) as clients,
+        httpx.AsyncClient(base_url=server.url, timeout=60, trust_env=False) as watcher,
+    ):
         watch("an image of each kind alone")
         alone = await _one_of_each(clients)
         watch(f"capacity, for {settings.capacity_seconds:g} s")
@@ -106,7 +109,6 @@ async def soak(
         await asyncio.sleep(_IDLE)
         after = await sample(server, watcher, start)
         again = await _one_of_each(clients)
-    await clients.close()
     facts = Facts(
         statuses=dict(sorted(Counter(each.status for each in answered).items())),
         problems=dict(Counter(each.problem for each in answered if each.problem)),
@@ -154,7 +156,7 @@ async def _capacity(
     before = await sample(server, watcher, start)
     await closed_loop(
         seconds,
-        _AT_CAPACITY,
+        AT_CAPACITY,
         lambda number, due: clients.ask_something(number, due, start),
     )
     after = await sample(server, watcher, start)
@@ -182,7 +184,6 @@ async def _under_load(
                 samples.append(await sample(server, watcher, start))
             await asyncio.sleep(period)
 
-    looking = asyncio.ensure_future(look())
     honest = offer(
         poisson_times(rate, settings.seconds, random.Random(1)),
         lambda number, due: clients.ask_something(number, due, start),
@@ -193,8 +194,11 @@ async def _under_load(
         lambda number, due: rude.do_something(),
         _MOST_RUDE,
     )
-    left_out, _ = await asyncio.gather(honest, others)
-    looking.cancel()
+    looking = asyncio.ensure_future(look())
+    try:
+        left_out, _ = await asyncio.gather(honest, others)
+    finally:
+        looking.cancel()
     return [each for each in samples if each.seconds <= settings.seconds], left_out
 
 

@@ -99,15 +99,15 @@ def _answers(facts: Facts) -> Iterator[str]:
         yield f"{count} of the answers: {problem}"
     for status, count in facts.statuses.items():
         if status not in (0, 200, *REFUSED):
-            yield f"{count} honest requests ended with {status}"
+            yield f"{_counted(count, 'honest request')} ended with {status}"
     for kind, statuses in facts.rude.items():
         for status, count in statuses.items():
             if status >= 500 and status not in REFUSED:
-                yield f"{count} clients ({kind}) were answered with {status}"
+                yield f"{_counted(count, 'client')} ({kind}) got the status {status}"
             if status == HELD:
-                yield f"{count} clients ({kind}) were never let go"
+                yield f"the server never let go {_counted(count, 'client')} ({kind})"
     if facts.tracebacks:
-        yield f"{facts.tracebacks} tracebacks in the server's log"
+        yield f"{_counted(facts.tracebacks, 'traceback')} in the server's log"
 
 
 def _afterwards(facts: Facts, bounds: Bounds) -> Iterator[str]:
@@ -118,15 +118,18 @@ def _afterwards(facts: Facts, bounds: Bounds) -> Iterator[str]:
             f"less than {bounds.throughput:.0%}"
         )
     if after.waiting or after.running:
-        yield f"{after.waiting} images wait and {after.running} run when nothing is asked for"
+        yield (
+            f"{_counted(after.waiting, 'image')} waiting and {after.running} running when nothing "
+            "is asked for"
+        )
     if not facts.is_same:
         yield "an image made afterwards is not the one made before"
     for what, more in (
-        ("threads", after.threads - before.threads),
-        ("open files", after.files - before.files),
+        ("thread", after.threads - before.threads),
+        ("open file", after.files - before.files),
     ):
         if more > bounds.leaked:
-            yield f"{more} {what} more than before, which is over {bounds.leaked}"
+            yield f"{_counted(more, what)} more than before, which is over {bounds.leaked}"
 
 
 def _memory(facts: Facts, bounds: Bounds) -> Iterator[str]:
@@ -145,3 +148,7 @@ def _memory(facts: Facts, bounds: Bounds) -> Iterator[str]:
             f"memory is {facts.after.memory:.0f} MiB afterwards, over {bounds.plateau:g} times the "
             f"{most:.0f} MiB under load"
         )
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from kdrt_bench.soak.asks import MIX, Ask, outcome_of
+from kdrt_bench.soak.asks import MIX, ClientRequest, outcome_of
 from tests.support.serving import png
 
 GOOD = png(Image.new("RGB", (64, 64), "red"))
 TEXT = base64.b64encode(GOOD).decode()
 
 
-def of(dialect: str, images: int = 1) -> Ask:
+def of(dialect: str, images: int = 1) -> ClientRequest:
     (ask,) = (each for each in MIX if (each.dialect, each.images) == (dialect, images))
     return ask
 
 
-def body(ask: Ask, *images: str) -> bytes:
+def body(ask: ClientRequest, *images: str) -> bytes:
     """A whole answer with these images."""
     answers: dict[str, Any] = {
         "OpenAI": {"data": [{"b64_json": image} for image in images]},
@@ -42,7 +42,7 @@ def test_the_shares_are_a_whole() -> None:
 
 
 @pytest.mark.parametrize("ask", [each for each in MIX if not each.is_stream])
-def test_a_whole_answer(ask: Ask) -> None:
+def test_a_whole_answer(ask: ClientRequest) -> None:
     outcome = outcome_of(ask, 200, body(ask, *[TEXT] * ask.images))
     assert (outcome.problem, outcome.images) == (None, (GOOD,) * ask.images)
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import socket
 import time
+import warnings
 from collections.abc import Iterator
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
 
 from kdrt.serve.service import ImageService
 from kdrt.serve.settings import ModelSettings, ServerSettings, ServiceSettings
-from kdrt_bench.soak.asks import MIX, Ask
+from kdrt_bench.soak.asks import MIX, ClientRequest
 from kdrt_bench.soak.honest import NO_ANSWER, Clients
 from kdrt_bench.soak.rude import HUNG_UP, KINDS, LEFT, RudeClients
 from tests.support.serving import running, until
@@ -35,13 +39,12 @@ def url(service: ImageService) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("ask", MIX, ids=lambda ask: f"{ask.dialect}-{ask.images}")
-def test_every_request_of_the_mix_is_answered_wholly(url: str, ask: Ask) -> None:
+def test_every_request_of_the_mix_is_answered_wholly(url: str, ask: ClientRequest) -> None:
     async def main() -> None:
-        clients = Clients(url, connections=1, patience=60)
-        outcome = await clients.ask(ask, 7)
+        async with aclosing(Clients(url, connections=1, patience=60)) as clients:
+            outcome = await clients.ask(ask, 7)
         assert (outcome.status, outcome.problem) == (200, None)
         assert len(outcome.images) == ask.images
-        await clients.close()
 
     asyncio.run(main())
 
@@ -53,16 +56,28 @@ def test_an_answer_that_does_not_come_is_written_down() -> None:
 
         async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
-            clients = Clients(f"http://127.0.0.1:{port}", connections=1, patience=5)
-            now = time.monotonic()
-            await clients.ask_something(1, now, now - 3)
-            await clients.close()
+            url = f"http://127.0.0.1:{port}"
+            async with aclosing(Clients(url, connections=1, patience=5)) as clients:
+                now = time.monotonic()
+                await clients.ask_something(1, now, now - 3)
         (answered,) = clients.answered
         assert (answered.status, answered.images) == (NO_ANSWER, 0)
         assert answered.due == pytest.approx(3)
         assert (answered.problem or "").startswith("no answer")
 
     asyncio.run(main())
+
+
+def test_a_server_that_is_gone_leaves_no_socket_open() -> None:
+    with socket.socket() as taken:  # and nobody listens
+        taken.bind(("127.0.0.1", 0))
+        rude = RudeClients(taken.getsockname()[1], patience=5.0)
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always", ResourceWarning)
+            asyncio.run(rude.do("broken JSON"))
+            gc.collect()
+    assert [each.status for each in rude.seen] == [HUNG_UP]
+    assert not warned
 
 
 ENDS = {

@@ -76,7 +76,7 @@ def test_a_short_soak_passes(demo_bundle: Path, tmp_path: Path, manners: str) ->
 def test_a_report_says_why_it_failed(report: SoakReport) -> None:
     text = markdown(report)
     assert "**Failed**" in text
-    assert "- 1 honest requests ended with 500" in text
+    assert "- 1 honest request ended with 500" in text
     assert "| requests | none | 200 | 500 | accepted, p50 | p90 | p99 |" in text
     assert "| native | 1 | 2 | 1 | 2.00 s | 2.80 s | 2.98 s |" in text
     assert "| broken JSON | 400: 2, left: 1 | 300 ms |" in text
