@@ -19,7 +19,7 @@ from kdrt.adapters.lora_layer import (
 )
 from kdrt.adapters.lora_metadata import PeftConfig
 from kdrt.adapters.lora_names import BIAS
-from kdrt.adapters.lora_parts import LayerParts
+from kdrt.adapters.lora_parts import LayerParts, is_core, is_matrix, is_vector
 from kdrt.adapters.lora_rotations import BoftLayer, InputOftLayer, OftLayer, block_size
 from kdrt.errors import InvalidRequestError
 
@@ -110,11 +110,11 @@ def _lora(parts: LayerParts, config: PeftConfig | None) -> dict[str, Layer]:
     down, up = parts.need("LoRA", "down", "up")
     mid = parts.tensor("mid") if "mid" in parts.keys else None
     shapes = {"down": down, "up": up} | ({} if mid is None else {"mid": mid})
-    fits = _is_matrix(up) and down.ndim in (2, 4) and down.numel() > 0
+    fits = is_matrix(up) and down.ndim in (2, 4) and down.numel() > 0
     if mid is None:
         fits = fits and up.shape[1] == down.shape[0]
     else:
-        fits = fits and _is_core(mid, up.shape[1], len(down)) and _is_matrix(down)
+        fits = fits and is_core(mid, up.shape[1], len(down)) and is_matrix(down)
     parts.check(fits, shapes, "up must be [out, rank] and down [rank, in]")
     parts.check_rank(max(down.shape[0], up.shape[1]))
     scale = parts.scale(len(down), config)
@@ -131,7 +131,7 @@ def _loha(parts: LayerParts, config: PeftConfig | None) -> Layer:
     shapes = {"hada_w1_a": a1, "hada_w1_b": b1, "hada_w2_a": a2, "hada_w2_b": b2}
     rule = "both halves must be of one size, a [out, rank] and b [rank, in]"
     fits = (
-        _is_matrix(a1)  # OneTrainer keeps it as a 1 x 1 kernel
+        is_matrix(a1)  # OneTrainer keeps it as a 1 x 1 kernel
         and b1.ndim in (2, 4)
         and (a1.shape, b1.shape) == (a2.shape, b2.shape)
         and a1.numel() * b1.numel() > 0
@@ -142,7 +142,7 @@ def _loha(parts: LayerParts, config: PeftConfig | None) -> Layer:
         shapes |= {"hada_t1": t[0], "hada_t2": t[1]}
         rule = "with t, a must be [rank, out], b [rank, in] and t [rank, rank, h, w]"
         fits = fits and b1.ndim == 2 and t[0].shape == t[1].shape
-        fits = fits and _is_core(t[0], len(a1), len(b1))
+        fits = fits and is_core(t[0], len(a1), len(b1))
     else:
         fits = fits and a1.shape[1] == len(b1)
     parts.check(fits, shapes, rule)
@@ -198,7 +198,7 @@ def _glora(parts: LayerParts, config: PeftConfig | None) -> Layer:
             "trainer writes and kdrt does not read"
         )
     shapes = {"a1": a1, "a2": a2, "b1": b1, "b2": b2}
-    matrices = all(map(_is_matrix, (a1, a2, b1))) and b2.ndim in (2, 4) and b2.numel() > 0
+    matrices = all(map(is_matrix, (a1, a2, b1))) and b2.ndim in (2, 4) and b2.numel() > 0
     if matrices and not _is_glora(a1, a2, b1, b2) and b2.ndim == 2:
         # LyCORIS before 2.0 called the halves the other way round.
         a1, a2, b1, b2 = a2, a1, b2, b1
@@ -220,7 +220,7 @@ def _oft(parts: LayerParts) -> Layer:
         and blocks.numel() > 0
         and blocks.shape[-1] == blocks.shape[-2]
         and (blocks.ndim == 3 or (blocks.shape[-1] % 2 == 0 and len(blocks) < 32))
-        and (rescale is None or (_is_vector(rescale) and len(rescale) == rows)),
+        and (rescale is None or (is_vector(rescale) and len(rescale) == rows)),
         {"oft_blocks": blocks} | ({} if rescale is None else {"rescale": rescale}),
         "blocks must be square, [count, size, size] for OFT and [stages, count, size, size] "
         "with an even size for BOFT, and rescale has a factor for each of their rows",
@@ -246,7 +246,7 @@ def _ia3(parts: LayerParts) -> Layer:
     if "on_input" not in parts.keys:
         parts.need("(IA)³", "on_input")
     parts.check(
-        _is_vector(factor),
+        is_vector(factor),
         {"weight": factor},
         "it must have one number for each row or column",
     )
@@ -257,7 +257,7 @@ def _ia3_of_peft(parts: LayerParts) -> dict[str, Layer]:
     (factor,) = parts.need("(IA)³", "ia3_l")
     by_row = factor.ndim == 2 and factor.shape[1] == 1
     parts.check(
-        factor.ndim == 2 and _is_vector(factor),
+        factor.ndim == 2 and is_vector(factor),
         {"ia3_l": factor},
         "of a linear layer it must be [out, 1] or [1, in]; those of convolutions do not say "
         "which, and are not read",
@@ -283,7 +283,7 @@ def _decomposed(parts: LayerParts, layer: Layer) -> Layer:
     lengths = parts.tensor(part)
     # peft's are of rows in any shape; LyCORIS' tell by their shape, [out, 1] or [1, in].
     by_row = part == "magnitude" or lengths.shape[:1].numel() == lengths.numel()
-    fits = _is_vector(lengths) and lengths.numel() == (
+    fits = is_vector(lengths) and lengths.numel() == (
         layer.shape[0] if by_row else lengths.shape[1]
     )
     parts.check(
@@ -295,11 +295,6 @@ def _decomposed(parts: LayerParts, layer: Layer) -> Layer:
     return DoraLayer(layer, lengths.flatten(), by_row)
 
 
-def _is_matrix(tensor: Tensor) -> bool:
-    """Whether it is a matrix, or a 1 x 1 kernel in its place."""
-    return tensor.ndim in (2, 4) and tensor.shape[2:].numel() == 1 and tensor.numel() > 0
-
-
 def _is_factor(factor: Tensor | tuple[Tensor, Tensor], core: Tensor | None = None) -> bool:
     """Whether it is a matrix or kernel, or two that make one."""
     if not isinstance(factor, tuple):
@@ -309,17 +304,7 @@ def _is_factor(factor: Tensor | tuple[Tensor, Tensor], core: Tensor | None = Non
         return False
     if core is None:
         return a.shape[1] == len(b)
-    return b.ndim == 2 and _is_core(core, len(a), len(b))
-
-
-def _is_vector(tensor: Tensor) -> bool:
-    """Whether all its numbers are along one axis."""
-    return tensor.ndim > 0 and tensor.numel() > 0 and tensor.numel() == max(tensor.shape)
-
-
-def _is_core(tensor: Tensor, rows: int, columns: int) -> bool:
-    """Whether it is a kernel between matrices of these ranks."""
-    return tensor.ndim == 4 and tensor.shape[:2] == (rows, columns) and tensor.numel() > 0
+    return b.ndim == 2 and is_core(core, len(a), len(b))
 
 
 def _is_glora(a1: Tensor, a2: Tensor, b1: Tensor, b2: Tensor) -> bool:

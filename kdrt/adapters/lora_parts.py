@@ -105,3 +105,18 @@ class LayerParts:
         """Raises InvalidRequestError: it is beyond all reason."""
         if rank > MAX_RANK:
             raise InvalidRequestError(f"{self.name} has rank {rank}; at most {MAX_RANK} is read")
+
+
+def is_matrix(tensor: Tensor) -> bool:
+    """Whether it is a matrix, or a 1 x 1 kernel in its place."""
+    return tensor.ndim in (2, 4) and tensor.shape[2:].numel() == 1 and tensor.numel() > 0
+
+
+def is_vector(tensor: Tensor) -> bool:
+    """Whether all its numbers are along one axis."""
+    return tensor.ndim > 0 and tensor.numel() > 0 and tensor.numel() == max(tensor.shape)
+
+
+def is_core(tensor: Tensor, rows: int, columns: int) -> bool:
+    """Whether it is a kernel between matrices of these ranks."""
+    return tensor.ndim == 4 and tensor.shape[:2] == (rows, columns) and tensor.numel() > 0

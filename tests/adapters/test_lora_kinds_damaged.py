@@ -102,7 +102,7 @@ MUTATIONS: dict[str, Callable[[Tensor], Tensor | None]] = {
 }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     kind=st.sampled_from([*MODULES, *AT_FULL_STRENGTH]),
     kernel=st.sampled_from([0, 1, 3]),
@@ -144,7 +144,7 @@ SIZES: list[tuple[int, ...]] = [
 ]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(data=st.data(), kind=st.sampled_from([*PARTS]))
 def test_parts_of_any_sizes_are_merged_or_refused(data: st.DataObject, kind: str) -> None:
     parts = data.draw(st.sets(st.sampled_from(PARTS[kind].split()), min_size=1))
