@@ -75,7 +75,7 @@ def test_a_server_that_is_gone_leaves_no_socket_open() -> None:
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always", ResourceWarning)
             asyncio.run(rude.do("broken JSON"))
-            gc.collect()
+            gc.collect(1)
     assert [each.status for each in rude.seen] == [HUNG_UP]
     assert not warned
 
