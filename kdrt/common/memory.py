@@ -30,7 +30,7 @@ def free_memory(device: torch.device | str) -> int | None:
         available = int(psutil.virtual_memory().available)
         limit = _container_limit()
         # Others in the container may have some of it too, so it is the most that can be left.
-        return available if limit is None else min(available, limit - _resident())
+        return available if limit is None else min(available, limit - resident_memory())
     import torch
 
     if not torch.cuda.is_available():
@@ -42,7 +42,7 @@ def free_memory(device: torch.device | str) -> int | None:
 def obtainable_memory() -> int:
     """Bytes that this process can have on the CPU at most: what is free, what it holds already and
     may use again, and swap."""
-    had = psutil.virtual_memory().available + _resident() + psutil.swap_memory().free
+    had = psutil.virtual_memory().available + resident_memory() + psutil.swap_memory().free
     limit = _container_limit()
     return int(had) if limit is None else min(int(had), limit)
 
@@ -55,7 +55,8 @@ def _container_limit() -> int | None:
     return None
 
 
-def _resident() -> int:
+def resident_memory() -> int:
+    """Bytes of the machine's memory that this process has."""
     return int(psutil.Process().memory_info().rss)
 
 

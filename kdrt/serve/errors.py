@@ -92,6 +92,10 @@ class ShuttingDownError(KdrtError):
     """The server is about to end."""
 
 
+SHUTTING_DOWN = "the server is shutting down; ask another, or try again later"
+"""What a `ShuttingDownError` says of a request that was not accepted."""
+
+
 class ReplicaLostError(KdrtError):
     """The process that was making the images has ended."""
 
@@ -171,7 +175,7 @@ _KINDS: tuple[tuple[type[Exception], int, str], ...] = (
 _OURS: tuple[tuple[type[Exception], int, str, str], ...] = (
     (OutOfMemoryError, 503, "out_of_memory", "there is not enough memory for this image here"),
     (NonFiniteError, 500, "not_finite", "the image came out as numbers that are not finite"),
-    (PipelineClosedError, 503, "shutting_down", "the server is shutting down"),
+    (PipelineClosedError, 503, "shutting_down", SHUTTING_DOWN),
     (ReplicaLostError, 500, "replica_lost", "what was making the image broke down on the way"),
     (CancelledError, 500, "cancelled", "the image was cancelled before it was made"),
 )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 
-import psutil
 import torch
 
 from kdrt.bundle import Bundle
+from kdrt.common.memory import resident_memory
 from kdrt.common.units import size
 from kdrt.errors import InvalidRequestError
 from kdrt.pipeline.memory import estimate_memory
@@ -22,7 +22,7 @@ def in_use(device: str) -> int:
     """Bytes in use: on a CPU what this process has, on a GPU what anybody has of it, since the
     engines of TensorRT allocate past PyTorch."""
     if device == "cpu":
-        return int(psutil.Process().memory_info().rss)
+        return resident_memory()
     free, total = torch.cuda.mem_get_info()
     return int(total - free)
 

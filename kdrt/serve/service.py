@@ -16,6 +16,7 @@ from kdrt.common.validation import did_you_mean
 from kdrt.errors import InvalidRequestError, KdrtError
 from kdrt.request.fields import Request
 from kdrt.serve.errors import (
+    SHUTTING_DOWN,
     NotReadyError,
     RequestError,
     ShuttingDownError,
@@ -231,7 +232,7 @@ class ImageService:
     def check_open(self) -> None:
         """Raises NotReadyError or ShuttingDownError: no request is accepted now."""
         if self._is_draining:
-            raise ShuttingDownError("the server is shutting down; ask another, or try again later")
+            raise ShuttingDownError(SHUTTING_DOWN)
         if not self._is_loaded:
             raise NotReadyError("the models are still being loaded; try again in a moment")
 

@@ -20,7 +20,7 @@ from kdrt.bundle import Bundle
 from kdrt.pipeline.loading import load
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt.request.fields import Request
-from kdrt.serve.errors import ShuttingDownError
+from kdrt.serve.errors import SHUTTING_DOWN, ShuttingDownError
 from kdrt.serve.fingerprint import Fingerprint
 from kdrt.serve.metrics import ModelMetrics
 from kdrt.serve.queue import Place, WaitingQueue
@@ -231,4 +231,4 @@ class ModelVersion(Observer):
 
     def _check_not_ended(self) -> None:
         if self._is_ended:
-            raise ShuttingDownError("the server is shutting down")
+            raise ShuttingDownError(SHUTTING_DOWN)

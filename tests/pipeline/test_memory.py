@@ -102,6 +102,6 @@ def test_a_container_may_have_less_than_its_machine(
     for file, text in zip(files, texts, strict=False):
         file.write_text(f"{text}\n")
     monkeypatch.setattr(memory, "_LIMITS", files)
-    monkeypatch.setattr(memory, "_resident", lambda: 1000)
+    monkeypatch.setattr(memory, "resident_memory", lambda: 1000)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=9000))
     assert memory.free_memory(torch.device("cpu")) == left

@@ -40,12 +40,14 @@ async def broken_off(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @asynccontextmanager
-async def listening(app: object, most: int = 10) -> AsyncIterator[tuple[Open, ServerState]]:
+async def listening(
+    app: object, most: int = 10, stall: float = STALL
+) -> AsyncIterator[tuple[Open, ServerState]]:
     """A server of an application: what opens a connection to it, and what it has open."""
     config = uvicorn.Config(app, lifespan="off", log_config=None)  # type: ignore[arg-type]
     config.load()
     state = ServerState()
-    protocol = bounded_protocol(STALL, most)
+    protocol = bounded_protocol(stall, most)
     server = await asyncio.get_running_loop().create_server(
         lambda: protocol(config=config, server_state=state, app_state={}), "127.0.0.1", 0
     )
@@ -141,7 +143,7 @@ def test_an_answer_that_nobody_takes_does_not_keep_it_open() -> None:
 
 def test_more_than_so_many_are_told_to_come_again() -> None:
     async def main() -> None:
-        async with listening(at_once, most=2) as (connection, state):
+        async with listening(at_once, most=2, stall=60) as (connection, state):
             kept = [await connection() for _ in range(2)]
             await until(lambda: len(state.connections) == 2)
             reader, writer = await connection()
