@@ -235,11 +235,7 @@ def serve(
       [cyan]kdrt serve sdxl --host 0.0.0.0 --api-key-file keys.txt --max-waiting 200[/cyan]
     """
     _check_installed()
-    import warnings
-
     from kdrt.common.validation import check_choice, check_int
-    from kdrt.images.metadata import MetadataWarning
-    from kdrt.prompt import PromptSyntaxWarning, TruncationWarning
     from kdrt.serve import server
     from kdrt.serve.auth import Keys
     from kdrt.serve.limits import RequestLimits
@@ -291,8 +287,6 @@ def serve(
         return
     service = _service(models, service_settings, workers, devices, form)
     start_logging(form)
-    for category in (MetadataWarning, PromptSyntaxWarning, TruncationWarning):
-        warnings.simplefilter("ignore", category)  # clients are told, in their answers
     server.serve(service, server_settings, lambda url: _announce(url, list(service.models)))
 
 
@@ -314,11 +308,11 @@ def _service(
         return ImageService(models, settings)
     from kdrt.serve.remote import RemoteService
     from kdrt.serve.workers.figures import PoolMetrics
-    from kdrt.serve.workers.plan import plan_workers
     from kdrt.serve.workers.pool import WorkerPool
+    from kdrt.serve.workers.specs import worker_specs
 
     chosen = None if devices is None else _devices(devices)
-    pool = WorkerPool(plan_workers(models, settings, workers=workers, devices=chosen, log=log))
+    pool = WorkerPool(worker_specs(models, settings, workers=workers, devices=chosen, log=log))
     return RemoteService(models, settings, pool, PoolMetrics(pool))
 
 

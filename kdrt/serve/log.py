@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Literal, TextIO
 
+from kdrt.images.metadata import MetadataWarning
+from kdrt.prompt import PromptSyntaxWarning, TruncationWarning
+
 LogFormat = Literal["text", "json"]
+
+_OF_REQUESTS = (MetadataWarning, PromptSyntaxWarning, TruncationWarning)
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """Of the request that is being answered; empty outside of one."""
@@ -46,7 +52,8 @@ class _JsonFormatter(logging.Formatter):
 
 
 def start_logging(form: LogFormat, stream: TextIO | None = None) -> None:
-    """Write what a server has to say: its requests, and warnings of all that it is made of.
+    """Write what a server has to say: its requests, and warnings of all that it is made of, but not
+    of prompts and of what infotexts cannot say: clients are told of those in their answers.
 
     Args:
         form: of the lines.
@@ -65,6 +72,8 @@ def start_logging(form: LogFormat, stream: TextIO | None = None) -> None:
         logger.propagate = False
         # `kdrt -v` has asked for more.
         logger.setLevel(min(at_least, logger.level or at_least))
+    for category in _OF_REQUESTS:
+        warnings.simplefilter("ignore", category)
 
 
 def _time(record: logging.LogRecord) -> str:

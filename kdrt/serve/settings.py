@@ -40,10 +40,13 @@ class ServiceSettings:
         deadline: seconds that a request may take, waiting included.
         warmup: (height, width) in pixels that are made once before the service is ready; None is
             the default size of each model, empty is no warm-up.
-        max_rows, max_images: see `kdrt.Batcher`.
+        max_rows, max_images: see `kdrt.Batcher`; None leaves them to it.
         engine, threads, cuda_graph, fallback: see `kdrt.load`.
         memory: bytes that all loaded models may take together; None is no limit.
         reload: seconds between two looks at whether bundles have changed; None is not to look.
+
+    Raises:
+        InvalidRequestError: a number is out of range.
     """
 
     limits: RequestLimits = field(default_factory=RequestLimits)
@@ -62,8 +65,9 @@ class ServiceSettings:
     def __post_init__(self) -> None:
         check_int("max_waiting", self.max_waiting, 1)
         _check_seconds("deadline", self.deadline)
-        if self.memory is not None:
-            check_int("memory", self.memory, 1)
+        for name in ("max_rows", "max_images", "threads", "memory"):
+            if (value := getattr(self, name)) is not None:
+                check_int(name, value, 1)
         if self.reload is not None:
             _check_seconds("reload", self.reload)
 

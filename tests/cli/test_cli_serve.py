@@ -12,7 +12,7 @@ from kdrt.cli.serve import serve
 from kdrt.serve.limits import RequestLimits
 from kdrt.serve.service import ImageService
 from kdrt.serve.settings import ServerSettings, ServiceSettings
-from kdrt.serve.workers.plan import WorkerPlan
+from kdrt.serve.workers.specs import WorkerSpec
 from tests.support.command_line import Cli
 
 
@@ -102,14 +102,14 @@ def test_what_is_given_reaches_the_server(
 def test_workers_get_their_share_of_the_machine(
     cli: Cli, demo: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planned: list[WorkerPlan] = []
+    made: list[WorkerSpec] = []
     monkeypatch.setattr("kdrt.serve.server.serve", lambda *given: None)
     monkeypatch.setattr("kdrt.serve.log.start_logging", lambda form: None)
-    monkeypatch.setattr("kdrt.serve.workers.pool.WorkerPool", planned.extend)
+    monkeypatch.setattr("kdrt.serve.workers.pool.WorkerPool", made.extend)
     outcome = cli("serve", demo, "--workers", "2", "--threads", "3", "--log-format", "json")
     assert outcome.code == 0, outcome.err
-    assert [plan.name for plan in planned] == ["0", "1"]
-    start = planned[1].start
+    assert [spec.name for spec in made] == ["0", "1"]
+    start = made[1].start
     assert (start.settings.threads, start.needs_gpu, start.log) == (3, False, "json")
     assert [model.bundle for model in start.models] == [demo]
 

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import pytest
 from starlette.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
+from kdrt.images.metadata import MetadataWarning
+from kdrt.prompt import PromptSyntaxWarning, TruncationWarning
 from kdrt.serve.app import create_app
 from kdrt.serve.context import RequestContext
 from kdrt.serve.log import request_id, start_logging
@@ -71,6 +74,16 @@ def test_a_request_is_a_line_of_the_log(client: TestClient, lines: io.StringIO) 
     assert answered["status"] == 404
     assert answered["seconds"] >= 0
     assert request_id.get() == ""
+
+
+def test_warnings_of_a_prompt_are_for_clients_alone(lines: io.StringIO) -> None:
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        start_logging("json", lines)
+        of_requests = PromptSyntaxWarning("look", "out"), TruncationWarning(), MetadataWarning()
+        for each in (*of_requests, UserWarning()):
+            warnings.warn(each, stacklevel=1)
+    assert [each.category for each in warned] == [UserWarning]
 
 
 def test_a_body_that_comes_in_drops_is_not_waited_for(service: ImageService) -> None:

@@ -11,23 +11,23 @@ from torch import Tensor
 
 from kdrt.errors import KdrtError
 from kdrt.serve.log import LogFormat
-from kdrt.serve.replica import Accepted, Ask, Done, Event
+from kdrt.serve.replica import Accepted, Ask, Begun, Done, Event
 from kdrt.serve.settings import ServiceSettings
 from kdrt.serve.workers.messages import Look, Start
-from kdrt.serve.workers.plan import WorkerPlan
+from kdrt.serve.workers.specs import WorkerSpec
 
 
-def plan_of(name: str, log: LogFormat = "text") -> WorkerPlan:
-    """The plan of a worker that is never started."""
+def spec_of(name: str, log: LogFormat = "text") -> WorkerSpec:
+    """How a worker is started that never is."""
     start = Start(name=name, models=(), settings=ServiceSettings(), needs_gpu=False, log=log)
-    return WorkerPlan(start)
+    return WorkerSpec(start)
 
 
 class FakeWorker:
     """A worker that does what it is told.
 
     Args:
-        plan: which one.
+        spec: which one.
         comes_up: whether it is ready at once; otherwise it has ended.
         refused: what it says if it does not come up.
     """
@@ -35,9 +35,9 @@ class FakeWorker:
     pid = 123
 
     def __init__(
-        self, plan: WorkerPlan, *, comes_up: bool = True, refused: KdrtError | None = None
+        self, spec: WorkerSpec, *, comes_up: bool = True, refused: KdrtError | None = None
     ) -> None:
-        self.name = plan.name
+        self.name = spec.name
         self.outstanding = 0
         self.refused: Exception | None = refused
         self.figures: tuple[Metric, ...] = ()
@@ -70,6 +70,7 @@ class FakeWorker:
         self.outstanding += ask.images
         try:
             yield Accepted(1)
+            yield Begun(ask.images)
             yield Done(None)  # type: ignore[arg-type]
         finally:
             self.outstanding -= ask.images

@@ -6,7 +6,7 @@ never forked: PyTorch and ONNX Runtime have threads, which a fork does not copy.
 
 Its files:
 
-    plan      which workers there are: devices, threads, environment
+    specs     which workers there are: devices, threads, environment
     messages  what the front and a worker tell each other
     channel   messages over a pair of pipes
     process   a worker, as it is in its own process

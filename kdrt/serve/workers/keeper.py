@@ -15,7 +15,7 @@ from torch import Tensor
 from kdrt.errors import KdrtError
 from kdrt.serve.replica import Ask, Event
 from kdrt.serve.workers.messages import Look
-from kdrt.serve.workers.plan import WorkerPlan
+from kdrt.serve.workers.specs import WorkerSpec
 
 _logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class Keeper:
         restarts: how often it was started again.
 
     Args:
-        plan: how to start it.
+        spec: how to start it.
         make: starts it.
         is_needed: whether no other worker is ready.
         on_ready: called, in its thread, when the worker is ready.
@@ -97,17 +97,17 @@ class Keeper:
 
     def __init__(
         self,
-        plan: WorkerPlan,
-        make: Callable[[WorkerPlan], AnyWorker],
+        spec: WorkerSpec,
+        make: Callable[[WorkerSpec], AnyWorker],
         *,
         is_needed: Callable[[], bool],
         on_ready: Callable[[], object],
         on_failure: Callable[[KdrtError], object],
         first_pause: float = _FIRST_PAUSE,
     ) -> None:
-        self.name = plan.name
+        self.name = spec.name
         self.restarts = 0
-        self._plan = plan
+        self._spec = spec
         self._make = make
         self._is_needed = is_needed
         self._on_ready = on_ready
@@ -117,7 +117,7 @@ class Keeper:
         self._worker: AnyWorker | None = None
         self._is_closed = threading.Event()
         self._thread = threading.Thread(
-            target=self._keep, name=f"kdrt-worker-{plan.name}", daemon=True
+            target=self._keep, name=f"kdrt-worker-{spec.name}", daemon=True
         )
 
     @property
@@ -135,7 +135,7 @@ class Keeper:
             self._is_closed.set()
             worker = self._worker
         if worker is not None:
-            # One that is being loaded hears nothing, and has nothing to lose.
+            # One that is being loaded has nothing to lose.
             worker.end(_PATIENCE if worker.is_ready else 0.0)
         if self._thread.ident is not None:
             self._thread.join()
@@ -168,8 +168,8 @@ class Keeper:
         """Run the worker until it ends."""
         begun = time.monotonic()
         try:
-            worker = self._make(self._plan)
-        except OSError as error:
+            worker = self._make(self._spec)
+        except Exception as error:  # no further process or thread, or it cannot be told what to do
             return _End(f"worker {self.name} cannot be started: {error}")
         with self._lock:
             self._worker = worker

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
@@ -12,10 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from kdrt.errors import KdrtError
-from kdrt.serve.errors import ShuttingDownError
-from kdrt.serve.replica import Ask, Event
+from kdrt.serve.errors import SHUTTING_DOWN, ReplicaLostError, ShuttingDownError
+from kdrt.serve.replica import Ask, Begun, Event
 from kdrt.serve.workers.keeper import AnyWorker, Keeper
-from kdrt.serve.workers.plan import WorkerPlan
+from kdrt.serve.workers.specs import WorkerSpec
 from kdrt.serve.workers.worker import Worker
 
 _POLL = 0.05
@@ -26,24 +27,24 @@ class WorkerPool:
     """Worker processes, as `kdrt.serve.replica.Replicas`. Those that end are started again.
 
     Args:
-        plans: of the workers.
+        specs: of the workers.
         make: starts one.
     """
 
     def __init__(
         self,
-        plans: Sequence[WorkerPlan],
-        make: Callable[[WorkerPlan], AnyWorker] = Worker,
+        specs: Sequence[WorkerSpec],
+        make: Callable[[WorkerSpec], AnyWorker] = Worker,
     ) -> None:
         self._keepers = [
             Keeper(
-                plan,
+                spec,
                 make,
                 is_needed=lambda: not self.is_ready,
                 on_ready=self._tell,
                 on_failure=self._fail,
             )
-            for plan in plans
+            for spec in specs
         ]
         self._changed = threading.Condition()
         self._is_closed = False
@@ -51,6 +52,10 @@ class WorkerPool:
         self._on_failure: Callable[[KdrtError], object] = lambda error: None
         self._uses = itertools.count(1)
         self._last_use: dict[str, int] = {}
+        self._making: Counter[tuple[str, str]] = Counter()
+        """Requests that have begun, by model and worker."""
+        self._last_maker: dict[str, str] = {}
+        """The worker of the one that began last, by model."""
 
     @property
     def workers(self) -> list[AnyWorker]:
@@ -79,7 +84,7 @@ class WorkerPool:
         if self._failure is not None:
             raise self._failure
         if self._is_closed:
-            raise ShuttingDownError("the server is shutting down")
+            raise ShuttingDownError(SHUTTING_DOWN)
 
     def close(self) -> None:
         """End all workers. Closing again does nothing."""
@@ -95,29 +100,51 @@ class WorkerPool:
         """See `kdrt.serve.replica.Replica`: by the worker with the fewest images outstanding. While
         none is ready, it waits for one."""
         worker = await self._chosen()
-        async with aclosing(worker.run(ask)) as events:
-            async for event in events:
-                yield event
+        makes, has_begun = (ask.model, worker.name), False
+        try:
+            async with aclosing(worker.run(ask)) as events:
+                async for event in events:
+                    if isinstance(event, Begun) and not has_begun:
+                        has_begun = True
+                        self._making[makes] += 1
+                        self._last_maker[ask.model] = worker.name
+                    yield event
+        finally:
+            self._making[makes] -= has_begun
 
     async def preview(self, model: str, denoised: Tensor) -> list[Image.Image]:
         """See `kdrt.serve.replica.Replica`."""
-        images: list[Image.Image] = await (await self._chosen()).look("preview", model, denoised)
+        images: list[Image.Image] = await self._maker(model).look("preview", model, denoised)
         return images
 
     async def decode(self, model: str, denoised: Tensor) -> Tensor:
         """See `kdrt.serve.replica.Replica`."""
-        pixels: Tensor = await (await self._chosen()).look("decode", model, denoised)
+        pixels: Tensor = await self._maker(model).look("decode", model, denoised)
         return pixels
 
     async def _chosen(self) -> AnyWorker:
         """The one with the fewest images; of several, the one that was asked longest ago."""
         while not (ready := [worker for worker in self.workers if worker.is_ready]):
             if self._is_closed:
-                raise ShuttingDownError("the server is shutting down")
+                raise ShuttingDownError(SHUTTING_DOWN)
             await asyncio.sleep(_POLL)
         worker = min(ready, key=self._load)
         self._last_use[worker.name] = next(self._uses)
         return worker
+
+    def _maker(self, model: str) -> AnyWorker:
+        """One that makes images of a model, and so has it loaded; else the one that did last, or
+        any.
+
+        Raises:
+            ReplicaLostError: none is ready.
+        """
+        ready = [worker for worker in self.workers if worker.is_ready]
+        if not ready:
+            raise ReplicaLostError("no worker is ready to look at an unfinished image")
+        making = [worker for worker in ready if self._making[model, worker.name]]
+        last = [worker for worker in ready if worker.name == self._last_maker.get(model)]
+        return min(making or last or ready, key=self._load)
 
     def _load(self, worker: AnyWorker) -> tuple[int, int]:
         return worker.outstanding, self._last_use.get(worker.name, 0)

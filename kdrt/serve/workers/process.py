@@ -10,7 +10,6 @@ import asyncio
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Coroutine
 from contextlib import aclosing
 from pathlib import Path
@@ -19,8 +18,6 @@ from typing import IO, Any
 import torch
 
 from kdrt.errors import EngineUnavailableError, KdrtError
-from kdrt.images.metadata import MetadataWarning
-from kdrt.prompt import PromptSyntaxWarning, TruncationWarning
 from kdrt.serve.log import request_id, start_logging
 from kdrt.serve.replica import Failed, ServiceReplica, portable_error
 from kdrt.serve.service import ImageService
@@ -88,8 +85,6 @@ def _loaded(start: Start) -> ImageService:
     logging.getLogger("kdrt.serve").setLevel(logging.WARNING)
     for handler in logging.getLogger("kdrt").handlers:
         handler.addFilter(_Named(start.name))
-    for category in (MetadataWarning, PromptSyntaxWarning, TruncationWarning):
-        warnings.simplefilter("ignore", category)  # clients are told, in their answers
     if start.needs_gpu and not torch.cuda.is_available():
         raise EngineUnavailableError(
             f"there is no GPU {os.environ.get('CUDA_VISIBLE_DEVICES')} that PyTorch can use; see "
@@ -161,7 +156,10 @@ class _Worker:
             seen = await looks[look.look](look.model, look.denoised)
         except Exception as error:
             seen = portable_error(error)
-        self._channel.send(Looked(look.number, seen))
+        try:
+            self._channel.send(Looked(look.number, seen))
+        except Exception as error:  # what was seen cannot be pickled
+            self._channel.send(Looked(look.number, portable_error(error)))
 
     async def _report(self) -> None:
         while True:

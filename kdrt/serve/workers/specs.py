@@ -20,7 +20,7 @@ _MOST = 64
 
 
 @dataclass(frozen=True)
-class WorkerPlan:
+class WorkerSpec:
     """How a worker is started, as often as it must be.
 
     Attributes:
@@ -37,14 +37,14 @@ class WorkerPlan:
         return self.start.name
 
 
-def plan_workers(
+def worker_specs(
     models: Sequence[ModelSettings],
     settings: ServiceSettings,
     *,
     workers: int | None = None,
     devices: Sequence[str] | None = None,
     log: LogFormat = "text",
-) -> list[WorkerPlan]:
+) -> list[WorkerSpec]:
     """So many workers, or one for each of these GPUs.
 
     Args:
@@ -55,18 +55,20 @@ def plan_workers(
         log: of their lines on standard error.
 
     Raises:
-        InvalidRequestError: neither or both are given, or a number is out of range.
+        InvalidRequestError: neither or both are given, no device is, or a number is out of range.
     """
     if (workers is None) == (devices is None):
         raise InvalidRequestError("give either a number of workers or the devices to run them on")
+    if devices is not None and not devices:
+        raise InvalidRequestError("give at least one device to run workers on, as in 0")
     visible = _visible(devices or ())
     count = len(visible) if workers is None else check_int("workers", workers, 1, _MOST)
-    threads = settings.threads or max(1, cores() // count)
+    threads = max(1, cores() // count) if settings.threads is None else settings.threads
     settings = replace(replica_settings(settings), threads=threads)
     # PyTorch's own threads, which no setting of an engine reaches.
     environment = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(threads)}
     return [
-        WorkerPlan(
+        WorkerSpec(
             Start(
                 name=str(number),
                 models=tuple(models),
@@ -80,10 +82,10 @@ def plan_workers(
     ]
 
 
-def environment_of(plan: WorkerPlan) -> dict[str, str]:
+def environment_of(spec: WorkerSpec) -> dict[str, str]:
     """All of it: this process's, with the packages that this process has."""
     paths = [path for path in sys.path if path]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **plan.environment}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **spec.environment}
 
 
 def _visible(devices: Sequence[str]) -> list[str]:

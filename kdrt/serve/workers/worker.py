@@ -29,7 +29,7 @@ from kdrt.serve.workers.messages import (
     Run,
     Told,
 )
-from kdrt.serve.workers.plan import WorkerPlan, environment_of
+from kdrt.serve.workers.specs import WorkerSpec, environment_of
 
 # Not with the working directory in its path, where a user's file may have the name of a module.
 _COMMAND = (sys.executable, "-P", "-m", "kdrt.serve.workers.process")
@@ -51,11 +51,16 @@ class Worker:
         figures: its metrics, as it told them last.
 
     Args:
-        plan: how to start it.
+        spec: how to start it.
+
+    Raises:
+        OSError: there can be no further process.
+        RuntimeError: there can be no further thread.
+        Exception: what it is told first cannot be pickled.
     """
 
-    def __init__(self, plan: WorkerPlan) -> None:
-        self.name = plan.name
+    def __init__(self, spec: WorkerSpec) -> None:
+        self.name = spec.name
         self.outstanding = 0
         self.refused: Exception | None = None
         self.figures: tuple[Metric, ...] = ()
@@ -71,14 +76,19 @@ class Worker:
             _COMMAND,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=environment_of(plan),
+            env=environment_of(spec),
             start_new_session=True,
         )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._channel = Channel(self._process.stdout, self._process.stdin)
-        self._listening = self._channel.listen(self._received, self._ended)
-        self._channel.send(plan.start)
+        try:
+            assert self._process.stdin is not None
+            assert self._process.stdout is not None
+            self._channel = Channel(self._process.stdout, self._process.stdin)
+            self._listening = self._channel.listen(self._received, self._ended)
+            self._channel.send(spec.start)
+        except BaseException:
+            self._process.kill()
+            self._process.wait()
+            raise
 
     def __repr__(self) -> str:
         return f"worker {self.name} (process {self.pid})"
@@ -140,11 +150,16 @@ class Worker:
             KdrtError: it failed.
         """
         number, coming = self._listen()
+        is_over = False
         try:
             self._channel.send(LookAt(number, look, model, denoised))
-            seen = self._told(await coming.get())
+            seen = await coming.get()
+            is_over = True
         finally:
             self._forget(number)
+            if not is_over:
+                self._channel.send(Cancel(number))
+        self._told(seen)
         if isinstance(seen, Exception):
             raise seen
         return seen

@@ -10,7 +10,7 @@ from kdrt.serve.metrics import Metrics
 from kdrt.serve.workers.figures import PoolMetrics
 from kdrt.serve.workers.pool import WorkerPool
 from tests.support.serving import until
-from tests.support.workers import FakeWorker, plan_of
+from tests.support.workers import FakeWorker, spec_of
 
 
 def of_a_worker(ticks: int) -> Metrics:
@@ -23,7 +23,7 @@ def of_a_worker(ticks: int) -> Metrics:
 
 
 def test_each_family_is_told_once_with_the_workers_by_name() -> None:
-    pool = WorkerPool([plan_of("0"), plan_of("1")], FakeWorker)
+    pool = WorkerPool([spec_of("0"), spec_of("1")], FakeWorker)
     metrics = PoolMetrics(pool)
     model = metrics.model("demo", lambda: 3, lambda: 2)
     model.made(5, 1.0)

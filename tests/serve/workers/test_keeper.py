@@ -10,11 +10,11 @@ import pytest
 
 from kdrt.errors import EngineUnavailableError, KdrtError
 from kdrt.serve.workers.keeper import Keeper, pause_after
-from kdrt.serve.workers.plan import WorkerPlan
+from kdrt.serve.workers.specs import WorkerSpec
 from tests.support.serving import until
-from tests.support.workers import FakeWorker, plan_of
+from tests.support.workers import FakeWorker, spec_of
 
-Make = Callable[[WorkerPlan], FakeWorker]
+Make = Callable[[WorkerSpec], FakeWorker]
 
 
 class Kept:
@@ -26,7 +26,7 @@ class Kept:
         self.has_failed = threading.Event()
         self._makes = list(makes)
         self.keeper = Keeper(
-            plan_of("0"),
+            spec_of("0"),
             self._make,
             is_needed=lambda: is_needed,
             on_ready=lambda: None,
@@ -34,9 +34,9 @@ class Kept:
             first_pause=0.001,
         )
 
-    def _make(self, plan: WorkerPlan) -> FakeWorker:
+    def _make(self, spec: WorkerSpec) -> FakeWorker:
         make = self._makes.pop(0) if self._makes else FakeWorker
-        worker = make(plan)
+        worker = make(spec)
         self.made.append(worker)
         return worker
 
@@ -55,16 +55,20 @@ def kept(*makes: Make, is_needed: bool = False) -> Iterator[Kept]:
         made.keeper.close()
 
 
-def broken(plan: WorkerPlan) -> FakeWorker:
-    return FakeWorker(plan, comes_up=False)
+def broken(spec: WorkerSpec) -> FakeWorker:
+    return FakeWorker(spec, comes_up=False)
 
 
-def refusing(plan: WorkerPlan) -> FakeWorker:
-    return FakeWorker(plan, comes_up=False, refused=EngineUnavailableError("there is no GPU 7"))
+def refusing(spec: WorkerSpec) -> FakeWorker:
+    return FakeWorker(spec, comes_up=False, refused=EngineUnavailableError("there is no GPU 7"))
 
 
-def without_a_process(plan: WorkerPlan) -> FakeWorker:
+def without_a_process(spec: WorkerSpec) -> FakeWorker:
     raise BlockingIOError(11, "Resource temporarily unavailable")
+
+
+def without_a_thread(spec: WorkerSpec) -> FakeWorker:
+    raise RuntimeError("can't start new thread")
 
 
 def test_pauses_grow_up_to_a_minute() -> None:
@@ -99,9 +103,9 @@ def test_what_says_why_it_cannot_is_given_up_at_once() -> None:
 
 
 def test_what_never_comes_up_is_given_up_after_a_few_attempts() -> None:
-    with kept(broken, without_a_process, broken) as it:
+    with kept(without_a_thread, without_a_process, broken) as it:
         assert it.has_failed.wait(30)
-    assert len(it.made) == 2
+    assert len(it.made) == 1
     assert "was ended before it was ready, 3 times in a row" in str(it.failures[0])
 
 

@@ -12,12 +12,12 @@ import torch
 
 import kdrt
 from kdrt.errors import EngineUnavailableError, KdrtError
-from kdrt.serve.errors import ShuttingDownError
+from kdrt.serve.errors import ReplicaLostError, ShuttingDownError
 from kdrt.serve.replica import Ask
-from kdrt.serve.workers.plan import WorkerPlan
 from kdrt.serve.workers.pool import WorkerPool
+from kdrt.serve.workers.specs import WorkerSpec
 from tests.support.serving import until
-from tests.support.workers import FakeWorker, plan_of
+from tests.support.workers import FakeWorker, spec_of
 
 
 def ask(images: int = 1) -> Ask:
@@ -32,11 +32,11 @@ def workers() -> dict[str, FakeWorker]:
 
 @pytest.fixture
 def pool(workers: dict[str, FakeWorker]) -> Iterator[WorkerPool]:
-    def make(plan: WorkerPlan) -> FakeWorker:
-        workers[plan.name] = made = FakeWorker(plan)
+    def make(spec: WorkerSpec) -> FakeWorker:
+        workers[spec.name] = made = FakeWorker(spec)
         return made
 
-    made = WorkerPool([plan_of(str(number)) for number in range(3)], make)
+    made = WorkerPool([spec_of(str(number)) for number in range(3)], make)
     made.start(lambda error: None)
     until(lambda: len(made.workers) == 3)
     yield made
@@ -65,19 +65,33 @@ def test_idle_ones_take_turns(pool: WorkerPool, workers: dict[str, FakeWorker]) 
     async def ask_in_turn() -> None:
         for _ in range(6):
             async with aclosing(pool.run(ask())) as events:
-                assert len([event async for event in events]) == 2
+                assert len([event async for event in events]) == 3
 
     asyncio.run(ask_in_turn())
     assert [len(worker.seen) for worker in workers.values()] == [2, 2, 2]
 
 
-def test_looks_go_to_any(pool: WorkerPool) -> None:
-    async def looks() -> Any:
+def test_looks_go_to_a_worker_that_has_the_model(
+    pool: WorkerPool, workers: dict[str, FakeWorker]
+) -> None:
+    async def looks() -> list[Any]:
         latents = torch.zeros(1, 4, 8, 8)
-        return await pool.preview("demo", latents), await pool.decode("demo", latents)
+        async with aclosing(pool.run(ask())) as events:
+            await anext(events)
+            await anext(events)  # its image has begun
+            looks = [await pool.preview("demo", latents), await pool.decode("demo", latents)]
+        return [*looks, await pool.decode("demo", latents)]
 
-    previewed, decoded = asyncio.run(looks())
-    assert (previewed[1], decoded[1]) == ("preview", "decode")
+    seen = asyncio.run(looks())
+    (maker,) = (name for name, worker in workers.items() if worker.seen)
+    assert seen == [(maker, "preview"), (maker, "decode"), (maker, "decode")]
+
+
+def test_looks_wait_for_no_worker(pool: WorkerPool, workers: dict[str, FakeWorker]) -> None:
+    for worker in workers.values():
+        worker.is_ready = False
+    with pytest.raises(ReplicaLostError, match="no worker is ready"):
+        asyncio.run(pool.decode("demo", torch.zeros(1, 4, 8, 8)))
 
 
 def test_while_none_is_ready_requests_wait(
@@ -106,10 +120,10 @@ def test_nobody_waits_for_a_pool_that_is_closed(pool: WorkerPool) -> None:
         asyncio.run(anext(pool.run(ask())))
 
 
-def started(make: Callable[[WorkerPlan], FakeWorker]) -> list[KdrtError]:
+def started(make: Callable[[WorkerSpec], FakeWorker]) -> list[KdrtError]:
     """What a pool is told to have failed with; its start raises that too."""
     failures: list[KdrtError] = []
-    pool = WorkerPool([plan_of("0")], make)
+    pool = WorkerPool([spec_of("0")], make)
     try:
         with pytest.raises(KdrtError) as error:
             pool.start(failures.append)
@@ -121,5 +135,5 @@ def started(make: Callable[[WorkerPlan], FakeWorker]) -> list[KdrtError]:
 
 def test_a_start_that_fails_says_why() -> None:
     refused = EngineUnavailableError("there is no GPU 7")
-    (failure,) = started(lambda plan: FakeWorker(plan, comes_up=False, refused=refused))
+    (failure,) = started(lambda spec: FakeWorker(spec, comes_up=False, refused=refused))
     assert str(failure) == "worker 0 cannot be started: there is no GPU 7"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,11 @@ from kdrt.serve.remote import RemoteService
 from kdrt.serve.service import ImageService
 from kdrt.serve.settings import ModelSettings, ServiceSettings
 from kdrt.serve.workers.figures import PoolMetrics
-from kdrt.serve.workers.plan import plan_workers
 from kdrt.serve.workers.pool import WorkerPool
+from kdrt.serve.workers.specs import worker_specs
+from kdrt.serve.workers.worker import Worker
 from tests.support.serving import until
+from tests.support.workers import spec_of
 
 SHORT = kdrt.Request(prompt="a red circle", seed=7, steps=2)
 LONG = kdrt.Request(prompt="a red circle", seed=7, steps=150)
@@ -32,7 +36,7 @@ SETTINGS = ServiceSettings(max_rows=2, max_images=1, warmup=(), threads=1)
 
 @pytest.fixture(scope="module")
 def pool(demo_bundle: Path) -> WorkerPool:
-    return WorkerPool(plan_workers([ModelSettings(bundle=str(demo_bundle))], SETTINGS, workers=2))
+    return WorkerPool(worker_specs([ModelSettings(bundle=str(demo_bundle))], SETTINGS, workers=2))
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +157,21 @@ def test_a_worker_whose_front_is_gone_ends_by_itself(
     worker = pool.workers[0]
     worker.end(60)  # which closes its pipe, as the end of this process would
     assert worker.how_it_ended() == "ended with exit code 0"
+
+
+def test_a_worker_that_cannot_be_told_what_to_do_is_not_left_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Recorded(subprocess.Popen[bytes]):
+        def __init__(self, *given: Any, **more: Any) -> None:
+            super().__init__(*given, **more)
+            started.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Recorded)
+    spec = spec_of("0")
+    odd = replace(spec, start=replace(spec.start, name=lambda: None))  # type: ignore[arg-type]
+    with pytest.raises(Exception, match="pickle"):
+        Worker(odd)
+    assert [process.returncode for process in started] == [-signal.SIGKILL]
