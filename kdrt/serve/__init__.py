@@ -19,6 +19,7 @@ Its files:
     queue       images that wait and run, and how fast they are made
     replica     a service that is somewhere else: what is asked of it, and what comes back
     remote      a service whose images are made by replicas
+    looks       looks at unfinished images, of which one may fail
     submission  a request that was accepted
     metrics     what Prometheus is told
     residency_metrics  the same of models that come and go

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Callable
 
 import torch
@@ -13,6 +14,8 @@ from kdrt.common.units import size
 from kdrt.errors import InvalidRequestError
 from kdrt.pipeline.memory import estimate_memory
 from kdrt.serve.settings import ServiceSettings
+
+_logger = logging.getLogger(__name__)
 
 Meter = Callable[[str], int]
 """Bytes that are in use on a device, ``cpu`` or ``cuda``."""
@@ -28,9 +31,13 @@ def in_use(device: str) -> int:
 
 
 def give_back() -> None:
-    """Return what nobody uses any more to the device."""
+    """Return what nobody uses any more to the device. Where it refuses that, as a GPU does on which
+    something has failed for good, the log says so."""
     gc.collect()  # engines and tensors that hold each other
-    torch.cuda.empty_cache()  # does nothing where CUDA was not used
+    try:
+        torch.cuda.empty_cache()  # does nothing where CUDA was not used
+    except Exception:
+        _logger.exception("memory that nobody uses could not be given back")
 
 
 class Footprint:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Any, cast
 
 import pydantic
@@ -22,6 +23,7 @@ from kdrt.serve.bodies import read_json
 from kdrt.serve.images import ImageFormat, base64_of, decoded_base64, read_image
 from kdrt.serve.intake import Intake
 from kdrt.serve.limits import RequestLimits
+from kdrt.serve.looks import looked
 from kdrt.serve.responses import (
     ANSWER_DOCS,
     EventStream,
@@ -174,19 +176,16 @@ async def _events(
     async for step in submission:
         every = body.preview_every
         wanted = has_previews and every > 0 and (step.index + 1) % every == 0
-        told = await asyncio.to_thread(_step, step, submission.steps, preview=wanted)
-        yield event(told, "step")
+        told = _step(step, submission.steps)
+        preview = await looked(partial(_preview, step)) if wanted else None
+        yield event(told if preview is None else {**told, "preview": preview}, "step")
     result = await submission.result()
     yield event(await asyncio.to_thread(_answer, body, submission, result), "result")
 
 
-def _step(step: ImageStep, steps: int, *, preview: bool) -> dict[str, Any]:
-    told: dict[str, Any] = {
-        "image": step.image,
-        "step": step.index + 1,
-        "steps": steps,
-        "sigma": step.sigma,
-    }
-    if preview:
-        told["preview"] = base64_of(step.preview()[0], "webp")
-    return told
+def _step(step: ImageStep, steps: int) -> dict[str, Any]:
+    return {"image": step.image, "step": step.index + 1, "steps": steps, "sigma": step.sigma}
+
+
+def _preview(step: ImageStep) -> str:
+    return base64_of(step.preview()[0], "webp")

@@ -27,6 +27,7 @@ from kdrt.serve.bodies import checked_fields, read_form, read_json
 from kdrt.serve.errors import Fault, RequestError, UnsupportedError
 from kdrt.serve.images import ImageFormat, base64_of, mask_of, read_image
 from kdrt.serve.intake import Intake
+from kdrt.serve.looks import looked
 from kdrt.serve.responses import (
     ANSWER_DOCS,
     ERROR_DOCS,
@@ -320,13 +321,16 @@ def _response(body: ImageBody, result: Result[Any]) -> dict[str, Any]:
 async def _events(
     body: ImageBody, submission: Submission, kind: str, partial_images: int
 ) -> AsyncIterator[bytes]:
-    """Unfinished images from the running loop, as the VAE sees them, then the finished one."""
+    """Unfinished images from the running loop, as the VAE sees them, where it can; then the
+    finished one."""
     wanted = _steps_to_show(submission.steps, partial_images)
     sent = 0
     async for step in submission:
         if step.index in wanted:
-            image = (await asyncio.to_thread(step.decode))[0]
-            told = await asyncio.to_thread(_event_data, body, image, f"{kind}.partial_image")
+            images = await looked(step.decode)
+            if images is None:
+                continue
+            told = await asyncio.to_thread(_event_data, body, images[0], f"{kind}.partial_image")
             yield event({**told, "partial_image_index": sent}, told["type"])
             sent += 1
     result = await submission.result()

@@ -7,7 +7,6 @@ import logging
 import threading
 from collections.abc import Iterable
 
-from kdrt.errors import KdrtError
 from kdrt.serve.errors import ShuttingDownError
 from kdrt.serve.fingerprint import Fingerprint
 from kdrt.serve.model import ServedModel
@@ -80,7 +79,7 @@ class BundleWatcher:
             self._residents.replace(model, model.reopen())
         except ShuttingDownError:
             return
-        except (KdrtError, OSError) as error:
+        except Exception as error:  # whatever it is, the same files will have it again
             self._failed[model.name] = there
             self._metrics.reloaded(model.name, "failed")
             _logger.warning(

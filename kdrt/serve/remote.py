@@ -11,12 +11,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
-
-from PIL import Image
-from torch import Tensor
+from typing import Any
 
 from kdrt.adapters.lora import Scale
 from kdrt.batching.handle import ImageStep
@@ -26,15 +23,13 @@ from kdrt.pipeline.result import Result
 from kdrt.request.fields import Request
 from kdrt.serve.errors import NotReadyError, ReplicaLostError
 from kdrt.serve.log import request_id
+from kdrt.serve.looks import RemoteLooks
 from kdrt.serve.metrics import Metrics
 from kdrt.serve.model import ServedModel
 from kdrt.serve.replica import Accepted, Ask, Begun, Done, Replica, Replicas, Stepped
 from kdrt.serve.service import ImageService
 from kdrt.serve.settings import ModelSettings, ServiceSettings
 from kdrt.serve.submission import Submission
-from kdrt.vae.preview import Previewer
-
-Seen = TypeVar("Seen")
 
 _logger = logging.getLogger(__name__)
 
@@ -87,6 +82,7 @@ class RemoteService(ImageService):
             # The replicas load what was exported again, and here it is known.
             self._watcher.start(self.settings.reload)
         self._is_loaded = True
+        _logger.info("ready: %s", ", ".join(self.models))
 
     def has_loaded(self, model: ServedModel) -> bool:
         """Whether a replica takes its requests. Which models it has in memory only it knows."""
@@ -195,7 +191,7 @@ class RemoteHandle:
         self._ask = ask
         self._begun = begun
         self._loop = asyncio.get_running_loop()
-        self._looks = _Looks(replica, model, self._loop)
+        self._looks = RemoteLooks(replica, model, ask.deadline)
         self._accepted: asyncio.Future[int] = self._loop.create_future()
         self._steps: asyncio.Queue[ImageStep | None] = asyncio.Queue()
         self._task = asyncio.ensure_future(self._make())
@@ -282,52 +278,8 @@ class RemoteHandle:
                 _logger.warning("another replica is asked for a request: %s", error)
 
     def _over(self, task: asyncio.Task[Result[Any]]) -> None:
+        if not self.is_made:
+            self._looks.close()
         if not task.cancelled():
             task.exception()  # a client that has left asks for nothing
         self._steps.put_nowait(None)
-
-
-class _Looks:
-    """How the steps of a model are looked at, in any thread but that of the event loop."""
-
-    def __init__(
-        self, replica: Replica, model: ServedModel, loop: asyncio.AbstractEventLoop
-    ) -> None:
-        self._replica = replica
-        self._model = model.name
-        self._loop = loop
-        manifest = model.bundle.manifest
-        self._previewer: Callable[[Tensor], list[Image.Image]] = (
-            self._preview
-            if "preview_decoder" in manifest.components
-            else Previewer(manifest.latents)
-        )
-
-    def step(self, told: Stepped) -> ImageStep:
-        """A step that a replica told of."""
-        return ImageStep(
-            told.index,
-            told.sigma,
-            told.sigma_next,
-            told.latents,
-            told.denoised,
-            self._previewer,
-            self._decode,
-            told.image,
-        )
-
-    def _preview(self, denoised: Tensor) -> list[Image.Image]:
-        return self._seen(self._replica.preview, denoised)
-
-    def _decode(self, denoised: Tensor) -> Tensor:
-        return self._seen(self._replica.decode, denoised)
-
-    def _seen(self, look: Callable[[str, Tensor], Awaitable[Seen]], denoised: Tensor) -> Seen:
-        async def seen() -> Seen:
-            for _ in range(_MOST_LOSSES - 1):
-                # The replica that looks need not be the one that makes the request.
-                with contextlib.suppress(ReplicaLostError):
-                    return await look(self._model, denoised)
-            return await look(self._model, denoised)
-
-        return asyncio.run_coroutine_threadsafe(seen(), self._loop).result()

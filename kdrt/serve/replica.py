@@ -19,7 +19,7 @@ import traceback
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from PIL import Image
 from torch import Tensor
@@ -32,6 +32,9 @@ from kdrt.request.fields import Request
 from kdrt.serve.errors import ClientGoneError
 from kdrt.serve.service import ImageService
 from kdrt.serve.submission import Submission
+from kdrt.serve.version import ModelVersion
+
+Seen = TypeVar("Seen")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,10 +120,12 @@ class Replica(Protocol):
         ...
 
     async def preview(self, model: str, denoised: Tensor) -> list[Image.Image]:
-        """See `ImageStep.preview`, for ``denoised [1, C, h, w]`` of a step. Any replica can do it.
+        """See `ImageStep.preview`, for ``denoised [1, C, h, w]`` of a step. Any replica can do it
+        that has the model loaded; none is loaded for it.
 
         Raises:
             ReplicaLostError: the replica has ended.
+            PipelineClosedError: the model is not loaded there.
             KdrtError: it failed.
         """
         ...
@@ -130,6 +135,7 @@ class Replica(Protocol):
 
         Raises:
             ReplicaLostError: the replica has ended.
+            PipelineClosedError: the model is not loaded there.
             KdrtError: it failed.
         """
         ...
@@ -192,6 +198,8 @@ class ServiceReplica:
             yield Failed(portable_error(error))
             return
         following = asyncio.ensure_future(_follow(submission, events, watch=ask.watch))
+        # Not before: a thread may still copy the newest step.
+        following.add_done_callback(lambda _: submission.was_read())
         try:
             yield Accepted(submission.steps)
             while True:
@@ -201,18 +209,22 @@ class ServiceReplica:
                     return
         finally:
             submission.cancel(ClientGoneError("nobody waits for this request any more"))
-            submission.was_read()
-            following.cancel()
 
     async def preview(self, model: str, denoised: Tensor) -> list[Image.Image]:
         """See `Replica`."""
-        async with self._service.residents.held(self._service.model(model)) as version:
-            return await asyncio.to_thread(version.preview, denoised)
+        return await self._seen(model, lambda version: version.preview(denoised))
 
     async def decode(self, model: str, denoised: Tensor) -> Tensor:
         """See `Replica`."""
-        async with self._service.residents.held(self._service.model(model)) as version:
-            return (await asyncio.to_thread(version.decode, denoised)).cpu()
+        return await self._seen(model, lambda version: version.decode(denoised).cpu())
+
+    async def _seen(self, model: str, look: Callable[[ModelVersion], Seen]) -> Seen:
+        def seen() -> Seen:
+            # In the thread, which goes on where nobody waits for it any more.
+            with self._service.residents.shared(self._service.model(model)) as version:
+                return look(version)
+
+        return await asyncio.to_thread(seen)
 
 
 async def _follow(submission: Submission, events: asyncio.Queue[Event], *, watch: bool) -> None:

@@ -135,6 +135,15 @@ class Residency(Generic[Key]):
         self._grant()
         return ticket
 
+    def share(self, key: Key) -> Ticket[Key] | None:
+        """Use it for a moment, past those who wait in line: a granted ticket, or None where it is
+        not there. This is no use that keeps it from being the least recently used."""
+        entry = self._entries.get(key)
+        if entry is None or entry.state is not _State.LOADED:
+            return None
+        entry.users += 1
+        return Ticket(key, is_granted=True)
+
     def leave(self, ticket: Ticket[Key]) -> None:
         """Whoever has the ticket does not use the model any more, or does not wait for it any more.
         A second time does nothing."""

@@ -11,13 +11,12 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
 
 from kdrt.common.units import size
-from kdrt.errors import KdrtError
-from kdrt.serve.errors import DeadlineError, LoadFailedError, ShuttingDownError
+from kdrt.errors import PipelineClosedError
+from kdrt.serve.errors import SHUTTING_DOWN, DeadlineError, LoadFailedError, ShuttingDownError
 from kdrt.serve.footprint import Footprint, Meter, give_back, in_use
 from kdrt.serve.model import ServedModel
 from kdrt.serve.residency import Load, Residency, Ticket, Unload
@@ -27,8 +26,6 @@ from kdrt.serve.turn import Turn
 from kdrt.serve.version import ModelVersion
 
 _logger = logging.getLogger(__name__)
-
-_ENDING = "the server is shutting down; ask another, or try again later"
 
 
 class Residents:
@@ -123,35 +120,28 @@ class Residents:
             ShuttingDownError: the service ends.
         """
         place = model.queue.enter(images, time.monotonic(), on_begin)
-        with self._changed:
-            ticket, granted = self._ask(model.version)
         try:
-            if not granted.done():
-                async with asyncio.timeout(seconds):
-                    await asyncio.wrap_future(granted)
-            granted.result()
-        except BaseException as error:
-            self._leave(ticket)
+            ticket = await self._granted(model, seconds)
+        except BaseException:
             model.queue.leave(place, time.monotonic(), made=False)
-            if isinstance(error, TimeoutError):
-                raise DeadlineError(
-                    f"the model was not loaded within {seconds:g} s, and the request was cancelled"
-                ) from None
             raise
         return Turn(ticket.key, place, lambda: self._leave(ticket))
 
-    @asynccontextmanager
-    async def held(self, model: ServedModel) -> AsyncIterator[ModelVersion]:
-        """Within the block a model is loaded, and stays so.
+    @contextlib.contextmanager
+    def shared(self, model: ServedModel) -> Iterator[ModelVersion]:
+        """Within the block a model that is loaded stays so, for a look at an unfinished image. None
+        is loaded for it, and none makes way.
 
         Raises:
-            LoadFailedError: it could not be loaded.
-            ShuttingDownError: the service ends.
+            PipelineClosedError: it is not loaded.
         """
         with self._changed:
-            ticket, granted = self._ask(model.version)
+            ticket = self._residency.share(model.version)
+        if ticket is None:
+            raise PipelineClosedError(
+                f"the model {model.name!r} is not loaded, so unfinished images cannot be looked at"
+            )
         try:
-            await asyncio.wrap_future(granted)
             yield ticket.key
         finally:
             self._leave(ticket)
@@ -166,9 +156,9 @@ class Residents:
             LoadFailedError: it could not be loaded, of which the cause says more.
             ShuttingDownError: the service ends.
         """
-        old = model.version
         footprint = self._footprint(new)
         with self._changed:
+            old = model.version
             self._add(new, footprint)
             residency = self._residency
             if old not in residency.in_memory:
@@ -199,7 +189,7 @@ class Residents:
         """Fail all requests that wait for a model: the service ends."""
         with self._changed:
             for ticket in self._residency.pop_waiting():
-                self._fail(ticket, ShuttingDownError(_ENDING))
+                self._fail(ticket, ShuttingDownError(SHUTTING_DOWN))
 
     def close(self) -> None:
         """Cancel what is there, and free the models. Closing again does nothing, but for what was
@@ -225,10 +215,28 @@ class Residents:
         self._footprints[version] = footprint
         self._residency.add(version, footprint.size)
 
+    async def _granted(self, model: ServedModel, seconds: float) -> Ticket[ModelVersion]:
+        """The right to use a model, waited for; see `turn`."""
+        with self._changed:
+            ticket, granted = self._ask(model.version)
+        try:
+            if not granted.done():
+                async with asyncio.timeout(seconds):
+                    await asyncio.wrap_future(granted)
+            granted.result()
+        except BaseException as error:
+            self._leave(ticket)
+            if isinstance(error, TimeoutError):
+                raise DeadlineError(
+                    f"the model was not loaded within {seconds:g} s, and the request was cancelled"
+                ) from None
+            raise
+        return ticket
+
     def _ask(self, version: ModelVersion) -> tuple[Ticket[ModelVersion], Future[None]]:
         granted: Future[None] = Future()
         if self._is_closed:
-            raise ShuttingDownError(_ENDING)
+            raise ShuttingDownError(SHUTTING_DOWN)
         ticket = self._residency.ask(version)
         self._waiting[ticket] = granted
         self._settle()
@@ -268,7 +276,12 @@ class Residents:
                     if self._is_closed:
                         return
                     self._changed.wait()
-            self._do(step)
+            try:
+                self._do(step)
+            except Exception as error:  # without this thread nothing is ever loaded again
+                _logger.exception("%s was not loaded or unloaded in order", step.key.name)
+                if isinstance(step, Load) and self._residency.is_known(step.key):
+                    self._load_failed(step.key, error)
 
     def _next_step(self) -> Load[ModelVersion] | Unload[ModelVersion] | None:
         with self._changed:
@@ -296,9 +309,11 @@ class Residents:
             footprint.end()
         except Exception as error:
             give_back()
-            with contextlib.suppress(KdrtError):
+            try:
                 if self._renew(version):  # it was exported again while it was loaded
                     return None
+            except Exception as worse:
+                _logger.warning("what is there now of %s is not used: %s", version.name, worse)
             self._load_failed(version, error)
             return error
         self._metrics.loaded(version.name, time.perf_counter() - started)

@@ -11,8 +11,10 @@ from typing import cast
 import pytest
 
 import kdrt
+from kdrt.serve.errors import LoadFailedError
 from kdrt.serve.fingerprint import Fingerprint
 from kdrt.serve.footprint import Footprint
+from kdrt.serve.model import ServedModel
 from kdrt.serve.reload import BundleWatcher
 from kdrt.serve.service import ImageService
 from kdrt.serve.settings import ModelSettings, ServiceSettings
@@ -82,6 +84,13 @@ def look(watcher: BundleWatcher) -> None:
     """Until what is there has been the same twice."""
     watcher.look()
     watcher.look()
+
+
+def raising(error: Exception) -> Callable[[ServedModel], ModelVersion]:
+    def reopen(model: ServedModel) -> ModelVersion:
+        raise error
+
+    return reopen
 
 
 def reloads(service: ImageService, outcome: str) -> float:
@@ -206,6 +215,31 @@ def test_who_waits_for_a_load_gets_what_is_there_after_it(
 
     monkeypatch.setattr(ModelVersion, "load", load_late)
     assert image(service, "two") == images[1]
+
+
+def test_who_waits_for_a_load_is_told_where_what_is_there_cannot_be_read(
+    serve: Serve, images: tuple[bytes, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, _ = serve("two", memory=1.1)
+    folder = service.model("two").bundle.path
+    named_bundle(folder, folder, scale=SCALE)
+    with monkeypatch.context() as patch:
+        patch.setattr(ServedModel, "reopen", raising(PermissionError(13, "Permission denied")))
+        with pytest.raises(LoadFailedError):
+            image(service, "two")
+    assert image(service, "two") == images[1]
+
+
+def test_a_bundle_that_fails_in_an_unforeseen_way_is_looked_at_once(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, watcher = serve()
+    folder = service.model().bundle.path
+    named_bundle(folder, folder, scale=SCALE)
+    monkeypatch.setattr(ServedModel, "reopen", raising(RuntimeError("no message foresees this")))
+    look(watcher)
+    look(watcher)
+    assert reloads(service, "failed") == 1
 
 
 def test_what_a_run_writes_into_a_bundle_is_no_change(demo_bundle: Path, tmp_path: Path) -> None:

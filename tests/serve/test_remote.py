@@ -10,14 +10,16 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from torch import Tensor
 
 import kdrt
-from kdrt.errors import KdrtError
+from kdrt.errors import CancelledError, KdrtError
 from kdrt.serve.app import create_app
 from kdrt.serve.errors import (
     DeadlineError,
     InterruptedRequestError,
     LimitError,
+    LoadFailedError,
     NotReadyError,
     QueueFullError,
     ReplicaLostError,
@@ -25,7 +27,7 @@ from kdrt.serve.errors import (
 )
 from kdrt.serve.limits import RequestLimits
 from kdrt.serve.remote import RemoteService, replica_settings
-from kdrt.serve.replica import Replica
+from kdrt.serve.replica import Replica, ServiceReplica
 from kdrt.serve.service import ImageService
 from kdrt.serve.settings import ModelSettings, ServiceSettings
 from tests.support.replicas import FakeReplica, FakeReplicas, replicas_of
@@ -226,6 +228,56 @@ def test_a_look_goes_to_another_replica(remote: Callable[..., RemoteService]) ->
         assert image.size == (64, 64)
 
     run(made)
+
+
+def test_looks_end_with_the_request(remote: Callable[..., RemoteService]) -> None:
+    class Blind(FakeReplica):
+        async def decode(self, model: str, denoised: Tensor) -> Tensor:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    async def made() -> None:
+        replica = Blind()
+        replica.finish.clear()
+        service = remote(replica)
+        cancelled = await service.submit(SHORT, watch=True)
+        step = await anext(aiter(cancelled))
+        looking = asyncio.ensure_future(asyncio.to_thread(step.decode))
+        await asyncio.sleep(0.01)
+        cancelled.cancel(InterruptedRequestError("enough"))
+        for look in (looking, asyncio.to_thread(step.decode)):
+            with pytest.raises(CancelledError):
+                await look
+        replica.finish.set()
+        late = await service.submit(SHORT, watch=True, deadline=0.1)
+        step = await anext(aiter(late))
+        assert (await late.result()).images
+        with pytest.raises(DeadlineError):
+            await asyncio.to_thread(step.decode)
+
+    run(made)
+
+
+def test_a_stream_goes_on_where_a_look_fails(
+    remote: Callable[..., RemoteService],
+    service: ImageService,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Blind(ServiceReplica):
+        async def decode(self, model: str, denoised: Tensor) -> Tensor:
+            raise LoadFailedError("the model could not be loaded")
+
+    def lost(step: object) -> str:
+        raise LoadFailedError("the model could not be loaded")
+
+    monkeypatch.setattr("kdrt.serve.native._preview", lost)
+    client = client_of(create_app(remote(Blind(service))))
+    body = {"prompt": "a", "steps": 3, "stream": True}
+    events = events_of(client.post("/v1/generate", json=body).text)
+    assert [name for name, _ in events] == ["accepted", "step", "step", "step", "result"]
+    assert not any("preview" in data for _, data in events)
+    answer = client.post("/v1/images/generations", json={**body, "partial_images": 1})
+    assert [name for name, _ in events_of(answer.text)] == ["image_generation.completed"]
 
 
 def test_a_drain_finishes_what_runs_and_cancels_the_rest(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 import kdrt
-from kdrt.errors import EngineRejectedError, InvalidRequestError, KdrtError
+from kdrt.errors import CancelledError, EngineRejectedError, InvalidRequestError, KdrtError
 from kdrt.serve import errors
 from kdrt.serve.errors import LimitError, QueueFullError
 from kdrt.serve.replica import (
@@ -104,6 +105,47 @@ def test_what_is_not_waited_for_is_cancelled(service: ImageService) -> None:
 
     run(leave)
     assert service.model().queue.running == 0
+
+
+def test_a_model_stays_while_a_step_of_it_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    copies, may_end, was_read = threading.Event(), threading.Event(), threading.Event()
+
+    class Watched:
+        steps = 1
+
+        async def __aiter__(self) -> AsyncIterator[None]:
+            yield None
+
+        async def result(self) -> None:
+            raise CancelledError("it was cancelled")
+
+        def cancel(self, reason: KdrtError) -> None:
+            pass
+
+        def was_read(self) -> None:
+            was_read.set()
+
+    class Service:
+        async def submit(self, *given: Any, **more: Any) -> Watched:
+            return Watched()
+
+    def copy(step: None) -> Begun:
+        copies.set()
+        may_end.wait(30)
+        return Begun(1)
+
+    async def leave() -> None:
+        replica = ServiceReplica(cast(ImageService, Service()))
+        async with aclosing(replica.run(ask(watch=True))) as events:
+            await anext(events)
+            await asyncio.to_thread(copies.wait, 30)
+        await asyncio.sleep(0)
+        assert not was_read.is_set()
+        may_end.set()
+        assert await asyncio.to_thread(was_read.wait, 30)
+
+    monkeypatch.setattr("kdrt.serve.replica._stepped", copy)
+    run(leave)
 
 
 @pytest.mark.filterwarnings("ignore::kdrt.TruncationWarning")

@@ -54,6 +54,21 @@ def test_the_least_recently_used_goes() -> None:
     assert steps(residency) == ["-b", "+c"]
 
 
+def test_what_is_there_is_shared_past_those_who_wait_and_nothing_is_loaded_for_it() -> None:
+    residency = residency_of(1, a=1, b=1)
+    using = residency.ask("a")
+    steps(residency)
+    residency.ask("b")
+    assert not residency.ask("a").is_granted
+    assert residency.share("b") is None
+    shared = residency.share("a")
+    assert shared is not None
+    residency.leave(using)
+    assert steps(residency) == []
+    residency.leave(shared)
+    assert steps(residency) == ["-a", "+b"]
+
+
 def test_an_idle_one_goes_before_one_in_use() -> None:
     residency = residency_of(2, a=1, b=1, c=1)
     residency.ask("a")

@@ -11,11 +11,13 @@ from typing import Any, cast
 
 import httpx
 import pytest
+import torch
 
 import kdrt
-from kdrt.errors import InvalidRequestError
+from kdrt.errors import InvalidRequestError, PipelineClosedError
 from kdrt.serve.errors import DeadlineError, LoadFailedError, QueueFullError, ShuttingDownError
 from kdrt.serve.footprint import Footprint
+from kdrt.serve.replica import ServiceReplica
 from kdrt.serve.residents import Residents
 from kdrt.serve.service import ImageService
 from kdrt.serve.settings import ModelSettings, ServiceSettings
@@ -180,6 +182,31 @@ def test_one_that_cannot_be_loaded_fails_those_who_wait_and_is_tried_again(
     assert failed == 1
 
 
+def test_a_device_that_has_failed_for_good_does_not_end_the_loading(
+    service: ImageService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", refuse)
+    folder = service.model("three").bundle.path
+    away = folder.with_name("away")
+    folder.rename(away)
+    with pytest.raises(LoadFailedError):
+        asyncio.run(made(service, "three"))
+    away.rename(folder)
+    assert asyncio.run(made(service, "three"))
+
+
+def test_a_look_loads_nothing(service: ImageService) -> None:
+    latents = torch.zeros(1, 4, 16, 16)
+    replica = ServiceReplica(service)
+    assert asyncio.run(replica.preview("one", latents))
+    with pytest.raises(PipelineClosedError, match="'two' is not loaded"):
+        asyncio.run(replica.decode("two", latents))
+    assert loaded(service) == ["one"]
+
+
 def test_a_drain_refuses_those_who_wait_for_a_load(
     bundles: list[ModelSettings], needed: int
 ) -> None:
@@ -198,6 +225,9 @@ def test_a_drain_refuses_those_who_wait_for_a_load(
 
     asyncio.run(drain())
     service.close()
+    with pytest.raises(ShuttingDownError):
+        asyncio.run(service.residents.turn(service.model(), 1, 10))
+    assert waiting(service) == [0, 0, 0]
 
 
 def test_a_client_that_vanishes_does_not_wait_for_a_load(service: ImageService) -> None:

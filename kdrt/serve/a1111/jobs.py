@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from kdrt.batching.handle import ImageStep
-from kdrt.errors import PipelineClosedError
+from kdrt.errors import KdrtError
 from kdrt.serve.a1111.bodies import ImagesBody
 from kdrt.serve.errors import InterruptedRequestError
 from kdrt.serve.images import base64_of
@@ -94,13 +94,13 @@ class Job:
         }
 
     def picture(self) -> str | None:
-        """The newest look at the image, as base64 of a PNG; None where there is none. Takes some
-        milliseconds."""
+        """The newest look at the image, as base64 of a PNG; None where there is none, or it fails.
+        Takes some milliseconds."""
         if self._newest is None or not self._has_previews:
             return None
         try:
             return base64_of(self._newest.preview()[0], "png")
-        except PipelineClosedError:  # the image was made meanwhile, and its model unloaded
+        except KdrtError:  # such as that the image was made meanwhile, and its model unloaded
             return None
 
 

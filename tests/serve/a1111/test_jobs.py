@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from kdrt.serve.a1111.bodies import TextBody
 from kdrt.serve.a1111.jobs import Job, Jobs, nothing_runs
-from kdrt.serve.errors import InterruptedRequestError
+from kdrt.serve.errors import InterruptedRequestError, ReplicaLostError
 from kdrt.serve.submission import Submission
 
 
@@ -55,6 +55,19 @@ def test_progress_is_that_of_all_images() -> None:
     assert told["progress"] == 3 / 8
     assert told["eta_relative"] > 0
     assert (told["state"]["sampling_step"], told["state"]["sampling_steps"]) == (2, 4)
+    assert job.picture() is None
+
+
+def test_a_look_that_fails_is_no_picture() -> None:
+    class Lost(Watched):
+        async def __aiter__(self) -> AsyncIterator[Any]:
+            def preview() -> None:
+                raise ReplicaLostError("the worker has ended")
+
+            yield SimpleNamespace(index=0, preview=preview)
+
+    job = job_of(Lost(), has_previews=True)
+    asyncio.run(job.follow())
     assert job.picture() is None
 
 
