@@ -47,6 +47,7 @@ Its files:
     doctor           ``kdrt doctor``
     trust            ``kdrt trust``
     serve            ``kdrt serve``
+    serve_workers    ``kdrt serve --workers`` and ``--devices``
     serve_ray        ``kdrt serve --ray``
     deploy           ``kdrt deploy``
     samplers         ``kdrt samplers``

@@ -19,12 +19,11 @@ from kdrt.cli.serve_ray import (
     ray_settings,
     run_on_ray,
 )
+from kdrt.cli.serve_workers import DevicesOption, WorkersOption, service_of
 from kdrt.errors import InvalidRequestError, KdrtError
 
 if TYPE_CHECKING:
-    from kdrt.serve.log import LogFormat
-    from kdrt.serve.service import ImageService
-    from kdrt.serve.settings import ModelSettings, ServiceSettings
+    from kdrt.serve.settings import ModelSettings
 
 _ACCESS, _LIMITS = "Who may come in", "What they may ask for"
 _MEBIBYTE = 2**20
@@ -152,24 +151,8 @@ def serve(
             help="Rows of an evaluation that requests share; an image with guidance takes two.",
         ),
     ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            rich_help_panel=RUNNING,
-            show_default="none, but this process",
-            help="Processes that make images, which share the threads of the machine.",
-        ),
-    ] = None,
-    devices: Annotated[
-        str | None,
-        typer.Option(
-            metavar="GPU,…",
-            rich_help_panel=RUNNING,
-            show_default="the first",
-            help="GPUs to use, each by a process of its own, as in 0,1.",
-        ),
-    ] = None,
+    workers: WorkersOption = None,
+    devices: DevicesOption = None,
     memory: Annotated[
         float | None,
         typer.Option(
@@ -285,45 +268,9 @@ def serve(
         start_logging(form)
         run_on_ray(models, service_settings, server_settings, on_ray, ray_address, form)
         return
-    service = _service(models, service_settings, workers, devices, form)
+    service = service_of(models, service_settings, workers, devices, form)
     start_logging(form)
     server.serve(service, server_settings, lambda url: _announce(url, list(service.models)))
-
-
-def _service(
-    models: list[ModelSettings],
-    settings: ServiceSettings,
-    workers: int | None,
-    devices: str | None,
-    log: LogFormat,
-) -> ImageService:
-    """A service of this process, or one of several processes if they are asked for."""
-    if workers is not None and devices is not None:
-        raise InvalidRequestError(
-            "--workers and --devices exclude each other: each device gets one worker"
-        )
-    if workers is None and devices is None:
-        from kdrt.serve.service import ImageService
-
-        return ImageService(models, settings)
-    from kdrt.serve.remote import RemoteService
-    from kdrt.serve.workers.figures import PoolMetrics
-    from kdrt.serve.workers.pool import WorkerPool
-    from kdrt.serve.workers.specs import worker_specs
-
-    chosen = None if devices is None else _devices(devices)
-    pool = WorkerPool(worker_specs(models, settings, workers=workers, devices=chosen, log=log))
-    return RemoteService(models, settings, pool, PoolMetrics(pool))
-
-
-def _devices(text: str) -> list[str]:
-    """The names of GPUs."""
-    names = [name.strip() for name in text.split(",")]
-    if not all(names):
-        raise InvalidRequestError(
-            f"--devices takes GPUs with commas between them, as in 0,1, not {text!r}"
-        )
-    return names
 
 
 def _check_installed() -> None:

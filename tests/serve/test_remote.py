@@ -4,7 +4,7 @@ replica ends."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +31,10 @@ from kdrt.serve.replica import Replica, ServiceReplica
 from kdrt.serve.service import ImageService
 from kdrt.serve.settings import ModelSettings, ServiceSettings
 from tests.support.replicas import FakeReplica, FakeReplicas, replicas_of
-from tests.support.serving import client_of, events_of, image_of, value_of
+from tests.support.serving import client_of, events_of, image_of, run, value_of
 
 SETTINGS = ServiceSettings(limits=RequestLimits(images=4), max_waiting=4)
 SHORT = kdrt.Request(prompt="a red circle", seed=7, steps=2)
-
-
-def run(made: Callable[[], Awaitable[None]]) -> None:
-    async def main() -> None:
-        await made()
-
-    asyncio.run(main())
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -30,7 +30,7 @@ from kdrt.serve.replica import (
 )
 from kdrt.serve.service import ImageService
 from tests.support.replicas import FakeReplica
-from tests.support.serving import until, waiting_model
+from tests.support.serving import run, until, waiting_model
 
 
 def ask(watch: bool = False, **fields: Any) -> Ask:
@@ -42,13 +42,6 @@ def ask(watch: bool = False, **fields: Any) -> Ask:
 @pytest.fixture(params=["service", "fake"])
 def replica(request: pytest.FixtureRequest, service: ImageService) -> Replica:
     return ServiceReplica(service) if request.param == "service" else FakeReplica()
-
-
-def run(made: Callable[[], Awaitable[Any]]) -> Any:
-    async def main() -> Any:
-        return await made()
-
-    return asyncio.run(main())
 
 
 async def events_of(replica: Replica, asked: Ask) -> list[Event]:

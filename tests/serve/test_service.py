@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -24,17 +24,10 @@ from kdrt.serve.errors import (
 from kdrt.serve.service import ImageService
 from kdrt.serve.settings import ModelSettings, ServiceSettings
 from tests.support.lora_files import kohya, networks, random_lora
-from tests.support.serving import value_of, waiting_model
+from tests.support.serving import run, value_of, waiting_model
 from tests.support.tiny_bundles import TinyModel
 
 SHORT = kdrt.Request(prompt="a red circle", seed=7, steps=2)
-
-
-def run(made: Callable[[], Awaitable[Any]]) -> Any:
-    async def main() -> Any:
-        return await made()
-
-    return asyncio.run(main())
 
 
 async def make(service: ImageService, request: kdrt.Request = SHORT, **options: Any) -> Any:

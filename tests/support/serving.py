@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI
 from PIL import Image
@@ -19,6 +20,8 @@ from starlette.testclient import TestClient
 from kdrt.serve.server import Server
 from kdrt.serve.service import ImageService
 from kdrt.serve.settings import ServerSettings
+
+Made = TypeVar("Made")
 
 HOST = "http://127.0.0.1"
 
@@ -46,6 +49,15 @@ def running(service: ImageService, settings: ServerSettings | None = None) -> It
 def waiting_model(service: ImageService) -> AbstractContextManager[None]:
     """Within the block the first model makes nothing, so that its requests wait."""
     return service.model().pipe.calls.exclusive()
+
+
+def run(made: Callable[[], Awaitable[Made]]) -> Made:
+    """What a coroutine comes to, in an event loop of its own."""
+
+    async def main() -> Made:
+        return await made()
+
+    return asyncio.run(main())
 
 
 def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
