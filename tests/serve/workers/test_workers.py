@@ -9,9 +9,10 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 import kdrt
@@ -21,6 +22,7 @@ from kdrt.serve.remote import RemoteService
 from kdrt.serve.service import ImageService
 from kdrt.serve.settings import ModelSettings, ServiceSettings
 from kdrt.serve.workers.figures import PoolMetrics
+from kdrt.serve.workers.messages import Cancel, LookAt
 from kdrt.serve.workers.pool import WorkerPool
 from kdrt.serve.workers.specs import worker_specs
 from kdrt.serve.workers.worker import Worker
@@ -149,6 +151,26 @@ def test_what_workers_do_is_counted(workers: RemoteService) -> None:
         }
 
     until(lambda: len(ticks()) == 2 and all(ticks().values()))
+
+
+def test_a_look_that_nobody_waits_for_is_cancelled(
+    workers: RemoteService, pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = cast(Any, pool.workers[0])
+    sent: list[object] = []
+    monkeypatch.setattr(worker._channel, "send", sent.append)
+
+    async def leave() -> None:
+        looking = asyncio.ensure_future(worker.look("decode", "demo", torch.zeros(1, 4, 8, 8)))
+        await asyncio.sleep(0)
+        looking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await looking
+
+    asyncio.run(leave())
+    look, cancel = sent
+    assert isinstance(look, LookAt)
+    assert cancel == Cancel(look.number)
 
 
 def test_a_worker_whose_front_is_gone_ends_by_itself(
