@@ -103,9 +103,10 @@ class Connection:
 
     async def reading_late(self) -> int:
         """Take nothing for as long as one may, and then all that is there: of a connection that
-        the server has ended, that has an end. It takes a while until there is more of an answer
-        than fits on the way, and only then does it stand still."""
-        await asyncio.sleep(2 * self._patience)
+        the server has ended, that has an end. The request waits its turn, then it takes a while
+        until there is more of an answer than fits on the way, and only then does it stand still:
+        under load each may take as long as the server is patient."""
+        await asyncio.sleep(3 * self._patience)
         try:
             async with asyncio.timeout(_SECONDS_TO_READ):
                 while await self._reader.read(_CHUNK):
