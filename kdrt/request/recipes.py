@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from kdrt.common.validation import check_mapping, unknown_word
 from kdrt.errors import InvalidRequestError
+from kdrt.sampling import is_foreign, split_label
 
 if TYPE_CHECKING:
     from kdrt.bundle import Manifest
@@ -209,13 +211,27 @@ def with_recipe(request: Request, settles: Mapping[str, tuple[str, ...]]) -> Req
         "sampler_options": recipe.sampler_options,
         "timesteps": recipe.timesteps,
     }
-    for field in given.keys() - {"recipe"}:
+    replacing = given.keys() - {"recipe"}
+    if same_sampler(given.get("sampler"), recipe.sampler):
+        replacing -= {"sampler"}
+    for field in replacing:
         for settled in settles[field]:
             defaults.pop(settled, None)
     if defaults.get("sampler_options") and "sampler_options" in given:
         own = check_mapping("sampler_options", given["sampler_options"])
         given["sampler_options"] = {**defaults["sampler_options"], **own}
     return cast("Request", {**request, **defaults, **given, "recipe": name})
+
+
+def same_sampler(first: object, second: object) -> bool:
+    """Whether two names, also labels, are of one sampler with the same options implied."""
+    if not isinstance(first, str) or not isinstance(second, str):
+        return False
+    if is_foreign(first) or is_foreign(second):
+        return first == second
+    with suppress(InvalidRequestError):
+        return split_label(first)[:2] == split_label(second)[:2]
+    return False
 
 
 def recipe_guidance(request: Request, *, distilled: bool) -> float | None:

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, Unpack, cast, get_args, get_origin
 
 from kdrt.common.user_warning import warn_user
+from kdrt.common.validation import check_mapping
 from kdrt.errors import InvalidRequestError
 from kdrt.images.metadata import MetadataWarning, check_metadata
 from kdrt.request.complete import check_names
 from kdrt.request.field import Field
-from kdrt.request.fields import FIELDS, Request
+from kdrt.request.fields import FIELDS, Prompts, Request
+from kdrt.request.recipes import same_sampler
 from kdrt.request.record import (
     CUSTOM,
     EMPHASIS,
@@ -54,19 +56,33 @@ class RecordedRequest:
     def changed(self, changes: Request) -> RecordedRequest:
         """The same with some fields given anew, and without those that these make void.
 
+        Options are added to those that stay, as of the same sampler.
+
         Raises:
             UnknownFieldError: there is no such field.
+            InvalidRequestError: options are no mapping.
         """
         check_names(changes)
         fields: dict[str, Any] = dict(self.fields)
-        for name in changes:
+        for name, value in changes.items():
+            if name == "sampler" and same_sampler(value, self.fields.get(name)):
+                continue
+            # Without a prompt its second part is void too; any other None takes no other's place.
+            if value is None and name not in Prompts.__annotations__:
+                continue
             for settled in FIELDS[name].settles:
                 fields.pop(settled, None)
         if "sampler" in changes and _names_schedule(changes["sampler"]):
             fields.pop("schedule", None)
         given = {FIELDS[name].record for name in changes}
         left_out = {key: text for key, text in self.left_out.items() if key not in given}
-        return RecordedRequest(cast(Request, {**fields, **changes}), left_out, self.model)
+        for name, value in changes.items():
+            if FIELDS[name].is_mapping and value is not None:
+                own = check_mapping(name, value)
+                fields[name] = {**check_mapping(name, fields.get(name)), **own}
+            else:
+                fields[name] = value
+        return RecordedRequest(cast(Request, fields), left_out, self.model)
 
     def usable(self) -> RecordedRequest:
         """The same without fields that mean nothing alone, such as the strength of an image that

@@ -72,6 +72,12 @@ def test_a_line_counts_before_what_all_have_in_common(tmp_path: Path) -> None:
     assert second.prompts == ("b", "b")
 
 
+def test_no_recipe_leaves_the_options_of_the_command(tmp_path: Path) -> None:
+    common = kdrt.Request(steps=6, sampler="heun", guidance_scale=3)
+    (line,) = read_requests(written(tmp_path, {"prompt": "a", "recipe": None}), common)
+    assert line.request == {**common, "prompt": "a", "recipe": None}
+
+
 def test_common_fields_of_an_image_hold_for_the_lines_that_have_one(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     file = written(tmp_path, {"prompt": "a", "image": "a.png"}, {"prompt": "b"})

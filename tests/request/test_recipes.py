@@ -129,6 +129,7 @@ UNET = {"steps": 1, "sampler": "lcm", "schedule": "trailing", "timesteps": (800,
             {"sampler": "euler"},
             {"steps": 1, "sampler": "euler", "schedule": "consistency"},
         ),
+        ("hyper-unified-1", {"sampler": "TCD"}, HYPER | {"sampler": "TCD"}),
         (
             "hyper-unified-1",
             {"sampler": "Euler a Karras"},

@@ -269,6 +269,29 @@ def test_a_new_sampler_does_not_get_the_options_of_the_old() -> None:
     assert found.changed({"steps": 3}).fields["sampler_options"] == {"eta": 0.5}
 
 
+def test_new_options_join_those_of_the_same_sampler() -> None:
+    found = recorded(Sampler="TCD", Eta="1", **OURS)
+    assert found.changed({"sampler_options": {"s_noise": 0.9}}).fields["sampler_options"] == {
+        "eta": 1,
+        "s_noise": 0.9,
+    }
+    assert found.changed({"sampler": "tcd"}).fields["sampler_options"] == {"eta": 1}
+    assert found.changed({"sampler_options": None}).fields["sampler_options"] is None
+    other = found.changed({"sampler": "heun", "sampler_options": {"s_churn": 0.5}}).fields
+    assert other["sampler_options"] == {"s_churn": 0.5}
+    # One sampler, but a label that says how it solves.
+    sde = recorded(Sampler="DPM++ 2M SDE", Eta="0.5", **OURS)
+    assert "sampler_options" not in sde.changed({"sampler": "DPM++ 2M SDE Heun"}).fields
+
+
+def test_none_takes_the_place_of_nothing_else() -> None:
+    found = recorded(Sampler="Heun", Sigmas="3 1 0", **{"Prompt 2": "b"}, **OURS)
+    kept = found.changed({"recipe": None, "timesteps": None}).fields
+    assert (kept["steps"], kept["sampler"], kept["sigmas"]) == (9, "Heun", [3, 1, 0])
+    # A second prompt belongs to the first, in whose place come embeddings.
+    assert "prompt_2" not in found.changed({"prompt": None}).fields
+
+
 def test_new_steps_replace_a_grid_of_ones_own() -> None:
     found = recorded(Sigmas="3 1 0", **{"Schedule type": "Custom"}, **OURS)
     assert found.fields["sigmas"] == [3, 1, 0]
