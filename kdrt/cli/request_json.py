@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import NoneType
-from typing import Any, Union, cast, get_args, get_origin
+from typing import Any, Literal, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -17,7 +17,7 @@ from kdrt.common.paths import user_path
 from kdrt.common.validation import check_texts, excerpt
 from kdrt.errors import InvalidRequestError
 from kdrt.images.files import open_image
-from kdrt.request.complete import check_names, complete
+from kdrt.request.complete import check_names, complete, known_word
 from kdrt.request.field import Field
 from kdrt.request.fields import FIELDS, Request
 from kdrt.request.schema import request_model
@@ -78,6 +78,9 @@ def json_request(fields: Mapping[str, Any], folder: Path) -> Request:
     for name in _TEXTS:
         if plain.get(name) is not None:
             check_texts(name, plain[name])
+    for name, value in plain.items():
+        if get_origin(FIELDS[name].scalar) is Literal:
+            plain[name] = known_word(FIELDS[name], value)
     _check_types(plain)
     complete(cast(Request, plain))
     return cast(Request, {**plain, **files})

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from inspect import Parameter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_origin
 
 import typer
 
@@ -114,7 +114,9 @@ def _typer_type(field: Field) -> Any:
         return Path
     if field.is_mapping or field.name in _LISTS:
         return list[str]
-    return str if field.form is not None else field.scalar
+    # Words are checked with the request: in any case, and by a sentence of our own.
+    is_text = field.form is not None or get_origin(field.scalar) is Literal
+    return str if is_text else field.scalar
 
 
 def _default_text(field: Field) -> str | bool:

@@ -13,18 +13,18 @@ from typing import Any, Literal, cast, get_args, get_origin
 from kdrt.common.validation import (
     MAX_INT,
     check_bool,
-    check_choice,
     check_int,
     check_mapping,
     check_number,
     did_you_mean,
     excerpt,
     plain_number,
+    unknown_word,
 )
 from kdrt.errors import InvalidRequestError, UnknownFieldError
 from kdrt.request.field import Field
 from kdrt.request.fields import FIELDS, Request
-from kdrt.request.recipes import with_recipe
+from kdrt.request.recipes import folded, with_recipe
 from kdrt.sampling import find_schedule, is_foreign, split_label
 
 
@@ -71,8 +71,23 @@ def _checked(field: Field, value: Any) -> Any:
         if field.scalar is bool:
             return check_bool(field.name, value)
         if get_origin(field.scalar) is Literal:
-            check_choice(field.name, value, get_args(field.scalar))
+            return known_word(field, value)
     return plain_number(value) if isinstance(value, Real) else value
+
+
+def known_word(field: Field, value: object) -> str:
+    """One of the words of a ``field`` whose type is a Literal. As in the names of samplers and
+    recipes, case and punctuation do not matter.
+
+    Raises:
+        InvalidRequestError: it is none of them.
+    """
+    words: tuple[str, ...] = get_args(field.scalar)
+    if isinstance(value, str):
+        for word in words:
+            if folded(word) == folded(value):
+                return word
+    raise InvalidRequestError(unknown_word(field.name, value, words))
 
 
 def _with_schedule_of_label(request: Request) -> Request:

@@ -182,7 +182,7 @@ def find_recipe(name: object) -> tuple[str, Recipe]:
     """
     if isinstance(name, str):
         for known, recipe in RECIPES.items():
-            if _key(known) == _key(name):
+            if folded(known) == folded(name):
                 return known, recipe
     raise InvalidRequestError(unknown_word("recipe", name, RECIPES))
 
@@ -282,5 +282,6 @@ def check_recipe(request: Request, manifest: Manifest) -> None:
         )
 
 
-def _key(name: str) -> str:
+def folded(name: str) -> str:
+    """A name without what does not matter in it: case and punctuation."""
     return re.sub(r"[^a-z0-9]", "", name.lower())

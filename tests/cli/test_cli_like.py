@@ -97,6 +97,8 @@ def test_an_image_of_another_model_or_with_more_is_told(
         (("a", "--size", "64"), "--size takes width and height, as in 1024x768, not '64'"),
         (("a", "--size", "64x64", "--width", "72"), "--size says the width too, and --width"),
         (("a", "--like", "nothing.png"), "nothing.png"),
+        (("a", "--weighting", "A1112"), "unknown --prompt-weighting 'A1112'; known: none, a1111"),
+        (("a", "--guidance-method", "agp"), "unknown --guidance-method 'agp'; known: cfg, apg"),
     ],
 )
 def test_what_does_not_go_together(

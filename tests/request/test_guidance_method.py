@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 import kdrt
+from kdrt.cli.request_json import json_request
 from kdrt.errors import InvalidRequestError
+from kdrt.request.complete import complete
 from tests.support.tiny_model import TinyModel, tiny_model
 
 SHARED: dict[str, Any] = {"seed": 3, "steps": 4, "guidance_scale": 6.0}
@@ -74,6 +76,12 @@ def test_an_image_tells_its_method(sdxl: TinyModel, tmp_path: Path) -> None:
 def test_what_does_not_go_together(sdxl: TinyModel, fields: Any, message: str) -> None:
     with pytest.raises(InvalidRequestError, match=message):
         sdxl.pipeline("a", steps=1, **fields)
+
+
+@pytest.mark.parametrize("name", ["cfg-zero-star", "CFG Zero Star"])
+def test_names_of_methods_are_read_as_those_of_samplers_are(name: Any) -> None:
+    assert complete({"guidance_method": name})["guidance_method"] == "cfg_zero_star"
+    assert json_request({"guidance_method": name}, Path())["guidance_method"] == "cfg_zero_star"
 
 
 def test_a_distilled_model_has_nothing_to_combine(tmp_path: Path) -> None:
