@@ -10,6 +10,7 @@ from kdrt.bundle import Manifest, SchedulerFacts
 from kdrt.common.validation import MAX_STEPS, check_int, check_mapping
 from kdrt.errors import InvalidRequestError
 from kdrt.request.fields import Request
+from kdrt.request.recipes import find_recipe
 from kdrt.sampling import NoiseSchedule, find_schedule, partial_grid, sigmas_for
 from kdrt.sampling.schedules import ContinuousSchedule, check_options
 
@@ -103,6 +104,13 @@ def _whole_grid(request: Request, manifest: Manifest, noise_schedule: NoiseSched
             "sigmas and timesteps are two forms of one grid; give one of them"
         )
     if is_custom(request) and request["schedule_options"]:
+        name = request["recipe"]
+        own = None if name is None else find_recipe(name)[1].timesteps
+        if own is not None and request["timesteps"] == list(own):
+            raise InvalidRequestError(
+                "schedule_options belong to a schedule, which the timesteps of the recipe "
+                f"{name!r} replace; say which schedule too, or leave schedule_options out"
+            )
         raise InvalidRequestError(
             "schedule_options belong to a schedule, which sigmas and timesteps replace"
         )

@@ -140,7 +140,7 @@ def resolve(
         init_image=init_image,
         guidance_scale=guidance_scale,
         guidance_rescale=request["guidance_rescale"],
-        guidance_method=guidance_method_of(request, manifest, unet),
+        guidance_method=guidance_method_of(request, manifest, unet, plan, guidance_scale),
         shortcuts=shortcuts,
         freeu=freeu,
         ip_adapter_image=request["ip_adapter_image"],

@@ -69,7 +69,11 @@ def test_an_image_tells_its_method(sdxl: TinyModel, tmp_path: Path) -> None:
         ({"guidance_method": "apg", "apg_eta": -1}, "apg_eta must be a finite number of at least"),
         (
             {"guidance_method": "apg", "guidance_rescale": 0.5},
-            "guidance_rescale belongs to guidance_method='cfg', and it is 'apg'",
+            "guidance_rescale belongs to guidance_method='cfg', and it is 'apg'; set that, or ",
+        ),
+        (
+            {"guidance_method": "apg", "guidance_scale": 1},
+            "guidance_method='apg' would be of no effect: at guidance_scale=1 there is no guidance",
         ),
     ],
 )

@@ -214,6 +214,16 @@ def test_models_that_a_recipe_is_not_for(
         resolved(sdxl, manifest, recipe=recipe)
 
 
+def test_options_of_a_schedule_that_a_recipe_replaces(sdxl: TinyModel) -> None:
+    fields: dict[str, Any] = {"recipe": "hyper-unet-1", "schedule_options": {"rho": 5}}
+    message = r"the timesteps of the recipe 'hyper-unet-1' replace; say which schedule too"
+    with pytest.raises(InvalidRequestError, match=message):
+        resolved(sdxl, **fields)
+    assert resolved(sdxl, **fields, schedule="karras").plan.steps == 1
+    with pytest.raises(InvalidRequestError, match="which sigmas and timesteps replace"):
+        resolved(sdxl, **fields, timesteps=[700])
+
+
 def test_an_image_tells_what_its_recipe_came_to(sdxl: TinyModel, tmp_path: Path) -> None:
     made = sdxl.pipeline("a", seed=3, recipe="hyper-unified-2")
     made.save(path := tmp_path / "a.png")
