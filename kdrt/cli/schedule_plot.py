@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from PIL import Image
+
 from kdrt.common.atomic_io import new_file
 from kdrt.common.paths import user_path
 from kdrt.common.validation import MAX_STEPS, check_int
@@ -12,6 +14,7 @@ from kdrt.sampling import SCHEDULES, NoiseSchedule, sigmas_for
 
 SUFFIXES = (".png", ".svg", ".pdf")
 _COLUMNS = 6
+_COLOURS = 32
 _MOST = {"sd_turbo": 10, "consistency": 50}
 """Steps of the schedules that do not have any number of them."""
 
@@ -56,4 +59,13 @@ def plot_schedules(path: Path, steps: int) -> Path:
     figure.supylabel("noise level (sigma)", fontsize=9)
     with new_file(path) as partial:
         figure.savefig(partial, format=path.suffix[1:].lower(), dpi=150)
+        if path.suffix.lower() == ".png":
+            _make_small(partial)
     return path
+
+
+def _make_small(path: Path) -> None:
+    """Write a PNG again with a palette: lines in grey and blue need few colours."""
+    with Image.open(path) as drawn:
+        small = drawn.convert("RGB").quantize(_COLOURS, Image.Quantize.MAXCOVERAGE)
+    small.save(path, format="PNG", optimize=True)
