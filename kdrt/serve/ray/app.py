@@ -137,6 +137,12 @@ class Front:
         """What Ray calls."""
         return create_app(self._service, self._settings)
 
+    async def drain(self) -> None:
+        """Answer new requests with 503, and return when what runs is finished, or cancelled after
+        the grace time. To be called before Ray deletes the application, which takes the route away
+        at once: clients that are to ask again would be told that there is no such path."""
+        await self._service.drain(self._settings.grace)
+
     def check_health(self) -> None:
         """What Ray calls: a front that will never be ready is to be started anew."""
         if self._failure is not None:

@@ -23,6 +23,9 @@ _RAISED = re.compile(r"^[\w.]+(?:Error|Exception): (.+)$", re.MULTILINE)
 
 _SECONDS_TO_CONNECT = 5
 
+_SECONDS_TO_CANCEL = 10
+"""What the front gets beyond the grace time, to cancel what is left."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -58,6 +61,7 @@ def serve_on_ray(
                 is_to_end.wait()
                 grace = application.server.grace
                 _logger.info("ending: what runs has %g s to be finished", grace)
+                _drain(grace)
                 with _told_in_a_sentence("Ray does not end the application"):
                     ray.serve.delete(NAME)
         finally:
@@ -97,6 +101,17 @@ def _start_serve(host: str, port: int) -> None:
             f"this cluster serves an application {NAME!r} already, which would be replaced: end it "
             f"with ray.serve.delete({NAME!r}), or choose another cluster"
         )
+
+
+def _drain(grace: float) -> None:
+    """Have the front refuse what is new and finish what runs. One that cannot, as Ray is just
+    starting it again, has nothing to finish: the application ends all the same."""
+    import ray.serve
+
+    try:
+        ray.serve.get_app_handle(NAME).drain.remote().result(timeout_s=grace + _SECONDS_TO_CANCEL)
+    except _ray_errors() as error:
+        _logger.warning("what runs may be lost: %s", _in_one_line(error))
 
 
 @contextmanager

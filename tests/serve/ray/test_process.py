@@ -64,6 +64,10 @@ def test_it_serves_and_finishes_what_runs(demo_bundle: Path, tmp_path: Path) -> 
         running = pool.submit(client.post, "/v1/generate", json=fields)
         until(lambda: b'kdrt_images_running{model="demo"} 1.0' in client.get("/metrics").content)
         process.send_signal(signal.SIGTERM)
+        until(lambda: client.get("/readyz").status_code == 503)
+        refused = client.post("/v1/generate", json=fields)
+        assert (refused.status_code, "Retry-After" in refused.headers) == (503, True)
+        assert not running.done()
         assert running.result().status_code == 200
         assert process.wait(60) == 0
 
