@@ -9,6 +9,7 @@ Its files:
     settings       how many replicas there are, and what each has
     image_replica  what a replica runs
     replicas       the replicas as the front sees them
+    figures        metrics of the front
     app            the application: ``build`` is its import path
     cluster        ``kdrt serve --ray``: a cluster, and the application on it until a signal comes
 """

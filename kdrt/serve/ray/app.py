@@ -23,6 +23,7 @@ from kdrt.bundle import open_bundle
 from kdrt.errors import KdrtError
 from kdrt.serve.app import create_app
 from kdrt.serve.log import start_logging
+from kdrt.serve.ray.figures import FrontMetrics
 from kdrt.serve.ray.image_replica import ImageReplica
 from kdrt.serve.ray.replicas import RayReplicas
 from kdrt.serve.ray.settings import Application, application_of
@@ -127,7 +128,9 @@ class Front:
         start_logging(application.log)
         most = application.ray.models_per_replica or len(application.models)
         replicas = RayReplicas(images, by_model=most < len(application.models))
-        self._service = RemoteService(application.models, application.service, replicas)
+        self._service = RemoteService(
+            application.models, application.service, replicas, FrontMetrics()
+        )
         self._settings = application.server
         self._failure: Exception | None = None
         # It answers while they are loaded: that it is not ready yet.

@@ -11,7 +11,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from kdrt.serve.metrics import Metrics
 from kdrt.serve.workers.pool import WorkerPool
 
-_OF_THE_FRONT = frozenset(
+OF_THE_FRONT = frozenset(
     {
         "kdrt_images_waiting",
         "kdrt_images_running",
@@ -23,7 +23,8 @@ _OF_THE_FRONT = frozenset(
 )
 """What only the front can count: it has the queue, and a request may have had several workers."""
 
-_OF_EACH_PROCESS = "process_"
+OF_EACH_PROCESS = "process_"
+"""How the names of families begin that every process has."""
 
 
 class PoolMetrics(Metrics):
@@ -41,7 +42,7 @@ class PoolMetrics(Metrics):
         """See `Metrics`."""
         told = {worker.name: worker.figures for worker in self._pool.workers}
         families = merged(self.registry.collect(), told)
-        return generate_latest(_Collected([*families, *_of_the_pool(self._pool)]))
+        return generate_latest(Collected([*families, *_of_the_pool(self._pool)]))
 
 
 def merged(front: Iterable[Metric], workers: Mapping[str, Iterable[Metric]]) -> list[Metric]:
@@ -53,12 +54,12 @@ def merged(front: Iterable[Metric], workers: Mapping[str, Iterable[Metric]]) -> 
     """
     families: dict[str, Metric] = {}
     for family in front:
-        if family.name in _OF_THE_FRONT or family.name.startswith(_OF_EACH_PROCESS):
+        if family.name in OF_THE_FRONT or family.name.startswith(OF_EACH_PROCESS):
             families[family.name] = _like(family)
             families[family.name].samples += family.samples
     for name, told in workers.items():
         for family in told:
-            if family.name in _OF_THE_FRONT:
+            if family.name in OF_THE_FRONT:
                 continue
             samples = families.setdefault(family.name, _like(family)).samples
             samples += [
@@ -89,7 +90,7 @@ def _of_the_pool(pool: WorkerPool) -> Iterator[Metric]:
 
 
 @dataclass
-class _Collected:
+class Collected:
     """Families that were collected, for `generate_latest`."""
 
     families: list[Metric]
