@@ -10,13 +10,14 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from kdrt.adapters.lora_file import LoraFile, check_effect
+from kdrt.adapters.lora_layer import Layer
 from kdrt.adapters.lora_merge import LayerScale, Scale, merged, place
-from kdrt.adapters.lora_names import NETWORKS, slots
+from kdrt.adapters.lora_names import NETWORKS, Slot, slots
 from kdrt.backends.commands import bundle_argument
 from kdrt.bundle import Bundle
 from kdrt.bundle.components import SHALLOW_UNET
@@ -236,7 +237,31 @@ class LoraStack:
             )
         )
 
+    def resolved(self, file: LoraFile) -> LoraFile:
+        """The file with its layers at the text encoder that they fit, where it does not say at
+        which.
+
+        Raises:
+            InvalidRequestError: they fit both.
+        """
+        if not file.encoder_unsaid:
+            return file
+        encoders = [name for name in NETWORKS if name != "unet" and name in self._components]
+        layers = file.layers["text_encoder"]
+        fitting = [name for name in encoders if self._network(name).takes(layers)]
+        if len(fitting) > 1:
+            raise InvalidRequestError(
+                f"{file.path.name} is for a text encoder and does not say for which of "
+                f"'{self._bundle.manifest.name}': keep it as adapter_model.safetensors beside "
+                "peft's adapter_config.json, or let its keys begin with 'text_encoder.' or "
+                "'text_encoder_2.'"
+            )
+        of = next(iter(fitting or encoders), "text_encoder")
+        others = {name: found for name, found in file.layers.items() if name != "text_encoder"}
+        return replace(file, layers={**others, of: layers}, encoder_unsaid=False)
+
     def _matched(self, file: LoraFile, name: str, scale: Scale, *, strict: bool) -> Lora:
+        file = self.resolved(file)
         unmatched = self.unmatched(file)
         if len(unmatched) == len(file):
             model = self._bundle.manifest
@@ -387,6 +412,14 @@ class _Network:
         whole = weights(_COPIES[component]) if component in _COPIES else self._weights
         places = slots({name: weight.shape for name, weight in whole.items()})
         self.slots = {path: slot for path, slot in places.items() if slot.weight in self._weights}
+
+    def fits(self, slot: Slot, layer: Layer) -> bool:
+        return layer.fits((slot.last - slot.first, *self._weights[slot.weight].shape[1:]))
+
+    def takes(self, layers: Mapping[str, Layer]) -> bool:
+        """Whether all of a LoRA's layers exist here, in their sizes."""
+        placed = place(layers, self.slots)
+        return not placed.unmatched and all(self.fits(*each) for each in placed.layers)
 
     def read(self, name: str) -> Tensor:
         return self._weights[name].read()

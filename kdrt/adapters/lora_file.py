@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdrt.adapters.lora_keys import BUNDLED, Key, Part, is_ldm, key_of
+from kdrt.adapters.lora_keys import BUNDLED, EITHER_ENCODER, Key, Part, is_ldm, key_of
 from kdrt.adapters.lora_kinds import layers_of
 from kdrt.adapters.lora_layer import Layer
 from kdrt.adapters.lora_metadata import metadata_beside, peft_configs
@@ -82,6 +82,8 @@ class LoraFile:
             the module's path with underscores for dots; a bias has ``.bias`` at the end.
         embeddings: textual inversions that belong to it, by their words.
         metadata: what its trainer wrote beside the tensors.
+        encoder_unsaid: whether its layers of ``text_encoder`` may be of the second one as well,
+            since neither their names nor metadata say of which they are.
     """
 
     path: Path
@@ -89,6 +91,7 @@ class LoraFile:
     layers: Mapping[str, Mapping[str, Layer]]
     embeddings: Mapping[str, Embedding] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    encoder_unsaid: bool = False
 
     def changes_nothing(self) -> bool:
         """Whether all of its layers are zero, as before the first step of a training."""
@@ -126,9 +129,9 @@ def read_lora(path: str | os.PathLike[str], *, allow_pickle: bool = False) -> Lo
     file = existing(path, "LoRA file")
     tensors, metadata = _load(file, allow_pickle)
     metadata = metadata_beside(file) | dict(metadata or {})
-    layers = parse_lora(tensors, metadata, file.name)
+    layers, unsaid = _parsed(tensors, metadata, file.name)
     embeddings = bundled_embeddings(tensors, file.name)
-    return LoraFile(file, sha256(file), layers, embeddings, metadata)
+    return LoraFile(file, sha256(file), layers, embeddings, metadata, unsaid)
 
 
 def lora_from_tensors(tensors: Mapping[str, Tensor], name: str = "LoRA") -> LoraFile:
@@ -137,19 +140,20 @@ def lora_from_tensors(tensors: Mapping[str, Tensor], name: str = "LoRA") -> Lora
     Raises:
         InvalidRequestError: see :func:`read_lora`.
     """
-    layers = parse_lora(tensors, None, name)
+    layers, unsaid = _parsed(tensors, None, name)
     digest = hashlib.sha256()
     for key in sorted(tensors):
         raw = tensors[key].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(key.encode() + raw.numpy().tobytes())
     embeddings = bundled_embeddings(tensors, name)
-    return LoraFile(Path(name), digest.hexdigest(), layers, embeddings)
+    return LoraFile(Path(name), digest.hexdigest(), layers, embeddings, encoder_unsaid=unsaid)
 
 
 def parse_lora(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, name: str = "the file"
 ) -> dict[str, dict[str, Layer]]:
-    """The layers of a LoRA from its tensors; see :class:`LoraFile`.
+    """The layers of a LoRA from its tensors; see :class:`LoraFile`. Those of a text encoder of
+    which nothing says which it is are at the first.
 
     Every tensor is used or named in an error, but for two kinds: textual inversions, see
     :func:`bundled_embeddings`, and alphas of layers that were pruned from the file.
@@ -162,6 +166,13 @@ def parse_lora(
     Raises:
         InvalidRequestError: see :func:`read_lora`.
     """
+    return _parsed(tensors, metadata, name)[0]
+
+
+def _parsed(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None, name: str
+) -> tuple[dict[str, dict[str, Layer]], bool]:
+    """The layers, and whether it is unsaid which text encoder they are of."""
     _check_names(tensors, name)
     found: dict[tuple[str, str], dict[Part, str]] = defaultdict(dict)
     strange = []
@@ -180,8 +191,10 @@ def parse_lora(
     ]
     _refuse_other_methods(strange, name)
     configs = peft_configs(metadata, name)
+    said = configs["text_encoder"].encoder if "text_encoder" in configs else None
     layers: dict[str, dict[str, Layer]] = defaultdict(dict)
-    for (network, module), keys in found.items():
+    for (named, module), keys in found.items():
+        network = (said or "text_encoder") if named == EITHER_ENCODER else named
         if keys.keys() != {"alpha"}:
             parts = LayerParts(tensors, keys, name, module)
             for path, layer in layers_of(parts, configs.get(network)).items():
@@ -200,7 +213,9 @@ def parse_lora(
             f"{name} holds no LoRA kdrt knows; it reads kohya's, diffusers', peft's and ComfyUI's "
             "formats"
         )
-    return dict(layers)
+    networks = {network for network, _ in found}
+    unsaid = said is None and EITHER_ENCODER in networks and "text_encoder" not in networks
+    return dict(layers), unsaid
 
 
 def bundled_embeddings(tensors: Mapping[str, Tensor], name: str) -> dict[str, Embedding]:

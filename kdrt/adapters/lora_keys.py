@@ -72,13 +72,20 @@ _PREFIXES = {
     },
     "diffusion_model.": "unet",
     "model.diffusion_model.": "unet",
-    "base_model.model.text_model.": "text_encoder",
-    "text_model.": "text_encoder",
     "base_model.model.": "unet",
     "": "unet",
 }
 """Which network a key is about, by the first that fits; the last is for the files of
 ``unet.save_attn_procs``."""
+
+EITHER_ENCODER = "text_encoder or text_encoder_2"
+"""The network of keys that are of a text encoder and do not say of which."""
+_NAMELESS = ("lycoris_", "base_model.model.", "")
+"""Prefixes of files of one network, whatever it is."""
+_OF_ENCODERS = re.compile(
+    r"(?:text_model|encoder[._]layers|embeddings|final_layer_norm)[._]|text_projection$"
+)
+"""How modules of text encoders begin, in transformers before version 5 and since."""
 
 _PAIR = re.compile(
     r"(?P<module>.+?)"
@@ -103,8 +110,9 @@ _OTHERS = re.compile(
 
 @dataclass(frozen=True)
 class Key:
-    """What one tensor of a LoRA is: a part of what is added to ``module`` of ``network``; with
-    :data:`kdrt.adapters.lora_names.BIAS` at its end, to the bias of it."""
+    """What one tensor of a LoRA is: a part of what is added to ``module`` of ``network``, which may
+    be :data:`EITHER_ENCODER`; with :data:`kdrt.adapters.lora_names.BIAS` at its end, to the bias of
+    it."""
 
     network: str
     module: str
@@ -136,4 +144,7 @@ def _place(module: str) -> tuple[str, str]:
     """The network and the underscored path of a module."""
     prefix = next(prefix for prefix in _PREFIXES if module.startswith(prefix))
     path = module.removeprefix(prefix).removeprefix("base_model.model.")
-    return _PREFIXES[prefix], path.replace(".processor", "").replace(".", "_")
+    network = _PREFIXES[prefix]
+    if prefix in _NAMELESS and _OF_ENCODERS.match(path):
+        network = EITHER_ENCODER
+    return network, path.replace(".processor", "").replace(".", "_")

@@ -22,6 +22,8 @@ _METADATA = "lora_adapter_metadata"
 _ALPHAS = ("lora_alpha", "alpha")
 _LARGEST = 1 << 20
 """Bytes of an ``adapter_config.json``."""
+_ENCODERS = {"CLIPTextModel": "text_encoder", "CLIPTextModelWithProjection": "text_encoder_2"}
+"""By the classes that peft adapted."""
 _MOST_RANK = 1_000_000
 """Where both matrices of a LoKr are whole, the rank is any number beyond their size."""
 _MOST_TERMS = 64
@@ -40,6 +42,7 @@ class PeftConfig:
         root: whether to divide by the root of the rank (Kalajdzievski 2023, arXiv:2312.03732).
         rank: the usual rank, where it is said.
         oft_terms: of peft's series for a rotation; None is Cayley's formula itself.
+        encoder: which text encoder the adapted network is, where it is said.
     """
 
     usual: float | None
@@ -48,6 +51,7 @@ class PeftConfig:
     root: bool
     rank: int | None = None
     oft_terms: int | None = 5
+    encoder: str | None = None
 
     def scale(self, module: str, rank: int) -> float:
         """alpha / rank of a module. Of several patterns the first counts, as in peft."""
@@ -131,7 +135,18 @@ def _config(given: Mapping[str, Any], name: str) -> PeftConfig:
         # OFT has a rank of 0 where it has the size of its blocks.
         check_int(what("r"), given.get("r") or 0, 0, _MOST_RANK) or None,
         check_int(what("num_cayley_neumann_terms"), terms, 1, _MOST_TERMS) if series else None,
+        _encoder(given),
     )
+
+
+def _encoder(given: Mapping[str, Any]) -> str | None:
+    """By the class of the network, or by the folder it was loaded from."""
+    mapping, folder = given.get("auto_mapping"), given.get("base_model_name_or_path")
+    said = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
+    if isinstance(said, str) and said in _ENCODERS:
+        return _ENCODERS[said]
+    last = re.split(r"[/\\]", folder.rstrip("/\\"))[-1] if isinstance(folder, str) else ""
+    return last if last in _ENCODERS.values() else None
 
 
 _Alphas = dict[str, tuple[int, float]]

@@ -147,6 +147,55 @@ def test_whose_text_encoder_is_meant(key: str) -> None:
     }
 
 
+ENCODERS_OWN = (
+    "base_model.model.encoder.layers.0.mlp.fc1",
+    "base_model.model.text_model.encoder.layers.0.mlp.fc1",
+    "lycoris_text_model_encoder_layers_0_mlp_fc1",
+    "lycoris_encoder_layers_0_mlp_fc1",
+)
+
+
+def of_encoder(prefix: str, into: int = 24, out: int = 40) -> dict[str, Tensor]:
+    return {
+        f"{prefix}.lora_A.weight": torch.ones(2, into),
+        f"{prefix}.lora_B.weight": torch.ones(out, 2),
+    }
+
+
+@pytest.mark.parametrize("prefix", ENCODERS_OWN)
+def test_a_text_encoder_that_is_not_said_is_the_one_that_fits(
+    prefix: str, stack: LoraStack, tiny_models: Callable[[str], TinyModel]
+) -> None:
+    file = lora_from_tensors(of_encoder(prefix))
+    stack.check(file, strict=True)  # it has one text encoder
+    two = LoraStack(kdrt.Bundle.open(tiny_models("sdxl").bundle))
+    with pytest.raises(InvalidRequestError, match="does not say for which of"):
+        two.check(file)
+    second = of_encoder("base_model.model.text_projection", 24, 20)
+    assert two.resolved(lora_from_tensors(of_encoder(prefix) | second)).layers.keys() == {
+        "text_encoder_2"
+    }
+
+
+@pytest.mark.parametrize(
+    ("said", "network"),
+    [
+        ({"auto_mapping": {"base_model_class": "CLIPTextModel"}}, "text_encoder"),
+        ({"auto_mapping": {"base_model_class": "CLIPTextModelWithProjection"}}, "text_encoder_2"),
+        ({"base_model_name_or_path": "/models/xl/text_encoder_2/"}, "text_encoder_2"),
+        ({"auto_mapping": [1], "base_model_name_or_path": 5}, None),
+    ],
+)
+def test_peft_says_which_text_encoder_it_adapted(
+    said: dict[str, object], network: str | None, tmp_path: Path
+) -> None:
+    save_file(of_encoder(ENCODERS_OWN[1]), tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(said))
+    file = read_lora(tmp_path / "adapter_model.safetensors")
+    assert file.encoder_unsaid == (network is None)
+    assert file.layers.keys() == {network or "text_encoder"}
+
+
 def test_the_names_of_a_whole_checkpoint() -> None:
     name = "diffusion_model.middle_block.1.proj_in"
     for prefix in ("", "model."):
