@@ -16,7 +16,14 @@ from torch import Tensor
 
 from kdrt.adapters.lora_file import LoraFile, check_effect
 from kdrt.adapters.lora_layer import Layer
-from kdrt.adapters.lora_merge import LayerScale, Scale, merged, place
+from kdrt.adapters.lora_merge import (
+    LayerScale,
+    Scale,
+    check_size,
+    merged,
+    place,
+    scale_at,
+)
 from kdrt.adapters.lora_names import NETWORKS, Slot, slots
 from kdrt.backends.commands import bundle_argument
 from kdrt.bundle import Bundle
@@ -153,7 +160,12 @@ class LoraStack:
             InvalidRequestError: see :meth:`load`.
         """
         self.check_base()
-        self._matched(file, file.path.stem, self._scale(file.path.stem, scale), strict=strict)
+        name = file.path.stem
+        lora = self._matched(file, name, self._scale(name, scale), strict=strict)
+        for network in lora.file.layers.keys() & self._components.keys():
+            self._network(network).check_sizes(
+                lora.file.layers[network], lora.scale_of(network), name
+            )
 
     def _free_name(self, file: LoraFile) -> str:
         """The file's name without its suffix, with as many of its folders before it as tell it
@@ -224,7 +236,22 @@ class LoraStack:
             self._components, self._networks, self._applied = before
             raise
 
-    def unmatched(self, file: LoraFile) -> tuple[str, ...]:
+    def misfits(self, file: LoraFile) -> tuple[str, ...]:
+        """The layers of a LoRA that have no effect on the model, or another size than its weights,
+        by network and path.
+
+        Raises:
+            InvalidRequestError: it is not said which text encoder they are for.
+        """
+        file = self.resolved(file)
+        return self._unmatched(file) + tuple(
+            f"{network}.{path}"
+            for network, layers in file.layers.items()
+            if network in self._components
+            for path in self._network(network).of_other_sizes(layers)
+        )
+
+    def _unmatched(self, file: LoraFile) -> tuple[str, ...]:
         """The layers of a LoRA that the model does not have, or that are there twice, by network
         and path."""
         return tuple(
@@ -262,7 +289,7 @@ class LoraStack:
 
     def _matched(self, file: LoraFile, name: str, scale: Scale, *, strict: bool) -> Lora:
         file = self.resolved(file)
-        unmatched = self.unmatched(file)
+        unmatched = self._unmatched(file)
         if len(unmatched) == len(file):
             model = self._bundle.manifest
             raise InvalidRequestError(
@@ -270,6 +297,15 @@ class LoraStack:
                 f"it is made for another kind of model; it has {some(unmatched)}"
             )
         check_effect(file)
+        if not any(
+            network in self._components and self._network(network).changes(layers)
+            for network, layers in file.layers.items()
+        ):
+            raise InvalidRequestError(
+                f"{file.path.name} would change nothing in '{self._bundle.manifest.name}': its "
+                "layers that exist there change no weight"
+                + (f", and others do not exist: {some(unmatched)}" if unmatched else "")
+            )
         lora = Lora(name, scale, file, unmatched)
         if unmatched and strict:
             raise InvalidRequestError(
@@ -369,11 +405,12 @@ class LoraStack:
         modules = self.modules(network)
         for block in scales if modules else ():
             if not isinstance(block, str) or not any(
-                f"{module}.".startswith(f"{block}.".lstrip(".")) for module in modules
+                f"{module}.".startswith(f"{block}.") for module in ("", *modules)
             ):
                 raise InvalidRequestError(
                     f"the scale of LoRA '{name}' names {block!r}, which the {network} does not "
-                    "have; name modules or blocks of them, such as 'mid_block'"
+                    "have; name modules or blocks of it, such as 'mid_block', or a network: "
+                    f"{', '.join(NETWORKS)}"
                 )
         return {"": 1.0} | {str(block): _number(name, scale) for block, scale in scales.items()}
 
@@ -414,12 +451,34 @@ class _Network:
         self.slots = {path: slot for path, slot in places.items() if slot.weight in self._weights}
 
     def fits(self, slot: Slot, layer: Layer) -> bool:
-        return layer.fits((slot.last - slot.first, *self._weights[slot.weight].shape[1:]))
+        return layer.fits(self._shape(slot))
+
+    def _shape(self, slot: Slot) -> tuple[int, ...]:
+        return (slot.last - slot.first, *self._weights[slot.weight].shape[1:])
+
+    def check_sizes(self, layers: Mapping[str, Layer], scale: LayerScale, name: str) -> None:
+        """Raises InvalidRequestError: a layer that is not off has another size than its weight."""
+        for slot, layer in place(layers, self.slots).layers:
+            if scale_at(scale, slot.module):
+                check_size(layer, self._shape(slot), slot.weight, name)
 
     def takes(self, layers: Mapping[str, Layer]) -> bool:
         """Whether all of a LoRA's layers exist here, in their sizes."""
         placed = place(layers, self.slots)
         return not placed.unmatched and all(self.fits(*each) for each in placed.layers)
+
+    def of_other_sizes(self, layers: Mapping[str, Layer]) -> tuple[str, ...]:
+        """The layers of a LoRA that exist here in another size, by path."""
+        wrong = {
+            id(layer)
+            for slot, layer in place(layers, self.slots).layers
+            if not self.fits(slot, layer)
+        }
+        return tuple(path for path, layer in layers.items() if id(layer) in wrong)
+
+    def changes(self, layers: Mapping[str, Layer]) -> bool:
+        """Whether any of a LoRA's layers that exist here has an effect."""
+        return any(not layer.changes_nothing for _, layer in place(layers, self.slots).layers)
 
     def read(self, name: str) -> Tensor:
         return self._weights[name].read()

@@ -110,8 +110,8 @@ def check_effect(file: LoraFile) -> None:
     """Raises InvalidRequestError: the LoRA changes nothing, at any scale."""
     if file.changes_nothing():
         raise InvalidRequestError(
-            f"{file.path.name} changes nothing: the numbers of all its {len(file)} layers are "
-            "zero, as before a training; use one that was saved after some steps"
+            f"{file.path.name} would change nothing: none of its layers changes a weight, "
+            "at any scale, as before a training; use one that was saved after some steps"
         )
 
 

@@ -82,6 +82,15 @@ def merged(
     return {weight: _changed(read(weight), found, name) for weight, found in changes.items()}
 
 
+def check_size(layer: Layer, shape: Sequence[int], weight: str, name: str) -> None:
+    """Raises InvalidRequestError: a layer has another size than its rows of a weight."""
+    if not layer.fits(shape):
+        raise InvalidRequestError(
+            f"{name} is made for another model: at {weight} it has {layer.size_text}, the model "
+            f"{' x '.join(map(str, shape))}"
+        )
+
+
 def _changed(base: Tensor, changes: Sequence[tuple[Slot, Layer, float]], name: str) -> Tensor:
     """One weight, with what is done to rows of it. Every layer sees the base weight."""
     weight = changes[0][0].weight
@@ -89,11 +98,7 @@ def _changed(base: Tensor, changes: Sequence[tuple[Slot, Layer, float]], name: s
     total = untouched.clone()
     for slot, layer, strength in changes:
         rows = untouched[slot.first : slot.last]
-        if not layer.fits(rows.shape):
-            raise InvalidRequestError(
-                f"{name} is made for another model: at {weight} it has {layer.size_text}, the "
-                f"model {_told(rows.shape)}"
-            )
+        check_size(layer, rows.shape, weight, name)
         total[slot.first : slot.last] += layer.change(rows, strength)
     return _rounded(total, base.dtype, f"{name} at {weight}").to(base.device)
 
@@ -106,7 +111,3 @@ def _rounded(total: Tensor, dtype: torch.dtype, name: str) -> Tensor:
             f"{name} makes numbers beyond {str(dtype).removeprefix('torch.')}: use a smaller scale"
         )
     return total.to(dtype)
-
-
-def _told(shape: torch.Size) -> str:
-    return " x ".join(map(str, shape))

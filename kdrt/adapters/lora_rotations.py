@@ -117,7 +117,7 @@ class InputOftLayer(Layer):
 
     @property
     def changes_nothing(self) -> bool:
-        return any_zero(self.generators)
+        return self.terms == 1 or any_zero(self.generators)  # of the series 1 + 2Q + …
 
     def change(self, base: Tensor, scale: float) -> Tensor:
         size = self.size

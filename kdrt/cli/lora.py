@@ -75,8 +75,22 @@ add_command(lora, inspect_lora, name="inspect")
 
 
 def _fit(stack: LoraStack, file: LoraFile) -> dict[str, Any]:
-    unmatched = stack.unmatched(file)
-    return {"fitting": len(file) - len(unmatched), "not_fitting": list(unmatched)}
+    from kdrt.errors import InvalidRequestError
+
+    try:
+        stack.check(file)
+        refusal = None
+    except InvalidRequestError as error:
+        refusal = str(error)
+    try:
+        misfits = stack.misfits(file)
+    except InvalidRequestError:
+        misfits = tuple(f"{n}.{path}" for n, layers in file.layers.items() for path in layers)
+    return {
+        "fitting": len(file) - len(misfits),
+        "not_fitting": list(misfits),
+        "refusal": refusal,
+    }
 
 
 def _as_json(file: LoraFile, facts: LoraFacts) -> dict[str, Any]:
@@ -109,16 +123,18 @@ def _print(file: LoraFile, facts: LoraFacts, fit: tuple[str, dict[str, Any]] | N
         ("alpha / rank", _range(strengths)),
     ]
     if facts.changes_nothing:
-        rows.append(("effect", "none: all of its numbers are zero"))
+        rows.append(("effect", "none: no layer changes a weight"))
     if fit is not None:
         name, found = fit
-        rows.append(("fits " + name, f"{found['fitting']} of {len(file)} layers"))
+        rows.append(("fits " + name, f"{found['fitting']} of {_layers(len(file))}"))
+        if found["refusal"]:
+            rows.append(("refused, since", found["refusal"]))
     if facts.words:
         rows.append(("trained words", ", ".join(facts.words)))
     if facts.embeddings:
         rows.append(("words of its own", ", ".join(facts.embeddings)))
-    rows.append(("SHA-256", file.sha256))
     print_rows(one_line(file.path), [(name, one_line(value)) for name, value in rows])
+    typer.echo(f"  SHA-256   {file.sha256}")  # not in the table, which would break it at 80 columns
     for network, layers in file.layers.items():
         typer.echo()
         blocks = facts.blocks(network)
@@ -126,11 +142,15 @@ def _print(file: LoraFile, facts: LoraFacts, fit: tuple[str, dict[str, Any]] | N
         shown = counts[:30]
         if len(counts) > len(shown):
             shown.append(("…", f"{len(counts) - len(shown)} more, see --json"))
-        print_rows(f"{network}, {len(layers)} layers", shown)
+        print_rows(f"{network}, {_layers(len(layers))}", shown)
     told = [(key, facts.metadata[key]) for key in _TOLD if facts.metadata.get(key)]
     if told:
         typer.echo()
         print_rows("metadata", [(key, one_line(value)[:200]) for key, value in told])
+
+
+def _layers(count: int) -> str:
+    return f"{count} layer" if count == 1 else f"{count} layers"
 
 
 def _range(values: list[float]) -> str:

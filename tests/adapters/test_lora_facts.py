@@ -130,7 +130,7 @@ ZEROS = {
 def test_a_lora_that_changes_nothing(kind: str, tmp_path: Path) -> None:
     tensors = {f"lora_unet_x.{part}": t.clone() for part, t in ZEROS[kind].items()}
     assert facts(tmp_path, tensors).changes_nothing
-    with pytest.raises(InvalidRequestError, match=r"x\.safetensors changes nothing: .* are zero"):
+    with pytest.raises(InvalidRequestError, match=r"x\.safetensors would change nothing: none"):
         check_effect(read_lora(tmp_path / "x.safetensors"))
     more = tensors | {"lora_unet_y.diff": torch.ones(2, 2)}
     assert not facts(tmp_path, more).changes_nothing

@@ -113,3 +113,13 @@ def test_whatever_kohya_says_of_tags_can_be_told(tags: dict[str, Any]) -> None:
     metadata = {"ss_tag_frequency": json.dumps(tags)}
     words = facts_of(LoraFile(Path("x"), "", {}, metadata=metadata)).words
     assert " ".join(words).encode().decode() == " ".join(words)
+
+
+def test_a_series_of_one_term_turns_nothing() -> None:
+    key = "unet.turned.oft_R.weight"
+    for terms, nothing in ((1, True), (2, False)):
+        (layer,) = parse_lora({key: TENSORS[key]}, said(num_cayley_neumann_terms=terms))[
+            "unet"
+        ].values()
+        assert layer.changes_nothing == nothing
+        assert bool(layer.change(torch.ones(4, 4), 1.0).any()) != nothing

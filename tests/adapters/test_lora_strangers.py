@@ -307,6 +307,12 @@ class TestNames:
         (name,) = expected
         assert torch.equal(engines["unet"].weights[name], expected[name])
 
+    def test_what_exists_here_has_to_change_a_weight(self, stack: LoraStack) -> None:
+        elsewhere = {key.replace(MODULE, "unet.x"): tensor for key, tensor in pair().items()}
+        file = lora_from_tensors(pair(up=torch.zeros(32, 2)) | elsewhere)
+        with pytest.raises(InvalidRequestError, match=r"its layers that exist .* exist: unet\.x"):
+            stack.check(file)
+
     def test_strict_refuses_what_has_no_effect(self, stack: LoraStack, engines: Any) -> None:
         elsewhere = {f"lora_te2_x.lora_{part}.weight": torch.ones(1, 1) for part in ("down", "up")}
         lora = lora_from_tensors(pair() | elsewhere)
@@ -376,6 +382,8 @@ class TestBlocks:
             ({"mid": 1}, "names 'mid', which the unet does not have"),
             ({"down_blocks.1.att": 1}, "which the unet does not have"),
             ({5: 1}, "names 5, which"),
+            ({".mid_block": 0}, r"names '\.mid_block', .* or a network: unet, text_encoder"),
+            ({".": 0}, r"names '\.', which"),
             ({"mid_block": NAN}, "must be a finite number"),
             ({"mid_block": {"x": 1}}, "must be a finite number"),
         ],

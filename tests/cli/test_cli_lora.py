@@ -58,7 +58,29 @@ def test_for_programs(cli: Cli, demo: str, file: Path) -> None:
         "strength": 0.5,
     }
     assert (found["fitting"], found["not_fitting"]) == (1, ["unet.elsewhere"])
+    assert found["refusal"] is None
     assert found["trained_words"] == ["\x1b[31mred"]
+
+
+def test_what_fits_by_name_alone_is_what_generate_refuses(
+    cli: Cli, demo: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "other.safetensors"
+    prefix = f"lora_unet_{LAYER}"
+    save_file(
+        {
+            f"{prefix}.lora_down.weight": torch.ones(2, 96),
+            f"{prefix}.lora_up.weight": torch.ones(128, 2),
+        },
+        path,
+    )
+    found = json.loads(cli("lora", "inspect", path, "--bundle", demo, "--json").out)
+    assert (found["fitting"], found["not_fitting"]) == (0, [f"unet.{LAYER}"])
+    assert "made for another model" in found["refusal"]
+    assert found["refusal"] in cli("generate", demo, "x", "--lora", path).refusal()
+    told = cli("lora", "inspect", path, "--bundle", demo).out
+    assert re.search(f"fits {demo} +0 of 1 layer\n", re.sub(" +\n", "\n", told))
+    assert found["sha256"] in told
 
 
 def test_what_is_no_lora(cli: Cli, tmp_path: Path) -> None:
@@ -76,4 +98,4 @@ def test_a_lora_that_changes_nothing_makes_no_image(cli: Cli, demo: str, tmp_pat
     save_file(zeros, tmp_path / "zero.safetensors")
     assert re.search("effect +none", cli("lora", "inspect", tmp_path / "zero.safetensors").out)
     said = cli("generate", demo, "x", "--lora", tmp_path / "zero.safetensors").refusal()
-    assert "zero.safetensors changes nothing" in said
+    assert "zero.safetensors would change nothing: none of its layers" in said
