@@ -274,7 +274,8 @@ def _load(path: Path, allow_pickle: bool) -> tuple[Mapping[str, Tensor], Mapping
         if not allow_pickle:
             raise InvalidRequestError(
                 f"{path.name} is a pickle, which can run code when opened: get a .safetensors "
-                "file, or allow it (allow_pickle=True; only tensors are loaded)"
+                "file, or allow it: Python's load_lora with allow_pickle=True and `kdrt export "
+                "--allow-pickle` load its tensors, and nothing else; other commands take none"
             )
         state = read_pickle(path)
         state = state.get("state_dict", state) if isinstance(state, Mapping) else state

@@ -11,10 +11,11 @@ from kdrt.errors import InvalidRequestError
 
 _SCHEDULE = re.compile(
     r":[^:/\\]*@[\d.]+$"  # 1@0.3
-    r"|:(?:start|end|from|to|step|stop|when)=[^/\\]*$"
+    r"|:(?:[^:/\\]*,)?(?:start|end|from|to|step|stop|when)=[^/\\]*$"
     r"|(?::[+-]?[\d.]+){2,}$"  # 0:1
 )
 """What other programs take for a scale that changes from step to step."""
+_ALLOWED = "give a number, as FILE:0.8, and others by name after it, as FILE:0.8,mid_block=0.5"
 
 
 def lora_option(text: str) -> tuple[Path, Scale]:
@@ -24,7 +25,8 @@ def lora_option(text: str) -> tuple[Path, Scale]:
     network's name before them, of that.
 
     Raises:
-        InvalidRequestError: the scale changes from step to step, or a part is given twice.
+        InvalidRequestError: the scale changes from step to step, or a part is given twice; or what
+            comes after an existing file is no scale.
     """
     path, colon, scale = text.rpartition(":")
     parts = _parts(scale) if colon and path else None
@@ -33,7 +35,19 @@ def lora_option(text: str) -> tuple[Path, Scale]:
             f"--lora {text!r} asks for a scale that changes from step to step, or for two; the "
             "weights are the same at every step: give one scale, as FILE:0.8"
         )
-    return (Path(text), 1.0) if parts is None else (Path(path), _scale(text, parts))
+    if parts is not None:
+        return Path(path), _scale(text, parts)
+    if not Path(text).exists() and (file := _file_before_colon(text)):
+        raise InvalidRequestError(
+            f"--lora {text!r}: {text.removeprefix(file)[1:]!r} is no scale; {_ALLOWED}"
+        )
+    return Path(text), 1.0
+
+
+def _file_before_colon(text: str) -> str | None:
+    """The shortest part of a text before a colon that is an existing file."""
+    ends = [match.start() for match in re.finditer(":", text)]
+    return next((text[:end] for end in ends if Path(text[:end]).is_file()), None)
 
 
 def _parts(text: str) -> list[tuple[str, float]] | None:
@@ -51,14 +65,14 @@ def _parts(text: str) -> list[tuple[str, float]] | None:
 def _scale(text: str, parts: list[tuple[str, float]]) -> Scale:
     given = dict(parts)
     if len(given) < len(parts):
-        raise InvalidRequestError(f"--lora {text!r} gives one scale twice")
+        raise InvalidRequestError(f"--lora {text!r} gives one scale twice; {_ALLOWED}")
     usual = given.pop("", 1.0)
     if not given:
         return usual
     scales: dict[str, LayerScale] = {network: given.pop(network, usual) for network in NETWORKS}
     for name, number in given.items():
         network, _, block = name.partition(".")
-        if network not in NETWORKS:
+        if network not in NETWORKS or not block:
             network, block = "unet", name
         before = scales[network]
         blocks = dict(before) if not isinstance(before, float) else {"": before}

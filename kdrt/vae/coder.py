@@ -190,8 +190,8 @@ def check_latents(latents: Tensor) -> None:
     if not _is_finite(latents):
         raise NonFiniteError(
             "sampling ended in latents that are not finite: the UNet overflowed, or the sampler "
-            "diverged; lower guidance_scale, take more steps or the default sampler_options, or "
-            "export the model with --precision fp32 or bf16"
+            "diverged; lower guidance_scale or the scale of a LoRA, take more steps or the default "
+            "sampler_options, or export the model with --precision fp32 or bf16"
         )
 
 

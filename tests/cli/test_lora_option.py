@@ -51,16 +51,42 @@ def test_file_and_scale(text: str, path: str, scale: Scale) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["x.safetensors:1@0.3", "x.safetensors:0:1", "x.safetensors:start=0.2", "x:0@0,1@0.5"],
+    [
+        "x.safetensors:1@0.3",
+        "x.safetensors:0:1",
+        "x.safetensors:start=0.2",
+        "x:0@0,1@0.5",
+        "x:0.8,start=0.3",
+    ],
 )
 def test_schedules_over_steps_are_refused(text: str) -> None:
     with pytest.raises(InvalidRequestError, match="changes from step to step, or for two"):
         lora_option(text)
 
 
-def test_what_is_given_twice() -> None:
-    with pytest.raises(InvalidRequestError, match="gives one scale twice"):
-        lora_option("x:unet=1,unet=0.5")
+@pytest.mark.parametrize("scale", ["unet=1,unet=0.5", "lbw=1,0,0", "0,8"])
+def test_what_is_given_twice(scale: str) -> None:
+    with pytest.raises(InvalidRequestError, match="gives one scale twice; give a number, as"):
+        lora_option(f"x:{scale}")
+
+
+@pytest.mark.parametrize(
+    "scale", ["0.8,", "", "80%", "0x10", "0.8,mid_block", "mid_block=", "[0.1,0.2]", "a:0.5x"]
+)
+def test_what_is_no_scale_of_a_file(scale: str, tmp_path: Path) -> None:
+    file = tmp_path / "x.safetensors"
+    file.touch()
+    with pytest.raises(InvalidRequestError) as refused:
+        lora_option(f"{file}:{scale}")
+    assert f": {scale!r} is no scale; give a number, as FILE:0.8" in str(refused.value)
+
+
+def test_a_network_without_a_block_after_its_dot_is_no_block() -> None:
+    assert lora_option("x:unet.=0")[1] == {
+        "unet": {"": 1.0, "unet.": 0.0},
+        "text_encoder": 1.0,
+        "text_encoder_2": 1.0,
+    }
 
 
 def test_a_file_that_looks_like_a_schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
