@@ -33,6 +33,9 @@ MAX_TEXT = 50_000
 _SHOWN = 80
 """Characters of a wrong value in a message."""
 
+_READ = 1_000
+"""Characters of a text that are looked at for them."""
+
 
 def check_int(name: str, value: object, minimum: int, maximum: int = MAX_INT) -> int:
     """``value`` as an int between both limits; NumPy's integers count, booleans do not."""
@@ -207,6 +210,8 @@ def check_dense(name: str, tensor: Tensor) -> None:
 
 def excerpt(value: object) -> str:
     """``value`` for a message: its ``repr`` in one line, cut short."""
+    if isinstance(value, str | bytes):  # which may be very long
+        value = value[:_READ]
     try:
         said = " ".join(repr(value).split())
     except Exception:  # Python prints no integer of more than 4300 digits, in a list neither

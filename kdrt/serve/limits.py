@@ -8,15 +8,19 @@ from typing import Any
 
 from PIL import Image
 
+from kdrt.adapters.lora import Scale
 from kdrt.bundle import LatentFacts
-from kdrt.common.validation import check_int
+from kdrt.common.validation import check_int, excerpt
 from kdrt.request.fields import Request
 from kdrt.sampling import is_foreign
-from kdrt.serve.errors import LimitError, UnsupportedError
+from kdrt.serve.errors import LimitError, RequestError, UnsupportedError
 
 _PROMPTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
 _GRIDS = ("sigmas", "timesteps")
 """Fields that give the steps one by one."""
+
+MAX_SCALE = 100.0
+"""Of a LoRA, either way. Far larger ones make numbers that are not finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +69,24 @@ class RequestLimits:
         self._check_size(given, facts)
         return self._images(given)
 
+    def check_scales(self, loras: Mapping[str, Scale] | None) -> None:
+        """Refuse scales of LoRAs of which no image can come.
+
+        Raises:
+            RequestError: one is beyond :data:`MAX_SCALE`, or no number.
+        """
+        left: list[object] = [loras or {}]
+        while left:
+            scale = left.pop()
+            if isinstance(scale, Mapping):
+                left.extend(scale.values())
+            elif isinstance(scale, int | float) and not -MAX_SCALE <= scale <= MAX_SCALE:
+                raise RequestError(
+                    f"the scale of a LoRA must be from -{MAX_SCALE:g} to {MAX_SCALE:g}, not "
+                    f"{excerpt(scale)}",
+                    "lora",
+                )
+
     def _check_texts(self, name: str, value: object) -> None:
         texts = [value] if isinstance(value, str) else value
         for text in texts if isinstance(texts, Sequence) else ():
@@ -76,7 +98,9 @@ class RequestLimits:
     def _check_steps(self, given: Mapping[str, Any]) -> None:
         steps = given.get("steps")
         if isinstance(steps, int) and steps > self.steps:
-            raise LimitError(f"steps is {steps}, and this server makes {self.steps}", "steps")
+            raise LimitError(
+                f"steps is {excerpt(steps)}, and this server makes {self.steps}", "steps"
+            )
         for name in _GRIDS:
             grid = given.get(name)
             if isinstance(grid, Sequence) and len(grid) > self.steps + 1:
@@ -95,7 +119,8 @@ class RequestLimits:
         )
         if width * height > self.pixels:
             raise LimitError(
-                f"an image of {width}x{height} has {width * height} pixels, and this server makes "
+                f"an image of {excerpt(width)}x{excerpt(height)} has {excerpt(width * height)} "
+                f"pixels, and this server makes "
                 f"{self.pixels}: ask for a smaller width and height",
                 "size",
             )
@@ -108,7 +133,8 @@ class RequestLimits:
         images = max(1, count) * (each if isinstance(each, int) else 1)
         if images > self.images:
             raise LimitError(
-                f"these are {images} images, and this server makes {self.images} of a request",
+                f"these are {excerpt(images)} images, and this server makes {self.images} of a "
+                "request",
                 "images_per_prompt" if count == 1 else "prompt",
             )
         return max(1, images)

@@ -19,7 +19,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.responses import Response
 
 import kdrt
-from kdrt.common.validation import excerpt
+from kdrt.common.validation import MAX_IMAGES, MAX_STEPS, excerpt
 from kdrt.pipeline.result import Result
 from kdrt.request.fields import FIELDS
 from kdrt.serve import responses
@@ -66,7 +66,7 @@ class ImageBody(pydantic.BaseModel):
 
     prompt: str
     model: str | None = None
-    n: Annotated[int | None, pydantic.Field(ge=1)] = None
+    n: Annotated[int | None, pydantic.Field(ge=1, le=MAX_IMAGES)] = None
     size: Annotated[
         str | None, pydantic.Field(description="`WIDTHxHEIGHT` in pixels, or `auto`.")
     ] = None
@@ -87,10 +87,10 @@ class ImageBody(pydantic.BaseModel):
 
     negative_prompt: str | None = _described("negative_prompt")
     seed: int | None = _described("seed")
-    steps: int | None = _described("steps")
-    num_inference_steps: Annotated[int | None, pydantic.Field(description="The same as steps.")] = (
-        None
-    )
+    steps: Annotated[int | None, pydantic.Field(ge=1, le=MAX_STEPS)] = _described("steps")
+    num_inference_steps: Annotated[
+        int | None, pydantic.Field(ge=1, le=MAX_STEPS, description="The same as steps.")
+    ] = None
     guidance_scale: float | None = _described("guidance_scale")
     sampler: str | None = _described("sampler")
     schedule: str | None = _described("schedule")

@@ -12,7 +12,7 @@ from typing import Any
 from kdrt.adapters.lora import Scale
 from kdrt.batching.handle import Handle
 from kdrt.common.home import home
-from kdrt.common.validation import did_you_mean
+from kdrt.common.validation import did_you_mean, excerpt
 from kdrt.errors import InvalidRequestError, KdrtError
 from kdrt.request.fields import Request
 from kdrt.serve.errors import (
@@ -125,7 +125,7 @@ class ImageService:
             return next(iter(self.models.values()))
         if name not in self.models:
             raise UnknownModelError(
-                f"no model {name!r} is served{did_you_mean(name, self.models)}; "
+                f"no model {excerpt(name)} is served{did_you_mean(name, self.models)}; "
                 f"served: {', '.join(self.models)}",
                 "model",
             )
@@ -215,10 +215,11 @@ class ImageService:
         for name in loras or ():
             if name not in served.loras:
                 raise RequestError(
-                    f"no LoRA {name!r} is registered for {served.name}; "
+                    f"no LoRA {excerpt(name)} is registered for {served.name}; "
                     f"registered: {', '.join(served.loras) or 'none'}",
                     "lora",
                 )
+        self.settings.limits.check_scales(loras)
         return served, self.settings.limits.check(request, served.bundle.manifest.latents)
 
     def without_private(self, message: str) -> str:

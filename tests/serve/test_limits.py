@@ -10,7 +10,7 @@ from PIL import Image
 from kdrt.bundle import LatentFacts
 from kdrt.errors import InvalidRequestError
 from kdrt.request.fields import Request
-from kdrt.serve.errors import LimitError, UnsupportedError
+from kdrt.serve.errors import LimitError, RequestError, UnsupportedError
 from kdrt.serve.limits import RequestLimits
 
 FACTS = LatentFacts(channels=4, scale=8, default_height=64, default_width=64)
@@ -78,3 +78,10 @@ def test_the_code_of_others_is_not_run() -> None:
 def test_a_limit_is_a_number_above_0(name: str) -> None:
     with pytest.raises(InvalidRequestError, match=f"max_{name} must be a whole number"):
         RequestLimits(**{name: 0})
+
+
+@pytest.mark.parametrize("scale", [1e38, -100.5, float("nan"), {"unet": 101}, {"unet": {"": 101}}])
+def test_scales_of_which_no_image_comes_are_refused(scale: Any) -> None:
+    LIMITS.check_scales({"style": 100, "other": {"unet": -100.0}})
+    with pytest.raises(RequestError, match="must be from -100 to 100, not"):
+        LIMITS.check_scales({"style": scale})

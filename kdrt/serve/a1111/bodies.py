@@ -6,9 +6,11 @@ from typing import Annotated, Any
 
 import pydantic
 
+from kdrt.common.validation import MAX_IMAGES, MAX_SIDE, MAX_STEPS
 from kdrt.serve.a1111.options import Overrides
 
-Count = Annotated[int, pydantic.Field(ge=1)]
+Count = Annotated[int, pydantic.Field(ge=1, le=MAX_IMAGES)]
+Side = Annotated[int | None, pydantic.Field(ge=8, le=MAX_SIDE, description="Null is the model's.")]
 
 
 class ImagesBody(pydantic.BaseModel):
@@ -22,12 +24,14 @@ class ImagesBody(pydantic.BaseModel):
     ] = None
     negative_prompt: str | None = None
     seed: Annotated[int | None, pydantic.Field(description="-1 is a random one.")] = None
-    steps: Annotated[int | None, pydantic.Field(description="Null is 50.")] = None
+    steps: Annotated[int | None, pydantic.Field(ge=1, le=MAX_STEPS, description="Null is 50.")] = (
+        None
+    )
     cfg_scale: Annotated[
         float | None, pydantic.Field(ge=0, le=10_000, description="Null is 7.")
     ] = None
-    width: Annotated[int | None, pydantic.Field(ge=8, description="Null is the model's.")] = None
-    height: Annotated[int | None, pydantic.Field(ge=8, description="Null is the model's.")] = None
+    width: Side = None
+    height: Side = None
     sampler_name: Annotated[
         str | None, pydantic.Field(description="Null is `sampler_index`, or Euler.")
     ] = None

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from kdrt.adapters.lora import Scale
 from kdrt.common.validation import excerpt
 from kdrt.serve.errors import RequestError, UnsupportedError
+from kdrt.serve.limits import MAX_SCALE
 
 _COMMENT = re.compile(r"(?:^|\n)[^\S\n]*#[^\n]*|#[^\n]*")
 _NETWORK = re.compile(r"<(\w{1,40}):([^<>]+)>")
@@ -25,8 +26,6 @@ _PLACES = ("te", "unet", "dyn")
 
 _STEPS = ("start", "stop", "end", "step", "when")
 """What extensions call the steps at which a LoRA counts."""
-
-_LARGEST = 100.0
 
 
 class ReadPrompt(NamedTuple):
@@ -130,10 +129,10 @@ def _lora(tag: str, content: str) -> tuple[str, Scale]:
 
 
 def _number(tag: str, text: str) -> float:
-    if not re.fullmatch(rf"\s*{_NUMBER}\s*", text) or abs(float(text)) > _LARGEST:
+    if not re.fullmatch(rf"\s*{_NUMBER}\s*", text) or abs(float(text)) > MAX_SCALE:
         raise RequestError(
-            f"{excerpt(tag)} cannot be read: {excerpt(text)} is no number from -{_LARGEST:g} to "
-            f"{_LARGEST:g}",
+            f"{excerpt(tag)} cannot be read: {excerpt(text)} is no number from -{MAX_SCALE:g} to "
+            f"{MAX_SCALE:g}",
             "prompt",
         )
     return float(text)
