@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from kdrt.cli.engine_options import RUNNING, CudaGraphOption, EngineOption, FallbackOption
+from kdrt.errors import InvalidRequestError
 
 
 def deploy(
@@ -21,7 +22,7 @@ def deploy(
         str, typer.Argument(metavar="BUNDLE", show_default=False, help="Name or folder.")
     ],
     output: Annotated[
-        Path,
+        str,
         typer.Option(
             "--output",
             "-o",
@@ -70,6 +71,8 @@ def deploy(
     from kdrt.serve.triton.repository import write_repository
 
     check_choice("target", target, ("triton",))
+    if not output:
+        raise InvalidRequestError("--output is empty: name a folder, as in -o models")
     if max_rows is not None:
         check_int("--max-rows", max_rows, 1)
     if cuda_graph is not None:
@@ -84,4 +87,6 @@ def deploy(
         "max_rows": max_rows,
     }
     parameters = {key: str(value) for key, value in given.items() if value is not None}
-    typer.echo(write_repository(open_bundle(bundle), output, name=name, parameters=parameters))
+    typer.echo(
+        write_repository(open_bundle(bundle), Path(output), name=name, parameters=parameters)
+    )

@@ -320,6 +320,11 @@ def _models(bundles: list[str], loras: list[str]) -> list[ModelSettings]:
                 f"the bundles before it, as in {bundles[0]}:style=style.safetensors, not {text!r}"
             )
         for each in [bundle] if colon else bundles:
+            if short in files[each]:
+                raise InvalidRequestError(
+                    f"--lora names {short!r} twice for the bundle {each}: give each LoRA a name of "
+                    "its own"
+                )
             files[each][short] = Path(file)
     return [ModelSettings(bundle=bundle, loras=files[bundle]) for bundle in bundles]
 

@@ -27,11 +27,12 @@ def test_it_prints_where_the_model_is(cli: Cli, demo: str, tmp_path: Path) -> No
         (["triton", "demo", "--max-rows", "0"], "--max-rows must be"),
         (["triton", "demo", "--engine", "nothing"], "nothing"),
         (["triton", "demo", "--cuda-graph", "all"], "unknown --cuda-graph 'all'"),
+        (["triton", "demo", "-o", ""], "--output is empty"),
     ],
 )
 def test_wrong_values_are_one_sentence(
     cli: Cli, demo: str, tmp_path: Path, arguments: list[str], said: str
 ) -> None:
     target = tmp_path / "models"
-    assert said in cli("deploy", *arguments, "-o", target).refusal()
+    assert said in cli("deploy", "-o", target, *arguments).refusal()
     assert not target.exists()

@@ -33,6 +33,7 @@ from tests.support.command_line import Cli
         (["--lora", "=style.safetensors"], "--lora takes a name and a file"),
         (["--lora", "other:style=a.safetensors"], "--lora takes a name and a file"),
         (["--lora", "style=nothing.safetensors"], "nothing.safetensors"),
+        (["--lora", "a=b.safetensors", "--lora", "demo:a=c.safetensors"], "names 'a' twice"),
         (["--api-key-file", "nothing"], "cannot read keys from nothing"),
         (["--log-format", "xml"], "--log-format"),
         (["--memory", "0"], "--memory takes GB above 0 and up to 100000"),

@@ -88,14 +88,38 @@ _INERT: Mapping[str, tuple[Any, ...]] = {
     "sdxl_crop_left": (0,),
     "enable_batch_seeds": (True,),
     "enable_prompt_comments": (True,),
+    "webp_lossless": (False,),
+    "return_mask": (False,),
+    "return_mask_composite": (False,),
 }
 """Settings that ask for nothing with these values."""
 
-_FILES_AND_PAGES = (
-    *("samples_", "grid_", "outdir_", "save_", "directories_", "do_not_show_", "show_", "ui_"),
-    *("live_preview", "return_", "webp_", "export_", "hide_", "memmon_", "notification_"),
+_FILES_AND_PAGES = frozenset(
+    {
+        *("samples_save", "samples_filename_pattern", "samples_log_stdout"),
+        *("grid_save", "grid_format", "grid_extended_filename", "grid_only_if_multiple"),
+        *("grid_prevent_empty_spots", "grid_zip_filename_pattern", "grid_text_active_color"),
+        *("grid_text_inactive_color", "grid_background_color", "grid_save_to_dirs"),
+        *("n_rows", "font", "return_grid", "do_not_show_images"),
+        *("save_txt", "save_images_add_number", "save_images_replace_action"),
+        *("save_images_before_face_restoration", "save_images_before_highres_fix"),
+        *("save_images_before_color_correction", "save_mask", "save_mask_composite"),
+        *("save_selected_only", "save_init_img", "save_incomplete_images", "save_to_dirs"),
+        *("save_write_log_csv", "use_save_to_dirs_for_ui", "temp_dir", "clean_temp_dir_at_start"),
+        *("outdir_samples", "outdir_txt2img_samples", "outdir_img2img_samples"),
+        *("outdir_extras_samples", "outdir_grids", "outdir_txt2img_grids", "outdir_img2img_grids"),
+        *("outdir_save", "outdir_init_images"),
+        *("directories_filename_pattern", "directories_max_prompt_words"),
+        *("export_for_4chan", "img_downscale_threshold", "target_side_length"),
+        *("show_progressbar", "show_progress_grid", "show_progress_every_n_steps"),
+        *("show_progress_type", "show_progress_in_title", "show_warnings"),
+        *("live_previews_enable", "live_previews_image_format", "live_preview_content"),
+        *("live_preview_allow_lowvram_full", "live_preview_refresh_period"),
+        *("live_preview_fast_interrupt", "memmon_poll_rate", "multiple_tqdm"),
+        *("hide_samplers", "hide_ldm_prints"),
+    }
 )
-"""How settings begin that are about the files and pages of the web UI: there are none here."""
+"""Settings about the files and pages of the web UI, whatever they are: there are none here."""
 
 
 def check_overrides(given: Overrides) -> None:
@@ -106,7 +130,7 @@ def check_overrides(given: Overrides) -> None:
         UnknownNameError: there is no such setting.
     """
     for name, value in (given.model_extra or {}).items():
-        if value in (None, "", [], {}) or name.startswith(_FILES_AND_PAGES):
+        if value in (None, "", [], {}) or name in _FILES_AND_PAGES:
             continue
         if name in _INERT:
             if value not in _INERT[name]:
@@ -116,7 +140,7 @@ def check_overrides(given: Overrides) -> None:
                     "override_settings",
                 )
         else:
-            known = (*Overrides.model_fields, *_INERT)
+            known = (*Overrides.model_fields, *_INERT, *_FILES_AND_PAGES)
             raise UnknownNameError(
                 f"the setting {excerpt(name)} is not supported{did_you_mean(name, known)}: "
                 "leave it out",

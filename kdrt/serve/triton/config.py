@@ -42,7 +42,7 @@ PARAMETERS = {
     "threads": Parameter("", int, "CPU threads; empty is one a core."),
     "max_rows": Parameter("", int, "Rows of an evaluation that requests share."),
     "max_waiting": Parameter(
-        str(_SERVICE.max_waiting), int, "Images that may wait; more are refused."
+        str(_SERVICE.max_waiting), int, "While so many images wait, further requests are refused."
     ),
     "deadline": Parameter(
         f"{_SERVICE.deadline:g}", float, "Seconds that a request may take, waiting included."

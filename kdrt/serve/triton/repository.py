@@ -42,7 +42,8 @@ def write_repository(
         The folder of the model.
 
     Raises:
-        InvalidRequestError: the name is none for a model, or a parameter is wrong.
+        InvalidRequestError: the name is none for a model, a parameter is wrong, or the folder lies
+            in the bundle.
         OutputError: the folder holds what kdrt did not write there, or cannot be written.
         BundleError: the bundle changed while it was copied.
     """
@@ -54,6 +55,10 @@ def write_repository(
         )
     config = config_text(name, parameters or {})
     target = folder / name
+    if target.resolve().is_relative_to(bundle.path.resolve()):
+        raise InvalidRequestError(
+            f"{target} lies in the bundle that is copied into it: choose another folder"
+        )
     check_folder(target, _foreign)
     if (target / VERSION / BUNDLE).exists():
         check_new_bundle(target / VERSION / BUNDLE)

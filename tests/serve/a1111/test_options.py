@@ -15,6 +15,7 @@ from kdrt.serve.errors import RequestError, UnknownNameError, UnsupportedError
     [
         {"sd_vae": "Automatic", "face_restoration": False, "token_merging_ratio": 0.0},
         {"samples_save": True, "grid_format": "jpg", "show_progress_every_n_steps": 5},
+        {"webp_lossless": False, "return_mask": False, "return_grid": True},
         {"forge_additional_modules": [], "something_new": None},
     ],
 )
@@ -29,6 +30,8 @@ def test_settings_that_ask_for_nothing(settings: dict[str, Any]) -> None:
         ("tiling", True),
         ("token_merging_ratio", 0.5),
         ("initial_noise_multiplier", 0.5),
+        ("webp_lossless", True),
+        ("return_mask", True),
     ],
 )
 def test_settings_that_are_not_supported_are_refused_by_name(name: str, value: object) -> None:
@@ -36,9 +39,13 @@ def test_settings_that_are_not_supported_are_refused_by_name(name: str, value: o
         check_overrides(Overrides.model_validate({name: value}))
 
 
-def test_unknown_settings_are_refused() -> None:
-    with pytest.raises(UnknownNameError, match="'sd_vea' is not supported; did you mean 'sd_vae'"):
-        check_overrides(Overrides.model_validate({"sd_vea": "other"}))
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("sd_vea", "sd_vae"), ("webp_lossles", "webp_lossless"), ("save_ttx", "save_txt")],
+)
+def test_unknown_settings_are_refused(name: str, meant: str) -> None:
+    with pytest.raises(UnknownNameError, match=f"'{name}' is not supported; did you mean '{meant}"):
+        check_overrides(Overrides.model_validate({name: "other"}))
 
 
 def test_all_settings_can_be_sent_back_as_they_are() -> None:

@@ -42,6 +42,13 @@ def test_it_holds_the_bundle_and_can_be_written_again(bundle: Bundle, tmp_path: 
     assert [path.name for path in (tmp_path / "models").iterdir() if path.name[0] == "."] == []
 
 
+def test_a_bundle_is_not_copied_into_itself(bundle: Bundle) -> None:
+    before = files(bundle.path)
+    with pytest.raises(InvalidRequestError, match="lies in the bundle"):
+        write_repository(bundle, bundle.path / "models")
+    assert files(bundle.path) == before
+
+
 @pytest.mark.parametrize(
     "place", ["notes.txt", "config.pbtxt", "1/model.py", "1/bundle/notes.txt", "2/model.py"]
 )
