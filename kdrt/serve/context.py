@@ -12,7 +12,7 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kdrt.serve.errors import StalledError
+from kdrt.serve.errors import ShuttingDownError, StalledError
 from kdrt.serve.log import request_id
 from kdrt.serve.responses import Faults
 
@@ -85,7 +85,10 @@ class RequestContext:
 
         try:
             await self._app(scope, bounded, tagged)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as caught:
+            error = caught
+            if isinstance(caught, asyncio.CancelledError):  # at a second signal, by the server
+                error = ShuttingDownError("the server has ended, and cancelled this request")
             response = self._faults.response(error, scope["path"])
             if not status:  # otherwise it has begun, and can only be broken off
                 await response(scope, receive, tagged)

@@ -19,11 +19,16 @@ ImageFormat = Literal["png", "jpeg", "webp"]
 _READ = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """Pillow knows many more formats, some of which are programs or call some."""
 
-_DATA_URL = re.compile(r"data:[a-z0-9.+/-]{0,100};base64,", re.IGNORECASE)
+_DATA_URL = re.compile(
+    r"data:[a-z0-9.+/-]{0,100}(;[a-z0-9.+_-]{1,40}=[^;,]{0,100}){0,5};base64,", re.IGNORECASE
+)
+
+_SPACE = b" \t\r\n"
+"""What tools write into base64 to break its lines."""
 
 
 def decoded_base64(name: str, text: str) -> bytes:
-    """The bytes of base64 or of a data URL.
+    """The bytes of base64, which may be in several lines, or of a data URL.
 
     Raises:
         RequestError: it is something else, such as the address of a file.
@@ -37,7 +42,7 @@ def decoded_base64(name: str, text: str) -> bytes:
             name,
         )
     try:
-        return base64.b64decode(encoded, validate=True)
+        return base64.b64decode(encoded.encode("ascii").translate(None, _SPACE), validate=True)
     except (binascii.Error, ValueError):
         raise RequestError(f"{name} must be base64 or a data URL with base64", name) from None
 

@@ -44,6 +44,7 @@ from kdrt.serve.submission import Submission
 PREFIX = "/v1/images"
 
 _SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
+_SMALLEST_SIDE = int(FIELDS["width"].minimum or 1)
 _LORA_OF_FORM = re.compile(r"lora\[(.+)\]")
 """How OpenAI's Python client writes an object of ``extra_body`` into a form."""
 
@@ -245,6 +246,10 @@ def _request_of(body: ImageBody) -> kdrt.Request:
                 "size",
             )
         given["width"], given["height"] = int(match[1]), int(match[2])
+        if min(given["width"], given["height"]) < _SMALLEST_SIDE:
+            raise RequestError(
+                f"size must be at least {_SMALLEST_SIDE}x{_SMALLEST_SIDE}, not {body.size}", "size"
+            )
     return cast(kdrt.Request, given)
 
 

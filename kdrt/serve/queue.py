@@ -15,8 +15,9 @@ from kdrt.serve.errors import QueueFullError
 _NEWEST = 0.2
 """Weight of the newest images in the mean of their time."""
 
-_UNKNOWN_SECONDS = 5.0
-"""An image's time before one was made."""
+_UNKNOWN_SECONDS = 5
+"""When to try again before an image was made, however many wait: nobody knows how long they
+take."""
 
 _LONGEST_RETRY = 600
 
@@ -114,5 +115,6 @@ class WaitingQueue:
     def _seconds(self, images: int) -> int:
         """Until so many images have begun."""
         each = self._seconds_per_image
-        seconds = images * (_UNKNOWN_SECONDS if each is None else each)
-        return min(max(1, math.ceil(seconds)), _LONGEST_RETRY)
+        if each is None:
+            return _UNKNOWN_SECONDS
+        return min(max(1, math.ceil(images * each)), _LONGEST_RETRY)

@@ -111,6 +111,32 @@ def test_a_body_that_comes_in_drops_is_not_waited_for(service: ImageService) -> 
     assert asyncio.run(main())[0]["status"] == 408
 
 
+def test_a_request_that_the_end_of_the_server_cancels_is_answered(service: ImageService) -> None:
+    """Were the cancellation to go on, the server would log a traceback and answer 500."""
+    sent: list[Message] = []
+
+    async def wait(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.Event().wait()
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def main() -> None:
+        scope = {"type": "http", "method": "POST", "path": "/v1/generate", "headers": []}
+        context = RequestContext(wait, Faults(service, {}), stall=30)
+        answering = asyncio.ensure_future(context(scope, receive, send))
+        await asyncio.sleep(0)
+        answering.cancel()
+        await answering
+
+    asyncio.run(main())
+    assert sent[0]["status"] == 503
+    assert b"shutting_down" in sent[1]["body"]
+
+
 def test_that_it_is_not_ready_yet_is_no_warning(demo_bundle: Path, lines: io.StringIO) -> None:
     """Whoever asks every second whether it is must not fill the log with them."""
     loading = ImageService([ModelSettings(bundle=str(demo_bundle))])

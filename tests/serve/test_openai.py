@@ -240,6 +240,7 @@ def test_an_edit_without_a_size_has_that_of_the_image_or_what_is_allowed(
         ({"output_compression": 50}, "output_compression", "PNG has no quality"),
         ({"size": "big"}, "size", "WIDTHxHEIGHT"),
         ({"size": ""}, "size", "WIDTHxHEIGHT"),
+        ({"size": "1x1"}, "size", "at least 8x8"),
         ({"size": "66x64"}, None, "multiple of 4"),
         ({"size": "1024x1024"}, "size", "this server makes 16384"),
         ({"n": 0}, "n", "greater than or equal to 1"),

@@ -62,3 +62,11 @@ def test_a_pause_is_not_time_that_an_image_took() -> None:
     with pytest.raises(QueueFullError) as error:
         queue.enter(1, now=1002.0)
     assert error.value.retry_after == 2
+
+
+def test_before_an_image_was_made_a_long_queue_is_not_taken_for_a_long_time() -> None:
+    queue = WaitingQueue(64)
+    queue.enter(64, now=0.0)
+    with pytest.raises(QueueFullError) as error:
+        queue.enter(1, now=0.0)
+    assert error.value.retry_after == 5
