@@ -27,6 +27,8 @@ PAGES = {
     "benchmarks/results/in_flight_paper.md": "measured/in-flight-paper.md",
     "benchmarks/results/in_flight_paper.png": "measured/in-flight-paper.png",
     "benchmarks/results/lossy.md": "measured/lossy.md",
+    "benchmarks/results/soak.md": "measured/soak.md",
+    "benchmarks/results/soak.svg": "measured/soak.svg",
     "benchmarks/results/tensorrt_builds.md": "measured/tensorrt-builds.md",
     "export/kdrt_export/demo/model/README.md": "explanation/demo-model-card.md",
 }
