@@ -346,7 +346,7 @@ def test_pickles_only_when_allowed(tmp_path: Path) -> None:
     path = tmp_path / "lora.bin"
     torch.save({"state_dict": PAIR}, path)
     with pytest.raises(
-        InvalidRequestError, match="a pickle, which can run code .*export --allow-pickle"
+        InvalidRequestError, match=r"a pickle, which can run code .*export --allow-pickle"
     ):
         read_lora(path)
     assert set(read_lora(path, allow_pickle=True).layers["unet"]) == {"x"}
