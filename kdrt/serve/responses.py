@@ -29,6 +29,9 @@ Dialect = Callable[[Fault], Mapping[str, Any]]
 _HEARTBEAT_SECONDS = 15.0
 """What proxies wait at least before they close a connection on which nothing is sent."""
 
+_LONGEST_MESSAGE = 4_000
+"""Characters of an error: it may quote what a client sent."""
+
 _EVENT_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 """So that no proxy keeps events until there are more of them."""
 
@@ -119,7 +122,11 @@ class Faults:
         if isinstance(error, ClientDisconnect):
             error = ClientGoneError("the client closed the connection")
         fault = fault_of(error)
-        fault = replace(fault, message=self._service.without_private(fault.message))
+        # Cut after that: half of a place would not be found.
+        message = self._service.without_private(fault.message)
+        if len(message) > _LONGEST_MESSAGE:
+            message = f"{message[:_LONGEST_MESSAGE]}…"
+        fault = replace(fault, message=message)
         self._service.metrics.failed(fault.kind)
         facts = {"kind": fault.kind, "status": fault.status}
         if fault.status == 500 and not isinstance(error, KdrtError):

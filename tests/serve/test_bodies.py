@@ -44,6 +44,15 @@ def test_a_text_may_hold_as_many_commas_as_it_likes(client: TestClient) -> None:
     assert "prompt has 45000 characters" in answer.json()["error"]["message"]
 
 
+def test_a_very_long_name_is_cut_short_in_the_answer(client: TestClient) -> None:
+    """The sentence is not the server's own."""
+    body = {"prompt": "x", "sampler_options": {"x" * MANY: 1}}
+    answer = client.post(NATIVE, json=body)
+    assert answer.status_code == 400
+    assert "has no option" in answer.text
+    assert len(answer.content) < 5_000
+
+
 @pytest.mark.parametrize("path", [NATIVE, OPENAI, WEB_UI])
 @pytest.mark.parametrize(
     "value",
