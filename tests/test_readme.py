@@ -172,7 +172,7 @@ def test_the_table_of_recipes_is_that_of_the_code() -> None:
                 levels = f"timestep {timestep:g}"
             guidance = scales[recipe.guidance_scale]
             if recipe.distilled_guidance_scale is not None:
-                guidance += f"; {recipe.distilled_guidance_scale:g} as an input"
+                guidance += f"; {recipe.distilled_guidance_scale:g} for whole LCM models"
             assert settings == [f"`{recipe.sampler}`{''.join(options)}", levels, guidance]
 
 

@@ -76,9 +76,6 @@ class QueueFullError(KdrtError):
         super().__init__(message)
         self.retry_after = retry_after
 
-    def __reduce__(self) -> tuple[type[QueueFullError], tuple[str, int]]:
-        return type(self), (str(self), self.retry_after)
-
 
 class NotReadyError(KdrtError):
     """The models are still being loaded."""

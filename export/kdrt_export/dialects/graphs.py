@@ -115,7 +115,7 @@ def numbers(node: ir.Node, name: str) -> tuple[int, ...]:
 def constant(graph: ir.Graph, values: np.ndarray) -> ir.Value:
     """An initialiser with these values; equal ones are the same."""
     shape = "x".join(map(str, values.shape)) or "scalar"
-    digits = "_".join(f"{v:.9g}" for v in values.ravel())
+    digits = "_".join(f"{float(v):.9g}" for v in values.ravel())
     if values.size > _SPELLED_OUT:
         digits = hashlib.sha256(digits.encode()).hexdigest()[:16]
     name = f"constant_{values.dtype}_{shape}_{digits}"
