@@ -29,6 +29,8 @@ PAGES = {
     "benchmarks/results/lossy.md": "measured/lossy.md",
     "benchmarks/results/soak.md": "measured/soak.md",
     "benchmarks/results/soak.svg": "measured/soak.svg",
+    "benchmarks/results/soak_rude.md": "measured/soak-rude.md",
+    "benchmarks/results/soak_rude.svg": "measured/soak-rude.svg",
     "benchmarks/results/tensorrt_builds.md": "measured/tensorrt-builds.md",
     "export/kdrt_export/demo/model/README.md": "explanation/demo-model-card.md",
 }

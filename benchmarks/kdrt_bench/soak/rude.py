@@ -33,7 +33,9 @@ _HEAD_BYTES = 200_000
 _BUFFER = 4_096
 """Bytes that wait for a client that does not read: few, so that the server notices."""
 _CHUNK = 2**16
-_SECONDS_TO_READ = 10.0
+_SECONDS_TO_READ = 120.0
+"""For what the kernel holds of an answer that was broken off: after minutes in which nothing was
+taken it asks seldom whether there is room, and 100 kB took up to 40 s."""
 
 
 class Rudeness(Strict):
