@@ -11,7 +11,7 @@ from kdrt_bench.plots import OURS, THEIRS
 from kdrt_bench.service_report import machine
 from kdrt_bench.soak.honest import NO_ANSWER, Answered
 from kdrt_bench.soak.rude import HELD, HUNG_UP, LEFT, Rudeness
-from kdrt_bench.soak.run import AT_CAPACITY, Seen, Settings
+from kdrt_bench.soak.run import AT_CAPACITY, MOST_RUDE, Seen, Settings
 from kdrt_bench.soak.verdict import Bounds, Facts, failures, growth
 from kdrt_bench.statistics import Percentiles, percentiles
 from kdrt_bench.words import duration
@@ -121,12 +121,13 @@ def markdown(report: SoakReport) -> str:
     """The verdict, and tables of what it is made of."""
     facts, settings = report.facts, report.settings
     about = ", ".join(f"{name} {value}" for name, value in report.machine.items())
-    whom = "honest clients and as many rude ones" if settings.is_rude else "honest clients"
+    rude = f", and up to {MOST_RUDE} rude ones at a time" if settings.is_rude else ""
     passed = "**Passed**: nothing was lost, nothing leaked."
     verdict = "\n".join(["**Failed**:", "", *(f"- {each}" for each in report.failures)])
     parts = [
         "# A server under too much load",
-        f"{about}. `kdrt serve … {report.serve}`, {settings.seconds / 60:g} minutes, {whom}. "
+        f"{about}. `kdrt serve … {report.serve}`, {settings.seconds / 60:g} minutes, "
+        f"honest clients{rude}. "
         "Written by `benchmarks/soak.py`.",
         verdict if report.failures else passed,
         f"With {AT_CAPACITY} clients that take turns it makes {facts.capacity:.0f} steps of images "

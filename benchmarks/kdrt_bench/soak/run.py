@@ -21,7 +21,7 @@ from kdrt_bench.soak.verdict import Facts
 
 AT_CAPACITY = 8
 """Clients that ask again and again: enough to fill every evaluation, too few to be refused."""
-_MOST_HONEST, _MOST_RUDE = 256, 64
+_MOST_HONEST, MOST_RUDE = 256, 64
 """Connections at once."""
 _SAMPLES = 300
 _SHORTEST_PERIOD = 0.25
@@ -39,7 +39,8 @@ class Settings(Strict):
         seconds: of load.
         capacity_seconds: in which the capacity is measured.
         load: what is asked for over what can be made.
-        is_rude: whether rude clients come too, as many as honest ones.
+        is_rude: whether rude clients come too, as often as honest ones, but for those beyond
+            `MOST_RUDE` at a time.
         patience: seconds after which the server should have let go a client that does nothing; an
             answer of which nothing comes for longer than its deadline is lost.
         deadline: seconds that the server gives a request.
@@ -192,7 +193,7 @@ async def _under_load(
     others = offer(
         poisson_times(rate, settings.seconds, random.Random(2)) if settings.is_rude else [],
         lambda number, due: rude.do_something(),
-        _MOST_RUDE,
+        MOST_RUDE,
     )
     looking = asyncio.ensure_future(look())
     try:
