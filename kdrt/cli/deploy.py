@@ -7,7 +7,12 @@ from typing import Annotated
 
 import typer
 
-from kdrt.cli.engine_options import RUNNING, CudaGraphOption, EngineOption, FallbackOption
+from kdrt.cli.engine_options import (
+    CudaGraphOption,
+    EngineOption,
+    FallbackOption,
+    MaxRowsOption,
+)
 from kdrt.errors import InvalidRequestError
 
 
@@ -37,16 +42,7 @@ def deploy(
             metavar="NAME", show_default="the bundle's", help="What clients call the model."
         ),
     ] = None,
-    max_rows: Annotated[
-        int | None,
-        typer.Option(
-            "--max-rows",
-            metavar="N",
-            rich_help_panel=RUNNING,
-            show_default="8 on a CPU, 16 on a GPU",
-            help="Rows of an evaluation that requests share; an image with guidance takes two.",
-        ),
-    ] = None,
+    max_rows: MaxRowsOption = None,
     engine: EngineOption = None,
     cuda_graph: CudaGraphOption = None,
     fallback: FallbackOption = None,

@@ -38,3 +38,14 @@ CudaGraphOption = Annotated[
         help="What to capture in CUDA graphs: off, step or loop.",
     ),
 ]
+
+MaxRowsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-rows",
+        metavar="N",
+        rich_help_panel=RUNNING,
+        show_default="8 on a CPU, 16 on a GPU",
+        help="Rows of an evaluation that requests share; an image with guidance takes two.",
+    ),
+]

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from kdrt.cli.engine_options import RUNNING, CudaGraphOption, EngineOption, FallbackOption
+from kdrt.cli.engine_options import (
+    RUNNING,
+    CudaGraphOption,
+    EngineOption,
+    FallbackOption,
+    MaxRowsOption,
+)
 from kdrt.cli.serve_ray import (
     MaxReplicasOption,
     MinReplicasOption,
@@ -141,16 +147,7 @@ def serve(
             "--no-warmup", rich_help_panel=RUNNING, help="Be ready as soon as all is loaded."
         ),
     ] = False,
-    max_rows: Annotated[
-        int | None,
-        typer.Option(
-            "--max-rows",
-            metavar="N",
-            rich_help_panel=RUNNING,
-            show_default="8 on a CPU, 16 on a GPU",
-            help="Rows of an evaluation that requests share; an image with guidance takes two.",
-        ),
-    ] = None,
+    max_rows: MaxRowsOption = None,
     workers: WorkersOption = None,
     devices: DevicesOption = None,
     memory: Annotated[

@@ -71,18 +71,14 @@ class RemoteService(ImageService):
         """Whether requests are accepted."""
         return super().is_ready and self._replicas.is_ready
 
-    def load(self) -> None:
-        """Start the replicas, and return when one of them is warm.
+    def _start(self) -> None:
+        """Start the replicas, and return when one of them is warm. Bundles that are exported again
+        are loaded there too; here only what is known of them changes.
 
         Raises:
             KdrtError: see `Replicas.start`.
         """
         self._replicas.start(self.on_failure)
-        if self.settings.reload is not None:
-            # The replicas load what was exported again, and here it is known.
-            self._watcher.start(self.settings.reload)
-        self._is_loaded = True
-        _logger.info("ready: %s", ", ".join(self.models))
 
     def has_loaded(self, model: ServedModel) -> bool:
         """Whether a replica takes its requests. Which models it has in memory only it knows."""
@@ -111,8 +107,7 @@ class RemoteService(ImageService):
             KdrtError: see `ImageService.submit`.
         """
         served, images = self.checked(request, model, loras)
-        most = self.settings.deadline
-        seconds = most if deadline is None else min(deadline, most)
+        seconds = self._seconds(deadline)
         ask = Ask(
             request=request,
             model=served.name,

@@ -105,11 +105,15 @@ class ImageService:
         Raises:
             KdrtError: see `kdrt.load`.
         """
-        self.residents.start()
+        self._start()
         if self.settings.reload is not None:
             self._watcher.start(self.settings.reload)
         self._is_loaded = True
         _logger.info("ready: %s", ", ".join(self.models))
+
+    def _start(self) -> None:
+        """Have models that make images."""
+        self.residents.start()
 
     def has_loaded(self, model: ServedModel) -> bool:
         """Whether requests to a model need not wait until it is loaded."""
@@ -163,8 +167,7 @@ class ImageService:
         served, images = self.checked(request, model, loras)
         ended: list[Submission] = []
 
-        seconds = self.settings.deadline
-        seconds = seconds if deadline is None else min(deadline, seconds)
+        seconds = self._seconds(deadline)
         arrived = time.monotonic()
         self._submitting += 1
         try:
@@ -221,6 +224,11 @@ class ImageService:
                 )
         self.settings.limits.check_scales(loras)
         return served, self.settings.limits.check(request, served.bundle.manifest.latents)
+
+    def _seconds(self, deadline: float | None) -> float:
+        """How long a request may take that asks for this."""
+        most = self.settings.deadline
+        return most if deadline is None else min(deadline, most)
 
     def without_private(self, message: str) -> str:
         """A message for clients: without the places of files on this machine, which the advice to
