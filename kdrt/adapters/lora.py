@@ -33,7 +33,7 @@ from kdrt.errors import EngineError, InvalidRequestError
 from kdrt_engines import Engine, FixedWeightsError
 from kdrt_engines.onnx_weights import StoredWeight, stored_weights
 
-__all__ = ["AdapterWarning", "Lora", "LoraStack", "LoraSwap", "Scale"]
+__all__ = ["AdapterWarning", "Lora", "LoraStack", "LoraSwap"]
 
 _COPIES = {SHALLOW_UNET: "unet"}
 """Components with copies of a network's weights: what a LoRA changes there, it changes here."""

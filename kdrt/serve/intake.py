@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 import kdrt
-from kdrt.adapters.lora import Scale
+from kdrt.adapters.lora_merge import Scale
 from kdrt.serve.service import ImageService
 from kdrt.serve.submission import Submission
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from kdrt.adapters.lora import Scale
+from kdrt.adapters.lora_merge import Scale
 from kdrt.bundle import LatentFacts
 from kdrt.common.validation import check_int, excerpt
 from kdrt.request.fields import Request

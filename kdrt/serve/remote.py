@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequenc
 from dataclasses import replace
 from typing import Any
 
-from kdrt.adapters.lora import Scale
+from kdrt.adapters.lora_merge import Scale
 from kdrt.batching.handle import ImageStep
 from kdrt.common.validation import MAX_INT
 from kdrt.errors import CancelledError

@@ -24,7 +24,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 from PIL import Image
 from torch import Tensor
 
-from kdrt.adapters.lora import Scale
+from kdrt.adapters.lora_merge import Scale
 from kdrt.batching.handle import ImageStep
 from kdrt.errors import KdrtError
 from kdrt.pipeline.result import Result

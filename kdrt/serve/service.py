@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from kdrt.adapters.lora import Scale
+from kdrt.adapters.lora_merge import Scale
 from kdrt.batching.handle import Handle
 from kdrt.common.home import home
 from kdrt.common.validation import did_you_mean, excerpt

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kdrt.adapters.lora import Scale
+from kdrt.adapters.lora_merge import Scale
 from kdrt.batching.handle import Handle
 from kdrt.request.fields import Request
 from kdrt.serve.queue import Place

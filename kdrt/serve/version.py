@@ -11,8 +11,8 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from kdrt.adapters.lora import Scale
 from kdrt.adapters.lora_file import LoraFile
+from kdrt.adapters.lora_merge import Scale
 from kdrt.batching.batcher import Batcher
 from kdrt.batching.handle import Handle
 from kdrt.batching.observer import Observer, Stage

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from kdrt.adapters.lora import Scale
+from kdrt.adapters.lora_merge import Scale
 from kdrt.common.validation import excerpt
 from kdrt.serve.errors import RequestError, UnsupportedError
 from kdrt.serve.limits import MAX_SCALE

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import kdrt
-from kdrt.adapters.lora import Scale
+from kdrt.adapters.lora_merge import Scale
 from kdrt.bundle import Manifest
 from kdrt.common.validation import excerpt
 from kdrt.request.record import EMPHASIS
