@@ -22,4 +22,5 @@ Its files:
     tensor_file        what files of both have in common
     ip_adapter         images as prompts
     variants           other components of a bundle in the place of one
+    unet_features      what the UNets of a bundle can do
 """

@@ -24,14 +24,19 @@ class Variants:
         self._manifest = manifest
         self._load = load
         self._playing: dict[str, str] = {}
+        self._put_aside: dict[str, Engine] = {}
 
     @property
     def in_use(self) -> dict[str, str]:
         """The components that play another's part, by part."""
         return {part: c for part, c in self._playing.items() if c != part}
 
-    def choose(self, name: str | None, parts: Sequence[str] | None = None) -> dict[str, str]:
-        """The component for each part that changes.
+    def named(self, name: str | None, parts: Sequence[str] | None = None) -> dict[str, str]:
+        """The component for each part.
+
+        Args:
+            name: of a variant; None is the plain components.
+            parts: of those; None is all.
 
         Raises:
             InvalidRequestError: there is no such variant, or it has nothing for a part.
@@ -55,12 +60,20 @@ class Variants:
                     f"the variant '{name}' has nothing for {missing[0]}; it has {', '.join(wanted)}"
                 )
             wanted = {part: component for part, component in wanted.items() if part in parts}
-        return {p: c for p, c in wanted.items() if self._playing.get(p, p) != c}
+        return wanted
+
+    def changes(self, wanted: Mapping[str, str]) -> dict[str, str]:
+        """Of the components ``wanted`` by part, those that do not play it yet."""
+        return {part: c for part, c in wanted.items() if self.playing(part) != c}
+
+    def playing(self, part: str) -> str:
+        """The component that plays a part."""
+        return self._playing.get(part, part)
 
     def load(
         self, components: Mapping[str, str], engines: Mapping[str, Engine]
     ) -> dict[str, Engine]:
-        """Their engines, for the parts that are in use.
+        """Their engines with the weights of the bundle, for the parts that are in use.
 
         Raises:
             InvalidRequestError: nothing more can be loaded.
@@ -68,8 +81,22 @@ class Variants:
         needed = {part: component for part, component in components.items() if part in engines}
         if needed and self._load is None:
             raise InvalidRequestError("this pipeline cannot load variants; open it with kdrt.load")
-        return {part: self._load(c) for part, c in needed.items()} if self._load else {}
+        put_aside, self._put_aside = self._put_aside, {}
+        return {
+            part: put_aside[c] if c in put_aside else self._load(c)
+            for part, c in needed.items()
+            if self._load
+        }
+
+    def put_aside(self, component: str, engine: Engine) -> None:
+        """Keep an engine with the weights of the bundle, in place of the last one, for
+        :meth:`load`."""
+        self._put_aside = {component: engine}
+
+    def release(self) -> None:
+        """Free what was put aside."""
+        self._put_aside.clear()
 
     def chosen(self, components: Mapping[str, str]) -> None:
-        """Keep in mind what :meth:`choose` gave, after it was loaded."""
+        """Keep in mind which components play the parts now."""
         self._playing |= components

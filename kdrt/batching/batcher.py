@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from kdrt.adapters.ip_adapter import VARIANT as IP_ADAPTER
 from kdrt.batching.handle import Handle
 from kdrt.batching.image_class import Loras
 from kdrt.batching.loop import BatchingLoop
@@ -33,7 +32,6 @@ from kdrt.pipeline.result import Result
 from kdrt.pipeline.service import checked_shapes
 from kdrt.request.complete import check_names
 from kdrt.request.fields import Request
-from kdrt.request.resolve import wants_image_prompt
 
 _ROWS_ON_CPU = 8
 """Rows of a UNet run: with more of them a row takes no less time, and short requests wait."""
@@ -190,18 +188,13 @@ class Batcher:
         if loras is not None:
             loras = self._pipe.adapters.checked_loras(loras)
         pipe = self._pipe
-        if wants_image_prompt(request) and not pipe.denoising.unet.spec.has_input("ip_scale"):
-            raise InvalidRequestError(
-                "image prompts need the networks of an IP-Adapter, which this pipeline does not "
-                f'use yet: call pipe.adapters.use_variant("{IP_ADAPTER}", ["unet"]) before'
-            )
         if threading.current_thread() is not self._thread and pipe.calls.is_of_this_thread():
             raise InvalidRequestError(
                 "this thread is in the middle of a generation on this pipeline, which the batcher "
                 "would wait for: take all of its steps or close() it first"
             )
-        spec = pipe.denoising.unet.spec
         job = pipe.resolve(request, output_type)
+        spec = pipe.adapters.unet_spec(job.unet_features)
         if self._max_rows < 2 and pipe.is_doubled(job):
             raise InvalidRequestError(
                 "an image with guidance takes two rows of a UNet run, and here it has one at most: "

@@ -6,11 +6,13 @@ from collections.abc import Hashable, Mapping
 from typing import NamedTuple
 
 from kdrt.adapters.lora_merge import Scale
+from kdrt.adapters.unet_features import Features
 from kdrt.denoise.freeu import FREEU_OFF
 from kdrt.denoise.row_denoiser import ImageShape
 from kdrt.pipeline.encoding import conditioning_length
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt.request.job import Job, latent_shape
+from kdrt_engines import EngineSpec
 
 Loras = Mapping[str, Scale]
 
@@ -23,21 +25,31 @@ class ImageClass(NamedTuple):
 
     Attributes:
         shape: of the images; None for those that cannot share.
-        loras: stands for their LoRAs, and is the group.
+        loras: stands for their LoRAs.
+        unet_features: of the UNet that makes them.
         inputs: of the UNet that have one value for the whole run, or decide which network runs.
     """
 
     shape: ImageShape | None
     loras: Hashable
+    unet_features: Features = ()
     inputs: Hashable = None
 
+    @property
+    def group(self) -> Hashable:
+        """What stands for the networks that make them: groups take turns."""
+        return self.loras, self.unet_features
 
-def class_of(pipe: Pipeline, job: Job, loras: Loras | None, *, shared: bool) -> ImageClass:
+
+def class_of(
+    pipe: Pipeline, job: Job, unet: EngineSpec, loras: Loras | None, *, shared: bool
+) -> ImageClass:
     """The class of a job's images.
 
     Args:
         pipe: what makes them.
         job: see there.
+        unet: the UNet that makes them.
         loras: at these scales; None is those that the pipeline has.
         shared: whether they can share at all.
     """
@@ -46,20 +58,19 @@ def class_of(pipe: Pipeline, job: Job, loras: Loras | None, *, shared: bool) -> 
         used = {name: scale for name, scale in loras.items() if scale != 0}
         group = tuple(sorted((name, repr(scale)) for name, scale in used.items()))
     if not shared:
-        return ImageClass(None, group)
+        return ImageClass(None, group, job.unet_features)
     _, height, width = latent_shape(pipe.bundle.manifest, job.height, job.width)
     tokens = conditioning_length(pipe.prompt_encoder, job, doubled=pipe.is_doubled(job))
-    return ImageClass(ImageShape(height, width, tokens), group, _inputs(pipe, job))
+    shape = ImageShape(height, width, tokens)
+    return ImageClass(shape, group, job.unet_features, _inputs(pipe, job, unet))
 
 
-def _inputs(pipe: Pipeline, job: Job) -> Hashable:
-    unet = pipe.denoising.unet
-    spec = unet.spec
+def _inputs(pipe: Pipeline, job: Job, spec: EngineSpec) -> Hashable:
     values: list[tuple[float, ...]] = []
     if spec.has_input("freeu"):
         if spec.input("freeu").shape[0] != "B":
             values.append(job.freeu)
-        elif "freeu" in unet.neutral_inputs:
+        elif "freeu" in pipe.denoising.unet.neutral_inputs:
             # Rounding would tell whether an image without it was beside one with it.
             values.append((float(job.freeu == FREEU_OFF),))
     if spec.has_input("ip_scale"):

@@ -60,6 +60,7 @@ class BatchingLoop:
         self._sampled: deque[tuple[Order, Tensor]] = deque()
         self._being_decoded = 0
         self._loras: Hashable = OWN
+        self._group: Hashable = None
         self._own_loras: Loras = {}
         self._pace = Pace(pipe.denoising.unet.device)
         self._counts = Count(0, 0)
@@ -122,6 +123,7 @@ class BatchingLoop:
 
     def _work(self) -> None:
         """Make all that is there, and what comes meanwhile."""
+        self._group = None  # the UNet may be another one by now
         if self._loras == OWN:  # or they could not be put back the last time
             loaded = self._pipe.adapters.loras.values()
             self._own_loras = {lora.name: lora.scale for lora in loaded if lora.is_active}
@@ -173,7 +175,7 @@ class BatchingLoop:
         self._orders[order] = None
         try:
             doubled = self._pipe.is_doubled(order.job)
-            klass = class_of(self._pipe, order.job, order.loras, shared=order.is_shared)
+            klass = class_of(self._pipe, order.job, order.spec, order.loras, shared=order.is_shared)
             for entry in order.entries(klass, doubled=doubled):
                 self._scheduler.add(entry)
             self._count()
@@ -186,14 +188,17 @@ class BatchingLoop:
         self._counts = Count(sum(c.waiting for c in counts), sum(c.in_flight for c in counts))
 
     def _activated(self, klass: ImageClass, images: Sequence[ImageId]) -> bool:
-        """Whether the LoRAs of a class are in use now; if they cannot be, its images fail."""
-        if klass.loras == self._loras:
+        """Whether the networks of a class are in use now; if they cannot be, its images fail."""
+        if klass.group == self._group:
             return True
         order = images[0].order
+        self._group = None
         try:
             self._use_loras(klass.loras, self._own_loras if order.loras is None else order.loras)
+            self._pipe.adapters.use_unet(klass.unet_features)
+            self._group = klass.group
         except Exception as error:
-            for each in [o for o in self._orders if o.klass.loras == klass.loras]:
+            for each in [o for o in self._orders if o.klass.group == klass.group]:
                 self._fail(each, error)
             return False
         return True

@@ -127,7 +127,7 @@ class Order:
             Entry(
                 ImageId(self, place),
                 klass,
-                klass.loras,
+                klass.group,
                 1 + doubled if self.is_shared else 1,
                 evaluations,
                 shares=self.is_shared,

@@ -12,7 +12,6 @@ from pathlib import Path
 import typer
 
 import kdrt
-from kdrt.adapters.ip_adapter import VARIANT as IP_ADAPTER
 from kdrt.bundle import open_bundle
 from kdrt.cli.console import one_line, print_json
 from kdrt.cli.image_progress import ImageProgress
@@ -24,7 +23,6 @@ from kdrt.cli.requests_file import BadLine, BadLinesError, RequestLine
 from kdrt.cli.run_record import RunRecord
 from kdrt.errors import InvalidRequestError, KdrtError
 from kdrt.request.fields import Request
-from kdrt.request.resolve import wants_image_prompt
 
 _RANDOM_SEED_LIMIT = 2**32
 """Drawn seeds are those that web UIs accept too."""
@@ -196,7 +194,5 @@ def make_requests(run: RequestsRun, pipeline: PipelineOptions, *, progress: bool
     with printed_warnings(), run.resumed(model):
         if run.tasks:
             pipe = pipeline.load(loras)
-            if any(wants_image_prompt(task.line.request) for task in run.tasks):
-                pipe.adapters.use_variant(IP_ADAPTER, ["unet"])
             run.check(lambda request: pipe.resolve(request, "pil"))
             run.make(lambda: kdrt.Batcher(pipe), progress=progress)

@@ -13,13 +13,14 @@ from kdrt.adapters.lora import Changed, Lora, LoraStack, LoraSwap
 from kdrt.adapters.lora_file import LoraFile, read_lora
 from kdrt.adapters.lora_merge import Scale
 from kdrt.adapters.lora_names import NETWORKS
+from kdrt.adapters.unet_features import Features, features_of, unet_with
 from kdrt.adapters.variants import ComponentLoader, Variants
 from kdrt.bundle import Bundle
 from kdrt.errors import InvalidRequestError
 from kdrt.pipeline.calls import Calls
 from kdrt.pipeline.metadata import Settings, lora_settings_of
 from kdrt.prompt import PromptEncoder
-from kdrt_engines import Engine
+from kdrt_engines import Engine, EngineSpec
 
 ReplaceEngines = Callable[[Mapping[str, Engine]], None]
 """Makes a pipeline run these engines, by component, from now on."""
@@ -61,6 +62,7 @@ class Adapters:
         self._loras = LoraStack(bundle)
         self.lora_settings: Settings = ()
         self._variants = Variants(bundle.manifest, load_component)
+        self._own_unet = "unet"
         self.image_prompts = ImagePrompts(bundle.manifest, load_component)
 
     @property
@@ -168,13 +170,56 @@ class Adapters:
             InvalidRequestError: the bundle has no such variant; the message says what to export.
         """
         with self._calls.exclusive():
-            components = self._variants.choose(name, parts)
-            engines = self._variants.load(components, self._engines)
-            # Not a dict of both: that would load every component that is loaded on demand.
-            present = ChainMap[str, Engine](engines, self._engines)  # type: ignore[arg-type]
-            with_loras, _ = self._loras.move(components, present)
-            self._variants.chosen(components)
-            self._replace_engines(engines | with_loras)
+            wanted = self._variants.named(name, parts)
+            self._play(wanted)
+            self._own_unet = wanted.get("unet", self._own_unet)
+
+    def use_unet(self, features: Features) -> None:
+        """Run the UNet that :meth:`unet_spec` is of, from now on.
+
+        Raises:
+            InvalidRequestError: the bundle has none, or this pipeline cannot load it.
+        """
+        with self._calls.exclusive():
+            component, leaving = self._unet_for(features), self._variants.playing("unet")
+            if component == leaving:
+                return
+            engine = self._engines["unet"]
+            is_untouched = not any(lora.scale_of("unet") for lora in self.loras.values())
+            self._play({"unet": component})
+            if is_untouched:  # requests with and without a feature may alternate
+                self._variants.put_aside(leaving, engine)
+
+    def unet_spec(self, features: Features) -> EngineSpec:
+        """The UNet that runs requests which need these features: the one that was chosen by
+        :meth:`use_variant` if it has them, else the one with the fewest others.
+
+        Raises:
+            InvalidRequestError: the bundle has none; the message says what to export.
+        """
+        component = self._unet_for(features)
+        if component == self._variants.playing("unet"):
+            return self._engines["unet"].spec
+        return self._bundle.manifest.components[component].spec()
+
+    def release(self) -> None:
+        """Free what can be loaded again."""
+        self._variants.release()
+
+    def _unet_for(self, features: Features) -> str:
+        manifest, own = self._bundle.manifest, self._own_unet
+        if not features or set(features) <= set(features_of(manifest.components[own].spec())):
+            return own
+        return unet_with(manifest, features)
+
+    def _play(self, wanted: Mapping[str, str]) -> None:
+        components = self._variants.changes(wanted)
+        engines = self._variants.load(components, self._engines)
+        # Not a dict of both: that would load every component that is loaded on demand.
+        present = ChainMap[str, Engine](engines, self._engines)  # type: ignore[arg-type]
+        with_loras, _ = self._loras.move(components, present)
+        self._variants.chosen(components)
+        self._replace_engines(engines | with_loras)
 
     @property
     def variants_in_use(self) -> dict[str, str]:

@@ -11,7 +11,6 @@ from typing import Any, NoReturn, Unpack, cast
 import torch
 from torch import Tensor
 
-from kdrt.adapters.ip_adapter import VARIANT as IP_ADAPTER
 from kdrt.adapters.variants import ComponentLoader
 from kdrt.backends.offload import Offloader
 from kdrt.bundle import Bundle
@@ -45,8 +44,9 @@ from kdrt.request.grid import training_table
 from kdrt.request.job import Job, with_users_functions
 from kdrt.request.memory import check_decoder_fits, check_unet_fits
 from kdrt.request.prompts import resolve_prompts
-from kdrt.request.resolve import resolve, wants_image_prompt
+from kdrt.request.resolve import resolve
 from kdrt.request.signature import takes_fields
+from kdrt.request.unet_features import unet_features
 from kdrt.vae.coder import Decoder, check_latents
 from kdrt.vae.preview import Previewer, PreviewStep, with_previews
 from kdrt.vae.vae import Vae
@@ -151,6 +151,7 @@ class Pipeline(Calling, Service):
 
     def _release_buffers(self) -> None:
         """Free what the next call can make again."""
+        self.adapters.release()
         self.prompt_encoder.release()
         self.denoising.clear()
         self._release_vae()
@@ -203,6 +204,7 @@ class Pipeline(Calling, Service):
         """
         with self.calls.exclusive():
             job = self.resolve(request, output_type)
+            self.adapters.use_unet(job.unet_features)
             encoded = self.encode(job)
         encoded.warn()
         unet = self._unet.spec
@@ -233,13 +235,11 @@ class Pipeline(Calling, Service):
 
     def resolve(self, request: Request, output_type: OutputType) -> Job:
         """The job of a request, the first part of a call. Functions of the user's in it run outside
-        of the call."""
-        if wants_image_prompt(request) and not self._unet.spec.has_input("ip_scale"):
-            self.adapters.use_variant(IP_ADAPTER, ["unet"])
+        of the call. It is made with :meth:`Adapters.use_unet`, of its features."""
         job = resolve(
             request,
             self.bundle.manifest,
-            self._unet.spec,
+            self.adapters.unet_spec(unet_features(request)),
             self.noise_schedule,
             self._unet.device,
             output_type,

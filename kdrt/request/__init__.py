@@ -5,6 +5,7 @@ Its files:
     fields             the fields of a request, listed once
     field              what is known of a field besides its type
     text_forms         values as text, on a command line and in an image
+    unet_features      what the UNet must be able to do
     complete           names and ranges checked, defaults filled in
     recipes            the settings of few-step models, by name
     resolve            request → job: all that depends on the model

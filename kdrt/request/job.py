@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from kdrt.adapters.ip_adapter import ImagePrompt
+from kdrt.adapters.unet_features import Features
 from kdrt.bundle import Manifest
 from kdrt.common.literals import OutputType
 from kdrt.denoise.freeu import FreeU
@@ -74,6 +75,7 @@ class Job(PromptJob):
             None without.
         output_type: the form of the result.
         image_filter: called with every image.
+        unet_features: what the UNet must be able to do.
         snapshot: what the text of the images is made from.
     """
 
@@ -99,6 +101,7 @@ class Job(PromptJob):
     negative_time_ids: TimeIds | None
     output_type: OutputType
     image_filter: ImageFilter | None
+    unet_features: Features
     snapshot: JobSnapshot
 
 

@@ -46,6 +46,7 @@ from kdrt.request.size_conditioning import (
     time_ids,
 )
 from kdrt.request.snapshot import JobSnapshot, plain
+from kdrt.request.unet_features import unet_features
 from kdrt.sampling import AnyPlan, NoiseSchedule, Plan, foreign_plan, is_foreign, make_plan
 from kdrt_engines import EngineSpec
 
@@ -65,7 +66,8 @@ def resolve(
     Args:
         request: some of the fields.
         manifest: the model's facts and defaults.
-        unet: inputs of the loaded UNet, which say what it can be asked for.
+        unet: inputs of the UNet that has the features it needs; they say what else it can be asked
+            for.
         noise_schedule: the model's training table.
         device: where it will be computed.
         output_type: the form of the result.
@@ -150,14 +152,9 @@ def resolve(
         negative_time_ids=negative_ids,
         output_type=output_type,
         image_filter=request["image_filter"],
+        unet_features=unet_features(request),
         snapshot=snapshot,
     )
-
-
-def wants_image_prompt(request: Request) -> bool:
-    """Whether a request, complete or not, has an image as prompt."""
-    names = ("ip_adapter_image", "ip_adapter_image_embeds")
-    return any(request.get(name) is not None for name in names)
 
 
 def _size(request: Request, manifest: Manifest) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from kdrt.bundle import ImageEncoderFacts
 from kdrt.compat.ip_adapter import IpAdapterMixin
 from kdrt.errors import InvalidRequestError
 from kdrt.images.input import clip_pixels
+from kdrt.request.fields import Request
+from kdrt_engines import Engine
 from kdrt_export.errors import SourceError, UnsupportedModelError
 from kdrt_export.ip_adapter import IpAdapter
 from kdrt_export.stage import export
@@ -76,10 +79,50 @@ def test_images_as_prompts_are_those_of_diffusers(prompted: Prompted) -> None:
         assert relative_error(result, expected) < 1e-5
         assert relative_error(result, base) > 1e-2
     off = by_kdrt(ours, ip_adapter_image=image(), ip_adapter_scale=0)
-    assert torch.equal(off, by_kdrt(ours))  # the variant without an image
     assert relative_error(off, base) < 1e-5
+    assert torch.equal(by_kdrt(ours), base)  # by the plain UNet again
+    ours.adapters.use_variant("ip-adapter")
+    assert torch.equal(by_kdrt(ours), off)  # the variant without an image
     ours.adapters.use_variant(None)
     assert torch.equal(by_kdrt(ours), base)
+
+
+@pytest.mark.parametrize("in_company", [False, True])
+def test_requests_with_and_without_an_image_take_turns(
+    prompted: Prompted, in_company: bool, tmp_path: Path
+) -> None:
+    pipe = kdrt.load(prompted.model.bundle, engine="onnxruntime")
+    loaded: list[str] = []
+    load = pipe.adapters._variants._load
+    assert load is not None
+
+    def counted(component: str) -> Engine:
+        loaded.append(component)
+        return load(component)
+
+    pipe.adapters._variants._load = counted
+    asked: list[Request] = [
+        {"prompt": "a", "seed": seed, "steps": 3, "height": 32, "width": 32} for seed in range(4)
+    ]
+    for request in asked[::2]:
+        request["ip_adapter_image"] = image()
+    alone = [pipe.generate(request, output_type="latent").images for request in asked]
+    assert loaded == ["unet-ip-adapter"]  # what it replaces was kept, and so was itself
+    with ExitStack() as stack:
+        if in_company:
+            batcher = stack.enter_context(kdrt.Batcher(pipe))
+            handles = [batcher.submit(request, output_type="latent") for request in asked]
+            again = [handle.result(120).images for handle in handles]
+        else:
+            layers = random_lora({"unet": prompted.diffusers().unet}, ["to_q", "to_out.0"])
+            save_file(kohya(layers), tmp_path / "style.safetensors")
+            pipe.adapters.load_lora(tmp_path / "style.safetensors")
+            changed = pipe.generate(asked[0], output_type="latent").images
+            assert relative_error(changed, alone[0]) > 1e-3
+            pipe.adapters.unload_loras()
+            again = [pipe.generate(request, output_type="latent").images for request in asked]
+    for one, other in zip(alone, again, strict=True):
+        assert relative_error(one, other) < 1e-5
 
 
 def test_embeddings_in_place_of_images(prompted: Prompted) -> None:

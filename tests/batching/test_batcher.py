@@ -26,7 +26,6 @@ from torch import Tensor
 
 import kdrt
 from kdrt import Batcher
-from kdrt.adapters.ip_adapter import VARIANT
 from kdrt.batching.handle import Handle, ImageStep
 from kdrt.batching.order import Order
 from kdrt.batching.scheduler import GROUP_TICKS
@@ -1013,9 +1012,9 @@ def test_a_batcher_of_something_else_is_refused() -> None:
         Batcher(demo)
 
 
-def test_image_prompts_need_a_variant_that_is_named_as_it_is_called(batcher: Batcher) -> None:
+def test_a_feature_that_the_bundle_lacks_is_refused(batcher: Batcher) -> None:
     asked = request(ip_adapter_image_embeds=torch.zeros(1, 4))
-    with pytest.raises(kdrt.InvalidRequestError, match=rf'use_variant\("{VARIANT}", \["unet"\]\)'):
+    with pytest.raises(kdrt.InvalidRequestError, match=r"no UNet with ip-adapter.*--ip-adapter"):
         batcher.submit(asked)
 
 

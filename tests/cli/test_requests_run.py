@@ -275,18 +275,6 @@ def test_lines_that_this_model_cannot_make_are_told_before_anything_is_made(gene
     assert Asked.prompts == []
 
 
-def test_image_prompts_get_the_networks_that_read_them(
-    generate: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pipe = FakePipeline()
-    monkeypatch.setattr("kdrt.cli.loading.PipelineOptions.load", lambda *_: pipe)
-    assert generate(STAR).code == 0
-    assert pipe.variants == []
-    Image.new("RGB", (8, 8)).save("style.png")
-    assert generate(STAR, {**CAT, "ip_adapter_image": "style.png"}).code == 0
-    assert pipe.variants == ["ip-adapter"]
-
-
 def test_a_requests_file_is_not_taken_for_the_record(cli: Cli, folder: Path) -> None:
     Path(NAME).write_text(json.dumps(STAR) + "\n")
     refusal = cli("generate", "demo", "--from", NAME, "-o", ".").refusal()

@@ -82,22 +82,7 @@ class FakeHandle:
 
 
 class FakePipeline:
-    """A pipeline as far as it is prepared and requests are checked with it.
-
-    Attributes:
-        variants: those of its UNet that were put to use.
-    """
-
-    def __init__(self) -> None:
-        self.variants: list[str] = []
-
-    @property
-    def adapters(self) -> FakePipeline:
-        return self
-
-    def use_variant(self, name: str, parts: list[str]) -> None:
-        assert parts == ["unet"]
-        self.variants.append(name)
+    """A pipeline as far as requests are checked with it."""
 
     def resolve(self, request: Request, output_type: str) -> object:
         width = complete(request)["width"]
