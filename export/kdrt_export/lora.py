@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from kdrt.adapters.lora import some
+from kdrt.adapters.lora import encoder_unsaid, some
 from kdrt.adapters.lora_file import LoraFile, check_effect, read_lora
-from kdrt.adapters.lora_merge import merged, place
+from kdrt.adapters.lora_merge import merged, place, takes
 from kdrt.adapters.lora_names import slots
 from kdrt.bundle import BakedLora
 from kdrt.common.validation import finite_or_none
@@ -29,6 +29,10 @@ class _Baked:
     file: LoraFile
     scale: float
     unmatched: list[str] = field(default_factory=list)
+    encoder: str | None = None
+    """The text encoder that takes the layers of a file that does not say for which they are."""
+    changes: bool = False
+    """Whether any of its layers that exist has an effect."""
 
 
 class LorasToBake:
@@ -72,14 +76,25 @@ class LorasToBake:
         """Add what the LoRAs have for ``component`` to the weights of ``network``, in place.
 
         Raises:
-            InvalidRequestError: a layer has another size than the network's.
+            InvalidRequestError: a layer has another size than the network's, or a LoRA does not
+                say for which of several text encoders it is.
         """
         self._seen.add(component)
         parameters = dict(network.named_parameters())
-        places = slots({name: tuple(tensor.shape) for name, tensor in parameters.items()})
+        shapes = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
+        places = slots(shapes)
         placed = []
         for lora in self._loras:
-            found = place(lora.file.layers.get(component, {}), places)
+            layers = lora.file.layers.get(component, {})
+            if lora.file.encoder_unsaid and component != "unet":
+                layers = lora.file.layers["text_encoder"]
+                if not takes(layers, places, shapes):
+                    continue
+                if lora.encoder is not None:
+                    raise encoder_unsaid(lora.file, "this model")
+                lora.encoder = component
+            found = place(layers, places)
+            lora.changes |= any(not layer.changes_nothing for _, layer in found.layers)
             lora.unmatched += [f"{component}.{layer}" for layer in found.unmatched]
             placed.append((found, lora.scale))
         names = " or ".join(lora.file.path.name for lora in self._loras)
@@ -90,6 +105,7 @@ class LorasToBake:
         """What the manifest says of them, after every network was merged.
 
         Raises:
+            InvalidRequestError: the layers of a LoRA that the model has change nothing.
             SourceError: a LoRA has nothing in common with the model, or with ``strict`` any part
                 that has no effect.
         """
@@ -98,6 +114,7 @@ class LorasToBake:
                 f"{component}.{layer}"
                 for component, layers in lora.file.layers.items()
                 if component not in self._seen
+                or (lora.file.encoder_unsaid and component != "unet" and lora.encoder is None)
                 for layer, change in layers.items()
                 if not change.optional
             ] + lora.unmatched
@@ -107,6 +124,11 @@ class LorasToBake:
                     "another kind of model"
                 )
             name = lora.file.path.name
+            if not lora.changes:
+                raise InvalidRequestError(
+                    f"{name} would change nothing in this model: its layers that exist there "
+                    f"change no weight, and others do not exist: {some(strange)}"
+                )
             if strange:
                 self._without_effect(
                     f"{len(strange)} of {len(lora.file)} layers of {name} do not exist in this "

@@ -23,6 +23,8 @@ from kdrt.adapters.lora_merge import (
     merged,
     place,
     scale_at,
+    slot_shape,
+    takes,
 )
 from kdrt.adapters.lora_names import NETWORKS, Slot, slots
 from kdrt.backends.commands import bundle_argument
@@ -277,12 +279,7 @@ class LoraStack:
         layers = file.layers["text_encoder"]
         fitting = [name for name in encoders if self._network(name).takes(layers)]
         if len(fitting) > 1:
-            raise InvalidRequestError(
-                f"{file.path.name} is for a text encoder and does not say for which of "
-                f"'{self._bundle.manifest.name}': keep it as adapter_model.safetensors beside "
-                "peft's adapter_config.json, or let its keys begin with 'text_encoder.' or "
-                "'text_encoder_2.'"
-            )
+            raise encoder_unsaid(file, self._bundle.manifest.name)
         of = next(iter(fitting or encoders), "text_encoder")
         others = {name: found for name, found in file.layers.items() if name != "text_encoder"}
         return replace(file, layers={**others, of: layers}, encoder_unsaid=False)
@@ -454,7 +451,7 @@ class _Network:
         return layer.fits(self._shape(slot))
 
     def _shape(self, slot: Slot) -> tuple[int, ...]:
-        return (slot.last - slot.first, *self._weights[slot.weight].shape[1:])
+        return slot_shape(slot, self._weights[slot.weight].shape)
 
     def check_sizes(self, layers: Mapping[str, Layer], scale: LayerScale, name: str) -> None:
         """Raises InvalidRequestError: a layer that is not off has another size than its weight."""
@@ -464,8 +461,9 @@ class _Network:
 
     def takes(self, layers: Mapping[str, Layer]) -> bool:
         """Whether all of a LoRA's layers exist here, in their sizes."""
-        placed = place(layers, self.slots)
-        return not placed.unmatched and all(self.fits(*each) for each in placed.layers)
+        return takes(
+            layers, self.slots, {name: weight.shape for name, weight in self._weights.items()}
+        )
 
     def of_other_sizes(self, layers: Mapping[str, Layer]) -> tuple[str, ...]:
         """The layers of a LoRA that exist here in another size, by path."""
@@ -482,6 +480,15 @@ class _Network:
 
     def read(self, name: str) -> Tensor:
         return self._weights[name].read()
+
+
+def encoder_unsaid(file: LoraFile, model: str) -> InvalidRequestError:
+    """The error of a LoRA that fits several text encoders of a model."""
+    return InvalidRequestError(
+        f"{file.path.name} is for a text encoder and does not say for which of '{model}': keep it "
+        "as adapter_model.safetensors beside peft's adapter_config.json, or let its keys begin "
+        "with 'text_encoder.' or 'text_encoder_2.'"
+    )
 
 
 def _recipe(network: str, loras: Mapping[str, Lora]) -> _Recipe:

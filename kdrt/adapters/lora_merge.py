@@ -49,6 +49,27 @@ def place(layers: Mapping[str, Layer], slots: Mapping[str, Slot]) -> Placed:
     )
 
 
+def slot_shape(slot: Slot, weight: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the part that a slot has in a weight of this shape."""
+    return (slot.last - slot.first, *weight[1:])
+
+
+def takes(
+    layers: Mapping[str, Layer], slots: Mapping[str, Slot], shapes: Mapping[str, tuple[int, ...]]
+) -> bool:
+    """Whether all of a LoRA's layers exist in a network, in their sizes.
+
+    Args:
+        layers: of the LoRA.
+        slots: of the network.
+        shapes: of its weights, by name.
+    """
+    placed = place(layers, slots)
+    return not placed.unmatched and all(
+        layer.fits(slot_shape(slot, shapes[slot.weight])) for slot, layer in placed.layers
+    )
+
+
 def scale_at(scale: LayerScale, module: str) -> float:
     """How strong a LoRA is in one module, by its path with dots."""
     if not isinstance(scale, Mapping):

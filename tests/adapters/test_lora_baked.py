@@ -98,6 +98,61 @@ def test_what_of_a_lora_has_no_effect_is_noted_or_with_strict_refused(tmp_path: 
             ]
 
 
+@pytest.mark.parametrize("widths", [(4, 6), (6, 4), (4, 4), (6, 6)])
+def test_layers_of_an_encoder_that_is_not_named_go_to_the_one_they_fit(
+    widths: tuple[int, int], tmp_path: Path
+) -> None:
+    name = "base_model.model.text_model.encoder.layers.0.self_attn.q_proj"
+    tensors = {f"{name}.lora_A.weight": torch.ones(1, 4), f"{name}.lora_B.weight": torch.ones(4, 1)}
+    path = tmp_path / "adapter_model.safetensors"
+    save_file(tensors, path)
+    loras = LorasToBake([(path, 1.0)])
+    encoders = [EncoderLayer(width) for width in widths]
+
+    def merge() -> None:
+        for index, encoder in enumerate(encoders):
+            loras.merge(f"text_encoder{'_2' * index}", encoder)
+        loras.baked(Silent())
+
+    if widths == (4, 4):
+        with pytest.raises(InvalidRequestError, match="does not say for which of 'this model'"):
+            merge()
+    elif widths == (6, 6):
+        with pytest.raises(SourceError, match="no layer of adapter_model"):
+            merge()
+    else:
+        merge()
+        changed = [bool(encoder.weight().any()) for encoder in encoders]
+        assert changed == [width == 4 for width in widths]
+
+
+def test_a_lora_whose_layers_here_change_nothing_is_refused(tmp_path: Path) -> None:
+    tensors = {}
+    for module, value in (("mid_block_x", 0.0), ("elsewhere", 1.0)):
+        tensors[f"lora_unet_{module}.lora_down.weight"] = torch.ones(1, 4)
+        tensors[f"lora_unet_{module}.lora_up.weight"] = torch.full((4, 1), value)
+    save_file(tensors, tmp_path / "some.safetensors")
+    loras = LorasToBake([(tmp_path / "some.safetensors", 1.0)])
+    loras.merge("unet", nn.ModuleDict({"mid_block": nn.ModuleDict({"x": nn.Linear(4, 4)})}))
+    with pytest.raises(InvalidRequestError, match=r"some.* would change nothing in this model"):
+        loras.baked(Silent())
+
+
+class EncoderLayer(nn.Module):
+    """The names of a text encoder with one projection, whose weight is zero."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        projection = nn.Linear(width, width)
+        nn.init.zeros_(projection.weight)
+        layer = nn.ModuleDict({"self_attn": nn.ModuleDict({"q_proj": projection})})
+        encoder = nn.ModuleDict({"layers": nn.ModuleList([layer])})
+        self.text_model = nn.ModuleDict({"encoder": encoder})
+
+    def weight(self) -> torch.Tensor:
+        return next(p for name, p in self.named_parameters() if name.endswith("weight")).detach()
+
+
 def test_a_scale_is_checked_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match=r"scale of LoRA none\.x must be a finite number"):
         LorasToBake([(Path("none.x"), float("nan"))])
