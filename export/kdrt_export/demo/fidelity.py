@@ -55,7 +55,7 @@ def judge(image: Image.Image, scene: Scene) -> Verdict:
     labels = nearest_colors(image)
     return Verdict(
         things=tuple(_shows(labels, thing) for thing in scene.things),
-        background=_border_color(labels) == scene.background,
+        background=border_color(labels) == scene.background,
     )
 
 
@@ -111,7 +111,8 @@ def largest_patch(mask: np.ndarray) -> np.ndarray:
     return largest
 
 
-def _border_color(labels: np.ndarray) -> str:
+def border_color(labels: np.ndarray) -> str:
+    """The colour of most pixels of the image's border: its background."""
     border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
     return list(COLORS)[int(np.bincount(border, minlength=len(COLORS)).argmax())]
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
+    ControlNetModel,
     EulerDiscreteScheduler,
     UNet2DConditionModel,
 )
@@ -115,6 +116,40 @@ def make_unet() -> UNet2DConditionModel:
     )
 
 
+def make_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
+    """A ControlNet that begins as the UNet's encoder, with zero convolutions behind it.
+
+    Without the attention and the second residual block of the UNet's middle: as in the small
+    ControlNets for SDXL, the middle block has no transformer. That keeps two thirds of the
+    parameters of a full copy.
+    """
+    config = unet.config
+    controlnet = ControlNetModel(
+        in_channels=config.in_channels,
+        conditioning_channels=3,
+        conditioning_embedding_out_channels=(16, 32, 32),
+        down_block_types=config.down_block_types,
+        mid_block_type="UNetMidBlock2D",
+        block_out_channels=config.block_out_channels,
+        layers_per_block=config.layers_per_block,
+        transformer_layers_per_block=config.transformer_layers_per_block,
+        attention_head_dim=config.attention_head_dim,
+        cross_attention_dim=config.cross_attention_dim,
+        use_linear_projection=config.use_linear_projection,
+        addition_embed_type=config.addition_embed_type,
+        addition_time_embed_dim=config.addition_time_embed_dim,
+        projection_class_embeddings_input_dim=config.projection_class_embeddings_input_dim,
+        norm_num_groups=config.norm_num_groups,
+    )
+    encoder = {
+        name: tensor
+        for name, tensor in unet.state_dict().items()
+        if name in controlnet.state_dict()
+    }
+    controlnet.load_state_dict(encoder, strict=False)
+    return controlnet
+
+
 def make_scheduler() -> EulerDiscreteScheduler:
     """The scheduler configuration of SDXL base."""
     return EulerDiscreteScheduler(
@@ -147,12 +182,19 @@ class Denoiser(torch.nn.Module):
         keep: torch.Tensor,
         time_ids: torch.Tensor,
     ) -> torch.Tensor:
+        context, added = self.encode_prompts(ids, ids_2, keep, time_ids)
+        return self.unet(sample, timestep, context, added_cond_kwargs=added).sample
+
+    def encode_prompts(
+        self, ids: torch.Tensor, ids_2: torch.Tensor, keep: torch.Tensor, time_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """What the UNet and a ControlNet are told: the text's states [B, L, C] and the added
+        conditions. Rows where ``keep`` is 0 get SDXL's null prompt, zeros."""
         first = self.text_encoder(ids, output_hidden_states=True)
         second = self.text_encoder_2(ids_2, output_hidden_states=True)
         context = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
         added = {"text_embeds": second.text_embeds * keep[:, None], "time_ids": time_ids}
-        context = context * keep[:, None, None]
-        return self.unet(sample, timestep, context, added_cond_kwargs=added).sample
+        return context * keep[:, None, None], added
 
 
 def load_denoiser(folder: Path) -> Denoiser:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -115,6 +115,13 @@ def draw(scene: Scene, width: int = 64, height: int = 64) -> Image.Image:
         points = (centre + outline(thing.kind) * thing.radius * min(width, height)) * scale
         pen.polygon([(float(x), float(y)) for x, y in points], fill=COLORS[thing.color])
     return canvas.resize((width, height), Image.Resampling.BOX)
+
+
+def silhouette(scene: Scene, width: int = 64, height: int = 64) -> np.ndarray:
+    """Where the scene's things are, as bool [H, W]: pixels that they cover by half or more."""
+    things = tuple(replace(thing, color="white") for thing in scene.things)
+    drawn = np.asarray(draw(Scene(things, "black"), width, height))[..., 0]
+    return drawn >= (COLORS["white"][0] + COLORS["black"][0]) / 2
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
