@@ -16,6 +16,7 @@ Its files:
     lora_rotations     how they rotate a weight
     lora_names         the weights they mean
     lora_merge         weights with LoRAs added
+    lora_block_weights the numbers of ``lbw=``
     lora_facts         what a file is, for people to read
     embedding_file     files of textual inversion
     textual_inversion  learned tokens, taught to text encoders

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kdrt.adapters.lora_block_weights import block_weights
 from kdrt.adapters.lora_merge import Scale
 from kdrt.cli.lora_option import lora_option
 from kdrt.errors import InvalidRequestError
@@ -50,6 +51,28 @@ def test_file_and_scale(text: str, path: str, scale: Scale) -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "unet", "text_encoder"),
+    [("", 1.0, 1.0), ("0.5,", 0.5, 0.5), ("0.5,text_encoder=2,", 0.5, 2.0)],
+)
+def test_weights_of_blocks(said: str, unet: float, text_encoder: float) -> None:
+    weights = [0.5, *(index / 10 for index in range(11))]
+    text = f"x:{said}lbw={','.join(map(str, weights))}"
+    assert lora_option(text) == (Path("x"), block_weights(weights, unet, text_encoder))
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [
+        ("lbw=1,0,0", "lbw= has 3 numbers; it takes 17 or 26 for SD"),
+        ("mid_block=0,lbw=" + ",".join("1" * 12), "gives lbw= and mid_block too"),
+    ],
+)
+def test_weights_of_other_blocks(scale: str, message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        lora_option(f"x:{scale}")
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "x.safetensors:1@0.3",
@@ -64,14 +87,15 @@ def test_schedules_over_steps_are_refused(text: str) -> None:
         lora_option(text)
 
 
-@pytest.mark.parametrize("scale", ["unet=1,unet=0.5", "lbw=1,0,0", "0,8"])
+@pytest.mark.parametrize("scale", ["unet=1,unet=0.5", "0,8"])
 def test_what_is_given_twice(scale: str) -> None:
     with pytest.raises(InvalidRequestError, match="gives one scale twice; give a number, as"):
         lora_option(f"x:{scale}")
 
 
 @pytest.mark.parametrize(
-    "scale", ["0.8,", "", "80%", "0x10", "0.8,mid_block", "mid_block=", "[0.1,0.2]", "a:0.5x"]
+    "scale",
+    ["0.8,", "", "80%", "0x10", "0.8,mid_block", "mid_block=", "[0.1,0.2]", "a:0.5x", "lbw=ALL"],
 )
 def test_what_is_no_scale_of_a_file(scale: str, tmp_path: Path) -> None:
     file = tmp_path / "x.safetensors"

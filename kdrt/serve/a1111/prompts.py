@@ -6,8 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from kdrt.adapters.lora_block_weights import block_weights
 from kdrt.adapters.lora_merge import Scale
 from kdrt.common.validation import excerpt
+from kdrt.errors import InvalidRequestError
 from kdrt.serve.errors import RequestError, UnsupportedError
 from kdrt.serve.limits import MAX_SCALE
 
@@ -98,7 +100,8 @@ def _check_constant(text: str, name: str) -> None:
 
 
 def _lora(tag: str, content: str) -> tuple[str, Scale]:
-    """The name and scale of ``name:1``, ``name:1:0.5`` or ``name:te=1:unet=0.5``."""
+    """The name and scale of ``name:1``, ``name:1:0.5`` or ``name:te=1:unet=0.5``, each with
+    ``:lbw=1,0.5,…`` or without."""
     name, *parts = content.split(":")
     for part in parts:
         if "@" in part or part.partition("=")[0].strip() in _STEPS:
@@ -108,13 +111,18 @@ def _lora(tag: str, content: str) -> tuple[str, Scale]:
                 "prompt",
             )
     numbers: dict[str, float] = {}
+    weights: list[float] = []
     for place, part in zip(_PLACES, (part for part in parts if "=" not in part), strict=False):
         numbers[place] = _number(tag, part)
     for key, equals, value in (part.partition("=") for part in parts):
         if equals and key in _PLACES:
             numbers[key] = _number(tag, value)
+        elif equals and key == "lbw":
+            weights = [_number(tag, weight) for weight in value.split(",")]
         elif equals:
-            raise RequestError(f"{excerpt(tag)} cannot be read: a LoRA has te= and unet=", "prompt")
+            raise RequestError(
+                f"{excerpt(tag)} cannot be read: a LoRA has te=, unet= and lbw=", "prompt"
+            )
     if len([part for part in parts if "=" not in part]) > len(_PLACES):
         raise RequestError(f"{excerpt(tag)} cannot be read: it has too many numbers", "prompt")
     if "dyn" in numbers:
@@ -123,6 +131,11 @@ def _lora(tag: str, content: str) -> tuple[str, Scale]:
         )
     text = numbers.get("te", 1.0)
     unet = numbers.get("unet", text)
+    if weights:
+        try:
+            return name, block_weights(weights, unet, text)
+        except InvalidRequestError as error:
+            raise RequestError(f"{excerpt(tag)} cannot be read: {error}", "prompt") from None
     if text == unet:
         return name, unet
     return name, {"unet": unet, "text_encoder": text, "text_encoder_2": text}

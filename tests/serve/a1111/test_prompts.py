@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from kdrt.adapters.lora_block_weights import block_weights
 from kdrt.serve.a1111.prompts import read_negative, read_prompt
 from kdrt.serve.errors import RequestError, UnsupportedError
 
@@ -21,6 +22,11 @@ from kdrt.serve.errors import RequestError, UnsupportedError
         ("<lora:s:unet=0.3>", "", {"s": {"unet": 0.3, "text_encoder": 1.0, "text_encoder_2": 1.0}}),
         ("<lora:s:0:1>", "", {"s": {"unet": 1.0, "text_encoder": 0.0, "text_encoder_2": 0.0}}),
         ("<lora:s:te=0.4>", "", {"s": 0.4}),
+        (
+            f"<lora:s:0.5:lbw=2{',1' * 11}>",
+            "",
+            {"s": block_weights([2.0, *[1.0] * 11], 0.5, 0.5)},
+        ),
         ("a < b > c", "a < b > c", {}),
         ("(a:1.2) [b] BREAK c", "(a:1.2) [b] BREAK c", {}),
         (r"\[a:b:0.5\]", r"\[a:b:0.5\]", {}),
@@ -71,7 +77,9 @@ def test_other_networks_are_refused() -> None:
         ("<lora:s:nan>", "'nan' is no number"),
         ("<lora:s:1e5>", "'1e5' is no number"),
         ("<lora:s:1000>", "no number from -100 to 100"),
-        ("<lora:s:weight=1>", "a LoRA has te= and unet="),
+        ("<lora:s:weight=1>", "a LoRA has te=, unet= and lbw="),
+        ("<lora:s:1:lbw=1,1>", "lbw= has 2 numbers"),
+        ("<lora:s:1:lbw=ALL>", "'ALL' is no number"),
         ("<lora:s:1:1:64>", "keeps the rank"),
         ("<lora:s:1@0.3>", "as strong at every step"),
         ("<lora:s:1:stop=10>", "as strong at every step"),
