@@ -13,5 +13,8 @@ OutputType = Literal["pil", "np", "pt", "latent"]
 GuidanceMethodName = Literal["cfg", "apg", "cfg_zero_star"]
 """How results with and without guidance are combined; see :mod:`kdrt.denoise.guidance_methods`."""
 
+InpaintFill = Literal["original", "blurred", "noise", "nothing"]
+"""What lies under a mask to begin with; see :class:`kdrt.images.init_image.InitImage`."""
+
 COMMA_BACKTRACK = 20
 """Tokens: how far back a chunk of a long prompt may end at a comma, as in the web UI."""

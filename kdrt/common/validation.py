@@ -21,6 +21,9 @@ MAX_INT = 2**31 - 1
 MAX_SIDE = 16_383
 """Of an image, in pixels: WebP's limit, the lowest of the formats that are written."""
 
+MAX_MASK_CHANGE = 256
+"""Pixels by which a mask may grow, shrink or be blurred."""
+
 MAX_IMAGES = 10_000
 """Of one prompt."""
 

@@ -5,6 +5,9 @@ Its files:
     files       opening image files
     init_image  the images that image to image and inpainting begin with
     input       images and masks as users have them, as tensors
+    masks       masks inverted, grown and blurred
+    masked_part the masked part of an image, cut out and put back
+    under_mask  the colours around a mask, under it
     output      PIL, NumPy or torch images, and files with their metadata
     sheet       several images on one sheet, with labels
     infotext    the text format of the AUTOMATIC1111 web UI, read
