@@ -15,14 +15,15 @@ from kdrt.images.init_image import Encode, InitImage
 
 
 def begin_with_image(
-    image: InitImage, noise: Tensor, encode: Encode, *, scale: int, inpaints: bool
+    image: InitImage, noise: Tensor, encode: Encode, *, sigma: float, scale: int, inpaints: bool
 ) -> tuple[Tensor, KnownRegion | None, Tensor | None]:
     """The first state of a run that begins with an image, and what the denoiser is told of it.
 
     Args:
         image: the image, and its mask if only a part is repainted.
-        noise: float32 ``[B, C, h, w]``, already times the σ of the beginning.
+        noise: float32 ``[B, C, h, w]``, already times ``sigma``.
         encode: the VAE's encoder.
+        sigma: the noise level of the beginning.
         scale: pixels for one latent.
         inpaints: the UNet sees mask and masked image.
 
@@ -35,11 +36,26 @@ def begin_with_image(
     if mask is None:
         return known + noise, None, None
     mask = mask.to(noise.device)
+    begun = _under_mask(image, known, noise, sigma)
     if inpaints:
         channels = _inpainting_channels(image, mask, encode)
-        return (noise if image.anew else known + noise), None, channels
-    state = torch.where(mask, noise, known + noise) if image.anew else known + noise
-    return state, KnownRegion(known, mask), None
+        # What is kept is told to such a UNet: made anew, it begins as noise alone everywhere.
+        rest = begun if image.fill == "original" else known + noise
+        return torch.where(mask, begun, rest), None, channels
+    return torch.where(mask, begun, known + noise), KnownRegion(known, mask), None
+
+
+def _under_mask(image: InitImage, known: Tensor, noise: Tensor, sigma: float) -> Tensor:
+    """The first state ``[B, C, h, w]`` of what is masked; see `InitImage`."""
+    match image.fill:
+        case "nothing":
+            return noise
+        case "noise":
+            return noise + noise / sigma
+        case "blurred":
+            return known + noise
+        case "original":
+            return noise if image.anew else known + noise
 
 
 def _inpainting_channels(image: InitImage, mask: Tensor, encode: Encode) -> Tensor:

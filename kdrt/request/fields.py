@@ -10,8 +10,13 @@ documentation of ``pipe(…)``, and the text that an image carries.
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
-from kdrt.common.literals import COMMA_BACKTRACK, GuidanceMethodName, WeightingMode
-from kdrt.common.validation import MAX_IMAGES, MAX_SIDE, MAX_STEPS
+from kdrt.common.literals import (
+    COMMA_BACKTRACK,
+    GuidanceMethodName,
+    InpaintFill,
+    WeightingMode,
+)
+from kdrt.common.validation import MAX_IMAGES, MAX_MASK_CHANGE, MAX_SIDE, MAX_STEPS
 from kdrt.denoise.freeu import FreeU
 from kdrt.request.field import BEGINNING, IMAGE, SDXL, Field, fields_of
 from kdrt.request.text_forms import (
@@ -265,6 +270,72 @@ class RequestFields(PromptFields, total=False):
             default=True,
             panel=BEGINNING,
             record="Keep unmasked",
+            requires="mask_image",
+        ),
+    ]
+    mask_blur: Annotated[
+        float,
+        Field(
+            help="Soften the edge of the mask.",
+            details="The standard deviation of a Gaussian.",
+            default=0.0,
+            minimum=0,
+            maximum=MAX_MASK_CHANGE,
+            unit="pixels",
+            metavar="PIXELS",
+            panel=BEGINNING,
+            record="Mask blur",
+            requires="mask_image",
+        ),
+    ]
+    mask_grow: Annotated[
+        int,
+        Field(
+            help="Let what is white in the mask grow, before it is blurred; negative shrinks it.",
+            default=0,
+            minimum=-MAX_MASK_CHANGE,
+            maximum=MAX_MASK_CHANGE,
+            unit="pixels",
+            metavar="PIXELS",
+            panel=BEGINNING,
+            record="Mask grow",
+            requires="mask_image",
+        ),
+    ]
+    mask_invert: Annotated[
+        bool,
+        Field(
+            help="Repaint only what is black in the mask.",
+            default=False,
+            panel=BEGINNING,
+            record="Mask inverted",
+            requires="mask_image",
+        ),
+    ]
+    inpaint_fill: Annotated[
+        InpaintFill,
+        Field(
+            help="What lies under the mask to begin with: the `original`, the colours around it "
+            "(`blurred`), `noise` or `nothing`.",
+            details="See :class:`kdrt.images.init_image.InitImage`.",
+            default="original",
+            metavar="NAME",
+            panel=BEGINNING,
+            record="Masked content",
+            requires="mask_image",
+        ),
+    ]
+    inpaint_padding: Annotated[
+        int | None,
+        Field(
+            help="Make only the masked part, with so much of the image around it, at the size that "
+            "is asked for, and put it back: the result is as large as the image.",
+            minimum=0,
+            maximum=MAX_SIDE,
+            unit="pixels",
+            metavar="PIXELS",
+            panel=BEGINNING,
+            record="Masked area padding",
             requires="mask_image",
         ),
     ]

@@ -30,7 +30,7 @@ from kdrt.request.complete import complete
 from kdrt.request.fields import Request
 from kdrt.request.grid import check_start, grid_of, is_custom, with_own_grid
 from kdrt.request.guidance_method import guidance_method_of
-from kdrt.request.init_image import read_init_image, with_defaults
+from kdrt.request.init_image import check_mask_fields, read_init_image, with_defaults
 from kdrt.request.job import Job, latent_shape
 from kdrt.request.memory import check_request_fits
 from kdrt.request.prompts import resolve_prompts
@@ -82,6 +82,7 @@ def resolve(
         check_callable("image_filter", request["image_filter"])
     check_recipe(request, manifest)
     _check_sizes(request, manifest)
+    check_mask_fields(request, output_type)
     prompts = resolve_prompts(request, manifest, unet)
     images = len(prompts.prompts[0]) * request["images_per_prompt"]
     height, width = _size(request, manifest)
@@ -99,6 +100,8 @@ def resolve(
     init_image = _init_image(request, manifest, unet, images)
     if init_image is not None:
         height, width = init_image.height, init_image.width
+        if init_image.part is not None:
+            check_fits(*init_image.part.pixels.shape[2:])
     if request["latents"] is not None:
         shape = (images, *latent_shape(manifest, height, width))
         checked_embeddings("latents", request["latents"], shape)

@@ -111,17 +111,24 @@ class RequestLimits:
     def _check_size(self, given: Mapping[str, Any], facts: LatentFacts) -> None:
         width, height = facts.default_width, facts.default_height
         image = given.get("image")
-        if isinstance(image, Image.Image):  # which gives the size where none is asked for
-            width, height = image.size
+        if isinstance(image, Image.Image):
+            if given.get("inpaint_padding") is not None:  # the result is as large as the image
+                self._check_pixels(
+                    *image.size, "send a smaller image, or leave inpaint_padding out"
+                )
+            else:  # it gives the size where none is asked for
+                width, height = image.size
         width, height = (
             value if isinstance(value, int) else default
             for value, default in ((given.get("width"), width), (given.get("height"), height))
         )
+        self._check_pixels(width, height, "ask for a smaller width and height")
+
+    def _check_pixels(self, width: int, height: int, advice: str) -> None:
         if width * height > self.pixels:
             raise LimitError(
                 f"an image of {excerpt(width)}x{excerpt(height)} has {excerpt(width * height)} "
-                f"pixels, and this server makes "
-                f"{self.pixels}: ask for a smaller width and height",
+                f"pixels, and this server makes {self.pixels}: {advice}",
                 "size",
             )
 

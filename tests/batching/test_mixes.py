@@ -75,6 +75,9 @@ def requests(draw: st.DrawFn, *, images: bool) -> Fields:
     if images and draw(st.integers(0, 3)) == 0:
         fields["image"], fields["strength"] = IMAGE, draw(st.sampled_from([0.4, 1.0]))
         maybe("mask_image", MASK)
+        if "mask_image" in fields:
+            maybe("inpaint_fill", "noise")
+            maybe("mask_grow", 3)
     return fields
 
 

@@ -41,6 +41,7 @@ from tests.support.diffusers_pair import (
     diffusers_pipeline,
     kdrt_pipeline,
 )
+from tests.support.encoder import with_encoder
 from tests.support.tiny_model import CHANNELS, POOLED, WIDTHS, TinyModel
 from tests.support.tiny_networks import randomized
 
@@ -247,13 +248,15 @@ def test_an_inpainting_unets_channels_are_diffusers(tmp_path: Path) -> None:
             pixels=image,
             latents=None,
             mask=soft,
+            fill="original",
             anew=anew,
             keep_unmasked=False,
+            part=None,
             height=HEIGHT,
             width=WIDTH,
         )
         states[anew], *last = begin_with_image(
-            init, noise, pair.ours.vae.encode, scale=SCALE, inpaints=True
+            init, noise, pair.ours.vae.encode, sigma=1.0, scale=SCALE, inpaints=True
         )
         told.append(last)
     for region, channels in told:
@@ -270,27 +273,6 @@ def test_edm_models_begin_with_an_image_as_in_diffusers(tmp_path: Path, kind: An
     pair = Pair(tmp_path, kind, scheduler=EDMEulerScheduler())
     masked = mask() if kind is StableDiffusionInpaintPipeline else None
     pair.compare(make_image(), masked, 0.8, "pt")
-
-
-def with_encoder(model: TinyModel) -> Pipeline:
-    """The tiny model with an encoder that undoes its decoder."""
-
-    def encoder(image: Tensor) -> Tensor:
-        latents = image[:, :, ::8, ::8].clamp(-0.999, 0.999).atanh()
-        latents = torch.cat([latents, latents[:, :1]], dim=1)
-        return torch.cat([latents, torch.zeros_like(latents)], dim=1)
-
-    spec = EngineSpec(
-        (TensorSpec("image", "float32", ("B", 3, "8*h", "8*w")),),
-        (TensorSpec("moments", "float32", ("B", 8, "h", "w")),),
-    )
-
-    class Module(torch.nn.Module):
-        def forward(self, image: Tensor) -> Tensor:
-            return encoder(image)
-
-    engines = {**model.pipeline.engines, "vae_encoder": TorchEngine(Module(), spec)}
-    return Pipeline(model.pipeline.bundle, engines)
 
 
 def test_unmasked_pixels_are_the_images_own(sdxl: TinyModel) -> None:

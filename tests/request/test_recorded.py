@@ -44,7 +44,10 @@ NOT_TEXT = {
     "ip_adapter_image_embeds",
 }
 """JobSnapshot as "given"."""
-NEED_OTHERS = {"strength", "keep_unmasked", "denoising_start", "ip_adapter_scale"}
+NEED_OTHERS = {
+    *("strength", "keep_unmasked", "denoising_start", "ip_adapter_scale"),
+    *("mask_blur", "mask_grow", "mask_invert", "inpaint_fill", "inpaint_padding"),
+}
 """Of no effect without one of those."""
 NEED_A_MODEL = {"aesthetic_score", "negative_aesthetic_score", "deep_cache"}
 """Of the refiner, and of bundles with a shallow UNet."""

@@ -14,7 +14,6 @@ from kdrt.images.metadata import PARAMETERS
 from kdrt.pipeline.metadata import Infotext
 from kdrt.pipeline.result import Result
 from kdrt.serve.a1111.bodies import ImageBody, ImagesBody
-from kdrt.serve.a1111.starts import Finish
 from kdrt.serve.errors import Fault
 from kdrt.serve.images import ImageFormat, base64_of
 
@@ -50,21 +49,16 @@ def error_body(fault: Fault) -> dict[str, Any]:
     }
 
 
-def answer(
-    body: ImagesBody, finish: Finish | None, model: str, timestamp: str, result: Result[Any]
-) -> dict[str, Any]:
+def answer(body: ImagesBody, model: str, timestamp: str, result: Result[Any]) -> dict[str, Any]:
     """The answer to a request.
 
     Args:
         body: what the client sent.
-        finish: from a made image to the one to answer with; None where they are the same.
         model: that made it.
         timestamp: when it came.
         result: the images.
     """
     images = cast(list[Image.Image], result.images)
-    if finish is not None:
-        images = [finish(image) for image in images]
     overrides = body.overrides
     kind = _FORMATS[overrides.samples_format or "png"]
     has_text = overrides.enable_pnginfo is not False

@@ -96,7 +96,10 @@ class ImageBody(ImagesBody):
     inpainting_fill: Annotated[
         int | None,
         pydantic.Field(
-            ge=0, le=3, description="0 begins with the colours around the mask, 1 with the image."
+            ge=0,
+            le=3,
+            description="What lies under the mask to begin with: 0 the colours around it, 1 the "
+            "image, 2 noise, 3 nothing.",
         ),
     ] = None
     inpaint_full_res: Annotated[

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 
 import kdrt
@@ -18,7 +17,7 @@ from kdrt.serve.a1111.bodies import ImageBody, ImagesBody
 from kdrt.serve.a1111.options import Overrides, check_overrides
 from kdrt.serve.a1111.prompts import read_negative, read_prompt
 from kdrt.serve.a1111.refused import check_refused
-from kdrt.serve.a1111.starts import Finish, read_start
+from kdrt.serve.a1111.starts import read_start
 from kdrt.serve.errors import RequestError, UnsupportedError
 from kdrt.serve.limits import RequestLimits
 
@@ -48,19 +47,6 @@ _SCHEDULE_WORDS = sorted(
 """How a schedule may be named behind a sampler; the longest word that fits counts."""
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A request, and what is done with its images afterwards.
-
-    Attributes:
-        request: for the service, checked against its limits.
-        finish: what is done with each image; None where nothing is.
-    """
-
-    request: kdrt.Request
-    finish: Finish | None = None
-
-
 def loras_of(body: ImagesBody, manifest: Manifest, limits: RequestLimits) -> Mapping[str, Scale]:
     """The LoRAs that a prompt names, with their scales. Takes next to nothing.
 
@@ -73,7 +59,7 @@ def loras_of(body: ImagesBody, manifest: Manifest, limits: RequestLimits) -> Map
     return read_prompt(body.prompt or "").loras
 
 
-def asked_of(body: ImagesBody, manifest: Manifest, limits: RequestLimits) -> Asked:
+def request_of(body: ImagesBody, manifest: Manifest, limits: RequestLimits) -> kdrt.Request:
     """What a body asks for, but for its LoRAs. Takes as long as it takes to read its images.
 
     Args:
@@ -111,11 +97,11 @@ def asked_of(body: ImagesBody, manifest: Manifest, limits: RequestLimits) -> Ask
     # Before images are brought to the size that is asked for.
     limits.check(cast(kdrt.Request, request), manifest.latents)
     if not isinstance(body, ImageBody):
-        return Asked(cast(kdrt.Request, request))
+        return cast(kdrt.Request, request)
     start = read_start(body, manifest.latents.scale, limits)
     strength = _STRENGTH if body.denoising_strength is None else body.denoising_strength
-    request |= {**start.fields, "strength": _strength(strength, request["steps"])}
-    return Asked(cast(kdrt.Request, request), start.finish)
+    request |= {**start, "strength": _strength(strength, request["steps"])}
+    return cast(kdrt.Request, request)
 
 
 def _weighting(overrides: Overrides) -> str:

@@ -13,14 +13,13 @@ from fastapi import APIRouter, Request
 from PIL import Image
 from starlette.responses import Response
 
-import kdrt
 from kdrt.images.metadata import texts_of
 from kdrt.serve.a1111 import lists
 from kdrt.serve.a1111.answers import ERROR_DOCS, answer, png_info
 from kdrt.serve.a1111.bodies import ImageBody, ImagesBody, PngInfoBody, TextBody
 from kdrt.serve.a1111.jobs import Job, Jobs, nothing_runs
 from kdrt.serve.a1111.options import Overrides, all_options, check_unchanged
-from kdrt.serve.a1111.requests import Asked, asked_of, loras_of
+from kdrt.serve.a1111.requests import loras_of, request_of
 from kdrt.serve.auth import given_key
 from kdrt.serve.bodies import read_json
 from kdrt.serve.images import decoded_base64, read_image
@@ -77,26 +76,22 @@ def router(intake: Intake, settings: ServerSettings) -> APIRouter:
 
     async def make(request: Request, body: ImagesBody) -> Response:
         model = model_of(request, body.overrides)
-        asked: Asked | None = None
-
-        def read() -> kdrt.Request:
-            nonlocal asked
-            asked = asked_of(body, model.bundle.manifest, service.settings.limits)
-            return asked.request
-
-        loras = loras_of(body, model.bundle.manifest, service.settings.limits)
+        manifest, limits = model.bundle.manifest, service.settings.limits
         submission = await submitted_while_connected(
-            request, intake.submit(read, model=model.name, loras=loras, watch=True)
+            request,
+            intake.submit(
+                lambda: request_of(body, manifest, limits),
+                model=model.name,
+                loras=loras_of(body, manifest, limits),
+                watch=True,
+            ),
         )
-        assert asked is not None
         if body.override_settings_restore_afterwards is False:
             clients.choose(request, model.name)
         job = Job(submission, body, has_previews=model.has_previews)
         with jobs.running(clients.name(request), job):
             result = await result_while_connected(request, submission)
-        told = await asyncio.to_thread(
-            answer, body, asked.finish, model.name, job.timestamp, result
-        )
+        told = await asyncio.to_thread(answer, body, model.name, job.timestamp, result)
         return json_response(told)
 
     @routes.post("/txt2img", summary="Make images of a prompt", openapi_extra=_docs(TextBody))

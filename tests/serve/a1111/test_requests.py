@@ -13,7 +13,7 @@ from kdrt.bundle import Manifest, open_bundle
 from kdrt.sampling import SAMPLERS, SCHEDULES
 from kdrt.serve.a1111.bodies import TextBody
 from kdrt.serve.a1111.lists import samplers, schedulers
-from kdrt.serve.a1111.requests import _strength, asked_of
+from kdrt.serve.a1111.requests import _strength, request_of
 from kdrt.serve.errors import LimitError, RequestError, UnsupportedError
 from kdrt.serve.limits import RequestLimits
 
@@ -31,12 +31,12 @@ def manifest(sdxl: Manifest) -> Manifest:
     return sdxl.model_copy(update={"text_encoders": encoders, "zeros_for_empty_negative": False})
 
 
-def request_of(manifest: Manifest, **fields: Any) -> dict[str, Any]:
-    return dict(asked_of(TextBody(**fields), manifest, RequestLimits()).request)
+def made_of(manifest: Manifest, **fields: Any) -> dict[str, Any]:
+    return dict(request_of(TextBody(**fields), manifest, RequestLimits()))
 
 
 def test_what_nobody_says_is_as_in_the_web_ui(manifest: Manifest) -> None:
-    assert request_of(manifest) == {
+    assert made_of(manifest) == {
         "prompt": "",
         "negative_prompt": "",
         "prompt_weighting": "a1111",
@@ -94,7 +94,7 @@ def test_what_nobody_says_is_as_in_the_web_ui(manifest: Manifest) -> None:
     ],
 )
 def test_fields(manifest: Manifest, fields: dict[str, Any], wanted: dict[str, Any]) -> None:
-    request = request_of(manifest, **fields)
+    request = made_of(manifest, **fields)
     assert {name: request[name] for name in wanted} == wanted
 
 
@@ -109,7 +109,7 @@ def test_fields(manifest: Manifest, fields: dict[str, Any], wanted: dict[str, An
     ],
 )
 def test_fields_that_have_no_effect(manifest: Manifest, fields: dict[str, Any], name: str) -> None:
-    assert not request_of(manifest, **fields).get(name)
+    assert not made_of(manifest, **fields).get(name)
 
 
 @pytest.mark.parametrize(
@@ -129,25 +129,25 @@ def test_a_schedule_behind_a_sampler(
     manifest: Manifest, label: str, sampler: str, schedule: str
 ) -> None:
     for scheduler in (None, "Automatic"):
-        request = request_of(manifest, sampler_name=label, scheduler=scheduler)
+        request = made_of(manifest, sampler_name=label, scheduler=scheduler)
         assert (request["sampler"], request["schedule"]) == (sampler, schedule)
 
 
 def test_two_schedules(manifest: Manifest) -> None:
     label = "Euler Karras"
-    same = request_of(manifest, sampler_name=label, scheduler="Karras")
+    same = made_of(manifest, sampler_name=label, scheduler="Karras")
     assert same["schedule"] == "karras"
     with pytest.raises(RequestError, match="names the scheduler karras, and scheduler is 'beta'"):
-        request_of(manifest, sampler_name=label, scheduler="beta")
+        made_of(manifest, sampler_name=label, scheduler="beta")
 
 
 def test_of_an_sdxl_model(sdxl: Manifest) -> None:
-    assert "negative_prompt" not in request_of(sdxl)
-    assert request_of(sdxl, negative_prompt="dark")["negative_prompt"] == "dark"
+    assert "negative_prompt" not in made_of(sdxl)
+    assert made_of(sdxl, negative_prompt="dark")["negative_prompt"] == "dark"
     for stop in (1, 2):
-        assert request_of(sdxl, clip_skip=stop)["clip_skip"] == 0
+        assert made_of(sdxl, clip_skip=stop)["clip_skip"] == 0
     with pytest.raises(UnsupportedError, match="CLIP_stop_at_last_layers 3 has no effect on"):
-        request_of(sdxl, clip_skip=3)
+        made_of(sdxl, clip_skip=3)
 
 
 @pytest.mark.parametrize(
@@ -173,16 +173,16 @@ def test_what_cannot_be_had_is_refused(
     manifest: Manifest, fields: dict[str, Any], error: type[RequestError], said: str
 ) -> None:
     with pytest.raises(error, match=said):
-        request_of(manifest, **fields)
+        made_of(manifest, **fields)
 
 
 def test_all_names_that_are_listed_are_taken(manifest: Manifest) -> None:
     for row in samplers():
         assert SAMPLERS[row["aliases"][0]].label == row["name"]
-        assert request_of(manifest, sampler_name=row["name"])["sampler"] == row["name"]
+        assert made_of(manifest, sampler_name=row["name"])["sampler"] == row["name"]
     for row in schedulers()[1:]:
         by_name, by_label = (
-            request_of(manifest, scheduler=row[key])["schedule"] for key in ("name", "label")
+            made_of(manifest, scheduler=row[key])["schedule"] for key in ("name", "label")
         )
         assert by_name == by_label
         assert by_name in SCHEDULES
