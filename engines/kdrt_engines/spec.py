@@ -1,7 +1,8 @@
 """What a network takes and gives: names, dtypes and symbolic sizes.
 
-A size is a number, a symbol (``"B"``), or a multiple of a symbol (``"8*h"``): enough for every
-network of a latent-diffusion model, and simple enough to read in a manifest.
+A size is a number, a symbol (``"B"``), a multiple of a symbol (``"8*h"``) or a part of one, rounded
+up (``"ceil(h/4)"``, as strides leave it): enough for every network of a latent-diffusion model, and
+simple enough to read in a manifest.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from kdrt_engines.errors import ShapeError
 Dim = int | str
 
 _MULTIPLE = re.compile(r"(?:(\d+)\*)?([A-Za-z]\w*)")
+_PART = re.compile(r"ceil\(([A-Za-z]\w*)/([1-9]\d*)\)")
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class TensorSpec:
 
     def symbols(self) -> tuple[str, ...]:
         """The symbols of the shape, in order of appearance."""
-        return tuple(_parse(dim)[1] for dim in self.shape if isinstance(dim, str))
+        return tuple(_parse(dim).symbol for dim in self.shape if isinstance(dim, str))
 
 
 @dataclass(frozen=True)
@@ -53,17 +55,37 @@ class EngineSpec:
         return tuple(dict.fromkeys(s for tensor in self.inputs for s in tensor.symbols()))
 
 
-def _parse(dim: str) -> tuple[int, str]:
-    match = _MULTIPLE.fullmatch(dim)
-    if match is None:
-        raise ShapeError(f"'{dim}' is not a size: write a symbol ('h') or a multiple ('8*h')")
-    return int(match[1] or 1), match[2]
+def part_of(symbol: str, divisor: int) -> Dim:
+    """What a stride of ``divisor`` leaves of the size ``symbol``: the size itself for 1."""
+    return symbol if divisor == 1 else f"ceil({symbol}/{divisor})"
+
+
+@dataclass(frozen=True)
+class _Size:
+    """``factor`` times ``symbol``, by ``divisor`` and rounded up."""
+
+    symbol: str
+    factor: int = 1
+    divisor: int = 1
+
+    def of(self, value: int) -> int:
+        return -(-self.factor * value // self.divisor)
+
+
+def _parse(dim: str) -> _Size:
+    if (match := _MULTIPLE.fullmatch(dim)) is not None:
+        return _Size(match[2], factor=int(match[1] or 1))
+    if (match := _PART.fullmatch(dim)) is not None:
+        return _Size(match[1], divisor=int(match[2]))
+    raise ShapeError(
+        f"'{dim}' is not a size: write a symbol ('h'), a multiple ('8*h') or a part ('ceil(h/4)')"
+    )
 
 
 def _resolve(name: str, dim: Dim, dims: Mapping[str, int]) -> int:
     if isinstance(dim, int):
         return dim
-    factor, symbol = _parse(dim)
-    if symbol not in dims:
-        raise ShapeError(f"no size was given for '{symbol}' of the tensor '{name}'")
-    return factor * dims[symbol]
+    size = _parse(dim)
+    if size.symbol not in dims:
+        raise ShapeError(f"no size was given for '{size.symbol}' of the tensor '{name}'")
+    return size.of(dims[size.symbol])

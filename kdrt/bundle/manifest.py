@@ -59,7 +59,10 @@ Dtype = Literal["float32", "float16", "bfloat16", "int64", "int32"]
 Size = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
-Dim = Size | Annotated[str, Field(pattern=r"^([1-9]\d{0,5}\*)?[A-Za-z]\w{0,31}$")]
+_FORMULA = r"^(([1-9]\d{0,5}\*)?[A-Za-z]\w{0,31}|ceil\([A-Za-z]\w{0,31}/[1-9]\d{0,5}\))$"
+
+
+Dim = Size | Annotated[str, Field(pattern=_FORMULA)]
 
 
 TokenId = Annotated[int, Field(ge=0, le=100_000_000)]
@@ -76,7 +79,8 @@ class _Strict(BaseModel):
 
 
 class TensorInfo(_Strict):
-    """One input or output of a component; shapes are numbers, symbols, or ``"8*h"``."""
+    """One input or output of a component; shapes are numbers, symbols, ``"8*h"`` or
+    ``"ceil(h/4)"``."""
 
     name: TensorName
     dtype: Dtype
@@ -268,6 +272,28 @@ class IpAdapterFacts(_Strict):
     image_encoder: ImageEncoderFacts | None = None
 
 
+ControlName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$")]
+
+
+class ControlFacts(_Strict):
+    """A ControlNet or a T2I-Adapter of the variant ``control``.
+
+    Attributes:
+        kind: which of the two.
+        source: where it came from, as the user said it.
+        sha256: of its file, where that is one.
+        channels: of the image it takes.
+        global_pool: a ControlNet whose residuals are means over the image; it is always used in
+            guess mode, without the factors that this has for other ControlNets.
+    """
+
+    kind: Literal["controlnet", "t2i-adapter"]
+    source: Text
+    sha256: Sha256 | None = None
+    channels: Annotated[int, Field(ge=1, le=64)]
+    global_pool: bool = False
+
+
 class BakedLora(_Strict):
     """A LoRA that is part of the weights: its file's name and SHA-256, and its scale."""
 
@@ -309,6 +335,10 @@ class Manifest(_Strict):
     variants: dict[ComponentName, dict[ComponentName, ComponentName]] = Field(default_factory=dict)
     """Other ways to compute: for each, the component that plays the part of another."""
     ip_adapter: IpAdapterFacts | None = None
+    controls: Annotated[dict[ControlName, ControlFacts], Field(max_length=16)] = Field(
+        default_factory=dict
+    )
+    """ControlNets and T2I-Adapters by name; their components are named after them."""
     tools: dict[Text, Text]
     files: Annotated[dict[Inside, Sha256], Field(max_length=4096)] = Field(default_factory=dict)
     """SHA-256 of every file, by path inside the bundle; ``engines/`` is not listed."""

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdrt_engines import EngineSpec, ShapeError, TensorSpec
+from kdrt_engines.spec import part_of
 
 SPEC = EngineSpec(
     (TensorSpec("x", "float32", ("B", 4, "h", "w")), TensorSpec("t", "float32", ("B",))),
@@ -21,6 +22,22 @@ def test_symbols_and_multiples_resolve(b: int, h: int, w: int) -> None:
     assert SPEC.outputs[0].resolve(dims) == (b, 3, 8 * h, 8 * w)
 
 
+@given(h=st.integers(1, 200), level=st.integers(0, 6))
+def test_what_strides_leave_is_rounded_up_once(h: int, level: int) -> None:
+    """Halving and rounding up ``level`` times is one division, rounded up."""
+    left = h
+    for _ in range(level):
+        left = (left + 1) // 2
+    tensor = TensorSpec("x", "float32", (part_of("h", 2**level),))
+    assert tensor.resolve({"h": h}) == (left,)
+    assert tensor.symbols() == ("h",)
+
+
+def test_a_part_is_written_as_in_a_manifest() -> None:
+    assert part_of("h", 1) == "h"
+    assert part_of("h", 4) == "ceil(h/4)"
+
+
 def test_symbols_are_listed_once_in_order() -> None:
     assert SPEC.symbols() == ("B", "h", "w")
     assert SPEC.outputs[0].symbols() == ("B", "h", "w")
@@ -28,7 +45,9 @@ def test_symbols_are_listed_once_in_order() -> None:
     assert not SPEC.has_input("y")
 
 
-@pytest.mark.parametrize("size", ["h*8", "8h", "h+1", "", "8 * h"])
+@pytest.mark.parametrize(
+    "size", ["h*8", "8h", "h+1", "", "8 * h", "ceil(h/0)", "ceil(h)", "h/4", "8*ceil(h/4)"]
+)
 def test_what_is_not_a_size(size: str) -> None:
     with pytest.raises(ShapeError, match="is not a size: write a symbol"):
         TensorSpec("x", "float32", (size,)).resolve({"h": 2})

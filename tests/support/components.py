@@ -15,9 +15,11 @@ from kdrt_export.components import (
     ExportVaeDecoder,
     ExportVaeEncoder,
 )
+from kdrt_export.components.controlnet import ExportControlHint, ExportControlNet
 from kdrt_export.components.shallow_unet import ExportShallowUNet
+from kdrt_export.components.t2i_adapter import ExportT2IAdapter
 from tests.support.earlier_unet import UNetWithFreeUOfBatch
-from tests.support.tiny_networks import text_encoder, unet, vae
+from tests.support.tiny_networks import controlnet, t2i_adapter, text_encoder, unet, vae
 
 PRUNED: dict[str, dict[str, Any]] = {
     # Segmind's SSD-1B and Vega: a middle block without attention, transformers of their own depths.
@@ -38,6 +40,12 @@ def _exported(
 ) -> ExportComponent:
     return export(unet(kind, **changes))
 
+
+def _controlnet(kind: str, **changes: Any) -> ExportComponent:
+    return ExportControlNet(controlnet(kind, **changes))
+
+
+_controlled = partial(ExportUNet, control=True)
 
 COMPONENTS: dict[str, Callable[[], ExportComponent]] = {
     **{
@@ -70,6 +78,34 @@ COMPONENTS: dict[str, Callable[[], ExportComponent]] = {
     "unet with its prompt's width for each block": lambda: ExportUNet(
         unet("sd", cross_attention_dim=(24, 24, 24))
     ),
+    **{
+        f"unet with control {kind}": partial(_exported, _controlled, kind)
+        for kind in ("sd", "sdxl", "lcm")
+    },
+    "unet with control of KOALA": lambda: _controlled(unet("sdxl", mid_block_type=None)),
+    "unet with control without a middle block": lambda: _controlled(
+        unet("sd", mid_block_type=None)
+    ),
+    **{f"controlnet {kind}": partial(_controlnet, kind) for kind in ("sd", "sd2", "sdxl")},
+    "controlnet that pools": partial(_controlnet, "sd", global_pool_conditions=True),
+    "controlnet without attention": partial(
+        _controlnet,
+        "sdxl",
+        down_block_types=("DownBlock2D",) * 3,
+        mid_block_type="UNetMidBlock2D",
+    ),
+    "controlnet of reversed colours": partial(
+        _controlnet, "sd", controlnet_conditioning_channel_order="bgr"
+    ),
+    "control hint": lambda: ExportControlHint(controlnet("sd")),
+    "control hint of reversed colours": lambda: ExportControlHint(
+        controlnet("sd", controlnet_conditioning_channel_order="bgr")
+    ),
+    "t2i-adapter": lambda: ExportT2IAdapter(t2i_adapter("sd", in_channels=1), scale=2),
+    "t2i-adapter light": lambda: ExportT2IAdapter(
+        t2i_adapter("sd", adapter_type="light_adapter"), scale=2
+    ),
+    "t2i-adapter sdxl": lambda: ExportT2IAdapter(t2i_adapter("sdxl"), scale=2),
     "unet that upcasts attention": lambda: ExportUNet(unet("sd", upcast_attention=True)),
     "unet with one FreeU for a batch": lambda: UNetWithFreeUOfBatch(unet("sd")),
     "unet without fused qkv": lambda: ExportUNet(unet("sdxl"), fuse_qkv=False),

@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 import torch
 from diffusers import (
     AutoencoderKL,
+    ControlNetModel,
     PNDMScheduler,
     StableDiffusionPipeline,
+    T2IAdapter,
     UNet2DConditionModel,
 )
 from torch import nn
@@ -58,6 +60,40 @@ def unet(kind: str, **changes: Any) -> UNet2DConditionModel:
             "projection_class_embeddings_input_dim": 6 * 8 + 20,
         }
     return randomized(UNet2DConditionModel(**(config | changes)))
+
+
+def controlnet(kind: str, seed: int = 1, **changes: Any) -> ControlNetModel:
+    """One for the UNet of this kind and pixels twice as many as latents, its zero convolutions as
+    random as the rest."""
+    own = unet(kind).config
+    config = {name: own[name] for name in _OF_CONTROLNET if name in own}
+    config |= {"conditioning_embedding_out_channels": (4, 8)}
+    return randomized(ControlNetModel(**(config | changes)), seed)
+
+
+_OF_CONTROLNET = (
+    *("block_out_channels", "down_block_types", "layers_per_block", "cross_attention_dim"),
+    *("attention_head_dim", "norm_num_groups", "use_linear_projection"),
+    *("transformer_layers_per_block", "addition_embed_type", "addition_time_embed_dim"),
+    "projection_class_embeddings_input_dim",
+)
+
+
+def t2i_adapter(kind: str, seed: int = 2, **changes: Any) -> T2IAdapter:
+    """One for the UNet of this kind and pixels twice as many as latents."""
+    config: dict[str, Any] = {
+        "channels": [16, 32, 32],
+        "num_res_blocks": 1,
+        "downscale_factor": 2,
+        "adapter_type": "full_adapter",
+    }
+    if kind == "sdxl":
+        config |= {
+            "channels": [16, 32, 32, 32],
+            "downscale_factor": 4,
+            "adapter_type": "full_adapter_xl",
+        }
+    return randomized(T2IAdapter(**(config | changes)), seed)
 
 
 def vae(**changes: Any) -> AutoencoderKL:

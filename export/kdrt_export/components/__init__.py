@@ -8,6 +8,10 @@ Its files:
     base             what all components share
     text_encoder     CLIP text models
     unet             the UNet
+    conditioning     how time and prompt enter it, and ControlNets
+    residuals        what ControlNets and T2I-Adapters add to it
+    controlnet       ControlNets, in two networks
+    t2i_adapter      T2I-Adapters
     shallow_unet     its outermost layers, for deep cache
     vae              the two halves of the VAE
     vision           CLIP's vision models and the safety checker

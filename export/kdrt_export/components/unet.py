@@ -10,10 +10,13 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from kdrt.bundle.components import DEEP_FEATURE
 from kdrt_engines.spec import EngineSpec, TensorSpec
 from kdrt_export.components.base import ExportComponent
+from kdrt_export.components.conditioning import context_of, embed_time, example_time
+from kdrt_export.components.residuals import Residuals
 from kdrt_export.components.sizes import sides
 from kdrt_export.errors import UnsupportedModelError
 from kdrt_export.rewrites.fused_qkv import rewrite_attention
@@ -26,6 +29,7 @@ def call_unet(
 ) -> tuple[torch.Tensor, ...]:
     """What a ``UNet2DConditionModel`` makes of the inputs of its component, by name; ``added`` goes
     where its conditions beside the prompt do."""
+    residuals = Residuals.as_diffusers(named)
     added |= {name: named[name] for name in ("text_embeds", "time_ids") if name in named}
     outputs: tuple[torch.Tensor, ...] = unet(
         named["sample"],
@@ -34,6 +38,7 @@ def call_unet(
         timestep_cond=named.get("timestep_cond"),
         added_cond_kwargs=added or None,
         return_dict=False,
+        **residuals,
     )
     return outputs
 
@@ -44,7 +49,8 @@ class ExportUNet(ExportComponent):
     Inputs: sample [B,C,h,w], timestep [B] float32 (fractional), encoder_hidden_states [B,L,D],
     for SDXL text_embeds [B,P] and time_ids [B,6] float32 (its refiner: [B,5]), for distilled
     models timestep_cond [B,K], with an IP-Adapter ip_hidden_states [B,N,D] and ip_scale [1]
-    float32, freeu [B,4] float32, a row (b1, b2, s1, s2) for each image. Output: noise_pred
+    float32, freeu [B,4] float32, a row (b1, b2, s1, s2) for each image; for ``control`` those of
+    :class:`kdrt_export.components.residuals.Residuals`. Output: noise_pred
     [B,C,h,w], and for ``deep_feature`` what comes to the last layer of the last up block,
     deep_feature [B,D,h,w].
 
@@ -55,6 +61,7 @@ class ExportUNet(ExportComponent):
         time_ids: how many numbers of size conditioning it takes.
         deep_feature: hand it out, for
             :class:`kdrt_export.components.shallow_unet.ExportShallowUNet`.
+        control: take what ControlNets and T2I-Adapters give.
     """
 
     neutral = MappingProxyType({"freeu": (1.0, 1.0, 1.0, 1.0)})
@@ -68,13 +75,17 @@ class ExportUNet(ExportComponent):
         ip_tokens: int | None = None,
         time_ids: int = 6,
         deep_feature: bool = False,
+        control: bool = False,
     ) -> None:
         super().__init__()
         self.time_ids = time_ids
         self.deep_feature = deep_feature
         _refuse_unsupported(unet)
+        self.residuals = Residuals.of(unet) if control else None
+        if self.residuals is not None:
+            self.varying = (*self.varying, *self.residuals.names)
         self.unet = unet
-        self.context_width = _context_width(unet)
+        self.context_width = context_width(unet)
         self.usual_height = latent_size(unet)[0]
         smallest = 2 ** (len(unet.config.block_out_channels) - 1)
         self.multiples = MappingProxyType({"h": smallest, "w": smallest})
@@ -114,12 +125,19 @@ class ExportUNet(ExportComponent):
                 (out[0] if isinstance(out, tuple) else out).clone()
             )
         )
-        hooks = [hook]
+        hooks: list[RemovableHandle] = [hook]
         if self.unet.mid_block is None:
             # diffusers' FreeU scales the backbone in place, which without a middle block is the
             # newest skip too; FreeU is defined on the two apart.
-            last = self.unet.down_blocks[-1]
-            hooks.append(last.register_forward_hook(lambda _m, _i, out: (out[0].clone(), *out[1:])))
+            hooks.append(
+                self.unet.up_blocks[0].register_forward_pre_hook(
+                    lambda _m, args, named: (
+                        args,
+                        {**named, "hidden_states": named["hidden_states"].clone()},
+                    ),
+                    with_kwargs=True,
+                )
+            )
         result = call_unet(self.unet, named, **added)
         for hook in hooks:
             hook.remove()
@@ -158,6 +176,8 @@ class ExportUNet(ExportComponent):
             inputs.append(TensorSpec("ip_hidden_states", dtype, tokens))
             inputs.append(TensorSpec("ip_scale", "float32", (1,)))
         inputs.append(TensorSpec("freeu", "float32", ("B", 4)))
+        if self.residuals is not None:
+            inputs.extend(self.residuals.specs(dtype))
         outputs = [TensorSpec("noise_pred", dtype, ("B", config.out_channels, "h", "w"))]
         if self.deep_feature:
             outputs.append(self.deep_feature_spec(dtype))
@@ -172,10 +192,9 @@ class ExportUNet(ExportComponent):
     def example_input(
         self, tensor: TensorSpec, shape: tuple[int, ...], generator: torch.Generator
     ) -> torch.Tensor:
-        if tensor.name == "timestep":
-            return torch.rand(shape, generator=generator) * 999
-        if tensor.name == "time_ids":
-            return torch.randint(0, 1024, shape, generator=generator).float()
+        time = example_time(tensor, shape, generator)
+        if time is not None:
+            return time
         if tensor.name == "ip_scale":
             return torch.tensor([0.6])
         if tensor.name == "freeu":
@@ -199,36 +218,32 @@ class ExportUNet(ExportComponent):
             context = (encoder_hidden_states, extra["ip_hidden_states"], extra["ip_scale"])
         hidden = unet.conv_in(sample)
         skips = [hidden]
-        for block in unet.down_blocks:
-            hidden, produced = block(hidden, embedding, **_context_of(block, context))
+        for index, block in enumerate(unet.down_blocks):
+            told = context_of(block, context)
+            if self.residuals is None:
+                hidden, produced = block(hidden, embedding, **told)
+            else:
+                hidden, produced = self.residuals.run(index, block, hidden, embedding, told, extra)
             skips.extend(produced)
         if unet.mid_block is not None:  # pruned models have none, or one without attention
             middle = unet.mid_block
-            hidden = middle(hidden, embedding, **_context_of(middle, context))
-        told = (embedding, context, extra["freeu"])
+            hidden = middle(hidden, embedding, **context_of(middle, context))
+        if self.residuals is not None:
+            hidden, skips = self.residuals.add(hidden, skips, extra)
+        above = (embedding, context, extra["freeu"])
         *blocks, last = unet.up_blocks
         for block in blocks:
-            hidden = block(hidden, skips, *told)
-        deep = last.deep(hidden, skips, *told)
-        hidden = last.last_layer(deep, skips, *told)
+            hidden = block(hidden, skips, *above)
+        deep = last.deep(hidden, skips, *above)
+        hidden = last.last_layer(deep, skips, *above)
         prediction = unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
         return (prediction, deep) if self.deep_feature else prediction
 
     def _embed_time(
         self, dtype: torch.dtype, timestep: torch.Tensor, extra: dict[str, torch.Tensor]
     ) -> torch.Tensor:
-        unet = self.unet
-        embedding = unet.time_embedding(
-            unet.time_proj(timestep).to(dtype), extra.get("timestep_cond")
-        )
-        if self.has_added:
-            ids = unet.add_time_proj(extra["time_ids"].flatten())
-            width = self.time_ids * unet.config.addition_time_embed_dim
-            ids = ids.reshape(-1, width).to(dtype)
-            embedding = embedding + unet.add_embedding(
-                torch.cat([extra["text_embeds"], ids], dim=-1)
-            )
-        return embedding if unet.time_embed_act is None else unet.time_embed_act(embedding)
+        time_ids = self.time_ids if self.has_added else None
+        return embed_time(self.unet, dtype, timestep, extra, time_ids)
 
 
 def _before_last_layer(unet: Any) -> nn.Module:
@@ -238,14 +253,7 @@ def _before_last_layer(unet: Any) -> nn.Module:
     return layer
 
 
-def _context_of(block: nn.Module, context: Any) -> dict[str, Any]:
-    """The argument of a block that attends to the prompt."""
-    if getattr(block, "has_cross_attention", False):
-        return {"encoder_hidden_states": context}
-    return {}
-
-
-def _context_width(unet: UNet2DConditionModel) -> int:
+def context_width(unet: UNet2DConditionModel) -> int:
     """The width of the encoder hidden states, which a configuration may give block by block.
 
     Raises:

@@ -24,7 +24,15 @@ OTHERS = [{"B": 1, "h": 8, "w": 16, "L": 20}, {"B": 3, "h": 9, "w": 7, "L": 4}]
 Exported = tuple[ExportComponent, Path, list[Case]]
 
 
-@pytest.fixture(params=[name for name in COMPONENTS if name != "unet without fused qkv"])
+LEFT_OUT = {
+    "unet without fused qkv",
+    # What the traces of others show already.
+    *("unet with control sd", "unet with control lcm", "unet with control of KOALA"),
+    *("controlnet sd", "controlnet sd2", "controlnet of reversed colours", "t2i-adapter"),
+}
+
+
+@pytest.fixture(params=[name for name in COMPONENTS if name not in LEFT_OUT])
 def exported(request: pytest.FixtureRequest, tmp_path: Path) -> Exported:
     component = COMPONENTS[request.param]()
     cases = make_cases(component, OTHERS)
