@@ -174,7 +174,7 @@ def _ticks(
     assert isinstance(run.plan, Plan)
     _, tokens, _ = run.inputs.positive.prompt.encoder_hidden_states.shape
     height, width = run.latents.shape[-2:]
-    rows = images * len(run.inputs.halves)
+    rows = images * run.inputs.parts.rows
     on_cuda = run.latents.is_cuda
     with pipe.cuda_stream.active():
         room = pipe.denoising.in_flight(ImageShape(height, width, tokens), images)

@@ -9,9 +9,12 @@ Its files:
     row_denoiser      their denoiser, which gathers what the UNet is told of each
     denoiser          the UNet of a run and all around it: the one thing a sampler knows
     bound_unet        a UNet bound to one batch: where its rows and halves lie, how they are written
+    parts             which rows of the UNet an image has, and what it made of them
     scaling           from a noise level to the numbers with which the UNet is called
     guidance          from its predictions to the denoised images
     guidance_methods  other ways to combine them
+    perturbed_attention  guidance away from results without the structure of self-attention
+    regional          prompts for parts of an image
     known_region      repainting a part of an image with any UNet
     shortcuts         evaluations that do less: guidance interval, deep cache
     freeu             FreeU's published factors

@@ -1,4 +1,4 @@
-"""A UNet bound to one batch: where its rows and halves lie, and how it is fed."""
+"""A UNet bound to one batch: where its rows and parts lie, and how it is fed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch import Tensor
 from kdrt.adapters.ip_adapter import TOKENS_INPUT, write_image_prompt
 from kdrt.bundle.components import DEEP_FEATURE
 from kdrt.common.upload import upload
-from kdrt.denoise.inputs import DenoiserInputs, UNetConditioning
+from kdrt.denoise.inputs import DenoiserInputs
+from kdrt.denoise.parts import Parts, Predictions
+from kdrt.denoise.perturbed_attention import PAG_INPUT
 from kdrt.denoise.scaling import Scalar, host_scalar
 from kdrt_engines import Engine, EngineSpec
 
@@ -34,23 +36,25 @@ def guidance_embedding(guidance_scale: float, size: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos(), torch.zeros(size - 2 * half)])
 
 
-def write_conditioning(
-    inputs: Mapping[str, Tensor], told: DenoiserInputs, halves: Sequence[UNetConditioning]
-) -> None:
+def write_conditioning(inputs: Mapping[str, Tensor], told: DenoiserInputs, parts: Parts) -> None:
     """Write what the UNet is told of B images and does not change from step to step, as far as it
     takes it.
 
     Args:
-        inputs: those of the UNet that have a row for each image of each half; others are left
+        inputs: those of the UNet that have a row for each image of each part; others are left
             alone.
-        told: holds what is the same for both halves.
-        halves: of ``told``, those that the rows are of, in order.
+        told: holds what is the same for all parts.
+        parts: of ``told``, those that the rows are of.
     """
-    _write(inputs, "encoder_hidden_states", [half.prompt.encoder_hidden_states for half in halves])
-    _write(inputs, "text_embeds", [half.prompt.text_embeds for half in halves])
-    _write(inputs, "time_ids", [half.time_ids for half in halves])
+    by_part = told.conditioning(parts)
+    _write(inputs, "encoder_hidden_states", [part.prompt.encoder_hidden_states for part in by_part])
+    _write(inputs, "text_embeds", [part.prompt.text_embeds for part in by_part])
+    _write(inputs, "time_ids", [part.time_ids for part in by_part])
+    if PAG_INPUT in inputs:
+        *_, last = inputs[PAG_INPUT].zero_().chunk(parts.rows)
+        last.fill_(parts.perturbed)
     if TOKENS_INPUT in inputs:
-        tokens = _joined([half.image_tokens for half in halves])
+        tokens = _joined([part.image_tokens for part in by_part])
         write_image_prompt(inputs, tokens, told.image_scale)
     if "freeu" in inputs:
         upload(inputs["freeu"], torch.tensor(told.freeu))
@@ -59,20 +63,20 @@ def write_conditioning(
         upload(embedding, guidance_embedding(told.guidance_scale, embedding.shape[-1]))
 
 
-def _write(inputs: Mapping[str, Tensor], name: str, halves: Sequence[Tensor | None]) -> None:
+def _write(inputs: Mapping[str, Tensor], name: str, parts: Sequence[Tensor | None]) -> None:
     if name not in inputs:
         return
-    rows = _joined(halves)
+    rows = _joined(parts)
     if rows is None:
         inputs[name].zero_()
     else:
         upload(inputs[name], rows)
 
 
-def _joined(halves: Sequence[Tensor | None]) -> Tensor | None:
-    """The rows of the whole batch; None where a half has none."""
-    present = [half for half in halves if half is not None]
-    return torch.cat(present) if len(present) == len(halves) else None
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """The rows of the whole batch; None where a part has none."""
+    present = [part for part in parts if part is not None]
+    return torch.cat(present) if len(present) == len(parts) else None
 
 
 class UNetRows:
@@ -124,33 +128,32 @@ class UNetRows:
         return self._binding.workspace()
 
 
-class Halves:
-    """The rows of a UNet as one half of B images, the conditional; or as two, with the
-    unconditional in front.
+class BatchParts:
+    """The rows of a UNet as parts of B images, one part after the other.
 
     Args:
-        rows: ``halves · B`` of them.
-        halves: 1 or 2.
+        rows: ``parts.rows · B`` of them.
+        parts: in the order that they have there.
 
     Attributes:
         extra: `UNetRows.extra` of each, ``[B, C', h, w]``.
-        predictions: of each, float32 ``[B, C, h, w]``: what the last run left.
+        predictions: of each: what the last run left.
     """
 
-    def __init__(self, rows: UNetRows, halves: int) -> None:
+    def __init__(self, rows: UNetRows, parts: Parts) -> None:
         # Views are made here, not in each step.
-        self.extra = rows.extra.chunk(halves)
-        self.predictions = rows.prediction.chunk(halves)
-        self._samples = rows.sample.chunk(halves)
-        self._timesteps = rows.timestep.view(halves, -1)
+        self.extra = rows.extra.chunk(parts.rows)
+        self.predictions = Predictions.of_batch(rows.prediction, parts)
+        self._samples = rows.sample.chunk(parts.rows)
+        self._timesteps = rows.timestep.view(parts.rows, -1)
         self._rows = rows
         self._factor = host_scalar()
 
-    def predict(self, x: Tensor, c_in: Scalar, timestep: Scalar) -> Sequence[Tensor]:
+    def predict(self, x: Tensor, c_in: Scalar, timestep: Scalar) -> Predictions:
         """Run on ``c_in · x``, and return the :attr:`predictions`."""
         factor = c_in if isinstance(c_in, Tensor) else self._factor.fill_(c_in)
-        for half in self._samples:
-            torch.mul(x, factor, out=half)
+        for part in self._samples:
+            torch.mul(x, factor, out=part)
         if isinstance(timestep, Tensor):
             self._timesteps.copy_(timestep)
         else:
@@ -160,32 +163,33 @@ class Halves:
 
 
 class BoundUNet:
-    """A UNet for B images, in one half or two.
+    """A UNet for B images, each with a row in every part.
 
     Args:
         unet: the engine.
         images: B, the number of images.
-        halves: 1 or 2.
+        parts: of the batch.
         height: latent rows.
         width: latent columns.
         tokens: L, the length of the conditioning.
 
     Attributes:
-        predictions: see `Halves`.
-        predict: see `Halves`.
+        predictions: see `BatchParts`.
+        predict: see `BatchParts`.
 
     Raises:
         ShapeError: the engine does not allow these sizes.
     """
 
     def __init__(
-        self, unet: Engine, *, images: int, halves: int, height: int, width: int, tokens: int
+        self, unet: Engine, *, images: int, parts: Parts, height: int, width: int, tokens: int
     ) -> None:
-        self._count = halves
-        self._rows = UNetRows(unet, rows=halves * images, height=height, width=width, tokens=tokens)
-        self._halves = Halves(self._rows, halves)
-        self.predictions = self._halves.predictions
-        self.predict = self._halves.predict
+        self._parts = parts
+        rows = parts.rows * images
+        self._rows = UNetRows(unet, rows=rows, height=height, width=width, tokens=tokens)
+        self._batch = BatchParts(self._rows, parts)
+        self.predictions = self._batch.predictions
+        self.predict = self._batch.predict
 
     @property
     def extra_channels(self) -> int:
@@ -194,10 +198,10 @@ class BoundUNet:
 
     def write(self, told: DenoiserInputs) -> None:
         """Write all that does not change from step to step, as far as this network takes it."""
-        write_conditioning(self._rows.inputs, told, told.halves[-self._count :])
+        write_conditioning(self._rows.inputs, told, self._parts)
         if told.extra_channels is not None:
-            for half in self._halves.extra:
-                half.copy_(told.extra_channels)
+            for part in self._batch.extra:
+                part.copy_(told.extra_channels)
 
     def take_deep_feature(self, full: BoundUNet) -> None:
         """Copy the deep feature that the last run of the ``full`` network computed."""

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from kdrt.denoise.bound_unet import GUIDANCE_INPUT, BoundUNet
 from kdrt.denoise.guidance import Guidance
-from kdrt.denoise.guidance_methods import CFG
-from kdrt.denoise.inputs import DenoiserInputs
+from kdrt.denoise.inputs import DenoiserInputs, GuidanceSettings
 from kdrt.denoise.known_region import KnownRegion
+from kdrt.denoise.parts import Parts
 from kdrt.denoise.scaling import Numbers, Scaling
 from kdrt.denoise.shortcuts import (
     NO_SHORTCUTS,
@@ -54,7 +54,7 @@ class Denoiser:
         height: latent rows.
         width: latent columns.
         tokens: L, the length of the conditioning.
-        doubled: run an unconditional half in front of the conditional one.
+        parts: of the batch.
         shallow: gives the shallow UNet, called when :meth:`prepare` first needs it.
 
     Attributes:
@@ -74,7 +74,7 @@ class Denoiser:
         height: int,
         width: int,
         tokens: int,
-        doubled: bool,
+        parts: Parts,
         shallow: Callable[[], Engine] | None = None,
     ) -> None:
         def bind(kind: EvaluationKind) -> BoundUNet:
@@ -82,38 +82,43 @@ class Denoiser:
             if not kind.full:
                 assert shallow is not None  # the request is refused where there is none
                 engine = shallow()
-            halves = 2 if doubled and kind.guided else 1
             return BoundUNet(
-                engine, images=images, halves=halves, height=height, width=width, tokens=tokens
+                engine,
+                images=images,
+                parts=parts if kind.guided else parts.without_guidance,
+                height=height,
+                width=width,
+                tokens=tokens,
             )
 
         self._bind = bind
         self._networks = {WHOLE: bind(WHOLE)}
         """One for each kind of evaluation that was ever needed."""
         self._own_scaling = self._scaling = scaling
-        self._guidance_scale = 1.0
-        self._rescale = 0.0
-        self._method = CFG
+        self._settings = GuidanceSettings()
 
         network = self._networks[WHOLE]
         self.extra_channels = network.extra_channels
-        self._like = network.predictions[0]
+        self._like = network.predictions.conditional
         self._guidance = Guidance(self._like, skips_whole=scaling.skips_whole)
         self._unconditional: Tensor | None = None
         self._keeps_unconditional = False
         self._keeps_deep_feature = False
         self._region: KnownRegion | None = None
         self._imposes_region = False
+        self._weights = self._like.new_empty(images, 1 + parts.regions, 1, height, width)
+        """Of the prompts; see `kdrt.denoise.inputs.RegionalPrompts`."""
+        self._weights_by_prompt = self._weights.unbind(1)
 
     @torch.no_grad()
     def prepare(self, inputs: DenoiserInputs, *, unconditional: bool = False) -> None:
         """Write all that does not change from step to step.
 
         Args:
-            inputs: what the denoiser is told, for B images; with a negative half exactly if
-                doubled, and with a deep cache only if there is ``shallow``.
-            unconditional: offer :attr:`unconditional` too; only if doubled, and not with a
-                guidance interval.
+            inputs: what the denoiser is told, for B images; in the parts that it has, and with a
+                deep cache only if there is ``shallow``.
+            unconditional: offer :attr:`unconditional` too; only if there is such a part, and not
+                with a guidance interval.
 
         Raises:
             ShapeError: the shallow engine does not allow these sizes.
@@ -130,9 +135,9 @@ class Denoiser:
         self._scaling = self._own_scaling
         if inputs.noise_schedule is not None:
             self._scaling = replace(self._own_scaling, noise_schedule=inputs.noise_schedule)
-        self._guidance_scale = inputs.guidance_scale
-        self._rescale = inputs.guidance_rescale
-        self._method = inputs.guidance_method
+        self._settings = inputs.guidance
+        if inputs.regions is not None:
+            self._weights.copy_(inputs.regions.weights)
 
     @property
     def unconditional(self) -> Tensor:
@@ -163,7 +168,7 @@ class Denoiser:
 
     @torch.no_grad()
     def denoise(self, x: Tensor, numbers: Tensor, kind: EvaluationKind = WHOLE) -> Tensor:
-        """As a call, with the :meth:`numbers` of the noise level as float32 ``[B, 9]`` on the
+        """As a call, with the :meth:`numbers` of the noise level as float32 ``[B, 10]`` on the
         device, a row for each image.
 
         Whatever depends on the noise level or on the guidance scale is read on the device when
@@ -173,14 +178,13 @@ class Denoiser:
 
     def numbers(self, sigma: float) -> Numbers:
         """All that a call needs to know of a noise level, and of the guidance of this run."""
-        guidance = self._guidance_scale, self._rescale, *self._method.numbers
-        return Numbers(*self._scaling.scalars(sigma), *guidance)
+        return self._settings.numbers(self._scaling.scalars(sigma))
 
     def mode(self) -> Hashable:
         """What decides which operations a call enqueues, besides its kind and the sizes."""
         return (
-            self._rescale > 0,
-            self._method.name,
+            self._settings.rescale > 0,
+            self._settings.method.name,
             self._keeps_unconditional,
             self._keeps_deep_feature,
             self._imposes_region,
@@ -209,13 +213,18 @@ class Denoiser:
 
         region = self._region if self._imposes_region else None
         if self._keeps_unconditional:
-            self._unconditional = self._guidance.unconditional(x, predictions[0], numbers, region)
+            assert predictions.unconditional is not None  # then there is no guidance interval
+            self._unconditional = self._guidance.unconditional(
+                x, predictions.unconditional, numbers, region
+            )
+        settings = self._settings
         return self._guidance.denoised(
             x,
             predictions,
             numbers,
             region,
-            rescales=self._rescale > 0,
-            apg=self._method.is_apg,
-            zero_star=self._method.is_zero_star,
+            rescales=settings.rescale > 0,
+            apg=settings.method.is_apg,
+            zero_star=settings.method.is_zero_star,
+            weights=self._weights_by_prompt,
         )

@@ -14,6 +14,7 @@ from kdrt.denoise.cuda_graphs import CudaGraphLevel, CudaGraphRunner, capture_on
 from kdrt.denoise.denoiser import Denoiser, for_one_run
 from kdrt.denoise.in_flight import InFlight
 from kdrt.denoise.inputs import DenoiserInputs, SamplingRun
+from kdrt.denoise.parts import Parts
 from kdrt.denoise.row_denoiser import ImageShape
 from kdrt.denoise.scaling import Scaling
 from kdrt.sampling import (
@@ -42,7 +43,7 @@ class _Size(NamedTuple):
     height: int
     width: int
     tokens: int
-    doubled: bool
+    parts: Parts
 
 
 class _Bound(NamedTuple):
@@ -153,16 +154,16 @@ class Denoising:
         """What runs all images of a run, or the one whose inputs these are."""
         images, tokens, _ = inputs.positive.prompt.encoder_hidden_states.shape
         height, width = run.latents.shape[-2:]
-        size = _Size(images, height, width, tokens, doubled=inputs.negative is not None)
+        size = _Size(images, height, width, tokens, inputs.parts)
         bound = self._bound.get(size, lambda: self._bind(size))
         bound.denoiser.prepare(inputs, unconditional=run.plan.needs_unconditional)
         return bound
 
     def _bind(self, size: _Size) -> _Bound:
         _logger.debug(
-            "binding the UNet for %d image(s) of %d by %d latents, %d tokens%s",
+            "binding the UNet for %d image(s) of %d by %d latents, %d tokens, %d row(s) an image",
             *size[:-1],
-            ", guided" if size.doubled else "",
+            size.parts.rows,
         )
         denoiser = Denoiser(
             self.unet,

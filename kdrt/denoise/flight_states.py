@@ -18,6 +18,7 @@ from torch import Tensor
 from kdrt.common.upload import uploaded
 from kdrt.denoise.cuda_graphs import Capture, CaptureWarning
 from kdrt.denoise.inputs import DenoiserInputs
+from kdrt.denoise.parts import Parts
 from kdrt.denoise.row_denoiser import ImageRows, RowDenoiser, RowKind
 from kdrt.denoise.scaling import Numbers
 from kdrt.sampling import Plan, Step
@@ -35,8 +36,8 @@ class FlyingImage:
         inputs: of this image alone.
         plan: the sampler on its grid.
         numbers: for every evaluation.
-        guided: for every evaluation, whether it has an unconditional half.
-        kind: what it needs of every evaluation, guidance apart.
+        parts: for every evaluation, the rows that it takes.
+        kind: what it needs of every evaluation, its parts apart.
         serial: no other image had or will have it.
         done: evaluations.
     """
@@ -44,7 +45,7 @@ class FlyingImage:
     inputs: DenoiserInputs
     plan: Plan
     numbers: list[Numbers]
-    guided: tuple[bool, ...]
+    parts: tuple[Parts, ...]
     kind: RowKind
     serial: int
     done: int = 0
@@ -52,14 +53,14 @@ class FlyingImage:
     @property
     def left(self) -> int:
         """Evaluations that are to be made."""
-        return len(self.guided) - self.done
+        return len(self.parts) - self.done
 
     @property
     def like_the_next(self) -> int:
-        """For how many evaluations, the next one counted, it has as many halves."""
-        following = self.guided[self.done :]
-        other = not following[0]
-        return following.index(other) if other in following else len(following)
+        """For how many evaluations, the next one counted, it has the same parts."""
+        following = self.parts[self.done :]
+        others = (place for place, parts in enumerate(following) if parts != following[0])
+        return next(others, len(following))
 
 
 class BoundTick:
@@ -69,7 +70,7 @@ class BoundTick:
         denoiser: of its images.
         told: whose rows the UNet was told last.
         x, numbers: what the denoiser is given where ticks are not captured.
-        x_by_image, numbers_by_image: views of them, ``[1, C, h, w]`` and ``[9]``.
+        x_by_image, numbers_by_image: views of them, ``[1, C, h, w]`` and ``[10]``.
     """
 
     def __init__(self, denoiser: RowDenoiser, like: Tensor) -> None:
@@ -110,7 +111,7 @@ class States(Protocol):
 
 
 class _EagerImage(NamedTuple):
-    """An image, with its `Numbers` by evaluation, as tensors ``[9]``."""
+    """An image, with its `Numbers` by evaluation, as tensors ``[10]``."""
 
     run: FixedRun
     numbers: Sequence[Tensor]

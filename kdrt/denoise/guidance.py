@@ -10,6 +10,8 @@ from torch import Tensor
 
 from kdrt.denoise.guidance_methods import MethodBuffers
 from kdrt.denoise.known_region import KnownRegion
+from kdrt.denoise.parts import Predictions
+from kdrt.denoise.regional import combined
 from kdrt.denoise.scaling import Numbers, Scalar, host_scalar
 
 
@@ -32,48 +34,67 @@ class Guidance:
         self._denoised = torch.empty_like(like)
         self._unconditional: Tensor | None = None
         self._methods: MethodBuffers | None = None
+        self._combined: Tensor | None = None
+        self._difference: Tensor | None = None
         self._wanted_std = like.new_empty(len(like), 1, 1, 1)
         self._actual_std = torch.empty_like(self._wanted_std)
         self._one = torch.ones_like(self._wanted_std)
         self._c_skip = host_scalar()
 
     def guided(
-        self, predictions: Sequence[Tensor], guidance_scale: Scalar, rescale: Scalar | None
-    ) -> Tensor:
-        """Classifier-free guidance, ``u + w·(c − u)``.
+        self,
+        predictions: Predictions,
+        numbers: Numbers,
+        *,
+        rescales: bool,
+        weights: Sequence[Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Classifier-free guidance, ``u + w·(c − u)``, and perturbed-attention guidance beside it.
 
-        It is defined on the denoised images. Those are the same affine map of the two
-        predictions, with which a combination whose weights sum to 1 commutes; done before the
-        map it costs one kernel, and rescaling needs it there.
+        Both are defined on the denoised images. Those are the same affine map of the predictions,
+        with which a combination whose weights sum to 1 commutes; done before the map it costs one
+        kernel, and rescaling needs it there.
 
         Args:
-            predictions: conditional, or unconditional and conditional; ``[B, C, h, w]`` each.
-            guidance_scale: w.
-            rescale: φ of :meth:`_rescale_to`; None is off.
+            predictions: of the network.
+            numbers: w, s and φ of :meth:`_rescale_to`.
+            rescales: some image has a φ above 0.
+            weights: of the image's own prompt and of each region, ``[B, 1, h, w]``.
 
         Returns:
-            ``[B, C, h, w]``, overwritten by the next call.
+            The guided and the conditional prediction, ``[B, C, h, w]``, overwritten by the next
+            call. The latter is that of all regions.
         """
-        if len(predictions) == 1:
-            return predictions[0]
-        unconditional, conditional = predictions
-        torch.lerp(unconditional, conditional, guidance_scale, out=self._guided)
-        if rescale is not None:
-            self._rescale_to(conditional, rescale)
-        return self._guided
+        own, unconditional, regions, perturbed = predictions
+        conditional = own
+        if regions:
+            if self._combined is None:
+                self._combined = torch.empty_like(self._guided)
+            conditional = combined((own, *regions), weights, self._combined)
+        guided = conditional
+        if unconditional is not None:
+            guided = torch.lerp(
+                unconditional, conditional, numbers.guidance_scale, out=self._guided
+            )
+        if perturbed is not None:
+            guided = self._led_away(guided, own, perturbed, numbers.pag_scale)
+        if rescales and unconditional is not None:
+            self._rescale_to(conditional, numbers.rescale)
+        return guided, conditional
 
     def denoised(
         self,
         x: Tensor,
-        predictions: Sequence[Tensor],
+        predictions: Predictions,
         numbers: Numbers,
         region: KnownRegion | None,
         *,
         rescales: bool = False,
         apg: bool = False,
         zero_star: bool = False,
+        weights: Sequence[Tensor] = (),
     ) -> Tensor:
-        """The denoised images, with guidance where there are two predictions.
+        """The denoised images, with guidance where there is more than a conditional prediction.
 
         Args:
             x: the state, ``[B, C, h, w]``.
@@ -83,21 +104,19 @@ class Guidance:
             rescales: some image has a guidance rescale.
             apg: some image has adaptive projected guidance.
             zero_star: some image has CFG-Zero*.
+            weights: see :meth:`guided`.
 
         Returns:
             ``[B, C, h, w]``, overwritten by the next call.
         """
-        rescale = numbers.rescale if rescales else None
-        guided = self.guided(predictions, numbers.guidance_scale, rescale)
+        guided, conditional = self.guided(predictions, numbers, rescales=rescales, weights=weights)
         denoised = self._mapped(x, guided, numbers, self._denoised)
-        if len(predictions) > 1 and (apg or zero_star):
+        if predictions.unconditional is not None and (apg or zero_star):
             if self._methods is None:
                 self._methods = MethodBuffers(self._denoised)
             methods = self._methods
-            for prediction, into in zip(
-                predictions, (methods.unconditional, methods.conditional), strict=True
-            ):
-                self._mapped(x, prediction, numbers, into)
+            self._mapped(x, predictions.unconditional, numbers, methods.unconditional)
+            self._mapped(x, conditional, numbers, methods.conditional)
             if apg:
                 methods.apg(numbers, denoised)
             if zero_star:
@@ -133,6 +152,17 @@ class Guidance:
         else:
             torch.add(x, prediction, alpha=c_out, out=into)
         return into
+
+    def _led_away(
+        self, guided: Tensor, conditional: Tensor, perturbed: Tensor, scale: Scalar
+    ) -> Tensor:
+        """``guided + s·(c − p)`` of `kdrt.denoise.perturbed_attention`."""
+        if self._difference is None:
+            self._difference = torch.empty_like(self._guided)
+        torch.sub(conditional, perturbed, out=self._difference)
+        if isinstance(scale, Tensor):
+            return torch.addcmul(guided, self._difference, scale, out=self._guided)
+        return torch.add(guided, self._difference, alpha=scale, out=self._guided)
 
     def _rescale_to(self, conditional: Tensor, rescale: Scalar) -> None:
         """Pull each image's standard deviation towards that of the conditional prediction:

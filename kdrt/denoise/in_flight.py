@@ -33,7 +33,6 @@ from kdrt.denoise.flight_states import (
     FlyingImage,
     States,
 )
-from kdrt.denoise.guidance_methods import CFG
 from kdrt.denoise.inputs import DenoiserInputs
 from kdrt.denoise.row_denoiser import (
     ConditioningStore,
@@ -42,7 +41,7 @@ from kdrt.denoise.row_denoiser import (
     RowDenoiser,
     RowKind,
 )
-from kdrt.denoise.scaling import Numbers, Scaling
+from kdrt.denoise.scaling import Scaling
 from kdrt.denoise.shortcuts import Shortcuts
 from kdrt.sampling import AnyPlan, Plan, Step
 from kdrt.sampling.table import fits
@@ -182,10 +181,10 @@ class InFlight:
             OutOfMemoryError: it does not fit; nothing has changed.
         """
         kinds = inputs.shortcuts.kinds(stage.sigma for stage in plan.stages)
-        guided = tuple(inputs.negative is not None and kind.guided for kind in kinds)
-        method = inputs.guidance_method
-        guidance = inputs.guidance_scale, inputs.guidance_rescale
-        scaling = self._scaling
+        parts = tuple(
+            inputs.parts if kind.guided else inputs.parts.without_guidance for kind in kinds
+        )
+        guidance, scaling = inputs.guidance, self._scaling
         if inputs.noise_schedule is not None:
             scaling = replace(scaling, noise_schedule=inputs.noise_schedule)
         self._admitted += 1
@@ -193,17 +192,18 @@ class InFlight:
             inputs,
             plan,
             [
-                # Without guidance other methods than CFG would round: the halves are the same.
-                Numbers(*scaling.scalars(stage.sigma), *guidance, *(method if on else CFG).numbers)
-                for stage, on in zip(plan.stages, guided, strict=True)
+                (guidance if own.unconditional else guidance.without_unconditional).numbers(
+                    scaling.scalars(stage.sigma)
+                )
+                for stage, own in zip(plan.stages, parts, strict=True)
             ],
-            guided,
+            parts,
             RowKind(
                 rescales=inputs.guidance_rescale > 0,
                 unconditional=plan.needs_unconditional,
                 region=inputs.known_region is not None,
-                apg=method.is_apg,
-                zero_star=method.is_zero_star,
+                apg=guidance.method.is_apg,
+                zero_star=guidance.method.is_zero_star,
             ),
             self._admitted,
         )
@@ -234,18 +234,22 @@ class InFlight:
     def _gathered(self, slots: list[int]) -> _Company:
         images = [self._images[slot] for slot in slots]
         rows = [
-            ImageRows(slot, image.guided[image.done])
+            ImageRows(slot, image.parts[image.done])
             for slot, image in zip(slots, images, strict=True)
         ]
-        guided = sum(row.guided for row in rows)
-        count = len(rows) + guided
+        parts = [row.parts for row in rows]
+        count = sum(each.rows for each in parts)
         bound = self._bound_for(len(rows), count)
         told = tuple((row, image.serial) for row, image in zip(rows, images, strict=True))
         if told != bound.told:
             bound.told = ()  # should it fail half-way
             bound.denoiser.take(rows)
             bound.told = told
-        kind = RowKind(guided=guided > 0)
+        kind = RowKind(
+            guided=any(each.unconditional for each in parts),
+            perturbed=any(each.perturbed for each in parts),
+            regions=max(each.regions for each in parts),
+        )
         for image in images:
             kind |= image.kind
         ticks = min(image.like_the_next for image in images)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from torch import Tensor
 
 from kdrt.denoise.freeu import FREEU_OFF, FreeU
 from kdrt.denoise.guidance_methods import CFG, GuidanceMethod
 from kdrt.denoise.known_region import KnownRegion
+from kdrt.denoise.parts import Parts
+from kdrt.denoise.perturbed_attention import PerturbedAttention
+from kdrt.denoise.scaling import Numbers
 from kdrt.denoise.shortcuts import NO_SHORTCUTS, Shortcuts
 from kdrt.prompt import Conditioning
 from kdrt.sampling import AnyPlan, NoiseSchedule, NoiseSource
@@ -16,7 +20,7 @@ from kdrt.sampling import AnyPlan, NoiseSchedule, NoiseSource
 
 @dataclass(frozen=True)
 class UNetConditioning:
-    """What the UNet is told of B images, in one half of the batch.
+    """What the UNet is told of B images, in one part of the batch.
 
     Attributes:
         prompt: the text encoders' results.
@@ -35,16 +39,64 @@ class UNetConditioning:
         )
 
 
+@dataclass(frozen=True)
+class RegionalPrompts:
+    """The regions of B images; see `kdrt.denoise.regional`.
+
+    Attributes:
+        conditioning: what the UNet is told of the prompt of each region, N in all.
+        weights: float32 ``[B, 1 + N, 1, h, w]``, first those of the images' own prompts; they sum
+            to 1 at every place.
+    """
+
+    conditioning: tuple[UNetConditioning, ...]
+    weights: Tensor
+
+    def one(self, image: int) -> RegionalPrompts:
+        """That of one image, still as a batch: B = 1."""
+        return RegionalPrompts(
+            tuple(each.one(image) for each in self.conditioning), self.weights[image : image + 1]
+        )
+
+
+class GuidanceSettings(NamedTuple):
+    """What guidance is made with; attributes as of `DenoiserInputs`."""
+
+    scale: float = 1.0
+    rescale: float = 0.0
+    method: GuidanceMethod = CFG
+    perturbed_attention: PerturbedAttention | None = None
+
+    def numbers(self, scalars: tuple[float, float, float, float]) -> Numbers:
+        """All that an evaluation needs to know.
+
+        Args:
+            scalars: of its noise level; see `kdrt.denoise.scaling.Scaling.scalars`.
+        """
+        _, timestep, *_ = scalars
+        pag = self.perturbed_attention
+        pag_scale = 0.0 if pag is None else pag.at(timestep)
+        return Numbers(*scalars, self.scale, self.rescale, *self.method.numbers, pag_scale)
+
+    @property
+    def without_unconditional(self) -> GuidanceSettings:
+        """Those of an evaluation that has no unconditional part, beside others that have one:
+        whatever stands in its place, the result is the conditional one."""
+        return self._replace(scale=1.0, rescale=0.0, method=CFG)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DenoiserInputs:
     """What the denoiser of a run is told; it stays the same from step to step.
 
     Attributes:
-        positive: the conditional half.
-        negative: the unconditional half; None runs without.
+        positive: the conditional part.
+        negative: the unconditional part; None runs without.
         guidance_scale: w in ``u + w·(c − u)``.
         guidance_rescale: φ of Lin et al. 2023, from 0 (off) to 1.
-        guidance_method: how the halves are combined.
+        guidance_method: how the two are combined.
+        perturbed_attention: adds a perturbed part; None runs without.
+        regions: parts for other prompts, each for a region of the images; None runs without.
         freeu: (b1, b2, s1, s2).
         image_scale: how much ``image_tokens`` count.
         known_region: the part of the images that is not repainted; None repaints all.
@@ -60,6 +112,8 @@ class DenoiserInputs:
     guidance_scale: float = 1.0
     guidance_rescale: float = 0.0
     guidance_method: GuidanceMethod = CFG
+    perturbed_attention: PerturbedAttention | None = None
+    regions: RegionalPrompts | None = None
     freeu: FreeU = FREEU_OFF
     image_scale: float = 1.0
     known_region: KnownRegion | None = None
@@ -68,9 +122,33 @@ class DenoiserInputs:
     noise_schedule: NoiseSchedule | None = None
 
     @property
-    def halves(self) -> tuple[UNetConditioning, ...]:
-        """The halves of the batch in order, the unconditional one first."""
-        return (self.positive,) if self.negative is None else (self.negative, self.positive)
+    def parts(self) -> Parts:
+        """The parts of the batch."""
+        return Parts(
+            unconditional=self.negative is not None,
+            regions=0 if self.regions is None else len(self.regions.conditioning),
+            perturbed=self.perturbed_attention is not None,
+        )
+
+    def conditioning(self, parts: Parts) -> tuple[UNetConditioning, ...]:
+        """What the UNet is told in each of these parts, in order; they are parts of this run."""
+        told = [] if self.negative is None or not parts.unconditional else [self.negative]
+        told.append(self.positive)
+        if self.regions is not None:
+            told.extend(self.regions.conditioning)
+        if parts.perturbed:
+            told.append(self.positive)
+        return tuple(told)
+
+    @property
+    def guidance(self) -> GuidanceSettings:
+        """The numbers of guidance."""
+        return GuidanceSettings(
+            self.guidance_scale,
+            self.guidance_rescale,
+            self.guidance_method,
+            self.perturbed_attention,
+        )
 
     def one(self, image: int) -> DenoiserInputs:
         """Those of one image, still as a batch: B = 1."""
@@ -78,6 +156,7 @@ class DenoiserInputs:
             self,
             positive=self.positive.one(image),
             negative=self.negative and self.negative.one(image),
+            regions=self.regions and self.regions.one(image),
             known_region=self.known_region and self.known_region.one(image),
             extra_channels=_row(self.extra_channels, image),
         )

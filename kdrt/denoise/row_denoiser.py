@@ -1,30 +1,40 @@
 """A denoiser of images that come from different requests.
 
-What the UNet is told of an image lies in a store, two rows a slot: the unconditional half and the
-conditional one. A denoiser for n images has a UNet of R rows. It gathers into them what it is to
-be told: two rows of an image with guidance, one of an image without, or outside of its guidance
-interval. Each prediction goes back to its image.
+What the UNet is told of an image lies in a store: a row for its unconditional part, one for the
+conditional one, and one for the prompt of each region. A denoiser for n images has a UNet of R
+rows. It gathers into them what it is to be told: two rows of an image with guidance, one of an
+image without, or outside of its guidance interval, one more with perturbed attention. Each
+prediction goes back to its image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from kdrt.common.upload import upload
-from kdrt.denoise.bound_unet import Halves, UNetRows, write_conditioning
+from kdrt.denoise.bound_unet import BatchParts, UNetRows, write_conditioning
 from kdrt.denoise.guidance import Guidance
 from kdrt.denoise.inputs import DenoiserInputs
 from kdrt.denoise.known_region import KnownRegion
+from kdrt.denoise.parts import Parts, Predictions
+from kdrt.denoise.perturbed_attention import PAG_INPUT
+from kdrt.denoise.regional import MAX_REGIONS, no_regions
 from kdrt.denoise.scaling import Numbers, Scaling
 from kdrt_engines import Engine
 from kdrt_engines.torch_eager import allocate
 
-_STATE_INPUTS = ("sample", "timestep")
-"""Inputs that change from step to step, and are not stored."""
+_NOT_STORED = ("sample", "timestep", PAG_INPUT)
+"""Inputs that change from step to step, or follow from what the row is."""
+
+_UNCONDITIONAL, _CONDITIONAL, _FIRST_REGION = range(3)
+"""Parts of an image, and the places of what is stored of them."""
+
+_PERTURBED = _FIRST_REGION + MAX_REGIONS
+_PARTS = _PERTURBED + 1
 
 
 class ImageShape(NamedTuple):
@@ -37,21 +47,23 @@ class ImageShape(NamedTuple):
 
 
 class ImageRows(NamedTuple):
-    """The rows of one image: its slot, and whether the unconditional half is one of them."""
+    """The rows of one image: its slot, and the parts that they are."""
 
     slot: int
-    guided: bool
+    parts: Parts
 
 
 class RowKind(NamedTuple):
     """What some image of a tick needs: operations that others do without.
 
     Attributes:
-        guided: an unconditional half.
+        guided: an unconditional part.
         rescales: `DenoiserInputs.guidance_rescale` above 0.
         unconditional: results without guidance.
         region: a part of it is known.
         apg, zero_star: a method of `kdrt.denoise.guidance_methods`.
+        perturbed: a perturbed part.
+        regions: so many parts for regions.
     """
 
     guided: bool = False
@@ -60,10 +72,13 @@ class RowKind(NamedTuple):
     region: bool = False
     apg: bool = False
     zero_star: bool = False
+    perturbed: bool = False
+    regions: int = 0
 
     def __or__(self, other: RowKind) -> RowKind:
         """What serves images of either."""
-        return RowKind(*(a or b for a, b in zip(self, other, strict=True)))
+        either: Sequence[Any] = [max(a, b) for a, b in zip(self, other, strict=True)]
+        return RowKind(*either)
 
 
 class ConditioningStore:
@@ -75,14 +90,23 @@ class ConditioningStore:
         unet: the engine.
         slots: S.
         shape: of the images.
+
+    Attributes:
+        rows: by input; those of a slot follow each other.
+        stride: how many of them a slot has.
+        shared: the inputs without a batch.
+        extra: of the sample, ``[S, C', h, w]``; None where the UNet takes no more than latents.
+        region: what is known of the images; None until some image has such a part.
+        weights: of prompts, ``[S, 1 + MAX_REGIONS, 1, h, w]``; None until some image has regions.
     """
 
     def __init__(self, unet: Engine, slots: int, shape: ImageShape) -> None:
-        told = tuple(t for t in unet.spec.inputs if t.name not in _STATE_INPUTS)
-        dims = {"B": 2 * slots, "L": shape.tokens, "h": shape.height, "w": shape.width}
+        told = tuple(t for t in unet.spec.inputs if t.name not in _NOT_STORED)
+        dims = {"B": _FIRST_REGION * slots, "L": shape.tokens, "h": shape.height, "w": shape.width}
         stored = allocate(told, dims, unet.device)
         names = {tensor.name for tensor in told if tensor.shape[:1] == ("B",)}
         self.rows = {name: tensor for name, tensor in stored.items() if name in names}
+        self.stride = _FIRST_REGION
         self.shared = {name: tensor for name, tensor in stored.items() if name not in names}
         dims["B"] = slots
         _, channels, *size = unet.spec.outputs[0].resolve(dims)
@@ -93,13 +117,19 @@ class ConditioningStore:
         if extra:
             self.extra = torch.zeros(slots, extra, *size, device=unet.device)
         self.region: KnownRegion | None = None
+        self.weights: Tensor | None = None
 
     @torch.no_grad()
     def write(self, slot: int, told: DenoiserInputs) -> None:
         """Write what the UNet is told of one image, in place of what the slot held."""
-        rows = slice(2 * slot + 2 - len(told.halves), 2 * slot + 2)
+        # A perturbed part is told the same as the conditional one.
+        parts = told.parts._replace(perturbed=False)
+        self._reserve(_FIRST_REGION + parts.regions)
+        first = self.stride * slot + (_UNCONDITIONAL if parts.unconditional else _CONDITIONAL)
+        rows = slice(first, first + parts.rows)
         inputs = {name: tensor[rows] for name, tensor in self.rows.items()}
-        write_conditioning({**inputs, **self.shared}, told, told.halves)
+        write_conditioning({**inputs, **self.shared}, told, parts)
+        self._write_weights(slot, told)
         if self.extra is not None:
             if told.extra_channels is None:
                 self.extra[slot].zero_()
@@ -115,6 +145,28 @@ class ConditioningStore:
             else:
                 self.region.mask[slot].copy_(told.known_region.mask[0])
                 self.region.latents[slot].copy_(told.known_region.latents[0])
+
+    def _write_weights(self, slot: int, told: DenoiserInputs) -> None:
+        if told.regions is not None and self.weights is None:
+            slots, _, height, width = self._latents
+            self.weights = no_regions(slots, height, width, self._device)
+        if self.weights is not None:
+            weights = self.weights[slot].zero_()
+            if told.regions is None:
+                weights[0] = 1
+            else:
+                weights[: 1 + told.parts.regions].copy_(told.regions.weights[0])
+
+    def _reserve(self, stride: int) -> None:
+        """Have so many rows for each slot. No tick that is captured reads them."""
+        if stride <= self.stride:
+            return
+        for name, old in self.rows.items():
+            new = old.new_zeros(len(old) // self.stride * stride, *old.shape[1:])
+            by_slot = new.view(-1, stride, *old.shape[1:])
+            by_slot[:, : self.stride] = old.view(-1, self.stride, *old.shape[1:])
+            self.rows[name] = new
+        self.stride = stride
 
 
 class RowDenoiser:
@@ -160,12 +212,12 @@ class RowDenoiser:
         self._scaled = torch.zeros_like(like)
         self._sample = prediction.new_zeros(prediction.shape)
         self._timestep = prediction.new_zeros(rows)
-        self._predictions = torch.zeros_like(like), torch.zeros_like(like)
+        self._like = like
+        self._predictions: dict[int, Tensor] = {}
         # What is captured gathers always: it serves any images.
-        self._halves: Halves | None = None
-        if may_skip_gathering and rows in (images, 2 * images):
-            self._halves = Halves(self._unet, rows // images)
-        self._is_whole = False
+        self._may_skip_gathering = may_skip_gathering
+        self._batches: dict[Parts, BatchParts] = {}
+        self._whole: BatchParts | None = None
         self._numbers = like.new_zeros(images, len(Numbers._fields))
         self._told = Numbers.of_rows(self._numbers)
         # Made at once, and where all is repainted: a captured call that was told to heed regions
@@ -173,12 +225,14 @@ class RowDenoiser:
         self._region = KnownRegion(
             torch.zeros_like(like), torch.ones_like(like[:, :1], dtype=torch.bool)
         )
+        self._weights: Tensor | None = None
+        self._weights_by_prompt: Sequence[Tensor] = ()
         self._unconditional: Tensor | None = None
 
-        index = torch.zeros(2 * rows + 2 * images, dtype=torch.int64, device=unet.device)
+        index = torch.zeros(2 * rows + _PARTS * images, dtype=torch.int64, device=unet.device)
         self._index = index
-        self._image_of_row, self._stored_row, *self._row_of_half = torch.split(
-            index, [rows, rows, images, images]
+        self._image_of_row, self._stored_row, *self._row_of_part = torch.split(
+            index, [rows, rows, *[images] * _PARTS]
         )
 
     @property
@@ -191,41 +245,65 @@ class RowDenoiser:
     @torch.no_grad()
     def take(self, images: Sequence[ImageRows]) -> None:
         """Gather what the UNet is told of these images, n at most, into its inputs."""
-        rows, count = len(self._image_of_row), len(self._row_of_half[0])
-        guided = [place for place, image in enumerate(images) if image.guided]
-        conditional = list(range(len(guided), len(guided) + len(images)))
-        owners = [*guided, *range(len(images))]
-        stored = [2 * images[place].slot for place in guided]
-        stored += [2 * image.slot + 1 for image in images]
-        unconditional = list(conditional)
-        for row, place in enumerate(guided):
-            unconditional[place] = row
-        assert len(owners) <= rows
-        # Whole halves without a row to spare need no gathering.
-        self._is_whole = len(images) == count and len(owners) == rows
+        store, rows = self._store, _rows_of(images)
+        count = len(self._image_of_row)
+        assert len(rows) <= count
+        self._whole = self._batch_of(images) if len(rows) == count else None
+        read = [row for part in range(_PARTS) for row in self._rows_of_part(rows, part)]
         # The rows left over compute what nobody reads.
-        owners += [0] * (rows - len(owners))
-        stored += [stored[0]] * (rows - len(stored))
-        spare = [0] * (count - len(images))
-        index = torch.tensor([*owners, *stored, *unconditional, *spare, *conditional, *spare])
-        upload(self._index, index)
+        rows += [rows[0]] * (count - len(rows))
+        stored = [images[row.image].slot * store.stride + row.stored for row in rows]
+        upload(self._index, torch.tensor([*(row.image for row in rows), *stored, *read]))
 
-        store = self._store
         for name, tensor in store.rows.items():
             torch.index_select(tensor, 0, self._stored_row, out=self._unet.inputs[name])
         for name, tensor in store.shared.items():
             self._unet.inputs[name].copy_(tensor)
-        if store.extra is not None or store.region is not None:
-            slot_of_row = self._stored_row.div(2, rounding_mode="floor")
-            if store.extra is not None:
-                self._unet.extra.copy_(store.extra.index_select(0, slot_of_row))
-            if store.region is not None:
-                slots = slot_of_row.index_select(0, self._row_of_half[1])
-                torch.index_select(store.region.latents, 0, slots, out=self._region.latents)
-                torch.index_select(store.region.mask, 0, slots, out=self._region.mask)
+        if PAG_INPUT in self._unet.inputs:
+            perturbed = [float(row.part == _PERTURBED) for row in rows]
+            upload(self._unet.inputs[PAG_INPUT], torch.tensor(perturbed))
+        if store.extra is None and store.region is None and store.weights is None:
+            return
+        slot_of_row = self._stored_row.div(store.stride, rounding_mode="floor")
+        slots = slot_of_row.index_select(0, self._row_of_part[_CONDITIONAL])
+        if store.extra is not None:
+            self._unet.extra.copy_(store.extra.index_select(0, slot_of_row))
+        if store.region is not None:
+            torch.index_select(store.region.latents, 0, slots, out=self._region.latents)
+            torch.index_select(store.region.mask, 0, slots, out=self._region.mask)
+        if store.weights is not None:
+            torch.index_select(store.weights, 0, slots, out=self._made_weights())
+
+    def _batch_of(self, images: Sequence[ImageRows]) -> BatchParts | None:
+        """The parts of a batch of as many images as there can be, where all have the same ones:
+        it needs no gathering."""
+        parts = images[0].parts
+        is_whole = len(images) == self.images and all(image.parts == parts for image in images)
+        if not (is_whole and self._may_skip_gathering):
+            return None
+        if parts not in self._batches:
+            self._batches[parts] = BatchParts(self._unet, parts)
+        return self._batches[parts]
+
+    def _rows_of_part(self, rows: Sequence[_Row], part: int) -> list[int]:
+        """For each image its row in a part, or the conditional one where it has none."""
+        found = [0] * self.images
+        for wanted in (_CONDITIONAL, part):
+            for place, row in enumerate(rows):
+                if row.part == wanted:
+                    found[row.image] = place
+        return found
+
+    def _made_weights(self) -> Tensor:
+        """Those of the images' prompts, ``[n, 1 + MAX_REGIONS, 1, h, w]``."""
+        if self._weights is None:
+            images, _, height, width = self._like.shape
+            self._weights = no_regions(images, height, width, self._like.device)
+            self._weights_by_prompt = self._weights.unbind(1)
+        return self._weights
 
     def denoise(self, x: Tensor, numbers: Tensor, kind: RowKind) -> Tensor:
-        """Denoise ``x [n, C, h, w]``, with the `Numbers` of each image as float32 ``[n, 9]``.
+        """Denoise ``x [n, C, h, w]``, with the `Numbers` of each image as float32 ``[n, 10]``.
         Without gradients: that is for the caller to see to.
 
         Args:
@@ -239,16 +317,18 @@ class RowDenoiser:
         if numbers is not self._numbers:  # views of what callers give again and again
             self._numbers, self._told = numbers, Numbers.of_rows(numbers)
         told = self._told
-        predictions: Sequence[Tensor]
-        if self._halves is not None and self._is_whole:
-            predictions = self._halves.predict(x, told.c_in, told.timestep)
+        if self._whole is not None:
+            predictions = self._whole.predict(x, told.c_in, told.timestep)
         else:
-            predictions = self._predict(x, told)
-        if not kind.guided:
-            predictions = predictions[-1:]
+            predictions = self._predict(x, told, kind)
         region = self._region if kind.region else None
         if kind.unconditional:
-            self._unconditional = self._guidance.unconditional(x, predictions[0], told, region)
+            without = predictions.unconditional
+            if without is None:
+                without = predictions.conditional
+            self._unconditional = self._guidance.unconditional(x, without, told, region)
+        if kind.regions:
+            self._made_weights()
         return self._guidance.denoised(
             x,
             predictions,
@@ -257,10 +337,12 @@ class RowDenoiser:
             rescales=kind.rescales,
             apg=kind.apg,
             zero_star=kind.zero_star,
+            weights=self._weights_by_prompt,
         )
 
-    def _predict(self, x: Tensor, told: Numbers) -> tuple[Tensor, ...]:
-        """The unconditional and the conditional predictions of all images, gathered."""
+    def _predict(self, x: Tensor, told: Numbers, kind: RowKind) -> Predictions:
+        """The predictions of all images, gathered. What an image lacks of what others have is its
+        conditional prediction."""
         unet = self._unet
         torch.mul(x, told.c_in, out=self._scaled)
         torch.index_select(self._scaled, 0, self._image_of_row, out=self._sample)
@@ -268,10 +350,48 @@ class RowDenoiser:
         torch.index_select(self._numbers[:, 1], 0, self._image_of_row, out=self._timestep)
         unet.timestep.copy_(self._timestep)
         unet.run()
-        for row_of, prediction in zip(self._row_of_half, self._predictions, strict=True):
-            torch.index_select(unet.prediction, 0, row_of, out=prediction)
-        return self._predictions
+        regions = range(_FIRST_REGION, _FIRST_REGION + kind.regions)
+        return Predictions(
+            self._gathered(_CONDITIONAL),
+            self._gathered(_UNCONDITIONAL) if kind.guided else None,
+            tuple(self._gathered(part) for part in regions),
+            self._gathered(_PERTURBED) if kind.perturbed else None,
+        )
+
+    def _gathered(self, part: int) -> Tensor:
+        if part not in self._predictions:
+            self._predictions[part] = torch.empty_like(self._like)
+        into = self._predictions[part]
+        return torch.index_select(self._unet.prediction, 0, self._row_of_part[part], out=into)
 
     def held(self) -> tuple[Tensor, ...]:
         """See `kdrt_engines.Binding.workspace`."""
         return self._unet.held()
+
+
+class _Row(NamedTuple):
+    """A row of the UNet: the image it belongs to, by its place, the part that it is, and the
+    part whose stored inputs it is told."""
+
+    image: int
+    part: int
+    stored: int
+
+
+def _rows_of(images: Sequence[ImageRows]) -> list[_Row]:
+    """The rows of some images in the order of `kdrt.denoise.parts.Parts`."""
+    rows = [
+        _Row(place, part, _CONDITIONAL if part == _PERTURBED else part)
+        for place, image in enumerate(images)
+        for part in _parts_of(image.parts)
+    ]
+    return sorted(rows, key=lambda row: row.part)
+
+
+def _parts_of(parts: Parts) -> Iterator[int]:
+    if parts.unconditional:
+        yield _UNCONDITIONAL
+    yield _CONDITIONAL
+    yield from range(_FIRST_REGION, _FIRST_REGION + parts.regions)
+    if parts.perturbed:
+        yield _PERTURBED

@@ -51,6 +51,7 @@ class Numbers(NamedTuple):
             `kdrt.denoise.guidance_methods`.
         guidance_eta: η of adaptive projected guidance.
         guidance_threshold: its longest norm; infinity for any.
+        pag_scale: s of `kdrt.denoise.perturbed_attention`.
     """
 
     c_in: Scalar
@@ -62,10 +63,11 @@ class Numbers(NamedTuple):
     guidance_method: Scalar = 0.0
     guidance_eta: Scalar = 0.0
     guidance_threshold: Scalar = math.inf
+    pag_scale: Scalar = 0.0
 
     @classmethod
     def of_rows(cls, rows: Tensor) -> Numbers:
-        """Those that lie on the device: float32 ``[B, 9]``, a row for each image."""
+        """Those that lie on the device: float32 ``[B, 10]``, a row for each image."""
         by_image = rows.view(*rows.shape, 1, 1, 1)
         c_in, _, *others = by_image.unbind(1)
         return cls(c_in, rows[:, 1], *others)

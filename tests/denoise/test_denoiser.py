@@ -19,6 +19,7 @@ from kdrt.bundle.manifest import Dtype
 from kdrt.denoise.bound_unet import guidance_embedding
 from kdrt.denoise.denoiser import Denoiser, is_doubled
 from kdrt.denoise.inputs import DenoiserInputs, UNetConditioning
+from kdrt.denoise.parts import Parts
 from kdrt.denoise.scaling import Scaling
 from kdrt.prompt import Conditioning
 from kdrt.sampling import NoiseSchedule
@@ -80,7 +81,7 @@ def denoiser(
         height=HEIGHT,
         width=WIDTH,
         tokens=TOKENS,
-        doubled=doubled,
+        parts=Parts(unconditional=doubled),
     )
     return bound, unet
 
@@ -312,7 +313,7 @@ def test_an_inpainting_network_sees_its_channels_in_both_halves_and_unscaled() -
         height=HEIGHT,
         width=WIDTH,
         tokens=TOKENS,
-        doubled=True,
+        parts=Parts(unconditional=True),
     )
     assert bound.extra_channels == CHANNELS + 1
     assert denoiser()[0].extra_channels == 0
@@ -432,7 +433,7 @@ def test_numbers_on_the_device_give_the_same(
         height=HEIGHT,
         width=WIDTH,
         tokens=TOKENS,
-        doubled=doubled,
+        parts=Parts(unconditional=doubled),
     )
     for guidance in (7.5, 3.0):
         prepare(

@@ -13,6 +13,7 @@ from kdrt.bundle import PredictionType
 from kdrt.denoise.guidance import Guidance
 from kdrt.denoise.guidance_methods import GuidanceMethod
 from kdrt.denoise.known_region import KnownRegion
+from kdrt.denoise.parts import Predictions
 from kdrt.denoise.scaling import Numbers, Scaling
 from kdrt.sampling import NoiseSchedule
 
@@ -36,15 +37,19 @@ class Case:
         self.x = random(0) * math.hypot(sigma, 1)
         self.predictions = random(1), random(2) * 0.7 + random(1)
 
+    def made(self) -> Predictions:
+        unconditional, conditional = self.predictions
+        return Predictions(conditional, unconditional)
+
     def denoised(self) -> list[Tensor]:
         """D_u and D_c."""
         _, _, c_skip, c_out = self.scalars
         return [c_skip * self.x + c_out * prediction for prediction in self.predictions]
 
-    def guided(self, scale: float, method: GuidanceMethod, **kind: bool) -> Tensor:
+    def guided(self, scale: float, method: GuidanceMethod, **kind: Any) -> Tensor:
         numbers = Numbers(*self.scalars, scale, 0.0, *method.numbers)
         guidance = Guidance(self.x, skips_whole=self.skips_whole)
-        return guidance.denoised(self.x, self.predictions, numbers, None, **kind)
+        return guidance.denoised(self.x, self.made(), numbers, None, **kind)
 
 
 def guider(name: str, **options: Any) -> Any:
@@ -133,7 +138,7 @@ def test_each_image_of_a_batch_has_its_own() -> None:
     scales = [7.0, 3.0, 5.0]
     rows = torch.tensor(
         [
-            [*case.scalars, scale, 0.0, *method.numbers]
+            [*case.scalars, scale, 0.0, *method.numbers, 0.0]
             for scale, method in zip(scales, methods, strict=True)
         ]
     )
@@ -142,7 +147,7 @@ def test_each_image_of_a_batch_has_its_own() -> None:
     mask[..., 2:] = True
     region = KnownRegion(torch.full(SHAPE, 9.0), mask)
     together = guidance.denoised(
-        case.x, case.predictions, Numbers.of_rows(rows), region, apg=True, zero_star=True
+        case.x, case.made(), Numbers.of_rows(rows), region, apg=True, zero_star=True
     )
     for image, (scale, method) in enumerate(zip(scales, methods, strict=True)):
         alone = case.guided(scale, method, apg=method.is_apg, zero_star=method.is_zero_star)

@@ -22,8 +22,10 @@ from kdrt.denoise.cuda_graphs import Capture, CaptureWarning
 from kdrt.denoise.denoising import Denoising
 from kdrt.denoise.guidance_methods import GuidanceMethod
 from kdrt.denoise.in_flight import Bucket, InFlight, can_share
-from kdrt.denoise.inputs import DenoiserInputs, SamplingRun, UNetConditioning
+from kdrt.denoise.inputs import DenoiserInputs, RegionalPrompts, SamplingRun, UNetConditioning
 from kdrt.denoise.known_region import KnownRegion
+from kdrt.denoise.perturbed_attention import PerturbedAttention
+from kdrt.denoise.regional import relative_weights
 from kdrt.denoise.row_denoiser import ImageShape
 from kdrt.denoise.scaling import Scaling
 from kdrt.denoise.shortcuts import NO_SHORTCUTS, Shortcuts
@@ -53,7 +55,7 @@ def in_place_unet(sample: Tensor, timestep: Tensor, **rest: Tensor) -> Tensor:
 
 def engine(spec: EngineSpec | None = None, *, factor: float = 1.0) -> Engine:
     """A UNet that depends on everything it is told, and on each image of its batch alone."""
-    spec = spec or unet_spec()
+    spec = spec or unet_spec(perturbed=True)
 
     def network(**inputs: Tensor) -> Tensor:
         prediction = in_place_unet(**inputs)
@@ -93,13 +95,18 @@ class Wanted:
         def random(*shape: int) -> Tensor:
             return torch.randn(1, *shape, generator=generator)
 
-        halves = [
-            UNetConditioning(
-                Conditioning(random(SHAPE.tokens, sum(WIDTHS)), random(POOLED)), random(6) * 100
-            )
-            for _ in range(2)
-        ]
+        def conditioning() -> UNetConditioning:
+            prompt = Conditioning(random(SHAPE.tokens, sum(WIDTHS)), random(POOLED))
+            return UNetConditioning(prompt, random(6) * 100)
+
+        halves = [conditioning() for _ in range(2)]
         options = dict(self.options)
+        if regions := options.pop("regions", 0):
+            masks = torch.rand(regions, *LATENTS[1:], generator=generator)
+            weights = relative_weights(masks, [1.0] * regions, 0.2)
+            options["regions"] = RegionalPrompts(
+                tuple(conditioning() for _ in range(regions)), weights[None]
+            )
         if options.pop("region", False):
             mask = random(1, *LATENTS[1:]) > 0
             options["known_region"] = KnownRegion(random(*LATENTS), mask)
@@ -170,7 +177,7 @@ class Flight:
             self.tick(list(self.slots))
 
 
-def room(unet: Engine, scaling: Scaling = SCALING, slots: int = 10, **options: Any) -> InFlight:
+def room(unet: Engine, scaling: Scaling = SCALING, slots: int = 16, **options: Any) -> InFlight:
     return InFlight(unet, scaling, SHAPE, slots, **options)
 
 
@@ -205,6 +212,7 @@ class _Hashable(Wanted):
     __eq__ = object.__eq__
 
 
+PAG = PerturbedAttention(2.5, 0.001)
 MIXED = [
     wanted(1),
     wanted(2, guidance_scale=1.0, doubled=False),
@@ -216,6 +224,12 @@ MIXED = [
     wanted(8, "unipc", guidance_rescale=0.3, shortcuts=INTERVAL),
     wanted(9, "dpmpp_2m", guidance_method=GuidanceMethod("apg", 0.2, 3.0), region=True),
     wanted(10, "tcd", guidance_method=GuidanceMethod("cfg_zero_star"), shortcuts=INTERVAL),
+    wanted(11, "heun", perturbed_attention=PAG, guidance_rescale=0.7),
+    wanted(12, perturbed_attention=PAG, doubled=False, guidance_rescale=0.7, shortcuts=INTERVAL),
+    wanted(13, "dpmpp_2m", regions=2, region=True),
+    wanted(14, "euler_ancestral_cfg_pp", regions=3, perturbed_attention=PAG, guidance_scale=1.2),
+    wanted(15, regions=1, doubled=False),
+    wanted(16, "lcm", regions=1, guidance_method=GuidanceMethod("apg", 0.2, 3.0)),
 ]
 """One of every kind, from one evaluation to a dozen."""
 
@@ -359,8 +373,8 @@ class OneBucket(InFlight):
 
     def _bound_for(self, images: int, rows: int) -> Any:
         assert images <= 8
-        assert rows <= 16
-        return self._bound.get(Bucket(8, 16), lambda: self._bind(Bucket(8, 16)))
+        assert rows <= 24
+        return self._bound.get(Bucket(8, 24), lambda: self._bind(Bucket(8, 24)))
 
 
 @pytest.mark.parametrize("captured", [False, True])
@@ -368,8 +382,8 @@ def test_places_left_over_touch_nobody(captured: bool) -> None:
     unet = engine()
     capture = Recorded.capture if captured else None
     flight = Flight(OneBucket(unet, SCALING, SHAPE, 8, capture=capture))
-    flight.to_the_end(MIXED[:3])
-    flight.to_the_end(MIXED[3:])
+    for first, end in ((0, 3), (3, 9), (9, None)):
+        flight.to_the_end(MIXED[first:end])
     for image in MIXED:
         assert_same(flight.taken[image], alone(image, unet), exactly=not captured)
 
@@ -553,8 +567,9 @@ STILL = Shortcuts(guidance_interval=(0.001, 20.0))
         [wanted(1, "dpmpp_2m_sde"), wanted(2, "dpmpp_2m_sde", doubled=False)],
         [wanted(1, "euler_ancestral_cfg_pp"), wanted(2, "heun", region=True)],
         [wanted(1, "euler", guidance_rescale=0.7), wanted(2, "unipc", shortcuts=STILL)],
+        [wanted(1, perturbed_attention=PAG), wanted(2, regions=2)],
     ],
-    ids=["plain", "CFG++ and a known region", "rescale and an interval"],
+    ids=["plain", "CFG++ and a known region", "rescale and an interval", "PAG and regions"],
 )
 def test_a_captured_tick_allocates_no_tensor(
     images: list[Wanted], capture: Capture, made: list[Recorded]

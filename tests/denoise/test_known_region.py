@@ -9,6 +9,7 @@ from torch import Tensor
 from kdrt.denoise.denoiser import Denoiser
 from kdrt.denoise.inputs import DenoiserInputs, UNetConditioning
 from kdrt.denoise.known_region import KnownRegion
+from kdrt.denoise.parts import Parts
 from kdrt.denoise.scaling import Scaling
 from kdrt.prompt import Conditioning
 from kdrt.sampling import SAMPLERS, NoiseSchedule, SeededNoise, run, sigmas_for
@@ -39,7 +40,9 @@ def denoiser() -> Denoiser:
     spec = unet_spec()
     unet = TorchEngine(Recorder(tiny_unet, [tensor.name for tensor in spec.inputs]), spec)
     scaling = Scaling("epsilon", NOISE_SCHEDULE)
-    return Denoiser(unet, scaling, images=2, height=6, width=6, tokens=5, doubled=True)
+    return Denoiser(
+        unet, scaling, images=2, height=6, width=6, tokens=5, parts=Parts(unconditional=True)
+    )
 
 
 def region_of(latents: Tensor) -> KnownRegion:

@@ -18,8 +18,9 @@ from kdrt.bundle import PredictionType
 from kdrt.denoise.cuda_graphs import CudaGraphLevel, CudaGraphRunner
 from kdrt.denoise.denoiser import Denoiser
 from kdrt.denoise.guidance_methods import GuidanceMethod
-from kdrt.denoise.inputs import DenoiserInputs, UNetConditioning
+from kdrt.denoise.inputs import DenoiserInputs, RegionalPrompts, UNetConditioning
 from kdrt.denoise.known_region import KnownRegion
+from kdrt.denoise.perturbed_attention import PerturbedAttention
 from kdrt.denoise.scaling import Scaling
 from kdrt.denoise.shortcuts import Shortcuts
 from kdrt.prompt import Conditioning
@@ -83,6 +84,10 @@ SHAPE = (2, CHANNELS, 6, 4)
 MASK = torch.zeros(2, 1, 6, 4, dtype=torch.bool)
 MASK[:, :, 2:] = True
 INTERVAL = (0.5, 5.0)
+WEIGHTS = (2, 2, 1, 6, 4)
+HALF = UNetConditioning(
+    Conditioning(torch.ones(2, 5, sum(WIDTHS)), torch.ones(2, POOLED)), torch.ones(2, 6)
+)
 ZERO_STAR = GuidanceMethod("cfg_zero_star")
 # Not half precision: on a CPU, PyTorch writes it by way of a temporary.
 OPTIONS = [
@@ -98,13 +103,15 @@ OPTIONS = [
     Option("guidance interval", inputs={"shortcuts": Shortcuts(guidance_interval=INTERVAL)}),
     Option("deep cache", inputs={"shortcuts": Shortcuts(deep_cache=3)}),
     Option("both shortcuts", inputs={"shortcuts": Shortcuts(INTERVAL, 2)}),
+    Option("PAG", inputs={"perturbed_attention": PerturbedAttention(3.0, 0.001)}),
+    Option("regions", inputs={"regions": RegionalPrompts((HALF,), torch.full(WEIGHTS, 0.5))}),
     Option("known region", inputs={"known_region": KnownRegion(torch.ones(SHAPE), MASK)}),
     Option("inpainting network", inputs={"extra_channels": torch.ones(2, CHANNELS + 1, 6, 4)}),
 ]
 
 
 def network(option: Option, *, shallow: bool = False) -> StaticEngine:
-    spec = unet_spec()
+    spec = unet_spec(perturbed=True)
     extra = option.inputs.get("extra_channels")
     channels = CHANNELS + (0 if extra is None else extra.shape[1])
     sample = TensorSpec("sample", "float32", ("B", channels, "h", "w"))
@@ -130,6 +137,7 @@ class Replayed:
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
 def test_no_option_allocates_a_tensor_in_a_step(option: Option, level: CudaGraphLevel) -> None:
     """One step after the other, and by the stage that a CUDA graph captures."""
+    told = DenoiserInputs(positive=HALF, negative=HALF, guidance_scale=5.0, **option.inputs)
     denoiser = Denoiser(
         network(option),
         Scaling(
@@ -141,13 +149,10 @@ def test_no_option_allocates_a_tensor_in_a_step(option: Option, level: CudaGraph
         height=6,
         width=4,
         tokens=5,
-        doubled=True,
+        parts=told.parts,
         shallow=lambda: network(option, shallow=True),
     )
     plan = fixed_plan(option.sampler, [14.0, 9.0, 6.0, 4.5, 3.0, 2.0, 1.2, 0.8, 0.4, 0.2, 0.1, 0.0])
-    prompt = Conditioning(torch.ones(2, 5, sum(WIDTHS)), torch.ones(2, POOLED))
-    half = UNetConditioning(prompt, torch.ones(2, 6))
-    told = DenoiserInputs(positive=half, negative=half, guidance_scale=5.0, **option.inputs)
     denoiser.prepare(told, unconditional=plan.needs_unconditional)
     runner = CudaGraphRunner(denoiser, level, CudaGraphCache(), Replayed)
     noise = torch.ones(len(plan.slots), *SHAPE)

@@ -76,6 +76,8 @@ def tiny_unet(sample: Tensor, timestep: Tensor, **rest: Tensor) -> Tensor:
             told = told + weight * rest[name].double().mean(1)
     if "freeu" in rest:
         told = told + rest["freeu"].double().prod(-1) - 1
+    if "pag_rows" in rest:
+        told = told + 0.7 * rest["pag_rows"].double()
     return (sample.double() * 0.4 + told.sin()[:, None, None, None]).to(sample.dtype)
 
 
@@ -202,15 +204,24 @@ def tiny_model(
 
 
 def unet_spec(
-    dtype: Dtype = "float32", *, family: Family = "sdxl", distilled: bool = False
+    dtype: Dtype = "float32",
+    *,
+    family: Family = "sdxl",
+    distilled: bool = False,
+    perturbed: bool = False,
 ) -> EngineSpec:
-    """The inputs and outputs of a tiny UNet."""
+    """The inputs and outputs of a tiny UNet, with ``perturbed`` those of perturbed attention."""
     width = sum(WIDTHS if family == "sdxl" else WIDTHS[:1])
-    return _unet_component(width, family, dtype, FREEU, distilled).spec()
+    return _unet_component(width, family, dtype, FREEU, distilled, perturbed).spec()
 
 
 def _unet_component(
-    width: int, family: Family, dtype: Dtype, freeu: Shape | None, distilled: bool
+    width: int,
+    family: Family,
+    dtype: Dtype,
+    freeu: Shape | None,
+    distilled: bool,
+    perturbed: bool = False,
 ) -> Component:
     inputs: list[TensorRow] = [
         ("sample", dtype, ("B", CHANNELS, "h", "w")),
@@ -223,6 +234,8 @@ def _unet_component(
         inputs += [("timestep_cond", dtype, ("B", GUIDANCE_WIDTH))]
     if freeu is not None:
         inputs += [("freeu", "float32", freeu)]
+    if perturbed:
+        inputs += [("pag_rows", "float32", ("B",))]
     return _component(inputs, [("noise_pred", dtype, ("B", CHANNELS, "h", "w"))])
 
 
