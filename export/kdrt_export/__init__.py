@@ -18,6 +18,8 @@ Its files:
     programs          exported PyTorch programs
     verify            compares an exported network with eager PyTorch
     lora              LoRAs baked in
+    control           ControlNets and T2I-Adapters, and the UNet that takes their residuals
+    reopen            a bundle's UNet as diffusers' network again
     ip_adapter        IP-Adapter as a variant of the UNet
     tokenizers        tokenizers and token embeddings
     scheduler         what a scheduler file says of the training

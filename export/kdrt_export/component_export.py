@@ -59,7 +59,11 @@ def export_component(
     component.cast(part.dtype)
     parameters = sum(p.numel() for p in component.parameters())
     files = onnx_from_component(
-        component, part.traced, folder / "onnx" / part.name, int8_weights=int8
+        component,
+        part.traced,
+        folder / "onnx" / (part.beside or part.name),
+        int8_weights=int8,
+        prefix="" if part.beside is None else f"{part.name.removeprefix(f'{part.beside}-')}-",
     )
     report.done(f"{parameters / 1e6:,.1f} M parameters")
     if "torch" in targets:

@@ -26,6 +26,13 @@ from kdrt.common.home import check_home, home
 from kdrt_engines.installed import installed_version
 from kdrt_export.component_export import export_component
 from kdrt_export.components.preview_decoder import load_preview_decoder
+from kdrt_export.control import (
+    Control,
+    add_controls,
+    find_controls,
+    unet_of_source,
+    with_own_weights,
+)
 from kdrt_export.ip_adapter import IpAdapter
 from kdrt_export.lora import LorasToBake
 from kdrt_export.options import PRECISIONS, check_choices, check_variants, check_weights
@@ -61,6 +68,8 @@ def export(
     weights: str = "float",
     ip_adapter: str | None = None,
     image_encoder: Path | None = None,
+    controlnets: Sequence[str] = (),
+    t2i_adapters: Sequence[str] = (),
     allow_pickle: bool = False,
     revision: str | None = None,
     config: Path | None = None,
@@ -93,6 +102,9 @@ def export(
             :mod:`kdrt_export.quantize.int8_weights`.
         ip_adapter: see :class:`kdrt_export.ip_adapter.IpAdapter`; kept as a variant.
         image_encoder: the folder of its image encoder.
+        controlnets: ControlNets, as ``SOURCE`` or ``SOURCE:NAME``; with any, a variant of the UNet
+            takes what they give. See :mod:`kdrt_export.control`.
+        t2i_adapters: T2I-Adapters, likewise.
         allow_pickle: accept pickled weights.
         revision: of a hub id.
         config: a diffusers folder that describes a single-file checkpoint.
@@ -122,6 +134,9 @@ def export(
     )
     baked_loras = LorasToBake(loras, strict=strict_loras, allow_pickle=allow_pickle)
     report.start(f"open {source}")
+    control_sources = find_controls(
+        controlnets, t2i_adapters, weights=weights, allow_pickle=allow_pickle
+    )
     # What replaces a part is found first: the model itself may be a download of gigabytes.
     unet_place = None if unet is None else UNET.find(unet, allow_pickle=allow_pickle)
     vae_place = None if vae is None else VAE.find(vae, allow_pickle=allow_pickle)
@@ -149,6 +164,10 @@ def export(
             str(vae_place), opened.config("vae"), allow_pickle=allow_pickle
         )
     opened.check(safety_checker=safety_checker is not False)
+    # Before the hour that the model may take.
+    controls = [
+        Control(each, unet_of_source(opened), allow_pickle=allow_pickle) for each in control_sources
+    ]
     name = opened.name if name is None else name
     if prediction_type is not None:
         opened.scheduler = {**opened.scheduler, "prediction_type": prediction_type}
@@ -176,40 +195,40 @@ def export(
             part.name: export_component(part, partial, targets, report, weights == "int8")
             for part in walk.parts()
         }
-        report.start("manifest")
-        manifest = write_manifest(
-            partial,
-            Manifest(
-                family=opened.family,
-                name=name,
-                source=opened.origin,
-                revision=opened.revision,
-                precision=cast(Precision, precision),
-                components=components,
-                scheduler=walk.scheduler,
-                text_encoders=tuple(walk.encoders),
-                latents=walk.latents,
-                zeros_for_empty_negative=opened.zeros_for_empty_negative,
-                default_guidance_scale=opened.default_guidance_scale,
-                baked=Baked(
-                    fused_qkv=fuse_qkv,
-                    freeu=True,
-                    loras=walk.baked_loras,
-                    vae=short_name(vae) if vae else None,
-                    preview_decoder=preview_decoder,
-                    weights=cast(Literal["float", "int8"], weights),
-                ),
-                variants=walk.variants,
-                ip_adapter=walk.ip_facts,
-                tools=_tool_versions(),
+        manifest = Manifest(
+            family=opened.family,
+            name=name,
+            source=opened.origin,
+            revision=opened.revision,
+            precision=cast(Precision, precision),
+            components=components,
+            scheduler=walk.scheduler,
+            text_encoders=tuple(walk.encoders),
+            latents=walk.latents,
+            zeros_for_empty_negative=opened.zeros_for_empty_negative,
+            default_guidance_scale=opened.default_guidance_scale,
+            baked=Baked(
+                fused_qkv=fuse_qkv,
+                freeu=True,
+                loras=walk.baked_loras,
+                vae=short_name(vae) if vae else None,
+                preview_decoder=preview_decoder,
+                weights=cast(Literal["float", "int8"], weights),
             ),
+            variants=walk.variants,
+            ip_adapter=walk.ip_facts,
+            tools=_tool_versions(),
         )
+        if controls:
+            manifest = add_controls(partial, manifest, controls, targets, report)
+        report.start("manifest")
+        manifest = write_manifest(partial, manifest)
         report.done()
         bundle = Bundle(partial, manifest)
-        for component in components:
+        for component in manifest.components:
             trust_program(bundle, component)
         if "onnxruntime" in targets:
-            keep_optimized(bundle, components, report)
+            keep_optimized(bundle, with_own_weights(manifest, manifest.components), report)
     return folder
 
 

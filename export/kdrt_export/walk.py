@@ -54,13 +54,24 @@ _VAE_VERIFIED = [{"B": 2, "h": 8, "w": 12}, {"B": 1, "h": 9, "w": 7}]
 
 @dataclass(frozen=True)
 class Part:
-    """One component to export: the sizes to trace at, those to verify at, and its dtype."""
+    """One component to export: the sizes to trace at, those to verify at, and its dtype; and the
+    exported component whose weights it reads, if it has none of its own."""
 
     name: str
     component: ExportComponent
     traced: dict[str, int]
     verified: list[dict[str, int]]
     dtype: torch.dtype
+    beside: str | None = None
+
+
+def unet_sizes(length: int) -> tuple[dict[str, int], list[dict[str, int]]]:
+    """The sizes to trace a UNet at, and those to verify it at; ``length`` is of a prompt."""
+    verified = [
+        {"B": 1, "h": 16, "w": 8, "L": length},
+        {"B": 3, "h": 9, "w": 15, "L": 2 * length},
+    ]
+    return {"B": 2, "h": 12, "w": 10, "L": 7}, verified
 
 
 @dataclass(kw_only=True)
@@ -209,11 +220,7 @@ class Walk:
             )
         self.report.done()
         length = self.encoders[0].max_length
-        verified = [
-            {"B": 1, "h": 16, "w": 8, "L": length},
-            {"B": 3, "h": 9, "w": 15, "L": 2 * length},
-        ]
-        traced = {"B": 2, "h": 12, "w": 10, "L": 7}
+        traced, verified = unet_sizes(length)
         time_ids = 5 if self.source.is_refiner else 6
         self._check_texts(ExportUNet(unet, time_ids=time_ids))
         if self.ip_adapter is not None:

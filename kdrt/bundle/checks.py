@@ -90,11 +90,7 @@ def check_bundle(path: Path, manifest: Manifest) -> None:
 def _used(manifest: Manifest) -> Iterator[str]:
     """The files that a bundle names."""
     for component in manifest.components.values():
-        yield component.onnx
-        graphs = component.onnxruntime
-        if graphs is not None:
-            every = (graphs.fused, graphs.cpu, graphs.plain, graphs.invariants)
-            yield from (graph for graph in every if graph is not None)
+        yield from component.graphs
     for facts in manifest.text_encoders:
         yield f"{facts.tokenizer}/tokenizer.json"
         yield facts.token_embedding

@@ -137,6 +137,15 @@ class Component(_Strict):
     parameters: Annotated[int, Field(ge=0, le=10**13)]
     verification: Annotated[tuple[Verification, ...], Field(max_length=1000)] = ()
 
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """Every file of it that is a graph."""
+        graphs = self.onnxruntime
+        if graphs is None:
+            return (self.onnx,)
+        others = (graphs.fused, graphs.cpu, graphs.plain, graphs.invariants)
+        return (self.onnx, *(graph for graph in others if graph is not None))
+
     def spec(self) -> EngineSpec:
         return EngineSpec(
             tuple(t.spec() for t in self.inputs), tuple(t.spec() for t in self.outputs)

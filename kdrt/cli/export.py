@@ -190,6 +190,23 @@ def export(
             help="The CLIP vision model of the IP-Adapter.",
         ),
     ] = None,
+    controlnet: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE[:NAME]",
+            show_default=False,
+            help="Add a ControlNet, for images that say where things are: a file, a diffusers "
+            "folder or a hub id, and a name to ask for it by; may be given more than once.",
+        ),
+    ] = None,
+    t2i_adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE[:NAME]",
+            show_default=False,
+            help="Add a T2I-Adapter, likewise; may be given more than once.",
+        ),
+    ] = None,
     allow_pickle: Annotated[
         bool,
         typer.Option(
@@ -222,6 +239,7 @@ def export(
       [cyan]kdrt export ./my-diffusers-folder -o ./my-bundle[/cyan]
       [cyan]kdrt export sd15 --lora ./style.safetensors:0.8 --name sd15-style[/cyan]
       [cyan]kdrt export sdxl --unet ./sdxl_lightning_4step_unet.safetensors[/cyan]
+      [cyan]kdrt export sd15 --controlnet lllyasviel/control_v11p_sd15_canny:canny[/cyan]
       [cyan]kdrt export sd15 --random-weights[/cyan]
       [cyan]kdrt export sdxl --target tensorrt-rtx --gpu sm89 --profile portrait[/cyan]
     """
@@ -265,6 +283,8 @@ def export(
             variants=tuple(variant or ()),
             ip_adapter=ip_adapter,
             image_encoder=image_encoder,
+            controlnets=tuple(controlnet or ()),
+            t2i_adapters=tuple(t2i_adapter or ()),
             loras=loras,
             strict_loras=strict_lora,
             safety_checker=safety_checker,

@@ -16,7 +16,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,10 +26,12 @@ import torch
 from onnx_ir.passes import common
 
 from kdrt._version import __version__ as kdrt_version
+from kdrt_engines.onnx_weights import stored_weights
 from kdrt_engines.spec import TensorSpec
 from kdrt_export.components import ExportComponent
 from kdrt_export.dialects.build import cpu_dialect, onnxruntime_dialect, standard_dialect
 from kdrt_export.dialects.invariants import split_invariants
+from kdrt_export.errors import ExportError
 from kdrt_export.quantize.int8_weights import quantise_weights
 
 OPSET = 20
@@ -67,13 +69,29 @@ class OnnxFiles:
 
 
 def onnx_from_component(
-    component: ExportComponent, dims: dict[str, int], folder: Path, *, int8_weights: bool = False
+    component: ExportComponent,
+    dims: dict[str, int],
+    folder: Path,
+    *,
+    int8_weights: bool = False,
+    prefix: str = "",
 ) -> OnnxFiles:
-    """Trace ``component`` at the sizes ``dims`` and write it to ``folder``. ``int8_weights`` stores
-    the large weights as bytes; see :mod:`kdrt_export.quantize.int8_weights`.
+    """Trace ``component`` at the sizes ``dims`` and write it to ``folder``.
 
-    The sizes only drive the tracer: every symbol of the spec stays dynamic. Raises
-    ``onnx.checker.ValidationError`` if the result is not valid ONNX.
+    The sizes only drive the tracer: every symbol of the spec stays dynamic.
+
+    Args:
+        component: the network, rewritten.
+        dims: a size for every symbol.
+        folder: where its files go.
+        int8_weights: store the large weights as bytes; see
+            :mod:`kdrt_export.quantize.int8_weights`.
+        prefix: stands before the names of the graphs, which then read the weights that are there
+            for another component.
+
+    Raises:
+        onnx.checker.ValidationError: the result is not valid ONNX.
+        ExportError: the other component does not have these weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
     traced = _clean(_trace(component, dims))
@@ -82,7 +100,13 @@ def onnx_from_component(
         proto = ir.to_proto(traced)
         tensors = quantise_weights(proto.graph, tensors)
         traced = ir.from_proto(proto)
-    _attach_weights(traced.graph, component, tensors, folder / WEIGHTS_FILE)
+    weights = _weights_of(traced.graph, component)
+    if prefix:
+        _share_weights(weights, tensors, folder / MODEL_FILE)
+    else:
+        _write_weights(weights, tensors, folder / WEIGHTS_FILE)
+    for value in weights:
+        traced.graph.register_initializer(value)
     fused = onnxruntime_dialect(traced, optional=True)
     cpu, plain = cpu_dialect(fused, component.image()), None
     if component.neutral:
@@ -92,11 +116,11 @@ def onnx_from_component(
     of_both = [split_invariants(model, component.varying) for model in (cpu, plain) if model]
     invariants = next((model for model in of_both if model), None)
     return OnnxFiles(
-        _write(standard_dialect(traced), component, folder / MODEL_FILE),
-        _write(fused, component, folder / FUSED_FILE),
-        _write(cpu, component, folder / CPU_FILE) if cpu else None,
-        _write(plain, component, folder / PLAIN_FILE) if plain else None,
-        _write(invariants, component, folder / INVARIANTS_FILE) if invariants else None,
+        _write(standard_dialect(traced), component, folder / (prefix + MODEL_FILE)),
+        _write(fused, component, folder / (prefix + FUSED_FILE)),
+        _write(cpu, component, folder / (prefix + CPU_FILE)) if cpu else None,
+        _write(plain, component, folder / (prefix + PLAIN_FILE)) if plain else None,
+        _write(invariants, component, folder / (prefix + INVARIANTS_FILE)) if invariants else None,
     )
 
 
@@ -173,19 +197,41 @@ def _tensors(component: ExportComponent) -> dict[str, torch.Tensor]:
     }
 
 
-def _attach_weights(
-    graph: ir.Graph, component: ExportComponent, tensors: dict[str, torch.Tensor], file: Path
-) -> None:
-    """Write the weights that the graph reads, and declare them as stored in ``file``."""
+def _weights_of(graph: ir.Graph, component: ExportComponent) -> list[ir.Value]:
+    """The weights that the graph reads, which are inputs of it no more."""
     declared = {tensor.name for tensor in component.spec.inputs}
     weights = [value for value in graph.inputs if value.name not in declared]
     for value in weights:
         graph.inputs.remove(value)
+    return weights
+
+
+def _write_weights(
+    weights: Sequence[ir.Value], tensors: Mapping[str, torch.Tensor], file: Path
+) -> None:
+    """Write these weights to ``file``, and declare them as stored there."""
     with file.open("wb") as stream:
         for value in weights:
             assert value.name is not None
             value.const_value = _store(value.name, tensors[value.name].detach(), stream, file)
-            graph.register_initializer(value)
+
+
+def _share_weights(
+    weights: Sequence[ir.Value], tensors: Mapping[str, torch.Tensor], other: Path
+) -> None:
+    """Declare these weights as stored where the graph ``other`` has them."""
+    stored = stored_weights(other)
+    for value in weights:
+        assert value.name is not None
+        tensor, there = tensors[value.name], stored.get(value.name)
+        if there is None or (there.dtype, there.shape) != (tensor.dtype, tuple(tensor.shape)):
+            raise ExportError(
+                f"{other.parent} does not hold {value.name} as this network has it; export the "
+                "model again"
+            )
+        value.const_value = _external(
+            value.name, tensor.dtype, there.shape, there.file, there.offset, there.size
+        )
 
 
 def _store(
@@ -195,12 +241,18 @@ def _store(
     offset = stream.tell()
     raw = tensor.contiguous().view(-1).view(torch.uint8)
     stream.write(raw.numpy().data)
+    return _external(name, tensor.dtype, tuple(tensor.shape), file, offset, raw.numel())
+
+
+def _external(
+    name: str, dtype: torch.dtype, shape: tuple[int, ...], file: Path, offset: int, length: int
+) -> ir.ExternalTensor:
     return ir.ExternalTensor(
         file.name,
         offset,
-        raw.numel(),
-        ir.DataType(_ONNX_TYPES[tensor.dtype]),
-        shape=ir.Shape(tensor.shape),
+        length,
+        ir.DataType(_ONNX_TYPES[dtype]),
+        shape=ir.Shape(shape),
         name=name,
         base_dir=file.parent,
     )

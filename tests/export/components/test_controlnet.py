@@ -1,4 +1,4 @@
-"""The two networks of a ControlNet, and who takes their residuals, beside the whole of diffusers."""
+"""The two networks of a ControlNet, and who takes their residuals, beside diffusers."""
 
 from __future__ import annotations
 
