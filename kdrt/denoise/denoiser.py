@@ -11,7 +11,7 @@ from torch import Tensor
 from kdrt.denoise.bound_unet import GUIDANCE_INPUT, BoundUNet
 from kdrt.denoise.guidance import Guidance
 from kdrt.denoise.inputs import DenoiserInputs, GuidanceSettings
-from kdrt.denoise.known_region import KnownRegion
+from kdrt.denoise.known_region import HARD, KnownRegion
 from kdrt.denoise.parts import Parts
 from kdrt.denoise.scaling import Numbers, Scaling
 from kdrt.denoise.shortcuts import (
@@ -168,7 +168,7 @@ class Denoiser:
 
     @torch.no_grad()
     def denoise(self, x: Tensor, numbers: Tensor, kind: EvaluationKind = WHOLE) -> Tensor:
-        """As a call, with the :meth:`numbers` of the noise level as float32 ``[B, 10]`` on the
+        """As a call, with the :meth:`numbers` of the noise level as float32 ``[B, 11]`` on the
         device, a row for each image.
 
         Whatever depends on the noise level or on the guidance scale is read on the device when
@@ -178,7 +178,8 @@ class Denoiser:
 
     def numbers(self, sigma: float) -> Numbers:
         """All that a call needs to know of a noise level, and of the guidance of this run."""
-        return self._settings.numbers(self._scaling.scalars(sigma))
+        threshold = HARD if self._region is None else self._region.threshold(sigma)
+        return self._settings.numbers(self._scaling.scalars(sigma), threshold)
 
     def mode(self) -> Hashable:
         """What decides which operations a call enqueues, besides its kind and the sizes."""
@@ -200,8 +201,10 @@ class Denoiser:
         if region is None:
             return
         if self._region is None:
-            mask = torch.empty(region.mask.shape, dtype=torch.bool, device=self._like.device)
-            self._region = KnownRegion(torch.empty_like(self._like), mask)
+            self._region = KnownRegion(
+                torch.empty_like(self._like), torch.empty_like(self._like[:, :1])
+            )
+        self._region = replace(self._region, sigmas=region.sigmas)
         self._region.latents.copy_(region.latents)
         self._region.mask.copy_(region.mask)
 

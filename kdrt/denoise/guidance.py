@@ -39,7 +39,8 @@ class Guidance:
         self._wanted_std = like.new_empty(len(like), 1, 1, 1)
         self._actual_std = torch.empty_like(self._wanted_std)
         self._one = torch.ones_like(self._wanted_std)
-        self._c_skip = host_scalar()
+        self._c_skip, self._mask_threshold = host_scalar(), host_scalar()
+        self._decides = torch.empty_like(like[:, :1], dtype=torch.bool)
 
     def guided(
         self,
@@ -122,7 +123,7 @@ class Guidance:
             if zero_star:
                 methods.zero_star(x, numbers, denoised)
         if region is not None:
-            region.impose(denoised)
+            self._impose(region, denoised, numbers)
         return denoised
 
     def unconditional(
@@ -137,8 +138,14 @@ class Guidance:
             self._unconditional = torch.empty_like(self._denoised)
         into = self._mapped(x, prediction, numbers, self._unconditional)
         if region is not None:
-            region.impose(into)
+            self._impose(region, into, numbers)
         return into
+
+    def _impose(self, region: KnownRegion, denoised: Tensor, numbers: Numbers) -> None:
+        threshold = numbers.mask_threshold
+        if not isinstance(threshold, Tensor):
+            threshold = self._mask_threshold.fill_(threshold)
+        region.impose(denoised, threshold, self._decides)
 
     def _mapped(self, x: Tensor, prediction: Tensor, numbers: Numbers, into: Tensor) -> Tensor:
         """``c_skip·x + c_out·prediction``."""

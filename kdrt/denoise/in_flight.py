@@ -34,6 +34,7 @@ from kdrt.denoise.flight_states import (
     States,
 )
 from kdrt.denoise.inputs import DenoiserInputs
+from kdrt.denoise.known_region import HARD
 from kdrt.denoise.row_denoiser import (
     ConditioningStore,
     ImageRows,
@@ -187,13 +188,15 @@ class InFlight:
         guidance, scaling = inputs.guidance, self._scaling
         if inputs.noise_schedule is not None:
             scaling = replace(scaling, noise_schedule=inputs.noise_schedule)
+        region = inputs.known_region
         self._admitted += 1
         image = FlyingImage(
             inputs,
             plan,
             [
                 (guidance if own.unconditional else guidance.without_unconditional).numbers(
-                    scaling.scalars(stage.sigma)
+                    scaling.scalars(stage.sigma),
+                    HARD if region is None else region.threshold(stage.sigma),
                 )
                 for stage, own in zip(plan.stages, parts, strict=True)
             ],
@@ -201,7 +204,7 @@ class InFlight:
             RowKind(
                 rescales=inputs.guidance_rescale > 0,
                 unconditional=plan.needs_unconditional,
-                region=inputs.known_region is not None,
+                region=region is not None,
                 apg=guidance.method.is_apg,
                 zero_star=guidance.method.is_zero_star,
             ),

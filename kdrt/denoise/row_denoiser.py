@@ -137,11 +137,11 @@ class ConditioningStore:
                 self.extra[slot].copy_(told.extra_channels[0])
         if told.known_region is not None and self.region is None:
             latents = torch.zeros(self._latents, device=self._device)
-            self.region = KnownRegion(latents, torch.ones_like(latents[:, :1], dtype=torch.bool))
+            self.region = KnownRegion(latents, torch.ones_like(latents[:, :1]))
         if self.region is not None:
             # Where all is repainted nothing of the known latents is taken.
             if told.known_region is None:
-                self.region.mask[slot].fill_(True)
+                self.region.mask[slot].fill_(1)
             else:
                 self.region.mask[slot].copy_(told.known_region.mask[0])
                 self.region.latents[slot].copy_(told.known_region.latents[0])
@@ -222,9 +222,7 @@ class RowDenoiser:
         self._told = Numbers.of_rows(self._numbers)
         # Made at once, and where all is repainted: a captured call that was told to heed regions
         # must heed those of images that come later.
-        self._region = KnownRegion(
-            torch.zeros_like(like), torch.ones_like(like[:, :1], dtype=torch.bool)
-        )
+        self._region = KnownRegion(torch.zeros_like(like), torch.ones_like(like[:, :1]))
         self._weights: Tensor | None = None
         self._weights_by_prompt: Sequence[Tensor] = ()
         self._unconditional: Tensor | None = None
@@ -303,7 +301,7 @@ class RowDenoiser:
         return self._weights
 
     def denoise(self, x: Tensor, numbers: Tensor, kind: RowKind) -> Tensor:
-        """Denoise ``x [n, C, h, w]``, with the `Numbers` of each image as float32 ``[n, 10]``.
+        """Denoise ``x [n, C, h, w]``, with the `Numbers` of each image as float32 ``[n, 11]``.
         Without gradients: that is for the caller to see to.
 
         Args:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from kdrt.bundle import PredictionType
+from kdrt.denoise.known_region import HARD
 from kdrt.sampling import NoiseSchedule
 
 Scalar = float | Tensor
@@ -52,6 +53,7 @@ class Numbers(NamedTuple):
         guidance_eta: η of adaptive projected guidance.
         guidance_threshold: its longest norm; infinity for any.
         pag_scale: s of `kdrt.denoise.perturbed_attention`.
+        mask_threshold: see `kdrt.denoise.known_region.KnownRegion.threshold`.
     """
 
     c_in: Scalar
@@ -64,10 +66,11 @@ class Numbers(NamedTuple):
     guidance_eta: Scalar = 0.0
     guidance_threshold: Scalar = math.inf
     pag_scale: Scalar = 0.0
+    mask_threshold: Scalar = HARD
 
     @classmethod
     def of_rows(cls, rows: Tensor) -> Numbers:
-        """Those that lie on the device: float32 ``[B, 10]``, a row for each image."""
+        """Those that lie on the device: float32 ``[B, 11]``, a row for each image."""
         by_image = rows.view(*rows.shape, 1, 1, 1)
         c_in, _, *others = by_image.unbind(1)
         return cls(c_in, rows[:, 1], *others)

@@ -34,6 +34,7 @@ class InitImage:
         pixels: float32 ``[B, 3, H, W]`` in [-1, 1]; None where latents were given.
         latents: ``[B, C, h, w]``, as a run with ``output_type="latent"`` gives them.
         mask: float32 ``[B, 1, H, W]``: 1 is repainted, 0 is kept; None repaints all.
+        soft: what lies in between is a strength of its own for every pixel.
         fill: see above; of no effect without a mask.
         anew: nothing of what is masked is kept: it begins as noise alone (a strength of 1).
         keep_unmasked: paste the image's own pixels over what is not masked.
@@ -44,6 +45,7 @@ class InitImage:
     pixels: Tensor | None
     latents: Tensor | None
     mask: Tensor | None
+    soft: bool
     fill: InpaintFill
     anew: bool
     keep_unmasked: bool
@@ -61,16 +63,21 @@ class InitImage:
         return encode(self.pixels)
 
     def latent_mask(self, scale: int) -> Tensor | None:
-        """The mask by latents, bool ``[B, 1, h, w]``: those with any pixel to repaint, so that
-        nothing thinner than a latent is lost."""
-        return None if self.mask is None else F.max_pool2d(self.mask, scale) >= 0.5
+        """The mask by latents, float32 ``[B, 1, h, w]``: of each its most repainted pixel, so that
+        nothing thinner than a latent is lost. Unless it is soft, it is 0 or 1."""
+        if self.mask is None:
+            return None
+        most = F.max_pool2d(self.mask, scale)
+        return most if self.soft else (most >= 0.5).float()
 
     def paste(self, pixels: Tensor) -> Tensor:
-        """The image's own pixels over what is not masked; a soft mask blends. Decoding changes
-        every pixel a little: this restores the original ones. A part is put back into its whole."""
+        """The image's own pixels over what is not masked. Decoding changes every pixel a little:
+        this restores the original ones. What is grey in the mask is blended, unless it is a
+        strength. A part is put back into its whole."""
         if self.part is not None:
-            return self.part.put_back(pixels)
+            return self.part.put_back(pixels, opaque=self.soft)
         if self.mask is None or self.pixels is None or not self.keep_unmasked:
             return pixels
         mask, kept = self.mask.to(pixels.device), self.pixels.to(pixels.device)
-        return torch.where(mask == 0, kept, torch.lerp(kept, pixels, mask))
+        made = pixels if self.soft else torch.lerp(kept, pixels, mask)
+        return torch.where(mask == 0, kept, made)

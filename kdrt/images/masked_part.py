@@ -72,9 +72,13 @@ class MaskedPart:
         ]
         return torch.stack(pixels), torch.stack(masks)
 
-    def put_back(self, parts: Tensor) -> Tensor:
+    def put_back(self, parts: Tensor, *, opaque: bool = False) -> Tensor:
         """The whole images with the parts ``[B, 3, h, w]`` in their places, blended by the mask;
         where that is 0 no pixel changes.
+
+        Args:
+            parts: float32 in about [-1, 1].
+            opaque: not blended where the mask is above 0.
 
         Returns:
             float32 ``[B, 3, H, W]``, on the device of the parts.
@@ -84,7 +88,8 @@ class MaskedPart:
         for image, part, mask, box in zip(whole, made, self.mask, self.boxes, strict=True):
             place, strength = box.cut(image), box.cut(mask)
             fitted = resized(part, box.bottom - box.top, box.right - box.left)
-            place.copy_(torch.where(strength == 0, place, torch.lerp(place, fitted, strength)))
+            blended = fitted if opaque else torch.lerp(place, fitted, strength)
+            place.copy_(torch.where(strength == 0, place, blended))
         return whole.to(parts.device)
 
 

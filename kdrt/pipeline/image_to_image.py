@@ -12,18 +12,19 @@ from torch import Tensor
 
 from kdrt.denoise.known_region import KnownRegion
 from kdrt.images.init_image import Encode, InitImage
+from kdrt.sampling import AnyPlan
 
 
 def begin_with_image(
-    image: InitImage, noise: Tensor, encode: Encode, *, sigma: float, scale: int, inpaints: bool
+    image: InitImage, noise: Tensor, encode: Encode, *, plan: AnyPlan, scale: int, inpaints: bool
 ) -> tuple[Tensor, KnownRegion | None, Tensor | None]:
     """The first state of a run that begins with an image, and what the denoiser is told of it.
 
     Args:
         image: the image, and its mask if only a part is repainted.
-        noise: float32 ``[B, C, h, w]``, already times ``sigma``.
+        noise: float32 ``[B, C, h, w]``, already times the first σ of the plan.
         encode: the VAE's encoder.
-        sigma: the noise level of the beginning.
+        plan: of the run.
         scale: pixels for one latent.
         inpaints: the UNet sees mask and masked image.
 
@@ -36,13 +37,17 @@ def begin_with_image(
     if mask is None:
         return known + noise, None, None
     mask = mask.to(noise.device)
-    begun = _under_mask(image, known, noise, sigma)
+    # A latent that is not made anew from the first step on begins as the image itself.
+    is_anew = mask == 1
+    begun = _under_mask(image, known, noise, plan.sigmas[0])
     if inpaints:
         channels = _inpainting_channels(image, mask, encode)
         # What is kept is told to such a UNet: made anew, it begins as noise alone everywhere.
         rest = begun if image.fill == "original" else known + noise
-        return torch.where(mask, begun, rest), None, channels
-    return torch.where(mask, begun, known + noise), KnownRegion(known, mask), None
+        return torch.where(is_anew, begun, rest), None, channels
+    state = torch.where(is_anew, begun, known + noise)
+    region = KnownRegion.soft(known, mask, plan.sigmas) if image.soft else KnownRegion(known, mask)
+    return state, region, None
 
 
 def _under_mask(image: InitImage, known: Tensor, noise: Tensor, sigma: float) -> Tensor:

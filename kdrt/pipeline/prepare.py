@@ -53,7 +53,7 @@ def prepare(
             job.init_image,
             latents,
             encode,
-            sigma=job.plan.sigmas[0],
+            plan=job.plan,
             scale=manifest.latents.scale,
             inpaints=is_inpainting(unet.spec),
         )

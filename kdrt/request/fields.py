@@ -312,6 +312,18 @@ class RequestFields(PromptFields, total=False):
             requires="mask_image",
         ),
     ]
+    soft_mask: Annotated[
+        bool,
+        Field(
+            help="Take the greys of the mask for a strength of each pixel's own: light ones change "
+            "much, dark ones little.",
+            details="Differential diffusion, see :mod:`kdrt.denoise.known_region`.",
+            default=False,
+            panel=BEGINNING,
+            record="Soft mask",
+            requires="mask_image",
+        ),
+    ]
     inpaint_fill: Annotated[
         InpaintFill,
         Field(

@@ -23,7 +23,10 @@ from kdrt_engines import EngineSpec
 IMAGE_STRENGTH = 0.8
 """Where none is given; with a mask all of what is masked is made anew."""
 
-_OF_A_MASK = ("mask_blur", "mask_grow", "mask_invert", "inpaint_fill", "inpaint_padding")
+_OF_A_MASK = (
+    *("mask_blur", "mask_grow", "mask_invert", "soft_mask"),
+    *("inpaint_fill", "inpaint_padding"),
+)
 
 
 def read_init_image(
@@ -49,6 +52,11 @@ def read_init_image(
         return None
     if needs_mask and request["mask_image"] is None:
         raise InvalidRequestError(f"'{manifest.name}' is an inpainting model: give mask_image too")
+    if needs_mask and request["soft_mask"]:
+        raise InvalidRequestError(
+            f"'{manifest.name}' is an inpainting model, which is told a mask of black and white: "
+            "leave soft_mask out, or take a model that is none"
+        )
     facts = manifest.latents
     if request["inpaint_padding"] is not None:
         return _read_masked_part(request, manifest, images)
@@ -80,6 +88,7 @@ def read_init_image(
         pixels=pixels,
         latents=latents,
         mask=mask,
+        soft=request["soft_mask"],
         fill=request["inpaint_fill"],
         anew=finite_or_none(request["strength"]) == 1,
         keep_unmasked=request["keep_unmasked"],
@@ -139,6 +148,7 @@ def _read_masked_part(request: Request, manifest: Manifest, images: int) -> Init
         pixels=pixels,
         latents=None,
         mask=masked,
+        soft=request["soft_mask"],
         fill=request["inpaint_fill"],
         anew=finite_or_none(request["strength"]) == 1,
         keep_unmasked=True,

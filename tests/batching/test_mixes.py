@@ -78,6 +78,8 @@ def requests(draw: st.DrawFn, *, images: bool) -> Fields:
         if "mask_image" in fields:
             maybe("inpaint_fill", "noise")
             maybe("mask_grow", 3)
+            if draw(st.booleans()):
+                fields |= {"mask_blur": 4, "soft_mask": True}
     return fields
 
 

@@ -51,9 +51,12 @@ class Wanted:
             UNetConditioning(Conditioning(random(5, sum(WIDTHS)), random(POOLED)), random(6))
             for _ in range(2)
         )
-        if told.pop("region", False):
-            mask = random(1, SHAPE.height, SHAPE.width) > 0
-            told["known_region"] = KnownRegion(random(CHANNELS, *mask.shape[2:]), mask)
+        if kind := told.pop("region", False):
+            mask = random(1, SHAPE.height, SHAPE.width)
+            known = random(CHANNELS, *mask.shape[2:])
+            told["known_region"] = KnownRegion(known, mask > 0)
+            if kind == "soft":
+                told["known_region"] = KnownRegion.soft(known, mask.clamp(0, 1), plan.sigmas)
         self._inputs = DenoiserInputs(
             positive=positive, negative=negative, **{"guidance_scale": 5.0, **told}
         )
@@ -104,7 +107,7 @@ def test_images_that_need_more_than_those_before() -> None:
     images = [
         Wanted(1, fixed_plan("euler", LONG)),
         Wanted(2, fixed_plan("dpmpp_sde", SIGMAS)),
-        Wanted(3, fixed_plan("unipc", LONG), guidance_rescale=0.7),
+        Wanted(3, fixed_plan("unipc", LONG), guidance_rescale=0.7, region="soft"),
         Wanted(4, fixed_plan("euler_cfg_pp", SIGMAS), region=True, guidance_scale=2.0),
         Wanted(5, fixed_plan("tcd", SIGMAS), guidance_method=GuidanceMethod("apg", 0.2, 3.0)),
         Wanted(6, fixed_plan("heun", SHORT), guidance_method=GuidanceMethod("cfg_zero_star")),

@@ -72,8 +72,9 @@ MASK[:32] = 255
         {"sampler": "euler_cfg_pp"},
         {"sampler": "dpmpp_3m_sde", "images_per_prompt": 2},
         {"image": torch.ones(1, 4, 8, 6), "mask_image": MASK},
+        {"image": torch.ones(1, 4, 8, 6), "mask_image": MASK // 2, "soft_mask": True},
     ],
-    ids=["plain", "unguided", "rescaled", "apg", "zero*", "cfg++", "noisy", "masked"],
+    ids=["plain", "unguided", "rescaled", "apg", "zero*", "cfg++", "noisy", "masked", "soft"],
 )
 def test_every_level_makes_the_same_images(
     sdxl: TinyModel, made: list[Work], level: str, options: dict[str, Any]

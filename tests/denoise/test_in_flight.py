@@ -107,9 +107,12 @@ class Wanted:
             options["regions"] = RegionalPrompts(
                 tuple(conditioning() for _ in range(regions)), weights[None]
             )
-        if options.pop("region", False):
-            mask = random(1, *LATENTS[1:]) > 0
-            options["known_region"] = KnownRegion(random(*LATENTS), mask)
+        if kind := options.pop("region", False):
+            mask, known = random(1, *LATENTS[1:]), random(*LATENTS)
+            options["known_region"] = KnownRegion(known, mask > 0)
+            if kind == "soft":
+                soft = KnownRegion.soft(known, mask.clamp(0, 1), tuple(self.sigmas))
+                options["known_region"] = soft
         if options.pop("extra", False):
             options["extra_channels"] = random(CHANNELS + 1, *LATENTS[1:])
         inputs = DenoiserInputs(
@@ -220,7 +223,7 @@ MIXED = [
     wanted(4, "euler_ancestral", shortcuts=INTERVAL),
     wanted(5, "heun", sigmas=SIGMAS[3:], region=True),
     wanted(6, "euler_ancestral_cfg_pp", guidance_scale=1.3),
-    wanted(7, "dpmpp_2m", sigmas=(3.0, 0.0), doubled=False, region=True),
+    wanted(7, "dpmpp_2m", sigmas=SIGMAS[1:], doubled=False, region="soft"),
     wanted(8, "unipc", guidance_rescale=0.3, shortcuts=INTERVAL),
     wanted(9, "dpmpp_2m", guidance_method=GuidanceMethod("apg", 0.2, 3.0), region=True),
     wanted(10, "tcd", guidance_method=GuidanceMethod("cfg_zero_star"), shortcuts=INTERVAL),
@@ -699,7 +702,7 @@ def images(draw: st.DrawFn, numbers: Iterator[int]) -> Wanted:
     sampler = draw(st.sampled_from([n for n in FIXED if doubled or "cfg_pp" not in n]))
     options: dict[str, Any] = {
         "guidance_rescale": draw(st.sampled_from([0.0, 0.6])),
-        "region": draw(st.booleans()),
+        "region": draw(st.sampled_from([False, True, "soft"])),
         "freeu": draw(st.sampled_from([(1.0, 1.0, 1.0, 1.0), (1.3, 1.4, 0.9, 0.2)])),
     }
     if "cfg_pp" not in sampler:

@@ -83,6 +83,7 @@ class Option:
 SHAPE = (2, CHANNELS, 6, 4)
 MASK = torch.zeros(2, 1, 6, 4, dtype=torch.bool)
 MASK[:, :, 2:] = True
+SOFT = KnownRegion.soft(torch.ones(SHAPE), torch.rand(2, 1, 6, 4), (5.0, 2.0, 1.0, 0.0))
 INTERVAL = (0.5, 5.0)
 WEIGHTS = (2, 2, 1, 6, 4)
 HALF = UNetConditioning(
@@ -106,6 +107,7 @@ OPTIONS = [
     Option("PAG", inputs={"perturbed_attention": PerturbedAttention(3.0, 0.001)}),
     Option("regions", inputs={"regions": RegionalPrompts((HALF,), torch.full(WEIGHTS, 0.5))}),
     Option("known region", inputs={"known_region": KnownRegion(torch.ones(SHAPE), MASK)}),
+    Option("soft region", inputs={"known_region": SOFT}),
     Option("inpainting network", inputs={"extra_channels": torch.ones(2, CHANNELS + 1, 6, 4)}),
 ]
 

@@ -42,6 +42,7 @@ from tests.support.diffusers_pair import (
     kdrt_pipeline,
 )
 from tests.support.encoder import with_encoder
+from tests.support.plans import fixed_plan
 from tests.support.tiny_model import CHANNELS, POOLED, WIDTHS, TinyModel
 from tests.support.tiny_networks import randomized
 
@@ -242,12 +243,14 @@ def test_an_inpainting_unets_channels_are_diffusers(tmp_path: Path) -> None:
         condition, image * (condition < 0.5), 2, HEIGHT, WIDTH, image.dtype, "cpu", None, False
     )
     states, told = {}, []
+    plan = fixed_plan("euler", [1.0, 0.0])
     noise = torch.randn(2, CHANNELS, HEIGHT // SCALE, WIDTH // SCALE)
     for anew in (False, True):
         init = InitImage(
             pixels=image,
             latents=None,
             mask=soft,
+            soft=False,
             fill="original",
             anew=anew,
             keep_unmasked=False,
@@ -256,7 +259,7 @@ def test_an_inpainting_unets_channels_are_diffusers(tmp_path: Path) -> None:
             width=WIDTH,
         )
         states[anew], *last = begin_with_image(
-            init, noise, pair.ours.vae.encode, sigma=1.0, scale=SCALE, inpaints=True
+            init, noise, pair.ours.vae.encode, plan=plan, scale=SCALE, inpaints=True
         )
         told.append(last)
     for region, channels in told:

@@ -19,6 +19,7 @@ from kdrt.images.under_mask import with_colours_around
 from kdrt.pipeline.image_to_image import begin_with_image
 from kdrt.pipeline.pipeline import Pipeline
 from tests.support.encoder import with_encoder
+from tests.support.plans import fixed_plan
 from tests.support.tiny_model import TinyModel
 
 SIDE, SCALE = 64, 8
@@ -50,6 +51,7 @@ def test_what_a_run_begins_with_under_the_mask(
         pixels=pixels,
         latents=None,
         mask=mask,
+        soft=False,
         fill=fill,
         anew=anew,
         keep_unmasked=True,
@@ -62,8 +64,9 @@ def test_what_a_run_begins_with_under_the_mask(
         return torch.nn.functional.avg_pool2d(pixels, SCALE)
 
     unit, sigma = torch.randn(1, 3, 8, 8), 4.0
+    plan = fixed_plan("euler", [sigma, 0.0])
     state, region, _ = begin_with_image(
-        image, unit * sigma, encode, sigma=sigma, scale=SCALE, inpaints=inpaints
+        image, unit * sigma, encode, plan=plan, scale=SCALE, inpaints=inpaints
     )
     known = encode(with_colours_around(pixels, mask) if fill == "blurred" else pixels)
     nothing = torch.zeros_like(known)
@@ -201,3 +204,37 @@ def test_each_image_has_a_part_of_its_own(sdxl: TinyModel) -> None:
 def test_what_cannot_be_done_is_said(sdxl: TinyModel, fields: Any, message: str) -> None:
     with pytest.raises(InvalidRequestError, match=message):
         with_encoder(sdxl)("a", **{"image": GREY, "steps": 1, **fields})
+
+
+def test_a_soft_mask_changes_as_much_as_it_is_light(sdxl: TinyModel) -> None:
+    """Three bands: black is the image's own pixels, grey changes less than white."""
+    pipe = with_encoder(sdxl)
+    bands = np.zeros((64, 48), np.uint8)
+    bands[:, 16:32], bands[:, 32:] = 70, 255
+    image = np.full((64, 48, 3), 0.6, np.float32)
+    options: dict[str, Any] = {"image": image, "mask_image": bands, "seed": 2, "steps": 10}
+    made = pipe("a", soft_mask=True, output_type="np", **options).images[0]
+    changed = np.abs(made - image).mean((0, 2))
+    assert changed[:16].max() == 0
+    assert 0 < changed[16:32].mean() < 0.8 * changed[32:].mean()
+    # Without it what is lighter than one half is made anew, and the rest kept.
+    hard = pipe("a", output_type="latent", **options).images
+    soft = pipe("a", soft_mask=True, output_type="latent", **options).images
+    assert not torch.equal(hard[..., 2:4], soft[..., 2:4])
+    black_and_white = {**options, "mask_image": bands // 255 * 255}
+    both = [
+        pipe("a", soft_mask=soft_mask, **black_and_white).images[0].tobytes()
+        for soft_mask in (False, True)
+    ]
+    assert both[0] == both[1]
+
+
+def test_a_part_with_a_soft_mask_is_not_blended(sdxl: TinyModel) -> None:
+    grey = np.zeros((64, 48), np.uint8)
+    grey[16:32, 16:32] = 128
+    made = with_encoder(sdxl)(
+        "a", image=GREY, mask_image=grey, soft_mask=True, inpaint_padding=0, steps=4, seed=1
+    )
+    changed = (np.asarray(made.images[0]) != np.asarray(GREY)).any(-1)
+    assert changed[16:32, 16:32].mean() > 0.9
+    assert not changed[grey == 0].any()

@@ -46,7 +46,7 @@ NOT_TEXT = {
 """JobSnapshot as "given"."""
 NEED_OTHERS = {
     *("strength", "keep_unmasked", "denoising_start", "ip_adapter_scale"),
-    *("mask_blur", "mask_grow", "mask_invert", "inpaint_fill", "inpaint_padding"),
+    *("mask_blur", "mask_grow", "mask_invert", "soft_mask", "inpaint_fill", "inpaint_padding"),
 }
 """Of no effect without one of those."""
 NEED_A_MODEL = {"aesthetic_score", "negative_aesthetic_score", "deep_cache"}

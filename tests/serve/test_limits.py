@@ -85,3 +85,10 @@ def test_scales_of_which_no_image_comes_are_refused(scale: Any) -> None:
     LIMITS.check_scales({"style": 100, "other": {"unet": -100.0}})
     with pytest.raises(RequestError, match="must be from -100 to 100, not"):
         LIMITS.check_scales({"style": scale})
+
+
+def test_a_masked_part_is_answered_with_the_whole_image() -> None:
+    small, large = Image.new("RGB", (64, 64)), Image.new("RGB", (96, 64))
+    assert check(image=small, inpaint_padding=4, width=64, height=64) == 1
+    with pytest.raises(LimitError, match=r"96x64 has 6144 pixels.*leave inpaint_padding out"):
+        check(image=large, inpaint_padding=4, width=32, height=32)
