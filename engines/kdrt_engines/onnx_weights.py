@@ -45,6 +45,20 @@ class StoredWeight:
             raise EngineError(f"{self.file} is too short for its graph; export it again")
         return torch.from_numpy(raw).view(self.dtype).reshape(self.shape)
 
+    def mapped(self) -> torch.Tensor:
+        """The tensor as the file has it, read when it is used; what is changed of it changes in
+        memory alone.
+
+        Raises:
+            EngineError: the file does not hold it.
+        """
+        try:
+            with open_regular(self.file) as file:
+                raw = np.memmap(file, np.uint8, "c", self.offset, (self.size,))
+        except (OSError, ValueError) as error:  # it is empty, or too short
+            raise EngineError(f"{self.file} is too short for its graph; export it again") from error
+        return torch.from_numpy(raw).view(self.dtype).reshape(self.shape)
+
 
 def stored_weights(model: Path) -> dict[str, StoredWeight]:
     """The external initialisers of an ONNX file, by name.

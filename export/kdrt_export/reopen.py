@@ -68,7 +68,7 @@ def reopen_unet(folder: Path, manifest: Manifest, component: str = "unet") -> UN
     """
     check_reopens(manifest, folder)
     stored = stored_weights(folder / manifest.components[component].onnx)
-    tensors = _unfused({name.removeprefix("unet."): w.read() for name, w in stored.items()})
+    tensors = _unfused({name.removeprefix("unet."): w.mapped() for name, w in stored.items()})
     images = {name: tensors.pop(name) for name in list(tensors) if _of_image(name)}
     hint = "it was exported in a way that cannot be undone: export the model again"
     where = f"{component} of '{manifest.name}'"

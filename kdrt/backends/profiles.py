@@ -110,6 +110,7 @@ def is_guided(manifest: Manifest) -> bool:
 
 def _profile(manifest: Manifest, component: str, name: str) -> Profile:
     wanted = _sizes_of(manifest, name)
+    component = _part(manifest, component)
     if component in ("unet", SHALLOW_UNET):
         rows = 2 if is_guided(manifest) else 1
         images = wanted.images
@@ -129,7 +130,28 @@ def _profile(manifest: Manifest, component: str, name: str) -> Profile:
     if component in ("vae_decoder", "vae_encoder", "preview_decoder"):
         height, width = _limited(wanted.height, wanted.width)
         return Profile(name, {"B": Range.fixed(1), "h": height, "w": width})
+    if component == _OF_AN_IMAGE:
+        images = Range(1, 1, wanted.images.max)
+        return Profile(name, {"B": images, "h": wanted.height, "w": wanted.width})
     raise EngineError(f"kdrt knows no sizes for the component '{component}', so cannot build it")
+
+
+_OF_AN_IMAGE = "image"
+
+
+def _part(manifest: Manifest, component: str) -> str:
+    """The component whose sizes another has: the one that it can stand in for, the UNet for a
+    ControlNet, and ``_OF_AN_IMAGE`` for what looks at a control's image alone."""
+    for parts in manifest.variants.values():
+        for part, other in parts.items():
+            if other == component:
+                return part
+    for name in manifest.controls:
+        if component == f"controlnet-{name}":
+            return "unet"
+        if component in (f"controlnet-{name}-hint", f"t2i-adapter-{name}"):
+            return _OF_AN_IMAGE
+    return component
 
 
 def _sizes_of(manifest: Manifest, name: str) -> _Sizes:

@@ -15,7 +15,7 @@ from kdrt.backends.profiles import (
     is_guided,
     profile_for,
 )
-from kdrt.bundle import LatentFacts, Manifest
+from kdrt.bundle import ControlFacts, LatentFacts, Manifest
 from kdrt.errors import EngineError
 from kdrt_engines.profiles import Profile, Range
 from tests.support.tiny_model import MAX_LENGTH, SCALE, Family, TinyModel, tiny_model
@@ -155,6 +155,26 @@ def test_names_that_mean_the_same_give_one_profile(sdxl: TinyModel) -> None:
 def test_names_that_mean_nothing(sdxl: TinyModel, name: str, said: str) -> None:
     with pytest.raises(EngineError, match=said):
         component_profiles(sdxl.manifest, "unet", [name])
+
+
+def test_controls_have_the_sizes_of_their_unet(sdxl: TinyModel) -> None:
+    facts = ControlFacts(kind="controlnet", source="it", channels=3)
+    manifest = sdxl.manifest.model_copy(
+        update={
+            "variants": {"control": {"unet": "unet-control"}},
+            "controls": {"canny": facts, "lines": facts},
+        }
+    )
+    whole = one(manifest, "unet", "portrait")
+    for component in ("unet-control", "controlnet-canny"):
+        assert one(manifest, component, "portrait") == whole
+    for component in ("controlnet-canny-hint", "t2i-adapter-lines"):
+        profile = one(manifest, component, "static:64x48x3")
+        assert dict(profile.ranges) == {
+            "B": Range(1, 1, 3),
+            "h": Range.fixed(64 // SCALE),
+            "w": Range.fixed(48 // SCALE),
+        }
 
 
 def test_a_component_without_profiles(sdxl: TinyModel) -> None:

@@ -65,9 +65,18 @@ def unet(kind: str, **changes: Any) -> UNet2DConditionModel:
 def controlnet(kind: str, seed: int = 1, **changes: Any) -> ControlNetModel:
     """One for the UNet of this kind and pixels twice as many as latents, its zero convolutions as
     random as the rest."""
-    own = unet(kind).config
+    hint = {"conditioning_embedding_out_channels": (4, 8)}
+    return _control_for(unet(kind).config, seed, **(hint | changes))
+
+
+def control_for(folder: Path) -> ControlNetModel:
+    """One for a UNet in diffusers' folder format, with four pixels for a latent."""
+    config = UNet2DConditionModel.load_config(folder)
+    return _control_for(config, 1, conditioning_embedding_out_channels=(4, 8, 8))
+
+
+def _control_for(own: Any, seed: int, **changes: Any) -> ControlNetModel:
     config = {name: own[name] for name in _OF_CONTROLNET if name in own}
-    config |= {"conditioning_embedding_out_channels": (4, 8)}
     return randomized(ControlNetModel(**(config | changes)), seed)
 
 

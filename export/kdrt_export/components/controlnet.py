@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from diffusers import ControlNetModel
 from torch import nn
 
+from kdrt_engines.dtypes import DTYPES
 from kdrt_engines.spec import EngineSpec, TensorSpec
 from kdrt_export.components.base import ExportComponent
 from kdrt_export.components.conditioning import context_of, embed_time, example_time
@@ -54,7 +55,7 @@ class ExportControlHint(ExportComponent):
     def example_input(
         self, tensor: TensorSpec, shape: tuple[int, ...], generator: torch.Generator
     ) -> torch.Tensor:
-        return torch.rand(shape, generator=generator)
+        return torch.rand(shape, generator=generator).to(DTYPES[tensor.dtype].torch)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         embedding = self.embedding

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from diffusers import T2IAdapter
 from diffusers.models.adapter import AdapterBlock, LightAdapterBlock
 
+from kdrt_engines.dtypes import DTYPES
 from kdrt_engines.spec import EngineSpec, TensorSpec, part_of
 from kdrt_export.components.base import ExportComponent
 from kdrt_export.components.residuals import ADAPTER
@@ -61,7 +62,7 @@ class ExportT2IAdapter(ExportComponent):
     def example_input(
         self, tensor: TensorSpec, shape: tuple[int, ...], generator: torch.Generator
     ) -> torch.Tensor:
-        return torch.rand(shape, generator=generator)
+        return torch.rand(shape, generator=generator).to(DTYPES[tensor.dtype].torch)
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if self.factor > self.scale:

@@ -27,6 +27,8 @@ from kdrt_engines.tensorrt.engine_file import read_header
 from kdrt_engines.tensorrt.flavour import TENSORRT_RTX
 from kdrt_engines.tensorrt.job import BuildJob
 from kdrt_engines.tensorrt.worker import BuildError, mark_refittable
+from kdrt_export.sources import demo_folder
+from tests.support.tiny_networks import control_for
 
 pytest.importorskip(
     "tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'kdrt[tensorrt-rtx]'"
@@ -50,10 +52,12 @@ class Quiet:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The demo model in float16: only half precision fuses."""
+    """The demo model in float16, for only half precision fuses, with a random ControlNet."""
     from kdrt_export.stage import export
 
-    path = export("demo", tmp_path_factory.mktemp("fp16") / "demo", precision="fp16")
+    folder = tmp_path_factory.mktemp("fp16")
+    control_for(demo_folder() / "unet").save_pretrained(folder / "edges")
+    path = export("demo", folder / "demo", precision="fp16", controlnets=[str(folder / "edges")])
     return Bundle.open(path)
 
 
@@ -88,8 +92,19 @@ def test_all_attention_of_unet_and_text_encoders_is_fused(
     assert sites["unet"] == 14
     assert sites["text_encoder"] == sites["text_encoder_2"] == 3
     assert sites["vae_decoder"] == sites["vae_encoder"] == 1
-    for name in ("unet", "text_encoder", "text_encoder_2"):
+    assert sites["unet-control"] == sites["unet"]
+    assert sites["controlnet-edges"] == 6
+    for name in ("unet", "unet-control", "controlnet-edges", "text_encoder", "text_encoder_2"):
         assert records[name].built.fused_attention == sites[name]
+
+
+def test_residuals_have_the_sizes_of_their_layers(bundle: Bundle) -> None:
+    """The engine that is opened has the profiles of its record, sides rounded up."""
+    opened = open_engine(bundle, TENSORRT_RTX, "unet-control", 89)
+    most = opened.profiles[0].sizes("max")
+    assert opened.spec.input("mid_residual").resolve(most)[2:] == tuple(
+        -(-most[side] // 4) for side in "hw"
+    )
 
 
 def test_the_record_holds_what_a_build_cost(records: dict[str, EngineRecord]) -> None:
