@@ -231,11 +231,8 @@ class ExportUNet(ExportComponent):
         if self.residuals is not None:
             hidden, skips = self.residuals.add(hidden, skips, extra)
         above = (embedding, context, extra["freeu"])
-        *blocks, last = unet.up_blocks
-        for block in blocks:
-            hidden = block(hidden, skips, *above)
-        deep = last.deep(hidden, skips, *above)
-        hidden = last.last_layer(deep, skips, *above)
+        for block in unet.up_blocks:
+            hidden, deep = block(hidden, skips, *above)
         prediction = unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
         return (prediction, deep) if self.deep_feature else prediction
 

@@ -32,29 +32,27 @@ class ExportUpBlock(nn.Module):
         embedding: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
         freeu: torch.Tensor,
-    ) -> torch.Tensor:
-        """``skips`` are the down path's results, the newest last; this block takes what it uses
-        off the end. ``freeu`` is float32 [B, 4]: b1, b2, s1, s2 of each image."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The block's result, and what came to its last layer.
+
+        ``skips`` are the down path's results, the newest last; this block takes what it uses off
+        the end. ``freeu`` is float32 [B, 4]: b1, b2, s1, s2 of each image.
+        """
         told = (embedding, encoder_hidden_states, freeu)
-        hidden = self.last_layer(self.deep(hidden, skips, *told), skips, *told)
+        deep = hidden
+        for position in range(len(self.resnets) - 1):
+            deep = self._layer(position, deep, skips, *told)
+        hidden = self.last_layer(deep, skips, *told)
         for upsampler in self.upsamplers or []:
             # To the size of the skip it meets next: doubling would miss odd sizes by one.
             hidden = F.interpolate(hidden, size=skips[-1].shape[-2:], mode="nearest")
             hidden = upsampler.conv(hidden)
-        return hidden
-
-    def deep(
-        self, hidden: torch.Tensor, skips: list[torch.Tensor], *told: torch.Tensor | Any
-    ) -> torch.Tensor:
-        """Every layer but the last, arguments as for the whole."""
-        for position in range(len(self.resnets) - 1):
-            hidden = self._layer(position, hidden, skips, *told)
-        return hidden
+        return hidden, deep
 
     def last_layer(
         self, hidden: torch.Tensor, skips: list[torch.Tensor], *told: torch.Tensor | Any
     ) -> torch.Tensor:
-        """The last layer on what :meth:`deep` returned."""
+        """The last layer, arguments as for the whole."""
         return self._layer(len(self.resnets) - 1, hidden, skips, *told)
 
     def _layer(
