@@ -17,6 +17,7 @@ Its files:
     quantize          weights in fewer bits
     programs          exported PyTorch programs
     verify            compares an exported network with eager PyTorch
+    compare           finds the layer where two engines or bundles begin to differ
     lora              LoRAs baked in
     control           ControlNets and T2I-Adapters, and the UNet that takes their residuals
     reopen            a bundle's UNet as diffusers' network again

@@ -37,6 +37,7 @@ Its files:
     export           ``kdrt export``
     export_checks    what is looked at before it loads anything
     build            ``kdrt build``
+    compare          ``kdrt compare``
     bundles          ``kdrt list``
     rm               ``kdrt rm``
     inspect          ``kdrt inspect``
@@ -78,6 +79,7 @@ from kdrt.cli import (
     bench,
     build,
     bundles,
+    compare,
     deploy,
     doctor,
     export,
@@ -171,7 +173,7 @@ def _add(panel: str, *commands: Callable[..., None]) -> None:
 
 _add("Models", export.export, build.build, inspect.inspect)
 add_command(app, bundles.list_bundles, name="list", rich_help_panel="Models")
-_add("Models", rm.rm, trust.trust)
+_add("Models", compare.compare, rm.rm, trust.trust)
 app.add_typer(lora.lora, rich_help_panel="Models")
 _add("Images", generate.generate, info.info, serve.serve, deploy.deploy)
 _add("What there is", samplers.samplers, schedules.schedules, doctor.doctor)

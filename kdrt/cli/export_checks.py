@@ -16,6 +16,7 @@ _PACKAGES = {
     "huggingface_hub",
     "onnx",
     "onnx_ir",
+    "polygraphy",
     "transformers",
 }
 """What the extra ``export`` installs, by import name."""
@@ -28,18 +29,32 @@ def exporter() -> Iterator[Callable[..., Path]]:
     Raises:
         ExportError: a package is missing that only exports need.
     """
-    from kdrt.errors import ExportError
-
-    try:
+    with needs_export("exporting"):
         from kdrt_export.stage import export
 
         yield export
+
+
+@contextmanager
+def needs_export(doing: str) -> Iterator[None]:
+    """For code that imports what the extra ``export`` installs.
+
+    Args:
+        doing: what the user is told it is for.
+
+    Raises:
+        ExportError: a package of it is missing.
+    """
+    from kdrt.errors import ExportError
+
+    try:
+        yield
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in _PACKAGES:
             raise
         raise ExportError(
-            f"exporting needs the package '{package}', which is not installed: "
+            f"{doing} needs the package '{package}', which is not installed: "
             "pip install 'kdrt[export]'"
         ) from error
 

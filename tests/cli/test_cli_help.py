@@ -20,6 +20,7 @@ from tests.support.command_line import Cli
 COMMANDS = (
     "export",
     "build",
+    "compare",
     "inspect",
     "list",
     "rm",

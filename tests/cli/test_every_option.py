@@ -23,6 +23,7 @@ OPTIONS = [
 ARGUMENTS = {
     "export": ["./nothing.safetensors"],
     "build": ["nothing"],
+    "compare": ["nothing"],
     "inspect": ["nothing"],
     "generate": ["nothing", "a red circle"],
     "info": ["nothing.png"],
