@@ -11,7 +11,7 @@ from torch import Tensor
 from kdrt.denoise.bound_unet import GUIDANCE_INPUT, BoundUNet
 from kdrt.denoise.guidance import Guidance
 from kdrt.denoise.inputs import DenoiserInputs, GuidanceSettings
-from kdrt.denoise.known_region import HARD, KnownRegion
+from kdrt.denoise.known_region import KnownRegion, threshold_of
 from kdrt.denoise.parts import Parts
 from kdrt.denoise.scaling import Numbers, Scaling
 from kdrt.denoise.shortcuts import (
@@ -178,8 +178,8 @@ class Denoiser:
 
     def numbers(self, sigma: float) -> Numbers:
         """All that a call needs to know of a noise level, and of the guidance of this run."""
-        threshold = HARD if self._region is None else self._region.threshold(sigma)
-        return self._settings.numbers(self._scaling.scalars(sigma), threshold)
+        told = self._settings.numbers(self._scaling.scalars(sigma))
+        return told._replace(mask_threshold=threshold_of(self._region, sigma))
 
     def mode(self) -> Hashable:
         """What decides which operations a call enqueues, besides its kind and the sizes."""

@@ -34,7 +34,7 @@ from kdrt.denoise.flight_states import (
     States,
 )
 from kdrt.denoise.inputs import DenoiserInputs
-from kdrt.denoise.known_region import HARD
+from kdrt.denoise.known_region import threshold_of
 from kdrt.denoise.row_denoiser import (
     ConditioningStore,
     ImageRows,
@@ -194,10 +194,9 @@ class InFlight:
             inputs,
             plan,
             [
-                (guidance if own.unconditional else guidance.without_unconditional).numbers(
-                    scaling.scalars(stage.sigma),
-                    HARD if region is None else region.threshold(stage.sigma),
-                )
+                (guidance if own.unconditional else guidance.without_unconditional)
+                .numbers(scaling.scalars(stage.sigma))
+                ._replace(mask_threshold=threshold_of(region, stage.sigma))
                 for stage, own in zip(plan.stages, parts, strict=True)
             ],
             parts,

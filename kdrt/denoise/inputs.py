@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdrt.denoise.freeu import FREEU_OFF, FreeU
 from kdrt.denoise.guidance_methods import CFG, GuidanceMethod
-from kdrt.denoise.known_region import HARD, KnownRegion
+from kdrt.denoise.known_region import KnownRegion
 from kdrt.denoise.parts import Parts
 from kdrt.denoise.perturbed_attention import PerturbedAttention
 from kdrt.denoise.scaling import Numbers
@@ -67,20 +67,16 @@ class GuidanceSettings(NamedTuple):
     method: GuidanceMethod = CFG
     perturbed_attention: PerturbedAttention | None = None
 
-    def numbers(
-        self, scalars: tuple[float, float, float, float], mask_threshold: float = HARD
-    ) -> Numbers:
+    def numbers(self, scalars: tuple[float, float, float, float]) -> Numbers:
         """All that an evaluation needs to know.
 
         Args:
             scalars: of its noise level; see `kdrt.denoise.scaling.Scaling.scalars`.
-            mask_threshold: of the known region; see `KnownRegion.threshold`.
         """
         _, timestep, *_ = scalars
         pag = self.perturbed_attention
         pag_scale = 0.0 if pag is None else pag.at(timestep)
-        guidance = self.scale, self.rescale, *self.method.numbers, pag_scale
-        return Numbers(*scalars, *guidance, mask_threshold)
+        return Numbers(*scalars, self.scale, self.rescale, *self.method.numbers, pag_scale)
 
     @property
     def without_unconditional(self) -> GuidanceSettings:

@@ -82,3 +82,8 @@ class KnownRegion:
         """
         torch.ge(self.mask, threshold, out=decides)
         torch.where(decides, denoised, self.latents, out=denoised)
+
+
+def threshold_of(region: KnownRegion | None, sigma: float) -> float:
+    """Its :meth:`KnownRegion.threshold`; where nothing is known any will do."""
+    return HARD if region is None else region.threshold(sigma)
