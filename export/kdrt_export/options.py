@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from kdrt.bundle.components import DEEP_CACHE
+from kdrt.bundle.components import DEEP_CACHE, PAG
 from kdrt_export.errors import ExportError
 from kdrt_export.scheduler import PREDICTIONS
 
@@ -46,8 +46,22 @@ def check_variants(variants: Sequence[str], fuse_qkv: bool) -> None:
     """Raises ExportError: a variant is unknown, or is what the bundle holds anyway."""
     possible = "unfused-qkv" if fuse_qkv else "fused-qkv"
     for variant in variants:
-        if variant not in (possible, DEEP_CACHE):
+        if variant not in (possible, DEEP_CACHE, PAG):
             raise ExportError(
                 f"'{variant}' is no variant of an export {'with' if fuse_qkv else 'without'} fused "
-                f"projections; choose {possible} or {DEEP_CACHE}"
+                f"projections; choose {possible}, {DEEP_CACHE} or {PAG}"
             )
+
+
+def perturbed_layers(variants: Sequence[str], layers: Sequence[str]) -> tuple[str, ...]:
+    """The layers in which self-attention can be perturbed: those asked for, the middle block's, or
+    none where there is no such variant.
+
+    Raises:
+        ExportError: some are asked for, and no variant.
+    """
+    if PAG in variants:
+        return tuple(layers) or ("mid",)
+    if layers:
+        raise ExportError(f"layers to perturb belong to the variant {PAG}; add --variant {PAG}")
+    return ()

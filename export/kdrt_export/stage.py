@@ -21,7 +21,7 @@ from kdrt.bundle import (
     new_bundle,
     write_manifest,
 )
-from kdrt.bundle.components import DEEP_CACHE
+from kdrt.bundle.components import DEEP_CACHE, PAG
 from kdrt.common.home import check_home, home
 from kdrt_engines.installed import installed_version
 from kdrt_export.component_export import export_component
@@ -35,7 +35,13 @@ from kdrt_export.control import (
 )
 from kdrt_export.ip_adapter import IpAdapter
 from kdrt_export.lora import LorasToBake
-from kdrt_export.options import PRECISIONS, check_choices, check_variants, check_weights
+from kdrt_export.options import (
+    PRECISIONS,
+    check_choices,
+    check_variants,
+    check_weights,
+    perturbed_layers,
+)
 from kdrt_export.report import Report, Silent
 from kdrt_export.sources import open_source
 from kdrt_export.sources.part import short_name
@@ -65,6 +71,7 @@ def export(
     strict_loras: bool = False,
     safety_checker: bool | None = None,
     variants: Sequence[str] = (),
+    pag_layers: Sequence[str] = (),
     weights: str = "float",
     ip_adapter: str | None = None,
     image_encoder: Path | None = None,
@@ -97,7 +104,10 @@ def export(
         strict_loras: refuse a LoRA if any part of it has no effect.
         safety_checker: export the model's safety checker; None does so if it has one.
         variants: what to keep besides: ``unfused-qkv``, or ``fused-qkv`` without ``fuse_qkv``;
-            ``deepcache``, a shallow UNet beside the whole one.
+            ``deepcache``, a shallow UNet beside the whole one; ``pag``, a UNet for
+            perturbed-attention guidance.
+        pag_layers: of that, the self-attentions to perturb; by default the middle block's. See
+            :func:`kdrt_export.components.perturbed_unet.self_attentions`.
         weights: ``float``, or ``int8``: those of UNets and text encoders as bytes, for size; see
             :mod:`kdrt_export.quantize.int8_weights`.
         ip_adapter: see :class:`kdrt_export.ip_adapter.IpAdapter`; kept as a variant.
@@ -119,6 +129,7 @@ def export(
     """
     check_choices(precision, targets, prediction_type)
     check_variants(variants, fuse_qkv)
+    perturbed = perturbed_layers(variants, pag_layers)
     check_weights(weights, precision, targets)
     check_choices(vae_precision, ())
     if precision == "auto":
@@ -186,8 +197,9 @@ def export(
             report=report,
             vae_dtype=PRECISIONS.get(vae_precision),
             safety_checker=safety_checker,
-            fusings=[variant for variant in variants if variant != DEEP_CACHE],
+            fusings=[variant for variant in variants if variant not in (DEEP_CACHE, PAG)],
             deep_cache=DEEP_CACHE in variants,
+            pag_layers=perturbed,
             ip_adapter=adapter,
             tiny=tiny,
         )
@@ -217,6 +229,7 @@ def export(
             ),
             variants=walk.variants,
             ip_adapter=walk.ip_facts,
+            pag_layers=walk.perturbed,
             tools=_tool_versions(),
         )
         if controls:

@@ -18,7 +18,7 @@ from kdrt.bundle import (
     SchedulerFacts,
     TextEncoderFacts,
 )
-from kdrt.bundle.components import SHALLOW_UNET
+from kdrt.bundle.components import PAG, SHALLOW_UNET
 from kdrt_engines.spec import Dim
 from kdrt_export.components import (
     ExportComponent,
@@ -30,6 +30,7 @@ from kdrt_export.components import (
     vae_scale,
     vae_tile,
 )
+from kdrt_export.components.perturbed_unet import ExportPerturbedUNet, self_attentions
 from kdrt_export.components.preview_decoder import ExportPreviewDecoder
 from kdrt_export.components.preview_factors import Factors, preview_factors
 from kdrt_export.components.shallow_unet import ExportShallowUNet
@@ -89,11 +90,13 @@ class Walk:
         safety_checker: export the source's; None does so if it has one.
         fusings: variants of how attention is projected.
         deep_cache: add the shallow UNet.
+        pag_layers: add a UNet in which these self-attentions can be perturbed.
         ip_adapter: add a UNet with it.
         tiny: makes the previews.
 
     Attributes:
-        scheduler, encoders, latents, baked_loras, ip_facts: facts, complete after the last part.
+        scheduler, encoders, latents, baked_loras, ip_facts, perturbed: facts, complete after the
+            last part.
         variants: what each puts in place of which component, likewise.
     """
 
@@ -107,6 +110,7 @@ class Walk:
     safety_checker: bool | None = None
     fusings: Sequence[str] = ()
     deep_cache: bool = False
+    pag_layers: Sequence[str] = ()
     ip_adapter: IpAdapter | None = None
     tiny: AutoencoderTiny | None = None
 
@@ -115,6 +119,7 @@ class Walk:
     latents: LatentFacts = field(init=False)
     baked_loras: tuple[BakedLora, ...] = field(init=False)
     ip_facts: IpAdapterFacts | None = field(init=False, default=None)
+    perturbed: tuple[str, ...] = field(init=False, default=())
     variants: dict[str, dict[str, str]] = field(init=False)
 
     _pooled: Dim = field(init=False)
@@ -236,11 +241,21 @@ class Walk:
         if self.deep_cache:
             shallow = ExportShallowUNet(unet, fuse_qkv=self.fuse_qkv, time_ids=time_ids)
             yield Part(SHALLOW_UNET, shallow, traced, verified, self.dtype)
+        perturbed = None
+        if self.pag_layers:
+            self.perturbed = self_attentions(unet, self.pag_layers)
+            perturbed = ExportPerturbedUNet(
+                copy.deepcopy(unet), self.perturbed, fuse_qkv=self.fuse_qkv, time_ids=time_ids
+            )
         for variant, network, fuse in self._fusings(unet):
             component = ExportUNet(
                 network, fuse_qkv=fuse, time_ids=time_ids, deep_feature=self.deep_cache
             )
             yield Part(self._named("unet", variant), component, traced, verified, self.dtype)
+        if perturbed is not None:
+            self.variants[PAG] = {}
+            named = self._named("unet", PAG)
+            yield Part(named, perturbed, traced, verified, self.dtype, beside="unet")
 
     def _check_texts(self, unet: ExportUNet) -> None:
         """Raises SourceError: a UNet reads what other text encoders give."""

@@ -195,10 +195,12 @@ class Batcher:
             )
         job = pipe.resolve(request, output_type)
         spec = pipe.adapters.unet_spec(job.unet_features)
-        if self._max_rows < 2 and pipe.is_doubled(job):
+        rows = pipe.parts_of(job).rows
+        if rows > self._max_rows:
             raise InvalidRequestError(
-                "an image with guidance takes two rows of a UNet run, and here it has one at most: "
-                "ask for guidance_scale=1, or for a batcher (or an engine) with more rows"
+                f"this image takes {rows} rows of a UNet run (one more for guidance), and here it "
+                f"has {self._max_rows} at most: ask for less at a time, such as guidance_scale=1, "
+                "or for a batcher (or an engine) with more rows"
             )
         order = Order(
             job,

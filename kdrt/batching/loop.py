@@ -51,8 +51,8 @@ class BatchingLoop:
     def __init__(self, pipe: Pipeline, limits: Limits, observer: Observer) -> None:
         self._pipe = pipe
         self._observer = observer
-        self._rows = limits.rows
-        self._scheduler = Scheduler(limits=lambda klass: limits._replace(rows=self._rows))
+        self._rows = self._most_rows = limits.rows
+        self._scheduler = Scheduler(limits=lambda klass: limits)
         self._messages: SimpleQueue[Message] = SimpleQueue()
         self._orders: dict[Order, None] = {}
         self._shared = SharedImages(pipe.denoising, limits.images)
@@ -174,10 +174,12 @@ class BatchingLoop:
             return
         self._orders[order] = None
         try:
-            doubled = self._pipe.is_doubled(order.job)
+            rows = self._pipe.parts_of(order.job).rows
             klass = class_of(self._pipe, order.job, order.spec, order.loras, shared=order.is_shared)
-            for entry in order.entries(klass, doubled=doubled):
+            for entry in order.entries(klass, rows=rows):
                 self._scheduler.add(entry)
+            if self._rows < self._most_rows:
+                self._scheduler.limit_rows(self._rows)
             self._count()
         except Exception as error:
             self._fail(order, error)
@@ -270,10 +272,9 @@ class BatchingLoop:
         told = as_told(error)
         if isinstance(told, OutOfMemoryError) and len(images) > 1:
             self._shared.release(klass)
-            fewer = max(1, self._rows // 2)
-            self._scheduler.limit_rows(fewer)
-            self._rows = max(2, fewer)  # one with guidance may come
-            _logger.warning("memory ran out; going on with %d rows at a time", fewer)
+            self._rows = max(1, self._rows // 2)
+            self._scheduler.limit_rows(self._rows)
+            _logger.warning("memory ran out; going on with %d rows at a time", self._rows)
             return
         for image in images:
             self._fail(image.order, told)

@@ -115,11 +115,16 @@ class Order:
         """Whether anybody wants its steps."""
         return self._callback is not None or self._steps is not None
 
-    def entries(self, klass: ImageClass, *, doubled: bool) -> list[Entry]:
+    def entries(self, klass: ImageClass, *, rows: int) -> list[Entry]:
         """What the scheduler is told of it: its images one by one, or where they cannot share as
-        one."""
+        one.
+
+        Args:
+            klass: of its images.
+            rows: of the UNet that each of them takes.
+        """
         self.klass = klass
-        self.rows = self.images * (1 + doubled)
+        self.rows = self.images * rows
         plan = self.job.plan
         evaluations = plan.evaluations if isinstance(plan, Plan) else plan.steps
         count = self.images if self.is_shared else 1
@@ -128,7 +133,7 @@ class Order:
                 ImageId(self, place),
                 klass,
                 klass.group,
-                1 + doubled if self.is_shared else 1,
+                rows if self.is_shared else 1,
                 evaluations,
                 shares=self.is_shared,
             )

@@ -53,7 +53,7 @@ class Entry:
         image: its name; no other image of the scheduler has it.
         klass: images of a class can share a UNet run.
         group: classes of a group share weights. A class belongs to one group.
-        rows: the most rows of a UNet run that it takes: 2 with guidance, else 1.
+        rows: the most rows of a UNet run that it takes; see `kdrt.denoise.parts`.
         evaluations: ticks that it needs; for samplers that choose their own steps an estimate.
         shares: False where only one image of the class can be in flight. It is then made from
             start to end before the next of its class.

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kdrt._version import __version__
-from kdrt.bundle.components import DEEP_FEATURE, SHALLOW_UNET
+from kdrt.bundle.components import DEEP_FEATURE, PAG_INPUT, SHALLOW_UNET
 from kdrt.bundle.manifest import Component, Manifest, TensorInfo
 from kdrt.common.home import Digests
 from kdrt.common.validation import printable
@@ -136,7 +136,7 @@ def _check_neutral(path: Path, name: str, component: Component) -> None:
 
 
 _OPTIONAL = {"text_embeds", "time_ids", "timestep_cond", "freeu", "ip_scale", "ip_hidden_states"}
-_OPTIONAL |= {DEEP_FEATURE}
+_OPTIONAL |= {DEEP_FEATURE, PAG_INPUT}
 
 _EARLIER: Mapping[str, tuple[Shape, ...]] = {"freeu": ((4,),)}
 """Shapes that tensors had in earlier exports, which stay allowed: FreeU's strengths were those of a
@@ -165,6 +165,7 @@ def _expected(manifest: Manifest) -> dict[str, dict[str, Shape]]:
         "encoder_hidden_states": ("B", "L", width),
         "ip_scale": (1,),
         "ip_hidden_states": ("B", ANY, ANY),
+        PAG_INPUT: ("B",),
     }
     expected: dict[str, dict[str, Shape]] = {
         "unet": whole,

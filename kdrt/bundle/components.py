@@ -13,3 +13,11 @@ DEEP_CACHE = "deepcache"
 
 DEEP_FEATURE = "deep_feature"
 """What the full network hands out and the shallow one takes."""
+
+
+PAG = "pag"
+"""The variant whose UNet has rows for perturbed-attention guidance."""
+
+
+PAG_INPUT = "pag_rows"
+"""The input that tells it which rows are perturbed: 1 for those, else 0."""

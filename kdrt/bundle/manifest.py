@@ -344,6 +344,8 @@ class Manifest(_Strict):
     variants: dict[ComponentName, dict[ComponentName, ComponentName]] = Field(default_factory=dict)
     """Other ways to compute: for each, the component that plays the part of another."""
     ip_adapter: IpAdapterFacts | None = None
+    pag_layers: Annotated[tuple[Text, ...], Field(max_length=1000)] = ()
+    """The self-attentions that the variant ``pag`` can perturb, by diffusers' names."""
     controls: Annotated[dict[ControlName, ControlFacts], Field(max_length=16)] = Field(
         default_factory=dict
     )

@@ -168,10 +168,19 @@ def export(
     variant: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="unfused-qkv|fused-qkv|deepcache",
+            metavar="unfused-qkv|fused-qkv|deepcache|pag",
             show_default=False,
             help="Keep the networks the other way too, for [cyan]pipe.adapters.use_variant[/]; or "
-            "a shallow UNet, for [cyan]--deep-cache[/].",
+            "a shallow UNet, for [cyan]--deep-cache[/]; or one for [cyan]--pag-scale[/].",
+        ),
+    ] = None,
+    pag_layers: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            show_default="mid",
+            help="Of [cyan]--variant pag[/]: where self-attention is perturbed, by diffusers' "
+            "names, such as [cyan]down_blocks.1[/]; may be given more than once.",
         ),
     ] = None,
     ip_adapter: Annotated[
@@ -281,6 +290,7 @@ def export(
             seed=seed,
             fuse_qkv=fuse_qkv,
             variants=tuple(variant or ()),
+            pag_layers=tuple(pag_layers or ()),
             ip_adapter=ip_adapter,
             image_encoder=image_encoder,
             controlnets=tuple(controlnet or ()),

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from kdrt.adapters.ip_adapter import TOKENS_INPUT, write_image_prompt
-from kdrt.bundle.components import DEEP_FEATURE
+from kdrt.bundle.components import DEEP_FEATURE, PAG_INPUT
 from kdrt.common.upload import upload
 from kdrt.denoise.inputs import DenoiserInputs
 from kdrt.denoise.parts import Parts, Predictions
-from kdrt.denoise.perturbed_attention import PAG_INPUT
 from kdrt.denoise.scaling import Scalar, host_scalar
 from kdrt_engines import Engine, EngineSpec
 

@@ -14,9 +14,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PAG_INPUT = "pag_rows"
-"""The input that tells a UNet which rows are perturbed: 1 for those, else 0."""
-
 
 @dataclass(frozen=True)
 class PerturbedAttention:

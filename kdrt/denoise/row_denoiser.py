@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from kdrt.bundle.components import PAG_INPUT
 from kdrt.common.upload import upload
 from kdrt.denoise.bound_unet import BatchParts, UNetRows, write_conditioning
 from kdrt.denoise.guidance import Guidance
 from kdrt.denoise.inputs import DenoiserInputs
 from kdrt.denoise.known_region import KnownRegion
 from kdrt.denoise.parts import Parts, Predictions
-from kdrt.denoise.perturbed_attention import PAG_INPUT
 from kdrt.denoise.regional import MAX_REGIONS, no_regions
 from kdrt.denoise.scaling import Numbers, Scaling
 from kdrt_engines import Engine

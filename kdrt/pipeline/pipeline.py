@@ -23,6 +23,7 @@ from kdrt.denoise.cuda_graphs import CudaGraphLevel, cuda_graph_level
 from kdrt.denoise.denoiser import is_doubled
 from kdrt.denoise.denoising import Denoising
 from kdrt.denoise.inputs import SamplingRun
+from kdrt.denoise.parts import Parts
 from kdrt.denoise.scaling import Scaling
 from kdrt.errors import InvalidRequestError
 from kdrt.images.output import Images, to_images
@@ -41,7 +42,7 @@ from kdrt.prompt import Conditioning, PromptEncoder
 from kdrt.request.complete import check_names, complete
 from kdrt.request.fields import PromptFields, Prompts, Request
 from kdrt.request.grid import training_table
-from kdrt.request.job import Job, with_users_functions
+from kdrt.request.job import Job, unet_rows, with_users_functions
 from kdrt.request.memory import check_decoder_fits, check_unet_fits
 from kdrt.request.prompts import resolve_prompts
 from kdrt.request.resolve import resolve
@@ -273,6 +274,12 @@ class Pipeline(Calling, Service):
         unconditional = job.plan.needs_unconditional
         return is_doubled(self._unet.spec, job.guidance_scale, asked=unconditional)
 
+    def parts_of(self, job: Job) -> Parts:
+        """The rows of the UNet that an image of a job takes."""
+        return Parts(
+            unconditional=self.is_doubled(job), perturbed=job.perturbed_attention is not None
+        )
+
     def prepare(self, job: Job, encoded: EncodedPrompts) -> SamplingRun:
         """The sampling run of a job, the third part of a call."""
         return prepare(
@@ -318,6 +325,7 @@ class Pipeline(Calling, Service):
             chunks=encoded.chunks,
             nsfw=nsfw,
             in_flight=in_flight,
+            unet_rows=unet_rows(job, self.parts_of(job)),
             make_infotexts=partial(infotexts_of, job.snapshot, lora_settings),
         )
 

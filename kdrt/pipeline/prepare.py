@@ -74,6 +74,7 @@ def prepare(
             guidance_scale=job.guidance_scale,
             guidance_rescale=job.guidance_rescale,
             guidance_method=job.guidance_method,
+            perturbed_attention=job.perturbed_attention,
             freeu=job.freeu,
             image_scale=job.ip_adapter_scale,
             known_region=region,

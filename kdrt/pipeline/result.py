@@ -36,6 +36,9 @@ class Result(Generic[ImagesT]):
         nsfw: for each image whether it was blacked out; None if nobody looked.
         in_flight: whether its evaluations could be shared with other requests' (`kdrt.Batcher`);
             otherwise it ran by itself.
+        unet_rows: how many rows of the whole UNet an image took, all evaluations together: two for
+            each with guidance, one more with perturbed attention; None where the sampler decides
+            on its evaluations as it goes.
         make_infotexts: makes the :attr:`infotexts`.
     """
 
@@ -46,6 +49,7 @@ class Result(Generic[ImagesT]):
     chunks: int = 1
     nsfw: list[bool] | None = None
     in_flight: bool = False
+    unet_rows: int | None = None
     make_infotexts: Callable[[], list[Infotext]] = field(default=list, repr=False, compare=False)
 
     @cached_property

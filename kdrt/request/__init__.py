@@ -15,7 +15,8 @@ Its files:
     seeds              a seed for each image
     size_conditioning  SDXL's six numbers
     init_image         an image to begin with
-    guidance_method    how the halves with and without the prompt are combined
+    guidance_method    how the results with and without the prompt are combined
+    perturbed_attention  guidance away from results without structure
     shortcuts          a guidance interval and a deep cache
     memory             what a request takes at least
     snapshot           what is kept of a job for the text of its images

@@ -560,6 +560,32 @@ class RequestFields(PromptFields, total=False):
             record="APG threshold",
         ),
     ]
+    pag_scale: Annotated[
+        float,
+        Field(
+            help="Perturbed-attention guidance: how far to lead away from results without "
+            "structure; 3 is usual, 0 is off. A third row of work for an image; needs `kdrt export "
+            "… --variant pag`.",
+            details="s of :mod:`kdrt.denoise.perturbed_attention`; also without guidance_scale.",
+            default=0.0,
+            minimum=0,
+            maximum=1000,
+            metavar="SCALE",
+            record="PAG scale",
+            settles=("pag_adaptive_scale",),
+        ),
+    ]
+    pag_adaptive_scale: Annotated[
+        float,
+        Field(
+            help="What pag_scale loses for every training timestep below 1000, never below 0.",
+            default=0.0,
+            minimum=0,
+            maximum=1000,
+            metavar="SCALE",
+            record="PAG adaptive scale",
+        ),
+    ]
     guidance_interval: Annotated[
         tuple[float, float] | None,
         Field(

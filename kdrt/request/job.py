@@ -14,13 +14,15 @@ from kdrt.bundle import Manifest
 from kdrt.common.literals import OutputType
 from kdrt.denoise.freeu import FreeU
 from kdrt.denoise.guidance_methods import GuidanceMethod
+from kdrt.denoise.parts import Parts
+from kdrt.denoise.perturbed_attention import PerturbedAttention
 from kdrt.denoise.shortcuts import Shortcuts
 from kdrt.images.init_image import InitImage
 from kdrt.images.safety import ImageFilter
 from kdrt.prompt import Conditioning, Weighting
 from kdrt.request.size_conditioning import TimeIds
 from kdrt.request.snapshot import Columns, JobSnapshot
-from kdrt.sampling import AnyPlan, ForeignPlan, RunNoise, find_noise
+from kdrt.sampling import AnyPlan, ForeignPlan, Plan, RunNoise, find_noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,8 @@ class Job(PromptJob):
         continues: ``latents`` are the state of another run, to go on with as they are.
         plan: the sampler on its grid of σ; a `ForeignPlan` for one that is not ours.
         init_image: the images to begin with; None begins with noise.
-        guidance_method: how the halves are combined.
+        guidance_method: how the results with and without the prompt are combined.
+        perturbed_attention: guidance away from perturbed results; None without.
         shortcuts: which evaluations do less.
         time_ids, negative_time_ids: SDXL's six numbers of size conditioning, the refiner's five;
             None without.
@@ -92,6 +95,7 @@ class Job(PromptJob):
     guidance_scale: float
     guidance_rescale: float
     guidance_method: GuidanceMethod
+    perturbed_attention: PerturbedAttention | None
     shortcuts: Shortcuts
     freeu: FreeU
     ip_adapter_image: ImagePrompt | None
@@ -122,6 +126,21 @@ def noise_of(job: Job, shape: tuple[int, int, int]) -> RunNoise:
     """All noise of a job, for latents of ``shape`` ``(C, h, w)``, on the host."""
     info = find_noise(job.noise)
     return info.make(job.seeds, shape, job.plan, job.noise_seeds, **job.noise_options)
+
+
+def unet_rows(job: Job, parts: Parts) -> int | None:
+    """How many rows of the whole UNet an image takes, all evaluations together; None where the
+    sampler decides on its evaluations as it goes.
+
+    Args:
+        job: what is made.
+        parts: of an evaluation with guidance.
+    """
+    if not isinstance(job.plan, Plan):
+        return None
+    kinds = job.shortcuts.kinds(stage.sigma for stage in job.plan.stages)
+    guided, others = parts.rows, parts.without_guidance.rows
+    return sum(guided if kind.guided else others for kind in kinds if kind.full)
 
 
 def latent_shape(manifest: Manifest, height: int, width: int) -> tuple[int, int, int]:

@@ -33,6 +33,7 @@ from kdrt.request.guidance_method import guidance_method_of
 from kdrt.request.init_image import check_mask_fields, read_init_image, with_defaults
 from kdrt.request.job import Job, latent_shape
 from kdrt.request.memory import check_request_fits
+from kdrt.request.perturbed_attention import perturbed_attention_of
 from kdrt.request.prompts import resolve_prompts
 from kdrt.request.recipes import check_recipe, recipe_guidance
 from kdrt.request.seeds import seeds_of
@@ -146,6 +147,7 @@ def resolve(
         guidance_scale=guidance_scale,
         guidance_rescale=request["guidance_rescale"],
         guidance_method=guidance_method_of(request, manifest, unet, plan, guidance_scale),
+        perturbed_attention=perturbed_attention_of(request, manifest, unet),
         shortcuts=shortcuts,
         freeu=freeu,
         ip_adapter_image=request["ip_adapter_image"],

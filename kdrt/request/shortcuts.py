@@ -28,7 +28,7 @@ def shortcuts_of(
     limits = cached = None
     if request["guidance_interval"] is not None:
         limits = check_interval("guidance_interval", request["guidance_interval"])
-        _check_guided(manifest, unet, plan, guidance_scale)
+        _check_guided(request, manifest, unet, plan, guidance_scale)
     if request["deep_cache"] is not None:
         cached = check_deep_cache("deep_cache", request["deep_cache"])
         _check_deep_cache(manifest, unet)
@@ -36,7 +36,7 @@ def shortcuts_of(
 
 
 def _check_guided(
-    manifest: Manifest, unet: EngineSpec, plan: AnyPlan, guidance_scale: float
+    request: Request, manifest: Manifest, unet: EngineSpec, plan: AnyPlan, guidance_scale: float
 ) -> None:
     """Whether an interval of guidance means anything."""
     if plan.needs_unconditional:
@@ -44,7 +44,7 @@ def _check_guided(
             f"{plan.sampler} needs results without guidance at every noise level; take a "
             "sampler without CFG++, or leave guidance_interval out"
         )
-    if not is_doubled(unet, guidance_scale):
+    if not is_doubled(unet, guidance_scale) and not request["pag_scale"]:
         reason = (
             f"'{manifest.name}' is distilled and runs no second half of the batch"
             if unet.has_input(GUIDANCE_INPUT)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from kdrt.adapters.unet_features import Features
+from numbers import Real
+
+from kdrt.adapters.unet_features import FEATURE_INPUTS, Features
 from kdrt.request.fields import Request
 
 
@@ -11,4 +13,10 @@ def unet_features(request: Request) -> Features:
     `kdrt.adapters.unet_features.FEATURE_INPUTS`."""
     names = ("ip_adapter_image", "ip_adapter_image_embeds")
     has_image = any(request.get(name) is not None for name in names)
-    return ("ip-adapter",) if has_image else ()
+    pag_scale = request.get("pag_scale")
+    needs = {
+        "ip-adapter": has_image,
+        # What is no number is refused later.
+        "pag": isinstance(pag_scale, Real) and pag_scale > 0,
+    }
+    return tuple(name for name in FEATURE_INPUTS if needs.get(name))

@@ -165,6 +165,7 @@ def _answer(body: _Options, submission: Submission, result: Result[Any]) -> dict
             )
         ],
         "in_flight": result.in_flight,
+        "unet_rows": result.unet_rows,
         "warnings": [str(each) for each in result.truncations],
     }
 

@@ -1020,7 +1020,7 @@ def test_a_feature_that_the_bundle_lacks_is_refused(batcher: Batcher) -> None:
 
 def test_guidance_needs_two_rows(pipe: kdrt.Pipeline) -> None:
     with Batcher(pipe, max_rows=1) as batcher:
-        with pytest.raises(kdrt.InvalidRequestError, match="takes two rows"):
+        with pytest.raises(kdrt.InvalidRequestError, match="takes 2 rows"):
             batcher.submit(request())
         handle = batcher.submit(request(guidance_scale=1), output_type="latent")
         assert torch.equal(latents(handle), alone(pipe, guidance_scale=1))

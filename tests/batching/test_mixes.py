@@ -65,6 +65,7 @@ def requests(draw: st.DrawFn, *, images: bool) -> Fields:
     maybe("schedule", "karras", "beta")
     maybe("guidance_rescale", 0.7)
     maybe("guidance_method", "apg", "cfg_zero_star")
+    maybe("pag_scale", 2.0)
     maybe("guidance_interval", (0.5, 6.0))
     maybe("clip_skip", 1, 2)
     maybe("images_per_prompt", 2, 3)
@@ -124,7 +125,7 @@ def mixes(draw: st.DrawFn, *, images: bool) -> Mix:
     few = st.lists(requests(images=images), max_size=3).map(tuple)
     gone = st.lists(st.integers(0, 9), max_size=1).map(tuple)
     return Mix(
-        draw(st.integers(2, 8)),
+        draw(st.integers(3, 8)),  # one with perturbed attention takes three
         draw(st.integers(1, 6)),
         {"prompt": "a", "seed": 1, "steps": 8, "height": 32, "width": 32},
         draw(st.lists(st.tuples(few, gone), min_size=1, max_size=4).map(tuple)),
@@ -199,7 +200,7 @@ def ours(demo_bundle: Path) -> kdrt.Pipeline:
 @pytest.fixture(scope="module")
 def element_by_element(tmp_path_factory: pytest.TempPathFactory) -> kdrt.Pipeline:
     """Whose network computes each image of a batch as if it were alone, bit by bit."""
-    return tiny_model(tmp_path_factory.mktemp("tiny"), "sdxl").pipeline
+    return tiny_model(tmp_path_factory.mktemp("tiny"), "sdxl", perturbed=True).pipeline
 
 
 @given(mixes(images=True))

@@ -125,6 +125,20 @@ def test_a_deep_cache_makes_the_same_images(tmp_path: Path, made: list[Work], le
         assert len(made) == (graphs if level == "loop" else 2 * graphs)
 
 
+@pytest.mark.parametrize("level", ["step", "loop"])
+def test_perturbed_attention_makes_the_same_images(
+    tmp_path: Path, made: list[Work], level: str
+) -> None:
+    model = tiny_model(tmp_path, "sdxl", perturbed=True)
+    pipe = at(model, level)
+    arguments: dict[str, Any] = {"steps": 5, "output_type": "latent", "pag_adaptive_scale": 0.002}
+    for seed, scale in ((1, 3.0), (2, 2.0)):
+        expected = model.pipeline("a", seed=seed, pag_scale=scale, **arguments).images
+        actual = pipe("a", seed=seed, pag_scale=scale, **arguments).images
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    assert len(made) == 1, "another scale needs no new capture"
+
+
 def test_one_capture_serves_every_guidance_scale(sdxl: TinyModel, made: list[Work]) -> None:
     pipe = at(sdxl, "step")
     for scale in (2.0, 9.0):

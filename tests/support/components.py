@@ -16,6 +16,7 @@ from kdrt_export.components import (
     ExportVaeEncoder,
 )
 from kdrt_export.components.controlnet import ExportControlHint, ExportControlNet
+from kdrt_export.components.perturbed_unet import ExportPerturbedUNet, self_attentions
 from kdrt_export.components.shallow_unet import ExportShallowUNet
 from kdrt_export.components.t2i_adapter import ExportT2IAdapter
 from tests.support.earlier_unet import UNetWithFreeUOfBatch
@@ -47,6 +48,11 @@ def _controlnet(kind: str, **changes: Any) -> ExportComponent:
 
 _controlled = partial(ExportUNet, control=True)
 
+
+def _perturbed(unet: UNet2DConditionModel) -> ExportComponent:
+    return ExportPerturbedUNet(unet, self_attentions(unet, ["mid", "up.block_1", "down_blocks.1"]))
+
+
 COMPONENTS: dict[str, Callable[[], ExportComponent]] = {
     **{
         f"unet {kind}": partial(_exported, ExportUNet, kind)
@@ -55,6 +61,7 @@ COMPONENTS: dict[str, Callable[[], ExportComponent]] = {
     "refiner unet": lambda: ExportUNet(
         unet("sdxl", projection_class_embeddings_input_dim=5 * 8 + 20), time_ids=5
     ),
+    **{f"unet {kind} for PAG": partial(_exported, _perturbed, kind) for kind in ("sd", "sdxl")},
     "inpainting unet": lambda: ExportUNet(unet("sd", in_channels=9)),
     "unet with its deep feature": lambda: ExportUNet(unet("sd"), deep_feature=True),
     **{

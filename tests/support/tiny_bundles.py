@@ -70,9 +70,8 @@ def by_kdrt(pipe: Pipeline, **options: Any) -> Tensor:
         latents=latents(),
         height=HEIGHT,
         width=WIDTH,
-        guidance_scale=7.5 if pipe.bundle.manifest.family == "sd" else 5.0,
+        **{"guidance_scale": 7.5 if pipe.bundle.manifest.family == "sd" else 5.0, **options},
         output_type="latent",
-        **options,
     ).images
     assert isinstance(images, Tensor)
     return images

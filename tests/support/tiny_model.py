@@ -129,13 +129,15 @@ def tiny_model(
     distilled: bool = False,
     zeros_for_empty_negative: bool = True,
     deep: bool = False,
+    perturbed: bool = False,
 ) -> TinyModel:
     """Write tokenizers and embeddings into ``folder``, and make a pipeline around them; ``freeu``
-    is the shape of that input, None for a UNet without it, and ``deep`` with a shallow UNet."""
+    is the shape of that input, None for a UNet without it, ``deep`` with a shallow UNet, and
+    ``perturbed`` with a UNet for perturbed attention."""
     widths = WIDTHS if family == "sdxl" else WIDTHS[:1]
     facts = tuple(_text_encoder(folder, i, width, family) for i, width in enumerate(widths))
     components = {
-        "unet": _unet_component(sum(widths), family, dtype, freeu, distilled),
+        "unet": _unet_component(sum(widths), family, dtype, freeu, distilled, perturbed),
         "vae_decoder": _component(
             [("latents", dtype, ("B", CHANNELS, "h", "w"))],
             [("image", dtype, ("B", 3, f"{SCALE}*h", f"{SCALE}*w"))],

@@ -12,6 +12,7 @@ Its files:
     residuals        what ControlNets and T2I-Adapters add to it
     controlnet       ControlNets, in two networks
     t2i_adapter      T2I-Adapters
+    perturbed_unet   the UNet for perturbed-attention guidance
     shallow_unet     its outermost layers, for deep cache
     vae              the two halves of the VAE
     vision           CLIP's vision models and the safety checker

@@ -25,6 +25,10 @@ class ExportAttention(nn.Module):
     hidden states [B, M, E]; it returns the shape of its first argument. With an IP-Adapter the
     latter come as a tuple with the image's tokens [B, N, E] and a scale [1], and a second attention
     to those is added (Ye et al. 2023, arXiv:2308.06721).
+
+    Attributes:
+        can_be_perturbed: a self-attention that is the identity map in ``perturbed_rows`` [B], those
+            where they are 1 (Ahn et al. 2024, arXiv:2403.17377).
     """
 
     def __init__(self, source: Attention, *, fuse: bool) -> None:
@@ -46,12 +50,14 @@ class ExportAttention(nn.Module):
             self.to_qkv = concatenate(source.to_q, source.to_k, source.to_v)
         self.to_kv_ip = image_projections(source)
         self.to_out = source.to_out
+        self.can_be_perturbed = False
 
     def forward(
         self,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | ImagePrompted | None = None,
         attention_mask: torch.Tensor | None = None,
+        perturbed_rows: torch.Tensor | None = None,
         **_: object,
     ) -> torch.Tensor:
         assert attention_mask is None, "traced networks take no attention mask"
@@ -66,6 +72,8 @@ class ExportAttention(nn.Module):
             hidden_states = self.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
         query, key, value = self._project(hidden_states, encoder_hidden_states)
         attended = attention(query, key, value, self.heads, self.head_dim)
+        if perturbed_rows is not None and self.can_be_perturbed:
+            attended = torch.where(perturbed_rows[:, None, None] > 0, value, attended)
         if image is not None and self.to_kv_ip is not None:
             tokens, scale = image
             key, value = self.to_kv_ip(tokens).split(self.heads * self.head_dim, dim=-1)

@@ -6,6 +6,8 @@ reshapes between images and tokens differ, so that each is one ONNX node.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from diffusers.models.activations import GEGLU
@@ -14,6 +16,14 @@ from torch import nn
 
 from kdrt_export.errors import UnsupportedModelError
 from kdrt_export.onnx.ops import to_image, to_tokens
+
+
+class Perturbed(NamedTuple):
+    """Encoder hidden states as the blocks hand them on, and the rows [B] whose self-attentions are
+    perturbed: 1 for those, else 0."""
+
+    context: torch.Tensor
+    rows: torch.Tensor
 
 
 class ExportTransformer(nn.Module):
@@ -30,13 +40,22 @@ class ExportTransformer(nn.Module):
         self.linear: bool = source.use_linear_projection
 
     def forward(
-        self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: object
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | Perturbed,
+        **_: object,
     ) -> tuple[torch.Tensor]:
+        context, to_attentions = encoder_hidden_states, None
+        if isinstance(context, Perturbed):
+            context, rows = context
+            to_attentions = {"perturbed_rows": rows}
         residual = hidden_states
         hidden = self.norm(hidden_states)
         tokens = self.proj_in(to_tokens(hidden)) if self.linear else to_tokens(self.proj_in(hidden))
         for block in self.transformer_blocks:
-            tokens = block(tokens, encoder_hidden_states=encoder_hidden_states)
+            tokens = block(
+                tokens, encoder_hidden_states=context, cross_attention_kwargs=to_attentions
+            )
         # Contiguous, as in the original: other memory layouts mean other kernels, which round
         # differently. Without a fused projection the two are equal bit by bit.
         if self.linear:
