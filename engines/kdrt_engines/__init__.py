@@ -14,6 +14,7 @@ Its files:
     errors          what engines raise, and the base class of kdrt's exceptions
     registry        the names of all engines, and which of them this machine can run
     onnxruntime     ONNX Runtime
+    openvino        OpenVINO
     tensorrt        TensorRT and TensorRT-RTX
     torch_eager     modules and exported programs
     torch_programs  what is in a program's file

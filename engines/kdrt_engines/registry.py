@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from kdrt_engines.cuda_devices import cuda_available
 from kdrt_engines.installed import installed_version
+from kdrt_engines.openvino.config import DEVICES
+from kdrt_engines.openvino.devices import has_device
 from kdrt_engines.tensorrt.flavour import FLAVOURS
 
 ENGINES = (
@@ -18,13 +20,18 @@ ENGINES = (
     "onnxruntime-cuda",
     "onnxruntime",
     "onnxruntime-tensorrt",
+    "openvino",
+    "openvino-gpu",
+    "openvino-npu",
     "torch",
 )
-"""Every name ``engine=`` takes, those that are chosen automatically first, best first."""
+"""Every name ``engine=`` takes, those that are chosen automatically first, best first. A name of
+OpenVINO's can be followed by a precision, as in ``openvino:bf16``."""
 
-ON_REQUEST = frozenset({"onnxruntime-tensorrt", "torch"})
+ON_REQUEST = frozenset({"onnxruntime-tensorrt", "torch", *DEVICES})
 """Engines that are never chosen automatically: the TensorRT provider of ONNX Runtime builds while
-the first image waits, and torch is the reference, not the fastest."""
+the first image waits, torch is the reference, not the fastest, and whether OpenVINO is faster than
+ONNX Runtime depends on the processor and the network: `kdrt tune` finds out."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,8 @@ def _status(name: str) -> EngineStatus:
         return _torch()
     if name == "onnxruntime":
         return _onnxruntime_cpu()
+    if name in DEVICES:
+        return _openvino(name)
     return _onnxruntime_gpu(name)
 
 
@@ -87,6 +96,17 @@ def _onnxruntime_cpu() -> EngineStatus:
     if version is None:
         return EngineStatus("onnxruntime", False, None, "not installed (pip install onnxruntime)")
     return EngineStatus("onnxruntime", True, version, "runs on any CPU")
+
+
+def _openvino(name: str) -> EngineStatus:
+    version, device = installed_version("openvino"), DEVICES[name]
+    if version is None:
+        return EngineStatus(name, False, None, "not installed (pip install 'kdrt[openvino]')")
+    if device == "CPU":
+        return EngineStatus(name, True, version, "runs on any CPU, in float32 unless named :bf16")
+    if not has_device(device):
+        return EngineStatus(name, False, version, f"no Intel {device}")
+    return EngineStatus(name, True, version, f"Intel {device} found; it needs a driver too")
 
 
 def _torch() -> EngineStatus:

@@ -1,4 +1,4 @@
-"""Both backends keep the contract: fixed addresses, nothing but compute in ``run``."""
+"""All backends keep the contract: fixed addresses, nothing but compute in ``run``."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from kdrt_engines import (
 from kdrt_engines.onnxruntime.config import CUDA, TENSORRT, OrtConfig
 from kdrt_engines.onnxruntime.engine import OrtEngine
 from kdrt_engines.torch_eager import TorchEngine
+from tests.support.openvino import needs_openvino, openvino_engine
 
 SPEC = EngineSpec(
     (TensorSpec("x", "float32", ("B", "h")), TensorSpec("unused", "float32", ("B",))),
@@ -53,10 +54,12 @@ def onnx_file(folder: Path) -> Path:
     return path
 
 
-@pytest.fixture(params=["torch", "onnxruntime"])
+@pytest.fixture(params=["torch", "onnxruntime", pytest.param("openvino", marks=needs_openvino)])
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Engine:
     if request.param == "torch":
         return TorchEngine(Network(), SPEC)
+    if request.param == "openvino":
+        return openvino_engine(onnx_file(tmp_path), SPEC)
     return OrtEngine(onnx_file(tmp_path), SPEC)
 
 

@@ -14,6 +14,7 @@ from kdrt_engines import Binding, Engine, EngineError, EngineSpec, FixedWeightsE
 from kdrt_engines.onnx_weights import stored_weights
 from kdrt_engines.onnxruntime.engine import OrtEngine
 from kdrt_engines.torch_eager import TorchEngine
+from tests.support.openvino import needs_openvino, openvino_engine
 
 SPEC = EngineSpec((TensorSpec("x", "float32", ("B", 5)),), (TensorSpec("y", "float32", ("B", 3)),))
 
@@ -58,10 +59,12 @@ def weight() -> Tensor:
     return torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture(params=["torch", "onnxruntime"])
+@pytest.fixture(params=["torch", "onnxruntime", pytest.param("openvino", marks=needs_openvino)])
 def engine(request: pytest.FixtureRequest, weight: Tensor, tmp_path: Path) -> Engine:
     if request.param == "torch":
         return TorchEngine(Layer(weight.clone()), SPEC)
+    if request.param == "openvino":
+        return openvino_engine(onnx_file(tmp_path, weight), SPEC)
     return OrtEngine(onnx_file(tmp_path, weight), SPEC)
 
 

@@ -1,0 +1,9 @@
+"""OpenVINO.
+
+Its files:
+
+    config    on which device, in which precision
+    engine    the engine and its bindings
+    tensors   torch tensors as OpenVINO's, in the same memory
+    devices   Intel GPUs and NPUs of this machine, found without OpenVINO
+"""
