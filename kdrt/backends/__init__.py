@@ -7,6 +7,8 @@ Its files:
     loader          the contract of what loads them
     onnxruntime     loads with ONNX Runtime
     ort_cache       keeps the graphs that it optimised
+    openvino        loads with OpenVINO
+    openvino_cache  keeps the networks that it compiled
     tensorrt        loads built TensorRT engines
     torch_programs  loads exported PyTorch programs
     fallback        a second engine where the first refuses
@@ -16,6 +18,7 @@ Its files:
     records         what is written beside a built engine
     profiles        the sizes an engine is built for
     refit_setting   how often changed weights are compared with ONNX Runtime
+    machine         what derived files depend on here
     commands        the commands that messages name
     trust           what a user trusts that others built
     doctor          what this machine has

@@ -10,6 +10,7 @@ from kdrt.bundle import Bundle, Component, Manifest
 from kdrt.common.validation import unknown_word
 from kdrt.errors import BundleError, EngineUnavailableError, InvalidRequestError
 from kdrt_engines.cuda_devices import cuda_available
+from kdrt_engines.openvino.config import config_of, is_openvino
 from kdrt_engines.registry import ENGINES, choose, find_engines
 from kdrt_engines.tensorrt.flavour import FLAVOURS
 
@@ -32,12 +33,17 @@ def chosen_engine(engine: str | None, bundle: Bundle) -> str:
 
 
 def known_engine(engine: str) -> str:
-    """``engine``, if it is the name of one.
+    """``engine``, if it is the name of one, perhaps with a precision (``openvino:bf16``).
 
     Raises:
         InvalidRequestError: it is not.
     """
-    if engine not in ENGINES:
+    if is_openvino(engine):
+        try:
+            config_of(engine)
+        except ValueError as error:
+            raise InvalidRequestError(str(error)) from error
+    elif engine not in ENGINES:
         raise InvalidRequestError(unknown_word("engine", engine, ENGINES))
     return engine
 
@@ -51,8 +57,11 @@ def _is_built(bundle: Bundle, engine: str) -> bool:
 
 
 def device_type(engine: str) -> str:
-    """Where an engine runs: ``cuda`` or ``cpu``."""
-    on_cuda = cuda_available() if engine == "torch" else engine != "onnxruntime"
+    """Where an engine's inputs and outputs are: ``cuda`` or ``cpu``."""
+    if engine == "torch":
+        on_cuda = cuda_available()
+    else:
+        on_cuda = engine != "onnxruntime" and not is_openvino(engine)
     return "cuda" if on_cuda else "cpu"
 
 

@@ -22,6 +22,7 @@ PACKAGES = (
     "torch",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
     "tensorrt",
     "tensorrt-rtx",
     "tokenizers",

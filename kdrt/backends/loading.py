@@ -18,6 +18,7 @@ from kdrt.bundle import Bundle, Component
 from kdrt.common.validation import check_int
 from kdrt.errors import EngineUnavailableError, InvalidRequestError
 from kdrt_engines import Engine
+from kdrt_engines.openvino.config import check_installed, is_openvino
 from kdrt_engines.tensorrt.flavour import FLAVOURS
 
 _logger = logging.getLogger(__name__)
@@ -76,7 +77,8 @@ def load_engines(
 
     Args:
         bundle: an opened bundle.
-        engine: one of ``kdrt_engines.registry.ENGINES``; None takes the best that this machine
+        engine: one of ``kdrt_engines.registry.ENGINES``, of OpenVINO's also with a precision, as
+            in ``openvino:bf16``; None takes the best that this machine
             has and the bundle was built for.
         threads: CPU threads a component may use; None is one a core. For ``torch`` this sets the
             threads of the whole process, since PyTorch has one pool.
@@ -137,6 +139,8 @@ def _make_loader(bundle: Bundle, engine: str, threads: int | None, own_cuda_grap
         return TensorRTLoader(bundle, FLAVOURS[engine])
     if engine == "torch":
         return TorchLoader(bundle, device_of(engine), threads)
+    if is_openvino(engine):
+        return _openvino_loader(bundle, engine, threads)
     try:
         import onnxruntime  # noqa: F401 - whether it is there, before our own code needs it
     except ImportError as error:
@@ -146,6 +150,13 @@ def _make_loader(bundle: Bundle, engine: str, threads: int | None, own_cuda_grap
     from kdrt.backends.onnxruntime import OrtLoader
 
     return OrtLoader(bundle, engine, threads, own_cuda_graphs)
+
+
+def _openvino_loader(bundle: Bundle, engine: str, threads: int | None) -> Loader:
+    check_installed()  # before our own code needs it
+    from kdrt.backends.openvino import OpenVinoLoader
+
+    return OpenVinoLoader(bundle, engine, threads)
 
 
 def device_of(engine: str) -> torch.device:

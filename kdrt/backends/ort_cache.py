@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import platform
 import re
 import shutil
 from collections.abc import Iterable, Mapping
@@ -26,8 +25,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import psutil
-
+from kdrt.backends.machine import missing_resources
+from kdrt.backends.machine import processor as _processor
 from kdrt.backends.records import network_hash
 from kdrt.bundle import Bundle
 from kdrt.common.atomic_io import new_folder, other_files
@@ -126,7 +125,7 @@ def _optimize(
     from kdrt_engines.onnxruntime.sessions import save_optimized
 
     report.start(f"{name}: optimise for this CPU")
-    missing = _missing_resources(sources[_NETWORK])
+    missing = missing_resources(sources[_NETWORK], _MEMORY_FOR_WEIGHTS, _DISK_FOR_WEIGHTS)
     if missing is not None:
         report.done("left out")
         report.note(f"{name} is not optimised beforehand: {missing}; it will load more slowly")
@@ -194,29 +193,6 @@ def _runtime_version() -> str:
         except PackageNotFoundError:
             continue
     return "none"
-
-
-@cache
-def _processor() -> str:
-    """What decides which kernels are used: the instruction sets, as Linux lists them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return f"{platform.machine()} {' '.join(sorted(flags.split()))}"
-
-
-def _missing_resources(source: Path) -> str | None:
-    """The memory or disk space that optimising a network needs and this machine lacks; None if
-    there is enough."""
-    weights = sum(file.stat().st_size for file in source.parent.iterdir())
-    memory = psutil.virtual_memory().available
-    if memory < _MEMORY_FOR_WEIGHTS * weights:
-        return f"that takes about {_MEMORY_FOR_WEIGHTS * weights / 1e6:,.0f} MB of memory"
-    if shutil.disk_usage(source).free < _DISK_FOR_WEIGHTS * weights:
-        return f"that takes about {_DISK_FOR_WEIGHTS * weights / 1e6:,.0f} MB of disk"
-    return None
 
 
 def _remove_stale(bundle: Bundle) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kdrt.backends.engine_files import engine_folders, trust_engine
+from kdrt.backends.openvino_cache import trust_kept
 from kdrt.backends.ort_cache import trust_optimized
 from kdrt.backends.torch_programs import trust_program
 from kdrt.bundle import Bundle
@@ -30,6 +31,7 @@ def trust_bundle(bundle: Bundle) -> list[Path]:
         for trusted in (trust_program(bundle, name), trust_optimized(bundle, name))
         if trusted is not None
     ]
+    found += trust_kept(bundle)
     for flavour in FLAVOURS.values():
         for folder in engine_folders(bundle, flavour):
             trust_engine(bundle, folder)

@@ -8,5 +8,6 @@ Its files:
     fusion     whether attention was fused
     targets    which flavour of TensorRT builds for which GPUs
     gpu_names  GPUs by name
+    sizes      the sizes that networks mostly run at
     refit      engines whose weights a LoRA may change
 """

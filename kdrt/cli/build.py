@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -34,7 +34,7 @@ def build(
     engine: Annotated[
         str | None,
         typer.Option(
-            metavar="tensorrt|tensorrt-rtx|onnxruntime",
+            metavar="tensorrt|tensorrt-rtx|onnxruntime|openvino",
             show_default=False,
             help="Without it the flavour of TensorRT that serves the GPU.",
         ),
@@ -69,12 +69,14 @@ def build(
     ] = False,
 ) -> None:
     """
-    Build the engines of a bundle: TensorRT's, or what ONNX Runtime makes of it on this CPU.
+    Build the engines of a bundle: TensorRT's, or what ONNX Runtime or OpenVINO make of it here.
 
     TensorRT-RTX serves cards from Turing to Blackwell, one engine file for several of them, and
     builds on a machine without a GPU. TensorRT serves the others, and builds on the GPU itself.
     ONNX Runtime's graphs are optimised for the CPU they are built on, which an export has done on
     its own machine; any other still runs the bundle, but loads it more slowly.
+    OpenVINO's networks are for this machine, one precision and the sizes that a profile is fastest
+    at; without them it compiles when a pipeline first needs a size.
     An engine that is there and good is not built again. Ctrl-C leaves nothing half-written.
 
     [bold]Examples[/bold]
@@ -83,15 +85,31 @@ def build(
       [cyan]kdrt build sdxl --here --profile portrait --profile static:1024x1024x1[/cyan]
       [cyan]kdrt build demo --gpu 'RTX 2080 Ti' --component vae_decoder[/cyan]
       [cyan]kdrt build demo --engine onnxruntime[/cyan]
+      [cyan]kdrt build demo --engine openvino:bf16 --profile static:64x64x1[/cyan]
       [cyan]kdrt build sdxl --refittable[/cyan]
     """
     from kdrt.backends.commands import bundle_argument
     from kdrt.bundle import open_bundle
+    from kdrt_engines.openvino.config import is_openvino
 
     opened = open_bundle(bundle)
+    if engine is not None and is_openvino(engine):
+        _check_for_tensorrt(
+            "OpenVINO's networks are for this machine, and LoRAs compile them anew",
+            {"gpu": gpu, "here": here, "refittable": refittable, "strict": strict},
+        )
+        compile_openvino(opened, engine, component or [], profile or [], force=force)
+        return
     if engine == "onnxruntime":
         _check_for_tensorrt(
-            gpu=gpu, here=here, profile=profile, refittable=refittable, strict=strict
+            "ONNX Runtime's graphs are for this CPU and any size, and take LoRAs as they are",
+            {
+                "gpu": gpu,
+                "here": here,
+                "profile": profile,
+                "refittable": refittable,
+                "strict": strict,
+            },
         )
         optimize(opened, component or [], force=force)
         return
@@ -124,8 +142,8 @@ def targets_of(
 
     if engine is not None and engine not in FLAVOURS:
         raise InvalidRequestError(
-            f"'{engine}' is no engine to build; choose {', '.join(FLAVOURS)} or onnxruntime, or "
-            "none of them and name a GPU"
+            f"'{engine}' is no engine to build; choose {', '.join(FLAVOURS)}, onnxruntime "
+            "or openvino, or none of them and name a GPU"
         )
     flavour, capabilities = resolve_targets(
         bundle,
@@ -185,13 +203,36 @@ def optimize(bundle: Bundle, components: Sequence[str], *, force: bool) -> None:
         typer.echo("nothing to do: every network that is kept for this CPU is there", err=True)
 
 
-def _check_for_tensorrt(**options: object) -> None:
-    """Refuse what ONNX Runtime has no use for."""
+def compile_openvino(
+    bundle: Bundle,
+    engine: str,
+    components: Sequence[str],
+    profiles: Sequence[str],
+    *,
+    force: bool,
+) -> None:
+    """Keep what OpenVINO makes of the networks on this machine, and print what was kept."""
+    from kdrt.backends.choice import known_engine
+    from kdrt.backends.openvino_cache import keep_networks
+    from kdrt.backends.profiles import DEFAULT
+    from kdrt.build.sizes import usual_sizes
+    from kdrt.cli.console import print_rows
+    from kdrt.common.terminal_report import TerminalReport
+
+    wanted = usual_sizes(bundle.manifest, components, tuple(profiles) or DEFAULT)
+    with TerminalReport() as report:
+        made = keep_networks(bundle, known_engine(engine), wanted, report, force=force)
+    if made:
+        rows = [(each.record.component, each.record.summary()) for each in made]
+        print_rows("OpenVINO, compiled for this machine", rows)
+    else:
+        typer.echo("nothing to do: every network that is kept for these sizes is there", err=True)
+
+
+def _check_for_tensorrt(why: str, options: Mapping[str, object]) -> None:
+    """Refuse what another engine has no use for, and say why it has none."""
     from kdrt.errors import InvalidRequestError
 
     given = [f"--{name}" for name, value in options.items() if value]
     if given:
-        raise InvalidRequestError(
-            f"{', '.join(given)} is for TensorRT; ONNX Runtime's graphs are for this CPU and any "
-            "size, and take LoRAs as they are: leave it out"
-        )
+        raise InvalidRequestError(f"{', '.join(given)} is for TensorRT; {why}: leave it out")

@@ -145,6 +145,7 @@ def _print_memory(bundle: Bundle) -> None:
 
 
 def _print_engines(bundle: Bundle) -> None:
+    from kdrt.backends.openvino_cache import kept_networks
     from kdrt.backends.ort_cache import optimized
     from kdrt.cli.console import print_rows
     from kdrt.cli.engine_rows import rows
@@ -158,6 +159,10 @@ def _print_engines(bundle: Bundle) -> None:
     if optimised:
         typer.echo()
         print_rows("ONNX Runtime, optimised for this CPU", optimised)
+    compiled = [(k.record.component, k.record.summary()) for k in kept_networks(bundle)]
+    if compiled:
+        typer.echo()
+        print_rows("OpenVINO, compiled for this machine", compiled)
 
 
 def _sizes(folder: Path) -> list[int]:

@@ -31,7 +31,9 @@ def load(
 
     Args:
         name_or_path: a bundle's folder, or its name in ``$KDRT_HOME``; or one that is open.
-        engine: which engine runs it (``kdrt doctor`` lists them); None takes the best here.
+        engine: which engine runs it (``kdrt doctor`` lists them); None takes the best here. Those
+            of OpenVINO compute in float32, or in the precision that follows their name, as in
+            ``"openvino:bf16"``.
         threads: CPU threads; None is one a core.
         cuda_graph: how much of a run is captured in CUDA graphs, see
             :mod:`kdrt.denoise.cuda_graphs`: ``"off"``, ``"step"`` or ``"loop"``; None is ``"step"``

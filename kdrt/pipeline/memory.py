@@ -170,8 +170,8 @@ def _part(bundle: Bundle, engine: str, component: str) -> ComponentMemory:
     program = torch_program(bundle, component)
     in_program = engine == "torch" and program.is_file()
     weights = program.stat().st_size if in_program else _network_size(bundle, component)
-    # On a CPU, ONNX Runtime computes in float32 whatever the weights are.
-    dtype = "float32" if engine == "onnxruntime" else _dtype(bundle, component)
+    # On a CPU, ONNX Runtime and OpenVINO compute in float32 whatever the weights are.
+    dtype = "float32" if engine in ("onnxruntime", "openvino") else _dtype(bundle, component)
     return ComponentMemory(component, weights, least_activations(bundle, component, dtype), True)
 
 
