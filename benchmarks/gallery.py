@@ -3,8 +3,8 @@
     kdrt export demo
     python benchmarks/gallery.py docs/images/gallery [--only strength] ...
 
-Every sheet is a table of images from fixed prompts and seeds, made on the CPU. None is chosen among
-several: what a setting gives with this seed is what the sheet shows.
+Every sheet is a table of images from fixed prompts and seeds, made on the CPU. Prompts and masks
+are chosen to show what an option does; seeds are not tried until one fits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 import kdrt
 from kdrt import Pipeline, Request
@@ -135,6 +135,22 @@ def masked_part(pipe: Pipeline) -> Sheet:
     return sheet
 
 
+def soft_mask(pipe: Pipeline) -> Sheet:
+    """A mask of greys: taken for an edge, and blended in the end; and taken for strengths."""
+    image = draw(CIRCLE)
+    down = Image.linear_gradient("L").resize(image.size)
+    outwards = ImageOps.invert(Image.radial_gradient("L")).resize(image.size)
+    sheet = Sheet(["image", "mask", "a mask", "a soft mask"])
+    for prompt, mask in (
+        ("a yellow heart on a blue background", down),
+        ("a green star on a blue background", outwards),
+    ):
+        request: Request = {"prompt": prompt, "image": image, "mask_image": mask, "seed": 3}
+        made = [image_of(pipe, {**request, "soft_mask": soft}) for soft in (False, True)]
+        sheet.add(two_lines(prompt), [image, mask, *made])
+    return sheet
+
+
 def guidance(pipe: Pipeline) -> Sheet:
     """Ways to combine what the model says with and without the prompt, at rising guidance.
 
@@ -169,6 +185,7 @@ SHEETS: dict[str, Callable[[Pipeline], Sheet]] = {
     "strength": strength,
     "inpainting": inpainting,
     "masked-part": masked_part,
+    "soft-mask": soft_mask,
     "guidance": guidance,
 }
 
