@@ -21,7 +21,7 @@ import torch
 
 import kdrt
 from kdrt.batching.handle import Handle
-from kdrt.denoise.row_denoiser import ImageShape
+from kdrt.denoise.conditioning_store import ImageShape
 from kdrt.request.fields import Request
 from kdrt.sampling import Plan
 from kdrt_bench.cuda_calls import CALLS, count_calls

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from kdrt.adapters.lora_merge import Scale
 from kdrt.adapters.unet_features import Features
+from kdrt.denoise.conditioning_store import ImageShape
+from kdrt.denoise.controls import ControlComponent
 from kdrt.denoise.freeu import FREEU_OFF
-from kdrt.denoise.row_denoiser import ImageShape
 from kdrt.pipeline.encoding import conditioning_length
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt.request.job import Job, latent_shape
@@ -27,12 +28,14 @@ class ImageClass(NamedTuple):
         shape: of the images; None for those that cannot share.
         loras: stands for their LoRAs.
         unet_features: of the UNet that makes them.
+        controls: that act on all of them.
         inputs: of the UNet that have one value for the whole run, or decide which network runs.
     """
 
     shape: ImageShape | None
     loras: Hashable
     unet_features: Features = ()
+    controls: tuple[ControlComponent, ...] = ()
     inputs: Hashable = None
 
     @property
@@ -62,7 +65,8 @@ def class_of(
     _, height, width = latent_shape(pipe.bundle.manifest, job.height, job.width)
     tokens = conditioning_length(pipe.prompt_encoder, job, doubled=pipe.is_doubled(job))
     shape = ImageShape(height, width, tokens)
-    return ImageClass(shape, group, job.unet_features, _inputs(pipe, job, unet))
+    controls = tuple(control.component for control in job.controls)
+    return ImageClass(shape, group, job.unet_features, controls, _inputs(pipe, job, unet))
 
 
 def _inputs(pipe: Pipeline, job: Job, spec: EngineSpec) -> Hashable:

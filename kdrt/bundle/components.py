@@ -21,3 +21,21 @@ PAG = "pag"
 
 PAG_INPUT = "pag_rows"
 """The input that tells it which rows are perturbed: 1 for those, else 0."""
+
+
+DOWN_RESIDUAL, MID_RESIDUAL = "down_residual_", "mid_residual"
+"""What a ControlNet hands out and a UNet takes: for its skip connections, numbered, and for its
+middle."""
+
+
+CONTROL_COMPONENT, CONTROL_HINT = "controlnet-", "-hint"
+"""A ControlNet is the component of its name after the first, and what it makes of its image once
+that with the second behind it."""
+
+
+ADAPTER_COMPONENT = "t2i-adapter-"
+"""Likewise of a T2I-Adapter."""
+
+
+ADAPTER_RESIDUAL = "adapter_residual_"
+"""What a T2I-Adapter hands out and a UNet takes, numbered."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from kdrt.adapters.ip_adapter import TOKENS_INPUT, write_image_prompt
 from kdrt.bundle.components import DEEP_FEATURE, PAG_INPUT
 from kdrt.common.upload import upload
+from kdrt.denoise.controls import BoundControls, ControlEngines, is_residual
 from kdrt.denoise.inputs import DenoiserInputs
 from kdrt.denoise.parts import Parts, Predictions
 from kdrt.denoise.scaling import Scalar, host_scalar
@@ -87,33 +88,59 @@ class UNetRows:
         height: latent rows.
         width: latent columns.
         tokens: L, the length of the conditioning.
+        controls: what is added to its layers; None is nothing.
 
     Attributes:
         inputs: of the UNet, at the addresses that it reads.
         sample: ``[R, C, h, w]``, the part of the input that is the scaled latents.
         extra: ``[R, C', h, w]``, the rest of it, which inpainting models have.
         timestep: ``[R]``.
+        place: float32 ``[R]``, of each row in its run; where there are controls.
+        controls: of these rows.
         prediction: float32 ``[R, C, h, w]``: what the last run left.
 
     Raises:
         ShapeError: the engine does not allow these sizes.
     """
 
-    def __init__(self, unet: Engine, *, rows: int, height: int, width: int, tokens: int) -> None:
-        self._binding = unet.bind(B=rows, L=tokens, h=height, w=width)
+    def __init__(
+        self,
+        unet: Engine,
+        *,
+        rows: int,
+        height: int,
+        width: int,
+        tokens: int,
+        controls: ControlEngines | None = None,
+    ) -> None:
+        dims = {"B": rows, "L": tokens, "h": height, "w": width}
+        self._binding = unet.bind(**dims)
         self.inputs = self._binding.inputs
         self._noise_pred = self._binding.outputs["noise_pred"]
         channels = self._noise_pred.shape[1]
         self.sample = self.inputs["sample"][:, :channels]
         self.extra = self.inputs["sample"][:, channels:]
         self.timestep = self.inputs["timestep"]
+        self.place = torch.zeros(rows, device=unet.device)
+        for name, tensor in self.inputs.items():
+            if is_residual(name):
+                tensor.zero_()
+        self.controls: BoundControls | None = None
+        if controls is not None:
+            self.controls = BoundControls(controls, dims, self.inputs)
         self.prediction = self._noise_pred
         if self._noise_pred.dtype != torch.float32:
             # Guidance amplifies differences: they must not be taken in half precision.
             self.prediction = torch.empty_like(self._noise_pred, dtype=torch.float32)
 
-    def run(self) -> None:
-        """Compute the prediction from the inputs."""
+    def run(self, *, at: float | None = None) -> None:
+        """Compute the prediction from the inputs.
+
+        Args:
+            at: the place of all rows, where the host knows it.
+        """
+        if self.controls is not None:
+            self.controls.run(self.sample, self.timestep, self.place, at=at)
         self._binding.run()
         if self.prediction is not self._noise_pred:
             self.prediction.copy_(self._noise_pred)
@@ -124,7 +151,8 @@ class UNetRows:
 
     def held(self) -> tuple[Tensor, ...]:
         """See `kdrt_engines.Binding.workspace`."""
-        return self._binding.workspace()
+        held = self._binding.workspace()
+        return held if self.controls is None else (*held, *self.controls.held())
 
 
 class BatchParts:
@@ -145,10 +173,13 @@ class BatchParts:
         self.predictions = Predictions.of_batch(rows.prediction, parts)
         self._samples = rows.sample.chunk(parts.rows)
         self._timesteps = rows.timestep.view(parts.rows, -1)
+        self._places = rows.place.view(parts.rows, -1)
         self._rows = rows
         self._factor = host_scalar()
 
-    def predict(self, x: Tensor, c_in: Scalar, timestep: Scalar) -> Predictions:
+    def predict(
+        self, x: Tensor, c_in: Scalar, timestep: Scalar, place: Scalar = 0.0
+    ) -> Predictions:
         """Run on ``c_in · x``, and return the :attr:`predictions`."""
         factor = c_in if isinstance(c_in, Tensor) else self._factor.fill_(c_in)
         for part in self._samples:
@@ -157,7 +188,14 @@ class BatchParts:
             self._timesteps.copy_(timestep)
         else:
             self._timesteps.fill_(timestep)
-        self._rows.run()
+        if self._rows.controls is None:
+            self._rows.run()
+        elif isinstance(place, Tensor):
+            self._places.copy_(place.flatten())
+            self._rows.run()
+        else:
+            self._places.fill_(place)
+            self._rows.run(at=place)
         return self.predictions
 
 
@@ -171,6 +209,7 @@ class BoundUNet:
         height: latent rows.
         width: latent columns.
         tokens: L, the length of the conditioning.
+        controls: what is added to its layers; None is nothing.
 
     Attributes:
         predictions: see `BatchParts`.
@@ -181,11 +220,25 @@ class BoundUNet:
     """
 
     def __init__(
-        self, unet: Engine, *, images: int, parts: Parts, height: int, width: int, tokens: int
+        self,
+        unet: Engine,
+        *,
+        images: int,
+        parts: Parts,
+        height: int,
+        width: int,
+        tokens: int,
+        controls: ControlEngines | None = None,
     ) -> None:
         self._parts = parts
-        rows = parts.rows * images
-        self._rows = UNetRows(unet, rows=rows, height=height, width=width, tokens=tokens)
+        self._rows = UNetRows(
+            unet,
+            rows=parts.rows * images,
+            height=height,
+            width=width,
+            tokens=tokens,
+            controls=controls,
+        )
         self._batch = BatchParts(self._rows, parts)
         self.predictions = self._batch.predictions
         self.predict = self._batch.predict
@@ -201,6 +254,8 @@ class BoundUNet:
         if told.extra_channels is not None:
             for part in self._batch.extra:
                 part.copy_(told.extra_channels)
+        if self._rows.controls is not None:
+            self._rows.controls.write(told.controls, self._parts)
 
     def take_deep_feature(self, full: BoundUNet) -> None:
         """Copy the deep feature that the last run of the ``full`` network computed."""

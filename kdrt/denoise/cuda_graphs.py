@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from kdrt.denoise.denoiser import for_one_run
+from kdrt.denoise.progress import places_of, steps_of
 from kdrt.denoise.scaling import Numbers
 from kdrt.denoise.shortcuts import NO_SHORTCUTS, DenoiseByKind, EvaluationKind, Shortcuts
 from kdrt.errors import InvalidRequestError
@@ -42,8 +43,8 @@ CUDA_GRAPH_LEVELS: tuple[CudaGraphLevel, ...] = ("off", "step", "loop")
 class CapturableDenoise(DenoiseByKind, SlotDenoise, Protocol):
     """What a captured run asks of a denoiser."""
 
-    def numbers(self, sigma: float) -> Numbers:
-        """What a stage at this noise level has in its table."""
+    def numbers(self, sigma: float, place: float = 0.0) -> Numbers:
+        """What a stage at this noise level and place has in its table."""
         ...
 
     def mode(self) -> Hashable:
@@ -109,7 +110,7 @@ class CudaGraphRunner:
             replays = self._stages(loop, kinds)
             if replays is not None:
                 return loop.steps(plan, [replays[kind] for kind in kinds])
-        return run(plan, latents, for_one_run(self._denoise, shortcuts), noise)
+        return run(plan, latents, for_one_run(self._denoise, shortcuts, places_of(plan)), noise)
 
     def close(self) -> None:
         """Let go of all graphs, and of the memory they hold."""
@@ -180,7 +181,10 @@ class _Loop:
     def load(self, plan: Plan, latents: Tensor, noise: Tensor | None) -> None:
         """Begin a run; arguments as for `kdrt.sampling.run`."""
         self.features = Features.of(plan)
-        numbers = [self._denoise.numbers(stage.sigma) for stage in plan.stages]
+        numbers = [
+            self._denoise.numbers(stage.sigma, place)
+            for stage, place in zip(plan.stages, steps_of(plan), strict=True)
+        ]
         self.slots.load(self._images, plan, latents, noise, numbers)
 
     @contextmanager

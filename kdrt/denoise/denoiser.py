@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kdrt.denoise.bound_unet import GUIDANCE_INPUT, BoundUNet
+from kdrt.denoise.controls import ControlEngines
 from kdrt.denoise.guidance import Guidance
 from kdrt.denoise.inputs import DenoiserInputs, GuidanceSettings
 from kdrt.denoise.known_region import KnownRegion, threshold_of
@@ -33,9 +34,19 @@ def is_doubled(unet: EngineSpec, guidance_scale: float, *, asked: bool = False) 
     return (asked or guidance_scale > 1) and not unet.has_input(GUIDANCE_INPUT)
 
 
-def for_one_run(denoise: DenoiseByKind, shortcuts: Shortcuts) -> Denoise:
-    """A denoiser whose calls are the evaluations of one run, in order."""
-    return denoise if shortcuts == NO_SHORTCUTS else DenoiseInOrder(denoise, shortcuts)
+def for_one_run(
+    denoise: DenoiseByKind, shortcuts: Shortcuts, place: Callable[[float], float] | None = None
+) -> Denoise:
+    """A denoiser whose calls are the evaluations of one run, in order.
+
+    Args:
+        denoise: the denoiser.
+        shortcuts: of the run.
+        place: of `kdrt.denoise.progress.places_of`, where something depends on it.
+    """
+    if shortcuts == NO_SHORTCUTS and place is None:
+        return denoise
+    return DenoiseInOrder(denoise, shortcuts, place)
 
 
 class Denoiser:
@@ -56,6 +67,7 @@ class Denoiser:
         tokens: L, the length of the conditioning.
         parts: of the batch.
         shallow: gives the shallow UNet, called when :meth:`prepare` first needs it.
+        controls: what is added to the layers of the UNet; None is nothing.
 
     Attributes:
         extra_channels: channels of the UNet's sample beyond the latents': inpainting models have
@@ -76,6 +88,7 @@ class Denoiser:
         tokens: int,
         parts: Parts,
         shallow: Callable[[], Engine] | None = None,
+        controls: ControlEngines | None = None,
     ) -> None:
         def bind(kind: EvaluationKind) -> BoundUNet:
             engine = unet
@@ -89,6 +102,7 @@ class Denoiser:
                 height=height,
                 width=width,
                 tokens=tokens,
+                controls=controls,
             )
 
         self._bind = bind
@@ -152,7 +166,9 @@ class Denoiser:
         return self._unconditional
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, sigma: float, kind: EvaluationKind = WHOLE) -> Tensor:
+    def __call__(
+        self, x: Tensor, sigma: float, kind: EvaluationKind = WHOLE, place: float = 0.0
+    ) -> Tensor:
         """Denoise ``x`` at a noise level.
 
         Args:
@@ -160,15 +176,16 @@ class Denoiser:
             sigma: the noise level.
             kind: one of the possible kinds of the shortcuts that :meth:`prepare` was given. One
                 that is not full continues from the last full one.
+            place: of the evaluation in its run, for controls.
 
         Returns:
             float32 ``[B, C, h, w]``, overwritten by the next call.
         """
-        return self._evaluate(x, self.numbers(sigma), kind)
+        return self._evaluate(x, self.numbers(sigma, place), kind)
 
     @torch.no_grad()
     def denoise(self, x: Tensor, numbers: Tensor, kind: EvaluationKind = WHOLE) -> Tensor:
-        """As a call, with the :meth:`numbers` of the noise level as float32 ``[B, 11]`` on the
+        """As a call, with the :meth:`numbers` of the noise level as float32 ``[B, 12]`` on the
         device, a row for each image.
 
         Whatever depends on the noise level or on the guidance scale is read on the device when
@@ -176,10 +193,12 @@ class Denoiser:
         """
         return self._evaluate(x, Numbers.of_rows(numbers), kind)
 
-    def numbers(self, sigma: float) -> Numbers:
-        """All that a call needs to know of a noise level, and of the guidance of this run."""
+    def numbers(self, sigma: float, place: float = 0.0) -> Numbers:
+        """All that a call needs to know of a noise level and a place, and of the guidance of this
+        run."""
         told = self._settings.numbers(self._scaling.scalars(sigma))
-        return told._replace(mask_threshold=threshold_of(self._region, sigma))
+        threshold = threshold_of(self._region, sigma)
+        return told._replace(mask_threshold=threshold, place=place)
 
     def mode(self) -> Hashable:
         """What decides which operations a call enqueues, besides its kind and the sizes."""
@@ -210,7 +229,7 @@ class Denoiser:
 
     def _evaluate(self, x: Tensor, numbers: Numbers, kind: EvaluationKind) -> Tensor:
         network = self._networks[kind]
-        predictions = network.predict(x, numbers.c_in, numbers.timestep)
+        predictions = network.predict(x, numbers.c_in, numbers.timestep, numbers.place)
         if kind.full and self._keeps_deep_feature:
             self._networks[EvaluationKind(kind.guided, full=False)].take_deep_feature(network)
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 
 from kdrt.common.log import timed_steps
 from kdrt.common.lru import LruCache
+from kdrt.denoise.conditioning_store import ImageShape
+from kdrt.denoise.controls import ControlComponent, control_engines, no_component
 from kdrt.denoise.cuda_graphs import CudaGraphLevel, CudaGraphRunner, capture_on
 from kdrt.denoise.denoiser import Denoiser, for_one_run
 from kdrt.denoise.in_flight import InFlight
 from kdrt.denoise.inputs import DenoiserInputs, SamplingRun
 from kdrt.denoise.parts import Parts
-from kdrt.denoise.row_denoiser import ImageShape
+from kdrt.denoise.progress import places_of
 from kdrt.denoise.scaling import Scaling
 from kdrt.sampling import (
     AdaptivePlan,
@@ -44,6 +46,7 @@ class _Size(NamedTuple):
     width: int
     tokens: int
     parts: Parts
+    controls: tuple[ControlComponent, ...]
 
 
 class _Bound(NamedTuple):
@@ -70,6 +73,7 @@ class Denoising:
         unet: the engine.
         scaling: of the model.
         shallow: gives the shallow UNet, called when it is first needed.
+        control: gives the engine of a control, likewise.
         cuda_graph: how much to capture.
         stream: to capture on; None on a CPU.
     """
@@ -80,6 +84,7 @@ class Denoising:
         scaling: Scaling,
         *,
         shallow: Callable[[], Engine],
+        control: Callable[[str], Engine] = no_component,
         cuda_graph: CudaGraphLevel,
         stream: torch.cuda.Stream | None,
     ) -> None:
@@ -87,6 +92,7 @@ class Denoising:
         self.version = 0
         self._scaling = scaling
         self._shallow = shallow
+        self._control = control
         self._cuda_graph = cuda_graph
         self._stream = stream
         self.graphs = CudaGraphCache()
@@ -105,12 +111,24 @@ class Denoising:
         """Free the buffers and captured graphs of every size."""
         self._bound.clear()
 
-    def in_flight(self, shape: ImageShape, slots: int) -> InFlight:
-        """Room for images of one shape that come from different runs, ``slots`` at a time."""
+    def in_flight(
+        self, shape: ImageShape, slots: int, controls: Sequence[ControlComponent] = ()
+    ) -> InFlight:
+        """Room for images of one shape, with the same ``controls``, that come from different runs,
+        ``slots`` at a time."""
         capture = None
         if self._cuda_graph != "off" and self._stream is not None and self.unet.capturable:
             capture = capture_on(self._stream)
-        return InFlight(self.unet, self._scaling, shape, slots, capture=capture, graphs=self.graphs)
+        return InFlight(
+            self.unet,
+            self._scaling,
+            shape,
+            slots,
+            controls=controls,
+            load_control=self._control,
+            capture=capture,
+            graphs=self.graphs,
+        )
 
     def sample(self, run: SamplingRun, *, watched: bool) -> Iterator[Step]:
         """Sample a run, step by step.
@@ -132,12 +150,13 @@ class Denoising:
             return self._sample_adaptively(plan, run)
         denoiser, runner = self._prepared(run, inputs)
         if isinstance(plan, ForeignPlan):
-            denoise = for_one_run(denoiser, inputs.shortcuts)
+            denoise = for_one_run(denoiser, inputs.shortcuts, _places(run))
             schedule = inputs.noise_schedule or self._scaling.noise_schedule
             return run_foreign(plan, latents, denoise, run.noise, schedule, run.seed)
         noise = run.noise.draw(plan.slots).to(latents.device)
         if runner is None:
-            return run_fixed(plan, latents, for_one_run(denoiser, inputs.shortcuts), noise)
+            denoise = for_one_run(denoiser, inputs.shortcuts, _places(run))
+            return run_fixed(plan, latents, denoise, noise)
         return runner.run(plan, latents, noise, shortcuts=inputs.shortcuts, watched=watched)
 
     def _sample_adaptively(self, plan: AdaptivePlan, run: SamplingRun) -> Iterator[Step]:
@@ -145,7 +164,8 @@ class Denoising:
 
         def denoiser_of(image: int) -> Denoise:
             inputs = run.inputs.one(image)
-            return for_one_run(self._prepared(run, inputs).denoiser, inputs.shortcuts)
+            denoiser = self._prepared(run, inputs).denoiser
+            return for_one_run(denoiser, inputs.shortcuts, _places(run))
 
         noise = run.noise.another if isinstance(run.noise, SeededNoise) else None
         return run_adaptive(plan, run.latents, denoiser_of, noise)
@@ -154,7 +174,7 @@ class Denoising:
         """What runs all images of a run, or the one whose inputs these are."""
         images, tokens, _ = inputs.positive.prompt.encoder_hidden_states.shape
         height, width = run.latents.shape[-2:]
-        size = _Size(images, height, width, tokens, inputs.parts)
+        size = _Size(images, height, width, tokens, inputs.parts, inputs.control_components)
         bound = self._bound.get(size, lambda: self._bind(size))
         bound.denoiser.prepare(inputs, unconditional=run.plan.needs_unconditional)
         return bound
@@ -162,13 +182,13 @@ class Denoising:
     def _bind(self, size: _Size) -> _Bound:
         _logger.debug(
             "binding the UNet for %d image(s) of %d by %d latents, %d tokens, %d row(s) an image",
-            *size[:-1],
+            *size[:4],
             size.parts.rows,
         )
         denoiser = Denoiser(
             self.unet,
             self._scaling,
-            **size._asdict(),
+            **{**size._asdict(), "controls": control_engines(size.controls, self._control)},
             shallow=self._shallow,
         )
         return _Bound(denoiser, self._runner(denoiser))
@@ -178,3 +198,8 @@ class Denoising:
             return None
         capture = capture_on(self._stream)
         return CudaGraphRunner(denoiser, self._cuda_graph, self.graphs, capture)
+
+
+def _places(run: SamplingRun) -> Callable[[float], float] | None:
+    """Where its evaluations are, if that matters."""
+    return places_of(run.plan) if run.inputs.controls else None

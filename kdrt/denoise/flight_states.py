@@ -70,7 +70,7 @@ class BoundTick:
         denoiser: of its images.
         told: whose rows the UNet was told last.
         x, numbers: what the denoiser is given where ticks are not captured.
-        x_by_image, numbers_by_image: views of them, ``[1, C, h, w]`` and ``[10]``.
+        x_by_image, numbers_by_image: views of them, ``[1, C, h, w]`` and ``[12]``.
     """
 
     def __init__(self, denoiser: RowDenoiser, like: Tensor) -> None:
@@ -111,7 +111,7 @@ class States(Protocol):
 
 
 class _EagerImage(NamedTuple):
-    """An image, with its `Numbers` by evaluation, as tensors ``[10]``."""
+    """An image, with its `Numbers` by evaluation, as tensors ``[12]``."""
 
     run: FixedRun
     numbers: Sequence[Tensor]

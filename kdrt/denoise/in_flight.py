@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 
 from kdrt.common.lru import LruCache
+from kdrt.denoise.conditioning_store import ConditioningStore, ImageShape
+from kdrt.denoise.controls import ControlComponent, control_engines, no_component
 from kdrt.denoise.cuda_graphs import Capture
 from kdrt.denoise.flight_states import (
     BoundTick,
@@ -35,13 +37,8 @@ from kdrt.denoise.flight_states import (
 )
 from kdrt.denoise.inputs import DenoiserInputs
 from kdrt.denoise.known_region import threshold_of
-from kdrt.denoise.row_denoiser import (
-    ConditioningStore,
-    ImageRows,
-    ImageShape,
-    RowDenoiser,
-    RowKind,
-)
+from kdrt.denoise.progress import steps_of
+from kdrt.denoise.row_denoiser import ImageRows, RowDenoiser, RowKind
 from kdrt.denoise.scaling import Scaling
 from kdrt.denoise.shortcuts import Shortcuts
 from kdrt.sampling import AnyPlan, Plan, Step
@@ -114,6 +111,8 @@ class InFlight:
         scaling: of the model.
         shape: of the images.
         slots: most images at a time.
+        controls: that all of them have.
+        load_control: gives the engine of a component.
         capture: captures a tick in a CUDA graph; None enqueues every operation by itself.
         graphs: what is captured, for all shapes together.
     """
@@ -125,11 +124,14 @@ class InFlight:
         shape: ImageShape,
         slots: int,
         *,
+        controls: Sequence[ControlComponent] = (),
+        load_control: Callable[[str], Engine] = no_component,
         capture: Capture | None = None,
         graphs: CudaGraphCache | None = None,
     ) -> None:
         self._scaling = scaling
         self._shape = shape
+        self._control_components, self._load_control = tuple(controls), load_control
         self._graphs = CudaGraphCache() if graphs is None else graphs
         self._images: dict[int, FlyingImage] = {}
         self._free = sorted(range(slots), reverse=True)
@@ -196,8 +198,8 @@ class InFlight:
             [
                 (guidance if own.unconditional else guidance.without_unconditional)
                 .numbers(scaling.scalars(stage.sigma))
-                ._replace(mask_threshold=threshold_of(region, stage.sigma))
-                for stage, own in zip(plan.stages, parts, strict=True)
+                ._replace(mask_threshold=threshold_of(region, stage.sigma), place=place)
+                for stage, own, place in zip(plan.stages, parts, steps_of(plan), strict=True)
             ],
             parts,
             RowKind(
@@ -301,7 +303,8 @@ class InFlight:
     def _use(self, unet: Engine) -> None:
         self._unet = unet
         self._row_limits = unet.limits().get("B", (1, sys.maxsize))
-        self._store = ConditioningStore(unet, self._slots, self._shape)
+        controls = control_engines(self._control_components, self._load_control)
+        self._store = ConditioningStore(unet, self._slots, self._shape, controls)
         self._bound: LruCache[Bucket, BoundTick] = LruCache(_BUCKETS, on_evict=self._graphs.drop)
 
 

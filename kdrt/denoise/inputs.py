@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from kdrt.denoise.controls import Control, ControlComponent
 from kdrt.denoise.freeu import FREEU_OFF, FreeU
 from kdrt.denoise.guidance_methods import CFG, GuidanceMethod
 from kdrt.denoise.known_region import KnownRegion
@@ -103,6 +104,7 @@ class DenoiserInputs:
         extra_channels: ``[B, 1 + C, h, w]``, what an inpainting UNet sees besides the sample: the
             mask, and the latents of the masked image. Unlike the sample, not scaled with the
             noise.
+        controls: what is added to the layers of the UNet.
         shortcuts: which evaluations do less.
         noise_schedule: gives the timestep of a σ; None is the model's own training table.
     """
@@ -118,6 +120,7 @@ class DenoiserInputs:
     image_scale: float = 1.0
     known_region: KnownRegion | None = None
     extra_channels: Tensor | None = None
+    controls: tuple[Control, ...] = ()
     shortcuts: Shortcuts = NO_SHORTCUTS
     noise_schedule: NoiseSchedule | None = None
 
@@ -150,6 +153,11 @@ class DenoiserInputs:
             self.perturbed_attention,
         )
 
+    @property
+    def control_components(self) -> tuple[ControlComponent, ...]:
+        """What the controls are computed with, in order."""
+        return tuple(control.component for control in self.controls)
+
     def one(self, image: int) -> DenoiserInputs:
         """Those of one image, still as a batch: B = 1."""
         return replace(
@@ -159,6 +167,7 @@ class DenoiserInputs:
             regions=self.regions and self.regions.one(image),
             known_region=self.known_region and self.known_region.one(image),
             extra_channels=_row(self.extra_channels, image),
+            controls=tuple(control.one(image) for control in self.controls),
         )
 
 

@@ -16,34 +16,27 @@ import torch
 from torch import Tensor
 
 from kdrt.bundle.components import PAG_INPUT
-from kdrt.common.upload import upload
-from kdrt.denoise.bound_unet import BatchParts, UNetRows, write_conditioning
+from kdrt.common.upload import upload, uploaded
+from kdrt.denoise.bound_unet import BatchParts, UNetRows
+from kdrt.denoise.conditioning_store import (
+    CONDITIONAL,
+    FIRST_REGION,
+    UNCONDITIONAL,
+    ConditioningStore,
+    ImageShape,
+)
+from kdrt.denoise.controls import ControlStore
 from kdrt.denoise.guidance import Guidance
-from kdrt.denoise.inputs import DenoiserInputs
 from kdrt.denoise.known_region import KnownRegion
 from kdrt.denoise.parts import Parts, Predictions
 from kdrt.denoise.regional import MAX_REGIONS, no_regions
 from kdrt.denoise.scaling import Numbers, Scaling
 from kdrt_engines import Engine
-from kdrt_engines.torch_eager import allocate
 
-_NOT_STORED = ("sample", "timestep", PAG_INPUT)
-"""Inputs that change from step to step, or follow from what the row is."""
-
-_UNCONDITIONAL, _CONDITIONAL, _FIRST_REGION = range(3)
-"""Parts of an image, and the places of what is stored of them."""
-
-_PERTURBED = _FIRST_REGION + MAX_REGIONS
+_PERTURBED = FIRST_REGION + MAX_REGIONS
 _PARTS = _PERTURBED + 1
 
-
-class ImageShape(NamedTuple):
-    """What images have in common that share a UNet: rows and columns of the latents, and L, the
-    length of the conditioning."""
-
-    height: int
-    width: int
-    tokens: int
+_PLACE = Numbers._fields.index("place")
 
 
 class ImageRows(NamedTuple):
@@ -79,94 +72,6 @@ class RowKind(NamedTuple):
         """What serves images of either."""
         either: Sequence[Any] = [max(a, b) for a, b in zip(self, other, strict=True)]
         return RowKind(*either)
-
-
-class ConditioningStore:
-    """What the UNet is told of the images in S slots, on its device.
-
-    Inputs without a batch are the same for all images that share a UNet.
-
-    Args:
-        unet: the engine.
-        slots: S.
-        shape: of the images.
-
-    Attributes:
-        rows: by input; those of a slot follow each other.
-        stride: how many of them a slot has.
-        shared: the inputs without a batch.
-        extra: of the sample, ``[S, C', h, w]``; None where the UNet takes no more than latents.
-        region: what is known of the images; None until some image has such a part.
-        weights: of prompts, ``[S, 1 + MAX_REGIONS, 1, h, w]``; None until some image has regions.
-    """
-
-    def __init__(self, unet: Engine, slots: int, shape: ImageShape) -> None:
-        told = tuple(t for t in unet.spec.inputs if t.name not in _NOT_STORED)
-        dims = {"B": _FIRST_REGION * slots, "L": shape.tokens, "h": shape.height, "w": shape.width}
-        stored = allocate(told, dims, unet.device)
-        names = {tensor.name for tensor in told if tensor.shape[:1] == ("B",)}
-        self.rows = {name: tensor for name, tensor in stored.items() if name in names}
-        self.stride = _FIRST_REGION
-        self.shared = {name: tensor for name, tensor in stored.items() if name not in names}
-        dims["B"] = slots
-        _, channels, *size = unet.spec.outputs[0].resolve(dims)
-        self._latents = (slots, channels, *size)
-        self._device = unet.device
-        extra = unet.spec.input("sample").resolve(dims)[1] - channels
-        self.extra: Tensor | None = None
-        if extra:
-            self.extra = torch.zeros(slots, extra, *size, device=unet.device)
-        self.region: KnownRegion | None = None
-        self.weights: Tensor | None = None
-
-    @torch.no_grad()
-    def write(self, slot: int, told: DenoiserInputs) -> None:
-        """Write what the UNet is told of one image, in place of what the slot held."""
-        # A perturbed part is told the same as the conditional one.
-        parts = told.parts._replace(perturbed=False)
-        self._reserve(_FIRST_REGION + parts.regions)
-        first = self.stride * slot + (_UNCONDITIONAL if parts.unconditional else _CONDITIONAL)
-        rows = slice(first, first + parts.rows)
-        inputs = {name: tensor[rows] for name, tensor in self.rows.items()}
-        write_conditioning({**inputs, **self.shared}, told, parts)
-        self._write_weights(slot, told)
-        if self.extra is not None:
-            if told.extra_channels is None:
-                self.extra[slot].zero_()
-            else:
-                self.extra[slot].copy_(told.extra_channels[0])
-        if told.known_region is not None and self.region is None:
-            latents = torch.zeros(self._latents, device=self._device)
-            self.region = KnownRegion(latents, torch.ones_like(latents[:, :1]))
-        if self.region is not None:
-            # Where all is repainted nothing of the known latents is taken.
-            if told.known_region is None:
-                self.region.mask[slot].fill_(1)
-            else:
-                self.region.mask[slot].copy_(told.known_region.mask[0])
-                self.region.latents[slot].copy_(told.known_region.latents[0])
-
-    def _write_weights(self, slot: int, told: DenoiserInputs) -> None:
-        if told.regions is not None and self.weights is None:
-            slots, _, height, width = self._latents
-            self.weights = no_regions(slots, height, width, self._device)
-        if self.weights is not None:
-            weights = self.weights[slot].zero_()
-            if told.regions is None:
-                weights[0] = 1
-            else:
-                weights[: 1 + told.parts.regions].copy_(told.regions.weights[0])
-
-    def _reserve(self, stride: int) -> None:
-        """Have so many rows for each slot. No tick that is captured reads them."""
-        if stride <= self.stride:
-            return
-        for name, old in self.rows.items():
-            new = old.new_zeros(len(old) // self.stride * stride, *old.shape[1:])
-            by_slot = new.view(-1, stride, *old.shape[1:])
-            by_slot[:, : self.stride] = old.view(-1, self.stride, *old.shape[1:])
-            self.rows[name] = new
-        self.stride = stride
 
 
 class RowDenoiser:
@@ -205,7 +110,7 @@ class RowDenoiser:
     ) -> None:
         self.images = images
         self._store = store
-        self._unet = UNetRows(unet, rows=rows, **shape._asdict())
+        self._unet = UNetRows(unet, rows=rows, **shape._asdict(), controls=store.control_engines)
         prediction = self._unet.prediction
         like = prediction.new_zeros(images, *prediction.shape[1:])
         self._guidance = Guidance(like, skips_whole=scaling.skips_whole)
@@ -260,10 +165,12 @@ class RowDenoiser:
         if PAG_INPUT in self._unet.inputs:
             perturbed = [float(row.part == _PERTURBED) for row in rows]
             upload(self._unet.inputs[PAG_INPUT], torch.tensor(perturbed))
+        if store.controls is not None:
+            self._take_controls(store.controls, images, rows)
         if store.extra is None and store.region is None and store.weights is None:
             return
         slot_of_row = self._stored_row.div(store.stride, rounding_mode="floor")
-        slots = slot_of_row.index_select(0, self._row_of_part[_CONDITIONAL])
+        slots = slot_of_row.index_select(0, self._row_of_part[CONDITIONAL])
         if store.extra is not None:
             self._unet.extra.copy_(store.extra.index_select(0, slot_of_row))
         if store.region is not None:
@@ -271,6 +178,15 @@ class RowDenoiser:
             torch.index_select(store.region.mask, 0, slots, out=self._region.mask)
         if store.weights is not None:
             torch.index_select(store.weights, 0, slots, out=self._made_weights())
+
+    def _take_controls(
+        self, store: ControlStore, images: Sequence[ImageRows], rows: Sequence[_Row]
+    ) -> None:
+        assert self._unet.controls is not None  # as it has their store
+        slots = [images[row.image].slot for row in rows]
+        is_conditional = [row.part != UNCONDITIONAL for row in rows]
+        index = uploaded(torch.tensor([slots, is_conditional]), self._index.device)
+        self._unet.controls.gather(store, *index)
 
     def _batch_of(self, images: Sequence[ImageRows]) -> BatchParts | None:
         """The parts of a batch of as many images as there can be, where all have the same ones:
@@ -286,7 +202,7 @@ class RowDenoiser:
     def _rows_of_part(self, rows: Sequence[_Row], part: int) -> list[int]:
         """For each image its row in a part, or the conditional one where it has none."""
         found = [0] * self.images
-        for wanted in (_CONDITIONAL, part):
+        for wanted in (CONDITIONAL, part):
             for place, row in enumerate(rows):
                 if row.part == wanted:
                     found[row.image] = place
@@ -301,7 +217,7 @@ class RowDenoiser:
         return self._weights
 
     def denoise(self, x: Tensor, numbers: Tensor, kind: RowKind) -> Tensor:
-        """Denoise ``x [n, C, h, w]``, with the `Numbers` of each image as float32 ``[n, 11]``.
+        """Denoise ``x [n, C, h, w]``, with the `Numbers` of each image as float32 ``[n, 12]``.
         Without gradients: that is for the caller to see to.
 
         Args:
@@ -316,7 +232,7 @@ class RowDenoiser:
             self._numbers, self._told = numbers, Numbers.of_rows(numbers)
         told = self._told
         if self._whole is not None:
-            predictions = self._whole.predict(x, told.c_in, told.timestep)
+            predictions = self._whole.predict(x, told.c_in, told.timestep, told.place)
         else:
             predictions = self._predict(x, told, kind)
         region = self._region if kind.region else None
@@ -347,11 +263,13 @@ class RowDenoiser:
         unet.sample.copy_(self._sample)
         torch.index_select(self._numbers[:, 1], 0, self._image_of_row, out=self._timestep)
         unet.timestep.copy_(self._timestep)
+        if unet.controls is not None:
+            torch.index_select(self._numbers[:, _PLACE], 0, self._image_of_row, out=unet.place)
         unet.run()
-        regions = range(_FIRST_REGION, _FIRST_REGION + kind.regions)
+        regions = range(FIRST_REGION, FIRST_REGION + kind.regions)
         return Predictions(
-            self._gathered(_CONDITIONAL),
-            self._gathered(_UNCONDITIONAL) if kind.guided else None,
+            self._gathered(CONDITIONAL),
+            self._gathered(UNCONDITIONAL) if kind.guided else None,
             tuple(self._gathered(part) for part in regions),
             self._gathered(_PERTURBED) if kind.perturbed else None,
         )
@@ -379,7 +297,7 @@ class _Row(NamedTuple):
 def _rows_of(images: Sequence[ImageRows]) -> list[_Row]:
     """The rows of some images in the order of `kdrt.denoise.parts.Parts`."""
     rows = [
-        _Row(place, part, _CONDITIONAL if part == _PERTURBED else part)
+        _Row(place, part, CONDITIONAL if part == _PERTURBED else part)
         for place, image in enumerate(images)
         for part in _parts_of(image.parts)
     ]
@@ -388,8 +306,8 @@ def _rows_of(images: Sequence[ImageRows]) -> list[_Row]:
 
 def _parts_of(parts: Parts) -> Iterator[int]:
     if parts.unconditional:
-        yield _UNCONDITIONAL
-    yield _CONDITIONAL
-    yield from range(_FIRST_REGION, _FIRST_REGION + parts.regions)
+        yield UNCONDITIONAL
+    yield CONDITIONAL
+    yield from range(FIRST_REGION, FIRST_REGION + parts.regions)
     if parts.perturbed:
         yield _PERTURBED

@@ -54,6 +54,7 @@ class Numbers(NamedTuple):
         guidance_threshold: its longest norm; infinity for any.
         pag_scale: s of `kdrt.denoise.perturbed_attention`.
         mask_threshold: see `kdrt.denoise.known_region.KnownRegion.threshold`.
+        place: of the evaluation in its run, see `kdrt.denoise.progress`.
     """
 
     c_in: Scalar
@@ -67,10 +68,11 @@ class Numbers(NamedTuple):
     guidance_threshold: Scalar = math.inf
     pag_scale: Scalar = 0.0
     mask_threshold: Scalar = HARD
+    place: Scalar = 0.0
 
     @classmethod
     def of_rows(cls, rows: Tensor) -> Numbers:
-        """Those that lie on the device: float32 ``[B, 11]``, a row for each image."""
+        """Those that lie on the device: float32 ``[B, 12]``, a row for each image."""
         by_image = rows.view(*rows.shape, 1, 1, 1)
         c_in, _, *others = by_image.unbind(1)
         return cls(c_in, rows[:, 1], *others)

@@ -10,7 +10,7 @@ Both are decided on the host, evaluation by evaluation, before anything is enque
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -102,9 +102,11 @@ class EvaluationOrder:
 
 
 class DenoiseByKind(HasUnconditional, Protocol):
-    """A denoiser that is told what kind each evaluation is."""
+    """A denoiser that is told what kind each evaluation is, and its place in the run."""
 
-    def __call__(self, x: Tensor, sigma: float, kind: EvaluationKind = WHOLE) -> Tensor: ...
+    def __call__(
+        self, x: Tensor, sigma: float, kind: EvaluationKind = WHOLE, place: float = 0.0
+    ) -> Tensor: ...
 
 
 class DenoiseInOrder:
@@ -113,15 +115,25 @@ class DenoiseInOrder:
     Args:
         denoise: the denoiser.
         shortcuts: of the run.
+        place: gives the place of the next evaluation, from its noise level; None is no matter.
     """
 
-    def __init__(self, denoise: DenoiseByKind, shortcuts: Shortcuts) -> None:
+    def __init__(
+        self,
+        denoise: DenoiseByKind,
+        shortcuts: Shortcuts,
+        place: Callable[[float], float] | None = None,
+    ) -> None:
         self._denoise = denoise
         self._order = EvaluationOrder(shortcuts)
+        self._place = place
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
         """Denoise ``x`` at noise level ``sigma``."""
-        return self._denoise(x, sigma, self._order.next(sigma))
+        kind = self._order.next(sigma)
+        if self._place is None:
+            return self._denoise(x, sigma, kind)
+        return self._denoise(x, sigma, kind, self._place(sigma))
 
     @property
     def unconditional(self) -> Tensor:

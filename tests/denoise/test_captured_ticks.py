@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdrt.denoise.conditioning_store import ImageShape
 from kdrt.denoise.guidance_methods import GuidanceMethod
 from kdrt.denoise.in_flight import InFlight
 from kdrt.denoise.inputs import DenoiserInputs, UNetConditioning
 from kdrt.denoise.known_region import KnownRegion
-from kdrt.denoise.row_denoiser import ImageShape
 from kdrt.denoise.scaling import Scaling
 from kdrt.prompt import Conditioning
 from kdrt.sampling import NoiseSchedule, Plan, SeededNoise

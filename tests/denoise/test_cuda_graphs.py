@@ -33,7 +33,7 @@ class Network:
         self.unconditional = torch.zeros(SHAPE)
         self.is_rescaled = False
 
-    def numbers(self, sigma: float) -> Numbers:
+    def numbers(self, sigma: float, place: float = 0.0) -> Numbers:
         return Numbers(1 / math.sqrt(sigma**2 + 1), math.log(sigma), 1.0, -sigma, 1.0, 0.0)
 
     def denoise(self, x: Tensor, numbers: Tensor, kind: EvaluationKind) -> Tensor:
@@ -44,7 +44,9 @@ class Network:
         self._result.copy_(skip * x + out * noise)
         return self._result
 
-    def __call__(self, x: Tensor, sigma: float, kind: EvaluationKind = WHOLE) -> Tensor:
+    def __call__(
+        self, x: Tensor, sigma: float, kind: EvaluationKind = WHOLE, place: float = 0.0
+    ) -> Tensor:
         return self.denoise(x, torch.tensor([self.numbers(sigma)] * len(x)), kind)
 
     def mode(self) -> Hashable:

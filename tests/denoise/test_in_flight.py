@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from kdrt.bundle import PredictionType
+from kdrt.denoise.conditioning_store import ImageShape
 from kdrt.denoise.cuda_graphs import Capture, CaptureWarning
 from kdrt.denoise.denoising import Denoising
 from kdrt.denoise.guidance_methods import GuidanceMethod
@@ -26,7 +27,6 @@ from kdrt.denoise.inputs import DenoiserInputs, RegionalPrompts, SamplingRun, UN
 from kdrt.denoise.known_region import KnownRegion
 from kdrt.denoise.perturbed_attention import PerturbedAttention
 from kdrt.denoise.regional import relative_weights
-from kdrt.denoise.row_denoiser import ImageShape
 from kdrt.denoise.scaling import Scaling
 from kdrt.denoise.shortcuts import NO_SHORTCUTS, Shortcuts
 from kdrt.errors import EngineError, OutOfMemoryError, ShapeError

@@ -15,12 +15,15 @@ from torch.profiler import ProfilerActivity, profile
 
 import kdrt
 from kdrt.bundle import PredictionType
+from kdrt.denoise.controls import HINT, Control, control_engines
 from kdrt.denoise.cuda_graphs import CudaGraphLevel, CudaGraphRunner
 from kdrt.denoise.denoiser import Denoiser
 from kdrt.denoise.guidance_methods import GuidanceMethod
 from kdrt.denoise.inputs import DenoiserInputs, RegionalPrompts, UNetConditioning
 from kdrt.denoise.known_region import KnownRegion
+from kdrt.denoise.parts import Parts
 from kdrt.denoise.perturbed_attention import PerturbedAttention
+from kdrt.denoise.progress import window_of
 from kdrt.denoise.scaling import Scaling
 from kdrt.denoise.shortcuts import Shortcuts
 from kdrt.prompt import Conditioning
@@ -28,6 +31,7 @@ from kdrt.sampling import NoiseSchedule
 from kdrt_engines import EngineSpec
 from kdrt_engines.cuda_graphs import CudaGraphCache
 from kdrt_engines.spec import TensorSpec
+from tests.support.controlled import EDGES, FEATURES, SCALING, SKETCH, EmptyNetworks
 from tests.support.plans import fixed_plan
 from tests.support.static_engine import StaticEngine
 from tests.support.tiny_model import CHANNELS, POOLED, WIDTHS, unet_spec
@@ -159,6 +163,39 @@ def test_no_option_allocates_a_tensor_in_a_step(option: Option, level: CudaGraph
     runner = CudaGraphRunner(denoiser, level, CudaGraphCache(), Replayed)
     noise = torch.ones(len(plan.slots), *SHAPE)
     steps = runner.run(plan, torch.ones(SHAPE), noise, shortcuts=told.shortcuts)
+    for _ in range(3):
+        next(steps)
+    assert_no_allocation(steps)
+
+
+@pytest.mark.parametrize("level", ["off", "step"])
+def test_no_control_allocates_a_tensor_in_a_step(level: CudaGraphLevel) -> None:
+    networks = EmptyNetworks()
+    denoiser = Denoiser(
+        networks.engine,
+        SCALING,
+        images=2,
+        height=6,
+        width=4,
+        tokens=5,
+        parts=Parts(unconditional=True),
+        controls=control_engines((EDGES, SKETCH), networks.engines.__getitem__),
+    )
+    plan = fixed_plan("heun", [14.0, 9.0, 6.0, 4.5, 3.0, 2.0, 1.2, 0.8, 0.4, 0.2, 0.1, 0.0])
+    half = UNetConditioning(Conditioning(torch.ones(2, 5, WIDTHS[0]), None))
+    images = [{HINT: torch.ones(SHAPE)}, {FEATURES[0].name: torch.ones(SHAPE)}]
+    told = DenoiserInputs(
+        positive=half,
+        negative=half,
+        guidance_scale=5.0,
+        controls=tuple(
+            Control(component=component, images=each, window=window_of(plan, start, 0.9))
+            for component, each, start in zip((EDGES, SKETCH), images, (0.0, 0.5), strict=True)
+        ),
+    )
+    denoiser.prepare(told)
+    runner = CudaGraphRunner(denoiser, level, CudaGraphCache(), Replayed)
+    steps = runner.run(plan, torch.ones(SHAPE))
     for _ in range(3):
         next(steps)
     assert_no_allocation(steps)

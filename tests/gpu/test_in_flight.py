@@ -9,7 +9,7 @@ import torch
 
 import kdrt
 from kdrt.bundle import Bundle
-from kdrt.denoise.row_denoiser import ImageShape
+from kdrt.denoise.conditioning_store import ImageShape
 from kdrt.request.fields import Request
 from kdrt.sampling import Plan
 from tests.support.gpu import PROMPT, close

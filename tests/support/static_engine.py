@@ -12,7 +12,7 @@ from kdrt_engines.torch_eager import allocate
 
 class StaticEngine(Engine):
     """Predicts half of its sample, whatever else it is told; hands out its sample as deep feature
-    where the spec has one."""
+    where the spec has one. One that predicts nothing does nothing."""
 
     device = torch.device("cpu")
 
@@ -29,10 +29,13 @@ class _StaticBinding(Binding):
         self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]
     ) -> None:
         self.inputs, self.outputs = inputs, outputs
-        channels = outputs["noise_pred"].shape[1]
-        self._sample = inputs["sample"][:, :channels]
+        if "noise_pred" in outputs:
+            channels = outputs["noise_pred"].shape[1]
+            self._sample = inputs["sample"][:, :channels]
 
     def run(self) -> None:
+        if "noise_pred" not in self.outputs:
+            return
         prediction = self.outputs["noise_pred"].copy_(self._sample)
         prediction.sub_(prediction, alpha=0.5)
         if "deep_feature" in self.outputs:
