@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         ShapeError,
         UnknownFieldError,
     )
+    from kdrt.images.control import ControlImage
     from kdrt.images.output import read_infotext, save_image
     from kdrt.images.sheet import image_grid
     from kdrt.pipeline.loading import load
@@ -58,6 +59,7 @@ __all__ = [
     "BundleError",
     "CancelledError",
     "Conditioning",
+    "ControlImage",
     "EngineError",
     "EngineRejectedError",
     "EngineUnavailableError",
@@ -95,6 +97,7 @@ _HOME = {
     "Batcher": "kdrt.batching.batcher",
     "Bundle": "kdrt.bundle",
     "Conditioning": "kdrt.prompt",
+    "ControlImage": "kdrt.images.control",
     "Generation": "kdrt.pipeline.result",
     "Handle": "kdrt.batching.handle",
     "ImageStep": "kdrt.batching.handle",

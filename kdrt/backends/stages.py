@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdrt.bundle.components import SHALLOW_UNET
+from kdrt.bundle.components import ADAPTER_COMPONENT, CONTROL_COMPONENT, SHALLOW_UNET
 
 _STAGES = {
     "unet": "unet",
@@ -12,7 +12,10 @@ _STAGES = {
     "safety_checker": "vae",
 }
 
+_OF_UNET = ("unet-", CONTROL_COMPONENT, ADAPTER_COMPONENT)
+"""How the names of others begin: other UNets, and what acts on them."""
+
 
 def stage_of(component: str) -> str:
     """The stage that needs a component: ``text``, ``unet`` or ``vae``."""
-    return _STAGES.get(component, "text")
+    return "unet" if component.startswith(_OF_UNET) else _STAGES.get(component, "text")

@@ -62,7 +62,7 @@ class SharedImages:
         if klass not in self._rooms:
             self._make_room()
             assert klass.shape is not None
-            self._rooms[klass] = self._denoising.in_flight(klass.shape, self._slots)
+            self._rooms[klass] = self._denoising.in_flight(klass.shape, self._slots, klass.controls)
         elif self._versions[klass] != version:
             self._rooms[klass].use(self._denoising.unet)
         self._versions[klass] = version

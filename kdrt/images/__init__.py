@@ -4,6 +4,8 @@ Its files:
 
     files       opening image files
     init_image  the images that image to image and inpainting begin with
+    control     an image that says where things are, and how it is used
+    processors  from pictures to such images
     input       images and masks as users have them, as tensors
     masks       masks inverted, grown and blurred
     masked_part the masked part of an image, cut out and put back

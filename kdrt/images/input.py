@@ -89,6 +89,17 @@ def read_masks(name: str, value: object, height: int, width: int) -> Tensor:
     return result
 
 
+def read_maps(name: str, value: object, height: int, width: int) -> Tensor:
+    """Images that say where things are, as float32 ``[B, 3, H, W]`` in [0, 1]: as
+    :func:`read_images`, and grey ones too, which have three channels alike.
+
+    Raises:
+        InvalidRequestError: see :func:`read_images`.
+    """
+    each = [_with_colours(item) for item in _each(name, value)]
+    return _read(name, each, 1, height, width, channels=3)
+
+
 def to_rgb(name: str, image: Image.Image) -> Image.Image:
     """A PIL image of any mode upright and as RGB: alpha on white, deeper modes scaled.
 
@@ -209,6 +220,17 @@ def _one(name: str, item: object, channels: int) -> Image.Image | Tensor:
     return (
         _planes(np.asarray(_without_alpha(name, _pil(planes), channels))) if has_alpha else planes
     )
+
+
+def _with_colours(item: object) -> object:
+    """A grey array or tensor with three channels."""
+    if isinstance(item, np.ndarray):
+        rows = item[..., None] if item.ndim == 2 else item
+        return np.repeat(rows, 3, axis=2) if rows.ndim == 3 and rows.shape[2] == 1 else item
+    if isinstance(item, Tensor):
+        planes = item[None] if item.ndim == 2 else item
+        return planes.expand(3, -1, -1) if planes.ndim == 3 and len(planes) == 1 else item
+    return item
 
 
 def _size(item: Image.Image | Tensor) -> tuple[int, int]:

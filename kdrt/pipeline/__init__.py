@@ -8,6 +8,7 @@ Its files:
     result          images in the making, and made
     metadata        how an image was made, as it is stored in the file
     encoding        the prompts of a job as conditioning
+    controls        what controls are told of a job's images
     prepare         a job and its conditioning as a sampling run
     image_to_image  where a run begins that begins with an image
     adapters        LoRAs, textual inversions, variants and image prompts of a pipeline

@@ -130,6 +130,7 @@ class Pipeline(Calling, Service):
             self._unet,
             scaling,
             shallow=lambda: self.engines[SHALLOW_UNET],
+            control=self.engines.__getitem__,
             cuda_graph=self.cuda_graph,
             stream=self.cuda_stream.stream,
         )
@@ -290,6 +291,7 @@ class Pipeline(Calling, Service):
             unet=self._unet,
             encode=self.vae.encode,
             image_prompts=self.adapters.image_prompts,
+            load=self.engines.__getitem__,
         )
 
     def finish(

@@ -3,6 +3,8 @@ the denoiser is told."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from kdrt.common.upload import upload, uploaded
 from kdrt.denoise.bound_unet import is_inpainting
 from kdrt.denoise.inputs import DenoiserInputs, SamplingRun, UNetConditioning
 from kdrt.images.init_image import Encode
+from kdrt.pipeline.controls import encode_controls
 from kdrt.pipeline.image_to_image import begin_with_image
 from kdrt.prompt import Conditioning
 from kdrt.request.job import Job, latent_shape, noise_of
@@ -30,6 +33,7 @@ def prepare(
     unet: Engine,
     encode: Encode,
     image_prompts: ImagePrompts,
+    load: Callable[[str], Engine],
 ) -> SamplingRun:
     """Make the run of a job.
 
@@ -41,11 +45,13 @@ def prepare(
         unet: what will denoise.
         encode: the VAE's encoder, for images to begin with.
         image_prompts: makes an IP-Adapter's tokens.
+        load: gives the engines of controls by component.
 
     Raises:
         InvalidRequestError: the image prompts are not what the adapter takes.
     """
-    noise = noise_of(job, latent_shape(manifest, job.height, job.width))
+    shape = latent_shape(manifest, job.height, job.width)
+    noise = noise_of(job, shape)
     latents = _first_latents(job, noise, unet.device)
     region = channels = None
     if job.init_image is not None:
@@ -79,6 +85,7 @@ def prepare(
             image_scale=job.ip_adapter_scale,
             known_region=region,
             extra_channels=channels,
+            controls=encode_controls(job.controls, images, shape[1:], load),
             shortcuts=job.shortcuts,
         ),
     )

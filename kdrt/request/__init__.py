@@ -17,6 +17,7 @@ Its files:
     init_image         an image to begin with
     guidance_method    how the results with and without the prompt are combined
     perturbed_attention  guidance away from results without structure
+    controls           control images, for ControlNets and T2I-Adapters
     shortcuts          a guidance interval and a deep cache
     memory             what a request takes at least
     snapshot           what is kept of a job for the text of its images

@@ -20,6 +20,7 @@ from kdrt.common.validation import MAX_IMAGES, MAX_MASK_CHANGE, MAX_SIDE, MAX_ST
 from kdrt.denoise.freeu import FreeU
 from kdrt.request.field import BEGINNING, IMAGE, SDXL, Field, fields_of
 from kdrt.request.text_forms import (
+    CONTROL_FILE,
     FREEU,
     IMAGE_FILE,
     LATENTS_FILE,
@@ -34,11 +35,12 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     from kdrt.adapters.ip_adapter import ImagePrompt
+    from kdrt.images.control import ControlImage
     from kdrt.images.safety import ImageFilter
     from kdrt.prompt import Conditioning
 else:
     # The command line is made without torch.
-    Conditioning = Generator = ImageFilter = ImagePrompt = Tensor = object
+    Conditioning = ControlImage = Generator = ImageFilter = ImagePrompt = Tensor = object
 
 Seed = int | Sequence[int]
 Size = tuple[int, int]
@@ -614,6 +616,29 @@ class RequestFields(PromptFields, total=False):
             "bundles exported with it.",
             form=FREEU,
             record="FreeU",
+        ),
+    ]
+    control: Annotated[
+        ControlImage | Sequence[ControlImage] | None,
+        Field(
+            help="An image that says where things are, for a ControlNet or T2I-Adapter of the "
+            "bundle, such as `edges.png:scale=0.8,end=0.6`, or `photo.png:process=canny` to have "
+            "it made; may be repeated.",
+            details="See :class:`kdrt.ControlImage`.",
+            form=CONTROL_FILE,
+            panel=BEGINNING,
+            record="ControlNet 0",
+        ),
+    ]
+    guess_mode: Annotated[
+        bool,
+        Field(
+            help="Let control alone say what the image shows, without a prompt.",
+            details="ControlNets act on the conditional half only, and less on the outer layers.",
+            default=False,
+            panel=BEGINNING,
+            record="Guess mode",
+            requires="control",
         ),
     ]
     ip_adapter_image: Annotated[

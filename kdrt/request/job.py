@@ -20,6 +20,7 @@ from kdrt.denoise.shortcuts import Shortcuts
 from kdrt.images.init_image import InitImage
 from kdrt.images.safety import ImageFilter
 from kdrt.prompt import Conditioning, Weighting
+from kdrt.request.controls import JobControl
 from kdrt.request.size_conditioning import TimeIds
 from kdrt.request.snapshot import Columns, JobSnapshot
 from kdrt.sampling import AnyPlan, ForeignPlan, Plan, RunNoise, find_noise
@@ -74,6 +75,7 @@ class Job(PromptJob):
         guidance_method: how the results with and without the prompt are combined.
         perturbed_attention: guidance away from perturbed results; None without.
         shortcuts: which evaluations do less.
+        controls: the control images that add anything.
         time_ids, negative_time_ids: SDXL's six numbers of size conditioning, the refiner's five;
             None without.
         output_type: the form of the result.
@@ -98,6 +100,7 @@ class Job(PromptJob):
     perturbed_attention: PerturbedAttention | None
     shortcuts: Shortcuts
     freeu: FreeU
+    controls: tuple[JobControl, ...]
     ip_adapter_image: ImagePrompt | None
     ip_adapter_image_embeds: Tensor | None
     ip_adapter_scale: float

@@ -52,6 +52,9 @@ EXACT_PROMPT, EXACT_NEGATIVE = "Exact prompt", "Exact negative prompt"
 begins like a negative prompt."""
 
 FREEU = ("FreeU b1", "FreeU b2", "FreeU s1", "FreeU s2")
+CONTROL = "ControlNet "
+"""Begins the keys of control images, which are numbered from 0."""
+
 EMPTY_NEGATIVE = "Empty negative prompt"
 """The key that tells an empty negative prompt from none, where that is not the same."""
 
@@ -90,6 +93,7 @@ def settings_of(snapshot: JobSnapshot) -> Iterator[tuple[str, Value]]:
         "noise": lambda: _noise(request),
         "noise_options": lambda: iter(()),
         "freeu": lambda: _freeu(snapshot),
+        "control": lambda: _controls(snapshot),
         "ip_adapter_scale": lambda: _image_prompt(request),
         "mask_image": lambda: iter(() if request["mask_image"] is None else [("Masked", "yes")]),
     }
@@ -164,6 +168,11 @@ def _noise(request: Request) -> Iterator[tuple[str, Value]]:
 
 def _freeu(snapshot: JobSnapshot) -> Iterator[tuple[str, Value]]:
     return iter(()) if snapshot.freeu == FREEU_OFF else zip(FREEU, snapshot.freeu, strict=True)
+
+
+def _controls(snapshot: JobSnapshot) -> Iterator[tuple[str, Value]]:
+    for number, text in enumerate(snapshot.controls):
+        yield f"{CONTROL}{number}", text
 
 
 def _image_prompt(request: Request) -> Iterator[tuple[str, Value]]:

@@ -20,6 +20,7 @@ from kdrt.request.field import Field
 from kdrt.request.fields import FIELDS, Prompts, Request
 from kdrt.request.recipes import same_sampler
 from kdrt.request.record import (
+    CONTROL,
     CUSTOM,
     EMPHASIS,
     EMPTY_NEGATIVE,
@@ -75,7 +76,11 @@ class RecordedRequest:
         if "sampler" in changes and _names_schedule(changes["sampler"]):
             fields.pop("schedule", None)
         given = {FIELDS[name].record for name in changes}
-        left_out = {key: text for key, text in self.left_out.items() if key not in given}
+        left_out = {
+            key: text
+            for key, text in self.left_out.items()
+            if key not in given and not (key.startswith(CONTROL) and "control" in changes)
+        }
         for name, value in changes.items():
             if FIELDS[name].is_mapping and value is not None:
                 own = check_mapping(name, value)
@@ -163,9 +168,9 @@ class _Reader:
         for field in FIELDS.values():
             if field.record and field.name not in _BY_HAND:
                 self._field(field)
-        for key in (*_NOT_HELD, OWN_SAMPLER):
-            if key in self.settings:
-                self.left_out[key] = self.settings[key]
+        for key, text in self.settings.items():
+            if key in (*_NOT_HELD, OWN_SAMPLER) or key.startswith(CONTROL):
+                self.left_out[key] = text
 
     def _field(self, field: Field) -> None:
         text = self.settings.get(field.record)
@@ -291,7 +296,7 @@ _BY_LABEL = {info.label: info for info in SCHEDULES.values()}
 _BY_HAND = (
     *("prompt", "negative_prompt", "prompt_weighting", "width", "height", "sampler"),
     *("sampler_options", "schedule", "schedule_options", "clip_skip", "noise", "noise_options"),
-    "freeu",
+    *("freeu", "control"),
 )
 
 

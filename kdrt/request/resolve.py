@@ -27,6 +27,7 @@ from kdrt.errors import InvalidRequestError
 from kdrt.images.init_image import InitImage
 from kdrt.prompt.given import checked_embeddings
 from kdrt.request.complete import complete
+from kdrt.request.controls import control_texts, resolve_controls
 from kdrt.request.fields import Request
 from kdrt.request.grid import check_start, grid_of, is_custom, with_own_grid
 from kdrt.request.guidance_method import guidance_method_of
@@ -116,6 +117,7 @@ def resolve(
     if request["guidance_interval"] is not None or request["deep_cache"] is not None:
         shortcuts = shortcuts_of(request, manifest, unet, plan, guidance_scale)
     freeu = _freeu(request["freeu"], unet)
+    controls = resolve_controls(request, manifest, plan, images, height, width)
     prompts = prompts.repeated(request["images_per_prompt"])
     snapshot = JobSnapshot(
         manifest=manifest,
@@ -131,6 +133,7 @@ def resolve(
         guidance_scale=guidance_scale,
         freeu=freeu,
         own_sampler=plan.sampler if callable(request["sampler"]) else None,
+        controls=control_texts(request, manifest),
     )
     return Job(
         **vars(prompts),
@@ -150,6 +153,7 @@ def resolve(
         perturbed_attention=perturbed_attention_of(request, manifest, unet),
         shortcuts=shortcuts,
         freeu=freeu,
+        controls=controls,
         ip_adapter_image=request["ip_adapter_image"],
         ip_adapter_image_embeds=request["ip_adapter_image_embeds"],
         ip_adapter_scale=check_finite("ip_adapter_scale", request["ip_adapter_scale"]),

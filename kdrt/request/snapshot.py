@@ -34,6 +34,7 @@ class JobSnapshot:
         guidance_scale: asked for, or the model's.
         freeu: (b1, b2, s1, s2).
         own_sampler: the name of a sampler that is the caller's function; None for all others.
+        controls: what is told of each control image.
     """
 
     manifest: Manifest
@@ -49,6 +50,7 @@ class JobSnapshot:
     guidance_scale: float
     freeu: FreeU
     own_sampler: str | None
+    controls: tuple[str, ...] = ()
 
 
 def plain(request: Request) -> Request:

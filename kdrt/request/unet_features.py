@@ -5,6 +5,7 @@ from __future__ import annotations
 from numbers import Real
 
 from kdrt.adapters.unet_features import FEATURE_INPUTS, Features
+from kdrt.request.controls import given_controls
 from kdrt.request.fields import Request
 
 
@@ -18,5 +19,6 @@ def unet_features(request: Request) -> Features:
         "ip-adapter": has_image,
         # What is no number is refused later.
         "pag": isinstance(pag_scale, Real) and pag_scale > 0,
+        "control": any(each.scale != 0 for each in given_controls(request.get("control"))),
     }
     return tuple(name for name in FEATURE_INPUTS if needs.get(name))
