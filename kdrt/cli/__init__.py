@@ -23,6 +23,7 @@ Its files:
     requests_file    requests from a file, all of them checked
     requests_options ``--from`` beside the other options
     requests_run     a run over a file of requests, and where it goes on
+    control_option   a control image, and how it is used
     request_digest   what tells one request from another
     run_record       which images are made
     many             many requests, in flight together

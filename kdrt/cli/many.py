@@ -17,9 +17,10 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from kdrt.cli.control_option import paths_of
 from kdrt.cli.image_files import ImageFiles
 from kdrt.cli.interrupts import Interrupt, interrupts_told
-from kdrt.cli.request_json import with_files
+from kdrt.cli.request_json import CONTROL, with_files
 from kdrt.cli.requests_file import RequestLine
 from kdrt.errors import CancelledError, KdrtError, OutputError, PipelineClosedError
 from kdrt.images.output import SUFFIXES
@@ -64,7 +65,10 @@ class Task:
     @property
     def has_files(self) -> bool:
         """Whether :meth:`request` reads any."""
-        return any(isinstance(value, Path) for value in self.line.request.values())
+        controls: Any = self.line.request.get(CONTROL) or ()
+        return any(isinstance(value, Path) for value in self.line.request.values()) or any(
+            map(paths_of, controls)
+        )
 
     def request(self) -> Request:
         """What to hand over.

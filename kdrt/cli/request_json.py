@@ -6,12 +6,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from kdrt.cli.control_option import json_controls, paths_of, with_images
 from kdrt.cli.image_input import read_image
 from kdrt.common.paths import user_path
 from kdrt.common.validation import check_texts, excerpt
@@ -27,6 +29,9 @@ FILE_FIELDS = tuple(
     name for name, field in FIELDS.items() if field.form in (IMAGE_FILE, LATENTS_FILE)
 )
 """Fields whose values are files here; :func:`with_files` reads them."""
+
+CONTROL = "control"
+"""The field whose values hold files."""
 
 _TEXTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
 _SINGLE = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
@@ -74,7 +79,12 @@ def json_request(fields: Mapping[str, Any], folder: Path) -> Request:
         for name in FILE_FIELDS
         if fields.get(name) is not None
     }
-    plain = {name: value for name, value in fields.items() if name not in FILE_FIELDS}
+    controls: dict[str, Any] = {}
+    if fields.get(CONTROL) is not None:
+        controls[CONTROL] = json_controls(fields[CONTROL], folder)
+        for path in chain.from_iterable(map(paths_of, controls[CONTROL])):
+            _check_file(path, True)
+    plain = {name: value for name, value in fields.items() if name not in (*FILE_FIELDS, CONTROL)}
     for name in _TEXTS:
         if plain.get(name) is not None:
             check_texts(name, plain[name])
@@ -83,7 +93,7 @@ def json_request(fields: Mapping[str, Any], folder: Path) -> Request:
             plain[name] = known_word(FIELDS[name], value)
     _check_types(plain)
     complete(cast(Request, plain))
-    return cast(Request, {**plain, **files})
+    return cast(Request, {**plain, **files, **controls})
 
 
 def with_files(request: Request) -> Request:
@@ -94,6 +104,8 @@ def with_files(request: Request) -> Request:
     """
     given: dict[str, Any] = dict(request)
     read = {name: _read(name, path) for name, path in given.items() if isinstance(path, Path)}
+    if given.get(CONTROL) is not None:
+        read[CONTROL] = with_images(given[CONTROL], read_image)
     return cast(Request, {**given, **read})
 
 

@@ -15,7 +15,7 @@ from kdrt.cli.prompts_file import as_text
 from kdrt.errors import InvalidRequestError
 from kdrt.request.field import BEGINNING, IMAGE, SAMPLING, SDXL, Field
 from kdrt.request.fields import FIELDS
-from kdrt.request.text_forms import IMAGE_FILE, LATENTS_FILE, SIZE
+from kdrt.request.text_forms import CONTROL_FILE, IMAGE_FILE, LATENTS_FILE, SIZE
 
 _LISTS = ("prompt",)
 """Fields that may be given several times."""
@@ -112,7 +112,7 @@ def _parameter(field: Field) -> Parameter:
 def _typer_type(field: Field) -> Any:
     if field.form in (IMAGE_FILE, LATENTS_FILE):
         return Path
-    if field.is_mapping or field.name in _LISTS:
+    if field.is_mapping or field.name in _LISTS or field.form is CONTROL_FILE:
         return list[str]
     # Words are checked with the request: in any case, and by a sentence of our own.
     is_text = field.form is not None or get_origin(field.scalar) is Literal
@@ -157,6 +157,11 @@ def _value(field: Field, given: Any) -> Any:
         from kdrt.cli.latents_file import read_latents
 
         return read_latents(given)
+    if field.form is CONTROL_FILE:
+        from kdrt.cli.control_option import control_option, with_images
+        from kdrt.cli.image_input import read_image
+
+        return with_images([control_option(text) for text in given], read_image)
     if field.is_mapping:
         assert field.form is not None
         return dict(_read(field.form, flag, pair) for pair in given)
