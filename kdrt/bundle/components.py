@@ -39,3 +39,8 @@ ADAPTER_COMPONENT = "t2i-adapter-"
 
 ADAPTER_RESIDUAL = "adapter_residual_"
 """What a T2I-Adapter hands out and a UNet takes, numbered."""
+
+
+def is_residual(name: str) -> bool:
+    """Whether an input of a UNet takes what is added to one of its layers."""
+    return name == MID_RESIDUAL or name.startswith((DOWN_RESIDUAL, ADAPTER_RESIDUAL))

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from kdrt.adapters.ip_adapter import TOKENS_INPUT, write_image_prompt
-from kdrt.bundle.components import DEEP_FEATURE, PAG_INPUT
+from kdrt.bundle.components import DEEP_FEATURE, PAG_INPUT, is_residual
 from kdrt.common.upload import upload
-from kdrt.denoise.controls import BoundControls, ControlEngines, is_residual
+from kdrt.denoise.controls import BoundControls, ControlEngines
 from kdrt.denoise.inputs import DenoiserInputs
 from kdrt.denoise.parts import Parts, Predictions
 from kdrt.denoise.scaling import Scalar, host_scalar

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kdrt.bundle.components import PAG_INPUT
+from kdrt.bundle.components import PAG_INPUT, is_residual
 from kdrt.denoise.bound_unet import write_conditioning
-from kdrt.denoise.controls import ControlEngines, ControlStore, is_residual
+from kdrt.denoise.controls import ControlEngines, ControlStore
 from kdrt.denoise.inputs import DenoiserInputs
 from kdrt.denoise.known_region import KnownRegion
 from kdrt.denoise.regional import no_regions

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kdrt.bundle.components import ADAPTER_RESIDUAL, DOWN_RESIDUAL, MID_RESIDUAL
+from kdrt.bundle.components import is_residual
 from kdrt.common.upload import upload
 from kdrt.denoise.parts import Parts
 from kdrt.denoise.progress import Window
@@ -86,11 +86,6 @@ class Control:
 def no_component(component: str) -> Engine:
     """Stands for what loads components where there are none."""
     raise EngineError(f"there is no {component} here")
-
-
-def is_residual(name: str) -> bool:
-    """Whether an input of a UNet takes what is added to one of its layers."""
-    return name == MID_RESIDUAL or name.startswith((DOWN_RESIDUAL, ADAPTER_RESIDUAL))
 
 
 class ControlEngine:

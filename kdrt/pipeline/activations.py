@@ -7,15 +7,19 @@ largest. Their shapes follow from the configurations that a bundle keeps:
 - UNet: the output of every layer on the way down waits for its layer on the way up.
 - VAE decoder, unless it runs in tiles: a residual block at full resolution holds its input, which
   it adds at the end, while its second convolution reads one tensor and writes another.
+- ControlNets: their outputs, and the inputs of the UNet in which they are summed.
 - text encoders: all hidden states are outputs.
 """
 
 from __future__ import annotations
 
 import json
+from math import prod
 from typing import Any
 
 from kdrt.bundle import Bundle, config_file
+from kdrt.bundle.components import is_residual
+from kdrt_engines import EngineSpec
 from kdrt_engines.dtypes import DTYPES
 from kdrt_engines.regular_files import read_regular
 
@@ -53,6 +57,15 @@ class ImageActivations:
         """Bytes for an image of this size in pixels; 0 if the bundle does not say enough."""
         found = _unet(self._configs["unet"], height // self._scale, width // self._scale)
         return (found or 0) * self._item_size("unet")
+
+    def residuals(self, unet: EngineSpec, height: int, width: int) -> int:
+        """Bytes of what ControlNets and T2I-Adapters add to a UNet for such an image."""
+        dims = {"B": 1, "h": height // self._scale, "w": width // self._scale}
+        return sum(
+            prod(tensor.resolve(dims)) * DTYPES[tensor.dtype].size
+            for tensor in unet.inputs
+            if is_residual(tensor.name)
+        )
 
     def vae_decoder(self, height: int, width: int) -> int:
         """Likewise, for a decoder that does not run in tiles."""

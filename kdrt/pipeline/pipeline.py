@@ -238,22 +238,40 @@ class Pipeline(Calling, Service):
     def resolve(self, request: Request, output_type: OutputType) -> Job:
         """The job of a request, the first part of a call. Functions of the user's in it run outside
         of the call. It is made with :meth:`Adapters.use_unet`, of its features."""
+        unet = self.adapters.unet_spec(unet_features(request))
         job = resolve(
             request,
             self.bundle.manifest,
-            self.adapters.unet_spec(unet_features(request)),
+            unet,
             self.noise_schedule,
             self._unet.device,
             output_type,
         )
-        self.check_networks_fit(job.height, job.width, decoded=output_type != "latent")
+        residuals = 0
+        if job.controls:
+            networks = sum(control.component.is_network for control in job.controls)
+            each = self._activations.residuals(unet, job.height, job.width)
+            residuals = (1 + networks) * each
+        self.check_networks_fit(
+            job.height, job.width, decoded=output_type != "latent", residuals=residuals
+        )
         return with_users_functions(job, self.calls.user_function)
 
-    def check_networks_fit(self, height: int, width: int, *, decoded: bool = True) -> None:
-        """Raises InvalidRequestError: no image of this size in pixels can be computed."""
+    def check_networks_fit(
+        self, height: int, width: int, *, decoded: bool = True, residuals: int = 0
+    ) -> None:
+        """Raises InvalidRequestError: no image of this size in pixels can be computed.
+
+        Args:
+            height: of the image.
+            width: likewise.
+            decoded: whether the latents are decoded.
+            residuals: bytes of what controls add to the UNet.
+        """
         if self._unet.device.type != "cpu":
             return  # there too much memory is an error, and not the end of the process
-        check_unet_fits(self._activations.unet(height, width), height, width)
+        needed = self._activations.unet(height, width) + residuals
+        check_unet_fits(needed, height, width)
         if decoded:
             scale = self.bundle.manifest.latents.scale
             check_decoder_fits(

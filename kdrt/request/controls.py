@@ -16,6 +16,7 @@ from kdrt.denoise.progress import Window, window_of
 from kdrt.errors import InvalidRequestError
 from kdrt.images.control import ControlImage
 from kdrt.images.input import read_maps
+from kdrt.images.masked_part import MaskedPart, resized
 from kdrt.images.processors import find_processor
 from kdrt.request.fields import Request
 from kdrt.request.text_forms import number_text
@@ -71,8 +72,46 @@ def given_controls(value: object) -> list[ControlImage]:
     return each
 
 
+@dataclass(frozen=True)
+class ImagesToMake:
+    """What control images are brought to.
+
+    Attributes:
+        count: B.
+        height, width: in pixels.
+        part: of which they are parts; then a control image is of the whole, as the mask is.
+    """
+
+    count: int
+    height: int
+    width: int
+    part: MaskedPart | None = None
+
+    def read(self, image: object) -> Tensor:
+        """Control images as float32 ``[n, 3, H, W]`` in [0, 1], each for B / n images in a row.
+
+        Raises:
+            InvalidRequestError: they are no images, or neither one for all nor one for each prompt.
+        """
+        whole = (self.height, self.width) if self.part is None else self.part.pixels.shape[2:]
+        pixels = read_maps("the image of control", image, *whole)
+        if self.count % len(pixels):
+            raise InvalidRequestError(
+                f"{len(pixels)} images in a control image for {self.count} images: give one for "
+                "all, or one for each prompt"
+            )
+        if self.part is None:
+            return pixels
+        each = pixels.repeat_interleave(self.count // len(pixels), dim=0)
+        cut = [
+            resized(box.cut(planes), self.height, self.width)
+            for box, planes in zip(self.part.boxes, each, strict=True)
+        ]
+        return torch.stack(cut).clamp_(0, 1)
+
+
 def resolve_controls(
-    request: Request, manifest: Manifest, plan: AnyPlan, images: int, height: int, width: int
+    request: Request, manifest: Manifest, plan: AnyPlan, to_make: ImagesToMake
 ) -> tuple[JobControl, ...]:
     """The controls of a request that add anything, in an order of their own, so that requests with
     the same ones can share their evaluations.
@@ -81,9 +120,7 @@ def resolve_controls(
         request: complete.
         manifest: of the bundle, which names its controls.
         plan: of the run.
-        images: B.
-        height: of the result, in pixels.
-        width: likewise.
+        to_make: the images.
 
     Raises:
         InvalidRequestError: the bundle has no such control, an image cannot be read, a number is
@@ -95,8 +132,7 @@ def resolve_controls(
             "deep_cache leaves out the layers that control acts on: give one of the two"
         )
     resolved = [
-        _resolved(control, request["guess_mode"], manifest, plan, images, height, width)
-        for control in given
+        _resolved(control, request["guess_mode"], manifest, plan, to_make) for control in given
     ]
     return tuple(
         sorted((each for each in resolved if each is not None), key=lambda each: each.component)
@@ -125,9 +161,7 @@ def _resolved(
     guess_mode: bool,
     manifest: Manifest,
     plan: AnyPlan,
-    images: int,
-    height: int,
-    width: int,
+    to_make: ImagesToMake,
 ) -> JobControl | None:
     """None where it adds nothing."""
     name = _name(control, manifest)
@@ -140,12 +174,7 @@ def _resolved(
             f"a control image must start before it ends, and this one is from {start:g} to {end:g}"
         )
     process = None if control.process is None else find_processor(control.process)
-    pixels = read_maps("the image of control", control.image, height, width)
-    if images % len(pixels):
-        raise InvalidRequestError(
-            f"{len(pixels)} images in a control image for {images} images: give one for all, or "
-            "one for each prompt"
-        )
+    pixels = to_make.read(control.image)
     window = window_of(plan, start, end)
     if scale == 0 or window[0] > window[1]:
         return None

@@ -22,15 +22,23 @@ _WORTH_ASKING = 1 << 28
 
 
 def request_memory(
-    facts: LatentFacts, images: int, height: int, width: int, *, draws: int = 0, decoded: bool
+    facts: LatentFacts,
+    images: int,
+    height: int,
+    width: int,
+    *,
+    draws: int = 0,
+    controls: int = 0,
+    decoded: bool,
 ) -> int:
     """Bytes that a request takes at least, whatever the networks need: the state of the sampler
-    before and after a step, ``draws`` of noise, and float32 pixels, once by image and once
-    together. Buffers that may be there from the request before do not count.
+    before and after a step, ``draws`` of noise, float32 pixels, once by image and once together,
+    and those of so many ``controls``, which all images may share. Buffers that may be there from
+    the request before do not count.
     """
     latents = images * facts.channels * (height // facts.scale) * (width // facts.scale) * _FLOAT
     pixels = images * 3 * height * width * _FLOAT if decoded else 0
-    return (2 + draws) * latents + 2 * pixels
+    return (2 + draws) * latents + 2 * pixels + controls * 3 * height * width * _FLOAT
 
 
 def check_request_fits(
@@ -40,11 +48,14 @@ def check_request_fits(
     width: int,
     *,
     draws: int = 0,
+    controls: int = 0,
     decoded: bool = True,
     device: torch.device,
 ) -> None:
     """Raises InvalidRequestError: the :func:`request_memory` is more than is free on ``device``."""
-    needed = request_memory(facts, images, height, width, draws=draws, decoded=decoded)
+    needed = request_memory(
+        facts, images, height, width, draws=draws, controls=controls, decoded=decoded
+    )
     if needed < _WORTH_ASKING:
         return
     free = free_memory(device)

@@ -27,7 +27,7 @@ from kdrt.errors import InvalidRequestError
 from kdrt.images.init_image import InitImage
 from kdrt.prompt.given import checked_embeddings
 from kdrt.request.complete import complete
-from kdrt.request.controls import control_texts, resolve_controls
+from kdrt.request.controls import ImagesToMake, control_texts, given_controls, resolve_controls
 from kdrt.request.fields import Request
 from kdrt.request.grid import check_start, grid_of, is_custom, with_own_grid
 from kdrt.request.guidance_method import guidance_method_of
@@ -92,6 +92,7 @@ def resolve(
         check_request_fits,
         manifest.latents,
         images,
+        controls=len(given_controls(request["control"])),
         decoded=output_type != "latent",
         device=device,
     )
@@ -117,7 +118,9 @@ def resolve(
     if request["guidance_interval"] is not None or request["deep_cache"] is not None:
         shortcuts = shortcuts_of(request, manifest, unet, plan, guidance_scale)
     freeu = _freeu(request["freeu"], unet)
-    controls = resolve_controls(request, manifest, plan, images, height, width)
+    part = None if init_image is None else init_image.part
+    to_make = ImagesToMake(images, height, width, part)
+    controls = resolve_controls(request, manifest, plan, to_make)
     prompts = prompts.repeated(request["images_per_prompt"])
     snapshot = JobSnapshot(
         manifest=manifest,

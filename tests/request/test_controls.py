@@ -16,7 +16,7 @@ from kdrt.errors import InvalidRequestError
 from kdrt.images.metadata import MetadataWarning
 from kdrt.request.controls import MAX_CONTROLS
 from tests.support.control_pair import ControlPair
-from tests.support.diffusers_pair import HEIGHT, WIDTH
+from tests.support.diffusers_pair import HEIGHT, SCALE, WIDTH
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*truncat")
 
@@ -147,3 +147,49 @@ def test_what_an_image_tells(pair: ControlPair, tmp_path: Path) -> None:
     again = kdrt.request_from(tmp_path / "a.png", control=controls)
     assert again["guess_mode"] is True
     assert again["control"] is controls
+
+
+def test_controls_count_in_what_fits(pair: ControlPair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the ControlNets give, and the inputs of the UNet in which it is summed."""
+    unet = pair.ours.bundle.manifest.components["unet-control"].spec()
+    residuals = [t for t in unet.inputs if "residual" in t.name]
+    dims = {"B": 1, "h": HEIGHT // SCALE, "w": WIDTH // SCALE}
+    each = 4 * sum(torch.Size(tensor.resolve(dims)).numel() for tensor in residuals)
+    asked: list[int] = []
+    monkeypatch.setattr(
+        "kdrt.pipeline.pipeline.check_unet_fits", lambda needed, *size: asked.append(needed)
+    )
+    for names in ([], ["sketch"], ["edges"], ["edges", "lines"]):
+        made(pair, control=[kdrt.ControlImage(GREY, name) for name in names])
+    plain = asked[0]
+    assert [needed - plain for needed in asked] == [0, each, 2 * each, 3 * each]
+
+
+def test_the_masked_part_alone(pair: ControlPair) -> None:
+    """A control image is of the whole, as the mask is, and is cut with it."""
+    image = Image.fromarray(np.stack([GREY] * 3, -1)).resize((3 * WIDTH, 3 * HEIGHT))
+    mask = Image.new("L", image.size)
+    mask.paste(255, (WIDTH, HEIGHT, 2 * WIDTH, 2 * HEIGHT))
+    within = Image.new("RGB", image.size, "white")
+    within.paste(image, (0, 0))
+    outside = within.copy()
+    within.paste((10, 200, 30), (WIDTH, HEIGHT, 2 * WIDTH, 2 * HEIGHT))
+    outside.paste((10, 200, 30), (0, 0, WIDTH, HEIGHT))
+
+    def part(control: Any) -> np.ndarray[Any, Any]:
+        ours: Any = pair.ours
+        result = ours(
+            "a",
+            image=image,
+            mask_image=mask,
+            inpaint_padding=0,
+            control=kdrt.ControlImage(control, "edges"),
+            **{**ASKED, "output_type": "np"},
+        )
+        pixels: np.ndarray[Any, Any] = result.images
+        return pixels
+
+    plain = Image.new("RGB", image.size, "white")
+    plain.paste(image, (0, 0))
+    assert np.array_equal(part(plain), part(outside))
+    assert not np.array_equal(part(plain), part(within))

@@ -32,6 +32,8 @@ def test_the_least_is_latents_noise_and_pixels(sdxl: TinyModel) -> None:
     assert request_memory(facts, 5, 800, 640, draws=7, decoded=False) == 9 * latents
     pixels = 5 * 3 * 800 * 640 * 4
     assert request_memory(facts, 5, 800, 640, decoded=True) == 2 * latents + 2 * pixels
+    controlled = request_memory(facts, 5, 800, 640, controls=2, decoded=False)
+    assert controlled == 2 * latents + 2 * pixels // 5
 
 
 FREE = 10**9
