@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     )
     from kdrt.images.control import ControlImage
     from kdrt.images.output import read_infotext, save_image
+    from kdrt.images.region import Region
     from kdrt.images.sheet import image_grid
     from kdrt.pipeline.loading import load
     from kdrt.pipeline.metadata import Infotext
@@ -78,6 +79,7 @@ __all__ = [
     "PipelineClosedError",
     "PreviewStep",
     "PromptSyntaxWarning",
+    "Region",
     "Request",
     "Result",
     "ShapeError",
@@ -104,6 +106,7 @@ _HOME = {
     "Infotext": "kdrt.pipeline.metadata",
     "Pipeline": "kdrt.pipeline.pipeline",
     "PreviewStep": "kdrt.vae.preview",
+    "Region": "kdrt.images.region",
     "Request": "kdrt.request.fields",
     "PromptSyntaxWarning": "kdrt.prompt",
     "Result": "kdrt.pipeline.result",

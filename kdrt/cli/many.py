@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from kdrt.cli.control_option import paths_of
 from kdrt.cli.image_files import ImageFiles
 from kdrt.cli.interrupts import Interrupt, interrupts_told
-from kdrt.cli.request_json import CONTROL, with_files
+from kdrt.cli.region_option import mask_files
+from kdrt.cli.request_json import CONTROL, REGIONS, with_files
 from kdrt.cli.requests_file import RequestLine
 from kdrt.errors import CancelledError, KdrtError, OutputError, PipelineClosedError
 from kdrt.images.output import SUFFIXES
@@ -66,8 +67,11 @@ class Task:
     def has_files(self) -> bool:
         """Whether :meth:`request` reads any."""
         controls: Any = self.line.request.get(CONTROL) or ()
-        return any(isinstance(value, Path) for value in self.line.request.values()) or any(
-            map(paths_of, controls)
+        regions: Any = self.line.request.get(REGIONS) or ()
+        return (
+            any(isinstance(value, Path) for value in self.line.request.values())
+            or any(map(paths_of, controls))
+            or bool(mask_files(regions))
         )
 
     def request(self) -> Request:

@@ -17,6 +17,7 @@ from kdrt.adapters.lora_merge import Scale
 from kdrt.bundle import Manifest, sha256
 from kdrt.cli.requests_file import RequestLine
 from kdrt.images.control import ControlImage
+from kdrt.images.region import Region
 from kdrt.request.complete import complete
 
 _LENGTH = 32
@@ -66,7 +67,7 @@ def _digest(value: object, contents: Callable[[object], object] | None = None) -
 def _content(value: object) -> str:
     if isinstance(value, Path):
         return sha256(value)
-    if isinstance(value, ControlImage):
+    if isinstance(value, ControlImage | Region):
         return _digest(vars(value), _content)
     if isinstance(value, Image.Image):
         start, content = f"{value.mode} {value.size}", value.tobytes()

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from kdrt.cli.control_option import json_controls, paths_of, with_images
 from kdrt.cli.image_input import read_image
+from kdrt.cli.region_option import json_regions, mask_files, with_masks
 from kdrt.common.paths import user_path
 from kdrt.common.validation import check_texts, excerpt
 from kdrt.errors import InvalidRequestError
@@ -30,8 +31,8 @@ FILE_FIELDS = tuple(
 )
 """Fields whose values are files here; :func:`with_files` reads them."""
 
-CONTROL = "control"
-"""The field whose values hold files."""
+CONTROL, REGIONS = "control", "regions"
+"""Fields whose values hold files."""
 
 _TEXTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
 _SINGLE = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
@@ -79,12 +80,17 @@ def json_request(fields: Mapping[str, Any], folder: Path) -> Request:
         for name in FILE_FIELDS
         if fields.get(name) is not None
     }
-    controls: dict[str, Any] = {}
+    nested: dict[str, Any] = {}
     if fields.get(CONTROL) is not None:
-        controls[CONTROL] = json_controls(fields[CONTROL], folder)
-        for path in chain.from_iterable(map(paths_of, controls[CONTROL])):
+        nested[CONTROL] = json_controls(fields[CONTROL], folder)
+        for path in chain.from_iterable(map(paths_of, nested[CONTROL])):
             _check_file(path, True)
-    plain = {name: value for name, value in fields.items() if name not in (*FILE_FIELDS, CONTROL)}
+    if fields.get(REGIONS) is not None:
+        nested[REGIONS] = json_regions(fields[REGIONS], folder)
+        for path in mask_files(nested[REGIONS]):
+            _check_file(path, True)
+    others = (*FILE_FIELDS, CONTROL, REGIONS)
+    plain = {name: value for name, value in fields.items() if name not in others}
     for name in _TEXTS:
         if plain.get(name) is not None:
             check_texts(name, plain[name])
@@ -93,7 +99,7 @@ def json_request(fields: Mapping[str, Any], folder: Path) -> Request:
             plain[name] = known_word(FIELDS[name], value)
     _check_types(plain)
     complete(cast(Request, plain))
-    return cast(Request, {**plain, **files, **controls})
+    return cast(Request, {**plain, **files, **nested})
 
 
 def with_files(request: Request) -> Request:
@@ -106,6 +112,8 @@ def with_files(request: Request) -> Request:
     read = {name: _read(name, path) for name, path in given.items() if isinstance(path, Path)}
     if given.get(CONTROL) is not None:
         read[CONTROL] = with_images(given[CONTROL], read_image)
+    if given.get(REGIONS) is not None:
+        read[REGIONS] = with_masks(given[REGIONS], read_image)
     return cast(Request, {**given, **read})
 
 

@@ -15,4 +15,5 @@ Its files:
     infotext    the text format of the AUTOMATIC1111 web UI, read
     metadata    what image files of this and other programs say of themselves
     safety      the safety checker
+    region      a prompt for a part of an image
 """

@@ -18,6 +18,7 @@ from kdrt.prompt import (
     zeros_like,
 )
 from kdrt.request.job import PromptJob
+from kdrt.request.snapshot import Columns
 
 
 class PromptWarnings(NamedTuple):
@@ -46,6 +47,7 @@ class EncodedPrompts:
     Attributes:
         positive: of the prompts.
         negative: of the negative prompts, as long; None where there is no second half.
+        regions: of the prompt of each region, likewise for B images.
         truncations: every distinct prompt that was longer than a text encoder reads.
         version: of the prompt encoder, which changes with learned tokens and weights.
         max_length: tokens that a text encoder reads at once.
@@ -58,6 +60,7 @@ class EncodedPrompts:
     version: int
     max_length: int
     hints: tuple[PromptSyntaxWarning, ...]
+    regions: tuple[Conditioning, ...] = ()
 
     @property
     def chunks(self) -> int:
@@ -90,17 +93,34 @@ def encode_prompts(
         positive = job.positive.to(device)
     else:
         positive, truncations = encoder.encode(job.prompts, job.clip_skip, job.weighting)
-    negative = None
+    negative = regions = None
     if doubled:
         negative, others = _negative(encoder, job, positive)
         truncations = tuple(dict.fromkeys(truncations + others))
-        length = max(positive.length, negative.length)
-        positive = encoder.pad(positive, length, job.clip_skip)
-        negative = encoder.pad(negative, length)
+    if job.region_prompts:
+        regions, others = encoder.encode(_columns(encoder, job), job.clip_skip, job.weighting)
+        truncations = tuple(dict.fromkeys(truncations + others))
+    length = max(each.length for each in (positive, negative, regions) if each is not None)
+    positive = encoder.pad(positive, length, job.clip_skip)
+    negative = negative and encoder.pad(negative, length)
+    regions = regions and encoder.pad(regions, length, job.clip_skip)
+    images = len(positive.encoder_hidden_states)
     max_length = encoder.encoders[0].facts.max_length
-    texts = chain.from_iterable((*job.prompts, *(job.negatives or ())))
+    texts = chain.from_iterable((*job.prompts, *(job.negatives or ()), job.region_prompts))
     hints = tuple(encoder.hints(texts, job.weighting))
-    return EncodedPrompts(positive, negative, truncations, encoder.version, max_length, hints)
+    return EncodedPrompts(
+        positive,
+        negative,
+        truncations,
+        encoder.version,
+        max_length,
+        hints,
+        tuple(
+            regions.one(region).repeated(images)
+            for region in range(len(job.region_prompts))
+            if regions is not None
+        ),
+    )
 
 
 def conditioning_length(encoder: PromptEncoder, job: PromptJob, *, doubled: bool) -> int:
@@ -110,10 +130,18 @@ def conditioning_length(encoder: PromptEncoder, job: PromptJob, *, doubled: bool
     if doubled:
         given.append(job.negative)
         texts.append(job.negatives or job.prompts)
+    if job.region_prompts:
+        given.append(None)
+        texts.append(_columns(encoder, job))
     return max(
         conditioning.length if conditioning is not None else encoder.length(columns, job.weighting)
         for conditioning, columns in zip(given, texts, strict=True)
     )
+
+
+def _columns(encoder: PromptEncoder, job: PromptJob) -> Columns:
+    """The prompts of regions for every text encoder."""
+    return (job.region_prompts,) * len(encoder.encoders)
 
 
 def _negative(

@@ -296,7 +296,9 @@ class Pipeline(Calling, Service):
     def parts_of(self, job: Job) -> Parts:
         """The rows of the UNet that an image of a job takes."""
         return Parts(
-            unconditional=self.is_doubled(job), perturbed=job.perturbed_attention is not None
+            unconditional=self.is_doubled(job),
+            regions=len(job.region_prompts),
+            perturbed=job.perturbed_attention is not None,
         )
 
     def prepare(self, job: Job, encoded: EncodedPrompts) -> SamplingRun:
@@ -305,6 +307,7 @@ class Pipeline(Calling, Service):
             job,
             encoded.positive,
             encoded.negative,
+            encoded.regions,
             manifest=self.bundle.manifest,
             unet=self._unet,
             encode=self.vae.encode,

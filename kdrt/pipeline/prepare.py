@@ -3,7 +3,8 @@ the denoiser is told."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,7 +13,12 @@ from kdrt.adapters.ip_adapter import ImagePrompts
 from kdrt.bundle import Manifest
 from kdrt.common.upload import upload, uploaded
 from kdrt.denoise.bound_unet import is_inpainting
-from kdrt.denoise.inputs import DenoiserInputs, SamplingRun, UNetConditioning
+from kdrt.denoise.inputs import (
+    DenoiserInputs,
+    RegionalPrompts,
+    SamplingRun,
+    UNetConditioning,
+)
 from kdrt.images.init_image import Encode
 from kdrt.pipeline.controls import encode_controls
 from kdrt.pipeline.image_to_image import begin_with_image
@@ -28,6 +34,7 @@ def prepare(
     job: Job,
     positive: Conditioning,
     negative: Conditioning | None,
+    regions: Sequence[Conditioning] = (),
     *,
     manifest: Manifest,
     unet: Engine,
@@ -41,6 +48,7 @@ def prepare(
         job: what to make.
         positive: conditioning of its B images.
         negative: that of the unconditional half; None where there is none.
+        regions: that of the prompt of each region.
         manifest: of the bundle.
         unet: what will denoise.
         encode: the VAE's encoder, for images to begin with.
@@ -69,18 +77,20 @@ def prepare(
     if negative is not None:
         negative_ids = _time_ids(job.negative_time_ids, images)
         unconditional = UNetConditioning(negative, negative_ids, negative_tokens)
+    conditional = UNetConditioning(positive, _time_ids(job.time_ids, images), tokens)
     return SamplingRun(
         plan=job.plan,
         latents=latents,
         noise=noise,
         seed=job.seeds[0],
         inputs=DenoiserInputs(
-            positive=UNetConditioning(positive, _time_ids(job.time_ids, images), tokens),
+            positive=conditional,
             negative=unconditional,
             guidance_scale=job.guidance_scale,
             guidance_rescale=job.guidance_rescale,
             guidance_method=job.guidance_method,
             perturbed_attention=job.perturbed_attention,
+            regions=_regions(job, conditional, regions, unet.device),
             freeu=job.freeu,
             image_scale=job.ip_adapter_scale,
             known_region=region,
@@ -112,6 +122,22 @@ def _image_tokens(
         return tokens, None
     negative, positive = tokens.chunk(2)
     return positive, negative
+
+
+def _regions(
+    job: Job,
+    conditional: UNetConditioning,
+    prompts: Sequence[Conditioning],
+    device: torch.device,
+) -> RegionalPrompts | None:
+    """What the UNet is told of regions: as of the images themselves, but for the prompts."""
+    if job.region_weights is None:
+        return None
+    weights = uploaded(job.region_weights, device)
+    return RegionalPrompts(
+        tuple(replace(conditional, prompt=prompt) for prompt in prompts),
+        weights.expand(len(job.seeds), *weights.shape),
+    )
 
 
 def _time_ids(ids: TimeIds | None, images: int) -> Tensor | None:

@@ -18,6 +18,7 @@ Its files:
     guidance_method    how the results with and without the prompt are combined
     perturbed_attention  guidance away from results without structure
     controls           control images, for ControlNets and T2I-Adapters
+    regions            prompts for parts of an image
     shortcuts          a guidance interval and a deep cache
     memory             what a request takes at least
     snapshot           what is kept of a job for the text of its images

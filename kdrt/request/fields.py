@@ -26,6 +26,7 @@ from kdrt.request.text_forms import (
     LATENTS_FILE,
     POINT,
     RANGE,
+    REGION,
     SIZE,
     numbers,
     pairs,
@@ -36,11 +37,12 @@ if TYPE_CHECKING:
 
     from kdrt.adapters.ip_adapter import ImagePrompt
     from kdrt.images.control import ControlImage
+    from kdrt.images.region import Region
     from kdrt.images.safety import ImageFilter
     from kdrt.prompt import Conditioning
 else:
     # The command line is made without torch.
-    Conditioning = ControlImage = Generator = ImageFilter = ImagePrompt = Tensor = object
+    Conditioning = ControlImage = Generator = ImageFilter = ImagePrompt = Region = Tensor = object
 
 Seed = int | Sequence[int]
 Size = tuple[int, int]
@@ -586,6 +588,33 @@ class RequestFields(PromptFields, total=False):
             maximum=1000,
             metavar="SCALE",
             record="PAG adaptive scale",
+        ),
+    ]
+    regions: Annotated[
+        Sequence[Region] | None,
+        Field(
+            help="A prompt for a part of the image, white in a mask, as in `left.png=a red "
+            "circle`, or `left.png:0.5=…` with a weight; may be repeated. Each is one more row of "
+            "work.",
+            details="See :class:`kdrt.Region`; for all images of the request.",
+            form=REGION,
+            panel=IMAGE,
+            flags=("--region",),
+            record="Regions",
+        ),
+    ]
+    region_base_weight: Annotated[
+        float,
+        Field(
+            help="How much the image's own prompt counts inside of regions, beside their weight "
+            "of 1; 0 keeps them apart.",
+            default=0.2,
+            minimum=0,
+            maximum=1000,
+            metavar="WEIGHT",
+            panel=IMAGE,
+            record="Region base weight",
+            requires="regions",
         ),
     ]
     guidance_interval: Annotated[

@@ -37,6 +37,7 @@ class PromptJob:
         positive, negative: what the caller brought in place of prompts, for B images.
         weighting: how prompts are read.
         clip_skip: 0 if none was asked for.
+        region_prompts: of parts of all images, beside the image's own.
     """
 
     prompts: Columns
@@ -45,6 +46,7 @@ class PromptJob:
     negative: Conditioning | None
     weighting: Weighting
     clip_skip: int
+    region_prompts: tuple[str, ...] = ()
 
     def repeated(self, times: int) -> PromptJob:
         """The same with every prompt ``times`` times in a row: p0, p0, p1, p1."""
@@ -55,6 +57,7 @@ class PromptJob:
             negative=self.negative and self.negative.repeated(times),
             weighting=self.weighting,
             clip_skip=self.clip_skip,
+            region_prompts=self.region_prompts,
         )
 
 
@@ -74,6 +77,8 @@ class Job(PromptJob):
         init_image: the images to begin with; None begins with noise.
         guidance_method: how the results with and without the prompt are combined.
         perturbed_attention: guidance away from perturbed results; None without.
+        region_weights: float32 ``[1 + N, 1, h, w]``, of the image's own prompt and those of N
+            regions; None without.
         shortcuts: which evaluations do less.
         controls: the control images that add anything.
         time_ids, negative_time_ids: SDXL's six numbers of size conditioning, the refiner's five;
@@ -98,6 +103,7 @@ class Job(PromptJob):
     guidance_rescale: float
     guidance_method: GuidanceMethod
     perturbed_attention: PerturbedAttention | None
+    region_weights: Tensor | None
     shortcuts: Shortcuts
     freeu: FreeU
     controls: tuple[JobControl, ...]

@@ -15,7 +15,7 @@ from kdrt.request.field import Field
 from kdrt.request.fields import FIELDS, Request
 from kdrt.request.grid import is_custom
 from kdrt.request.snapshot import GIVEN, JobSnapshot
-from kdrt.request.text_forms import scalar_text
+from kdrt.request.text_forms import number_text, scalar_text
 from kdrt.sampling import find_schedule, is_foreign
 from kdrt.sampling.samplers import label_of
 
@@ -94,6 +94,8 @@ def settings_of(snapshot: JobSnapshot) -> Iterator[tuple[str, Value]]:
         "noise_options": lambda: iter(()),
         "freeu": lambda: _freeu(snapshot),
         "control": lambda: _controls(snapshot),
+        "regions": lambda: _regions(snapshot),
+        "region_base_weight": lambda: _base_weight(snapshot),
         "ip_adapter_scale": lambda: _image_prompt(request),
         "mask_image": lambda: iter(() if request["mask_image"] is None else [("Masked", "yes")]),
     }
@@ -173,6 +175,21 @@ def _freeu(snapshot: JobSnapshot) -> Iterator[tuple[str, Value]]:
 def _controls(snapshot: JobSnapshot) -> Iterator[tuple[str, Value]]:
     for number, text in enumerate(snapshot.controls):
         yield f"{CONTROL}{number}", text
+
+
+def _regions(snapshot: JobSnapshot) -> Iterator[tuple[str, Value]]:
+    if snapshot.regions:
+        told = (
+            prompt if weight == 1 else f"{prompt} (weight {number_text(weight)})"
+            for prompt, weight in snapshot.regions
+        )
+        yield FIELDS["regions"].record, " | ".join(told)
+
+
+def _base_weight(snapshot: JobSnapshot) -> Iterator[tuple[str, Value]]:
+    if snapshot.regions:
+        field = FIELDS["region_base_weight"]
+        yield from settings_of_field(field, snapshot.request["region_base_weight"])
 
 
 def _image_prompt(request: Request) -> Iterator[tuple[str, Value]]:

@@ -5,6 +5,7 @@ request.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import cast, get_args
 
@@ -37,6 +38,7 @@ from kdrt.request.memory import check_request_fits
 from kdrt.request.perturbed_attention import perturbed_attention_of
 from kdrt.request.prompts import resolve_prompts
 from kdrt.request.recipes import check_recipe, recipe_guidance
+from kdrt.request.regions import regions_of
 from kdrt.request.seeds import seeds_of
 from kdrt.request.shortcuts import shortcuts_of
 from kdrt.request.size_conditioning import (
@@ -113,6 +115,9 @@ def resolve(
     check_fits(height, width, draws=len(plan.slots) if isinstance(plan, Plan) else 0)
     guidance_scale = _guidance_scale(request, manifest, unet, plan)
     seeds, noise_seeds = seeds_of(request, images, plan)
+    regions = regions_of(request, manifest, height, width)
+    if regions is not None:
+        prompts = replace(prompts, region_prompts=regions.prompts)
     positive_ids, negative_ids = _time_ids(request, unet, height, width)
     shortcuts = NO_SHORTCUTS
     if request["guidance_interval"] is not None or request["deep_cache"] is not None:
@@ -137,6 +142,7 @@ def resolve(
         freeu=freeu,
         own_sampler=plan.sampler if callable(request["sampler"]) else None,
         controls=control_texts(request, manifest),
+        regions=() if regions is None else tuple(zip(regions.prompts, regions.counts, strict=True)),
     )
     return Job(
         **vars(prompts),
@@ -154,6 +160,7 @@ def resolve(
         guidance_rescale=request["guidance_rescale"],
         guidance_method=guidance_method_of(request, manifest, unet, plan, guidance_scale),
         perturbed_attention=perturbed_attention_of(request, manifest, unet),
+        region_weights=regions and regions.weights,
         shortcuts=shortcuts,
         freeu=freeu,
         controls=controls,

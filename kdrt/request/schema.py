@@ -6,8 +6,10 @@ Fields that JSON cannot hold (images, tensors, functions) are left out.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
 
+from kdrt.errors import InvalidRequestError
+from kdrt.request.complete import known_word
 from kdrt.request.field import Field
 from kdrt.request.fields import FIELDS
 
@@ -20,7 +22,7 @@ def request_model(fields: Mapping[str, Field] = FIELDS) -> type[BaseModel]:
     import pydantic
 
     members: dict[str, Any] = {
-        name: (field.json_type, pydantic.Field(**_constraints(field)))
+        name: (_type_of(field), pydantic.Field(**_constraints(field)))
         for name, field in fields.items()
         if field.json_type is not None
     }
@@ -32,6 +34,24 @@ def request_model(fields: Mapping[str, Field] = FIELDS) -> type[BaseModel]:
 def request_schema(fields: Mapping[str, Field] = FIELDS) -> dict[str, Any]:
     """The JSON schema of a request: types, ranges, defaults, descriptions and units."""
     return request_model(fields).model_json_schema()
+
+
+def _type_of(field: Field) -> Any:
+    """Its type in JSON; words are taken in any case, as everywhere."""
+    import pydantic
+
+    if get_origin(field.scalar) is not Literal:
+        return field.json_type
+
+    def known(value: object) -> object:
+        if value is None and field.default is None:
+            return None
+        try:
+            return known_word(field, value)
+        except InvalidRequestError as error:
+            raise ValueError(str(error)) from None
+
+    return Annotated[field.json_type, pydantic.BeforeValidator(known)]
 
 
 def _constraints(field: Field) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class JobSnapshot:
         freeu: (b1, b2, s1, s2).
         own_sampler: the name of a sampler that is the caller's function; None for all others.
         controls: what is told of each control image.
+        regions: prompt and weight of each.
     """
 
     manifest: Manifest
@@ -51,6 +52,7 @@ class JobSnapshot:
     freeu: FreeU
     own_sampler: str | None
     controls: tuple[str, ...] = ()
+    regions: tuple[tuple[str, float], ...] = ()
 
 
 def plain(request: Request) -> Request:

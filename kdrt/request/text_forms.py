@@ -135,5 +135,6 @@ POINT = TextForm("TOP,LEFT", _read_point, _write_numbers, "0,64", "two whole num
 FREEU = TextForm("FAMILY|B1,B2,S1,S2", _read_freeu, _write_freeu, "1.3,1.4,0.9,0.2", "four numbers")
 IMAGE_FILE = TextForm("FILE", _unreadable, _given)
 CONTROL_FILE = TextForm("FILE[:OPTIONS]", _unreadable, _given)
+REGION = TextForm("MASK[:WEIGHT]=PROMPT", _unreadable, _given)
 LATENTS_FILE = TextForm("FILE", _unreadable, _given)
 """What an image's text cannot hold: the value itself cannot be stored."""

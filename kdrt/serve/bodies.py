@@ -121,13 +121,16 @@ def _sentence(error: pydantic.ValidationError, model: type[pydantic.BaseModel]) 
     if not place:
         return RequestError(f"the body cannot be read: {first['msg']}")
     name = place[0]
+    nested = ".".join(place)
+    if first["type"] == "extra_forbidden" and len(place) > 1:
+        return UnknownNameError(f"there is no field {excerpt(nested)}", nested[:_SHOWN])
     if first["type"] == "extra_forbidden":
         known = [each.alias or key for key, each in model.model_fields.items()]
         return UnknownNameError(
             f"there is no field {excerpt(name)}{did_you_mean(name, known)}", name[:_SHOWN]
         )
     if first["type"] == "missing":
-        return RequestError(f"the field {name!r} is missing", name)
+        return RequestError(f"the field {nested!r} is missing", name)
     # Where several types are allowed there is an error for each of them.
     same = [first, *(other for other in others if other["loc"][:1] == first["loc"][:1])]
     reasons = " or ".join(dict.fromkeys(each["msg"].removeprefix("Input ") for each in same))

@@ -65,6 +65,9 @@ class RequestLimits:
             )
         for name in _PROMPTS:
             self._check_texts(name, given.get(name))
+        regions = given.get("regions")
+        for region in regions if isinstance(regions, Sequence) else ():
+            self._check_texts("regions", getattr(region, "prompt", None))
         self._check_steps(given)
         self._check_size(given, facts)
         return self._images(given)

@@ -41,6 +41,20 @@ PATH = "/v1/generate"
 _IMAGES = ("image", "mask_image", "ip_adapter_image")
 
 
+class _Region(pydantic.BaseModel):
+    """A prompt of its own for a part of the image."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    prompt: Annotated[str, pydantic.Field(description="What to draw there.")]
+    mask: Annotated[
+        str, pydantic.Field(description="Where: white is the region. Base64 or a data URL.")
+    ]
+    weight: Annotated[
+        float, pydantic.Field(description="How much it counts where regions overlap.", gt=0)
+    ] = 1.0
+
+
 class _Options(pydantic.BaseModel):
     """What is asked of the service, and images, which a request's own schema leaves out."""
 
@@ -62,6 +76,10 @@ class _Options(pydantic.BaseModel):
     ip_adapter_image: Annotated[
         str | None,
         pydantic.Field(description=f"{FIELDS['ip_adapter_image'].help} Base64 or a data URL."),
+    ] = None
+    regions: Annotated[
+        list[_Region] | None,
+        pydantic.Field(description="Prompts of their own for parts of the image."),
     ] = None
     output_format: Annotated[ImageFormat, pydantic.Field(description="Of the images.")] = "png"
     quality: Annotated[
@@ -145,7 +163,18 @@ def _request_of(body: _Options, limits: RequestLimits) -> kdrt.Request:
         if isinstance(request.get(name), str):
             data = decoded_base64(name, request[name])
             request[name] = read_image(name, data, limits.input_pixels)
+    if request.get("regions") is not None:
+        request["regions"] = [
+            _region_of(number, region, limits)
+            for number, region in enumerate(request["regions"], start=1)
+        ]
     return cast(kdrt.Request, request)
+
+
+def _region_of(number: int, region: dict[str, Any], limits: RequestLimits) -> kdrt.Region:
+    name = f"the mask of region {number}"
+    mask = read_image(name, decoded_base64(name, region["mask"]), limits.input_pixels)
+    return kdrt.Region(region["prompt"], mask, region.get("weight", 1.0))
 
 
 def _answer(body: _Options, submission: Submission, result: Result[Any]) -> dict[str, Any]:

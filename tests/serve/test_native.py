@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+import kdrt
 from kdrt.request.schema import request_schema
 from kdrt.serve.service import ImageService
 from tests.support.serving import events_of, image_of, png
@@ -200,3 +201,25 @@ def test_the_schema_is_that_of_a_request(client: TestClient) -> None:
     assert body["properties"]["steps"]["maximum"] == fields["steps"]["maximum"]
     assert body["properties"]["sampler"]["default"] == fields["sampler"]["default"]
     assert body["additionalProperties"] is False
+
+
+def test_regions_have_masks_in_base64(client: TestClient, service: ImageService) -> None:
+    mask = Image.new("L", (96, 96))
+    mask.paste(255, (0, 0, 48, 96))
+    region = {"prompt": "a star", "mask": data_url(mask)}
+    answer = made(client, regions=[region], region_base_weight=0)
+    regions = [kdrt.Region("a star", mask)]
+    alone = service.model().pipe(
+        "a red circle", seed=7, steps=2, regions=regions, region_base_weight=0
+    )
+    assert image_of(answer["images"][0]["image"]).tobytes() == alone.images[0].tobytes()
+    assert answer["unet_rows"] == 3 * 2
+    assert "weigth" in refused(client, regions=[{**region, "weigth": 1}])["message"]
+    assert "mask of region 1" in refused(client, regions=[{**region, "mask": "?"}])["message"]
+
+
+def test_words_are_taken_in_any_case(client: TestClient) -> None:
+    image = made(client, guidance_method="APG", prompt_weighting="A1111")["images"][0]
+    assert image == made(client, guidance_method="apg", prompt_weighting="a1111")["images"][0]
+    assert "guidance_method" in refused(client, guidance_method="apgg")["message"]
+    assert "cfg_zero_star" in refused(client, guidance_method="apgg")["message"]
