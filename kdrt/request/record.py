@@ -7,10 +7,12 @@ web UIs write in their own way are below. :mod:`kdrt.request.recorded` reads it 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, cast
 
 from kdrt.common.literals import COMMA_BACKTRACK
 from kdrt.denoise.freeu import FREEU_OFF
+from kdrt.errors import InvalidRequestError
 from kdrt.request.field import Field
 from kdrt.request.fields import FIELDS, Request
 from kdrt.request.grid import is_custom
@@ -24,6 +26,10 @@ Value = str | int | float
 
 CUSTOM = "Custom"
 """The schedule's label where the grid is the request's own."""
+
+OTHER_SCHEDULE = "Schedule for other steps"
+"""The key of the schedule that the request's own grid replaces, such as that of a recipe: it counts
+where the image is made again with other steps."""
 
 OWN_SAMPLER = "Sampler function"
 """The key that tells of a sampler which has no name."""
@@ -87,9 +93,7 @@ def settings_of(snapshot: JobSnapshot) -> Iterator[tuple[str, Value]]:
         "clip_skip": lambda: _clip_skip(snapshot),
         "sampler": lambda: _own_sampler(snapshot),
         "sampler_options": lambda: _options(_sampler_options(snapshot), SAMPLER_OPTIONS, "Sampler"),
-        "schedule_options": lambda: _options(
-            request["schedule_options"], SCHEDULE_OPTIONS, "Schedule"
-        ),
+        "schedule_options": lambda: _schedule(request),
         "noise": lambda: _noise(request),
         "noise_options": lambda: iter(()),
         "freeu": lambda: _freeu(snapshot),
@@ -155,6 +159,14 @@ def _options(
     for name, value in sorted((options or {}).items()):
         key = labels.get(name, f"{prefix} {name.replace('_', ' ')}")
         yield key, value if type(value) in (int, float) else scalar_text(value)
+
+
+def _schedule(request: Request) -> Iterator[tuple[str, Value]]:
+    yield from _options(request["schedule_options"], SCHEDULE_OPTIONS, "Schedule")
+    # Of no effect on this image, so it may be the name of none.
+    if is_custom(request) and request["schedule"] != FIELDS["schedule"].default:
+        with suppress(InvalidRequestError):
+            yield OTHER_SCHEDULE, find_schedule(request["schedule"]).label
 
 
 def _noise(request: Request) -> Iterator[tuple[str, Value]]:

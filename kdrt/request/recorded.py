@@ -27,6 +27,7 @@ from kdrt.request.record import (
     EXACT_NEGATIVE,
     EXACT_PROMPT,
     FREEU,
+    OTHER_SCHEDULE,
     OWN_SAMPLER,
     SAMPLER_OPTIONS,
     SCHEDULE_OPTIONS,
@@ -221,6 +222,9 @@ class _Reader:
     def _schedule(self) -> None:
         name = self.settings.get("Schedule type")
         if name == CUSTOM:
+            name = self.settings.get(OTHER_SCHEDULE)
+            if name in _BY_LABEL:
+                self.fields["schedule"] = _BY_LABEL[name].name
             return
         if not self.ours and self._is_web_ui():
             name = web_ui_schedule(name, self.fields.get("sampler"))

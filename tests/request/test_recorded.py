@@ -372,3 +372,16 @@ def test_a_file_without_settings(tmp_path: Path) -> None:
 def test_numbers_are_told_in_full(sdxl: TinyModel) -> None:
     result = sdxl.pipeline("a", steps=1, seed=0, guidance_scale=math.pi)
     assert float(parse_infotext(str(result.infotexts[0]))["CFG scale"]) == math.pi
+
+
+def test_the_schedule_behind_the_timesteps_of_a_recipe_is_kept(
+    sdxl: TinyModel, tmp_path: Path
+) -> None:
+    made = sdxl.pipeline("a", recipe="dmd2-1", seed=1)
+    assert "Schedule type: Custom" in str(made.infotexts[0])
+    made.save(tmp_path / "image.png")
+    again = kdrt.request_from(tmp_path / "image.png")
+    assert (again["timesteps"], again["schedule"]) == ([399], "trailing")
+    other = kdrt.request_from(tmp_path / "image.png", steps=4)
+    assert "timesteps" not in other
+    assert other["schedule"] == "trailing"
