@@ -35,6 +35,7 @@ from kdrt.denoise.cuda_graphs import CudaGraphLevel
 from kdrt.errors import KdrtError
 from kdrt_bench.cuda_calls import count_calls
 from kdrt_bench.in_flight import PROMPT, InFlightRows, measure_in_flight
+from kdrt_engines.openvino.config import is_openvino
 from kdrt_engines.registry import ENGINES
 
 LEVELS: tuple[CudaGraphLevel, ...] = get_args(CudaGraphLevel)
@@ -219,7 +220,8 @@ def main(
         typer.echo("CUDA sees no GPU here: nothing was measured", err=True)
         raise typer.Exit(2)
     opened = open_bundle(bundle)
-    names = engine or [name for name in ENGINES if (name == "onnxruntime") == on_cpu]
+    here = [name for name in ENGINES if not is_openvino(name)]
+    names = engine or [name for name in here if (name == "onnxruntime") == on_cpu]
     rows = []
     if not on_cpu:
         rows = [measure(opened, name, level, steps, rounds) for name in names for level in LEVELS]

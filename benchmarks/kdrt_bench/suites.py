@@ -16,6 +16,7 @@ from kdrt_bench.ablation import AT_REAL_SIZE, TECHNIQUES, Technique
 from kdrt_bench.errors import BenchmarkError
 from kdrt_bench.jobs import Forward, ImageWorkload, Model, Workload
 from kdrt_bench.peers import ALIASES, PEERS
+from kdrt_engines.openvino.config import is_openvino
 from kdrt_engines.registry import ENGINES
 
 Scenario = Literal["SingleStream", "Offline", "Server", "Startup"]
@@ -367,7 +368,7 @@ def gpu(demo: Model, peers: tuple[str, ...]) -> list[Experiment]:
     rows += [
         RowPlan(f"kdrt {engine}, graph {level}", "kdrt", {"engine": engine, "cuda_graph": level})
         for engine in ENGINES
-        if engine != "onnxruntime"
+        if engine != "onnxruntime" and not is_openvino(engine)
         for level in CUDA_GRAPH_LEVELS
     ]
     return [replace(image(demo, peers), rows=tuple(rows), rounds=10)]
