@@ -1,7 +1,7 @@
 """Runs what the README and the pages of ``docs/`` show, so that they cannot rot.
 
-Shell blocks: ``kdrt`` commands are run, but exports, builds, benchmarks and removals are parsed
-only (models need a network, the demo model is exported once for all tests, benchmarks take
+Shell blocks: ``kdrt`` commands are run, but exports, builds, benchmarks, tuning and removals are
+parsed only (models need a network, the demo model is exported once for all tests, benchmarks take
 minutes); one slow test exports as the README does, and the tests of TensorRT-RTX build. Python
 blocks are run as they stand. Blocks of one page share a folder, in order; one that does not import
 kdrt goes on with the names of the one before.
@@ -22,7 +22,7 @@ from kdrt.request.recipes import RECIPES
 from kdrt.sampling import NOISES, SAMPLERS, SCHEDULES
 
 ROOT = Path(__file__).parent.parent
-PARSED_ONLY = ("export", "build", "bench", "rm", "serve")
+PARSED_ONLY = ("export", "build", "bench", "rm", "serve", "tune")
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 

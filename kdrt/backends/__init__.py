@@ -18,6 +18,8 @@ Its files:
     records         what is written beside a built engine
     profiles        the sizes an engine is built for
     refit_setting   how often changed weights are compared with ONNX Runtime
+    tuned           the engines that measured fastest here
+    tuned_loader    loads with those
     machine         what derived files depend on here
     commands        the commands that messages name
     trust           what a user trusts that others built

@@ -65,6 +65,15 @@ def device_type(engine: str) -> str:
     return "cuda" if on_cuda else "cpu"
 
 
+def computed_dtype(bundle: Bundle, engine: str, component: str) -> str:
+    """What an engine computes a component in: a key of ``kdrt_engines.dtypes.DTYPES``."""
+    if is_openvino(engine):
+        return {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}[config_of(engine).precision]
+    if engine == "onnxruntime":
+        return "float32"  # on a CPU, whatever the weights are
+    return bundle.manifest.components[component].outputs[0].dtype
+
+
 def needed_components(manifest: Manifest) -> Mapping[str, Component]:
     """The components text-to-image runs: the UNet, every text encoder, the VAE's decoder.
 

@@ -12,8 +12,10 @@ from typing import Any
 import psutil
 
 from kdrt._version import __version__
-from kdrt.bundle import bundle_names
+from kdrt.backends.tuned import FOLDER, tuned_components
+from kdrt.bundle import Bundle, bundle_names, bundle_path
 from kdrt.common.home import home
+from kdrt.errors import KdrtError
 from kdrt_engines.cuda_devices import cuda_devices, torch_cuda_version
 from kdrt_engines.processors import cores
 from kdrt_engines.registry import EngineStatus, choose, find_engines
@@ -46,7 +48,10 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """What there is; memory in bytes, a version None where the package is not installed."""
+    """What there is; memory in bytes, a version None where the package is not installed.
+
+    ``tuned`` says for the components of bundles which engine `kdrt tune` chose on this machine, and
+    why."""
 
     kdrt: str
     system: str
@@ -62,6 +67,7 @@ class Machine:
     chosen: str | None
     home: str
     bundles: tuple[str, ...]
+    tuned: dict[str, dict[str, str]]
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -72,6 +78,7 @@ def examine() -> Machine:
     memory = psutil.virtual_memory()
     engines = find_engines()
     chosen = choose(engines)
+    bundles = tuple(bundle_names())
     return Machine(
         kdrt=__version__,
         system=f"{platform.system()} {platform.release()} ({platform.machine()})",
@@ -86,8 +93,20 @@ def examine() -> Machine:
         engines=engines,
         chosen=chosen.name if chosen else None,
         home=str(home()),
-        bundles=tuple(bundle_names()),
+        bundles=bundles,
+        tuned={name: found for name in bundles if (found := _tuned(name))},
     )
+
+
+def _tuned(name: str) -> dict[str, str]:
+    path = bundle_path(name)
+    if not (path / FOLDER).is_dir():
+        return {}
+    try:
+        bundle = Bundle.open(path)
+    except KdrtError:
+        return {}
+    return {component: found.why() for component, found in tuned_components(bundle).items()}
 
 
 def _gpus() -> tuple[Gpu, ...]:

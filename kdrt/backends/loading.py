@@ -14,6 +14,8 @@ from kdrt.backends.loader import Loader, LoggingLoader
 from kdrt.backends.offload import Offloader, OffloadLoader
 from kdrt.backends.tensorrt import TensorRTLoader
 from kdrt.backends.torch_programs import TorchLoader
+from kdrt.backends.tuned import tuned_components
+from kdrt.backends.tuned_loader import TunedLoader
 from kdrt.bundle import Bundle, Component
 from kdrt.common.validation import check_int
 from kdrt.errors import EngineUnavailableError, InvalidRequestError
@@ -78,8 +80,9 @@ def load_engines(
     Args:
         bundle: an opened bundle.
         engine: one of ``kdrt_engines.registry.ENGINES``, of OpenVINO's also with a precision, as
-            in ``openvino:bf16``; None takes the best that this machine
-            has and the bundle was built for.
+            in ``openvino:bf16``; None takes, for each component, what
+            `kdrt tune` found fastest here, or else the best that this machine has and the bundle
+            was built for.
         threads: CPU threads a component may use; None is one a core. For ``torch`` this sets the
             threads of the whole process, since PyTorch has one pool.
         fallback: another engine, for components and sizes that the first cannot run.
@@ -112,6 +115,15 @@ def load_engines(
     reason = "the best of this machine and bundle" if engine is None else "asked for"
     _logger.info("engine %s, %s", chosen, reason)
     loader: Loader = make_loader(bundle, chosen, threads, own_cuda_graphs)
+    if engine is None:
+        tuned = {
+            name: each.engine
+            for name, each in tuned_components(bundle).items()
+            if each.automatic == chosen and each.engine != chosen
+        }
+        loader = TunedLoader(
+            loader, chosen, tuned, lambda name: make_loader(bundle, name, threads, own_cuda_graphs)
+        )
     if fallback is not None:
         make = partial(make_loader, bundle, known_engine(fallback), threads, own_cuda_graphs)
         loader = FallbackLoader(loader, fallback, make)

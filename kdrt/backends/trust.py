@@ -8,6 +8,7 @@ from kdrt.backends.engine_files import engine_folders, trust_engine
 from kdrt.backends.openvino_cache import trust_kept
 from kdrt.backends.ort_cache import trust_optimized
 from kdrt.backends.torch_programs import trust_program
+from kdrt.backends.tuned import trust_tuned
 from kdrt.bundle import Bundle
 from kdrt.common.home import check_home
 from kdrt_engines.tensorrt.flavour import FLAVOURS
@@ -32,6 +33,7 @@ def trust_bundle(bundle: Bundle) -> list[Path]:
         if trusted is not None
     ]
     found += trust_kept(bundle)
+    found += [path for path in (trust_tuned(bundle),) if path is not None]
     for flavour in FLAVOURS.values():
         for folder in engine_folders(bundle, flavour):
             trust_engine(bundle, folder)

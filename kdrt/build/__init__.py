@@ -9,5 +9,6 @@ Its files:
     targets    which flavour of TensorRT builds for which GPUs
     gpu_names  GPUs by name
     sizes      the sizes that networks mostly run at
+    tune       the fastest engine of this machine
     refit      engines whose weights a LoRA may change
 """

@@ -26,6 +26,7 @@ _DERIVED = re.compile(
     r"|torch/[^/]+\.pt2"
     r"|onnxruntime/[^/]+/(model\.onnx|weights\.bin|invariants\.(onnx|bin)|record\.json)"
     r"|onnxruntime-tensorrt/.+"
+    r"|tuned/[0-9a-f]{16}\.json"
     r"|openvino/[^/]+/(network\.blob|record\.json)"
     r"|tensorrt(-rtx)?/[^/]+/(engine\.plan|record\.json|kernels-sm\d+\.cache|\.cache\.[^/]+)"
     r"|[a-z-]+/\.unfinished-.+)"

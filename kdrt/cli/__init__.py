@@ -47,6 +47,7 @@ Its files:
     lora_option      a LoRA and its scale, as text
     bundle_rows      bundles as lines to read
     engine_rows      built engines as lines to read
+    tune             ``kdrt tune``
     doctor           ``kdrt doctor``
     trust            ``kdrt trust``
     serve            ``kdrt serve``
@@ -94,6 +95,7 @@ from kdrt.cli import (
     schedules,
     serve,
     trust,
+    tune,
 )
 from kdrt.cli.app import add_command, new_app
 
@@ -175,7 +177,7 @@ def _add(panel: str, *commands: Callable[..., None]) -> None:
 
 _add("Models", export.export, build.build, inspect.inspect)
 add_command(app, bundles.list_bundles, name="list", rich_help_panel="Models")
-_add("Models", compare.compare, rm.rm, trust.trust)
+_add("Models", compare.compare, tune.tune, rm.rm, trust.trust)
 app.add_typer(lora.lora, rich_help_panel="Models")
 _add("Images", generate.generate, info.info, serve.serve, deploy.deploy)
 _add("What there is", samplers.samplers, schedules.schedules, doctor.doctor)

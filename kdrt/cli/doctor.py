@@ -63,6 +63,9 @@ def doctor(
         if machine.chosen
         else "\nNo engine is usable: pip install onnxruntime"
     )
+    for name, found in machine.tuned.items():
+        typer.echo()
+        print_rows(f"{name}, by kdrt tune on this machine", list(found.items()))
     typer.echo()
     print_rows(
         "bundles",

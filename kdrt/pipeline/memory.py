@@ -13,7 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdrt.backends.choice import chosen_engine, device_type, needed_components, torch_program
+from kdrt.backends.choice import (
+    chosen_engine,
+    computed_dtype,
+    device_type,
+    needed_components,
+    torch_program,
+)
 from kdrt.backends.engine_files import engine_folders
 from kdrt.backends.records import EngineRecord, check_record, read_record
 from kdrt.backends.stages import stage_of
@@ -170,14 +176,8 @@ def _part(bundle: Bundle, engine: str, component: str) -> ComponentMemory:
     program = torch_program(bundle, component)
     in_program = engine == "torch" and program.is_file()
     weights = program.stat().st_size if in_program else _network_size(bundle, component)
-    # On a CPU, ONNX Runtime and OpenVINO compute in float32 whatever the weights are.
-    dtype = "float32" if engine in ("onnxruntime", "openvino") else _dtype(bundle, component)
+    dtype = computed_dtype(bundle, engine, component)
     return ComponentMemory(component, weights, least_activations(bundle, component, dtype), True)
-
-
-def _dtype(bundle: Bundle, component: str) -> str:
-    """What a component computes in: the dtype of its first output."""
-    return bundle.manifest.components[component].outputs[0].dtype
 
 
 def _records(bundle: Bundle, engine: str, component: str) -> Iterable[EngineRecord]:

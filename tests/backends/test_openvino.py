@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -21,6 +19,7 @@ from kdrt_engines.comparison import relative_error
 from kdrt_engines.openvino.config import OpenVinoConfig, config_of
 from kdrt_export.report import Silent
 from tests.support.image_arrays import as_tensor
+from tests.support.linked_bundle import linked_bundle
 from tests.support.openvino import needs_openvino
 
 DIMS = {"B": 1, "L": 32}
@@ -30,11 +29,7 @@ TEXT_ENCODER = [("text_encoder", DIMS)]
 @pytest.fixture
 def bundle(demo_bundle: Path, tmp_path: Path) -> Bundle:
     """A bundle of one's own, with nothing made from it."""
-    folder = tmp_path / "demo"
-    shutil.copytree(
-        demo_bundle, folder, copy_function=os.link, ignore=shutil.ignore_patterns("engines")
-    )
-    return Bundle.open(folder)
+    return linked_bundle(demo_bundle, tmp_path / "demo")
 
 
 def kept(bundle: Bundle, dims: dict[str, int] = DIMS, engine: str = "openvino") -> Path | None:

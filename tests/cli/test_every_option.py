@@ -24,6 +24,7 @@ ARGUMENTS = {
     "export": ["./nothing.safetensors"],
     "build": ["nothing"],
     "compare": ["nothing"],
+    "tune": ["nothing"],
     "inspect": ["nothing"],
     "generate": ["nothing", "a red circle"],
     "info": ["nothing.png"],
