@@ -106,7 +106,7 @@ def settings_of(snapshot: JobSnapshot) -> Iterator[tuple[str, Value]]:
     for name, field in FIELDS.items():
         if name in by_hand:
             yield from by_hand[name]()
-        elif name not in _ELSEWHERE:
+        elif name not in _ELSEWHERE and not _means_nothing(field, request):
             yield from settings_of_field(field, request.get(name))
 
 
@@ -122,6 +122,10 @@ def settings_of_field(field: Field, value: Any) -> Iterator[tuple[str, Value]]:
         yield field.record, "yes" if value else "no"
     else:
         yield field.record, value
+
+
+def _means_nothing(field: Field, request: Request) -> bool:
+    return bool(field.requires) and request.get(field.requires) is None
 
 
 def _is_default(field: Field, value: Any) -> bool:
