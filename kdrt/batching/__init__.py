@@ -5,6 +5,7 @@ Its files:
     batcher      the object a user holds: submit requests, get handles
     handle       a submitted request: its steps, and its images when they are made
     order        the same for the thread that makes it
+    passes       what the passes of an order begin with
     image_class  which images can share a UNet run
     loop         the thread that owns the engines
     messages     what that thread is told by others

@@ -23,15 +23,16 @@ from torch import Tensor
 from kdrt.batching.alone import next_step, of_one_image
 from kdrt.batching.decoding import Decoding
 from kdrt.batching.handle import ImageStep
-from kdrt.batching.image_class import OWN, ImageClass, Loras, class_of
+from kdrt.batching.image_class import OWN, ImageClass, Loras
 from kdrt.batching.messages import Arrived, Cancelled, Close, Decoded, Message
 from kdrt.batching.observer import Observer
 from kdrt.batching.order import ImageId, Order
 from kdrt.batching.pace import Pace
+from kdrt.batching.passes import entries_of, prepare_first, prepare_second
 from kdrt.batching.scheduler import Count, Limits, Scheduler
 from kdrt.batching.shared import SharedImages
 from kdrt.common.memory import as_told
-from kdrt.errors import CancelledError, InvalidRequestError, OutOfMemoryError
+from kdrt.errors import CancelledError, OutOfMemoryError
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt.pipeline.result import Result
 from kdrt.sampling import Step
@@ -174,15 +175,17 @@ class BatchingLoop:
             return
         self._orders[order] = None
         try:
-            rows = self._pipe.parts_of(order.job).rows
-            klass = class_of(self._pipe, order.job, order.spec, order.loras, shared=order.is_shared)
-            for entry in order.entries(klass, rows=rows):
-                self._scheduler.add(entry)
-            if self._rows < self._most_rows:
-                self._scheduler.limit_rows(self._rows)
-            self._count()
+            self._enter(order)
         except Exception as error:
             self._fail(order, error)
+
+    def _enter(self, order: Order) -> None:
+        """The images of an order, in this pass of it, wait for a tick."""
+        for entry in entries_of(order, self._pipe):
+            self._scheduler.add(entry)
+        if self._rows < self._most_rows:
+            self._scheduler.limit_rows(self._rows)
+        self._count()
 
     def _count(self) -> None:
         """Note how many images there are: other threads cannot look into the scheduler."""
@@ -253,19 +256,13 @@ class BatchingLoop:
         except Exception as error:
             self._fail(image.order, as_told(error))
         else:
-            self._observer.admitted(image.order.handle, 1)
+            if not image.order.taken:
+                self._observer.admitted(image.order.handle, 1)
 
     def _prepare(self, order: Order) -> None:
-        if order.run is not None:
-            return
-        if self._pipe.denoising.unet.spec != order.spec:
-            raise InvalidRequestError(
-                "another variant is in use than when these images were asked for; ask again"
-            )
-        with self._observer.timing("encode"):
-            encoded = self._pipe.encode(order.job)
-            run = self._pipe.prepare(order.job, encoded)
-            order.prepared(encoded, run, self._pipe.adapters.lora_settings)
+        if order.run is None:
+            with self._observer.timing("encode"):
+                prepare_first(order, self._pipe)
 
     def _tick_failed(self, klass: ImageClass, images: Sequence[ImageId], error: Exception) -> None:
         """Go on with fewer rows where memory ran out; otherwise nobody knows whose fault it is."""
@@ -308,7 +305,7 @@ class BatchingLoop:
         if order.is_over:
             return
         told = ImageStep(
-            step.index,
+            order.taken + step.index,
             step.sigma,
             step.sigma_next,
             step.latents,
@@ -323,10 +320,18 @@ class BatchingLoop:
             self._fail(order, error)
 
     def _has_sampled(self, order: Order) -> None:
-        """An image of an order has made its last step: decode when all of them have."""
-        latents = order.latents()
-        if latents is not None:
+        """An image has made its last step of a pass: once all have, go on, or have them decoded."""
+        if (latents := order.latents()) is None:
+            return
+        if order.next_pass is None:
             self._sampled.append((order, latents))
+            return
+        try:
+            with self._observer.timing("encode"):
+                prepare_second(order, order.next_pass, latents, self._pipe)
+            self._enter(order)
+        except Exception as error:
+            self._fail(order, as_told(error))
 
     def _decode(self) -> None:
         """Have decoded what is finished: all of it beside the ticks, or the next request now."""
@@ -356,7 +361,7 @@ class BatchingLoop:
                 order.lora_settings,
                 decoder=self._decoding.decoder,
                 safety_checker=self._decoding.safety_checker,
-                in_flight=order.is_shared,
+                in_flight=order.was_shared,
             )
 
     def _decoded(self, order: Order, result: Future[Result[Any]]) -> None:

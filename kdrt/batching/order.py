@@ -21,7 +21,7 @@ from kdrt.errors import CancelledError
 from kdrt.pipeline.encoding import EncodedPrompts
 from kdrt.pipeline.metadata import Settings
 from kdrt.pipeline.result import Result
-from kdrt.request.job import Job
+from kdrt.request.job import Job, SecondPass
 from kdrt.sampling import Plan
 from kdrt.vae.preview import PreviewStep
 from kdrt_engines import EngineSpec
@@ -41,10 +41,13 @@ class Order:
 
     Attributes:
         job: what is to be made.
+        current: the pass of it that is at work.
+        taken: steps of passes before that.
         spec: of the UNet that it was resolved for.
         handle: what the caller has.
         loras: at these scales; None is those that the pipeline has.
-        is_shared: its evaluations can be shared.
+        is_shared: the evaluations of this pass can be shared.
+        was_shared: so could those of all passes that have begun.
         is_cancelled: nobody wants it any more.
         klass: of its images, once it is known.
         rows: of a UNet run of all its images, likewise.
@@ -70,10 +73,11 @@ class Order:
         cancel: Callable[[Order], object],
         thread: Thread,
     ) -> None:
-        self.job = job
+        self.job = self.current = job
+        self.taken = 0
         self.spec = spec
         self.loras = loras
-        self.is_shared = can_share(job.plan, job.shortcuts)
+        self.is_shared = self.was_shared = can_share(job.plan, job.shortcuts)
         self._callback = callback
         self._future: Future[Made[Any]] = Future()
         self._future.set_running_or_notify_cancel()
@@ -83,7 +87,7 @@ class Order:
         # A handle that is kept keeps nothing of a request that is over, nor of the batcher.
         own = weakref.ref(self)
         self.handle: Handle[Any] = Handle(
-            job.plan.steps, self._future, self._steps, lambda: _cancel(own), thread
+            job.steps, self._future, self._steps, lambda: _cancel(own), thread
         )
         self.klass = ImageClass(None, None)
         self.rows = 0
@@ -125,7 +129,7 @@ class Order:
         """
         self.klass = klass
         self.rows = self.images * rows
-        plan = self.job.plan
+        plan = self.current.plan
         evaluations = plan.evaluations if isinstance(plan, Plan) else plan.steps
         count = self.images if self.is_shared else 1
         return [
@@ -142,7 +146,26 @@ class Order:
 
     def prepared(self, encoded: EncodedPrompts, run: SamplingRun, lora_settings: Settings) -> None:
         """What its images begin with is known."""
-        self.encoded, self.run, self.lora_settings = encoded, run, lora_settings
+        self.encoded, self.lora_settings = encoded, lora_settings
+        self._begin(run)
+
+    @property
+    def next_pass(self) -> SecondPass | None:
+        """What is made of the latents of this pass; None where they are the last."""
+        return self.job.second if self.current is self.job else None
+
+    def begin_second_pass(self, job: Job, run: SamplingRun) -> None:
+        """Go on with another pass, which has not been in the scheduler yet."""
+        self.taken += self.current.plan.steps
+        self.current = job
+        self.is_shared = can_share(job.plan, job.shortcuts)
+        self.was_shared &= self.is_shared
+        self._latents.clear()
+        self.steps = None
+        self._begin(run)
+
+    def _begin(self, run: SamplingRun) -> None:
+        self.run, self.noise = run, None
         if self.is_shared:
             assert isinstance(run.plan, Plan)
             self.noise = run.noise.draw(run.plan.slots) if run.plan.slots else None

@@ -16,5 +16,8 @@ GuidanceMethodName = Literal["cfg", "apg", "cfg_zero_star"]
 InpaintFill = Literal["original", "blurred", "noise", "nothing"]
 """What lies under a mask to begin with; see :class:`kdrt.images.init_image.InitImage`."""
 
+HIRES_STRENGTH = 0.7
+"""How much a second pass makes anew, where nobody says: as in the web UI."""
+
 COMMA_BACKTRACK = 20
 """Tokens: how far back a chunk of a long prompt may end at a comma, as in the web UI."""

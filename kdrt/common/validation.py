@@ -88,12 +88,14 @@ def _is_numpy_bool(value: object) -> bool:
     return numpy is not None and isinstance(value, numpy.bool_)
 
 
-def check_number(name: str, value: object, maximum: float = math.inf) -> float:
-    """``value`` as a finite float from 0 to ``maximum``."""
+def check_number(
+    name: str, value: object, maximum: float = math.inf, *, minimum: float = 0.0
+) -> float:
+    """``value`` as a finite float from ``minimum`` to ``maximum``."""
     number = finite_or_none(value)
-    if number is None or number < 0:
+    if number is None or number < minimum:
         raise InvalidRequestError(
-            f"{name} must be a finite number of at least 0, not {excerpt(value)}"
+            f"{name} must be a finite number of at least {minimum:g}, not {excerpt(value)}"
         )
     if number > maximum:
         raise InvalidRequestError(f"{name} must be at most {maximum:g}, not {excerpt(value)}")

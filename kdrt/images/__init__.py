@@ -10,6 +10,7 @@ Its files:
     masks       masks inverted, grown and blurred
     masked_part the masked part of an image, cut out and put back
     under_mask  the colours around a mask, under it
+    upscaling   ways to enlarge an image between two passes
     output      PIL, NumPy or torch images, and files with their metadata
     sheet       several images on one sheet, with labels
     infotext    the text format of the AUTOMATIC1111 web UI, read

@@ -120,17 +120,20 @@ def box_around(mask: Tensor, padding: int, height: int, width: int) -> Box | Non
     return Box(left, top, right, bottom)
 
 
-def resized(planes: Tensor, height: int, width: int) -> Tensor:
-    """``[C, h, w]`` as ``[C, height, width]`` by Lanczos, which may overshoot a little; a copy."""
+def resized(
+    planes: Tensor,
+    height: int,
+    width: int,
+    resampling: Image.Resampling = Image.Resampling.LANCZOS,
+) -> Tensor:
+    """float32 ``[C, h, w]`` as ``[C, height, width]``, a copy. Lanczos may overshoot a little."""
     if planes.shape[-2:] == (height, width):
         return planes.clone()
     return torch.stack(
         [
             torch.from_numpy(
                 np.array(
-                    Image.fromarray(plane.contiguous().numpy()).resize(
-                        (width, height), Image.Resampling.LANCZOS
-                    )
+                    Image.fromarray(plane.contiguous().numpy()).resize((width, height), resampling)
                 )
             )
             for plane in planes

@@ -11,6 +11,7 @@ Its files:
     controls        what controls are told of a job's images
     prepare         a job and its conditioning as a sampling run
     image_to_image  where a run begins that begins with an image
+    second_pass     where the second pass of a request begins
     adapters        LoRAs, textual inversions, variants and image prompts of a pipeline
     service         warm-up, cancelling, closing
     calls           one call at a time

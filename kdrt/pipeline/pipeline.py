@@ -31,11 +31,12 @@ from kdrt.images.safety import SafetyChecker, check_images
 from kdrt.pipeline.activations import ImageActivations
 from kdrt.pipeline.adapters import Adapters
 from kdrt.pipeline.calls import Calls
-from kdrt.pipeline.encoding import EncodedPrompts, encode_prompts
+from kdrt.pipeline.encoding import EncodedPrompts, conditioning_length, encode_prompts
 from kdrt.pipeline.metadata import Settings, infotexts_of
 from kdrt.pipeline.prepare import prepare
 from kdrt.pipeline.progress import progress_bar
 from kdrt.pipeline.result import Generation, Result
+from kdrt.pipeline.second_pass import begin_second_pass, check_second_pass, needs_pixels
 from kdrt.pipeline.service import Service
 from kdrt.pipeline.signatures import Callback, Calling
 from kdrt.prompt import Conditioning, PromptEncoder
@@ -51,7 +52,7 @@ from kdrt.request.unet_features import unet_features
 from kdrt.vae.coder import Decoder, check_latents
 from kdrt.vae.preview import Previewer, PreviewStep, with_previews
 from kdrt.vae.vae import Vae
-from kdrt_engines import Engine
+from kdrt_engines import Engine, EngineSpec
 
 
 class Pipeline(Calling, Service):
@@ -223,17 +224,22 @@ class Pipeline(Calling, Service):
                 encoded if self.prompt_encoder.version == encoded.version else self.encode(job)
             )
             lora_settings = self.adapters.lora_settings
-            steps = self.denoising.sample(self.prepare(job, current), watched=watched)
             preview = self.calls.nested_function(self.previewer)
             decoder = self.calls.nested_function(self.cuda_stream.calling(self.vae.decoder))
-            return (yield from with_previews(steps, preview, decoder))
+            steps = self.denoising.sample(self.prepare(job, current), watched=watched)
+            latents = yield from with_previews(steps, preview, decoder)
+            if job.second is None:
+                return latents
+            second = begin_second_pass(job.second, latents, self.vae)
+            steps = self.denoising.sample(self.prepare(second, current), watched=watched)
+            return (yield from with_previews(steps, preview, decoder, taken=job.plan.steps))
 
         def decode(latents: Tensor) -> Result[Any]:
             return self.finish(job, encoded, latents, lora_settings)
 
         steps = self.calls.exclusive_steps(self.cuda_stream.over(sample()))
         finish = self.calls.nested_function(self.cuda_stream.calling(decode))
-        return Generation(job.plan.steps, steps, finish)
+        return Generation(job.steps, steps, finish)
 
     def resolve(self, request: Request, output_type: OutputType) -> Job:
         """The job of a request, the first part of a call. Functions of the user's in it run outside
@@ -247,15 +253,31 @@ class Pipeline(Calling, Service):
             self._unet.device,
             output_type,
         )
-        residuals = 0
-        if job.controls:
-            networks = sum(control.component.is_network for control in job.controls)
-            each = self._activations.residuals(unet, job.height, job.width)
-            residuals = (1 + networks) * each
         self.check_networks_fit(
-            job.height, job.width, decoded=output_type != "latent", residuals=residuals
+            job.height,
+            job.width,
+            decoded=output_type != "latent",
+            residuals=self._residuals(job, unet),
         )
+        if job.second is not None:
+            second = job.second.job
+            self.check_networks_fit(
+                second.height,
+                second.width,
+                decoded=needs_pixels(job.second) or output_type != "latent",
+                residuals=self._residuals(second, unet),
+            )
+            doubled = self.is_doubled(second)
+            tokens = conditioning_length(self.prompt_encoder, second, doubled=doubled)
+            check_second_pass(job.second, self._unet, self.vae, tokens)
         return with_users_functions(job, self.calls.user_function)
+
+    def _residuals(self, job: Job, unet: EngineSpec) -> int:
+        """Bytes of what controls add to the UNet: of each network, and their sum."""
+        if not job.controls:
+            return 0
+        networks = sum(control.component.is_network for control in job.controls)
+        return (1 + networks) * self._activations.residuals(unet, job.height, job.width)
 
     def check_networks_fit(
         self, height: int, width: int, *, decoded: bool = True, residuals: int = 0

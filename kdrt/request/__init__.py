@@ -15,6 +15,7 @@ Its files:
     seeds              a seed for each image
     size_conditioning  SDXL's six numbers
     init_image         an image to begin with
+    hires              a second pass at a larger size
     guidance_method    how the results with and without the prompt are combined
     perturbed_attention  guidance away from results without structure
     controls           control images, for ControlNets and T2I-Adapters

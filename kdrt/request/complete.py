@@ -66,8 +66,8 @@ def _checked(field: Field, value: Any) -> Any:
         if field.scalar is int:
             minimum, maximum = field.minimum or 0, field.maximum or MAX_INT
             return check_int(field.name, value, int(minimum), int(maximum))
-        if field.scalar is float and field.minimum == 0 and field.maximum is not None:
-            return check_number(field.name, value, field.maximum)
+        if field.scalar is float and field.minimum is not None and field.maximum is not None:
+            return check_number(field.name, value, field.maximum, minimum=field.minimum)
         if field.scalar is bool:
             return check_bool(field.name, value)
         if get_origin(field.scalar) is Literal:

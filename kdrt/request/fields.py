@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 from kdrt.common.literals import (
     COMMA_BACKTRACK,
+    HIRES_STRENGTH,
     GuidanceMethodName,
     InpaintFill,
     WeightingMode,
@@ -211,6 +212,57 @@ class RequestFields(PromptFields, total=False):
             metavar="PIXELS",
             panel=IMAGE,
             record="Size",
+        ),
+    ]
+    hires_scale: Annotated[
+        float | None,
+        Field(
+            help="Make the image, enlarge it so many times, and go over it in a second pass: more "
+            "detail at sizes where models repeat themselves.",
+            minimum=1,
+            maximum=16,
+            metavar="FACTOR",
+            panel=IMAGE,
+            record="Hires upscale",
+        ),
+    ]
+    hires_steps: Annotated[
+        int | None,
+        Field(
+            help="Steps of the second pass; all of them are run.",
+            default_text="as many as the first",
+            minimum=1,
+            maximum=MAX_STEPS,
+            metavar="N",
+            panel=IMAGE,
+            record="Hires steps",
+            requires="hires_scale",
+        ),
+    ]
+    hires_strength: Annotated[
+        float,
+        Field(
+            help="How much the second pass makes anew.",
+            default=HIRES_STRENGTH,
+            above=0,
+            maximum=1,
+            metavar="0..1",
+            panel=IMAGE,
+            record="Denoising strength",
+            requires="hires_scale",
+        ),
+    ]
+    hires_upscaler: Annotated[
+        str,
+        Field(
+            help="How the image is enlarged: `latent` (also with `_antialiased`, `_bicubic`, "
+            "`_bicubic_antialiased`, `_nearest`, `_nearest_exact`), `lanczos` or `nearest`.",
+            details="A key of ``kdrt.images.upscaling.UPSCALINGS`` or a web UI's label.",
+            default="latent",
+            metavar="NAME",
+            panel=IMAGE,
+            record="Hires upscaler",
+            requires="hires_scale",
         ),
     ]
     seed: Annotated[

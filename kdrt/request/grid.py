@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import islice, pairwise
 from typing import Any
@@ -78,6 +79,12 @@ def is_custom(request: Request) -> bool:
     """Whether a request brings a grid of its own, so that ``steps`` and ``schedule`` do not
     count."""
     return request["sigmas"] is not None or request["timesteps"] is not None
+
+
+def strength_of(run: int, steps: int) -> float:
+    """The strength that runs exactly so many of the steps of a schedule: 1 to ``steps``."""
+    strength = run / steps
+    return strength if int(strength * steps) == run else math.nextafter(strength, 1.0)
 
 
 def check_start(request: Request) -> None:

@@ -87,6 +87,7 @@ class Job(PromptJob):
         image_filter: called with every image.
         unet_features: what the UNet must be able to do.
         snapshot: what the text of the images is made from.
+        second: the pass at a larger size that begins with what this one ends with; None is none.
     """
 
     height: int
@@ -116,6 +117,31 @@ class Job(PromptJob):
     image_filter: ImageFilter | None
     unet_features: Features
     snapshot: JobSnapshot
+    second: SecondPass | None = None
+
+    @property
+    def steps(self) -> int:
+        """Of each image, over both passes."""
+        return self.plan.steps + (0 if self.second is None else self.second.job.plan.steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondPass:
+    """What is made of the latents of a first pass.
+
+    Attributes:
+        job: the same images from an image, at the larger size. Its image, latents of zero, stands
+            for what the first pass has yet to make.
+        upscaler: how that is enlarged, a name in `kdrt.images.upscaling.UPSCALINGS`.
+    """
+
+    job: Job
+    upscaler: str
+
+    def begun_with(self, latents: Tensor) -> Job:
+        """Its job with the enlarged ``latents [B, C, h, w]`` to begin with."""
+        assert self.job.init_image is not None  # it was resolved with one
+        return replace(self.job, init_image=replace(self.job.init_image, latents=latents))
 
 
 def _repeated(columns: Columns, times: int) -> Columns:
@@ -128,6 +154,9 @@ def with_users_functions(job: Job, wrap: Callable[[Callable[..., Any]], Callable
         job = replace(job, image_filter=wrap(job.image_filter))
     if isinstance(job.plan, ForeignPlan):
         job = replace(job, plan=replace(job.plan, function=wrap(job.plan.function)))
+    if job.second is not None:
+        wrapped = with_users_functions(job.second.job, wrap)
+        job = replace(job, second=replace(job.second, job=wrapped))
     return job
 
 

@@ -13,9 +13,11 @@ from typing import Any, cast
 from kdrt.common.literals import COMMA_BACKTRACK
 from kdrt.denoise.freeu import FREEU_OFF
 from kdrt.errors import InvalidRequestError
+from kdrt.images.upscaling import UPSCALINGS
 from kdrt.request.field import Field
 from kdrt.request.fields import FIELDS, Request
 from kdrt.request.grid import is_custom
+from kdrt.request.hires import find_upscaler
 from kdrt.request.snapshot import GIVEN, JobSnapshot
 from kdrt.request.text_forms import number_text, scalar_text
 from kdrt.sampling import find_schedule, is_foreign
@@ -101,6 +103,8 @@ def settings_of(snapshot: JobSnapshot) -> Iterator[tuple[str, Value]]:
         "regions": lambda: _regions(snapshot),
         "region_base_weight": lambda: _base_weight(snapshot),
         "ip_adapter_scale": lambda: _image_prompt(request),
+        "hires_strength": lambda: _hires(request),
+        "hires_upscaler": lambda: iter(()),
         "mask_image": lambda: iter(() if request["mask_image"] is None else [("Masked", "yes")]),
     }
     for name, field in FIELDS.items():
@@ -206,6 +210,13 @@ def _base_weight(snapshot: JobSnapshot) -> Iterator[tuple[str, Value]]:
     if snapshot.regions:
         field = FIELDS["region_base_weight"]
         yield from settings_of_field(field, snapshot.request["region_base_weight"])
+
+
+def _hires(request: Request) -> Iterator[tuple[str, Value]]:
+    if request["hires_scale"] is not None:
+        yield FIELDS["hires_strength"].record, request["hires_strength"]
+        upscaler = request["hires_upscaler"]
+        yield FIELDS["hires_upscaler"].record, UPSCALINGS[find_upscaler(upscaler)].label
 
 
 def _image_prompt(request: Request) -> Iterator[tuple[str, Value]]:

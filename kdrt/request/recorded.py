@@ -37,7 +37,11 @@ from kdrt.request.web_ui import OTHER_PROGRAMS, web_ui_noise, web_ui_schedule
 from kdrt.sampling import SCHEDULES, find_sampler, find_schedule, is_foreign, split_label
 
 _OURS = "kdrt "
-_NOT_HELD = ("Lora hashes", "Lora weights", "TI hashes", "Hires upscale", "Variation seed")
+_NOT_HELD = (
+    *("Lora hashes", "Lora weights", "TI hashes", "Variation seed"),
+    *("Hires resize", "Hires sampler", "Hires schedule type", "Hires CFG Scale"),
+    *("Hires prompt", "Hires negative prompt", "Hires checkpoint"),
+)
 """Keys of what shaped an image and is no field of a request."""
 
 
@@ -166,6 +170,7 @@ class _Reader:
         self._clip_skip()
         self._noise()
         self._freeu()
+        self._strength()
         for field in FIELDS.values():
             if field.record and field.name not in _BY_HAND:
                 self._field(field)
@@ -289,6 +294,11 @@ class _Reader:
             with suppress(ValueError):
                 self.fields["freeu"] = tuple(float(self.settings[key]) for key in FREEU)
 
+    def _strength(self) -> None:
+        """Of a second pass, or of an image to begin with: one key serves both."""
+        name = "hires_strength" if FIELDS["hires_scale"].record in self.settings else "strength"
+        self._field(FIELDS[name])
+
     def _is_web_ui(self) -> bool:
         """Whether another program wrote it in the web UI's format."""
         return not self.ours and self.program not in OTHER_PROGRAMS
@@ -300,7 +310,7 @@ _BY_LABEL = {info.label: info for info in SCHEDULES.values()}
 _BY_HAND = (
     *("prompt", "negative_prompt", "prompt_weighting", "width", "height", "sampler"),
     *("sampler_options", "schedule", "schedule_options", "clip_skip", "noise", "noise_options"),
-    *("freeu", "control"),
+    *("freeu", "control", "strength", "hires_strength"),
 )
 
 

@@ -32,8 +32,9 @@ from kdrt.request.controls import ImagesToMake, control_texts, given_controls, r
 from kdrt.request.fields import Request
 from kdrt.request.grid import check_start, grid_of, is_custom, with_own_grid
 from kdrt.request.guidance_method import guidance_method_of
+from kdrt.request.hires import check_hires_fields, find_upscaler, second_request
 from kdrt.request.init_image import check_mask_fields, read_init_image, with_defaults
-from kdrt.request.job import Job, latent_shape
+from kdrt.request.job import Job, SecondPass, latent_shape
 from kdrt.request.memory import check_request_fits
 from kdrt.request.perturbed_attention import perturbed_attention_of
 from kdrt.request.prompts import resolve_prompts
@@ -81,6 +82,26 @@ def resolve(
             together; the message says what is allowed.
     """
     request = complete(request)
+    check_hires_fields(request)
+    if request["hires_scale"] is None:
+        return _resolve_pass(request, manifest, unet, noise_schedule, device, output_type)
+    request = with_own_grid(request)
+    first = _resolve_pass(request, manifest, unet, noise_schedule, device, output_type)
+    larger = second_request(request, first, manifest)
+    second = _resolve_pass(larger, manifest, unet, noise_schedule, device, output_type)
+    upscaler = find_upscaler(request["hires_upscaler"])
+    return replace(first, second=SecondPass(job=second, upscaler=upscaler))
+
+
+def _resolve_pass(
+    request: Request,
+    manifest: Manifest,
+    unet: EngineSpec,
+    noise_schedule: NoiseSchedule,
+    device: torch.device,
+    output_type: OutputType,
+) -> Job:
+    """The job of a complete request, of one pass; see :func:`resolve`."""
     check_choice("output_type", output_type, get_args(OutputType))
     if request["image_filter"] is not None:
         check_callable("image_filter", request["image_filter"])

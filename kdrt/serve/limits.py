@@ -12,12 +12,17 @@ from kdrt.adapters.lora_merge import Scale
 from kdrt.bundle import LatentFacts
 from kdrt.common.validation import check_int, excerpt
 from kdrt.request.fields import Request
+from kdrt.request.hires import larger_side
 from kdrt.sampling import is_foreign
 from kdrt.serve.errors import LimitError, RequestError, UnsupportedError
 
 _PROMPTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
+_STEPS = ("steps", "hires_steps")
 _GRIDS = ("sigmas", "timesteps")
 """Fields that give the steps one by one."""
+
+_MOST_SCALE = 16
+"""Of a second pass."""
 
 MAX_SCALE = 100.0
 """Of a LoRA, either way. Far larger ones make numbers that are not finite."""
@@ -99,11 +104,12 @@ class RequestLimits:
                 )
 
     def _check_steps(self, given: Mapping[str, Any]) -> None:
-        steps = given.get("steps")
-        if isinstance(steps, int) and steps > self.steps:
-            raise LimitError(
-                f"steps is {excerpt(steps)}, and this server makes {self.steps}", "steps"
-            )
+        for name in _STEPS:
+            steps = given.get(name)
+            if isinstance(steps, int) and steps > self.steps:
+                raise LimitError(
+                    f"{name} is {excerpt(steps)}, and this server makes {self.steps}", name
+                )
         for name in _GRIDS:
             grid = given.get(name)
             if isinstance(grid, Sequence) and len(grid) > self.steps + 1:
@@ -126,6 +132,14 @@ class RequestLimits:
             for value, default in ((given.get("width"), width), (given.get("height"), height))
         )
         self._check_pixels(width, height, "ask for a smaller width and height")
+        scale = given.get("hires_scale")
+        # Other numbers are refused by the pipeline.
+        if isinstance(scale, int | float) and 1 <= scale <= _MOST_SCALE:
+            self._check_pixels(
+                larger_side(width, scale, facts.scale),
+                larger_side(height, scale, facts.scale),
+                "ask for a smaller hires_scale",
+            )
 
     def _check_pixels(self, width: int, height: int, advice: str) -> None:
         if width * height > self.pixels:

@@ -87,6 +87,8 @@ def with_previews(
     steps: Iterator[Step],
     preview: Callable[[Tensor], list[Image.Image]],
     decode: Callable[[Tensor], Tensor],
+    *,
+    taken: int = 0,
 ) -> Generator[PreviewStep, None, Tensor]:
     """Steps that can be looked at; the latents ``[B, C, h, w]`` of the last are the result.
 
@@ -94,9 +96,11 @@ def with_previews(
         steps: of a run, at least one.
         preview: a `Previewer`.
         decode: the VAE's decoder.
+        taken: steps that an earlier pass has taken, which count too.
     """
     for step in steps:
+        index = taken + step.index
         yield PreviewStep(
-            step.index, step.sigma, step.sigma_next, step.latents, step.denoised, preview, decode
+            index, step.sigma, step.sigma_next, step.latents, step.denoised, preview, decode
         )
     return step.latents.clone()  # others may use the buffers before this is decoded

@@ -54,14 +54,18 @@ class Vae:
             BundleError: the bundle has no encoder.
         """
         if self._encoder is None:
-            if "vae_encoder" not in self._engines:
-                raise BundleError(
-                    "this bundle has no vae_encoder, which reads images; export the model again"
-                )
+            self.check_encoder()
             engine = self._engines["vae_encoder"]
             batch, tiling = self.decoder.batch, self.decoder.tiling
             self._encoder = Encoder(engine, batch, tiling, turn=self._turn)
         return self._encoder
+
+    def check_encoder(self) -> None:
+        """Raises BundleError: the bundle has no encoder. Loads nothing."""
+        if "vae_encoder" not in self._engines:
+            raise BundleError(
+                "this bundle has no vae_encoder, which reads images; export the model again"
+            )
 
     def use(self, engines: Mapping[str, Engine]) -> None:
         """Go on with other engines, by component, and the same switches; what is not named

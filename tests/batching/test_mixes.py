@@ -73,6 +73,7 @@ def requests(draw: st.DrawFn, *, images: bool) -> Fields:
     maybe("freeu", (1.3, 1.4, 0.9, 0.2))
     maybe("original_size", (640, 480))
     maybe("denoising_end", 0.6)
+    maybe("hires_scale", 1.5)
     if images and draw(st.integers(0, 3)) == 0:
         fields["image"], fields["strength"] = IMAGE, draw(st.sampled_from([0.4, 1.0]))
         maybe("mask_image", MASK)

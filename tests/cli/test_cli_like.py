@@ -80,11 +80,11 @@ def test_an_image_of_another_model_or_with_more_is_told(
 ) -> None:
     from kdrt.images.output import save_image
 
-    text = "a\nSteps: 2, Sampler: Euler a, Seed: 3, Size: 64x64, Model: other, Hires upscale: 2"
+    text = "a\nSteps: 2, Sampler: Euler a, Seed: 3, Size: 64x64, Model: other, Hires prompt: c"
     path = save_image(Image.new("RGB", (8, 8)), tmp_path / "a.png", text)
     done = cli("generate", demo, "--like", path, "-o", tmp_path / "b.png", "--no-progress")
     assert done.code == 0, done.err
-    assert "warning: not taken over from the image: Hires upscale (2)" in done.err
+    assert "warning: not taken over from the image: Hires prompt (c)" in done.err
     assert "warning: that image was made with the model 'other', and this is 'demo'" in done.err
     assert told(tmp_path / "b.png")["RNG"] == "NV"
 

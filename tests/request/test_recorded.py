@@ -46,6 +46,7 @@ NOT_TEXT = {
 """JobSnapshot as "given"."""
 NEED_OTHERS = {
     *("strength", "keep_unmasked", "denoising_start", "ip_adapter_scale"),
+    *("hires_steps", "hires_strength", "hires_upscaler"),
     *("mask_blur", "mask_grow", "mask_invert", "soft_mask", "inpaint_fill", "inpaint_padding"),
 }
 """Of no effect without one of those."""
@@ -71,6 +72,7 @@ BY_HAND: dict[str, st.SearchStrategy[Any]] = {
     "negative_prompt_2": texts,
     "width": sides,
     "height": sides,
+    "hires_scale": st.floats(1, 3),
     "seed": seeds,
     "noise_seed": seeds,
     "steps": st.integers(1, 30),
@@ -164,6 +166,9 @@ def image_of(job: Job, index: int) -> dict[str, Any]:
     facts["noise_options"] = {**find_noise(job.noise).options, **job.noise_options}
     if facts["weighting"].mode == "none":
         facts["weighting"] = "none"  # nothing is moved back to a comma
+    if job.second is not None:
+        second = job.second.job
+        facts["second"] = job.second.upscaler, second.height, second.width, second.plan
     return facts
 
 
@@ -342,7 +347,8 @@ def test_images_of_the_web_ui(
 @pytest.mark.parametrize(
     ("sampler", "rest", "key"),
     [
-        ("Euler", "Denoising strength: 0.7, Hires upscale: 2", "Hires upscale"),
+        ("Euler", "Hires upscale: 2, Hires prompt: c", "Hires prompt"),
+        ("Euler", "Hires resize: 1024x1536", "Hires resize"),
         ("Euler", "Denoising strength: 0.7", "Denoising strength"),
         ("Euler", 'Lora hashes: "a: 123"', "Lora hashes"),
         ("Euler", "Emphasis: Ignore", "Emphasis"),

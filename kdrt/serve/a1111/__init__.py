@@ -11,6 +11,7 @@ Its files:
     options   the web UI's settings: what is read of ``override_settings`` and ``/options``
     prompts   LoRAs and comments in prompts
     requests  from a body to a request
+    hires     the second pass of text to image
     starts    the image and the mask to begin with
     jobs      what runs, for progress and interrupting
     answers   images, and the texts that go with them

@@ -13,7 +13,7 @@ from kdrt.images.infotext import parse_infotext
 from kdrt.images.metadata import PARAMETERS
 from kdrt.pipeline.metadata import Infotext
 from kdrt.pipeline.result import Result
-from kdrt.serve.a1111.bodies import ImageBody, ImagesBody
+from kdrt.serve.a1111.bodies import ImageBody, ImagesBody, TextBody
 from kdrt.serve.errors import Fault
 from kdrt.serve.images import ImageFormat, base64_of
 
@@ -116,7 +116,7 @@ def _info(
         "sd_vae_hash": None,
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
-        "denoising_strength": body.denoising_strength if isinstance(body, ImageBody) else None,
+        "denoising_strength": body.denoising_strength if _has_strength(body) else None,
         "extra_generation_params": {"Schedule type": first.schedule},
         "index_of_first_image": 0,
         "infotexts": [str(each) for each in result.infotexts],
@@ -127,6 +127,11 @@ def _info(
         "version": f"kdrt {__version__}",
         "nsfw": result.nsfw or [False] * count,
     }
+
+
+def _has_strength(body: ImagesBody) -> bool:
+    """Whether its ``denoising_strength`` means anything."""
+    return isinstance(body, ImageBody) or (isinstance(body, TextBody) and bool(body.enable_hr))
 
 
 def png_info(texts: dict[str, str]) -> dict[str, Any]:

@@ -76,6 +76,36 @@ class ImagesBody(pydantic.BaseModel):
 class TextBody(ImagesBody):
     """Of ``/txt2img``."""
 
+    enable_hr: Annotated[
+        bool | None,
+        pydantic.Field(
+            description="A second pass at a larger size, which begins with the enlarged image. It "
+            "makes `denoising_strength` of it anew; null is 0.75."
+        ),
+    ] = None
+    hr_scale: Annotated[float | None, pydantic.Field(ge=1, le=16, description="Null is 2.")] = None
+    hr_upscaler: Annotated[
+        str | None,
+        pydantic.Field(description="Of `/upscalers` or `/latent-upscale-modes`; null is Latent."),
+    ] = None
+    hr_second_pass_steps: Annotated[
+        int | None, pydantic.Field(ge=0, le=MAX_STEPS, description="0 is `steps`.")
+    ] = None
+    hr_resize_x: Annotated[
+        int | None,
+        pydantic.Field(ge=0, le=MAX_SIDE, description="Width, in place of `hr_scale`."),
+    ] = None
+    hr_resize_y: Annotated[
+        int | None,
+        pydantic.Field(ge=0, le=MAX_SIDE, description="Height, in place of `hr_scale`."),
+    ] = None
+    hr_checkpoint_name: str | None = None
+    hr_sampler_name: str | None = None
+    hr_scheduler: str | None = None
+    hr_prompt: str | None = None
+    hr_negative_prompt: str | None = None
+    hr_cfg: float | None = None
+
 
 class ImageBody(ImagesBody):
     """Of ``/img2img``."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdrt.common.validation import did_you_mean
+from kdrt.images.upscaling import UPSCALINGS, LatentUpscaling
 from kdrt.request.web_ui import web_ui_schedule
 from kdrt.sampling import SAMPLERS, SCHEDULES
 from kdrt.serve.a1111.requests import WEB_UI_SCHEDULES
@@ -17,13 +18,11 @@ _HASH = re.compile(r"\s*\[[0-9a-f]{6,64}\]$")
 _SUFFIX = re.compile(r"\.(?:safetensors|ckpt)$")
 
 EMPTY = {
-    "upscalers": "Upscalers: there are none.",
     "sd-vae": "VAEs: each model has its own.",
     "sd-modules": "Forge's modules: there are none.",
     "hypernetworks": "Hypernetworks: there are none.",
     "face-restorers": "Face restorers: there are none.",
     "realesrgan-models": "Real-ESRGAN's models: there are none.",
-    "latent-upscale-modes": "Ways to enlarge latents: there are none.",
     "prompt-styles": "Styles: there are none.",
     "script-info": "Scripts: there are none.",
 }
@@ -60,6 +59,28 @@ def _scheduler(name: str, label: str, options: Mapping[str, Any]) -> dict[str, A
         "default_rho": options.get("rho", -1.0),
         "need_inner_model": False,
     }
+
+
+def latent_upscale_modes() -> list[dict[str, Any]]:
+    """Ways to enlarge latents, by the web UI's names."""
+    return [
+        {"name": each.label} for each in UPSCALINGS.values() if isinstance(each, LatentUpscaling)
+    ]
+
+
+def upscalers() -> list[dict[str, Any]]:
+    """Ways to enlarge pixels, by the web UI's names."""
+    return [
+        {
+            "name": each.label,
+            "model_name": None,
+            "model_path": None,
+            "model_url": None,
+            "scale": 4,
+        }
+        for each in UPSCALINGS.values()
+        if not isinstance(each, LatentUpscaling)
+    ]
 
 
 def models(served: Mapping[str, ServedModel]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kdrt.common.validation import did_you_mean, excerpt
-from kdrt.serve.a1111.bodies import ImageBody, ImagesBody
+from kdrt.serve.a1111.bodies import ImageBody, ImagesBody, TextBody
 from kdrt.serve.errors import UnknownNameError, UnsupportedError
 
 _WITHOUT_EFFECT = frozenset(
@@ -15,18 +15,16 @@ _WITHOUT_EFFECT = frozenset(
         *("subseed", "script_args", "comments"),
         *("save_images", "do_not_save_samples", "do_not_save_grid"),
         *("image_cfg_scale", "refiner_switch_at", "firstphase_width", "firstphase_height"),
-        *("hr_scale", "hr_upscaler", "hr_second_pass_steps", "hr_resize_x", "hr_resize_y"),
-        *("hr_checkpoint_name", "hr_sampler_name", "hr_scheduler", "hr_prompt"),
-        *("hr_negative_prompt", "hr_cfg", "hr_distilled_cfg", "hr_additional_modules"),
-        "distilled_cfg_scale",
+        *("hr_distilled_cfg", "hr_additional_modules", "distilled_cfg_scale"),
+        *TextBody.model_fields,
         *ImageBody.model_fields,
     }
-) - {"init_images", "mask"}
+) - {"init_images", "mask", "enable_hr"}
 """They do nothing without another field, which is refused; or for no model that kdrt has; or they
 are about files, which are not kept here."""
 
 _ADVICE: Mapping[str, str] = {
-    "enable_hr": "make the image larger by another request with init_images",
+    "enable_hr": "it is for /txt2img; resize the image yourself",
     "restore_faces": "there is no face restoration",
     "tiling": "there are no seamless textures",
     "styles": "there are no styles: write them into the prompt",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -10,10 +9,12 @@ import kdrt
 from kdrt.adapters.lora_merge import Scale
 from kdrt.bundle import Manifest
 from kdrt.common.validation import excerpt
+from kdrt.request.grid import strength_of
 from kdrt.request.record import EMPHASIS
 from kdrt.request.web_ui import web_ui_noise, web_ui_schedule
 from kdrt.sampling import SCHEDULES, SamplerInfo, find_sampler, is_foreign
-from kdrt.serve.a1111.bodies import ImageBody, ImagesBody
+from kdrt.serve.a1111.bodies import ImageBody, ImagesBody, TextBody
+from kdrt.serve.a1111.hires import hires_of
 from kdrt.serve.a1111.options import Overrides, check_overrides
 from kdrt.serve.a1111.prompts import read_negative, read_prompt
 from kdrt.serve.a1111.refused import check_refused
@@ -94,6 +95,8 @@ def request_of(body: ImagesBody, manifest: Manifest, limits: RequestLimits) -> k
     for side in ("width", "height"):
         if getattr(body, side) is not None:
             request[side] = getattr(body, side)
+    if isinstance(body, TextBody):
+        request |= hires_of(body, manifest.latents)
     # Before images are brought to the size that is asked for.
     limits.check(cast(kdrt.Request, request), manifest.latents)
     if not isinstance(body, ImageBody):
@@ -240,6 +243,4 @@ def _strength(asked: float, steps: int) -> float:
         )
     if steps < 1:  # which is refused with the others
         return 1.0
-    run = min(int(min(asked, _LARGEST_STRENGTH) * steps) + 1, steps)
-    strength = run / steps
-    return strength if int(strength * steps) == run else math.nextafter(strength, 1.0)
+    return strength_of(min(int(min(asked, _LARGEST_STRENGTH) * steps) + 1, steps), steps)

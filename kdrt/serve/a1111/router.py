@@ -151,6 +151,14 @@ def router(intake: Intake, settings: ServerSettings) -> APIRouter:
     async def schedulers() -> Response:
         return json_response(lists.schedulers())
 
+    @routes.get("/upscalers", summary="Ways to enlarge pixels between two passes")
+    async def upscalers() -> Response:
+        return json_response(lists.upscalers())
+
+    @routes.get("/latent-upscale-modes", summary="Ways to enlarge latents between two passes")
+    async def latent_upscale_modes() -> Response:
+        return json_response(lists.latent_upscale_modes())
+
     @routes.get("/sd-models", summary="The models that are served")
     async def models() -> Response:
         return json_response(lists.models(service.models))

@@ -14,7 +14,7 @@ from kdrt.serve.errors import UnknownNameError, UnsupportedError
 @pytest.mark.parametrize(
     "fields",
     [
-        {"enable_hr": False, "hr_scale": 2, "hr_upscaler": "Latent", "hr_prompt": "a"},
+        {"hr_scale": 2, "hr_upscaler": "Latent", "hr_distilled_cfg": 3.5, "enable_hr": False},
         {"restore_faces": None, "tiling": False, "styles": [], "script_name": "None"},
         {"subseed": 12, "subseed_strength": 0, "seed_resize_from_w": -1, "seed_resize_from_h": 0},
         {"refiner_checkpoint": "", "refiner_switch_at": 0.8, "initial_noise_multiplier": 1},
@@ -34,7 +34,6 @@ def test_fields_that_ask_for_nothing(fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("enable_hr", True),
         ("restore_faces", True),
         ("tiling", True),
         ("styles", ["photo"]),

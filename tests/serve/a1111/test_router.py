@@ -136,6 +136,27 @@ def test_image_to_image(api: webuiapi.WebUIApi, service: ImageService) -> None:
     assert result.parameters["init_images"] is None
 
 
+def test_a_second_pass(api: webuiapi.WebUIApi, service: ImageService) -> None:
+    result = api.txt2img(
+        prompt=PROMPT,
+        seed=7,
+        enable_hr=True,
+        hr_scale=1.5,
+        hr_upscaler="Latent (bicubic)",
+        hr_second_pass_steps=3,
+        denoising_strength=0.6,
+        **SIZE,
+    )
+    hires = {"hires_scale": 1.5, "hires_upscaler": "latent_bicubic", "hires_strength": 0.6}
+    assert result.image.size == (96, 96)
+    assert result.image.tobytes() == alone(service, hires_steps=3, **hires).tobytes()
+    assert result.info["denoising_strength"] == 0.6
+    told = result.image.info["parameters"]
+    assert "Denoising strength: 0.6, Hires upscaler: Latent (bicubic)" in told
+    names = [each["name"] for each in api.get_latent_upscale_modes()]
+    assert "Latent (nearest-exact)" in names
+
+
 def test_inpainting(api: webuiapi.WebUIApi, service: ImageService) -> None:
     start = Image.new("RGB", (64, 64), "blue")
     mask = Image.new("L", (64, 64))
@@ -212,9 +233,8 @@ def test_lists(api: webuiapi.WebUIApi) -> None:
     assert {"automatic", "karras", "uniform"} <= set(api.util_get_scheduler_names())
     assert api.util_get_model_names() == ["demo"]
     assert api.get_loras() == []
+    assert [each["name"] for each in api.get_upscalers()] == ["Lanczos", "Nearest"]
     for listed in (
-        api.get_upscalers,
-        api.get_latent_upscale_modes,
         api.get_sd_vae,
         api.get_hypernetworks,
         api.get_face_restorers,
@@ -267,7 +287,7 @@ def test_settings_of_all_requests_stay_as_they_are(client: TestClient) -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"enable_hr": True}, "enable_hr is not supported"),
+        ({"enable_hr": True, "hr_upscaler": "ESRGAN_4x"}, "unknown hires_upscaler 'ESRGAN_4x'"),
         ({"alwayson_scripts": {"ControlNet": {"args": [{"model": "x"}]}}}, "'ControlNet'"),
         ({"override_settings": {"tiling": True}}, "the setting tiling"),
         ({"prompt": "[red:blue:0.5] circle"}, "'[red:blue:0.5]'"),
