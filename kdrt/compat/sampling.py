@@ -167,7 +167,7 @@ class SamplingMixin:
             noise_seeds(noise_sampler_seed, None, images)  # raises where they are wrong
         latent_facts = self.pipeline.bundle.manifest.latents
         check_request_fits(latent_facts, images, height, width, device=engine.device)
-        self.pipeline.check_networks_fit(height, width, decoded=decoded)
+        self.pipeline.memory_check.check_size(height, width, decoded=decoded)
         channels = int(engine.spec.input("sample").shape[1])
         drawn = self.prepare_latents(
             images,

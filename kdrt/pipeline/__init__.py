@@ -18,5 +18,6 @@ Its files:
     call_state      which thread runs it, and whose code is running
     progress        the progress bar
     memory          what loading a bundle will take
+    memory_check    images that no memory is enough for
     activations     what its networks need at least while they run
 """

@@ -28,10 +28,10 @@ from kdrt.denoise.scaling import Scaling
 from kdrt.errors import InvalidRequestError
 from kdrt.images.output import Images, to_images
 from kdrt.images.safety import SafetyChecker, check_images
-from kdrt.pipeline.activations import ImageActivations
 from kdrt.pipeline.adapters import Adapters
 from kdrt.pipeline.calls import Calls
 from kdrt.pipeline.encoding import EncodedPrompts, conditioning_length, encode_prompts
+from kdrt.pipeline.memory_check import MemoryCheck
 from kdrt.pipeline.metadata import Settings, infotexts_of
 from kdrt.pipeline.prepare import prepare
 from kdrt.pipeline.progress import progress_bar
@@ -44,7 +44,6 @@ from kdrt.request.complete import check_names, complete
 from kdrt.request.fields import PromptFields, Prompts, Request
 from kdrt.request.grid import training_table
 from kdrt.request.job import Job, unet_rows, with_users_functions
-from kdrt.request.memory import check_decoder_fits, check_unet_fits
 from kdrt.request.prompts import resolve_prompts
 from kdrt.request.resolve import resolve
 from kdrt.request.signature import takes_fields
@@ -52,7 +51,7 @@ from kdrt.request.unet_features import unet_features
 from kdrt.vae.coder import Decoder, check_latents
 from kdrt.vae.preview import Previewer, PreviewStep, with_previews
 from kdrt.vae.vae import Vae
-from kdrt_engines import Engine, EngineSpec
+from kdrt_engines import Engine
 
 
 class Pipeline(Calling, Service):
@@ -71,6 +70,7 @@ class Pipeline(Calling, Service):
         prompt_encoder: tokenizers and text encoders.
         denoising: samples runs that `kdrt.pipeline.prepare` made.
         noise_schedule: σ of the training timesteps.
+        memory_check: refuses images that cannot be computed.
         offloader: loads the engines in turn; None where all of them are loaded.
         safety_checker: blacks out what it flags; None where the bundle has none, or to turn it
             off. Latents and the previews of a callback are not looked at.
@@ -103,12 +103,12 @@ class Pipeline(Calling, Service):
         self._unet = engines["unet"]
         self.cuda_graph = cuda_graph_level(cuda_graph, self._unet)
         self.cuda_stream = OwnStream(self._unet.device, self._unet.stream)
-        self._activations = ImageActivations(bundle)
         self.noise_schedule = training_table(bundle.manifest.scheduler)
         self.prompt_encoder = PromptEncoder(bundle, engines)
         self.vae = Vae(
             self.engines, bundle.manifest.latents, self.calls.nested, self.calls.exclusive
         )
+        self.memory_check = MemoryCheck(bundle, self.vae, self._unet.device)
         self.previewer = Previewer(bundle.manifest.latents, engines.get("preview_decoder"))
         self.safety_checker: SafetyChecker | None = None
         if "safety_checker" in engines:
@@ -253,55 +253,15 @@ class Pipeline(Calling, Service):
             self._unet.device,
             output_type,
         )
-        self.check_networks_fit(
-            job.height,
-            job.width,
-            decoded=output_type != "latent",
-            residuals=self._residuals(job, unet),
-        )
+        self.memory_check.check_job(job, unet, decoded=output_type != "latent")
         if job.second is not None:
             second = job.second.job
-            self.check_networks_fit(
-                second.height,
-                second.width,
-                decoded=needs_pixels(job.second) or output_type != "latent",
-                residuals=self._residuals(second, unet),
-            )
+            decoded = needs_pixels(job.second) or output_type != "latent"
+            self.memory_check.check_job(second, unet, decoded=decoded)
             doubled = self.is_doubled(second)
             tokens = conditioning_length(self.prompt_encoder, second, doubled=doubled)
             check_second_pass(job.second, self._unet, self.vae, tokens)
         return with_users_functions(job, self.calls.user_function)
-
-    def _residuals(self, job: Job, unet: EngineSpec) -> int:
-        """Bytes of what controls add to the UNet: of each network, and their sum."""
-        if not job.controls:
-            return 0
-        networks = sum(control.component.is_network for control in job.controls)
-        return (1 + networks) * self._activations.residuals(unet, job.height, job.width)
-
-    def check_networks_fit(
-        self, height: int, width: int, *, decoded: bool = True, residuals: int = 0
-    ) -> None:
-        """Raises InvalidRequestError: no image of this size in pixels can be computed.
-
-        Args:
-            height: of the image.
-            width: likewise.
-            decoded: whether the latents are decoded.
-            residuals: bytes of what controls add to the UNet.
-        """
-        if self._unet.device.type != "cpu":
-            return  # there too much memory is an error, and not the end of the process
-        needed = self._activations.unet(height, width) + residuals
-        check_unet_fits(needed, height, width)
-        if decoded:
-            scale = self.bundle.manifest.latents.scale
-            check_decoder_fits(
-                self._activations.vae_decoder(height, width),
-                height,
-                width,
-                lambda: self.vae.decoder.is_tiled(height // scale, width // scale),
-            )
 
     def encode(self, job: Job) -> EncodedPrompts:
         """What the UNet is told of a job's prompts, the second part of a call."""

@@ -150,13 +150,13 @@ def test_what_the_second_pass_needs_is_looked_for_before_the_first(
     with pytest.raises(BundleError, match="no vae_encoder"):
         pipe("a", hires_scale=2, hires_upscaler="lanczos", **FIELDS)
     checked = []
-    fits = pipe.check_networks_fit
+    fits = pipe.memory_check.check_size
 
     def check(*size: int, **how: bool) -> None:
         checked.append(size)
         fits(*size, **how)
 
-    monkeypatch.setattr(pipe, "check_networks_fit", check)
+    monkeypatch.setattr(pipe.memory_check, "check_size", check)
     unet = pipe.engines["unet"]
 
     def bind(**dims: int) -> Binding:
