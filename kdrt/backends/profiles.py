@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from kdrt.bundle import LatentFacts, Manifest
-from kdrt.bundle.components import SHALLOW_UNET
+from kdrt.bundle.components import PAG_INPUT, SHALLOW_UNET
 from kdrt.errors import EngineError
 from kdrt_engines.profiles import Profile, Range
 
@@ -108,16 +108,22 @@ def is_guided(manifest: Manifest) -> bool:
     return manifest.default_guidance_scale > 1 and not distilled
 
 
+def _perturbs(manifest: Manifest, component: str) -> bool:
+    """Whether an image takes one row more, for perturbed-attention guidance."""
+    found = manifest.components.get(component)
+    return found is not None and any(t.name == PAG_INPUT for t in found.inputs)
+
+
 def _profile(manifest: Manifest, component: str, name: str) -> Profile:
     wanted = _sizes_of(manifest, name)
+    rows = 1 + is_guided(manifest) + _perturbs(manifest, component)
     component = _part(manifest, component)
     if component in ("unet", SHALLOW_UNET):
-        rows = 2 if is_guided(manifest) else 1
         images = wanted.images
         return Profile(
             name,
             {
-                # Guidance can be switched off: then the same images need half the rows.
+                # Guidance can be switched off: then the same images need fewer rows.
                 "B": Range(images.min, rows * images.opt, rows * images.max),
                 "L": wanted.tokens,
                 "h": wanted.height,

@@ -70,6 +70,12 @@ def test_guidance_doubles_the_unets_batch(sdxl: TinyModel, tmp_path: Path) -> No
     assert one(distilled, "unet", "static:64x48x3").ranges["B"] == Range.fixed(3)
 
 
+def test_perturbed_attention_takes_a_row_more(tmp_path: Path) -> None:
+    manifest = tiny_model(tmp_path, perturbed=True).manifest
+    assert one(manifest, "unet", "any").ranges["B"] == Range(1, 3, 12)
+    assert one(manifest, "unet", "static:64x48x3").ranges["B"] == Range(3, 9, 9)
+
+
 def test_prompt_lengths(sdxl: TinyModel) -> None:
     length = Range(MAX_LENGTH, MAX_LENGTH, 3 * MAX_LENGTH)
     assert one(sdxl.manifest, "unet", "square").ranges["L"] == length

@@ -11,8 +11,10 @@ from torch import Tensor
 from kdrt.denoise.conditioning_store import ImageShape
 from kdrt.denoise.guidance_methods import GuidanceMethod
 from kdrt.denoise.in_flight import InFlight
-from kdrt.denoise.inputs import DenoiserInputs, UNetConditioning
+from kdrt.denoise.inputs import DenoiserInputs, RegionalPrompts, UNetConditioning
 from kdrt.denoise.known_region import KnownRegion
+from kdrt.denoise.perturbed_attention import PerturbedAttention
+from kdrt.denoise.regional import relative_weights
 from kdrt.denoise.scaling import Scaling
 from kdrt.prompt import Conditioning
 from kdrt.sampling import NoiseSchedule, Plan, SeededNoise
@@ -31,7 +33,7 @@ LONG = [20.0 / (i + 1) for i in range(40)]
 
 def room(graphs: CudaGraphCache | None = None, *, captured: bool = True) -> InFlight:
     """Where ticks are captured as on CUDA; ``graphs`` holds them."""
-    spec = unet_spec()
+    spec = unet_spec(perturbed=True)
     unet = TorchEngine(Recorder(tiny_unet, [tensor.name for tensor in spec.inputs]), spec)
     capture = FrozenGraph if captured else None
     return InFlight(unet, SCALING, SHAPE, 6, capture=capture, graphs=graphs)
@@ -51,6 +53,10 @@ class Wanted:
             UNetConditioning(Conditioning(random(5, sum(WIDTHS)), random(POOLED)), random(6))
             for _ in range(2)
         )
+        if regions := told.pop("regions", 0):
+            masks = torch.rand(regions, SHAPE.height, SHAPE.width, generator=generator)
+            weights = relative_weights(masks, [1.0] * regions, 0.2)
+            told["regions"] = RegionalPrompts((negative, positive)[:regions], weights[None])
         if kind := told.pop("region", False):
             mask = random(1, SHAPE.height, SHAPE.width)
             known = random(CHANNELS, *mask.shape[2:])
@@ -58,7 +64,7 @@ class Wanted:
             if kind == "soft":
                 told["known_region"] = KnownRegion.soft(known, mask.clamp(0, 1), plan.sigmas)
         self._inputs = DenoiserInputs(
-            positive=positive, negative=negative, **{"guidance_scale": 5.0, **told}
+            positive=positive, **{"negative": negative, "guidance_scale": 5.0, **told}
         )
         self._seed = seed
         self.slot = -1
@@ -101,6 +107,27 @@ def test_a_region_that_comes_when_ticks_of_its_size_are_captured() -> None:
         flight.tick([repainted.slot])
     for actual, wanted in zip(to_the_end(flight, plain, repainted), expected, strict=True):
         assert_same(actual, wanted)
+
+
+def test_parts_that_come_when_ticks_of_their_size_are_captured() -> None:
+    """Three rows for one image: guided with a region, without and with two, or with perturbed
+    attention."""
+    euler = fixed_plan("euler", SIGMAS)
+    told: list[dict[str, Any]] = [
+        {"regions": 1},
+        {"perturbed_attention": PerturbedAttention(2.0, 0.001)},
+        {"regions": 1, "guidance_scale": 2.0},
+        {"negative": None, "regions": 2},
+    ]
+    images = [Wanted(seed, euler, **each) for seed, each in enumerate(told)]
+    expected = [image.alone() for image in images]
+    flight = room()
+    for image in images:
+        image.board(flight)
+        flight.tick([image.slot])
+        flight.tick([images[0].slot])
+    for image, wanted in zip(images, expected, strict=True):
+        assert_same(to_the_end(flight, image)[0], wanted)
 
 
 def test_images_that_need_more_than_those_before() -> None:
