@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from kdrt.bundle import Manifest
 from kdrt.common.validation import check_texts, excerpt, finite_or_none
 from kdrt.denoise.regional import MAX_REGIONS, relative_weights
 from kdrt.errors import InvalidRequestError
-from kdrt.images.input import read_masks
+from kdrt.images.input import pil_image, read_masks
 from kdrt.images.region import Region
 from kdrt.request.fields import FIELDS, Request
 
@@ -77,6 +78,8 @@ def regions_of(request: Request, manifest: Manifest, height: int, width: int) ->
 
 def _mask(name: str, value: object, height: int, width: int, scale: int) -> Tensor:
     """How much of each latent is in a region: ``[h, w]``."""
+    if isinstance(value, np.ndarray | Tensor):
+        value = pil_image(name, value)  # which can be resized, as for a second pass
     masks = read_masks(name, value, height, width)
     if len(masks) != 1:
         raise InvalidRequestError(f"{name} must be one image, not {len(masks)}")

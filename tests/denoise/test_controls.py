@@ -13,7 +13,7 @@ from kdrt.denoise.conditioning_store import ImageShape
 from kdrt.denoise.controls import HINT, Control, control_engines
 from kdrt.denoise.cuda_graphs import CudaGraphRunner
 from kdrt.denoise.denoiser import Denoiser
-from kdrt.denoise.inputs import DenoiserInputs, SamplingRun, UNetConditioning
+from kdrt.denoise.inputs import DenoiserInputs, RegionalPrompts, SamplingRun, UNetConditioning
 from kdrt.denoise.parts import Parts
 from kdrt.denoise.progress import places_of, steps_of, window_of
 from kdrt.denoise.shortcuts import Shortcuts
@@ -59,6 +59,10 @@ def run_of(
         UNetConditioning(Conditioning(torch.randn(1, 5, WIDTHS[0], generator=generator), None))
         for _ in range(2)
     ]
+    if told.pop("in_halves", False):  # a prompt for the left, and the image's own for the right
+        weights = torch.zeros(1, 2, 1, *LATENTS[1:])
+        weights[:, 1, ..., :3] = weights[:, 0, ..., 3:] = 1
+        told["regions"] = RegionalPrompts((halves[1],), weights)
     inputs = DenoiserInputs(
         positive=halves[0],
         negative=halves[1] if doubled else None,
@@ -108,11 +112,12 @@ def test_an_image_in_company_is_the_image_alone(sampler: str) -> None:
             run_of(3, sampler, guess=True),
             run_of(1, "dpmpp_2m", shortcuts=interval),
             run_of(2, "lcm", doubled=False),
+            run_of(4, sampler, guess=True, in_halves=True),
         ]
 
     runs = asked()
     expected = [alone(networks, run) for run in asked()]
-    flight = networks.denoising().in_flight(SHAPE, 4, (EDGES, SKETCH))
+    flight = networks.denoising().in_flight(SHAPE, 5, (EDGES, SKETCH))
     slots: dict[int, int] = {}
     made: dict[int, Tensor] = {}
     waiting = list(range(len(runs)))

@@ -59,6 +59,10 @@ def test_masks_may_be_arrays_and_are_shared_out_among_latents(sdxl: TinyModel) -
     array = np.array(LEFT)
     assert torch.equal(made(sdxl, regions=[Region("a star", array)]), drawn)
     assert torch.equal(made(sdxl, regions=[Region("a star", torch.from_numpy(array)[None])]), drawn)
+    finer = array.repeat(3, 0).repeat(3, 1) / 255
+    resized = made(sdxl, regions=[Region("a star", finer)])  # which makes its edge a little soft
+    assert torch.equal(resized[..., [0, 1, 4, 5]], drawn[..., [0, 1, 4, 5]])
+    torch.testing.assert_close(resized, drawn, rtol=0.1, atol=0.1)
     wider = Image.new("L", (48, 64))
     wider.paste(255, (0, 0, 28, 64))  # half of a latent more
     other = made(sdxl, regions=[Region("a star", wider)])
