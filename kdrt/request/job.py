@@ -167,8 +167,8 @@ def noise_of(job: Job, shape: tuple[int, int, int]) -> RunNoise:
 
 
 def unet_rows(job: Job, parts: Parts) -> int | None:
-    """How many rows of the whole UNet an image takes, all evaluations together; None where the
-    sampler decides on its evaluations as it goes.
+    """How many rows of the whole UNet an image takes, all evaluations of all passes together; None
+    where the sampler decides on its evaluations as it goes.
 
     Args:
         job: what is made.
@@ -178,7 +178,9 @@ def unet_rows(job: Job, parts: Parts) -> int | None:
         return None
     kinds = job.shortcuts.kinds(stage.sigma for stage in job.plan.stages)
     guided, others = parts.rows, parts.without_guidance.rows
-    return sum(guided if kind.guided else others for kind in kinds if kind.full)
+    rows = sum(guided if kind.guided else others for kind in kinds if kind.full)
+    second = 0 if job.second is None else unet_rows(job.second.job, parts)
+    return None if second is None else rows + second
 
 
 def latent_shape(manifest: Manifest, height: int, width: int) -> tuple[int, int, int]:

@@ -92,6 +92,17 @@ def test_images_with_regions_share_runs(sdxl: TinyModel) -> None:
     assert [result.unet_rows for result in shared] == [4 * 3, 2 * 3, 2 * 3]
 
 
+def test_a_second_pass_has_the_same_regions(sdxl: TinyModel) -> None:
+    array = np.array(LEFT)
+    fields: dict[str, Any] = {"seed": 3, "steps": 4, "hires_scale": 2, "output_type": "latent"}
+    result = sdxl.pipeline("a", regions=[Region("a star", array)], region_base_weight=0, **fields)
+    star, own = (sdxl.pipeline(prompt, **fields).images for prompt in ("a star", "a"))
+    # Enlarging mixes the two parts where they meet.
+    torch.testing.assert_close(result.images[..., :4], star[..., :4], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(result.images[..., 8:], own[..., 8:], rtol=1e-4, atol=1e-4)
+    assert result.unet_rows == 3 * (4 + 4)
+
+
 def test_an_image_says_its_regions(sdxl: TinyModel, tmp_path: Path) -> None:
     regions = [Region("a star", LEFT), Region("a cross, small", RIGHT, 0.5)]
     result = sdxl.pipeline("a", regions=regions, region_base_weight=0.1, steps=1, seed=1)
