@@ -26,6 +26,7 @@ from tests.support.lora_files import (
     random_lora,
 )
 from tests.support.lycoris_layers import adapt
+from tests.support.openvino import needs_openvino
 from tests.support.tiny_bundles import TinyModel, by_diffusers, by_kdrt
 
 EVERYTHING = (*ATTENTION, *CONVOLUTIONS, *TEXT)
@@ -57,6 +58,20 @@ def test_one_lora_is_that_of_diffusers(model: TinyModel, scale: float, tmp_path:
     result = by_kdrt(pipe)
     assert relative_error(result, base) > 1e-2
     assert relative_error(result, expected(model, {"style": file}, [scale])) < BOUND
+
+
+@pytest.mark.slow
+@needs_openvino
+def test_openvino_runs_loras_too(tiny_models: Callable[[str], TinyModel], tmp_path: Path) -> None:
+    """Its networks are compiled with the weights in them, and compiled anew."""
+    model = tiny_models("sd")
+    file = write(model, tmp_path / "style.safetensors")
+    pipe = kdrt.load(model.bundle, engine="openvino")
+    base = by_kdrt(pipe)
+    pipe.adapters.load_lora(file, scale=1.75)
+    assert relative_error(by_kdrt(pipe), expected(model, {"style": file}, [1.75])) < BOUND
+    pipe.adapters.unload_loras()
+    assert relative_error(by_kdrt(pipe), base) < BOUND
 
 
 def test_every_kind_at_once_is_that_of_lycoris(
