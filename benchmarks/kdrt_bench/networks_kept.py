@@ -53,7 +53,7 @@ def openvino_model(peer: Peer, component: str) -> Path:
     """The network as OpenVINO's converter makes it, in float32."""
 
     def make(folder: Path) -> None:
-        import openvino as ov
+        from kdrt_engines.openvino.quiet import ov
 
         network, _, inputs = _untouched(peer, component)
         with warnings.catch_warnings(), torch.no_grad():

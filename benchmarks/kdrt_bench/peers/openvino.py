@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import openvino as ov
 import torch
 
 from kdrt_bench.inputs import read_by_peers
 from kdrt_bench.networks_kept import openvino_model
 from kdrt_bench.peers.base import Peer
 from kdrt_engines import Binding, Engine
+from kdrt_engines.openvino.quiet import ov
 from kdrt_engines.spec import EngineSpec
 from kdrt_engines.torch_eager import allocate
 

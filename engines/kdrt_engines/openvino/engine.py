@@ -17,9 +17,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import openvino as ov
 import torch
-from openvino.utils import replace_node
 
 from kdrt_engines.base import Binding, Engine
 from kdrt_engines.errors import (
@@ -30,6 +28,7 @@ from kdrt_engines.errors import (
     is_out_of_memory,
 )
 from kdrt_engines.openvino.config import PRECISIONS, OpenVinoConfig
+from kdrt_engines.openvino.quiet import ov, replace_node
 from kdrt_engines.openvino.tensors import shared, type_of
 from kdrt_engines.profiles import sizes
 from kdrt_engines.spec import EngineSpec

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import openvino as ov
 import torch
+
+from kdrt_engines.openvino.quiet import ov
 
 _TYPES = {
     torch.float32: ov.Type.f32,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -197,6 +200,18 @@ def test_a_file_that_is_no_model(tmp_path: Path) -> None:
     path.write_bytes(b"no model")
     with pytest.raises(EngineError, match=r"OpenVINO cannot load .*bad\.onnx"):
         openvino_engine(path, EngineSpec((), ()))
+
+
+def test_nothing_is_reported_to_anybody(tmp_path: Path) -> None:
+    """``import openvino`` by itself writes an identifier there and sends an event."""
+    code = "import sys, kdrt_engines.openvino.engine; print(*sys.modules)"
+    place = {"HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | place, capture_output=True, text=True
+    )
+    assert "openvino.tools.ovc" in done.stdout.split(), done.stderr
+    assert "openvino_telemetry" not in done.stdout
+    assert not [*tmp_path.iterdir()]
 
 
 def test_names_say_device_and_precision() -> None:
