@@ -17,6 +17,8 @@ Its files:
     quantize          weights in fewer bits
     programs          exported PyTorch programs
     verify            compares an exported network with eager PyTorch
+    keep_fp32         what stays in float32 of a network in float16
+    float32_search    finds what has to
     compare           finds the layer where two engines or bundles begin to differ
     lora              LoRAs baked in
     control           ControlNets and T2I-Adapters, and the UNet that takes their residuals

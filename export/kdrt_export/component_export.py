@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
+import torch
+
 from kdrt.bundle import (
     Component,
     Dtype,
@@ -15,12 +17,15 @@ from kdrt.bundle import (
 )
 from kdrt_engines.spec import TensorSpec
 from kdrt_export.components import ExportComponent
+from kdrt_export.float32_search import find_float32
+from kdrt_export.keep_fp32 import KeepFp32
+from kdrt_export.onnx.mixed_precision import Float32Part, float32_of
 from kdrt_export.onnx.trace import OnnxFiles, onnx_from_component
 from kdrt_export.options import PRECISIONS
 from kdrt_export.programs import program_from_component
 from kdrt_export.report import Report
 from kdrt_export.sources.reading import refused
-from kdrt_export.verify import make_cases, sizes, verify_files
+from kdrt_export.verify import Case, make_cases, sizes, verify_files
 from kdrt_export.walk import Part
 
 _INT8 = ("unet", "text_encoder")
@@ -28,8 +33,17 @@ _INT8 = ("unet", "text_encoder")
 wrong is in the pixels at once."""
 
 
+_NAMED = 3
+"""Modules that a line of the progress names."""
+
+
 def export_component(
-    part: Part, folder: Path, targets: Sequence[str], report: Report, int8: bool = False
+    part: Part,
+    folder: Path,
+    targets: Sequence[str],
+    report: Report,
+    int8: bool = False,
+    keep: KeepFp32 | None = None,
 ) -> Component:
     """Export one component into a bundle, and verify its files against the eager network.
 
@@ -39,6 +53,7 @@ def export_component(
         targets: see :func:`kdrt_export.stage.export`.
         report: told of every stage.
         int8: store the weights as bytes, where the component is one of those that allow it.
+        keep: what stays in float32 of a component that is exported in float16.
 
     Raises:
         SourceError: the network does not run.
@@ -56,6 +71,15 @@ def export_component(
 
     report.start(f"{part.name}: trace")
     component.rewrite()
+    float32 = None
+    if keep and part.dtype == torch.float16:
+        originals = float32_of(component)
+        component.cast(part.dtype)
+        if keep.auto:
+            report.done()
+            keep = _found(part, originals, cases, folder, report)
+            report.start(f"{part.name}: trace")
+        float32 = Float32Part(keep.selects(part.name), originals)
     component.cast(part.dtype)
     parameters = sum(p.numel() for p in component.parameters())
     files = onnx_from_component(
@@ -64,7 +88,9 @@ def export_component(
         folder / "onnx" / (part.beside or part.name),
         int8_weights=int8,
         prefix="" if part.beside is None else f"{part.name.removeprefix(f'{part.beside}-')}-",
+        float32=float32,
     )
+    del float32  # it holds the weights a second time
     report.done(f"{parameters / 1e6:,.1f} M parameters")
     if "torch" in targets:
         report.start(f"{part.name}: torch program")
@@ -87,7 +113,22 @@ def export_component(
         outputs=tuple(_info(tensor) for tensor in component.spec.outputs),
         parameters=parameters,
         verification=tuple(figures),
+        float32=files.float32,
     )
+
+
+def _found(
+    part: Part,
+    originals: dict[str, torch.Tensor],
+    cases: Sequence[Case],
+    folder: Path,
+    report: Report,
+) -> KeepFp32:
+    """What a component in float16 has to keep in float32."""
+    report.start(f"{part.name}: find what needs float32")
+    found = find_float32(part.name, part.component, part.traced, originals, cases, folder)
+    report.done(", ".join(found[:_NAMED]) + (" …" if len(found) > _NAMED else "") or "nothing")
+    return KeepFp32(exactly=frozenset(found))
 
 
 def _worst(figures: Sequence[Verification]) -> str:

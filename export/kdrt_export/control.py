@@ -24,6 +24,7 @@ from kdrt_export.components.controlnet import ExportControlHint, ExportControlNe
 from kdrt_export.components.t2i_adapter import ExportT2IAdapter
 from kdrt_export.errors import ExportError, SourceError
 from kdrt_export.ip_adapter import VARIANT as IP_ADAPTER
+from kdrt_export.keep_fp32 import KeepFp32
 from kdrt_export.options import PRECISIONS
 from kdrt_export.reopen import check_reopens, reopen_unet, unet_config
 from kdrt_export.report import Report
@@ -219,7 +220,8 @@ def add_controls(
     components = dict(manifest.components)
     variants, facts = dict(manifest.variants), dict(manifest.controls)
     for variant, part in _unets(folder, manifest, report):
-        components[part.name] = export_component(part, folder, targets, report)
+        keep = KeepFp32.again(components[str(part.beside)])
+        components[part.name] = export_component(part, folder, targets, report, keep=keep)
         variants[variant] = {"unet": part.name}
     for control in controls:
         source = control.source

@@ -14,6 +14,7 @@ from kdrt.backends.torch_programs import trust_program
 from kdrt.bundle import (
     Baked,
     Bundle,
+    Component,
     Manifest,
     Precision,
     check_new_bundle,
@@ -34,6 +35,7 @@ from kdrt_export.control import (
     with_own_weights,
 )
 from kdrt_export.ip_adapter import IpAdapter
+from kdrt_export.keep_fp32 import KeepFp32, kept_in_float32
 from kdrt_export.lora import LorasToBake
 from kdrt_export.options import (
     PRECISIONS,
@@ -77,6 +79,7 @@ def export(
     image_encoder: Path | None = None,
     controlnets: Sequence[str] = (),
     t2i_adapters: Sequence[str] = (),
+    keep_fp32: Sequence[str] = (),
     allow_pickle: bool = False,
     revision: str | None = None,
     config: Path | None = None,
@@ -115,6 +118,8 @@ def export(
         controlnets: ControlNets, as ``SOURCE`` or ``SOURCE:NAME``; with any, a variant of the UNet
             takes what they give. See :mod:`kdrt_export.control`.
         t2i_adapters: T2I-Adapters, likewise.
+        keep_fp32: what stays in float32 of networks in float16: patterns of modules, each as
+            ``[COMPONENT:]GLOB``, or ``auto``; see :mod:`kdrt_export.float32_search`.
         allow_pickle: accept pickled weights.
         revision: of a hub id.
         config: a diffusers folder that describes a single-file checkpoint.
@@ -134,6 +139,7 @@ def export(
     check_choices(vae_precision, ())
     if precision == "auto":
         precision = "fp16" if torch.cuda.is_available() else "fp32"
+    keep = kept_in_float32(keep_fp32, precision, vae_precision, targets)
     report = report or Silent()
     if output is not None or name is not None:  # before anything is downloaded
         check_new_bundle(output or _named(name or ""))
@@ -203,10 +209,13 @@ def export(
             ip_adapter=adapter,
             tiny=tiny,
         )
-        components = {
-            part.name: export_component(part, partial, targets, report, weights == "int8")
-            for part in walk.parts()
-        }
+        components: dict[str, Component] = {}
+        for part in walk.parts():
+            kept = keep if part.beside is None else KeepFp32.again(components[part.beside])
+            components[part.name] = export_component(
+                part, partial, targets, report, weights == "int8", kept
+            )
+        keep.check_all_matched()
         manifest = Manifest(
             family=opened.family,
             name=name,

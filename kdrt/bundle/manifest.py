@@ -128,7 +128,8 @@ class OrtGraphs(_Strict):
 
 class Component(_Strict):
     """One network: its files, its inputs and outputs, and how well it was verified. ``onnx`` is in
-    standard operators."""
+    standard operators. ``float32``: modules and operators of a network in half precision that
+    compute in float32."""
 
     onnx: GraphFile
     onnxruntime: OrtGraphs | None = None
@@ -136,6 +137,7 @@ class Component(_Strict):
     outputs: Annotated[tuple[TensorInfo, ...], Field(max_length=64)]
     parameters: Annotated[int, Field(ge=0, le=10**13)]
     verification: Annotated[tuple[Verification, ...], Field(max_length=1000)] = ()
+    float32: Annotated[tuple[Text, ...], Field(max_length=65_536)] = ()
 
     @property
     def graphs(self) -> tuple[str, ...]:

@@ -46,6 +46,17 @@ def export(
             "device or TensorRT is a target, else fp32.",
         ),
     ] = "auto",
+    keep_fp32: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--keep-fp32",
+            metavar="auto|[COMPONENT:]GLOB",
+            show_default=False,
+            help="Modules that stay in fp32 in an fp16 export, such as "
+            "[cyan]'vae_decoder:decoder.up_blocks.3'[/], with all that is in them; may be given "
+            "more than once. [cyan]auto[/] finds the fewest that bring fp16 below its bound.",
+        ),
+    ] = None,
     weights: Annotated[
         str,
         typer.Option(
@@ -244,6 +255,7 @@ def export(
 
       [cyan]kdrt export demo[/cyan]
       [cyan]kdrt export sdxl --precision fp16[/cyan]
+      [cyan]kdrt export sd21 --precision fp16 --keep-fp32 auto[/cyan]
       [cyan]kdrt export ./my-model.safetensors --name mine[/cyan]
       [cyan]kdrt export ./my-diffusers-folder -o ./my-bundle[/cyan]
       [cyan]kdrt export sd15 --lora ./style.safetensors:0.8 --name sd15-style[/cyan]
@@ -281,6 +293,7 @@ def export(
             name=name,
             precision=precision,
             weights=weights,
+            keep_fp32=tuple(keep_fp32 or ()),
             unet=unet,
             vae=vae,
             vae_precision=vae_precision,

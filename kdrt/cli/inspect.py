@@ -84,6 +84,10 @@ def inspect(
             for name, component in manifest.components.items()
         ],
     )
+    mixed = [(n, ", ".join(c.float32)) for n, c in manifest.components.items() if c.float32]
+    if mixed:
+        typer.echo()
+        print_rows("kept in float32", mixed)
     typer.echo()
     print_rows(
         "noise schedule",

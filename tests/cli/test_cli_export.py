@@ -73,13 +73,14 @@ def test_defaults(cli: Cli, stage: Stub, tmp_path: Path) -> None:
 def test_options_reach_the_exporter(cli: Cli, stage: Stub, tmp_path: Path) -> None:
     cli(
         *("export", "sd15", "-o", tmp_path / "bundle", "--name", "mine", "--precision", "fp16"),
-        *("--weights", "int8"),
+        *("--weights", "int8", "--keep-fp32", "unet:mid_block", "--keep-fp32", "*.attn1"),
         *("--target", "torch", "--target", "onnxruntime", "--random-weights", "--seed", "3"),
         *("--no-fuse-qkv", "--allow-pickle", "--revision", "main", "--config", tmp_path),
     )
     assert stage.called["name"] == "mine"
     assert stage.called["precision"] == "fp16"
     assert stage.called["weights"] == "int8"
+    assert stage.called["keep_fp32"] == ("unet:mid_block", "*.attn1")
     assert stage.called["targets"] == ("torch", "onnxruntime")
     assert stage.called["random_weights"] is True
     assert stage.called["seed"] == 3

@@ -2,6 +2,7 @@
 
 Its files:
 
-    ops    operations that export as one node each
-    trace  from a component to ONNX
+    ops              operations that export as one node each
+    trace            from a component to ONNX
+    mixed_precision  keeps operators in float32
 """

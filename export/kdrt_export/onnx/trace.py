@@ -32,6 +32,7 @@ from kdrt_export.components import ExportComponent
 from kdrt_export.dialects.build import cpu_dialect, onnxruntime_dialect, standard_dialect
 from kdrt_export.dialects.invariants import split_invariants
 from kdrt_export.errors import ExportError
+from kdrt_export.onnx.mixed_precision import Float32Part, keep_float32
 from kdrt_export.quantize.int8_weights import quantise_weights
 
 OPSET = 20
@@ -59,13 +60,14 @@ class OnnxFiles:
     operators; ``cpu`` as its kernels for CPUs like it (None where that is no other); ``plain``
     likewise, at the component's usual sizes and without what its neutral inputs turn off (None
     where nothing does); ``invariants`` with what the last two read of its results (None where they
-    read none)."""
+    read none). ``float32``: the modules and operators that were kept in it."""
 
     standard: Path
     fused: Path
     cpu: Path | None
     plain: Path | None
     invariants: Path | None
+    float32: tuple[str, ...] = ()
 
 
 def onnx_from_component(
@@ -75,6 +77,7 @@ def onnx_from_component(
     *,
     int8_weights: bool = False,
     prefix: str = "",
+    float32: Float32Part | None = None,
 ) -> OnnxFiles:
     """Trace ``component`` at the sizes ``dims`` and write it to ``folder``.
 
@@ -88,19 +91,25 @@ def onnx_from_component(
             :mod:`kdrt_export.quantize.int8_weights`.
         prefix: stands before the names of the graphs, which then read the weights that are there
             for another component.
+        float32: stays in it, if the network is cast to half precision.
 
     Raises:
         onnx.checker.ValidationError: the result is not valid ONNX.
         ExportError: the other component does not have these weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    traced = _clean(_trace(component, dims))
-    tensors = _tensors(component)
+    traced = trace(component, dims)
+    tensors, kept = weights_of(component), list[str]()
+    whole: dict[str, torch.Tensor] = {}
+    if float32 is not None:
+        whole, kept = keep_float32(traced, float32, tensors)
+        tensors |= whole
     if int8_weights:
         proto = ir.to_proto(traced)
-        tensors = quantise_weights(proto.graph, tensors)
+        rest = {name: tensor for name, tensor in tensors.items() if name not in whole}
+        tensors = quantise_weights(proto.graph, rest) | whole
         traced = ir.from_proto(proto)
-    weights = _weights_of(traced.graph, component)
+    weights = _take_weights(traced.graph, component)
     if prefix:
         _share_weights(weights, tensors, folder / MODEL_FILE)
     else:
@@ -116,15 +125,23 @@ def onnx_from_component(
     of_both = [split_invariants(model, component.varying) for model in (cpu, plain) if model]
     invariants = next((model for model in of_both if model), None)
     return OnnxFiles(
-        _write(standard_dialect(traced), component, folder / (prefix + MODEL_FILE)),
-        _write(fused, component, folder / (prefix + FUSED_FILE)),
-        _write(cpu, component, folder / (prefix + CPU_FILE)) if cpu else None,
-        _write(plain, component, folder / (prefix + PLAIN_FILE)) if plain else None,
-        _write(invariants, component, folder / (prefix + INVARIANTS_FILE)) if invariants else None,
+        write_graph(standard_dialect(traced), component, folder / (prefix + MODEL_FILE)),
+        write_graph(fused, component, folder / (prefix + FUSED_FILE)),
+        write_graph(cpu, component, folder / (prefix + CPU_FILE)) if cpu else None,
+        write_graph(plain, component, folder / (prefix + PLAIN_FILE)) if plain else None,
+        write_graph(invariants, component, folder / (prefix + INVARIANTS_FILE))
+        if invariants
+        else None,
+        tuple(kept),
     )
 
 
-def _trace(component: ExportComponent, dims: dict[str, int]) -> onnx.ModelProto:
+def trace(component: ExportComponent, dims: dict[str, int]) -> ir.Model:
+    """The graph of a component with its weights as inputs, before any dialect."""
+    return _clean(_traced(component, dims))
+
+
+def _traced(component: ExportComponent, dims: dict[str, int]) -> onnx.ModelProto:
     spec = component.spec
     buffer = io.BytesIO()
     with _quiet(), torch.no_grad():
@@ -162,7 +179,8 @@ def _clean(proto: onnx.ModelProto) -> ir.Model:
     return model
 
 
-def _write(model: ir.Model, component: ExportComponent, path: Path) -> Path:
+def write_graph(model: ir.Model, component: ExportComponent, path: Path) -> Path:
+    """Write a dialect of a component's graph, whose weights are declared, and return the file."""
     model.producer_name, model.producer_version = "kdrt", kdrt_version
     proto = ir.to_proto(model)
     for node in proto.graph.node:
@@ -190,14 +208,15 @@ def _name_dimensions(graph: onnx.ModelProto, component: ExportComponent) -> None
                 shape.dim.add().dim_param = size
 
 
-def _tensors(component: ExportComponent) -> dict[str, torch.Tensor]:
+def weights_of(component: ExportComponent) -> dict[str, torch.Tensor]:
+    """The parameters and buffers of a component, by name."""
     return {
         **dict(component.named_parameters(remove_duplicate=False)),
         **dict(component.named_buffers(remove_duplicate=False)),
     }
 
 
-def _weights_of(graph: ir.Graph, component: ExportComponent) -> list[ir.Value]:
+def _take_weights(graph: ir.Graph, component: ExportComponent) -> list[ir.Value]:
     """The weights that the graph reads, which are inputs of it no more."""
     declared = {tensor.name for tensor in component.spec.inputs}
     weights = [value for value in graph.inputs if value.name not in declared]
@@ -210,10 +229,17 @@ def _write_weights(
     weights: Sequence[ir.Value], tensors: Mapping[str, torch.Tensor], file: Path
 ) -> None:
     """Write these weights to ``file``, and declare them as stored there."""
+    stored = write_weights({str(value.name): tensors[str(value.name)] for value in weights}, file)
+    for value in weights:
+        value.const_value = stored[str(value.name)]
+
+
+def write_weights(tensors: Mapping[str, torch.Tensor], file: Path) -> dict[str, ir.ExternalTensor]:
+    """Write tensors to ``file``, and return what says in a graph that they are there."""
     with file.open("wb") as stream:
-        for value in weights:
-            assert value.name is not None
-            value.const_value = _store(value.name, tensors[value.name].detach(), stream, file)
+        return {
+            name: _store(name, tensor.detach(), stream, file) for name, tensor in tensors.items()
+        }
 
 
 def _share_weights(

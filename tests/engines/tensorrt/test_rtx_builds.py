@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from kdrt.backends.engine_files import open_engine
 from kdrt.backends.records import EngineRecord
@@ -27,7 +28,10 @@ from kdrt_engines.tensorrt.engine_file import read_header
 from kdrt_engines.tensorrt.flavour import TENSORRT_RTX
 from kdrt_engines.tensorrt.job import BuildJob
 from kdrt_engines.tensorrt.worker import BuildError, mark_refittable
+from kdrt_export.onnx.mixed_precision import Float32Part
+from kdrt_export.onnx.trace import onnx_from_component
 from kdrt_export.sources import demo_folder
+from tests.support.planted import OVERFLOWING, TRACED, PlantedOverflow
 from tests.support.tiny_networks import control_for
 
 pytest.importorskip(
@@ -193,3 +197,29 @@ def test_control_c_in_the_middle_of_a_build(bundle: Bundle) -> None:
     assert said.endswith("interrupted\n")
     assert not list(engines.glob(f"{UNFINISHED}*"))
     assert not list(engines.glob("unet-sm80-*"))
+
+
+def test_a_network_in_two_precisions(tmp_path: Path) -> None:
+    """What ``--keep-fp32`` writes: a convolution in float32 inside of a float16 network."""
+    import tensorrt_rtx as trt
+
+    component = PlantedOverflow()
+    component.cast(torch.float16)
+    part = Float32Part(lambda module, _: module in (OVERFLOWING, "blocks.1.shrink"), {})
+    path = str(onnx_from_component(component, TRACED, tmp_path, float32=part).standard)
+    logger = trt.Logger(trt.Logger.ERROR)
+    network = trt.Builder(logger).create_network(0)
+    assert trt.OnnxParser(network, logger).parse_from_file(path)
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    convolutions = [
+        layer.get_output(0).dtype for layer in layers if layer.type == trt.LayerType.CONVOLUTION
+    ]
+    whole, half = trt.DataType.FLOAT, trt.DataType.HALF
+    assert convolutions == [half, half, half, whole, whole, half, half, half]
+
+    shapes = {"latents": ((1, 4, 4, 4), (1, 4, 8, 8), (2, 4, 16, 16))}
+    output = tmp_path / "mixed.engine"
+    build_engine(BuildJob("tensorrt_rtx", path, str(output), (86, 89, 120), (shapes,), {}))
+    header = read_header(memoryview(output.read_bytes()))
+    assert header is not None
+    assert header.compute_capabilities == (86, 89, 120)
