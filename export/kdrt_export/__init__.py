@@ -19,6 +19,7 @@ Its files:
     verify            compares an exported network with eager PyTorch
     keep_fp32         what stays in float32 of a network in float16
     float32_search    finds what has to
+    graph_inspection  what is in the graph of a network, and what is wrong with it
     compare           finds the layer where two engines or bundles begin to differ
     lora              LoRAs baked in
     control           ControlNets and T2I-Adapters, and the UNet that takes their residuals
