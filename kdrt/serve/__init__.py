@@ -32,6 +32,7 @@ Its files:
     auth        keys
     bodies      what a client sent, checked
     images      images in and out
+    control_images  control images in
     intake      from what a client sent to a submission
     responses   JSON, errors, server-sent events, results for as long as the client is there
     log         lines with the id of their request

@@ -20,6 +20,8 @@ from kdrt.pipeline.result import Result
 from kdrt.request.fields import FIELDS
 from kdrt.request.schema import request_model
 from kdrt.serve.bodies import read_json
+from kdrt.serve.control_images import FIELD as CONTROL
+from kdrt.serve.control_images import ControlBodies, read_controls
 from kdrt.serve.images import ImageFormat, base64_of, decoded_base64, read_image
 from kdrt.serve.intake import Intake
 from kdrt.serve.limits import RequestLimits
@@ -80,6 +82,10 @@ class _Options(pydantic.BaseModel):
     regions: Annotated[
         list[_Region] | None,
         pydantic.Field(description="Prompts of their own for parts of the image."),
+    ] = None
+    control: Annotated[
+        ControlBodies | None,
+        pydantic.Field(description="Images that say where things are, for the model's controls."),
     ] = None
     output_format: Annotated[ImageFormat, pydantic.Field(description="Of the images.")] = "png"
     quality: Annotated[
@@ -168,6 +174,8 @@ def _request_of(body: _Options, limits: RequestLimits) -> kdrt.Request:
             _region_of(number, region, limits)
             for number, region in enumerate(request["regions"], start=1)
         ]
+    if body.control is not None:
+        request[CONTROL] = read_controls(body.control, limits)
     return cast(kdrt.Request, request)
 
 
