@@ -405,10 +405,10 @@ def test_no_memory_for_another_shape(
 ) -> None:
     in_flight = pipe.denoising.in_flight
 
-    def scarce(shape: Any, slots: int) -> Any:
+    def scarce(shape: Any, *rest: Any) -> Any:
         if shape.height == 10:
             raise MemoryError("no memory for this shape")
-        return in_flight(shape, slots)
+        return in_flight(shape, *rest)
 
     monkeypatch.setattr(pipe.denoising, "in_flight", scarce)
     own, check = beside(pipe, batcher)(height=80)

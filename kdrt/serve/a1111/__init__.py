@@ -12,6 +12,7 @@ Its files:
     prompts   LoRAs and comments in prompts
     requests  from a body to a request
     hires     the second pass of text to image
+    controlnet  units of the ControlNet extension
     starts    the image and the mask to begin with
     jobs      what runs, for progress and interrupting
     answers   images, and the texts that go with them

@@ -8,6 +8,7 @@ from typing import Any
 
 from kdrt.common.validation import did_you_mean, excerpt
 from kdrt.serve.a1111.bodies import ImageBody, ImagesBody, TextBody
+from kdrt.serve.a1111.controlnet import SCRIPT as CONTROLNET
 from kdrt.serve.errors import UnknownNameError, UnsupportedError
 
 _WITHOUT_EFFECT = frozenset(
@@ -81,7 +82,7 @@ def check_refused(body: ImagesBody) -> None:
             "override_settings_restore_afterwards",
         )
     for name, script in (body.alwayson_scripts or {}).items():
-        if _is_active(script):
+        if name.lower() != CONTROLNET and _is_active(script):
             raise UnsupportedError(
                 f"the script {excerpt(name)} in alwayson_scripts is not supported: leave it out, "
                 "or turn it off",

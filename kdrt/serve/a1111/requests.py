@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import kdrt
@@ -14,6 +14,7 @@ from kdrt.request.record import EMPHASIS
 from kdrt.request.web_ui import web_ui_noise, web_ui_schedule
 from kdrt.sampling import SCHEDULES, SamplerInfo, find_sampler, is_foreign
 from kdrt.serve.a1111.bodies import ImageBody, ImagesBody, TextBody
+from kdrt.serve.a1111.controlnet import control_of, units_of
 from kdrt.serve.a1111.hires import hires_of
 from kdrt.serve.a1111.options import Overrides, check_overrides
 from kdrt.serve.a1111.prompts import read_negative, read_prompt
@@ -99,12 +100,32 @@ def request_of(body: ImagesBody, manifest: Manifest, limits: RequestLimits) -> k
         request |= hires_of(body, manifest.latents)
     # Before images are brought to the size that is asked for.
     limits.check(cast(kdrt.Request, request), manifest.latents)
+    units = units_of(body.alwayson_scripts)
     if not isinstance(body, ImageBody):
-        return cast(kdrt.Request, request)
+        return cast(kdrt.Request, {**request, **_controls(units, request, manifest, limits)})
     start = read_start(body, manifest.latents.scale, limits)
     strength = _STRENGTH if body.denoising_strength is None else body.denoising_strength
     request |= {**start, "strength": _strength(strength, request["steps"])}
-    return cast(kdrt.Request, request)
+    return cast(kdrt.Request, {**request, **_controls(units, request, manifest, limits)})
+
+
+def _controls(
+    units: Sequence[Mapping[str, Any]],
+    request: Mapping[str, Any],
+    manifest: Manifest,
+    limits: RequestLimits,
+) -> dict[str, Any]:
+    """The control images of a request, if it has some."""
+    if not units:
+        return {}
+    begun_with, facts = request.get("image"), manifest.latents
+    size = (
+        request.get("width") or facts.default_width,
+        request.get("height") or facts.default_height,
+    )
+    if begun_with is not None and "inpaint_padding" in request:
+        size = begun_with.size  # of which a part is made
+    return {"control": [control_of(unit, size, limits, begun_with) for unit in units]}
 
 
 def _weighting(overrides: Overrides) -> str:

@@ -99,5 +99,5 @@ def test_scripts_that_are_off(script: Any) -> None:
     ],
 )
 def test_scripts_that_are_on_are_refused_by_name(script: Any) -> None:
-    with pytest.raises(UnsupportedError, match="the script 'ControlNet' in alwayson_scripts"):
-        check_refused(TextBody(alwayson_scripts={"ControlNet": script}))
+    with pytest.raises(UnsupportedError, match="the script 'ADetailer' in alwayson_scripts"):
+        check_refused(TextBody(alwayson_scripts={"ADetailer": script}))
