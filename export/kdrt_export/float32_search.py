@@ -3,7 +3,7 @@
     1  in float16 alone: below the bound? then there is nothing to keep
     2  keep whatever goes beyond float16's range, and whoever reads it
     3  as long as it is above the bound: compare with float32 layer by layer, and keep the layers
-       whose error jumps, or those that add most to it
+       whose error jumps; then those that they read; then those that add most to the error
     4  leave out again what is not needed, in halves
 
 Every trial runs the graph at the sizes of the verification. Weights are written once in each
@@ -172,7 +172,12 @@ def _enough(trials: _Trials, whole: Path, every: Sequence[str], bound: float) ->
         beyond = {row.layer.tensor for row in rows if row.difference.greatest[0] > HALF_MAX}
         found = {modules[tensor] for tensor in beyond}
         found |= {row.layer.module for row in rows if beyond.intersection(row.layer.reads)}
-        found |= {row.layer.module for row in rows if row.jumps}
+        jumping = [row.layer for row in rows if row.jumps]
+        found |= {layer.module for layer in jumping}
+        if found <= kept:
+            # It is the rounding in between: differences of large numbers.
+            reads = {tensor for layer in jumping for tensor in layer.reads}
+            found = {modules[tensor] for tensor in reads & modules.keys()}
         if found <= kept:
             # No layer stands out: those that add most, more of them each time.
             grown = sorted(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 import torch
 
 from kdrt_export.component_export import export_component
+from kdrt_export.components import ExportComponent
 from kdrt_export.errors import ExportError, VerificationError
 from kdrt_export.keep_fp32 import KeepFp32, kept_in_float32
 from kdrt_export.report import Silent
 from kdrt_export.walk import Part
+from tests.support.components import COMPONENTS
 from tests.support.planted import OVERFLOWING, TRACED, PlantedOverflow
 
 SHRINKING = "blocks.1.shrink"
@@ -42,6 +46,49 @@ def test_the_fewest_modules_are_found(tmp_path: Path) -> None:
     files = [path.name for path in (tmp_path / "onnx" / "vae_decoder").iterdir()]
     assert sorted(files) == ["model.onnx", "onnxruntime.onnx", "weights.bin"]
     assert [path.name for path in tmp_path.iterdir()] == ["onnx"]
+
+
+def differences_of_large_numbers() -> ExportComponent:
+    """Nothing overflows: what float16 rounds in between is larger than what is left of it."""
+    network = PlantedOverflow(factor=1.0)
+    block: Any = network.blocks[1]
+    block.grow.bias.data += 5000
+    block.shrink.bias.data -= 5000 * block.shrink.weight.data.sum((1, 2, 3))
+    return network
+
+
+def vae_like_that_of_sdxl() -> ExportComponent:
+    """A residual block overflows before its norm, which makes the size of no matter."""
+    network: Any = COMPONENTS["vae decoder"]()
+    convolution = network.decoder.up_blocks[1].resnets[0].conv1
+    convolution.weight.data *= 1e6
+    convolution.bias.data *= 1e6
+    found: ExportComponent = network
+    return found
+
+
+_RESNET = "decoder.up_blocks.1.resnets.0"
+
+
+@pytest.mark.parametrize(
+    ("network", "off", "kept"),
+    [
+        (differences_of_large_numbers, r"0\.\d", (OVERFLOWING, SHRINKING)),
+        (vae_like_that_of_sdxl, "inf", (f"{_RESNET}.conv1", f"{_RESNET}.norm2")),
+    ],
+)
+def test_what_else_float16_gets_wrong(
+    network: Callable[[], ExportComponent], off: str, kept: tuple[str, ...], tmp_path: Path
+) -> None:
+    pytest.importorskip("polygraphy")
+
+    def by(keep: KeepFp32) -> tuple[str, ...]:
+        described = Part("it", network(), TRACED, [{"B": 1, "h": 4, "w": 6}], torch.float16)
+        return export_component(described, tmp_path, ("onnxruntime",), Silent(), keep=keep).float32
+
+    with pytest.raises(VerificationError, match=f"it is off by {off}"):
+        by(KeepFp32())
+    assert by(KeepFp32(auto=True)) == kept
 
 
 def test_nothing_is_kept_that_need_not_be(tmp_path: Path) -> None:
