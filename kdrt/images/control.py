@@ -12,9 +12,9 @@ class ControlImage:
         pipe("a house", control=kdrt.ControlImage(drawing, process="scribble", scale=0.8))
 
     Attributes:
-        image: as the control was trained on it, or as ``process`` takes it: PIL (brought to the
-            size of the result), an array ``[H, W, 3]``, a tensor ``[3, H, W]``, grey ones too, or
-            one for each prompt.
+        image: as the control was trained on it, or as ``process`` takes it: a PIL image, an
+            array ``[H, W, 3]`` or a tensor ``[3, H, W]`` of any size, which is brought to that of
+            the result; grey ones too; or one for each prompt.
         name: of the control in the bundle; None where it has only one.
         scale: how much it counts; 0 is off.
         start, end: from which to which part of the steps it works, as fractions.

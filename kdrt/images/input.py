@@ -24,6 +24,7 @@ from torch import Tensor
 from kdrt.common.validation import MAX_SIDE, check_dense
 from kdrt.errors import InvalidRequestError
 from kdrt.images.files import readable
+from kdrt.images.masked_part import resized
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -91,13 +92,20 @@ def read_masks(name: str, value: object, height: int, width: int) -> Tensor:
 
 def read_maps(name: str, value: object, height: int, width: int) -> Tensor:
     """Images that say where things are, as float32 ``[B, 3, H, W]`` in [0, 1]: as
-    :func:`read_images`, and grey ones too, which have three channels alike.
+    :func:`read_images`, but arrays and tensors are resized too, and grey ones are taken, which have
+    three channels alike.
 
     Raises:
         InvalidRequestError: see :func:`read_images`.
     """
-    each = [_with_colours(item) for item in _each(name, value)]
-    return _read(name, each, 1, height, width, channels=3)
+    each = [_one(name, _with_colours(item), channels=3) for item in _each(name, value)]
+    fitted = [
+        resized(item, height, width).clamp_(0, 1)
+        if isinstance(item, Tensor) and item.ndim == 3 and len(item) == 3 and item.numel()
+        else item
+        for item in each
+    ]
+    return _read(name, fitted, 1, height, width, channels=3)
 
 
 def to_rgb(name: str, image: Image.Image) -> Image.Image:

@@ -57,6 +57,14 @@ def test_images_of_any_kind(pair: ControlPair) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_second_pass_is_controlled_too(pair: ControlPair) -> None:
+    """At its own size, arrays too."""
+    asked = {**ASKED, "hires_scale": 1.5, "hires_upscaler": "latent"}
+    early = made(pair, control=kdrt.ControlImage(GREY, "edges"), **asked)
+    assert early.shape[2:] == (1.5 * HEIGHT / SCALE, 1.5 * WIDTH / SCALE)
+    assert not torch.allclose(made(pair, **asked), early, rtol=0.01)
+
+
 def test_a_batch_is_its_images(pair: ControlPair) -> None:
     pictures = [Image.fromarray(GREY), Image.fromarray(255 - GREY)]
     ours: Any = pair.ours
@@ -103,7 +111,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "an end": (kdrt.ControlImage(GREY, "edges", end=1.5), "end of a control image must be at most"),
     "a window": (kdrt.ControlImage(GREY, "edges", start=0.5, end=0.5), "must start before it ends"),
     "an image": (kdrt.ControlImage("a.png", "edges"), "must be a PIL image, an array or a tensor"),
-    "a size": (kdrt.ControlImage(GREY[:8], "edges"), "PIL image of any size is resized"),
+    "a shape": (kdrt.ControlImage(GREY[None, None, None], "edges"), "must be of shape"),
     "too many images": (kdrt.ControlImage([GREY] * 3, "edges"), "3 images in a control image"),
     "a processor": (kdrt.ControlImage(GREY, "edges", process="hed"), "unknown process 'hed'"),
     "too many": ([kdrt.ControlImage(GREY, "edges")] * (MAX_CONTROLS + 1), "at most 8"),

@@ -17,7 +17,7 @@ from kdrt.bundle import Bundle, Component, ControlFacts, TensorInfo
 from kdrt.bundle.manifest import Dtype
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt_engines import Engine, EngineSpec
-from kdrt_engines.spec import TensorSpec
+from kdrt_engines.spec import TensorSpec, part_of
 from kdrt_engines.torch_eager import TorchEngine
 from kdrt_export.components import ExportVaeDecoder, ExportVaeEncoder
 from tests.support.diffusers_pair import HEIGHT, SCALE, WIDTH, diffusers_pipeline, kdrt_pipeline
@@ -164,15 +164,16 @@ class _ControlNet(_Named):
         network = deepcopy(network)
         network.controlnet_cond_embedding = nn.Identity()
         super().__init__(network, spec)
-        self.shapes = [tensor.shape for tensor in spec.outputs]
+        self.residuals = spec.outputs
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         named, told = self.told(inputs)
         down, middle = self.network(**told, controlnet_cond=named["hint"], return_dict=False)
-        scaled = zip((*down, middle), named["scales"].unbind(1), self.shapes, strict=True)
+        scaled = zip((*down, middle), named["scales"].unbind(1), self.residuals, strict=True)
+        size = dict(zip("BChw", named["sample"].shape, strict=True))
         return tuple(
-            (each * scale[:, None, None, None]).expand(len(scale), *shape[1:])
-            for each, scale, shape in scaled
+            (each * scale[:, None, None, None]).expand(residual.resolve(size))
+            for each, scale, residual in scaled
         )
 
 
@@ -244,18 +245,19 @@ def _residuals(
         shapes = _residuals(network, spec, rows)
         network.register_to_config(global_pool_conditions=True)
         return shapes
-    return [
-        TensorSpec(name, "float32", ("B", *tensor.shape[1:]))
-        for name, tensor in zip(names, (*down, middle), strict=True)
-    ]
+    return [_spec(name, tensor) for name, tensor in zip(names, (*down, middle), strict=True)]
 
 
 def _features(adapter: T2IAdapter) -> list[TensorSpec]:
     made = adapter(torch.zeros(1, adapter.config.in_channels, HEIGHT, WIDTH))
-    return [
-        TensorSpec(f"adapter_residual_{index}", "float32", ("B", *tensor.shape[1:]))
-        for index, tensor in enumerate(made)
-    ]
+    return [_spec(f"adapter_residual_{index}", tensor) for index, tensor in enumerate(made)]
+
+
+def _spec(name: str, tensor: Tensor) -> TensorSpec:
+    """Of a tensor that was made at `SHAPE`."""
+    _, channels, height, width = tensor.shape
+    sides = part_of("h", SHAPE[0] // height), part_of("w", SHAPE[1] // width)
+    return TensorSpec(name, "float32", ("B", channels, *sides))
 
 
 def _component(spec: EngineSpec) -> Component:
