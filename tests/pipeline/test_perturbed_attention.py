@@ -20,7 +20,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return TinyModel.make(request.param, home, variants=["pag"], pag_layers=LAYERS)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pipe(model: TinyModel) -> Pipeline:
     return kdrt.load(model.bundle)
 

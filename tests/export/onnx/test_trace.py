@@ -27,6 +27,7 @@ Exported = tuple[ExportComponent, Path, list[Case]]
 LEFT_OUT = {
     "unet without fused qkv",
     # What the traces of others show already.
+    "unet sd for PAG",
     *("unet with control sd", "unet with control lcm", "unet with control of KOALA"),
     *("controlnet sd", "controlnet sd2", "controlnet of reversed colours", "t2i-adapter"),
 }
