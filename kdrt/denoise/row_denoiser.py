@@ -10,6 +10,7 @@ prediction goes back to its image.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -152,7 +153,7 @@ class RowDenoiser:
         count = len(self._image_of_row)
         assert len(rows) <= count
         self._whole = self._batch_of(images) if len(rows) == count else None
-        read = [row for part in range(_PARTS) for row in self._rows_of_part(rows, part)]
+        read = chain.from_iterable(self._rows_by_part(rows))
         # The rows left over compute what nobody reads.
         rows += [rows[0]] * (count - len(rows))
         stored = [images[row.image].slot * store.stride + row.stored for row in rows]
@@ -199,13 +200,15 @@ class RowDenoiser:
             self._batches[parts] = BatchParts(self._unet, parts)
         return self._batches[parts]
 
-    def _rows_of_part(self, rows: Sequence[_Row], part: int) -> list[int]:
-        """For each image its row in a part, or the conditional one where it has none."""
-        found = [0] * self.images
-        for wanted in (CONDITIONAL, part):
-            for place, row in enumerate(rows):
-                if row.part == wanted:
-                    found[row.image] = place
+    def _rows_by_part(self, rows: Sequence[_Row]) -> list[list[int]]:
+        """For each part the row of each image, which is the conditional one where it has none."""
+        conditional = [0] * self.images
+        for place, row in enumerate(rows):
+            if row.part == CONDITIONAL:
+                conditional[row.image] = place
+        found = [conditional.copy() for _ in range(_PARTS)]
+        for place, row in enumerate(rows):
+            found[row.part][row.image] = place
         return found
 
     def _made_weights(self) -> Tensor:
