@@ -122,7 +122,7 @@ class OpenVinoEngine(Engine):
     def _compile(self, dims: Sizes) -> Network:
         model = self._model.clone()
         shapes = {}
-        for name in _names(model.inputs):
+        for name in _inputs(model, self.spec):
             shapes[name] = ov.PartialShape(list(self.spec.input(name).resolve(dims)))
         try:
             model.reshape(shapes)
@@ -194,10 +194,14 @@ class OpenVinoBinding(Binding):
         self.request = network.compiled.create_infer_request()
         # Inputs that the network does not read are left out: a UNet without time conditioning has
         # one too many.
-        for name in _names(network.compiled.inputs):
-            self.request.set_tensor(name, shared(self.inputs[name]))
-        for name in self.outputs:
-            self.request.set_tensor(name, shared(self.outputs[name]))
+        for name, port in _inputs(network.compiled, spec).items():
+            self.request.set_tensor(port, shared(self.inputs[name]))
+        for port, (name, tensor) in zip(
+            network.compiled.outputs, self.outputs.items(), strict=True
+        ):
+            if name not in port.get_names():
+                raise EngineError(f"the network has no output '{name}'; export the model again")
+            self.request.set_tensor(port, shared(tensor))
 
     def run(self) -> None:
         try:
@@ -247,8 +251,11 @@ def check_device(config: OpenVinoConfig) -> None:
         )
 
 
-def _names(ports: list[ov.ConstOutput]) -> list[str]:
-    return [port.get_any_name() for port in ports]
+def _inputs(network: ov.Model | ov.CompiledModel, spec: EngineSpec) -> dict[str, ov.ConstOutput]:
+    """The inputs of a network by the names of the spec. OpenVINO gives an input further names, of
+    what is computed from it without a change."""
+    known = {tensor.name for tensor in spec.inputs}
+    return {name: port for port in network.inputs for name in port.get_names() & known}
 
 
 def _model_from_onnx(path: Path) -> ov.Model:

@@ -162,6 +162,27 @@ def test_every_type_of_tensor_is_shared(dtype: str, tmp_path: Path) -> None:
     assert torch.equal(results(binding, {"x": given})["y"], given)
 
 
+def test_tensors_that_are_the_same_under_two_names(tmp_path: Path) -> None:
+    """OpenVINO drops what changes nothing, and gives what is left both names."""
+    x, y, again = (
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["B"])
+        for name in ("x", "y", "again")
+    )
+    nodes = [
+        helper.make_node("Cast", ["x"], ["a"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Add", ["a", "a"], ["y"]),
+        helper.make_node("Identity", ["y"], ["again"]),
+    ]
+    graph = helper.make_graph(nodes, "tiny", [x], [y, again])
+    opset = [helper.make_opsetid("", 20)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), tmp_path / "tiny.onnx")
+    given, *spec = (TensorSpec(name, "float32", ("B",)) for name in ("x", "y", "again"))
+    binding = openvino_engine(tmp_path / "tiny.onnx", EngineSpec((given,), tuple(spec))).bind(B=2)
+    for outputs in (results(binding, {"x": torch.tensor([value, 1.0])}) for value in (3.0, 5.0)):
+        assert torch.equal(outputs["y"], 2 * binding.inputs["x"])
+        assert torch.equal(outputs["again"], 2 * binding.inputs["x"])
+
+
 def test_sizes_that_do_not_fit(exported: Export) -> None:
     path, component, _ = exported("text encoder")
     with pytest.raises(ShapeError, match=r"OpenVINO rejected the sizes B=1 L=21 of .*model\.onnx"):
