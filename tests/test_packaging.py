@@ -22,6 +22,8 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DEMO_LIMIT = 12_000_000
 """The demo model's share of a wheel, in bytes."""
+CONTROL_LIMIT = 3_000_000
+"""That of its ControlNet."""
 
 _NOT_INSTALLED_BY_TESTS = {"bench-peers", "gpu", "ray", "tensorrt", "tensorrt-rtx"}
 
@@ -61,6 +63,7 @@ def sources() -> set[str]:
                 "**/*.py",
                 "**/py.typed",
                 "demo/model/**/*.*",
+                "demo/control/*.*",
                 "data/*",
                 "*.html",
                 "serve/page/*",
@@ -89,6 +92,11 @@ def test_a_wheel_holds_the_demo_model(wheel: zipfile.ZipFile) -> None:
     ]
     assert any(info.filename.endswith("model_index.json") for info in model)
     assert sum(info.file_size for info in model) <= DEMO_LIMIT
+    control = [
+        info for info in wheel.infolist() if info.filename.startswith("kdrt_export/demo/control/")
+    ]
+    assert any(info.filename.endswith(".safetensors") for info in control)
+    assert sum(info.file_size for info in control) <= CONTROL_LIMIT
 
 
 def test_data_of_others_comes_with_its_licence(wheel: zipfile.ZipFile) -> None:

@@ -32,6 +32,7 @@ PAGES = {
     "benchmarks/results/soak_rude.md": "measured/soak-rude.md",
     "benchmarks/results/soak_rude.svg": "measured/soak-rude.svg",
     "benchmarks/results/tensorrt_builds.md": "measured/tensorrt-builds.md",
+    "export/kdrt_export/demo/control/README.md": "explanation/demo-controlnet-card.md",
     "export/kdrt_export/demo/model/README.md": "explanation/demo-model-card.md",
 }
 """Path in the repository → path below `docs/` on the site."""

@@ -28,7 +28,7 @@ from kdrt_export.keep_fp32 import KeepFp32
 from kdrt_export.options import PRECISIONS
 from kdrt_export.reopen import check_reopens, reopen_unet, unet_config
 from kdrt_export.report import Report
-from kdrt_export.sources import Source
+from kdrt_export.sources import Source, demo_folder
 from kdrt_export.sources.control import (
     CONTROLNET,
     T2I_ADAPTER,
@@ -63,14 +63,18 @@ class ControlSource:
 
     @classmethod
     def find(cls, kind: Kind, text: str, *, allow_pickle: bool = False) -> ControlSource:
-        """Find what ``SOURCE`` or ``SOURCE:NAME`` says, on disk or on the hub.
+        """Find what ``SOURCE`` or ``SOURCE:NAME`` says, on disk or on the hub. The ControlNet
+        ``demo`` is the one of the demo model.
 
         Raises:
             SourceError: there is nothing, or nothing that may be read.
             ExportError: no name follows from it.
         """
         source, name = _split(text)
-        path = _PLACES[kind].find(source, allow_pickle=allow_pickle)
+        if kind == "controlnet" and source == "demo":
+            path = demo_folder("control")
+        else:
+            path = _PLACES[kind].find(source, allow_pickle=allow_pickle)
         return cls(kind, name or _default_name(source), short_name(source), path)
 
     @property

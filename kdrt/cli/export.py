@@ -216,7 +216,8 @@ def export(
             metavar="SOURCE[:NAME]",
             show_default=False,
             help="Add a ControlNet, for images that say where things are: a file, a diffusers "
-            "folder or a hub id, and a name to ask for it by; may be given more than once.",
+            "folder, a hub id or [cyan]demo[/] (outlines for the demo model), and a name to ask "
+            "for it by; may be given more than once.",
         ),
     ] = None,
     t2i_adapter: Annotated[

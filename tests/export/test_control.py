@@ -9,6 +9,9 @@ from safetensors.torch import save_file
 
 from kdrt.backends.records import network_hash
 from kdrt.bundle import Bundle, open_bundle
+from kdrt_export.control import ControlSource
+from kdrt_export.errors import SourceError
+from kdrt_export.sources import demo_folder
 from kdrt_export.stage import export
 from tests.support.tiny_networks import controlnet, t2i_adapter
 
@@ -69,3 +72,11 @@ def test_the_variant_reads_the_weights_of_the_unet(bundle: Bundle) -> None:
     # Engines of the plain UNet stay good; those of the two are told apart.
     assert network_hash(manifest, "unet") == network_hash(without, "unet")
     assert network_hash(manifest, "unet-control") != network_hash(manifest, "unet")
+
+
+def test_demo_names_the_controlnet_of_the_demo_model() -> None:
+    named = ControlSource.find("controlnet", "demo")
+    assert (named.name, named.source, named.path) == ("demo", "demo", demo_folder("control"))
+    assert ControlSource.find("controlnet", "demo:outlines").name == "outlines"
+    with pytest.raises(SourceError, match="'demo' is no T2I-Adapter"):
+        ControlSource.find("t2i-adapter", "demo")

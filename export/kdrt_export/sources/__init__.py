@@ -28,7 +28,7 @@ from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kdrt.common.paths import user_path
 from kdrt_export.errors import SourceError
@@ -113,10 +113,13 @@ def open_source(
     return opened
 
 
-def demo_folder() -> Path:
-    """The demo model that ships with kdrt, as a diffusers folder."""
-    folder = Path(str(resources.files("kdrt_export.demo") / "model"))
-    if not (folder / "model_index.json").is_file():
+_DEMO_FILES = {"model": "model_index.json", "control": "config.json"}
+
+
+def demo_folder(part: Literal["model", "control"] = "model") -> Path:
+    """The demo model that ships with kdrt, or its ControlNet, as a diffusers folder."""
+    folder = Path(str(resources.files("kdrt_export.demo") / part))
+    if not (folder / _DEMO_FILES[part]).is_file():
         raise SourceError("this installation of kdrt lacks the demo model's weights; reinstall it")
     return folder
 
