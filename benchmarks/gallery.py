@@ -1,6 +1,7 @@
 """The images of `docs/gallery.md`: what can be done with an image, shown with the demo model.
 
-    kdrt export demo
+    kdrt export demo --controlnet demo --variant pag --pag-layers down_blocks.1 \\
+        --pag-layers up_blocks.1 --name gallery
     python benchmarks/gallery.py docs/images/gallery [--only strength] ...
 
 Every sheet is a table of images from fixed prompts and seeds, made on the CPU. Prompts and masks
@@ -11,19 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated
 
 import typer
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 import kdrt
-from kdrt import Pipeline, Request
+from kdrt import ControlImage, Pipeline, Region, Request
 from kdrt.common.literals import InpaintFill
+from kdrt_export.demo.outlines import draw_outlines
 from kdrt_export.demo.scenes import Scene, Thing, draw
 
-ZOOM = 2
-"""The demo model's images are small."""
-GAP, HEAD, LABEL_WIDTH = 4, 22, 130
+WIDTH = 128
+"""At which an image is shown: the demo model's own are small."""
+GAP, LINE, LABEL_WIDTH = 4, 15, 132
+LETTERS = 20
+"""Of a line of a label, so that it fits the width of an image."""
 
 CIRCLE = Scene((Thing("circle", "red", 0.5, 0.5, 0.3),), "blue")
 
@@ -31,30 +36,32 @@ CIRCLE = Scene((Thing("circle", "red", 0.5, 0.5, 0.3),), "blue")
 class Sheet:
     """Images in rows, with a label for every column and row."""
 
-    def __init__(self, columns: Sequence[str]) -> None:
-        self.columns = columns
+    def __init__(self, columns: Sequence[str], width: int = WIDTH) -> None:
+        self.columns, self.width = [fill(text, LETTERS) for text in columns], width
         self.rows: list[tuple[str, list[Image.Image]]] = []
 
     def add(self, label: str, images: Sequence[Image.Image]) -> None:
         """One more row, with as many images as there are columns."""
         if len(images) != len(self.columns):
             raise ValueError(f"{label}: {len(images)} images for {len(self.columns)} columns")
-        self.rows.append((label, [enlarge(image) for image in images]))
+        self.rows.append((fill(label, LETTERS), [self._shown(image) for image in images]))
 
     def draw(self) -> Image.Image:
         """The sheet as one image."""
         margin = LABEL_WIDTH if any(label for label, _ in self.rows) else 0
+        head = LINE * (1 + max(text.count("\n") for text in self.columns)) + 2 * GAP
         widths = [max(row[i].width for _, row in self.rows) + GAP for i in range(len(self.columns))]
         heights = [max(image.height for image in row) + GAP for _, row in self.rows]
-        canvas = Image.new("RGB", (margin + sum(widths), HEAD + sum(heights)), "white")
+        canvas = Image.new("RGB", (margin + sum(widths), head + sum(heights)), "white")
         pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
         left = margin
         for text, width in zip(self.columns, widths, strict=True):
-            pen.text((left + width // 2, HEAD // 2), text, "black", font, anchor="mm")
+            middle = (left + (width - GAP) // 2, head // 2)
+            pen.multiline_text(middle, text, "black", font, anchor="mm", align="center")
             left += width
-        top = HEAD
+        top = head
         for (label, images), height in zip(self.rows, heights, strict=True):
-            middle = (margin - 8, top + height // 2)
+            middle = (margin - 8, top + (height - GAP) // 2)
             pen.multiline_text(middle, label, "black", font, anchor="rm", align="right")
             left = margin
             for image, width in zip(images, widths, strict=True):
@@ -63,10 +70,9 @@ class Sheet:
             top += height
         return canvas
 
-
-def enlarge(image: Image.Image) -> Image.Image:
-    size = (image.width * ZOOM, image.height * ZOOM)
-    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    def _shown(self, image: Image.Image) -> Image.Image:
+        height = round(image.height * self.width / image.width)
+        return image.convert("RGB").resize((self.width, height), Image.Resampling.LANCZOS)
 
 
 def image_of(pipe: Pipeline, request: Request) -> Image.Image:
@@ -86,7 +92,7 @@ def strength(pipe: Pipeline) -> Sheet:
             image_of(pipe, {"prompt": prompt, "image": image, "strength": value, "seed": 7})
             for value in strengths
         ]
-        sheet.add(two_lines(prompt), [image, *made])
+        sheet.add(prompt, [image, *made])
     return sheet
 
 
@@ -105,12 +111,12 @@ def inpainting(pipe: Pipeline) -> Sheet:
                     "prompt": "a yellow star on a blue background",
                     "image": image,
                     "mask_image": mask,
-                    "inpaint_fill": fill,
+                    "inpaint_fill": content,
                     "strength": value,
                     "seed": 1,
                 },
             )
-            for fill in fills
+            for content in fills
         ]
         sheet.add(f"strength {value:g}", [image, mask, *made])
     return sheet
@@ -129,7 +135,7 @@ def masked_part(pipe: Pipeline) -> Sheet:
         "mask_image": mask,
         "seed": 1,
     }
-    sheet = Sheet(["image", "mask", "the whole image", "the masked part"])
+    sheet = Sheet(["image", "mask", "the whole image", "the masked part"], 2 * WIDTH)
     made = [image_of(pipe, request), image_of(pipe, {**request, "inpaint_padding": 8})]
     sheet.add("", [image, mask, *made])
     return sheet
@@ -147,7 +153,111 @@ def soft_mask(pipe: Pipeline) -> Sheet:
     ):
         request: Request = {"prompt": prompt, "image": image, "mask_image": mask, "seed": 3}
         made = [image_of(pipe, {**request, "soft_mask": soft}) for soft in (False, True)]
-        sheet.add(two_lines(prompt), [image, mask, *made])
+        sheet.add(prompt, [image, mask, *made])
+    return sheet
+
+
+def control_scale(pipe: Pipeline) -> Sheet:
+    """Outlines and a prompt, with the outlines counting more and more."""
+    scales = (0, 0.25, 0.5, 1, 1.5)
+    sheet = Sheet(["outlines", *(f"scale {scale:g}" for scale in scales)])
+    for scene, prompt in (
+        (
+            Scene((Thing("star", "yellow", 0.3, 0.35, 0.26),), "black"),
+            "a yellow star on a black background",
+        ),
+        (
+            Scene(
+                (Thing("circle", "red", 0.72, 0.28, 0.2), Thing("square", "blue", 0.3, 0.7, 0.22)),
+                "white",
+            ),
+            "a red circle and a blue square on a white background",
+        ),
+        (
+            Scene((Thing("heart", "white", 0.4, 0.55, 0.36),), "purple"),
+            "a heart on a purple background",
+        ),
+    ):
+        lines = draw_outlines(scene)
+        made = [
+            image_of(
+                pipe, {"prompt": prompt, "control": ControlImage(lines, scale=scale), "seed": 2}
+            )
+            for scale in scales
+        ]
+        sheet.add(prompt, [lines, *made])
+    return sheet
+
+
+def control_window(pipe: Pipeline) -> Sheet:
+    """Outlines that count in a part of the steps alone."""
+    windows = ((0, 1), (0, 0.5), (0, 0.2), (0.2, 1), (0.5, 1))
+    sheet = Sheet(["outlines", *(f"{start:g} to {end:g}" for start, end in windows)])
+    lines = draw_outlines(Scene((Thing("cross", "green", 0.65, 0.62, 0.3),), "orange"))
+    for prompt in (
+        "a green cross on an orange background",
+        "a green circle on an orange background",
+    ):
+        made = [
+            image_of(
+                pipe,
+                {
+                    "prompt": prompt,
+                    "control": ControlImage(lines, start=start, end=end),
+                    "seed": 5,
+                },
+            )
+            for start, end in windows
+        ]
+        sheet.add(prompt, [lines, *made])
+    return sheet
+
+
+def control_canny(pipe: Pipeline) -> Sheet:
+    """The edges of an image, in other colours."""
+    prompts = (
+        "a blue heart and an orange triangle on a white background",
+        "a white heart and a yellow triangle on a red background",
+        "a heart and a triangle",
+        "",
+    )
+    things = (
+        Thing("heart", "black", 0.28, 0.4, 0.2),
+        Thing("triangle", "purple", 0.72, 0.6, 0.22),
+    )
+    image = draw(Scene(things, "green"))
+    sheet = Sheet(["image", *(prompt or "no prompt" for prompt in prompts)])
+    for seed in (1, 2):
+        made = [
+            image_of(
+                pipe,
+                {
+                    "prompt": prompt,
+                    "control": ControlImage(image, process="canny"),
+                    "seed": seed,
+                },
+            )
+            for prompt in prompts
+        ]
+        sheet.add(f"seed {seed}", [image, *made])
+    return sheet
+
+
+def control_other(pipe: Pipeline) -> Sheet:
+    """Outlines unlike those of the training: shapes turned, stretched, and drawn with a gap."""
+    canvas = Image.new("L", (64, 64), 0)
+    turned, oval, gap = canvas.copy(), canvas.copy(), canvas.copy()
+    ImageDraw.Draw(turned).polygon([(32, 8), (56, 32), (32, 56), (8, 32)], outline=255)
+    ImageDraw.Draw(oval).ellipse((6, 20, 57, 44), outline=255)
+    ImageDraw.Draw(gap).arc((12, 12, 52, 52), 30, 330, fill=255)
+    sheet = Sheet(["outlines", "square", "circle", "star", "no prompt"])
+    for label, lines in (("turned", turned), ("stretched", oval), ("with a gap", gap)):
+        prompts = [f"a red {kind} on a white background" for kind in ("square", "circle", "star")]
+        made = [
+            image_of(pipe, {"prompt": prompt, "control": ControlImage(lines), "seed": 3})
+            for prompt in (*prompts, "")
+        ]
+        sheet.add(label, [lines, *made])
     return sheet
 
 
@@ -174,25 +284,108 @@ def guidance(pipe: Pipeline) -> Sheet:
     return sheet
 
 
-def two_lines(text: str) -> str:
-    """A label of two lines, broken at a space near the middle."""
-    spaces = [i for i, letter in enumerate(text) if letter == " "]
-    middle = min(spaces, key=lambda i: abs(i - len(text) / 2))
-    return f"{text[:middle]}\n{text[middle + 1 :]}"
+def perturbed_attention(pipe: Pipeline) -> Sheet:
+    """Perturbed-attention guidance, without and with guidance by the prompt."""
+    scales = (0, 1, 2, 4, 8)
+    sheet = Sheet([f"pag_scale {scale}" for scale in scales])
+    stars = "a small white star and a red triangle on a green background"
+    for prompt, guidance_scale, seed in (
+        (stars, 1, 4),
+        ("a purple cross on a white background", 1, 6),
+        (stars, 5, 4),
+    ):
+        made = [
+            image_of(
+                pipe,
+                {
+                    "prompt": prompt,
+                    "guidance_scale": guidance_scale,
+                    "pag_scale": scale,
+                    "seed": seed,
+                },
+            )
+            for scale in scales
+        ]
+        sheet.add(f"guidance {guidance_scale}", made)
+    return sheet
+
+
+def regions(pipe: Pipeline) -> Sheet:
+    """A prompt for the left half and one for the right, beside the one of the whole image."""
+    weights = (0, 0.2, 0.5, 1)
+    halves = []
+    for left in (0, 32):
+        halves.append(Image.new("L", (64, 64), 0))
+        halves[-1].paste(255, (left, 0, left + 32, 64))
+    sheet = Sheet(["no regions", *(f"base weight {weight:g}" for weight in weights)])
+    for whole, *parts, seed in (
+        (
+            "a red star and a blue star on a yellow background",
+            "a red star on the left on a yellow background",
+            "a blue star on the right on a yellow background",
+            3,
+        ),
+        (
+            "a red circle and a blue square on a white background",
+            "a red circle on a white background",
+            "a blue square on a white background",
+            11,
+        ),
+    ):
+        asked = [Region(text, mask) for text, mask in zip(parts, halves, strict=True)]
+        made = [
+            image_of(
+                pipe,
+                {"prompt": whole, "regions": asked, "region_base_weight": weight, "seed": seed},
+            )
+            for weight in weights
+        ]
+        sheet.add(whole, [image_of(pipe, {"prompt": whole, "seed": seed}), *made])
+    return sheet
+
+
+def hires(pipe: Pipeline) -> Sheet:
+    """A second pass at twice the size, beside an image made at that size at once."""
+    passes: dict[str, Request] = {
+        f"{upscaler} {strength:g}": {
+            "hires_scale": 2,
+            "hires_upscaler": upscaler,
+            "hires_strength": strength,
+        }
+        for upscaler in ("latent", "lanczos")
+        for strength in (0.3, 0.5, 0.7)
+    }
+    sheet = Sheet(["64 pixels", "128 pixels", *passes])
+    for prompt, seed in (
+        ("a yellow star on a blue background", 4),
+        ("a red heart and a green cross on a white background", 2),
+    ):
+        request: Request = {"prompt": prompt, "seed": seed}
+        made = [image_of(pipe, request), image_of(pipe, {**request, "width": 128, "height": 128})]
+        made += [image_of(pipe, {**request, **second}) for second in passes.values()]
+        sheet.add(prompt, made)
+    return sheet
 
 
 SHEETS: dict[str, Callable[[Pipeline], Sheet]] = {
+    "control-scale": control_scale,
+    "control-window": control_window,
+    "control-canny": control_canny,
+    "control-other": control_other,
     "strength": strength,
     "inpainting": inpainting,
     "masked-part": masked_part,
     "soft-mask": soft_mask,
+    "hires": hires,
+    "regions": regions,
     "guidance": guidance,
+    "perturbed-attention": perturbed_attention,
 }
 
 
 def main(
     folder: Annotated[Path, typer.Argument(help="Where the sheets are written.")],
-    bundle: Annotated[str, typer.Option(help="Bundle of the demo model.")] = "demo",
+    bundle: Annotated[str, typer.Option(help="Bundle of the demo model.")] = "gallery",
     only: Annotated[list[str] | None, typer.Option(help="Make this sheet alone.")] = None,
 ) -> None:
     """Make the images of the gallery."""
