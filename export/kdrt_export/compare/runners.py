@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ import onnx
 import onnxruntime as ort
 
 from kdrt.backends.onnxruntime import PROVIDERS
+from kdrt_engines.errors import KdrtError, OutOfMemoryError, is_out_of_memory
 from kdrt_engines.onnxruntime.config import CPU
 from kdrt_engines.onnxruntime.sessions import session_options
 from kdrt_engines.tensorrt.flavour import FLAVOURS
@@ -87,9 +89,13 @@ def sizes_of(
         values: of the graph.
         types: their element types.
         on: the inputs.
+
+    Raises:
+        ExportError: it does not run.
     """
-    session = _session(with_sizes_as_outputs(model, values, types), path, "onnxruntime")
-    shapes = session.run(None, {each.name: on[each.name] for each in session.get_inputs()})
+    with _refusals("onnxruntime"):
+        session = _session(with_sizes_as_outputs(model, values, types), path, "onnxruntime")
+        shapes = session.run(None, {each.name: on[each.name] for each in session.get_inputs()})
     return {name: math.prod(shape.tolist()) for name, shape in zip(values, shapes, strict=True)}
 
 
@@ -154,7 +160,6 @@ def run_both(
         ExportError: a side cannot be built or run.
     """
     from polygraphy.comparator import Comparator
-    from polygraphy.exception import PolygraphyException
 
     def compare(first: Any, second: Any) -> dict[str, Result]:
         both = [name for name in first if name in second]
@@ -162,11 +167,25 @@ def run_both(
 
     results = []
     for runner, feed in zip(runners, inputs, strict=True):
-        try:
+        with _refusals(runner.name):
             results.append(Comparator.run([runner], data_loader=[feed]))
-        except (PolygraphyException, RuntimeError) as error:
-            raise ExportError(f"{runner.name} cannot run this graph: {error}") from error
     with np.errstate(all="ignore"):  # it takes averages of what is not finite
         (compared,) = Comparator.compare_accuracy(results, compare_func=compare)
     ((found,),) = compared.values()
     return dict(found)
+
+
+@contextmanager
+def _refusals(engine: str) -> Iterator[None]:
+    """For code that builds or runs a graph.
+
+    Raises:
+        ExportError: the engine refuses it.
+    """
+    try:
+        yield
+    except (KdrtError, MemoryError):
+        raise
+    except Exception as error:  # Polygraphy's, TensorRT's, and ONNX Runtime's have no common base
+        kind = OutOfMemoryError if is_out_of_memory(error) else ExportError
+        raise kind(f"{engine} cannot run this graph: {error}") from error

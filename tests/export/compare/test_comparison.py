@@ -121,3 +121,23 @@ def test_without_polygraphy(graphs: tuple[Graph, Graph], monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "polygraphy.logger", None)
     with pytest.raises(ExportError, match=r"needs the package 'polygraphy'.*kdrt\[export\]"):
         compare(*graphs, INPUTS)
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_graph_that_does_not_run(
+    graphs: tuple[Graph, Graph], side: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The engine's reason is in the one sentence, and nothing else is printed."""
+    model = onnx.load(graphs[0].path, load_external_data=False)
+    for node in model.graph.node:
+        if node.name == "/blocks.1/grow/Conv":
+            node.input[0] = "latents"  # of four channels, where eight are needed
+    path = graphs[0].path.with_name("broken.onnx")
+    path.write_bytes(model.SerializeToString())
+    pair = [graphs[0], graphs[0]]
+    pair[side] = Graph(path)
+    with pytest.raises(
+        ExportError, match=r"cannot run this graph: .*channels C is not"
+    ):
+        compare(pair[0], pair[1], INPUTS)
+    assert capfd.readouterr() == ("", "")
