@@ -136,8 +136,6 @@ def test_a_graph_that_does_not_run(
     path.write_bytes(model.SerializeToString())
     pair = [graphs[0], graphs[0]]
     pair[side] = Graph(path)
-    with pytest.raises(
-        ExportError, match=r"cannot run this graph: .*channels C is not"
-    ):
+    with pytest.raises(ExportError, match=r"cannot run this graph: .*channels C is not"):
         compare(pair[0], pair[1], INPUTS)
     assert capfd.readouterr() == ("", "")
