@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
 
-from kdrt.images.masked_part import resized
+from kdrt.common.validation import unknown_word
+from kdrt.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    # Their names are read without torch.
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class LatentUpscaling:
 
     def enlarged(self, latents: Tensor, height: int, width: int) -> Tensor:
         """``[B, C, h, w]`` as float32 ``[B, C, height, width]``."""
+        import torch.nn.functional as F
+
         return F.interpolate(
             latents.float(), (height, width), mode=self.mode, antialias=self.antialias
         )
@@ -48,6 +53,10 @@ class PixelUpscaling:
 
     def enlarged(self, pixels: Tensor, height: int, width: int) -> Tensor:
         """float32 ``[B, 3, h, w]`` as ``[B, 3, height, width]`` in [-1, 1], on the same device."""
+        import torch
+
+        from kdrt.images.masked_part import resized
+
         each = [resized(image, height, width, self.resampling) for image in pixels.cpu()]
         return torch.stack(each).clamp_(-1, 1).to(pixels.device)
 
@@ -67,3 +76,20 @@ UPSCALINGS: Mapping[str, Upscaling] = {
     "nearest": PixelUpscaling("Nearest", Image.Resampling.NEAREST),
 }
 """By name."""
+
+
+def find_upscaler(name: object) -> str:
+    """The name of an upscaler, of which case and punctuation do not matter, or the web UI's label.
+
+    Raises:
+        InvalidRequestError: there is none.
+    """
+    if isinstance(name, str):
+        for known, upscaling in UPSCALINGS.items():
+            if _folded(name) in (_folded(known), _folded(upscaling.label)):
+                return known
+    raise InvalidRequestError(unknown_word("hires_upscaler", name, UPSCALINGS))
+
+
+def _folded(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())

@@ -13,9 +13,8 @@ from typing import cast
 import torch
 
 from kdrt.bundle import Manifest
-from kdrt.common.validation import MAX_STEPS, excerpt, finite_or_none, unknown_word
+from kdrt.common.validation import MAX_STEPS, excerpt, finite_or_none
 from kdrt.errors import InvalidRequestError
-from kdrt.images.upscaling import UPSCALINGS
 from kdrt.request.fields import FIELDS, Request
 from kdrt.request.grid import is_custom, strength_of
 from kdrt.request.job import Job
@@ -63,19 +62,6 @@ def check_hires_fields(request: Request) -> None:
             "hires_steps make a schedule longer, and sigmas and timesteps are a grid of their own, "
             "of which hires_strength runs a part: leave hires_steps out"
         )
-
-
-def find_upscaler(name: object) -> str:
-    """The name of an upscaler, of which case and punctuation do not matter, or the web UI's label.
-
-    Raises:
-        InvalidRequestError: there is none.
-    """
-    if isinstance(name, str):
-        for known, upscaling in UPSCALINGS.items():
-            if _folded(name) in (_folded(known), _folded(upscaling.label)):
-                return known
-    raise InvalidRequestError(unknown_word("hires_upscaler", name, UPSCALINGS))
 
 
 def larger_side(side: int, hires_scale: float, multiple: int) -> int:
@@ -128,7 +114,3 @@ def second_request(request: Request, first: Job, manifest: Manifest) -> Request:
         "hires_scale": None,
     }
     return cast(Request, {**request, **changed})
-
-
-def _folded(name: str) -> str:
-    return "".join(letter for letter in name.lower() if letter.isalnum())

@@ -13,11 +13,10 @@ from typing import Any, cast
 from kdrt.common.literals import COMMA_BACKTRACK
 from kdrt.denoise.freeu import FREEU_OFF
 from kdrt.errors import InvalidRequestError
-from kdrt.images.upscaling import UPSCALINGS
+from kdrt.images.upscaling import UPSCALINGS, find_upscaler
 from kdrt.request.field import Field
 from kdrt.request.fields import FIELDS, Request
 from kdrt.request.grid import is_custom
-from kdrt.request.hires import find_upscaler
 from kdrt.request.snapshot import GIVEN, JobSnapshot
 from kdrt.request.text_forms import number_text, scalar_text
 from kdrt.sampling import find_schedule, is_foreign

@@ -26,13 +26,14 @@ from kdrt.denoise.freeu import FREEU_OFF, FreeU, check_freeu
 from kdrt.denoise.shortcuts import NO_SHORTCUTS
 from kdrt.errors import InvalidRequestError
 from kdrt.images.init_image import InitImage
+from kdrt.images.upscaling import find_upscaler
 from kdrt.prompt.given import checked_embeddings
 from kdrt.request.complete import complete
 from kdrt.request.controls import ImagesToMake, control_texts, given_controls, resolve_controls
 from kdrt.request.fields import Request
 from kdrt.request.grid import check_start, grid_of, is_custom, with_own_grid
 from kdrt.request.guidance_method import guidance_method_of
-from kdrt.request.hires import check_hires_fields, find_upscaler, second_request
+from kdrt.request.hires import check_hires_fields, second_request
 from kdrt.request.init_image import check_mask_fields, read_init_image, with_defaults
 from kdrt.request.job import Job, SecondPass, latent_shape
 from kdrt.request.memory import check_request_fits

@@ -14,9 +14,8 @@ from torch import Tensor
 import kdrt
 from kdrt.batching.handle import ImageStep
 from kdrt.errors import BundleError, CancelledError, InvalidRequestError, ShapeError
-from kdrt.images.upscaling import UPSCALINGS, LatentUpscaling
+from kdrt.images.upscaling import UPSCALINGS, LatentUpscaling, find_upscaler
 from kdrt.pipeline.pipeline import Pipeline
-from kdrt.request.hires import find_upscaler
 from kdrt_engines import Binding
 from tests.support.encoder import with_encoder
 from tests.support.gates import ends_with, made
