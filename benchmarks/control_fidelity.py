@@ -1,17 +1,19 @@
 """Does the demo model's ControlNet follow outlines, and does the prompt still hold?
 
-    python benchmarks/control_fidelity.py [--controlnet FOLDER] [--sheet FILE] ...
+    python benchmarks/control_fidelity.py [--controlnet FOLDER | --bundle NAME] [--sheet FILE] ...
 
-Generates the held-out prompts with diffusers, each guided by the outlines of its scene, at several
-scales; 0 is without control, from the same seeds. Prints for every scale the prompt fidelity
-(the judge of ``benchmarks/fidelity.py``) and how well the outlines were followed: the mean overlap
-(intersection over union) of the things in the image with the scene's, and the share of images
-where it is at least 0.8. Then one line of JSON. ``--sheet`` saves images for a person to judge.
+Generates the held-out prompts, each guided by the outlines of its scene, at several scales; 0 is
+without control, from the same seeds. diffusers makes the images, or kdrt with ``--bundle``. Prints
+for every scale the prompt fidelity (the judge of ``benchmarks/fidelity.py``) and how well the
+outlines were followed: the mean overlap (intersection over union) of the things in the image with
+the scene's, and the share of images where it is at least 0.8. Then one line of JSON. ``--sheet``
+saves images for a person to judge.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -27,10 +29,14 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+import kdrt
 from kdrt_export.demo.fidelity import HELD_OUT_PROMPTS, held_out_prompts, judge, score
 from kdrt_export.demo.outlines import draw_outlines, outline_overlap
 from kdrt_export.demo.scenes import Scene
 from kdrt_export.demo.train_control import CONTROL, MODEL
+
+Generate = Callable[[Sequence[str], Sequence[Image.Image], float, Sequence[int]], list[Image.Image]]
+"""From prompts, their outlines, a scale and seeds."""
 
 FOLLOWED = 0.8
 """Overlap from which an image counts as following its outlines."""
@@ -39,6 +45,9 @@ ON_SHEET = 24
 
 def main(
     controlnet: Annotated[Path, typer.Option(help="Folder of the ControlNet.")] = CONTROL,
+    bundle: Annotated[
+        str | None, typer.Option(help="Have kdrt make the images, from a bundle with a ControlNet.")
+    ] = None,
     scales: Annotated[str, typer.Option(help="Scales of control, by commas.")] = "0,0.5,1",
     steps: int = 20,
     guidance: float = 5.0,
@@ -52,7 +61,11 @@ def main(
 ) -> None:
     """Score a ControlNet of the demo model on held-out outlines and prompts."""
     chosen = held_out_prompts(prompts)
-    pipeline = load(controlnet)
+    generate = (
+        by_diffusers(controlnet, steps, guidance)
+        if bundle is None
+        else by_kdrt(bundle, steps, guidance)
+    )
     outlines = [draw_outlines(scene) for _, scene in chosen]
     rows: list[list[Image.Image]] = [outlines]
     results = []
@@ -60,17 +73,9 @@ def main(
         images: list[Image.Image] = []
         for start in range(0, len(chosen), batch):
             part = slice(start, start + batch)
-            generators = [
-                torch.Generator().manual_seed(seed + start + i) for i in range(len(chosen[part]))
-            ]
-            images += pipeline(
-                ["" if without_text else text for text, _ in chosen[part]],
-                image=outlines[part],
-                controlnet_conditioning_scale=scale,
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                generator=generators,
-            ).images
+            texts = ["" if without_text else text for text, _ in chosen[part]]
+            seeds = range(seed + start, seed + start + len(texts))
+            images += generate(texts, outlines[part], scale, seeds)
         rows.append(images)
         results.append({"scale": scale, **figures(images, [scene for _, scene in chosen])})
 
@@ -85,7 +90,7 @@ def main(
     print(json.dumps({**settings, "results": results}))
 
 
-def load(controlnet: Path) -> StableDiffusionXLControlNetPipeline:
+def by_diffusers(controlnet: Path, steps: int, guidance: float) -> Generate:
     """The demo model with a ControlNet, in float32 on the CPU."""
     pipeline = StableDiffusionXLControlNetPipeline.from_pretrained(
         MODEL,
@@ -96,7 +101,41 @@ def load(controlnet: Path) -> StableDiffusionXLControlNetPipeline:
         pipeline.scheduler.config, use_karras_sigmas=True
     )
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+
+    def generate(
+        texts: Sequence[str], outlines: Sequence[Image.Image], scale: float, seeds: Sequence[int]
+    ) -> list[Image.Image]:
+        images: list[Image.Image] = pipeline(
+            list(texts),
+            image=list(outlines),
+            controlnet_conditioning_scale=scale,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        ).images
+        return images
+
+    return generate
+
+
+def by_kdrt(bundle: str, steps: int, guidance: float) -> Generate:
+    """A bundle of the demo model with one ControlNet, with the same sampler."""
+    pipe = kdrt.load(bundle)
+
+    def generate(
+        texts: Sequence[str], outlines: Sequence[Image.Image], scale: float, seeds: Sequence[int]
+    ) -> list[Image.Image]:
+        return pipe(
+            list(texts),
+            control=kdrt.ControlImage(list(outlines), scale=scale),
+            sampler="dpmpp_2m",
+            schedule="karras",
+            steps=steps,
+            guidance_scale=guidance,
+            seed=list(seeds),
+        ).images
+
+    return generate
 
 
 def figures(images: list[Image.Image], scenes: list[Scene]) -> dict[str, float]:
