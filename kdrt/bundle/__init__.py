@@ -2,11 +2,12 @@
 
 Its files:
 
-    manifest    what the bundle says of itself: the schema of ``manifest.json``
-    components  names of components, and of inputs that more than one room speaks of
-    store       finding and opening bundles
-    writing     new bundles in the place of old ones, and the removal of bundles
-    checks      whether an opened bundle is what its manifest says
+    manifest        what the bundle says of itself: the schema of ``manifest.json``
+    components      names of components, and of inputs that more than one room speaks of
+    store           finding and opening bundles
+    writing         new bundles in the place of old ones, and the removal of bundles
+    checks          whether an opened bundle is what its manifest says
+    control_checks  whether its ControlNets and T2I-Adapters fit its UNet
 """
 
 from kdrt.bundle.manifest import (

@@ -11,6 +11,7 @@ from typing import Any
 
 from kdrt._version import __version__
 from kdrt.bundle.components import DEEP_FEATURE, PAG_INPUT, SHALLOW_UNET
+from kdrt.bundle.control_checks import control_faults
 from kdrt.bundle.manifest import Component, Manifest, TensorInfo
 from kdrt.common.home import Digests
 from kdrt.common.validation import printable
@@ -119,6 +120,8 @@ def _check_shapes(path: Path, manifest: Manifest) -> None:
                 raise damaged(path / "manifest.json", f"{name} has no '{tensor}'")
     for name, component in manifest.components.items():
         _check_neutral(path, name, component)
+    for fault in control_faults(manifest):
+        raise damaged(path / "manifest.json", f"{fault}, which does not fit the rest of the model")
 
 
 def _check_neutral(path: Path, name: str, component: Component) -> None:
