@@ -4,7 +4,7 @@ repository (``model.diffusion_model.``, ``first_stage_model.``, ``cond_stage_mod
 from __future__ import annotations
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 _RESNET = {
@@ -67,14 +67,26 @@ def unet_shapes(unet: UNet2DConditionModel) -> dict[str, tuple[int, ...]]:
 
 
 def _unet_modules(unet: UNet2DConditionModel) -> dict[str, str]:
+    names = {"conv_norm_out": "out.0", "conv_out": "out.2", **_down_modules(unet)}
+    index = 0
+    for b, block in enumerate(unet.up_blocks):
+        for layer in range(len(block.resnets)):
+            names[f"up_blocks.{b}.resnets.{layer}"] = f"output_blocks.{index}.0"
+            names[f"up_blocks.{b}.attentions.{layer}"] = f"output_blocks.{index}.1"
+            index += 1
+        place = 2 if hasattr(block, "attentions") else 1
+        names[f"up_blocks.{b}.upsamplers.0.conv"] = f"output_blocks.{index - 1}.{place}.conv"
+    return names
+
+
+def _down_modules(unet: UNet2DConditionModel | ControlNetModel) -> dict[str, str]:
+    """What a ControlNet has of a UNet."""
     names = {
         "time_embedding.linear_1": "time_embed.0",
         "time_embedding.linear_2": "time_embed.2",
         "add_embedding.linear_1": "label_emb.0.0",
         "add_embedding.linear_2": "label_emb.0.2",
         "conv_in": "input_blocks.0.0",
-        "conv_norm_out": "out.0",
-        "conv_out": "out.2",
         "mid_block.resnets.0": "middle_block.0",
         "mid_block.attentions.0": "middle_block.1",
         "mid_block.resnets.1": "middle_block.2",
@@ -87,15 +99,29 @@ def _unet_modules(unet: UNet2DConditionModel) -> dict[str, str]:
             index += 1
         names[f"down_blocks.{b}.downsamplers.0.conv"] = f"input_blocks.{index}.0.op"
         index += 1
-    index = 0
-    for b, block in enumerate(unet.up_blocks):
-        for layer in range(len(block.resnets)):
-            names[f"up_blocks.{b}.resnets.{layer}"] = f"output_blocks.{index}.0"
-            names[f"up_blocks.{b}.attentions.{layer}"] = f"output_blocks.{index}.1"
-            index += 1
-        place = 2 if hasattr(block, "attentions") else 1
-        names[f"up_blocks.{b}.upsamplers.0.conv"] = f"output_blocks.{index - 1}.{place}.conv"
     return names
+
+
+def original_controlnet(controlnet: ControlNetModel) -> dict[str, torch.Tensor]:
+    """The state of a ControlNet under its original names."""
+    hint = controlnet.controlnet_cond_embedding
+    names = {
+        "controlnet_cond_embedding.conv_in": "input_hint_block.0",
+        "controlnet_cond_embedding.conv_out": "input_hint_block.14",
+        "controlnet_mid_block": "middle_block_out.0",
+        **{
+            f"controlnet_cond_embedding.blocks.{i}": f"input_hint_block.{2 * i + 2}"
+            for i in range(len(hint.blocks))
+        },
+        **{
+            f"controlnet_down_blocks.{i}": f"zero_convs.{i}.0"
+            for i in range(len(controlnet.controlnet_down_blocks))
+        },
+        **_down_modules(controlnet),
+    }
+    # The first letter of the prefix says that the names of residual blocks change.
+    state = _renamed(controlnet, names, "m.")
+    return {f"control_model.{name.removeprefix('m.')}": t for name, t in state.items()}
 
 
 def _vae_modules(vae: AutoencoderKL) -> dict[str, str]:
