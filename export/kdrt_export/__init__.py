@@ -5,6 +5,7 @@ The runtime never imports this package.
 Its files:
 
     stage             the whole export: source → bundle
+    add               more for a bundle that is there
     options           options that have a fixed set of values
     families          the models it knows by name
     sources           loads checkpoints

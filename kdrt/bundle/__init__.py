@@ -41,6 +41,7 @@ from kdrt.bundle.store import (
     read_manifest,
 )
 from kdrt.bundle.writing import (
+    changed_bundle,
     check_new_bundle,
     check_removable,
     new_bundle,
@@ -72,6 +73,7 @@ __all__ = [
     "Verification",
     "bundle_names",
     "bundle_path",
+    "changed_bundle",
     "check_new_bundle",
     "check_removable",
     "config_file",

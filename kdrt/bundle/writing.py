@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from kdrt.bundle.manifest import Manifest
-from kdrt.bundle.store import MANIFEST, bundle_path, read_json
+from kdrt.bundle.store import MANIFEST, Bundle, bundle_path, read_json
 from kdrt.common.atomic_io import check_folder, new_folder, other_files
+from kdrt.common.lock import only_builder
 from kdrt.common.removal import remove_folder
 from kdrt.common.validation import excerpt
 from kdrt.errors import BundleError, OutputError
+
+_logger = logging.getLogger("kdrt")
 
 _DERIVED = re.compile(
     r"engines/(checked\.json"
@@ -54,6 +59,40 @@ def new_bundle(path: Path) -> Iterator[Path]:
     """
     with new_folder(path, _foreign) as partial:
         yield partial
+
+
+@contextlib.contextmanager
+def changed_bundle(bundle: Bundle) -> Iterator[Path]:
+    """A temporary folder with all that a bundle holds but its manifest, which takes the place of
+    the bundle when the block ends without an exception, and vanishes otherwise.
+
+    The files are the bundle's own, under a second name where the file system allows that: write
+    new ones, and change none. What was built from the bundle comes along; builds that are at work
+    are waited for.
+
+    Raises:
+        OutputError: see :func:`new_bundle`.
+    """
+    with contextlib.ExitStack() as locks:
+        for engines in sorted(bundle.path.glob("engines/*")):
+            if engines.is_dir():
+                locks.enter_context(only_builder(engines, _logger.warning))
+        with new_bundle(bundle.path) as partial:
+            for file in sorted(bundle.path.rglob("*")):
+                relative = file.relative_to(bundle.path)
+                if file.is_file() and relative != Path(MANIFEST) and file.name != ".lock":
+                    place = partial / relative
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    _link(file, place)
+            yield partial
+            bundle.check_unchanged()  # hours may have gone by
+
+
+def _link(file: Path, place: Path) -> None:
+    try:
+        os.link(file, place)
+    except OSError:  # a file system without hard links, or another one
+        shutil.copy2(file, place)
 
 
 def check_removable(name_or_path: str | os.PathLike[str]) -> Path:
@@ -119,10 +158,19 @@ def _foreign(folder: Path) -> str | None:
     )
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
-    """Add the SHA-256 of every file in ``folder`` and write ``manifest.json``."""
+def write_manifest(
+    folder: Path, manifest: Manifest, known: Mapping[str, str] | None = None
+) -> Manifest:
+    """Add the SHA-256 of every file in ``folder`` and write ``manifest.json``.
+
+    Args:
+        folder: the bundle.
+        manifest: what it says besides.
+        known: digests of files that are not read again.
+    """
+    known = known or {}
     files = {
-        file.relative_to(folder).as_posix(): sha256(file)
+        (name := file.relative_to(folder).as_posix()): known.get(name) or sha256(file)
         for file in sorted(folder.rglob("*"))
         if file.is_file()
         and file.name != MANIFEST

@@ -37,6 +37,7 @@ Its files:
     latents_file     latents in files
     info             ``kdrt info``
     export           ``kdrt export``
+    add              ``kdrt add controlnet`` and ``kdrt add t2i-adapter``
     export_checks    what is looked at before it loads anything
     build            ``kdrt build``
     compare          ``kdrt compare``
@@ -79,6 +80,7 @@ from typing import Annotated
 import typer
 
 from kdrt.cli import (
+    add,
     bench,
     build,
     bundles,
@@ -178,6 +180,7 @@ def _add(panel: str, *commands: Callable[..., None]) -> None:
 _add("Models", export.export, build.build, inspect.inspect)
 add_command(app, bundles.list_bundles, name="list", rich_help_panel="Models")
 _add("Models", compare.compare, tune.tune, rm.rm, trust.trust)
+app.add_typer(add.add, rich_help_panel="Models")
 app.add_typer(lora.lora, rich_help_panel="Models")
 _add("Images", generate.generate, info.info, serve.serve, deploy.deploy)
 _add("What there is", samplers.samplers, schedules.schedules, doctor.doctor)

@@ -265,20 +265,23 @@ def export(
       [cyan]kdrt export sd15 --random-weights[/cyan]
       [cyan]kdrt export sdxl --target tensorrt-rtx --gpu sm89 --profile portrait[/cyan]
     """
-    import os
     import time
-
-    # Bars and remarks of the libraries would run through our own display.
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
     from kdrt.bundle import folder_name, open_bundle
     from kdrt.cli import build
     from kdrt.cli.bundle_rows import folder_size
-    from kdrt.cli.export_checks import builds_of, check_effect, exporter, own_targets, read_loras
+    from kdrt.cli.export_checks import (
+        builds_of,
+        check_effect,
+        exporter,
+        own_targets,
+        quiet_libraries,
+        read_loras,
+    )
     from kdrt.common.terminal_report import TerminalReport
     from kdrt.common.units import duration, size
 
+    quiet_libraries()
     if name is not None:
         folder_name(name)  # also where -o says where it goes
     check_effect(source, revision, config, ip_adapter, image_encoder)

@@ -22,6 +22,15 @@ _PACKAGES = {
 """What the extra ``export`` installs, by import name."""
 
 
+def quiet_libraries() -> None:
+    """Keep bars and remarks of the libraries from running through our own display; before they are
+    imported."""
+    import os
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
 @contextmanager
 def exporter() -> Iterator[Callable[..., Path]]:
     """`kdrt_export.stage.export`.

@@ -1,0 +1,106 @@
+"""``kdrt add``: more for a bundle that is there."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kdrt.cli.app import add_command, new_app
+
+add = new_app("add", "More for a bundle, without exporting its model again.")
+
+_Bundle = Annotated[
+    str,
+    typer.Argument(
+        metavar="BUNDLE", show_default=False, help="The model, by its name or its folder."
+    ),
+]
+_AllowPickle = Annotated[
+    bool,
+    typer.Option(
+        "--allow-pickle",
+        help="Read [cyan].ckpt[/], [cyan].pth[/] and [cyan].bin[/] files, which are pickles, with "
+        "PyTorch's restricted unpickler.",
+    ),
+]
+
+
+def controlnet(
+    bundle: _Bundle,
+    source: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE[:NAME]...",
+            show_default=False,
+            help="A file, a diffusers folder or a hub id, and a name to ask for it by.",
+        ),
+    ],
+    allow_pickle: _AllowPickle = False,
+) -> None:
+    """
+    Add ControlNets to a bundle, for images that say where things are.
+
+    The first one also adds a second graph of the UNet, which reads the same weights. What was built
+    from the bundle stays good, and a failure leaves the bundle as it was.
+
+    [bold]Examples[/bold]
+
+      [cyan]kdrt add controlnet sd15 lllyasviel/control_v11p_sd15_canny:canny[/cyan]
+      [cyan]kdrt add controlnet mine ./control-lines.safetensors[/cyan]
+    """
+    _add(bundle, source, [], allow_pickle=allow_pickle)
+
+
+def t2i_adapter(
+    bundle: _Bundle,
+    source: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE[:NAME]...",
+            show_default=False,
+            help="A file, a diffusers folder or a hub id, and a name to ask for it by.",
+        ),
+    ],
+    allow_pickle: _AllowPickle = False,
+) -> None:
+    """
+    Add T2I-Adapters to a bundle: smaller than ControlNets, and they run once an image.
+
+    [bold]Examples[/bold]
+
+      [cyan]kdrt add t2i-adapter sdxl TencentARC/t2i-adapter-canny-sdxl-1.0:canny[/cyan]
+    """
+    _add(bundle, [], source, allow_pickle=allow_pickle)
+
+
+def _add(
+    bundle: str, controlnets: list[str], t2i_adapters: list[str], *, allow_pickle: bool
+) -> None:
+    import time
+
+    from kdrt.bundle import bundle_path
+    from kdrt.cli.bundle_rows import folder_size
+    from kdrt.cli.export_checks import needs_export, quiet_libraries
+    from kdrt.common.terminal_report import TerminalReport
+    from kdrt.common.units import duration, size
+
+    quiet_libraries()
+    before = folder_size(bundle_path(bundle))
+    started = time.perf_counter()
+    with needs_export("adding to a bundle"), TerminalReport() as report:
+        from kdrt_export.add import add as add_to_bundle
+
+        path = add_to_bundle(
+            bundle,
+            controlnets=controlnets,
+            t2i_adapters=t2i_adapters,
+            allow_pickle=allow_pickle,
+            report=report,
+        )
+    more = size(folder_size(path) - before)
+    typer.echo(f"{path}  ({more} more, {duration(time.perf_counter() - started)})")
+
+
+add_command(add, controlnet)
+add_command(add, t2i_adapter, name="t2i-adapter")
