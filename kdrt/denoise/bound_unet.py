@@ -133,14 +133,17 @@ class UNetRows:
             # Guidance amplifies differences: they must not be taken in half precision.
             self.prediction = torch.empty_like(self._noise_pred, dtype=torch.float32)
 
-    def run(self, *, at: float | None = None) -> None:
+    def run(self, *, at: float | None = None, controlled: bool = True) -> None:
         """Compute the prediction from the inputs.
 
         Args:
             at: the place of all rows, where the host knows it.
+            controlled: whether a control may work at that of some row.
         """
         if self.controls is not None:
-            self.controls.run(self.sample, self.timestep, self.place, at=at)
+            self.controls.clear()
+            if controlled:
+                self.controls.run(self.sample, self.timestep, self.place, at=at)
         self._binding.run()
         if self.prediction is not self._noise_pred:
             self.prediction.copy_(self._noise_pred)
@@ -178,9 +181,15 @@ class BatchParts:
         self._factor = host_scalar()
 
     def predict(
-        self, x: Tensor, c_in: Scalar, timestep: Scalar, place: Scalar = 0.0
+        self,
+        x: Tensor,
+        c_in: Scalar,
+        timestep: Scalar,
+        place: Scalar = 0.0,
+        *,
+        controlled: bool = True,
     ) -> Predictions:
-        """Run on ``c_in · x``, and return the :attr:`predictions`."""
+        """Run on ``c_in · x``, and return the :attr:`predictions`; see `UNetRows.run`."""
         factor = c_in if isinstance(c_in, Tensor) else self._factor.fill_(c_in)
         for part in self._samples:
             torch.mul(x, factor, out=part)
@@ -192,7 +201,7 @@ class BatchParts:
             self._rows.run()
         elif isinstance(place, Tensor):
             self._places.copy_(place.flatten())
-            self._rows.run()
+            self._rows.run(controlled=controlled)
         else:
             self._places.fill_(place)
             self._rows.run(at=place)

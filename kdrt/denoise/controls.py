@@ -67,6 +67,11 @@ class Control:
     guess: bool = False
     fades: bool = True
 
+    def works_at(self, place: float) -> bool:
+        """Whether it adds anything at a place of the run."""
+        first, last = self.window
+        return first <= place <= last
+
     def one(self, image: int) -> Control:
         """That of one image, still as a batch: B = 1."""
         own = {name: tensor[image : image + 1] for name, tensor in self.images.items()}
@@ -187,8 +192,8 @@ class BoundControls:
         self._windows = torch.zeros(2, count, dims["B"], device=device)
         self._kept = torch.zeros(count, dims["B"], device=device)
         self._before_last = torch.zeros_like(self._kept)
-        self._kept_by_part = self._kept[:, :, None].unbind()
-        self._host_windows: Sequence[Window] = ()
+        self._kept_by_control = self._kept[:, :, None].unbind()
+        self._controls: Sequence[Control] = ()
 
     def write(self, controls: Sequence[Control], parts: Parts) -> None:
         """Write what they are told of the images in each part, after the UNet was told it."""
@@ -201,8 +206,9 @@ class BoundControls:
                 weights = without if parts.unconditional and index == 0 else conditional
                 upload(part, weights.repeat(len(part), 1))
             bound.take_prompts()
-        self._host_windows = [control.window for control in controls]
-        windows = torch.tensor(self._host_windows, dtype=torch.float32).t()[:, :, None]
+        self._controls = controls
+        told = [control.window for control in controls]
+        windows = torch.tensor(told, dtype=torch.float32).t()[:, :, None]
         upload(self._windows, windows.expand_as(self._windows).contiguous())
 
     def gather(self, store: ControlStore, slot_of_row: Tensor, is_conditional: Tensor) -> None:
@@ -221,8 +227,13 @@ class BoundControls:
             bound.take_prompts()
         torch.index_select(store.windows, 2, slot_of_row, out=self._windows)
 
+    def clear(self) -> None:
+        """Let the UNet's inputs add nothing to its layers."""
+        for residual in self._residuals:
+            residual.zero_()
+
     def run(self, sample: Tensor, timestep: Tensor, place: Tensor, *, at: float | None) -> None:
-        """Write into the UNet's inputs what is added to its layers.
+        """Add what they give to the UNet's inputs, after :meth:`clear`.
 
         Args:
             sample: the scaled latents, ``[R, C, h, w]``.
@@ -235,14 +246,9 @@ class BoundControls:
         torch.ge(place, first, out=self._kept)
         torch.le(place, last, out=self._before_last)
         self._kept.mul_(self._before_last)
-        for residual in self._residuals:
-            residual.zero_()
-        for index, (bound, kept) in enumerate(zip(self._each, self._kept_by_part, strict=True)):
-            if at is not None:
-                begin, end = self._host_windows[index]
-                if not begin <= at <= end:
-                    continue
-            bound.add(sample, timestep, kept)
+        for index, (bound, kept) in enumerate(zip(self._each, self._kept_by_control, strict=True)):
+            if at is None or self._controls[index].works_at(at):
+                bound.add(sample, timestep, kept)
 
     def held(self) -> tuple[Tensor, ...]:
         """See `kdrt_engines.Binding.workspace`."""

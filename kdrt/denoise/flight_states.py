@@ -37,7 +37,8 @@ class FlyingImage:
         plan: the sampler on its grid.
         numbers: for every evaluation.
         parts: for every evaluation, the rows that it takes.
-        kind: what it needs of every evaluation, its parts apart.
+        controlled: for every evaluation, whether one of its controls works at it.
+        kind: what it needs of every evaluation, its parts and controls apart.
         serial: no other image had or will have it.
         done: evaluations.
     """
@@ -46,6 +47,7 @@ class FlyingImage:
     plan: Plan
     numbers: list[Numbers]
     parts: tuple[Parts, ...]
+    controlled: tuple[bool, ...]
     kind: RowKind
     serial: int
     done: int = 0
@@ -57,9 +59,10 @@ class FlyingImage:
 
     @property
     def like_the_next(self) -> int:
-        """For how many evaluations, the next one counted, it has the same parts."""
-        following = self.parts[self.done :]
-        others = (place for place, parts in enumerate(following) if parts != following[0])
+        """For how many evaluations, the next one counted, it has the same parts, and controls that
+        work or none."""
+        following = [*zip(self.parts, self.controlled, strict=True)][self.done :]
+        others = (place for place, each in enumerate(following) if each != following[0])
         return next(others, len(following))
 
 

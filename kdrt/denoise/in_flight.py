@@ -202,6 +202,10 @@ class InFlight:
                 for stage, own, place in zip(plan.stages, parts, steps_of(plan), strict=True)
             ],
             parts,
+            tuple(
+                any(control.works_at(place) for control in inputs.controls)
+                for place in steps_of(plan)
+            ),
             RowKind(
                 rescales=inputs.guidance_rescale > 0,
                 unconditional=plan.needs_unconditional,
@@ -253,6 +257,7 @@ class InFlight:
             guided=any(each.unconditional for each in parts),
             perturbed=any(each.perturbed for each in parts),
             regions=max(each.regions for each in parts),
+            controlled=any(image.controlled[image.done] for image in images),
         )
         for image in images:
             kind |= image.kind

@@ -58,6 +58,7 @@ class RowKind(NamedTuple):
         apg, zero_star: a method of `kdrt.denoise.guidance_methods`.
         perturbed: a perturbed part.
         regions: so many parts for regions.
+        controlled: controls that work.
     """
 
     guided: bool = False
@@ -68,6 +69,7 @@ class RowKind(NamedTuple):
     zero_star: bool = False
     perturbed: bool = False
     regions: int = 0
+    controlled: bool = False
 
     def __or__(self, other: RowKind) -> RowKind:
         """What serves images of either."""
@@ -235,7 +237,9 @@ class RowDenoiser:
             self._numbers, self._told = numbers, Numbers.of_rows(numbers)
         told = self._told
         if self._whole is not None:
-            predictions = self._whole.predict(x, told.c_in, told.timestep, told.place)
+            predictions = self._whole.predict(
+                x, told.c_in, told.timestep, told.place, controlled=kind.controlled
+            )
         else:
             predictions = self._predict(x, told, kind)
         region = self._region if kind.region else None
@@ -268,7 +272,7 @@ class RowDenoiser:
         unet.timestep.copy_(self._timestep)
         if unet.controls is not None:
             torch.index_select(self._numbers[:, _PLACE], 0, self._image_of_row, out=unet.place)
-        unet.run()
+        unet.run(controlled=kind.controlled)
         regions = range(FIRST_REGION, FIRST_REGION + kind.regions)
         return Predictions(
             self._gathered(CONDITIONAL),

@@ -135,6 +135,21 @@ def test_an_image_in_company_is_the_image_alone(sampler: str) -> None:
         assert torch.equal(made[index], latents), index
 
 
+def test_a_network_that_works_for_nobody_is_not_run() -> None:
+    """Of images in flight at steps of their own."""
+    networks = Networks()
+    flight = networks.denoising().in_flight(SHAPE, 2, (EDGES, SKETCH))
+    runs = [run_of(0), run_of(3)]
+    for run in runs:
+        flight.admit(run.plan, run.latents, None, run.inputs)  # type: ignore[arg-type]
+    assert [run.inputs.controls[0].window for run in runs] == [(0, 4), (2, 4)]
+    working = 0
+    for step in range(6):
+        flight.tick([0, 1])
+        working += step <= 4
+        assert len(networks.edges.calls) == working
+
+
 class Replayed:
     """A stand-in for a captured graph, which does the work again."""
 
