@@ -165,7 +165,7 @@ def test_controls_count_in_what_fits(pair: ControlPair, monkeypatch: pytest.Monk
     each = 4 * sum(torch.Size(tensor.resolve(dims)).numel() for tensor in residuals)
     asked: list[int] = []
     monkeypatch.setattr(
-        "kdrt.pipeline.pipeline.check_unet_fits", lambda needed, *size: asked.append(needed)
+        "kdrt.pipeline.memory_check.check_unet_fits", lambda needed, *size: asked.append(needed)
     )
     for names in ([], ["sketch"], ["edges"], ["edges", "lines"]):
         made(pair, control=[kdrt.ControlImage(GREY, name) for name in names])
