@@ -24,6 +24,7 @@ from kdrt_export.components.controlnet import ExportControlHint, ExportControlNe
 from kdrt_export.components.t2i_adapter import ExportT2IAdapter
 from kdrt_export.errors import ExportError, SourceError
 from kdrt_export.ip_adapter import VARIANT as IP_ADAPTER
+from kdrt_export.ip_adapter import image_tokens
 from kdrt_export.keep_fp32 import KeepFp32
 from kdrt_export.options import PRECISIONS
 from kdrt_export.reopen import check_reopens, reopen_unet, unet_config
@@ -289,7 +290,8 @@ def _time_ids(manifest: Manifest) -> int:
 def _unets(folder: Path, manifest: Manifest, report: Report) -> Iterator[tuple[str, Part]]:
     """The UNets that take residuals, as far as there are none yet, and the variants they are."""
     traced, verified = unet_sizes(manifest.text_encoders[0].max_length)
-    for feature, tokens in ((None, None), (IP_ADAPTER, manifest.ip_adapter)):
+    images = image_tokens(manifest.ip_adapters)
+    for feature, tokens in ((None, ()), (IP_ADAPTER, images)):
         beside = "unet" if feature is None else f"unet-{feature}"
         variant = CONTROL if feature is None else f"{feature}-{CONTROL}"
         if variant in manifest.variants or beside not in manifest.components:
@@ -299,7 +301,7 @@ def _unets(folder: Path, manifest: Manifest, report: Report) -> Iterator[tuple[s
         component = ExportUNet(
             unet,
             fuse_qkv=manifest.baked.fused_qkv,
-            ip_tokens=None if tokens is None else tokens.tokens,
+            ip_tokens=tokens,
             time_ids=_time_ids(manifest),
             control=True,
         )

@@ -15,6 +15,7 @@ from torch import nn
 from kdrt.bundle import Manifest, config_file
 from kdrt_engines.onnx_weights import stored_weights
 from kdrt_export.errors import ExportError, SourceError
+from kdrt_export.ip_adapter import share_among_images
 from kdrt_export.sources.reading import read_json, refused
 from kdrt_export.sources.weights import Weights
 
@@ -89,12 +90,16 @@ def _unfused(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     for name, tensor in tensors.items():
         module, _, kind = name.rpartition(".")
         attention, _, projection = module.rpartition(".")
+        number = ""
+        if projection.isdigit():  # there is one for each IP-Adapter
+            number = f".{projection}"
+            attention, _, projection = attention.rpartition(".")
         parts = _FUSED.get(projection)
         if parts is None:
             made[name] = tensor
         else:
             for part, rows in zip(parts, tensor.chunk(len(parts)), strict=True):
-                made[f"{attention}.{part}.{kind}"] = rows
+                made[f"{attention}.{part}{number}.{kind}"] = rows
     return made
 
 
@@ -102,22 +107,22 @@ def _attach_images(
     unet: UNet2DConditionModel, tensors: Mapping[str, torch.Tensor], manifest: Manifest
 ) -> None:
     """Give the UNet an IP-Adapter's attention to images, as diffusers' loader does."""
-    if manifest.ip_adapter is None:
-        raise SourceError("the manifest says nothing of it")
+    if not manifest.ip_attentions:
+        raise SourceError("it is of an earlier kdrt; export the model again")
     processors: dict[str, Any] = dict(unet.attn_processors)
     for path in processors:
         site = path.removesuffix(".processor")
-        key = f"{site}.to_k_ip.weight"
-        if key not in tensors:
+        if f"{site}.to_k_ip.0.weight" not in tensors:
             continue
-        keys, values = tensors[key].float(), tensors[f"{site}.to_v_ip.weight"].float()
-        processor = IPAdapterAttnProcessor2_0(
-            keys.shape[0], keys.shape[1], num_tokens=(manifest.ip_adapter.tokens,)
-        )
-        processor.to_k_ip[0].weight = nn.Parameter(keys)
-        processor.to_v_ip[0].weight = nn.Parameter(values)
+        rows, columns = tensors[f"{site}.to_k_ip.0.weight"].shape
+        tokens = [facts.tokens for facts in manifest.ip_adapters.values()]
+        processor = IPAdapterAttnProcessor2_0(rows, columns, num_tokens=tokens)
+        for part in ("to_k_ip", "to_v_ip"):
+            for adapter, linear in enumerate(getattr(processor, part)):
+                linear.weight = nn.Parameter(tensors[f"{site}.{part}.{adapter}.weight"].float())
         processors[path] = processor
     unet.set_attn_processor(processors)
+    share_among_images(unet, [facts.images for facts in manifest.ip_adapters.values()])
     unet.encoder_hid_proj = nn.Identity()
     unet.config.encoder_hid_dim_type = "ip_image_proj"
     unet.eval().requires_grad_(False)

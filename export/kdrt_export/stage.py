@@ -34,7 +34,7 @@ from kdrt_export.control import (
     unet_of_source,
     with_own_weights,
 )
-from kdrt_export.ip_adapter import IpAdapter
+from kdrt_export.ip_adapter import open_adapters
 from kdrt_export.keep_fp32 import KeepFp32, kept_in_float32
 from kdrt_export.lora import LorasToBake
 from kdrt_export.options import (
@@ -75,8 +75,8 @@ def export(
     variants: Sequence[str] = (),
     pag_layers: Sequence[str] = (),
     weights: str = "float",
-    ip_adapter: str | None = None,
-    image_encoder: Path | None = None,
+    ip_adapter: str | Sequence[str] = (),
+    image_encoder: str | Path | None = None,
     controlnets: Sequence[str] = (),
     t2i_adapters: Sequence[str] = (),
     keep_fp32: Sequence[str] = (),
@@ -113,8 +113,10 @@ def export(
             :func:`kdrt_export.components.perturbed_unet.self_attentions`.
         weights: ``float``, or ``int8``: those of UNets and text encoders as bytes, for size; see
             :mod:`kdrt_export.quantize.int8_weights`.
-        ip_adapter: see :class:`kdrt_export.ip_adapter.IpAdapter`; kept as a variant.
-        image_encoder: the folder of its image encoder.
+        ip_adapter: one or several, as :class:`kdrt_export.sources.ip_adapter.IpAdapterOption`
+            says;
+            kept as a variant.
+        image_encoder: the folder of their image encoder, or ``owner/name:folder`` on the hub.
         controlnets: ControlNets, as ``SOURCE`` or ``SOURCE:NAME``; with any, a variant of the UNet
             takes what they give. See :mod:`kdrt_export.control`.
         t2i_adapters: T2I-Adapters, likewise.
@@ -144,10 +146,10 @@ def export(
     if output is not None or name is not None:  # before anything is downloaded
         check_new_bundle(output or _named(name or ""))
     check_home()
-    adapter = (
-        None
-        if ip_adapter is None
-        else IpAdapter(ip_adapter, image_encoder, allow_pickle=allow_pickle)
+    adapters = open_adapters(
+        [ip_adapter] if isinstance(ip_adapter, str) else ip_adapter,
+        image_encoder,
+        allow_pickle=allow_pickle,
     )
     baked_loras = LorasToBake(loras, strict=strict_loras, allow_pickle=allow_pickle)
     report.start(f"open {source}")
@@ -206,7 +208,7 @@ def export(
             fusings=[variant for variant in variants if variant not in (DEEP_CACHE, PAG)],
             deep_cache=DEEP_CACHE in variants,
             pag_layers=perturbed,
-            ip_adapter=adapter,
+            ip_adapters=adapters,
             tiny=tiny,
         )
         components: dict[str, Component] = {}
@@ -237,7 +239,8 @@ def export(
                 weights=cast(Literal["float", "int8"], weights),
             ),
             variants=walk.variants,
-            ip_adapter=walk.ip_facts,
+            ip_adapters=walk.ip_facts,
+            ip_attentions=walk.ip_attentions,
             pag_layers=walk.perturbed,
             tools=_tool_versions(),
         )

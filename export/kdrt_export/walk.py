@@ -30,6 +30,7 @@ from kdrt_export.components import (
     vae_scale,
     vae_tile,
 )
+from kdrt_export.components.image_prompt import ExportImageEncoder
 from kdrt_export.components.perturbed_unet import ExportPerturbedUNet, self_attentions
 from kdrt_export.components.preview_decoder import ExportPreviewDecoder
 from kdrt_export.components.preview_factors import Factors, preview_factors
@@ -38,7 +39,7 @@ from kdrt_export.components.vision import ExportSafetyChecker
 from kdrt_export.configs import write_config
 from kdrt_export.errors import ExportError, SourceError, UnsupportedModelError
 from kdrt_export.ip_adapter import VARIANT as IP_ADAPTER
-from kdrt_export.ip_adapter import ExportImageEncoder, IpAdapter
+from kdrt_export.ip_adapter import IpAdapter, attach, image_tokens
 from kdrt_export.lora import LorasToBake
 from kdrt_export.report import Report
 from kdrt_export.scheduler import scheduler_facts
@@ -91,12 +92,12 @@ class Walk:
         fusings: variants of how attention is projected.
         deep_cache: add the shallow UNet.
         pag_layers: add a UNet in which these self-attentions can be perturbed.
-        ip_adapter: add a UNet with it.
+        ip_adapters: add a UNet with them.
         tiny: makes the previews.
 
     Attributes:
-        scheduler, encoders, latents, baked_loras, ip_facts, perturbed: facts, complete after the
-            last part.
+        scheduler, encoders, latents, baked_loras, perturbed: facts, complete after the last part.
+        ip_facts, ip_attentions: likewise; see `kdrt.bundle.Manifest`.
         variants: what each puts in place of which component, likewise.
     """
 
@@ -111,14 +112,15 @@ class Walk:
     fusings: Sequence[str] = ()
     deep_cache: bool = False
     pag_layers: Sequence[str] = ()
-    ip_adapter: IpAdapter | None = None
+    ip_adapters: Sequence[IpAdapter] = ()
     tiny: AutoencoderTiny | None = None
 
     scheduler: SchedulerFacts = field(init=False)
     encoders: list[TextEncoderFacts] = field(init=False, default_factory=list)
     latents: LatentFacts = field(init=False)
     baked_loras: tuple[BakedLora, ...] = field(init=False)
-    ip_facts: IpAdapterFacts | None = field(init=False, default=None)
+    ip_facts: dict[str, IpAdapterFacts] = field(init=False, default_factory=dict)
+    ip_attentions: dict[str, int] = field(init=False, default_factory=dict)
     perturbed: tuple[str, ...] = field(init=False, default=())
     variants: dict[str, dict[str, str]] = field(init=False)
 
@@ -228,13 +230,14 @@ class Walk:
         traced, verified = unet_sizes(length)
         time_ids = 5 if self.source.is_refiner else 6
         self._check_texts(ExportUNet(unet, time_ids=time_ids))
-        if self.ip_adapter is not None:
+        if self.ip_adapters:
             network = copy.deepcopy(unet)
-            yield from self._image_prompt(self.ip_adapter, network)
-            tokens = self.ip_facts.tokens if self.ip_facts else None
+            yield from self._image_prompts(self.ip_adapters, network)
+            tokens = image_tokens(self.ip_facts)
             component = ExportUNet(
                 network, fuse_qkv=self.fuse_qkv, ip_tokens=tokens, time_ids=time_ids
             )
+            self.ip_attentions = {each.name: each.level for each in component.attentions}
             self.variants[IP_ADAPTER] = {}
             named = self._named("unet", IP_ADAPTER)
             yield Part(named, component, traced, verified, self.dtype)
@@ -271,15 +274,31 @@ class Walk:
                     f"{width}; they are of different models"
                 )
 
-    def _image_prompt(self, adapter: IpAdapter, unet: Any) -> Iterator[Part]:
+    def _image_prompts(self, adapters: Sequence[IpAdapter], unet: Any) -> Iterator[Part]:
         """What comes before the UNet, which gets its attention to images here."""
-        projection, encoder = adapter.attach(unet), adapter.encoder()
-        self.ip_facts = adapter.facts(projection, encoder)
+        components: dict[Path, str] = {}
         verified = [{"B": 1}, {"B": 3}]
-        yield Part("image_projection", projection, {"B": 2}, verified, self.dtype)
-        if encoder is not None:
-            component = ExportImageEncoder(encoder)
-            yield Part("image_encoder", component, {"B": 2}, verified, self.dtype)
+        for adapter, projection in zip(adapters, attach(unet, adapters), strict=True):
+            # Those of the first have the names that they had where there was one.
+            own = f"-{adapter.name}" if self.ip_facts else ""
+            encoder = None
+            if adapter.encoder_folder is not None:
+                folder = adapter.encoder_folder.resolve()
+                encoder = components.setdefault(folder, f"image_encoder{own if components else ''}")
+            component = f"image_projection{own}"
+            self.ip_facts[adapter.name] = adapter.facts(projection, component, encoder)
+            yield Part(component, projection, {"B": 2}, verified, self.dtype)
+        for folder, component in components.items():
+            readers = [
+                adapter
+                for adapter in adapters
+                if adapter.encoder_folder is not None and adapter.encoder_folder.resolve() == folder
+            ]
+            kinds = {reader.kind for reader in readers}
+            images = ExportImageEncoder(
+                readers[0].encoder(), embeds="linear" in kinds, states=bool(kinds - {"linear"})
+            )
+            yield Part(component, images, {"B": 2}, verified, self.dtype)
 
     def _fusings(self, network: Network) -> Iterator[tuple[str | None, Network, bool]]:
         """A network as it is exported, and before that a copy for the other way to project."""

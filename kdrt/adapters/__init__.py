@@ -22,6 +22,9 @@ Its files:
     textual_inversion  learned tokens, taught to text encoders
     tensor_file        what files of both have in common
     ip_adapter         images as prompts
+    image_prompt       what a request gives for them
+    image_scale        how much they count, transformer by transformer
+    image_mask         where they count
     variants           other components of a bundle in the place of one
     unet_features      what the UNets of a bundle can do
 """

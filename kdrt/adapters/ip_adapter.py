@@ -1,17 +1,17 @@
-"""Images as prompts: from an image to the tokens that an IP-Adapter's UNet attends to."""
+"""Images as prompts: from images to the tokens that the UNet of IP-Adapters attends to."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
-from PIL import Image
 from torch import Tensor
 
+from kdrt.adapters.image_prompt import AdapterImages, ImageRequest
 from kdrt.adapters.variants import ComponentLoader
-from kdrt.bundle import IpAdapterFacts, Manifest
-from kdrt.common.validation import check_dense
+from kdrt.bundle import ImageEncoderFacts, IpAdapterFacts, Manifest
+from kdrt.common.upload import upload
 from kdrt.errors import InvalidRequestError
 from kdrt.images.input import clip_pixels
 from kdrt_engines import Engine
@@ -22,119 +22,171 @@ TOKENS_INPUT = "ip_hidden_states"
 VARIANT = "ip-adapter"
 """The variant of a bundle whose UNet takes images."""
 
-ImagePrompt: TypeAlias = Image.Image | Sequence[Image.Image]
+
+@dataclass(frozen=True)
+class ImageWeights:
+    """How much the images of IP-Adapters count, for B images that are made.
+
+    Attributes:
+        scale: float32 ``[B, S, A]``; ``[1]`` in bundles that have one number for all.
+        mask: float32 ``[B, S·K, h, w]``; None is everywhere.
+    """
+
+    scale: Tensor
+    mask: Tensor | None = None
+
+    @classmethod
+    def of(cls, request: ImageRequest, images: int) -> ImageWeights:
+        """Those of a request for B images, which has the same for all."""
+        scale, mask = request.scale, request.mask
+        if scale.ndim > 1:
+            scale = scale.expand(images, *scale.shape)
+        return cls(scale, None if mask is None else mask.expand(images, *mask.shape))
+
+    def one(self, image: int) -> ImageWeights:
+        """That of one image, still as a batch: B = 1."""
+        rows = slice(image, image + 1)
+        scale = self.scale if self.scale.ndim == 1 else self.scale[rows]
+        return ImageWeights(scale, None if self.mask is None else self.mask[rows])
 
 
 class ImagePrompts:
-    """The IP-Adapter of a bundle.
+    """The IP-Adapters of a bundle.
 
     Args:
-        manifest: says what the adapter needs.
-        load: loads its networks when they are first used; None where nothing can be loaded.
+        manifest: says what the adapters need.
+        load: loads their networks when they are first used; None where nothing can be loaded.
     """
 
     def __init__(self, manifest: Manifest, load: ComponentLoader | None) -> None:
         self._manifest = manifest
         self._load = load
         self._engines: dict[str, Engine] = {}
+        self._zeros: dict[str, Tensor] = {}
+        """Tokens of the unconditional half, by adapter."""
 
     @torch.no_grad()
-    def encode(
-        self,
-        prompts: ImagePrompt | None,
-        embeddings: Tensor | None,
-        images: int,
-        *,
-        doubled: bool,
-    ) -> Tensor:
-        """The image's tokens for the UNet.
+    def encode(self, request: ImageRequest, images: int, *, doubled: bool) -> Tensor:
+        """The images' tokens for the UNet.
 
         Args:
-            prompts: images; one for all images, or one for each prompt in order.
-            embeddings: ``[n, P]`` in place of images: what the image encoder makes of them.
+            request: what the adapters are given.
             images: B, how many images are made.
-            doubled: put those of an unconditional half in front, as the adapter was trained: of
-                an embedding of zeros.
+            doubled: put those of an unconditional half in front, as the adapters were trained: of
+                an embedding of zeros, and of the hidden states of an image of zeros.
 
         Returns:
-            ``[B, N, D]``, or ``[2B, N, D]`` if doubled.
+            ``[B, N, D]``, or ``[2B, N, D]`` if doubled; zeros where an adapter is given nothing.
 
         Raises:
-            InvalidRequestError: the images are not what the adapter takes.
+            InvalidRequestError: an image cannot be read, or there is nothing to make hidden states
+                of zeros with.
         """
-        facts = self._facts()
-        if embeddings is None:
-            embeddings = self._embed(_listed(prompts), facts)
-        _check_embeddings(embeddings, facts, images)
-        each = embeddings.repeat_interleave(images // len(embeddings), dim=0)
-        if doubled:
-            each = torch.cat([torch.zeros_like(each), each])
-        return self._run("image_projection", "image_embeds", each, "ip_hidden_states")
+        halves = 2 if doubled else 1
+        parts: list[Tensor] = []
+        missing: list[tuple[int, int]] = []
+        for name, facts in self._manifest.ip_adapters.items():
+            given = request.adapters.get(name)
+            count = 0 if given is None else given.count
+            if given is not None:
+                tokens = self._tokens(facts, given).repeat_interleave(images // given.prompts, 0)
+                if doubled:
+                    zeros = self._unconditional(name, facts, given)
+                    zeros = zeros.repeat_interleave(images // len(zeros), 0)
+                    tokens = torch.cat([zeros, tokens])
+                parts.append(tokens.flatten(1, 2))
+            if count < facts.images:
+                missing.append((len(parts), (facts.images - count) * facts.tokens))
+                parts.append(torch.empty(0))
+        like = next(part for part in parts if part.numel())
+        for place, rows in missing:
+            parts[place] = like.new_zeros(halves * images, rows, like.shape[-1])
+        return torch.cat(parts, dim=1)
 
-    def _embed(self, images: Sequence[Image.Image], facts: IpAdapterFacts) -> Tensor:
-        if facts.image_encoder is None:
+    def _tokens(self, facts: IpAdapterFacts, given: AdapterImages) -> Tensor:
+        """``[n, m, N, D]`` of what an adapter is given."""
+        inputs: dict[str, Tensor] = {}
+        if given.embeds is not None:
+            inputs["image_embeds"] = given.embeds.flatten(0, 1)
+        if given.states is not None:
+            inputs["hidden_states"] = given.states.flatten(0, 1)
+        if given.images is not None:
+            wanted = "image_embeds" if facts.states is None else "hidden_states"
+            shown = [image for images in given.images for image in images]
+            encoder = facts.image_encoder
+            assert encoder is not None  # or it would have been refused
+            pixels = clip_pixels(shown, encoder.size, encoder.mean, encoder.std)
+            inputs[wanted] = self._run(encoder.component, {"pixels": pixels}, wanted)
+        tokens = self._run(facts.projection, inputs, "ip_hidden_states")
+        return tokens.view(given.prompts, given.count, *tokens.shape[1:])
+
+    def _unconditional(self, name: str, facts: IpAdapterFacts, given: AdapterImages) -> Tensor:
+        """Tokens of the unconditional half, ``[1 or n, m, N, D]``."""
+        if given.unconditional is not None:
+            wanted = "image_embeds" if facts.states is None else "hidden_states"
+            inputs = {wanted: given.unconditional.flatten(0, 1)}
+            tokens = self._run(facts.projection, inputs, "ip_hidden_states")
+            return tokens.view(given.prompts, given.count, *tokens.shape[1:])
+        if name not in self._zeros:
+            inputs = {}
+            if facts.embedding is not None:
+                inputs["image_embeds"] = torch.zeros(1, facts.embedding)
+            if facts.states is not None:
+                inputs["hidden_states"] = self._states_of_zeros(name, facts.image_encoder)
+            self._zeros[name] = self._run(facts.projection, inputs, "ip_hidden_states")
+        return self._zeros[name][None].expand(1, given.count, -1, -1)
+
+    def _states_of_zeros(self, name: str, encoder: ImageEncoderFacts | None) -> Tensor:
+        if encoder is None:
             raise InvalidRequestError(
-                f"the bundle '{self._manifest.name}' has no image encoder: give "
-                "ip_adapter_image_embeds, or export it with --image-encoder"
+                f"guidance needs what the image encoder of '{name}' makes of zeros, which the "
+                "bundle is without: give ip_adapter_image_embeds as [2, n, m, …], those of zeros "
+                "first"
             )
-        settings = facts.image_encoder
-        pixels = clip_pixels(images, settings.size, settings.mean, settings.std)
-        return self._run("image_encoder", "pixels", pixels, "image_embeds")
+        pixels = torch.zeros(1, 3, encoder.size, encoder.size)
+        return self._run(encoder.component, {"pixels": pixels}, "hidden_states")
 
-    def _run(self, component: str, source: str, value: Tensor, target: str) -> Tensor:
+    def _run(self, component: str, inputs: Mapping[str, Tensor], target: str) -> Tensor:
         if component not in self._engines:
             if self._load is None:
                 raise InvalidRequestError(
                     "this pipeline cannot load an image encoder: use kdrt.load"
                 )
             self._engines[component] = self._load(component)
-        binding = self._engines[component].bind(B=len(value))
-        binding.inputs[source].copy_(value)
+        batch = len(next(iter(inputs.values())))
+        binding = self._engines[component].bind(B=batch)
+        for name, value in inputs.items():
+            binding.inputs[name].copy_(value)
         binding.run()
         return binding.outputs[target].clone()
 
-    def _facts(self) -> IpAdapterFacts:
-        if self._manifest.ip_adapter is None:
-            raise InvalidRequestError(
-                f"'{self._manifest.name}' has no IP-Adapter; export it with "
-                f"`{self._manifest.export_command} --ip-adapter FILE`"
-            )
-        return self._manifest.ip_adapter
 
+def write_image_prompt(
+    inputs: Mapping[str, Tensor], tokens: Tensor | None, weights: ImageWeights | None
+) -> None:
+    """Write tokens and their weights into the inputs of a UNet with IP-Adapters. Without tokens,
+    and at scale 0, it is exactly off.
 
-def write_image_prompt(inputs: Mapping[str, Tensor], tokens: Tensor | None, scale: float) -> None:
-    """Write tokens and strength into the inputs of an IP-Adapter's UNet. Without tokens, and at
-    strength 0, it is exactly off."""
-    if tokens is None:
+    Args:
+        inputs: of n·B rows.
+        tokens: ``[n·B, N, D]``.
+        weights: of B images.
+    """
+    if "ip_mask" in inputs:
+        mask = inputs["ip_mask"]
+        if tokens is None or weights is None or weights.mask is None:
+            mask.fill_(1)
+        else:
+            upload(mask, _of_halves(weights.mask, len(mask)))
+    if tokens is None or weights is None:
         inputs[TOKENS_INPUT].zero_()
         inputs["ip_scale"].zero_()
-    else:
-        inputs[TOKENS_INPUT].copy_(tokens)
-        inputs["ip_scale"].fill_(scale)
+        return
+    inputs[TOKENS_INPUT].copy_(tokens)
+    scale = inputs["ip_scale"]
+    upload(scale, _of_halves(weights.scale, len(scale)))
 
 
-def _listed(images: ImagePrompt | None) -> Sequence[Image.Image]:
-    listed = [images] if isinstance(images, Image.Image) else images
-    if not isinstance(listed, Sequence) or not listed:
-        raise InvalidRequestError("ip_adapter_image must be a PIL image or a list of them")
-    if not all(isinstance(image, Image.Image) for image in listed):
-        raise InvalidRequestError("ip_adapter_image must be a PIL image or a list of them")
-    return listed
-
-
-def _check_embeddings(embeddings: object, facts: IpAdapterFacts, images: int) -> None:
-    if not isinstance(embeddings, Tensor):
-        raise InvalidRequestError(
-            f"ip_adapter_image_embeds must be a tensor [n, {facts.embedding}]"
-        )
-    check_dense("ip_adapter_image_embeds", embeddings)
-    fits = embeddings.ndim == 2 and embeddings.shape[1] == facts.embedding and len(embeddings) > 0
-    if not fits or embeddings.is_complex() or not bool(embeddings.isfinite().all()):
-        raise InvalidRequestError(
-            f"ip_adapter_image_embeds must be finite and of shape [n, {facts.embedding}], not "
-            f"{list(embeddings.shape)}"
-        )
-    if images % len(embeddings):
-        raise InvalidRequestError(
-            f"{len(embeddings)} image prompts for {images} images: give one, or one for each prompt"
-        )
+def _of_halves(rows: Tensor, count: int) -> Tensor:
+    """The rows of B images for each half of a batch of ``count``."""
+    return rows.repeat(count // len(rows), *[1] * (rows.ndim - 1))

@@ -77,7 +77,6 @@ def _inputs(pipe: Pipeline, job: Job, spec: EngineSpec) -> Hashable:
         elif "freeu" in pipe.denoising.unet.neutral_inputs:
             # Rounding would tell whether an image without it was beside one with it.
             values.append((float(job.freeu == FREEU_OFF),))
-    if spec.has_input("ip_scale"):
-        has_image = job.ip_adapter_image is not None or job.ip_adapter_image_embeds is not None
-        values.append((job.ip_adapter_scale if has_image else 0.0,))
+    if spec.has_input("ip_scale") and spec.input("ip_scale").shape[0] != "B":
+        values.append((0.0 if job.image_prompt is None else float(job.image_prompt.scale),))
     return tuple(values)

@@ -2,24 +2,25 @@
 
 Its files:
 
-    manifest        what the bundle says of itself: the schema of ``manifest.json``
-    components      names of components, and of inputs that more than one room speaks of
-    store           finding and opening bundles
-    writing         new bundles in the place of old ones, and the removal of bundles
-    checks          whether an opened bundle is what its manifest says
-    control_checks  whether its ControlNets and T2I-Adapters fit its UNet
+    manifest          what the bundle says of itself: the schema of ``manifest.json``
+    bounded           the types of its values
+    ip_adapter_facts  its facts of IP-Adapters
+    components        names of components, and of inputs that more than one room speaks of
+    store             finding and opening bundles
+    writing           new bundles in the place of old ones, and the removal of bundles
+    checks            whether an opened bundle is what its manifest says
+    control_checks    whether its ControlNets and T2I-Adapters fit its UNet
 """
 
+from kdrt.bundle.bounded import Dtype
+from kdrt.bundle.ip_adapter_facts import ImageEncoderFacts, IpAdapterFacts, IpAdapterKind
 from kdrt.bundle.manifest import (
     Baked,
     BakedLora,
     Component,
     ControlFacts,
-    Dtype,
     EdmFacts,
     GraphName,
-    ImageEncoderFacts,
-    IpAdapterFacts,
     LatentFacts,
     Manifest,
     OrtGraphs,
@@ -62,6 +63,7 @@ __all__ = [
     "GraphName",
     "ImageEncoderFacts",
     "IpAdapterFacts",
+    "IpAdapterKind",
     "LatentFacts",
     "Manifest",
     "OrtGraphs",

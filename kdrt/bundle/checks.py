@@ -139,7 +139,7 @@ def _check_neutral(path: Path, name: str, component: Component) -> None:
 
 
 _OPTIONAL = {"text_embeds", "time_ids", "timestep_cond", "freeu", "ip_scale", "ip_hidden_states"}
-_OPTIONAL |= {DEEP_FEATURE, PAG_INPUT}
+_OPTIONAL |= {DEEP_FEATURE, PAG_INPUT, "ip_mask", "image_embeds", "hidden_states"}
 
 _EARLIER: Mapping[str, tuple[Shape, ...]] = {"freeu": ((4,),)}
 """Shapes that tensors had in earlier exports, which stay allowed: FreeU's strengths were those of a
@@ -166,8 +166,7 @@ def _expected(manifest: Manifest) -> dict[str, dict[str, Shape]]:
     whole: dict[str, Shape] = {
         **shallow,
         "encoder_hidden_states": ("B", "L", width),
-        "ip_scale": (1,),
-        "ip_hidden_states": ("B", ANY, ANY),
+        **_image_inputs(manifest, width),
         PAG_INPUT: ("B",),
     }
     expected: dict[str, dict[str, Shape]] = {
@@ -177,6 +176,19 @@ def _expected(manifest: Manifest) -> dict[str, dict[str, Shape]]:
         "vae_encoder": {"image": image, "moments": ("B", 2 * channels, "h", "w")},
         "preview_decoder": {"latents": latents, "image": image},
     }
+    for adapter in manifest.ip_adapters.values():
+        expected[adapter.projection] = {
+            "image_embeds": ("B", adapter.embedding or ANY),
+            "hidden_states": ("B", *(adapter.states or (ANY, ANY))),
+            "ip_hidden_states": ("B", adapter.tokens, width),
+        }
+        if adapter.image_encoder is not None:
+            side = adapter.image_encoder.size
+            expected[adapter.image_encoder.component] = {
+                "pixels": ("B", 3, side, side),
+                "image_embeds": ("B", ANY),
+                "hidden_states": ("B", ANY, ANY),
+            }
     for facts in manifest.text_encoders:
         expected[facts.component] = {
             "inputs_embeds": ("B", "L", facts.hidden_size),
@@ -185,6 +197,20 @@ def _expected(manifest: Manifest) -> dict[str, dict[str, Shape]]:
             "pooled": ("B", ANY),
         }
     return expected
+
+
+def _image_inputs(manifest: Manifest, width: int) -> dict[str, Shape]:
+    """What a UNet is told by IP-Adapters; earlier exports have one number as the scale."""
+    adapters = manifest.ip_adapters.values()
+    tokens = sum(facts.images * facts.tokens for facts in adapters)
+    images = sum(facts.images for facts in adapters)
+    columns = len(manifest.ip_attentions)
+    levels = len(set(manifest.ip_attentions.values()))
+    return {
+        "ip_hidden_states": ("B", tokens, width),
+        "ip_scale": ("B", images, columns) if columns else (1,),
+        "ip_mask": ("B", images * levels, "h", "w"),
+    }
 
 
 def _pooled_width(manifest: Manifest) -> int | str | range:

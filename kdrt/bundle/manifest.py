@@ -1,24 +1,28 @@
-"""What a bundle says of itself: the schema of ``manifest.json``.
-
-A manifest may come from a stranger, so that every text, number and path is bounded.
-"""
+"""What a bundle says of itself: the schema of ``manifest.json``."""
 
 from __future__ import annotations
 
-import re
 import shlex
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
-from kdrt.common.validation import printable
+from kdrt.bundle.bounded import (
+    Bounded,
+    ComponentName,
+    Dim,
+    Dtype,
+    GraphFile,
+    Inside,
+    Sha256,
+    Size,
+    Strict,
+    TensorName,
+    Text,
+    TokenId,
+)
+from kdrt.bundle.ip_adapter_facts import AdapterName, AttentionName, IpAdapterFacts, Level
 from kdrt_engines.spec import EngineSpec, TensorSpec
 
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -27,58 +31,7 @@ Precision = Literal["fp32", "fp16", "bf16"]
 SCHEMA_VERSION = 1
 
 
-def _inside(path: str) -> str:
-    parts = path.split("/")
-    if {"", ".", ".."} & {*parts} or re.search(r"[\\:]", path) or not path.isprintable():
-        raise ValueError("is no path inside the bundle")
-    return path
-
-
-Text = Annotated[str, BeforeValidator(printable), Field(max_length=4096)]
-
-
-Inside = Annotated[str, Field(max_length=1024), AfterValidator(_inside)]
-
-
-GraphFile = Annotated[Inside, Field(pattern=r"\.onnx$")]
-"""ONNX Runtime goes by the end of the name: there are other formats, which kdrt cannot check."""
-
-
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-ComponentName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
-
-
-TensorName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:/-]{1,256}$")]
-
-
-Dtype = Literal["float32", "float16", "bfloat16", "int64", "int32"]
-
-
-Size = Annotated[int, Field(ge=1, le=1_000_000)]
-
-
-_FORMULA = r"^(([1-9]\d{0,5}\*)?[A-Za-z]\w{0,31}|ceil\([A-Za-z]\w{0,31}/[1-9]\d{0,5}\))$"
-
-
-Dim = Size | Annotated[str, Field(pattern=_FORMULA)]
-
-
-TokenId = Annotated[int, Field(ge=0, le=100_000_000)]
-
-
-Bounded = Annotated[float, Field(ge=-1e6, le=1e6)]
-
-
-_Positive = Annotated[float, Field(gt=0, le=1e6)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class TensorInfo(_Strict):
+class TensorInfo(Strict):
     """One input or output of a component; shapes are numbers, symbols, ``"8*h"`` or
     ``"ceil(h/4)"``."""
 
@@ -94,7 +47,7 @@ GraphName = Literal["standard", "fused", "cpu", "plain"]
 """The graphs of a component: in ONNX's own operators, and those of :class:`OrtGraphs`."""
 
 
-class Verification(_Strict):
+class Verification(Strict):
     """One comparison with eager PyTorch in float32: ``‖out − ref‖ / ‖ref‖`` of the worst output,
     the graph that was exported, and the engine that ran it."""
 
@@ -104,7 +57,7 @@ class Verification(_Strict):
     engine: Literal["onnxruntime", "torch"]
 
 
-class OrtGraphs(_Strict):
+class OrtGraphs(Strict):
     """A network in ONNX Runtime's own operators: ``fused`` is the whole of it, and so is ``cpu`` in
     the order that suits a CPU; ``plain`` is for a CPU too, computes the same while the ``neutral``
     inputs hold these values, in every row, and does without what they turn off. It is for sizes
@@ -126,7 +79,7 @@ class OrtGraphs(_Strict):
         return self.cpu or self.fused
 
 
-class Component(_Strict):
+class Component(Strict):
     """One network: its files, its inputs and outputs, and how well it was verified. ``onnx`` is in
     standard operators. ``float32``: modules and operators of a network in half precision that
     compute in float32."""
@@ -163,7 +116,7 @@ _Beta = Annotated[float, Field(gt=0, lt=1)]
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
 
-class EdmFacts(_Strict):
+class EdmFacts(Strict):
     """The EDM formulation (Karras et al. 2022) of a model trained on a continuous range of σ.
 
     Attributes:
@@ -186,7 +139,7 @@ class EdmFacts(_Strict):
         return self
 
 
-class SchedulerFacts(_Strict):
+class SchedulerFacts(Strict):
     """The resolved noise schedule of the checkpoint. ``explicit`` names the keys its scheduler
     file really held; the rest are the defaults of diffusers' LMSDiscreteScheduler, as the removed
     pipelines applied them. With ``edm`` the betas are of no meaning."""
@@ -218,7 +171,7 @@ class SchedulerFacts(_Strict):
         return self
 
 
-class TextEncoderFacts(_Strict):
+class TextEncoderFacts(Strict):
     """How prompts become embeddings with one text encoder.
 
     ``layer`` is the hidden state used without clip_skip, counted from the end (-1 the last).
@@ -241,7 +194,7 @@ class TextEncoderFacts(_Strict):
     normalized: bool
 
 
-class LatentFacts(_Strict):
+class LatentFacts(Strict):
     """``scale`` pixels of the image for one latent; default sizes in pixels; ``vae_tile`` the
     side of the images the VAE was trained at, in latents (None: the model's own default).
 
@@ -263,30 +216,10 @@ class LatentFacts(_Strict):
         return self
 
 
-class ImageEncoderFacts(_Strict):
-    """How an image becomes the input of the image encoder: the side of the square in pixels, and
-    the statistics its colours are normalised with."""
-
-    size: Annotated[int, Field(ge=1, le=8192)]
-    mean: tuple[Bounded, Bounded, Bounded]
-    std: tuple[_Positive, _Positive, _Positive]
-
-
-class IpAdapterFacts(_Strict):
-    """The IP-Adapter of the variant ``ip-adapter``: ``tokens`` it makes of the ``embedding``
-    numbers that stand for an image. Without an image encoder those must be given."""
-
-    file: Text
-    sha256: Sha256
-    tokens: Annotated[int, Field(ge=1, le=65_536)]
-    embedding: Annotated[int, Field(ge=1, le=65_536)]
-    image_encoder: ImageEncoderFacts | None = None
-
-
 ControlName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$")]
 
 
-class ControlFacts(_Strict):
+class ControlFacts(Strict):
     """A ControlNet or a T2I-Adapter of the variant ``control``.
 
     Attributes:
@@ -305,7 +238,7 @@ class ControlFacts(_Strict):
     global_pool: bool = False
 
 
-class BakedLora(_Strict):
+class BakedLora(Strict):
     """A LoRA that is part of the weights: its file's name and SHA-256, and its scale."""
 
     file: Text
@@ -313,7 +246,7 @@ class BakedLora(_Strict):
     sha256: Sha256
 
 
-class Baked(_Strict):
+class Baked(Strict):
     """What the export put into the graphs; ``vae`` and ``preview_decoder`` are the sources of
     networks that are not the model's own. ``weights`` says how those of the UNets and text encoders
     are stored: in the precision they are computed in, or as int8 with a scale for each channel."""
@@ -326,7 +259,7 @@ class Baked(_Strict):
     weights: Literal["float", "int8"] = "float"
 
 
-class Manifest(_Strict):
+class Manifest(Strict):
     """All that the runtime knows of a model. Unknown keys are an error, so an older kdrt never
     half-understands a newer bundle."""
 
@@ -345,7 +278,16 @@ class Manifest(_Strict):
     baked: Baked
     variants: dict[ComponentName, dict[ComponentName, ComponentName]] = Field(default_factory=dict)
     """Other ways to compute: for each, the component that plays the part of another."""
-    ip_adapter: IpAdapterFacts | None = None
+    ip_adapters: Annotated[dict[AdapterName, IpAdapterFacts], Field(max_length=8)] = Field(
+        default_factory=dict
+    )
+    """Those of the variant ``ip-adapter``, by name, in the order of the UNet's inputs."""
+    ip_attentions: Annotated[dict[AttentionName, Level], Field(max_length=256)] = Field(
+        default_factory=dict
+    )
+    """The transformers that attend to images, in the order of the columns of ``ip_scale``, and how
+    many times their latents were halved. Bundles of kdrt 0.2 do not say it: there one number is the
+    scale of all."""
     pag_layers: Annotated[tuple[Text, ...], Field(max_length=1000)] = ()
     """The self-attentions that the variant ``pag`` can perturb, by diffusers' names."""
     controls: Annotated[dict[ControlName, ControlFacts], Field(max_length=16)] = Field(
@@ -367,3 +309,13 @@ class Manifest(_Strict):
             if not {*parts, *parts.values()} <= self.components.keys():
                 raise ValueError(f"the variant '{name}' is of components that there are not")
         return self
+
+
+def of_today(content: Mapping[str, object]) -> Mapping[str, object]:
+    """A manifest as it is written today: bundles made before there could be several IP-Adapters
+    hold one, without a name."""
+    if "ip_adapter" not in content:
+        return content
+    facts = content["ip_adapter"]
+    rest = {key: value for key, value in content.items() if key != "ip_adapter"}
+    return rest if facts is None else {**rest, "ip_adapters": {"ip-adapter": facts}}

@@ -26,7 +26,7 @@ from pydantic import (
 )
 
 from kdrt.bundle.checks import check_bundle, damaged, unique
-from kdrt.bundle.manifest import SCHEMA_VERSION, Manifest
+from kdrt.bundle.manifest import SCHEMA_VERSION, Manifest, of_today
 from kdrt.common.atomic_io import clear_leftovers
 from kdrt.common.home import home
 from kdrt.common.validation import excerpt, printable
@@ -238,7 +238,7 @@ def read_manifest(path: Path) -> Manifest:
         )
     try:
         # As JSON, in which a tuple is an array; strictly, so that "1" is no number.
-        return Manifest.model_validate_json(json.dumps(found), strict=True)
+        return Manifest.model_validate_json(json.dumps(of_today(found)), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))

@@ -195,19 +195,20 @@ def export(
         ),
     ] = None,
     ip_adapter: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             metavar="FILE|HUB:FILE",
             show_default=False,
-            help="Keep a variant of the UNet with this IP-Adapter, for images as prompts.",
+            help="Keep a variant of the UNet with this IP-Adapter, for images as prompts; may be "
+            "given more than once, and with options, as [cyan]FILE:name=face,images=2[/].",
         ),
     ] = None,
     image_encoder: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            metavar="DIR",
+            metavar="DIR|HUB:DIR",
             show_default="image_encoder beside the IP-Adapter",
-            help="The CLIP vision model of the IP-Adapter.",
+            help="The CLIP vision model of the IP-Adapters.",
         ),
     ] = None,
     controlnet: Annotated[
@@ -284,7 +285,7 @@ def export(
     quiet_libraries()
     if name is not None:
         folder_name(name)  # also where -o says where it goes
-    check_effect(source, revision, config, ip_adapter, image_encoder)
+    check_effect(source, revision, config, ip_adapter or [], image_encoder)
     builds = builds_of(str(output or name or source), target or [], gpu or [], here, profile)
     if builds and precision == "auto":
         precision = "fp16"
@@ -308,7 +309,7 @@ def export(
             fuse_qkv=fuse_qkv,
             variants=tuple(variant or ()),
             pag_layers=tuple(pag_layers or ()),
-            ip_adapter=ip_adapter,
+            ip_adapter=ip_adapter or (),
             image_encoder=image_encoder,
             controlnets=tuple(controlnet or ()),
             t2i_adapters=tuple(t2i_adapter or ()),

@@ -98,14 +98,14 @@ def check_effect(
     source: str,
     revision: str | None,
     config: Path | None,
-    ip_adapter: str | None,
-    image_encoder: Path | None,
+    ip_adapter: Sequence[str],
+    image_encoder: str | None,
 ) -> None:
     """Raises ExportError: an option would have no effect."""
     from kdrt.common.paths import user_path
     from kdrt.errors import ExportError
 
-    if image_encoder is not None and ip_adapter is None:
+    if image_encoder is not None and not ip_adapter:
         raise ExportError("--image-encoder belongs to --ip-adapter; give both or neither")
     path = user_path(source)
     if revision is not None and (source == "demo" or path.exists()):

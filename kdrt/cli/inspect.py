@@ -78,7 +78,10 @@ def inspect(
             *([("weights", "int8 (UNet, text encoders)")] if baked.weights == "int8" else []),
             *[("LoRA", f"{lora.file} at {lora.scale:g}") for lora in baked.loras],
             *([("variants", ", ".join(manifest.variants))] if manifest.variants else []),
-            *([("IP-Adapter", manifest.ip_adapter.file)] if manifest.ip_adapter else []),
+            *[
+                (f"IP-Adapter {name}", f"{facts.file}, {facts.kind}")
+                for name, facts in manifest.ip_adapters.items()
+            ],
             ("made with", ", ".join(f"{k} {v}" for k, v in sorted(manifest.tools.items()))),
         ],
     )

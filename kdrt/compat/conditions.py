@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from kdrt.adapters.ip_adapter import ImageWeights
 from kdrt.denoise.freeu import FREEU_OFF, FreeU
 from kdrt.denoise.inputs import DenoiserInputs, UNetConditioning
 from kdrt.prompt import Conditioning
@@ -26,8 +27,8 @@ class Conditions:
         doubled: whether n is 2.
         guidance_scale: w in ``u + w·(c − u)``.
         freeu: (b1, b2, s1, s2).
-        image_tokens: what an IP-Adapter makes of images, ``[n·B, N, D]``; None without.
-        image_scale: how much they count.
+        image_tokens: what IP-Adapters make of images, ``[n·B, N, D]``; None without.
+        image_weights: how much they count.
     """
 
     hidden: Tensor
@@ -37,7 +38,7 @@ class Conditions:
     guidance_scale: float
     freeu: FreeU = FREEU_OFF
     image_tokens: Tensor | None = None
-    image_scale: float = 1.0
+    image_weights: ImageWeights | None = None
 
     @property
     def halves(self) -> int:
@@ -57,7 +58,7 @@ class Conditions:
             negative=negative[0] if negative else None,
             guidance_scale=self.guidance_scale,
             freeu=self.freeu,
-            image_scale=self.image_scale,
+            image_weights=self.image_weights,
             noise_schedule=noise_schedule,
         )
 

@@ -66,7 +66,7 @@ class ExactDenoiser:
         if "freeu" in inputs:
             inputs["freeu"].copy_(torch.tensor(conditions.freeu))
         if TOKENS_INPUT in inputs:
-            write_image_prompt(inputs, conditions.image_tokens, conditions.image_scale)
+            write_image_prompt(inputs, conditions.image_tokens, conditions.image_weights)
         if GUIDANCE_INPUT in inputs:
             embedding = inputs[GUIDANCE_INPUT]
             embedding.copy_(guidance_embedding(conditions.guidance_scale, embedding.shape[-1]))

@@ -7,13 +7,15 @@ bundle: loading it switches to its UNet.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 from torch import Tensor
 
-from kdrt.adapters.ip_adapter import VARIANT, ImagePrompt
+from kdrt.adapters.image_prompt import read_image_request
+from kdrt.adapters.image_scale import ImageScale, scale_table
+from kdrt.adapters.ip_adapter import VARIANT, ImageWeights
 from kdrt.common.validation import check_finite, excerpt
 from kdrt.compat.export_hint import export_again
 from kdrt.errors import InvalidRequestError
@@ -30,7 +32,7 @@ class IpAdapterMixin:
 
     pipeline: Pipeline
     exported_from: str | None = None
-    ip_adapter_scale: float = 1.0
+    ip_adapter_scale: ImageScale = 1.0
 
     def load_ip_adapter(
         self,
@@ -50,46 +52,137 @@ class IpAdapterMixin:
             _single, (pretrained_model_name_or_path_or_dict, subfolder or "", weight_name or "")
         )
         name = weight_name or PurePath(source).name
-        facts = manifest.ip_adapter
-        if facts is None or facts.file != name:
+        files = [facts.file for facts in manifest.ip_adapters.values()]
+        if name not in files:
             inside = PurePath(subfolder, weight_name).as_posix() if weight_name else ""
             separator = "/" if Path(source).is_dir() else ":"
             wanted = f"{source}{separator}{inside}" if inside else source
             raise InvalidRequestError(
-                f"'{manifest.name}' has {'no IP-Adapter' if facts is None else facts.file}: "
+                f"'{manifest.name}' has {' and '.join(files) or 'no IP-Adapter'}: "
                 + export_again(self.pipeline.bundle, self.exported_from, "--ip-adapter", wanted)
             )
         self.pipeline.adapters.use_variant(VARIANT, ["unet"])
 
-    def set_ip_adapter_scale(self, scale: float | Sequence[float]) -> None:
+    def set_ip_adapter_scale(self, scale: Any) -> None:
         """How much images count from now on; 0 is exactly off.
 
+        Args:
+            scale: a number, or numbers by parts of the UNet, as
+                ``{"up": {"block_0": [0, 1, 0]}}``; or a list with one for each adapter, in which a
+                list has one for each image of it.
+
         Raises:
-            InvalidRequestError: the scale is no finite number; scales of single blocks are not
-                known.
+            InvalidRequestError: it is none of these, or names parts that there are not.
         """
-        single = scale[0] if isinstance(scale, Sequence) and len(scale) == 1 else scale
-        self.ip_adapter_scale = check_finite("ip_adapter_scale", single)
+        facts = self.pipeline.bundle.manifest.ip_adapters
+        if isinstance(scale, list | tuple):
+            if len(scale) != len(facts):
+                raise InvalidRequestError(
+                    f"ip_adapter_scale has {len(scale)} scales, and the bundle {len(facts)} "
+                    "IP-Adapters: give one for each"
+                )
+            scale = dict(zip(facts, scale, strict=True))
+        if facts:
+            images = {name: len(_images_of(scale, name)) for name in facts}
+            scale_table(scale, self.pipeline.bundle.manifest, images)  # what is wrong is said now
+        else:
+            check_finite("ip_adapter_scale", scale)
+        self.ip_adapter_scale = scale
 
     @one_call
     def unload_ip_adapter(self) -> None:
         """Go back to the plain UNet."""
-        if self.pipeline.bundle.manifest.ip_adapter is not None:
+        if self.pipeline.bundle.manifest.ip_adapters:
             self.pipeline.adapters.use_variant(None, ["unet"])
         self.ip_adapter_scale = 1.0
 
-    def _image_tokens(
-        self, prompts: ImagePrompt | None, embeddings: Tensor | None, images: int, *, doubled: bool
-    ) -> Tensor | None:
-        """The image tokens for the UNet, ``[n·B, N, D]``; None without images. With images this
-        switches to the adapter's UNet, also without :meth:`load_ip_adapter`."""
-        if prompts is None and embeddings is None:
-            return None
+    def _image_prompt(
+        self,
+        images: Any,
+        embeds: Any,
+        masks: Any,
+        count: int,
+        height: int,
+        width: int,
+        *,
+        doubled: bool,
+    ) -> tuple[Tensor | None, ImageWeights | None]:
+        """The image tokens for the UNet, ``[n·B, N, D]``, and how much they count; None without
+        images. With images this switches to the adapters' UNet, also without
+        :meth:`load_ip_adapter`.
+
+        Args:
+            images: one, or a list as in diffusers: of one for each adapter, where there are
+                several.
+            embeds: likewise.
+            masks: diffusers' ``ip_adapter_masks``, ``[1, m, H, W]`` for each adapter.
+            count: B.
+            height, width: in pixels.
+            doubled: whether there is an unconditional half.
+        """
+        if images is None and embeds is None:
+            return None, None
+        manifest = self.pipeline.bundle.manifest
+        names = tuple(manifest.ip_adapters)
+        if isinstance(embeds, list) and doubled:  # their two halves are one after the other
+            embeds = [each.unflatten(0, (2, -1)) if _is_even(each) else each for each in embeds]
+        request = read_image_request(
+            _named("ip_adapter_image", images, names),
+            _named("ip_adapter_image_embeds", embeds, names),
+            self.ip_adapter_scale,
+            _mask_lists(masks, names),
+            manifest=manifest,
+            prompts=count,
+            height=height,
+            width=width,
+        )
+        assert request is not None
         if not self.pipeline.engines["unet"].spec.has_input("ip_scale"):
             self.pipeline.adapters.use_variant(VARIANT, ["unet"])
-        return self.pipeline.adapters.image_prompts.encode(
-            prompts, embeddings, images, doubled=doubled
+        tokens = self.pipeline.adapters.image_prompts.encode(request, count, doubled=doubled)
+        return tokens, ImageWeights.of(request, count)
+
+
+def _images_of(scale: object, name: str) -> Sequence[object]:
+    """The scales of the images of an adapter."""
+    own = scale.get(name) if isinstance(scale, Mapping) else None
+    return own if isinstance(own, list | tuple) else [own]
+
+
+def _named(field: str, value: Any, names: Sequence[str]) -> Any:
+    """A list with one for each adapter as a mapping by name."""
+    is_list = isinstance(value, list)
+    if value is None or (len(names) == 1 and not (is_list and field.endswith("embeds"))):
+        return value
+    if not is_list or len(value) != len(names):
+        raise InvalidRequestError(
+            f"{field} must be a list with one for each IP-Adapter of the bundle: "
+            f"{', '.join(names) or 'it has none'}"
         )
+    return {
+        # Several images of one adapter are for one prompt, in diffusers.
+        name: [each] if isinstance(each, list) else each
+        for name, each in zip(names, value, strict=True)
+        if each is not None
+    }
+
+
+def _is_even(embeds: object) -> bool:
+    return isinstance(embeds, Tensor) and embeds.ndim > 1 and len(embeds) % 2 == 0
+
+
+def _mask_lists(masks: Any, names: Sequence[str]) -> Any:
+    """diffusers' masks, ``[1, m, H, W]`` for each adapter, as ours, ``[m, 1, H, W]`` by name."""
+    if masks is None:
+        return None
+    listed = list(masks[:, None]) if isinstance(masks, Tensor) else masks
+    if not isinstance(listed, list) or len(listed) != len(names):
+        raise InvalidRequestError("ip_adapter_masks must be a list with one for each IP-Adapter")
+    return {
+        name: mask[0][:, None] if isinstance(mask, Tensor) and mask.ndim == 4 else mask
+        for name, mask in zip(names, listed, strict=True)
+        if mask is not None
+    }
 
 
 def _single(value: object) -> str:

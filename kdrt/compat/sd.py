@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kdrt.adapters.ip_adapter import ImagePrompt
 from kdrt.common.validation import check_int, check_texts
 from kdrt.compat.absent import refuse_arguments
 from kdrt.compat.base import KDiffusionPipeline
@@ -78,8 +77,9 @@ class StableDiffusionKDiffusionPipeline(
         noise_sampler_seed: int | Sequence[int] | None = None,
         clip_skip: int | None = None,
         *,
-        ip_adapter_image: ImagePrompt | None = None,
-        ip_adapter_image_embeds: Tensor | None = None,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: Any = None,
+        ip_adapter_masks: Any = None,
         exact: bool | None = None,
         compat_dtype: bool | None = None,
         **unknown: Any,
@@ -111,9 +111,11 @@ class StableDiffusionKDiffusionPipeline(
             clip_skip: take the text encoder's hidden state that many layers earlier; for the
                 prompt only.
             ip_adapter_image: PIL images as prompts, one for all or one a prompt; for bundles with
-                an IP-Adapter.
+                an IP-Adapter. With several adapters, a list with one for each.
             ip_adapter_image_embeds: ``[n, P]`` in their place: what the image encoder makes of
-                them.
+                them; or a list of tensors as diffusers takes it.
+            ip_adapter_masks: where images count, as diffusers takes it in
+                ``cross_attention_kwargs``.
             exact: sample with k-diffusion's own functions; None is as the pipeline was made.
             compat_dtype: with ``exact``, keep the sampler's state in the dtype of the embeddings
                 (the default then) and not in float32.
@@ -150,8 +152,14 @@ class StableDiffusionKDiffusionPipeline(
             together=exact,
         )
         hidden = positive if negative is None else torch.cat([negative, positive])
-        image_tokens = self._image_tokens(
-            ip_adapter_image, ip_adapter_image_embeds, len(positive), doubled=doubled
+        image_tokens, image_weights = self._image_prompt(
+            ip_adapter_image,
+            ip_adapter_image_embeds,
+            ip_adapter_masks,
+            len(positive),
+            height,
+            width,
+            doubled=doubled,
         )
         result = self._sample(
             Conditions(
@@ -162,7 +170,7 @@ class StableDiffusionKDiffusionPipeline(
                 guidance_scale,
                 self._freeu,
                 image_tokens,
-                self.ip_adapter_scale,
+                image_weights,
             ),
             height=height,
             width=width,

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from kdrt.adapters.ip_adapter import ImagePrompt
 from kdrt.common.validation import check_int, check_texts
 from kdrt.compat.absent import refuse_arguments
 from kdrt.compat.base import KDiffusionPipeline
@@ -89,8 +88,9 @@ class StableDiffusionXLKDiffusionPipeline(
         *,
         callback: Callable[[int, float, Tensor], object] | None = None,
         callback_steps: int | None = 1,
-        ip_adapter_image: ImagePrompt | None = None,
-        ip_adapter_image_embeds: Tensor | None = None,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: Any = None,
+        ip_adapter_masks: Any = None,
         exact: bool | None = None,
         compat_dtype: bool | None = None,
         **unknown: Any,
@@ -163,8 +163,14 @@ class StableDiffusionXLKDiffusionPipeline(
             torch.tensor([row] * len(positive), dtype=positive.dtype)
             for row in time_ids(sizes, height, width)
         )
-        image_tokens = self._image_tokens(
-            ip_adapter_image, ip_adapter_image_embeds, len(positive), doubled=doubled
+        image_tokens, image_weights = self._image_prompt(
+            ip_adapter_image,
+            ip_adapter_image_embeds,
+            ip_adapter_masks,
+            len(positive),
+            height,
+            width,
+            doubled=doubled,
         )
         if negative is not None and negative_pooled is not None:
             positive = torch.cat([negative, positive])
@@ -179,7 +185,7 @@ class StableDiffusionXLKDiffusionPipeline(
                 guidance_scale,
                 self._freeu,
                 image_tokens,
-                self.ip_adapter_scale,
+                image_weights,
             ),
             height=height,
             width=width,

@@ -55,7 +55,7 @@ def write_conditioning(inputs: Mapping[str, Tensor], told: DenoiserInputs, parts
         last.fill_(parts.perturbed)
     if TOKENS_INPUT in inputs:
         tokens = _joined([part.image_tokens for part in by_part])
-        write_image_prompt(inputs, tokens, told.image_scale)
+        write_image_prompt(inputs, tokens, told.image_weights)
     if "freeu" in inputs:
         upload(inputs["freeu"], torch.tensor(told.freeu))
     if GUIDANCE_INPUT in inputs:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from kdrt.adapters.ip_adapter import ImageWeights
 from kdrt.denoise.controls import Control, ControlComponent
 from kdrt.denoise.freeu import FREEU_OFF, FreeU
 from kdrt.denoise.guidance_methods import CFG, GuidanceMethod
@@ -99,7 +100,7 @@ class DenoiserInputs:
         perturbed_attention: adds a perturbed part; None runs without.
         regions: parts for other prompts, each for a region of the images; None runs without.
         freeu: (b1, b2, s1, s2).
-        image_scale: how much ``image_tokens`` count.
+        image_weights: how much ``image_tokens`` count.
         known_region: the part of the images that is not repainted; None repaints all.
         extra_channels: ``[B, 1 + C, h, w]``, what an inpainting UNet sees besides the sample: the
             mask, and the latents of the masked image. Unlike the sample, not scaled with the
@@ -117,7 +118,7 @@ class DenoiserInputs:
     perturbed_attention: PerturbedAttention | None = None
     regions: RegionalPrompts | None = None
     freeu: FreeU = FREEU_OFF
-    image_scale: float = 1.0
+    image_weights: ImageWeights | None = None
     known_region: KnownRegion | None = None
     extra_channels: Tensor | None = None
     controls: tuple[Control, ...] = ()
@@ -167,6 +168,7 @@ class DenoiserInputs:
             regions=self.regions and self.regions.one(image),
             known_region=self.known_region and self.known_region.one(image),
             extra_channels=_row(self.extra_channels, image),
+            image_weights=self.image_weights and self.image_weights.one(image),
             controls=tuple(control.one(image) for control in self.controls),
         )
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kdrt.adapters.ip_adapter import ImagePrompts
+from kdrt.adapters.ip_adapter import ImagePrompts, ImageWeights
 from kdrt.bundle import Manifest
 from kdrt.common.upload import upload, uploaded
 from kdrt.denoise.bound_unet import is_inpainting
@@ -92,7 +92,9 @@ def prepare(
             perturbed_attention=job.perturbed_attention,
             regions=_regions(job, conditional, regions, unet.device),
             freeu=job.freeu,
-            image_scale=job.ip_adapter_scale,
+            image_weights=None
+            if job.image_prompt is None
+            else ImageWeights.of(job.image_prompt, images),
             known_region=region,
             extra_channels=channels,
             controls=encode_controls(job.controls, images, shape[1:], load),
@@ -112,12 +114,10 @@ def _first_latents(job: Job, noise: RunNoise, device: torch.device) -> Tensor:
 def _image_tokens(
     job: Job, image_prompts: ImagePrompts, *, doubled: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """An IP-Adapter's tokens of the positive and of the negative half."""
-    if job.ip_adapter_image is None and job.ip_adapter_image_embeds is None:
+    """IP-Adapters' tokens of the positive and of the negative half."""
+    if job.image_prompt is None:
         return None, None
-    tokens = image_prompts.encode(
-        job.ip_adapter_image, job.ip_adapter_image_embeds, len(job.seeds), doubled=doubled
-    )
+    tokens = image_prompts.encode(job.image_prompt, len(job.seeds), doubled=doubled)
     if not doubled:
         return tokens, None
     negative, positive = tokens.chunk(2)

@@ -73,7 +73,8 @@ class Field:
 
     @cached_property
     def is_mapping(self) -> bool:
-        return any(get_origin(member) is Mapping for member in self.members)
+        """Whether it is always names and values; a scale may also be a number."""
+        return all(get_origin(member) is Mapping for member in self.members)
 
     @property
     def json_type(self) -> Any:

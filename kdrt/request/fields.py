@@ -24,6 +24,7 @@ from kdrt.request.text_forms import (
     CONTROL_FILE,
     FREEU,
     IMAGE_FILE,
+    IMAGE_SCALE,
     LATENTS_FILE,
     POINT,
     RANGE,
@@ -36,14 +37,16 @@ from kdrt.request.text_forms import (
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-    from kdrt.adapters.ip_adapter import ImagePrompt
+    from kdrt.adapters.image_mask import ImageMasks
+    from kdrt.adapters.image_prompt import ImageEmbeds, ImagePrompt
     from kdrt.images.control import ControlImage
     from kdrt.images.region import Region
     from kdrt.images.safety import ImageFilter
     from kdrt.prompt import Conditioning
 else:
     # The command line is made without torch.
-    Conditioning = ControlImage = Generator = ImageFilter = ImagePrompt = Region = Tensor = object
+    Conditioning = ControlImage = Generator = ImageEmbeds = ImageFilter = object
+    ImageMasks = ImagePrompt = Region = Tensor = object
 
 Seed = int | Sequence[int]
 Size = tuple[int, int]
@@ -726,27 +729,42 @@ class RequestFields(PromptFields, total=False):
         ImagePrompt | None,
         Field(
             help="An image as prompt, for bundles exported with an IP-Adapter.",
-            details="PIL images, one for all or one for each prompt; the variant of the UNet is "
-            "then used from here on.",
+            details="PIL images, one for all or one for each prompt, or by the adapter's name "
+            "where there are several; see :mod:`kdrt.adapters.image_prompt`. The variant of the "
+            "UNet is then used from here on.",
             form=IMAGE_FILE,
             record="IP-Adapter image",
         ),
     ]
     ip_adapter_image_embeds: Annotated[
-        Tensor | None,
+        ImageEmbeds | None,
         Field(
-            help="In its place what the image encoder makes of it, [n, P].",
+            help="In its place what the image encoder makes of it, [n, P]; or a face's embedding.",
+            details="See :data:`kdrt.adapters.image_prompt.ImageEmbeds`.",
             flags=(),
             record="IP-Adapter embeddings",
         ),
     ]
     ip_adapter_scale: Annotated[
-        float,
+        float | Mapping[str, Any],
         Field(
-            help="How much that image counts; 0 is off.",
+            help="How much that image counts; 0 is off. Also by parts of the UNet, as "
+            "`up.block_0=0/1/0,mid=0.5`, or by adapter.",
+            details="See :mod:`kdrt.adapters.image_scale`.",
             default=1.0,
-            metavar="SCALE",
+            form=IMAGE_SCALE,
             record="IP-Adapter scale",
+        ),
+    ]
+    ip_adapter_masks: Annotated[
+        ImageMasks | None,
+        Field(
+            help="Where in the image that image counts: white there.",
+            details="One for each image of an adapter, or those by the adapter's name; see "
+            ":mod:`kdrt.adapters.image_mask`.",
+            form=IMAGE_FILE,
+            flags=("--ip-adapter-mask",),
+            record="IP-Adapter masks",
         ),
     ]
     original_size: Annotated[

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kdrt.adapters.ip_adapter import ImagePrompt
+from kdrt.adapters.image_prompt import ImageRequest
 from kdrt.adapters.unet_features import Features
 from kdrt.bundle import Manifest
 from kdrt.common.literals import OutputType
@@ -81,6 +81,7 @@ class Job(PromptJob):
             regions; None without.
         shortcuts: which evaluations do less.
         controls: the control images that add anything.
+        image_prompt: what IP-Adapters are given; None is nothing.
         time_ids, negative_time_ids: SDXL's six numbers of size conditioning, the refiner's five;
             None without.
         output_type: the form of the result.
@@ -108,9 +109,7 @@ class Job(PromptJob):
     shortcuts: Shortcuts
     freeu: FreeU
     controls: tuple[JobControl, ...]
-    ip_adapter_image: ImagePrompt | None
-    ip_adapter_image_embeds: Tensor | None
-    ip_adapter_scale: float
+    image_prompt: ImageRequest | None
     time_ids: TimeIds | None
     negative_time_ids: TimeIds | None
     output_type: OutputType

@@ -18,7 +18,7 @@ from kdrt.request.field import Field
 from kdrt.request.fields import FIELDS, Request
 from kdrt.request.grid import is_custom
 from kdrt.request.snapshot import GIVEN, JobSnapshot
-from kdrt.request.text_forms import number_text, scalar_text
+from kdrt.request.text_forms import IMAGE_SCALE, number_text, scalar_text
 from kdrt.sampling import find_schedule, is_foreign
 from kdrt.sampling.samplers import label_of
 
@@ -104,6 +104,7 @@ def settings_of(snapshot: JobSnapshot) -> Iterator[tuple[str, Value]]:
         "ip_adapter_scale": lambda: _image_prompt(request),
         "hires_strength": lambda: _hires(request),
         "hires_upscaler": lambda: iter(()),
+        "ip_adapter_masks": lambda: iter(()),
         "mask_image": lambda: iter(() if request["mask_image"] is None else [("Masked", "yes")]),
     }
     for name, field in FIELDS.items():
@@ -220,4 +221,7 @@ def _hires(request: Request) -> Iterator[tuple[str, Value]]:
 
 def _image_prompt(request: Request) -> Iterator[tuple[str, Value]]:
     if request["ip_adapter_image"] is not None or request["ip_adapter_image_embeds"] is not None:
-        yield "IP-Adapter scale", request["ip_adapter_scale"]
+        scale = request["ip_adapter_scale"]
+        yield "IP-Adapter scale", IMAGE_SCALE.write(scale) if isinstance(scale, Mapping) else scale
+        if request["ip_adapter_masks"] is not None:
+            yield "IP-Adapter masks", GIVEN

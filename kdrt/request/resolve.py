@@ -11,13 +11,13 @@ from typing import cast, get_args
 
 import torch
 
+from kdrt.adapters.image_prompt import read_image_request
 from kdrt.bundle import Manifest
 from kdrt.common.literals import OutputType
 from kdrt.common.validation import (
     MAX_SIDE,
     check_callable,
     check_choice,
-    check_finite,
     check_int,
     check_mapping,
 )
@@ -186,9 +186,16 @@ def _resolve_pass(
         shortcuts=shortcuts,
         freeu=freeu,
         controls=controls,
-        ip_adapter_image=request["ip_adapter_image"],
-        ip_adapter_image_embeds=request["ip_adapter_image_embeds"],
-        ip_adapter_scale=check_finite("ip_adapter_scale", request["ip_adapter_scale"]),
+        image_prompt=read_image_request(
+            request["ip_adapter_image"],
+            request["ip_adapter_image_embeds"],
+            request["ip_adapter_scale"],
+            request["ip_adapter_masks"],
+            manifest=manifest,
+            prompts=images,
+            height=height,
+            width=width,
+        ),
         time_ids=positive_ids,
         negative_time_ids=negative_ids,
         output_type=output_type,

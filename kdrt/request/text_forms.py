@@ -7,7 +7,7 @@ writes neither commas nor colons, at which readers of an image's text split it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -106,6 +106,40 @@ def _write_pair(pair: tuple[str, object]) -> str:
     return f"{pair[0]}={scalar_text(pair[1])}"
 
 
+def _read_image_scale(text: str) -> Any:
+    """``0.6``, or parts as ``up.block_0=0/1/0 mid=0.5``."""
+    if "=" not in text:
+        return float(text)
+    scale: dict[str, Any] = {}
+    for part in _parts(text):
+        name, _, value = part.partition("=")
+        numbers = [float(number) for number in value.split("/")]
+        owner, dot, block = name.partition(".")
+        into = scale
+        if dot and owner not in ("down", "up"):  # an adapter's part
+            into = scale.setdefault(owner, {})
+            name = block
+        if not name or not isinstance(into, dict) or name in into:
+            raise ValueError
+        into[name] = numbers if len(numbers) > 1 else numbers[0]
+    return scale
+
+
+def _write_image_scale(value: float | Mapping[str, Any]) -> str:
+    if not isinstance(value, Mapping):
+        return number_text(float(value))
+    return " ".join(_scale_parts(value, ""))
+
+
+def _scale_parts(scale: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    for name, value in scale.items():
+        if isinstance(value, Mapping):
+            yield from _scale_parts(value, f"{prefix}{name}.")
+        else:
+            numbers = value if isinstance(value, Sequence) else [value]
+            yield f"{prefix}{name}={'/'.join(number_text(float(number)) for number in numbers)}"
+
+
 def _parts(text: str) -> list[str]:
     return re.split(r"\s*,\s*|\s+", text.strip())
 
@@ -133,6 +167,9 @@ SIZE = TextForm("WxH", _read_size, _write_size, "1024x768", "width and height")
 """A size is (height, width) in Python, and WIDTHxHEIGHT in text, as everywhere."""
 POINT = TextForm("TOP,LEFT", _read_point, _write_numbers, "0,64", "two whole numbers")
 FREEU = TextForm("FAMILY|B1,B2,S1,S2", _read_freeu, _write_freeu, "1.3,1.4,0.9,0.2", "four numbers")
+IMAGE_SCALE = TextForm(
+    "SCALE", _read_image_scale, _write_image_scale, "0.6 or up.block_0=0/1/0,mid=0.5", "a scale"
+)
 IMAGE_FILE = TextForm("FILE", _unreadable, _given)
 CONTROL_FILE = TextForm("FILE[:OPTIONS]", _unreadable, _given)
 REGION = TextForm("MASK[:WEIGHT]=PROMPT", _unreadable, _given)

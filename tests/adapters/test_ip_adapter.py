@@ -22,7 +22,7 @@ from kdrt.errors import InvalidRequestError
 from kdrt.images.input import clip_pixels
 from kdrt.request.fields import Request
 from kdrt_engines import Engine
-from kdrt_export.errors import SourceError, UnsupportedModelError
+from kdrt_export.errors import SourceError
 from kdrt_export.ip_adapter import IpAdapter
 from kdrt_export.stage import export
 from kdrt_export.verify import relative_error
@@ -56,8 +56,8 @@ def prompted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def test_the_bundle_says_what_it_can_take(prompted: Prompted) -> None:
     manifest = kdrt.Bundle.open(prompted.model.bundle).manifest
     assert manifest.variants == {"ip-adapter": {"unet": "unet-ip-adapter"}}
-    facts = manifest.ip_adapter
-    assert facts is not None
+    facts = manifest.ip_adapters["ip"]
+
     assert (facts.file, facts.tokens, facts.embedding) == ("ip.safetensors", 4, EMBEDDING)
     assert facts.image_encoder == ImageEncoderFacts(size=SIDE, mean=MEAN, std=STD)
     for name in ("unet-ip-adapter", "image_encoder", "image_projection"):
@@ -65,7 +65,7 @@ def test_the_bundle_says_what_it_can_take(prompted: Prompted) -> None:
         assert all(figure.relative_error < 1e-5 for figure in figures)
     with_adapter, without = (manifest.components[n] for n in ("unet-ip-adapter", "unet"))
     extra = {t.name for t in with_adapter.inputs} - {t.name for t in without.inputs}
-    assert extra == {"ip_hidden_states", "ip_scale"}
+    assert extra == {"ip_hidden_states", "ip_scale", "ip_mask"}
 
 
 def test_images_as_prompts_are_those_of_diffusers(prompted: Prompted) -> None:
@@ -197,8 +197,10 @@ def test_the_methods_of_diffusers(prompted: Prompted, model: TinyModel) -> None:
     assert relative_error(by_kdrt(ours.pipeline, **options), expected) < 1e-5
     ours.unload_ip_adapter()
     assert torch.equal(by_kdrt(ours.pipeline), base)
-    with pytest.raises(InvalidRequestError, match="must be a finite number"):
+    with pytest.raises(InvalidRequestError, match="has 2 scales, and the bundle 1 IP-Adapters"):
         ours.set_ip_adapter_scale([0.1, 0.2])
+    with pytest.raises(InvalidRequestError, match="must be a finite number"):
+        ours.set_ip_adapter_scale("a lot")
     with pytest.raises(
         InvalidRequestError, match=r"--ip-adapter some/hub:models/other\.safetensors"
     ):
@@ -243,10 +245,10 @@ def test_adapters_that_cannot_be_exported(prompted: Prompted, tmp_path: Path) ->
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(SourceError, match="is no IP-Adapter"):
         IpAdapter(str(tmp_path / "other.safetensors"))
-    plus = {key.replace("proj.weight", "latents"): value for key, value in state.items()}
-    save_file(plus, tmp_path / "plus.safetensors")
-    with pytest.raises(UnsupportedModelError, match="another projection than a linear one"):
-        IpAdapter(str(tmp_path / "plus.safetensors"))
+    strange = {key.replace("image_proj.", "image_proj.x."): value for key, value in state.items()}
+    save_file(strange, tmp_path / "strange.safetensors")
+    with pytest.raises(SourceError, match="whose projection is of no kind that kdrt knows"):
+        IpAdapter(str(tmp_path / "strange.safetensors"))
     small = {key: value for key, value in state.items() if not key.startswith("ip_adapter.3")}
     save_file(small, tmp_path / "small.safetensors")
     with pytest.raises(SourceError, match="does not fit this model"):

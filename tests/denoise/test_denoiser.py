@@ -14,8 +14,7 @@ from diffusers import (
 )
 from torch import Tensor
 
-from kdrt.bundle import PredictionType
-from kdrt.bundle.manifest import Dtype
+from kdrt.bundle import Dtype, PredictionType
 from kdrt.denoise.bound_unet import guidance_embedding
 from kdrt.denoise.denoiser import Denoiser, is_doubled
 from kdrt.denoise.inputs import DenoiserInputs, UNetConditioning

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import kdrt
-from kdrt.bundle.manifest import Dtype
+from kdrt.bundle import Dtype
 from kdrt.sampling import (
     SAMPLERS,
     SCHEDULES,

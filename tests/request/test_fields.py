@@ -109,7 +109,7 @@ def test_every_range_is_the_one_that_is_checked() -> None:
 def test_the_schema_holds_what_json_holds() -> None:
     properties = request_schema()["properties"]
     left_out = {"image", "mask_image", "latents", "generator", "image_filter", "ip_adapter_image"}
-    left_out |= {"control", "regions"}  # of images
+    left_out |= {"control", "regions", "ip_adapter_masks"}  # of images
     assert FIELDS.keys() - properties.keys() >= left_out
     assert all(name in left_out or "embeds" in name for name in FIELDS.keys() - properties.keys())
     assert properties["sampler"]["type"] == "string"

@@ -45,7 +45,7 @@ NOT_TEXT = {
 }
 """JobSnapshot as "given"."""
 NEED_OTHERS = {
-    *("strength", "keep_unmasked", "denoising_start", "ip_adapter_scale"),
+    *("strength", "keep_unmasked", "denoising_start", "ip_adapter_scale", "ip_adapter_masks"),
     *("hires_steps", "hires_strength", "hires_upscaler"),
     *("mask_blur", "mask_grow", "mask_invert", "soft_mask", "inpaint_fill", "inpaint_padding"),
 }

@@ -13,8 +13,7 @@ import torch
 from diffusers import ControlNetModel, T2IAdapter, UNet2DConditionModel
 from torch import Tensor, nn
 
-from kdrt.bundle import Bundle, Component, ControlFacts, TensorInfo
-from kdrt.bundle.manifest import Dtype
+from kdrt.bundle import Bundle, Component, ControlFacts, Dtype, TensorInfo
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt_engines import Engine, EngineSpec
 from kdrt_engines.spec import TensorSpec, part_of

@@ -31,12 +31,12 @@ from kdrt.bundle import (
     Baked,
     Bundle,
     Component,
+    Dtype,
     LatentFacts,
     Manifest,
     TensorInfo,
     TextEncoderFacts,
 )
-from kdrt.bundle.manifest import Dtype
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt_engines.torch_eager import TorchEngine
 from kdrt_export.report import Silent

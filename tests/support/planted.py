@@ -9,8 +9,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from kdrt.bundle import Bundle, TensorInfo, write_manifest
-from kdrt.bundle.manifest import Dtype
+from kdrt.bundle import Bundle, Dtype, TensorInfo, write_manifest
 from kdrt.bundle.store import read_manifest
 from kdrt_engines.spec import EngineSpec, TensorSpec
 from kdrt_export.components import ExportComponent

@@ -52,10 +52,8 @@ def by_diffusers(pipe: Any, **options: Any) -> Tensor:
         PROMPT,
         negative_prompt=NEGATIVE,
         num_inference_steps=STEPS,
-        height=HEIGHT,
-        width=WIDTH,
         output_type="latent",
-        **{"latents": latents(), **options},
+        **{"height": HEIGHT, "width": WIDTH, "latents": latents(), **options},
     ).images
 
 

@@ -20,6 +20,7 @@ from kdrt.bundle import (
     Baked,
     Bundle,
     Component,
+    Dtype,
     EdmFacts,
     LatentFacts,
     Manifest,
@@ -28,7 +29,6 @@ from kdrt.bundle import (
     TensorInfo,
     TextEncoderFacts,
 )
-from kdrt.bundle.manifest import Dtype
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt_engines import EngineSpec
 from kdrt_engines.torch_eager import TorchEngine

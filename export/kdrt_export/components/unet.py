@@ -20,6 +20,7 @@ from kdrt_export.components.residuals import Residuals
 from kdrt_export.components.sizes import sides
 from kdrt_export.errors import UnsupportedModelError
 from kdrt_export.rewrites.fused_qkv import rewrite_attention
+from kdrt_export.rewrites.image_prompt import ImagePrompt, image_attentions
 from kdrt_export.rewrites.transformer import rewrite_transformers
 from kdrt_export.rewrites.up_block import rewrite_up_blocks
 
@@ -48,16 +49,17 @@ class ExportUNet(ExportComponent):
 
     Inputs: sample [B,C,h,w], timestep [B] float32 (fractional), encoder_hidden_states [B,L,D],
     for SDXL text_embeds [B,P] and time_ids [B,6] float32 (its refiner: [B,5]), for distilled
-    models timestep_cond [B,K], with an IP-Adapter ip_hidden_states [B,N,D] and ip_scale [1]
-    float32, freeu [B,4] float32, a row (b1, b2, s1, s2) for each image; for ``control`` those of
-    :class:`kdrt_export.components.residuals.Residuals`. Output: noise_pred
-    [B,C,h,w], and for ``deep_feature`` what comes to the last layer of the last up block,
-    deep_feature [B,D,h,w].
+    models timestep_cond [B,K], with IP-Adapters for S images their tokens one after the other,
+    ip_hidden_states [B,N,D], and ip_scale [B,S,A] and ip_mask [B,S·K,h,w], float32, as
+    :class:`kdrt_export.rewrites.image_prompt.ImagePrompt` has them, freeu [B,4] float32, a row
+    (b1, b2, s1, s2) for each image; for ``control`` those of
+    :class:`kdrt_export.components.residuals.Residuals`. Output: noise_pred [B,C,h,w], and for
+    ``deep_feature`` what comes to the last layer of the last up block, deep_feature [B,D,h,w].
 
     Args:
-        unet: the network; for ``ip_tokens`` with the adapter's attention processors.
+        unet: the network; for ``ip_tokens`` with the adapters' attention processors.
         fuse_qkv: concatenate attention projections.
-        ip_tokens: N, how many tokens an IP-Adapter makes of an image.
+        ip_tokens: how many tokens IP-Adapters make of each of S images.
         time_ids: how many numbers of size conditioning it takes.
         deep_feature: hand it out, for
             :class:`kdrt_export.components.shallow_unet.ExportShallowUNet`.
@@ -72,7 +74,7 @@ class ExportUNet(ExportComponent):
         unet: UNet2DConditionModel,
         *,
         fuse_qkv: bool = True,
-        ip_tokens: int | None = None,
+        ip_tokens: Sequence[int] = (),
         time_ids: int = 6,
         deep_feature: bool = False,
         control: bool = False,
@@ -89,7 +91,9 @@ class ExportUNet(ExportComponent):
         self.usual_height = latent_size(unet)[0]
         smallest = 2 ** (len(unet.config.block_out_channels) - 1)
         self.multiples = MappingProxyType({"h": smallest, "w": smallest})
-        self.ip_tokens = ip_tokens
+        self.ip_tokens = tuple(ip_tokens)
+        self.attentions = image_attentions(unet)
+        self._levels = sorted({attention.level for attention in self.attentions})
         self.fuse_qkv = fuse_qkv
         self.has_added = unet.config.addition_embed_type == "text_time"
         self.cond_dim: int | None = unet.config.time_cond_proj_dim
@@ -112,11 +116,10 @@ class ExportUNet(ExportComponent):
         ((b1, b2, s1, s2),) = named["freeu"].tolist()
         self.unet.enable_freeu(s1=s1, s2=s2, b1=b1, b2=b2)
         added: dict[str, Any] = {}
-        if self.ip_tokens is not None:
-            added["image_embeds"] = [named["ip_hidden_states"]]
-            for processor in self.unet.attn_processors.values():
-                if hasattr(processor, "to_k_ip"):
-                    processor.scale = [float(named["ip_scale"])]
+        if self.ip_tokens:
+            tokens = named["ip_hidden_states"].split(self.ip_tokens, dim=1)
+            added["image_embeds"] = list(tokens)
+            self._weigh_images(ImagePrompt(tokens, named["ip_scale"], named["ip_mask"]))
         deep: list[torch.Tensor] = []
         hook = _before_last_layer(self.unet).register_forward_hook(
             # A transformer returns a tuple of one, a residual block its tensor. diffusers' FreeU
@@ -144,9 +147,21 @@ class ExportUNet(ExportComponent):
         self.unet.disable_freeu()
         return (*result, *deep) if self.deep_feature else result
 
+    def _weigh_images(self, prompt: ImagePrompt) -> None:
+        """Tell diffusers' attentions of one image how much its prompts of images count."""
+        for column, (_, path, level) in enumerate(self.attentions):
+            size = [-(-side // 2**level) for side in prompt.mask.shape[-2:]]
+            told = prompt.at(column, self._levels.index(level), prompt.mask.new_empty(1, 1, *size))
+            for name, processor in self.unet.attn_processors.items():
+                if name.startswith(f"{path}.") and hasattr(processor, "to_k_ip"):
+                    processor.scale = [_Weight(weight) for weight in told.weights]
+
     def rewrite(self) -> None:
         rewrite_attention(self.unet, fuse=self.fuse_qkv)
         rewrite_transformers(self.unet)
+        for column, (_, path, level) in enumerate(self.attentions):
+            transformer: Any = self.unet.get_submodule(path)
+            transformer.column, transformer.channel = column, self._levels.index(level)
         rewrite_up_blocks(self.unet)
 
     def make_spec(self, dtype: str) -> EngineSpec:
@@ -171,10 +186,14 @@ class ExportUNet(ExportComponent):
             inputs.append(TensorSpec("time_ids", "float32", ("B", self.time_ids)))
         if self.cond_dim is not None:
             inputs.append(TensorSpec("timestep_cond", dtype, ("B", self.cond_dim)))
-        if self.ip_tokens is not None:
-            tokens = ("B", self.ip_tokens, self.context_width)
+        if self.ip_tokens:
+            images = len(self.ip_tokens)
+            tokens = ("B", sum(self.ip_tokens), self.context_width)
             inputs.append(TensorSpec("ip_hidden_states", dtype, tokens))
-            inputs.append(TensorSpec("ip_scale", "float32", (1,)))
+            scale = ("B", images, len(self.attentions))
+            inputs.append(TensorSpec("ip_scale", "float32", scale))
+            mask = ("B", images * len(self._levels), "h", "w")
+            inputs.append(TensorSpec("ip_mask", "float32", mask))
         inputs.append(TensorSpec("freeu", "float32", ("B", 4)))
         if self.residuals is not None:
             inputs.extend(self.residuals.specs(dtype))
@@ -195,8 +214,8 @@ class ExportUNet(ExportComponent):
         time = example_time(tensor, shape, generator)
         if time is not None:
             return time
-        if tensor.name == "ip_scale":
-            return torch.tensor([0.6])
+        if tensor.name in ("ip_scale", "ip_mask"):
+            return torch.rand(shape, generator=generator)
         if tensor.name == "freeu":
             # Weaker from image to image, so that no two have the same.
             share = 1 / torch.arange(1, shape[0] + 1)[:, None]
@@ -214,8 +233,10 @@ class ExportUNet(ExportComponent):
         extra = dict(zip([t.name for t in self.spec.inputs[3:]], rest, strict=True))
         embedding = self._embed_time(sample.dtype, timestep, extra)
         context: Any = encoder_hidden_states
-        if self.ip_tokens is not None:
-            context = (encoder_hidden_states, extra["ip_hidden_states"], extra["ip_scale"])
+        if self.ip_tokens:
+            tokens = extra["ip_hidden_states"].split(self.ip_tokens, dim=1)
+            prompt = ImagePrompt(tokens, extra["ip_scale"], extra["ip_mask"])
+            context = (encoder_hidden_states, prompt)
         hidden = unet.conv_in(sample)
         skips = [hidden]
         for index, block in enumerate(unet.down_blocks):
@@ -241,6 +262,20 @@ class ExportUNet(ExportComponent):
     ) -> torch.Tensor:
         time_ids = self.time_ids if self.has_added else None
         return embed_time(self.unet, dtype, timestep, extra, time_ids)
+
+
+class _Weight:
+    """A scale for each place, where diffusers has one for all: it leaves out what is 0, and
+    multiplies by the rest."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self._weight = weight
+
+    def __eq__(self, other: object) -> bool:
+        return False
+
+    def __mul__(self, states: torch.Tensor) -> torch.Tensor:
+        return self._weight * states
 
 
 def _before_last_layer(unet: Any) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import torch
@@ -33,11 +34,18 @@ class VisionTransformer(nn.Module):
         self.post_layer_norm = source.post_layernorm
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self._through(pixels, len(self.layers))
+
+    def before_last(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The hidden states ``[B, N, D]`` that come to the last layer."""
+        return self._through(pixels, len(self.layers) - 1)
+
+    def _through(self, pixels: torch.Tensor, layers: int) -> torch.Tensor:
         patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)
         first = self.class_embedding.expand(patches.shape[0], 1, -1)
         hidden = torch.cat([first, patches], dim=1) + self.position_embedding.weight
         hidden = self.pre_layer_norm(hidden)
-        for layer in self.layers:
+        for layer in islice(self.layers, layers):
             hidden = layer(hidden)
         return hidden
 

@@ -13,18 +13,15 @@ from torch import nn
 
 from kdrt_export.errors import UnsupportedModelError
 from kdrt_export.onnx.ops import attention, to_image, to_tokens
-
-ImagePrompted = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""Encoder hidden states, the tokens of an image, and how much they count."""
+from kdrt_export.rewrites.image_prompt import ImageTokens
 
 
 class ExportAttention(nn.Module):
     """Stands in for diffusers' ``Attention`` with the default processor.
 
     ``forward`` takes hidden states [B, L, D] or [B, C, H, W] and, for cross-attention, encoder
-    hidden states [B, M, E]; it returns the shape of its first argument. With an IP-Adapter the
-    latter come as a tuple with the image's tokens [B, N, E] and a scale [1], and a second attention
-    to those is added (Ye et al. 2023, arXiv:2308.06721).
+    hidden states [B, M, E]; it returns the shape of its first argument. With IP-Adapters the
+    latter come as a tuple with the tokens of images, and an attention to each of those is added.
 
     Attributes:
         can_be_perturbed: a self-attention that is the identity map in ``perturbed_rows`` [B], those
@@ -48,14 +45,14 @@ class ExportAttention(nn.Module):
             self.to_kv = concatenate(source.to_k, source.to_v)
         else:
             self.to_qkv = concatenate(source.to_q, source.to_k, source.to_v)
-        self.to_kv_ip = image_projections(source)
+        self.to_kv_ip, self.adapter_of_image = image_projections(source)
         self.to_out = source.to_out
         self.can_be_perturbed = False
 
     def forward(
         self,
         hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | ImagePrompted | None = None,
+        encoder_hidden_states: torch.Tensor | tuple[torch.Tensor, ImageTokens] | None = None,
         attention_mask: torch.Tensor | None = None,
         perturbed_rows: torch.Tensor | None = None,
         **_: object,
@@ -63,7 +60,7 @@ class ExportAttention(nn.Module):
         assert attention_mask is None, "traced networks take no attention mask"
         image = None
         if isinstance(encoder_hidden_states, tuple):
-            encoder_hidden_states, *image = encoder_hidden_states
+            encoder_hidden_states, image = encoder_hidden_states
         residual = hidden_states
         spatial = hidden_states.ndim == 4
         if spatial:
@@ -75,10 +72,12 @@ class ExportAttention(nn.Module):
         if perturbed_rows is not None and self.can_be_perturbed:
             attended = torch.where(perturbed_rows[:, None, None] > 0, value, attended)
         if image is not None and self.to_kv_ip is not None:
-            tokens, scale = image
-            key, value = self.to_kv_ip(tokens).split(self.heads * self.head_dim, dim=-1)
-            of_image = attention(query, key, value, self.heads, self.head_dim)
-            attended = attended + scale.to(of_image.dtype) * of_image
+            for adapter, tokens, weight in zip(self.adapter_of_image, *image, strict=True):
+                key, value = self.to_kv_ip[adapter](tokens).split(
+                    self.heads * self.head_dim, dim=-1
+                )
+                of_image = attention(query, key, value, self.heads, self.head_dim)
+                attended = attended + weight * of_image
         out = self.to_out[0](attended)
         if spatial:
             out = to_image(out, residual)
@@ -100,12 +99,16 @@ class ExportAttention(nn.Module):
         return query, key, value
 
 
-def image_projections(source: Attention) -> nn.Linear | None:
-    """Key and value of diffusers' IP-Adapter processor side by side, if there is one."""
+def image_projections(source: Attention) -> tuple[nn.ModuleList | None, list[int]]:
+    """Key and value of diffusers' IP-Adapter processor side by side, for each adapter, and which of
+    them each image takes: those of one adapter share them. None without a processor of that
+    kind."""
     keys = getattr(source.processor, "to_k_ip", None)
     if keys is None:
-        return None
-    return concatenate(keys[0], source.processor.to_v_ip[0])
+        return None, []
+    values = dict(zip(keys, source.processor.to_v_ip, strict=True))
+    fused = nn.ModuleList(concatenate(key, value) for key, value in values.items())
+    return fused, [list(values).index(key) for key in keys]
 
 
 def concatenate(*linears: nn.Linear) -> nn.Linear:

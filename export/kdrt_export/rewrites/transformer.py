@@ -16,6 +16,7 @@ from torch import nn
 
 from kdrt_export.errors import UnsupportedModelError
 from kdrt_export.onnx.ops import to_image, to_tokens
+from kdrt_export.rewrites.image_prompt import ImagePrompt
 
 
 class Perturbed(NamedTuple):
@@ -27,7 +28,11 @@ class Perturbed(NamedTuple):
 
 
 class ExportTransformer(nn.Module):
-    """hidden_states [B, C, H, W], encoder_hidden_states [B, L, D] → [B, C, H, W]."""
+    """hidden_states [B, C, H, W], encoder_hidden_states [B, L, D] → [B, C, H, W]. With IP-Adapters
+    the latter come as a tuple with an `ImagePrompt`, of whose scale and mask this transformer has
+    one ``column`` and ``channel``."""
+
+    column, channel = 0, 0
 
     def __init__(self, source: Transformer2DModel) -> None:
         super().__init__()
@@ -42,14 +47,18 @@ class ExportTransformer(nn.Module):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | Perturbed,
+        encoder_hidden_states: torch.Tensor | tuple[torch.Tensor, ImagePrompt] | Perturbed,
         **_: object,
     ) -> tuple[torch.Tensor]:
-        context, to_attentions = encoder_hidden_states, None
+        context: object = encoder_hidden_states
+        to_attentions = None
         if isinstance(context, Perturbed):
             context, rows = context
             to_attentions = {"perturbed_rows": rows}
         residual = hidden_states
+        if isinstance(context, tuple):
+            prompt, image = context
+            context = prompt, image.at(self.column, self.channel, residual)
         hidden = self.norm(hidden_states)
         tokens = self.proj_in(to_tokens(hidden)) if self.linear else to_tokens(self.proj_in(hidden))
         for block in self.transformer_blocks:

@@ -10,6 +10,7 @@ Its files:
     single_file       a checkpoint file
     checkpoint_file   what such a file is
     control           ControlNets and T2I-Adapters
+    ip_adapter        IP-Adapters
     layouts           its networks by diffusers' names
     random_weights    an architecture with random weights
     replacement_unet  another UNet (``--unet``)

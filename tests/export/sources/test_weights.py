@@ -26,7 +26,7 @@ from transformers import (
 
 from kdrt_export import stage
 from kdrt_export.errors import ExportError, SourceError, UnsupportedModelError
-from kdrt_export.ip_adapter import IpAdapter
+from kdrt_export.ip_adapter import IpAdapter, attach
 from kdrt_export.sources import open_source
 from kdrt_export.sources.replacement_vae import replacement_vae
 from kdrt_export.sources.weight_files import choose_weights, read_tensors
@@ -307,7 +307,7 @@ def test_an_adapter_has_a_key_and_a_value_for_every_attention(tmp_path: Path) ->
     file = tmp_path / "ip.safetensors"
     state = adapter_state(unet("sd"))
     save_file(state, file)
-    assert IpAdapter(str(file)).attach(unet("sd")).tokens == 4
+    assert attach(unet("sd"), [IpAdapter(str(file))])[0].tokens == 4
     cut = state.copy()
     del cut["ip_adapter.3.to_v_ip.weight"]
     for changed, words in (
@@ -318,7 +318,7 @@ def test_an_adapter_has_a_key_and_a_value_for_every_attention(tmp_path: Path) ->
     ):
         save_file(changed, file)
         with pytest.raises(SourceError, match=f"does not fit this model .*{words}"):
-            IpAdapter(str(file)).attach(unet("sd"))
+            attach(unet("sd"), [IpAdapter(str(file))])
 
 
 @pytest.mark.parametrize("prefix", ["", "text_model.", "text_model.text_model."])
