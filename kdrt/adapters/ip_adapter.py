@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kdrt.adapters.image_prompt import AdapterImages, ImageRequest
 from kdrt.adapters.variants import ComponentLoader
+from kdrt.backends.profiles import IMAGE_PROMPTS
 from kdrt.bundle import ImageEncoderFacts, IpAdapterFacts, Manifest
 from kdrt.common.upload import upload
 from kdrt.errors import InvalidRequestError
@@ -153,12 +154,15 @@ class ImagePrompts:
                     "this pipeline cannot load an image encoder: use kdrt.load"
                 )
             self._engines[component] = self._load(component)
-        batch = len(next(iter(inputs.values())))
-        binding = self._engines[component].bind(B=batch)
-        for name, value in inputs.items():
-            binding.inputs[name].copy_(value)
-        binding.run()
-        return binding.outputs[target].clone()
+        parts = [torch.split(value, IMAGE_PROMPTS.max) for value in inputs.values()]
+        results = []
+        for values in zip(*parts, strict=True):
+            binding = self._engines[component].bind(B=len(values[0]))
+            for name, value in zip(inputs, values, strict=True):
+                binding.inputs[name].copy_(value)
+            binding.run()
+            results.append(binding.outputs[target].clone())
+        return torch.cat(results)
 
 
 def write_image_prompt(

@@ -30,6 +30,9 @@ IMAGES = Range(1, 1, 4)
 PROMPTS = Range(1, 1, 8)
 """Prompts, or chunks of one, that a text encoder takes at once."""
 
+IMAGE_PROMPTS = Range(1, 1, 4)
+"""Images for IP-Adapters that are encoded at once."""
+
 CHUNKS = 3
 """Most chunks of a prompt; each is as long as the text encoder reads at once."""
 
@@ -133,6 +136,8 @@ def _profile(manifest: Manifest, component: str, name: str) -> Profile:
     for facts in manifest.text_encoders:
         if facts.component == component:
             return Profile("prompts", {"B": PROMPTS, "L": Range.fixed(facts.max_length)})
+    if component in manifest.image_prompt_components:
+        return Profile("images", {"B": IMAGE_PROMPTS})
     if component in ("vae_decoder", "vae_encoder", "preview_decoder"):
         height, width = _limited(wanted.height, wanted.width)
         return Profile(name, {"B": Range.fixed(1), "h": height, "w": width})

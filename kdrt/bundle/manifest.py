@@ -303,6 +303,22 @@ class Manifest(Strict):
         """How the command begins that exports the model again; the source may be any text."""
         return f"kdrt export {shlex.quote(self.source)}"
 
+    @property
+    def image_prompt_components(self) -> frozenset[str]:
+        """What makes tokens of the images for IP-Adapters."""
+        encoders = (facts.image_encoder for facts in self.ip_adapters.values())
+        return frozenset(
+            [facts.projection for facts in self.ip_adapters.values()]
+            + [encoder.component for encoder in encoders if encoder is not None]
+        )
+
+    @model_validator(mode="after")
+    def _image_prompts_exist(self) -> Manifest:
+        missing = self.image_prompt_components - self.components.keys()
+        if missing:
+            raise ValueError(f"an IP-Adapter has no component '{min(missing)}'")
+        return self
+
     @model_validator(mode="after")
     def _variants_exist(self) -> Manifest:
         for name, parts in self.variants.items():

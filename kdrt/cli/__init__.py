@@ -25,6 +25,7 @@ Its files:
     requests_run     a run over a file of requests, and where it goes on
     control_option   a control image, and how it is used
     region_option    a region of an image, and its prompt
+    ip_adapter_image images for IP-Adapters, and their masks
     request_digest   what tells one request from another
     run_record       which images are made
     many             many requests, in flight together

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from kdrt.cli.control_option import paths_of
 from kdrt.cli.image_files import ImageFiles
 from kdrt.cli.interrupts import Interrupt, interrupts_told
+from kdrt.cli.ip_adapter_image import paths_in
 from kdrt.cli.region_option import mask_files
 from kdrt.cli.request_json import CONTROL, REGIONS, with_files
 from kdrt.cli.requests_file import RequestLine
@@ -69,7 +70,7 @@ class Task:
         controls: Any = self.line.request.get(CONTROL) or ()
         regions: Any = self.line.request.get(REGIONS) or ()
         return (
-            any(isinstance(value, Path) for value in self.line.request.values())
+            any(any(paths_in(value)) for value in self.line.request.values())
             or any(map(paths_of, controls))
             or bool(mask_files(regions))
         )

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from kdrt.cli.control_option import json_controls, paths_of, with_images
 from kdrt.cli.image_input import read_image
+from kdrt.cli.ip_adapter_image import json_images, paths_in, with_pictures
 from kdrt.cli.region_option import json_regions, mask_files, with_masks
 from kdrt.common.paths import user_path
 from kdrt.common.validation import check_texts, excerpt
@@ -24,7 +25,7 @@ from kdrt.request.complete import check_names, complete, known_word
 from kdrt.request.field import Field
 from kdrt.request.fields import FIELDS, Request
 from kdrt.request.schema import request_model
-from kdrt.request.text_forms import IMAGE_FILE, LATENTS_FILE
+from kdrt.request.text_forms import IMAGE_FILE, IMAGE_FILES, LATENTS_FILE
 
 FILE_FIELDS = tuple(
     name for name, field in FIELDS.items() if field.form in (IMAGE_FILE, LATENTS_FILE)
@@ -32,6 +33,7 @@ FILE_FIELDS = tuple(
 """Fields whose values are files here; :func:`with_files` reads them."""
 
 CONTROL, REGIONS = "control", "regions"
+PROMPT_IMAGES = tuple(name for name, field in FIELDS.items() if field.form is IMAGE_FILES)
 """Fields whose values hold files."""
 
 _TEXTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
@@ -89,7 +91,12 @@ def json_request(fields: Mapping[str, Any], folder: Path) -> Request:
         nested[REGIONS] = json_regions(fields[REGIONS], folder)
         for path in mask_files(nested[REGIONS]):
             _check_file(path, True)
-    others = (*FILE_FIELDS, CONTROL, REGIONS)
+    for name in PROMPT_IMAGES:
+        if fields.get(name) is not None:
+            nested[name] = json_images(name, fields[name], folder)
+            for path in paths_in(nested[name]):
+                _check_file(path, True)
+    others = (*FILE_FIELDS, *PROMPT_IMAGES, CONTROL, REGIONS)
     plain = {name: value for name, value in fields.items() if name not in others}
     for name in _TEXTS:
         if plain.get(name) is not None:
@@ -109,9 +116,16 @@ def with_files(request: Request) -> Request:
         InvalidRequestError: a file is missing or damaged.
     """
     given: dict[str, Any] = dict(request)
-    read = {name: _read(name, path) for name, path in given.items() if isinstance(path, Path)}
+    read = {
+        name: _read(name, path)
+        for name, path in given.items()
+        if isinstance(path, Path) and name not in PROMPT_IMAGES
+    }
     if given.get(CONTROL) is not None:
         read[CONTROL] = with_images(given[CONTROL], read_image)
+    for name in PROMPT_IMAGES:
+        if given.get(name) is not None:
+            read[name] = with_pictures(given[name], read_image)
     if given.get(REGIONS) is not None:
         read[REGIONS] = with_masks(given[REGIONS], read_image)
     return cast(Request, {**given, **read})

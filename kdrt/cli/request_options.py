@@ -15,10 +15,20 @@ from kdrt.cli.prompts_file import as_text
 from kdrt.errors import InvalidRequestError
 from kdrt.request.field import BEGINNING, IMAGE, SAMPLING, SDXL, Field
 from kdrt.request.fields import FIELDS
-from kdrt.request.text_forms import CONTROL_FILE, IMAGE_FILE, LATENTS_FILE, REGION, SIZE
+from kdrt.request.text_forms import (
+    CONTROL_FILE,
+    IMAGE_FILE,
+    IMAGE_FILES,
+    LATENTS_FILE,
+    REGION,
+    SIZE,
+)
 
 _LISTS = ("prompt",)
 """Fields that may be given several times."""
+
+_SEVERAL = (CONTROL_FILE, IMAGE_FILES, REGION)
+"""Forms of those that may too."""
 
 _SIZE = typer.Option(
     "--size",
@@ -112,7 +122,7 @@ def _parameter(field: Field) -> Parameter:
 def _typer_type(field: Field) -> Any:
     if field.form in (IMAGE_FILE, LATENTS_FILE):
         return Path
-    if field.is_mapping or field.name in _LISTS or field.form in (CONTROL_FILE, REGION):
+    if field.is_mapping or field.name in _LISTS or field.form in _SEVERAL:
         return list[str]
     # Words are checked with the request: in any case, and by a sentence of our own.
     is_text = field.form is not None or get_origin(field.scalar) is Literal
@@ -162,6 +172,12 @@ def _value(field: Field, given: Any) -> Any:
         from kdrt.cli.image_input import read_image
 
         return with_images([control_option(text) for text in given], read_image)
+    if field.form is IMAGE_FILES:
+        from kdrt.cli.image_input import read_image
+        from kdrt.cli.ip_adapter_image import image_options, with_pictures
+
+        at_once = field.name == "ip_adapter_image"
+        return with_pictures(image_options(flag, given, at_once=at_once), read_image)
     if field.form is REGION:
         from kdrt.cli.image_input import read_image
         from kdrt.cli.region_option import region_option, with_masks

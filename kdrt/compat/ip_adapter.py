@@ -42,19 +42,24 @@ class IpAdapterMixin:
         image_encoder_folder: str | None = "image_encoder",
         **_: Any,
     ) -> None:
-        """Switch to the bundle's IP-Adapter, which must be the one named here.
+        """Switch to the UNet with the bundle's IP-Adapters, which must be those named here.
+
+        Args:
+            pretrained_model_name_or_path_or_dict: a hub id or a path; or one for each adapter.
+            subfolder: the folder there; or likewise.
+            weight_name: the file there; or likewise.
+            image_encoder_folder: of no effect: the encoder is exported with the adapters.
 
         Raises:
-            InvalidRequestError: the bundle has none, or another; the message says what to export.
+            InvalidRequestError: the bundle has none, or others; the message says what to export.
         """
         manifest = self.pipeline.bundle.manifest
-        source, subfolder, weight_name = map(
-            _single, (pretrained_model_name_or_path_or_dict, subfolder or "", weight_name or "")
-        )
-        name = weight_name or PurePath(source).name
+        named = _aligned(pretrained_model_name_or_path_or_dict, subfolder or "", weight_name or "")
         files = [facts.file for facts in manifest.ip_adapters.values()]
-        if name not in files:
-            inside = PurePath(subfolder, weight_name).as_posix() if weight_name else ""
+        for source, folder, file in named:
+            if (file or PurePath(source).name) in files:
+                continue
+            inside = PurePath(folder, file).as_posix() if file else ""
             separator = "/" if Path(source).is_dir() else ":"
             wanted = f"{source}{separator}{inside}" if inside else source
             raise InvalidRequestError(
@@ -185,12 +190,27 @@ def _mask_lists(masks: Any, names: Sequence[str]) -> Any:
     }
 
 
-def _single(value: object) -> str:
-    """A name or path, given alone or in a list of one."""
-    one = value[0] if isinstance(value, list) and len(value) == 1 else value
-    if not isinstance(one, (str, os.PathLike)):
-        raise InvalidRequestError(
-            "load_ip_adapter takes one adapter: a hub id or a path, the name of its folder there, "
-            f"and the name of its file, not {excerpt(value)}"
-        )
-    return os.fspath(one)
+def _aligned(*arguments: object) -> list[tuple[str, ...]]:
+    """Names and paths by adapter: each argument is one for all, or a list with one for each."""
+    listed = [each if isinstance(each, list) else [each] for each in arguments]
+    count = max(map(len, listed))
+    for argument in listed:
+        if len(argument) not in (1, count) or not all(
+            isinstance(each, (str, os.PathLike)) for each in argument
+        ):
+            raise InvalidRequestError(
+                "load_ip_adapter takes one adapter: a hub id or a path, the name of its folder "
+                "there, and the name of its file; or lists of these with one for each adapter, not "
+                f"{excerpt(argument[0] if len(argument) == 1 else argument)}"
+            )
+    columns = [argument * (count // len(argument)) for argument in listed]
+    return [tuple(map(os.fspath, row)) for row in zip(*columns, strict=True)]
+
+
+def masks_given(masks: Any, unknown: dict[str, Any]) -> Any:
+    """``ip_adapter_masks``, or those in diffusers' ``cross_attention_kwargs``, which are taken out
+    of the ``unknown`` arguments."""
+    inside = unknown.get("cross_attention_kwargs")
+    if masks is not None or not isinstance(inside, dict) or inside.keys() != {"ip_adapter_masks"}:
+        return masks
+    return unknown.pop("cross_attention_kwargs")["ip_adapter_masks"]

@@ -22,7 +22,7 @@ from kdrt.compat.conditions import Conditions
 from kdrt.compat.device_arguments import as_device
 from kdrt.compat.encoding import repeat
 from kdrt.compat.image_processor import output_type_of
-from kdrt.compat.ip_adapter import IpAdapterMixin
+from kdrt.compat.ip_adapter import IpAdapterMixin, masks_given
 from kdrt.compat.lora import LoraMixin
 from kdrt.compat.noise import Generators
 from kdrt.compat.outputs import StableDiffusionXLPipelineOutput
@@ -118,6 +118,7 @@ class StableDiffusionXLKDiffusionPipeline(
             ShapeError: the engine was not made for this size.
             NonFiniteError: the network overflowed.
         """
+        ip_adapter_masks = masks_given(ip_adapter_masks, unknown)
         refuse_arguments(unknown)
         exact = self.exact if exact is None else exact
         height, width = self._size(height, width)

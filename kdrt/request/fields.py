@@ -24,6 +24,7 @@ from kdrt.request.text_forms import (
     CONTROL_FILE,
     FREEU,
     IMAGE_FILE,
+    IMAGE_FILES,
     IMAGE_SCALE,
     LATENTS_FILE,
     POINT,
@@ -728,11 +729,12 @@ class RequestFields(PromptFields, total=False):
     ip_adapter_image: Annotated[
         ImagePrompt | None,
         Field(
-            help="An image as prompt, for bundles exported with an IP-Adapter.",
+            help="An image as prompt, for bundles exported with an IP-Adapter; several by the "
+            "adapter's name.",
             details="PIL images, one for all or one for each prompt, or by the adapter's name "
             "where there are several; see :mod:`kdrt.adapters.image_prompt`. The variant of the "
             "UNet is then used from here on.",
-            form=IMAGE_FILE,
+            form=IMAGE_FILES,
             record="IP-Adapter image",
         ),
     ]
@@ -759,10 +761,10 @@ class RequestFields(PromptFields, total=False):
     ip_adapter_masks: Annotated[
         ImageMasks | None,
         Field(
-            help="Where in the image that image counts: white there.",
+            help="Where in the image that image counts: white there; one for each.",
             details="One for each image of an adapter, or those by the adapter's name; see "
             ":mod:`kdrt.adapters.image_mask`.",
-            form=IMAGE_FILE,
+            form=IMAGE_FILES,
             flags=("--ip-adapter-mask",),
             record="IP-Adapter masks",
         ),

@@ -170,6 +170,7 @@ FREEU = TextForm("FAMILY|B1,B2,S1,S2", _read_freeu, _write_freeu, "1.3,1.4,0.9,0
 IMAGE_SCALE = TextForm(
     "SCALE", _read_image_scale, _write_image_scale, "0.6 or up.block_0=0/1/0,mid=0.5", "a scale"
 )
+IMAGE_FILES = TextForm("FILE[:name=NAME]", _unreadable, _given)
 IMAGE_FILE = TextForm("FILE", _unreadable, _given)
 CONTROL_FILE = TextForm("FILE[:OPTIONS]", _unreadable, _given)
 REGION = TextForm("MASK[:WEIGHT]=PROMPT", _unreadable, _given)

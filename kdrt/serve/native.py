@@ -40,7 +40,12 @@ from kdrt.serve.submission import Submission
 
 PATH = "/v1/generate"
 
-_IMAGES = ("image", "mask_image", "ip_adapter_image")
+_IMAGES = ("image", "mask_image")
+_PROMPT_IMAGES = ("ip_adapter_image", "ip_adapter_masks")
+
+_Listed = str | list[str | list[str]]
+_Pictures = _Listed | dict[str, _Listed]
+"""Of one IP-Adapter, or of several by name; see :mod:`kdrt.adapters.image_prompt`."""
 
 
 class _Region(pydantic.BaseModel):
@@ -76,8 +81,12 @@ class _Options(pydantic.BaseModel):
         pydantic.Field(description=f"{FIELDS['mask_image'].help} Base64 or a data URL."),
     ] = None
     ip_adapter_image: Annotated[
-        str | None,
+        _Pictures | None,
         pydantic.Field(description=f"{FIELDS['ip_adapter_image'].help} Base64 or a data URL."),
+    ] = None
+    ip_adapter_masks: Annotated[
+        _Pictures | None,
+        pydantic.Field(description=f"{FIELDS['ip_adapter_masks'].help} Base64 or a data URL."),
     ] = None
     regions: Annotated[
         list[_Region] | None,
@@ -169,6 +178,9 @@ def _request_of(body: _Options, limits: RequestLimits) -> kdrt.Request:
         if isinstance(request.get(name), str):
             data = decoded_base64(name, request[name])
             request[name] = read_image(name, data, limits.input_pixels)
+    for name in _PROMPT_IMAGES:
+        if request.get(name) is not None:
+            request[name] = _pictures(name, request[name], limits)
     if request.get("regions") is not None:
         request["regions"] = [
             _region_of(number, region, limits)
@@ -177,6 +189,15 @@ def _request_of(body: _Options, limits: RequestLimits) -> kdrt.Request:
     if body.control is not None:
         request[CONTROL] = read_controls(body.control, limits)
     return cast(kdrt.Request, request)
+
+
+def _pictures(name: str, value: Any, limits: RequestLimits) -> Any:
+    """Images in the place of their texts."""
+    if isinstance(value, list):
+        return [_pictures(name, each, limits) for each in value]
+    if isinstance(value, dict):
+        return {adapter: _pictures(name, each, limits) for adapter, each in value.items()}
+    return read_image(name, decoded_base64(name, value), limits.input_pixels)
 
 
 def _region_of(number: int, region: dict[str, Any], limits: RequestLimits) -> kdrt.Region:

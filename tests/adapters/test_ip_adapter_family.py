@@ -16,6 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 import kdrt
+from kdrt.adapters.image_prompt import read_image_request
+from kdrt.compat.ip_adapter import IpAdapterMixin
 from kdrt.errors import InvalidRequestError
 from kdrt.images.input import clip_pixels
 from kdrt_export.verify import relative_error
@@ -219,6 +221,47 @@ def test_images_in_flight_have_scales_and_masks_of_their_own(family: Family) -> 
     assert all(result.in_flight for result in results)
     for result, latents in zip(results, alone, strict=True):
         assert torch.equal(result.images, latents)
+
+
+class Compatible(IpAdapterMixin):
+    def __init__(self, family: Family) -> None:
+        self.pipeline = family.ours()
+
+
+def test_lists_are_taken_as_diffusers_takes_them(family: Family) -> None:
+    compat = Compatible(family)
+    compat.load_ip_adapter("a/b", subfolder=list(KINDS), weight_name=["ip.safetensors"] * 4)
+    compat.set_ip_adapter_scale([[0.5, {"mid": 1}], 0.8, {"up": {"block_1": 0.3}}, 1.0])
+    planes = IPAdapterMaskProcessor(vae_scale_factor=2).preprocess(masks())
+    tokens, weights = compat._image_prompt(
+        None,
+        [*embeds()[:3], None],
+        [planes[:, 0][None], None, None, None],
+        1,
+        HEIGHT,
+        WIDTH,
+        doubled=True,
+    )
+    shown = given()["ip_adapter_image"]
+    request = read_image_request(
+        {name: shown[name] for name in ("style", "plain")},
+        {"who": FACES["who"]},
+        {"style": [0.5, {"mid": 1}], "plain": 0.8, "who": {"up.block_1": 0.3}},
+        {"style": masks()},
+        manifest=compat.pipeline.bundle.manifest,
+        prompts=1,
+        height=HEIGHT,
+        width=WIDTH,
+    )
+    assert request is not None
+    expected = compat.pipeline.adapters.image_prompts.encode(request, 1, doubled=True)
+    assert tokens is not None
+    assert relative_error(tokens, expected) < 1e-5
+    assert weights is not None
+    assert weights.mask is not None
+    assert request.mask is not None
+    assert torch.equal(weights.scale[0], request.scale)
+    torch.testing.assert_close(weights.mask[0], request.mask)
 
 
 def test_what_is_wrong_is_said(family: Family) -> None:

@@ -192,7 +192,7 @@ def test_loras_that_cannot_be_saved_there(sd: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", [None, 5, {"a": 1}, ["a", "b"], []])
 def test_ip_adapters_that_are_none(tiny: Any, source: Any) -> None:
     pipe = tiny.pipe()
-    for arguments in ((source, "models", "a.bin"), ("x/y", "models", source or 5)):
+    for arguments in ((source, "models", ["a.bin"] * 3), ("x/y", ["b"] * 3, source or 5)):
         with pytest.raises(InvalidRequestError, match="takes one adapter"):
             pipe.load_ip_adapter(*arguments)
     with pytest.raises(InvalidRequestError, match=r"--ip-adapter h94/IP-Adapter:models/a\.bin"):

@@ -223,3 +223,14 @@ def test_words_are_taken_in_any_case(client: TestClient) -> None:
     assert image == made(client, guidance_method="apg", prompt_weighting="a1111")["images"][0]
     assert "guidance_method" in refused(client, guidance_method="apgg")["message"]
     assert "cfg_zero_star" in refused(client, guidance_method="apgg")["message"]
+
+
+def test_images_for_ip_adapters_come_in_base64(client: TestClient) -> None:
+    picture = data_url(Image.new("RGB", (8, 8)))
+    for value in (picture, [picture], {"face": [[picture, picture]]}):
+        message = refused(client, ip_adapter_image=value)["message"]
+        assert "has no UNet with ip-adapter" in message
+    for wrong in ("?", {"face": ["?"]}):
+        assert "ip_adapter_image" in refused(client, ip_adapter_image=wrong)["message"]
+    masks = {"ip_adapter_image": picture, "ip_adapter_masks": {"face": "?"}}
+    assert "ip_adapter_masks" in refused(client, **masks)["message"]
