@@ -11,7 +11,7 @@ from typing import cast, get_args
 
 import torch
 
-from kdrt.adapters.image_prompt import read_image_request
+from kdrt.adapters.image_prompt import ImageRequest, read_image_request
 from kdrt.bundle import Manifest
 from kdrt.common.literals import OutputType
 from kdrt.common.validation import (
@@ -186,22 +186,33 @@ def _resolve_pass(
         shortcuts=shortcuts,
         freeu=freeu,
         controls=controls,
-        image_prompt=read_image_request(
-            request["ip_adapter_image"],
-            request["ip_adapter_image_embeds"],
-            request["ip_adapter_scale"],
-            request["ip_adapter_masks"],
-            manifest=manifest,
-            prompts=images,
-            height=height,
-            width=width,
-        ),
+        image_prompt=_image_prompt(request, manifest, to_make),
         time_ids=positive_ids,
         negative_time_ids=negative_ids,
         output_type=output_type,
         image_filter=request["image_filter"],
         unet_features=unet_features(request),
         snapshot=snapshot,
+    )
+
+
+def _image_prompt(
+    request: Request, manifest: Manifest, to_make: ImagesToMake
+) -> ImageRequest | None:
+    if to_make.part is not None and request["ip_adapter_masks"] is not None:
+        raise InvalidRequestError(
+            "ip_adapter_masks are of whole images, and inpaint_padding makes a part of one: leave "
+            "out one of them"
+        )
+    return read_image_request(
+        request["ip_adapter_image"],
+        request["ip_adapter_image_embeds"],
+        request["ip_adapter_scale"],
+        request["ip_adapter_masks"],
+        manifest=manifest,
+        prompts=to_make.count,
+        height=to_make.height,
+        width=to_make.width,
     )
 
 
