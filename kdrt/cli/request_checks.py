@@ -7,6 +7,7 @@ from typing import cast
 from kdrt.request.complete import complete
 from kdrt.request.fields import Request
 from kdrt.request.grid import check_start, is_custom, with_own_grid
+from kdrt.request.hires import check_hires_fields
 from kdrt.sampling import find_noise, find_sampler, find_schedule, is_foreign
 
 
@@ -18,6 +19,7 @@ def check_without_model(request: Request) -> None:
     """
     request = with_own_grid(complete(request))
     check_start(request)
+    check_hires_fields(request)
     find_noise(request["noise"])
     if not is_foreign(request["sampler"]):
         find_sampler(cast(str, request["sampler"]))

@@ -107,9 +107,24 @@ def test_an_image_tells_it_and_makes_it_again(sdxl: TinyModel, tmp_path: Path) -
     again = kdrt.request_from(result.save(tmp_path / "a.png"))
     assert again["hires_strength"] == 0.5
     assert "strength" not in again
-    assert pipe(**again).images[0].tobytes() == result.images[0].tobytes()
+    options: dict[str, Any] = {"hires_upscaler": "latent_bicubic", **FIELDS, **HIRES}
+    expected = pipe("a", output_type="latent", **options).images
+    assert torch.equal(as_tensor(pipe(**again, output_type="latent").images), expected)
     other = kdrt.request_from(tmp_path / "a.png", hires_scale=1.5)
     assert (other["hires_scale"], other["hires_steps"]) == (1.5, 3)
+
+
+def test_masks_of_regions_grow_with_the_image(sdxl: TinyModel) -> None:
+    left = np.zeros((32, 48), np.uint8)
+    left[:, :24] = 255
+    options: dict[str, Any] = {"output_type": "latent", **FIELDS, **HIRES}
+    array, tensor, image = (
+        sdxl.pipeline("a", regions=[kdrt.Region("blue", mask)], **options).images
+        for mask in (left, torch.tensor(left)[None], Image.fromarray(left))
+    )
+    assert torch.equal(array, tensor)
+    assert torch.equal(array, image)
+    assert not torch.allclose(array, sdxl.pipeline("a", **options).images, atol=1e-3)
 
 
 def test_names_of_upscalers() -> None:

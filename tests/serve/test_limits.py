@@ -87,6 +87,14 @@ def test_scales_of_which_no_image_comes_are_refused(scale: Any) -> None:
         LIMITS.check_scales({"style": scale})
 
 
+def test_a_second_pass_is_within_them_too() -> None:
+    assert check(width=32, height=32, hires_scale=2, hires_steps=10) == 1
+    with pytest.raises(LimitError, match=r"96x96 has 9216 pixels.*smaller hires_scale"):
+        check(width=32, height=32, hires_scale=3)
+    with pytest.raises(LimitError, match="hires_steps is 11"):
+        check(width=32, height=32, hires_scale=2, hires_steps=11)
+
+
 def test_a_masked_part_is_answered_with_the_whole_image() -> None:
     small, large = Image.new("RGB", (64, 64)), Image.new("RGB", (96, 64))
     assert check(image=small, inpaint_padding=4, width=64, height=64) == 1

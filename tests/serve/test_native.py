@@ -170,6 +170,15 @@ def test_a_stream_tells_every_step_and_ends_with_the_answer(client: TestClient) 
     assert data[4] == made(client, steps=3)
 
 
+def test_a_stream_tells_the_steps_of_both_passes(client: TestClient) -> None:
+    hires = {"steps": 3, "hires_scale": 1.5, "hires_steps": 2, "stream": True}
+    _, *steps, (name, result) = events_of(client.post(PATH, json={**SHORT, **hires}).text)
+    assert [(data["step"], data["steps"]) for _, data in steps] == [(n, 5) for n in range(1, 6)]
+    assert name == "result"
+    assert result["in_flight"]
+    assert image_of(result["images"][0]["image"]).size == (96, 96)
+
+
 @pytest.mark.parametrize(("every", "steps"), [(0, []), (1, [1, 2, 3, 4]), (2, [2, 4]), (3, [3])])
 def test_previews_come_as_often_as_asked_for(
     client: TestClient, every: int, steps: list[int]
