@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import kdrt
 from kdrt.backends.records import network_hash
 from kdrt.bundle import Bundle, open_bundle
+from kdrt.images.control import ControlImage
+from kdrt_engines.comparison import relative_error
 from kdrt_export.control import ControlSource
 from kdrt_export.errors import SourceError
 from kdrt_export.sources import demo_folder
@@ -61,6 +70,34 @@ def test_the_variant_reads_the_weights_of_the_unet(bundle: Bundle) -> None:
     # Engines of the plain UNet stay good; those of the two are told apart.
     assert network_hash(manifest, "unet") == network_hash(without, "unet")
     assert network_hash(manifest, "unet-control") != network_hash(manifest, "unet")
+
+
+def test_a_lora_changes_the_variant_as_it_changes_the_unet(
+    controls: Controls, tmp_path: Path
+) -> None:
+    pipe = kdrt.load(controls.bundle)
+    image = np.full((32, 32, 3), 128, np.uint8)
+
+    def made(**control: Any) -> torch.Tensor:
+        images = pipe("a cat", steps=1, seed=0, output_type="latent", **control).images
+        assert isinstance(images, torch.Tensor)
+        return images
+
+    off = {"control": [ControlImage(image, "canny_edges", scale=0.0)]}
+    plain = made()
+    assert torch.equal(made(**off), plain)
+    generator = torch.Generator().manual_seed(0)
+    module = "lora_unet_mid_block_resnets_0_conv1"
+    state = {
+        f"{module}.lora_down.weight": torch.randn(4, 32, 3, 3, generator=generator),
+        f"{module}.lora_up.weight": torch.randn(32, 4, 1, 1, generator=generator),
+        f"{module}.alpha": torch.tensor(4.0),
+    }
+    save_file(state, tmp_path / "it.safetensors")
+    pipe.adapters.load_lora(tmp_path / "it.safetensors")
+    changed = made()
+    assert relative_error(changed, plain) > 1e-3
+    assert torch.equal(made(**off), changed)
 
 
 def test_demo_names_the_controlnet_of_the_demo_model() -> None:
