@@ -48,7 +48,7 @@ def hook(name: str) -> ModuleType:
 def sections() -> dict[str, str]:
     """The reference of each command."""
     text = hook("cli_reference").commands()
-    return dict(re.findall(r"^## kdrt ([\w ]+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+    return dict(re.findall(r"^## kdrt ([\w -]+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
 
 
 def test_every_command_has_a_section(sections: dict[str, str]) -> None:
