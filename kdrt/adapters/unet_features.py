@@ -49,8 +49,10 @@ def unet_with(manifest: Manifest, features: Collection[str]) -> str:
     options = _EXPORT[next(iter(features))].format(export=manifest.export_command)
     for feature in list(features)[1:]:
         options += _EXPORT[feature].removeprefix("{export}")
+    added = ", or add it with `kdrt add controlnet`" if list(features) == ["control"] else ""
     raise InvalidRequestError(
-        f"'{manifest.name}' has no UNet with {' and '.join(features)}; export it with `{options}`"
+        f"'{manifest.name}' has no UNet with {' and '.join(features)}; export it with "
+        f"`{options}`{added}"
     )
 
 

@@ -47,6 +47,8 @@ def test_the_unet_with_the_fewest_others_is_taken(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_told_with_the_command(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequestError, match="--controlnet SOURCE`, or add it with `kdrt add"):
+        unet_with(with_unets(tmp_path, pag=("pag",)), ("control",))
     with pytest.raises(
         InvalidRequestError,
         match=r"has no UNet with pag and control; export it with `kdrt export \S+ --variant pag "
