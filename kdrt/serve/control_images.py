@@ -11,7 +11,7 @@ from kdrt.images.control import ControlImage
 from kdrt.images.processors import PROCESSORS
 from kdrt.request.controls import MAX_CONTROLS
 from kdrt.serve.errors import LimitError
-from kdrt.serve.images import decoded_base64, read_image
+from kdrt.serve.images import SeveralImages
 from kdrt.serve.limits import RequestLimits
 
 FIELD = "control"
@@ -67,14 +67,12 @@ def read_controls(bodies: Sequence[ControlBody], limits: RequestLimits) -> list[
             f"{MAX_CONTROLS} with {most}",
             FIELD,
         )
-    return [_read(body, limits) for body in bodies]
+    images = SeveralImages(FIELD, limits.input_pixels)
+    return [_read(body, images) for body in bodies]
 
 
-def _read(body: ControlBody, limits: RequestLimits) -> ControlImage:
+def _read(body: ControlBody, images: SeveralImages) -> ControlImage:
     given: dict[str, Any] = body.model_dump()
     image = given.pop("image")
-    decoded = [
-        read_image(FIELD, decoded_base64(FIELD, text), limits.input_pixels)
-        for text in ([image] if isinstance(image, str) else image)
-    ]
+    decoded = [images.read(FIELD, text) for text in ([image] if isinstance(image, str) else image)]
     return ControlImage(decoded[0] if isinstance(image, str) else decoded, **given)

@@ -77,6 +77,41 @@ def read_image(name: str, data: bytes, most_pixels: int) -> Image.Image:
         raise RequestError(str(error), name) from None
 
 
+class SeveralImages:
+    """Reads the images of one field, which together may have as many pixels as one image alone: a
+    file of few bytes can hold very many.
+
+    Args:
+        field: for errors.
+        most_pixels: of all of them.
+    """
+
+    def __init__(self, field: str, most_pixels: int) -> None:
+        self._field, self._most_pixels = field, most_pixels
+        self._pixels = 0
+
+    def read(self, name: str, text: str) -> Image.Image:
+        """The next image.
+
+        Args:
+            name: of this one, for errors.
+            text: base64 or a data URL.
+
+        Raises:
+            LimitError: it has too many pixels, or all that were read have.
+            RequestError: it is no image, or damaged.
+        """
+        image = read_image(name, decoded_base64(name, text), self._most_pixels)
+        self._pixels += image.width * image.height
+        if self._pixels > self._most_pixels:
+            raise LimitError(
+                f"the images of {self._field} have more than {self._most_pixels} pixels together, "
+                "and this server reads no more: send smaller ones",
+                self._field,
+            )
+        return image
+
+
 def mask_of(image: Image.Image) -> Image.Image:
     """What OpenAI's clients mean by a mask, as kdrt's, where white is repainted: with
     transparency, what is transparent is repainted; without, white is."""

@@ -6,7 +6,7 @@ The schema is made from the request's own, so that a new field of a request is o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, cast
 
@@ -16,13 +16,15 @@ from starlette.responses import Response
 
 import kdrt
 from kdrt.batching.handle import ImageStep
+from kdrt.denoise.regional import MAX_REGIONS
 from kdrt.pipeline.result import Result
 from kdrt.request.fields import FIELDS
 from kdrt.request.schema import request_model
 from kdrt.serve.bodies import read_json
 from kdrt.serve.control_images import FIELD as CONTROL
 from kdrt.serve.control_images import ControlBodies, read_controls
-from kdrt.serve.images import ImageFormat, base64_of, decoded_base64, read_image
+from kdrt.serve.errors import LimitError
+from kdrt.serve.images import ImageFormat, SeveralImages, base64_of, decoded_base64, read_image
 from kdrt.serve.intake import Intake
 from kdrt.serve.limits import RequestLimits
 from kdrt.serve.looks import looked
@@ -180,30 +182,38 @@ def _request_of(body: _Options, limits: RequestLimits) -> kdrt.Request:
             request[name] = read_image(name, data, limits.input_pixels)
     for name in _PROMPT_IMAGES:
         if request.get(name) is not None:
-            request[name] = _pictures(name, request[name], limits)
+            images = SeveralImages(name, limits.input_pixels)
+            request[name] = _pictures(name, request[name], images)
     if request.get("regions") is not None:
-        request["regions"] = [
-            _region_of(number, region, limits)
-            for number, region in enumerate(request["regions"], start=1)
-        ]
+        request["regions"] = _regions_of(request["regions"], limits)
     if body.control is not None:
         request[CONTROL] = read_controls(body.control, limits)
     return cast(kdrt.Request, request)
 
 
-def _pictures(name: str, value: Any, limits: RequestLimits) -> Any:
+def _pictures(name: str, value: Any, images: SeveralImages) -> Any:
     """Images in the place of their texts."""
     if isinstance(value, list):
-        return [_pictures(name, each, limits) for each in value]
+        return [_pictures(name, each, images) for each in value]
     if isinstance(value, dict):
-        return {adapter: _pictures(name, each, limits) for adapter, each in value.items()}
-    return read_image(name, decoded_base64(name, value), limits.input_pixels)
+        return {adapter: _pictures(name, each, images) for adapter, each in value.items()}
+    return images.read(name, value)
 
 
-def _region_of(number: int, region: dict[str, Any], limits: RequestLimits) -> kdrt.Region:
-    name = f"the mask of region {number}"
-    mask = read_image(name, decoded_base64(name, region["mask"]), limits.input_pixels)
-    return kdrt.Region(region["prompt"], mask, region.get("weight", 1.0))
+def _regions_of(bodies: Sequence[Mapping[str, Any]], limits: RequestLimits) -> list[kdrt.Region]:
+    if len(bodies) > MAX_REGIONS:
+        raise LimitError(
+            f"these are {len(bodies)} regions, and an image has at most {MAX_REGIONS}", "regions"
+        )
+    masks = SeveralImages("regions", limits.input_pixels)
+    return [
+        kdrt.Region(
+            body["prompt"],
+            masks.read(f"the mask of region {number}", body["mask"]),
+            body.get("weight", 1.0),
+        )
+        for number, body in enumerate(bodies, start=1)
+    ]
 
 
 def _answer(body: _Options, submission: Submission, result: Result[Any]) -> dict[str, Any]:

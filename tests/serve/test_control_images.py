@@ -43,6 +43,11 @@ def test_limits() -> None:
         read([{"image": encoded(1)}] * (MAX_CONTROLS + 1))
     with pytest.raises(LimitError, match="17 images"):
         read({"image": [encoded(1)] * (2 * MAX_CONTROLS + 1)})
+    many = {"image": [encoded(1, 64), encoded(1, 1)]}
+    with pytest.raises(LimitError, match="images of control have more than 4096 pixels together"):
+        read([many])
+    with pytest.raises(LimitError, match="4096 pixels together"):
+        read([{"image": encoded(1, 64)}] * 2)
     with pytest.raises(RequestError, match="addresses are not fetched"):
         read({"image": "https://somewhere/a.png"})
 

@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 
 import kdrt
 from kdrt.request.schema import request_schema
+from kdrt.serve.limits import RequestLimits
 from kdrt.serve.service import ImageService
 from tests.support.serving import events_of, image_of, png
 
@@ -225,6 +226,17 @@ def test_regions_have_masks_in_base64(client: TestClient, service: ImageService)
     assert answer["unet_rows"] == 3 * 2
     assert "weigth" in refused(client, regions=[{**region, "weigth": 1}])["message"]
     assert "mask of region 1" in refused(client, regions=[{**region, "mask": "?"}])["message"]
+
+
+def test_masks_of_regions_are_bounded_before_they_are_decoded(client: TestClient) -> None:
+    most = RequestLimits().input_pixels
+    # Few bytes in a file, and together more pixels than one image may have.
+    wide = data_url(Image.new("1", (2**14, most // 2**14)))
+    regions = [{"prompt": "a star", "mask": wide}] * 2
+    told = refused(client, regions=regions)["message"]
+    assert f"the images of regions have more than {most} pixels together" in told
+    told = refused(client, regions=[{"prompt": "a star", "mask": "?"}] * 9)["message"]
+    assert told == "these are 9 regions, and an image has at most 8"
 
 
 def test_words_are_taken_in_any_case(client: TestClient) -> None:

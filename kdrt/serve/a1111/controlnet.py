@@ -17,8 +17,7 @@ from kdrt.common.validation import excerpt, finite_or_none
 from kdrt.images.control import ControlImage
 from kdrt.request.controls import MAX_CONTROLS
 from kdrt.serve.errors import LimitError, RequestError, UnsupportedError
-from kdrt.serve.images import decoded_base64, read_image
-from kdrt.serve.limits import RequestLimits
+from kdrt.serve.images import SeveralImages
 
 SCRIPT = "controlnet"
 """Its key in ``alwayson_scripts``, in any case."""
@@ -87,7 +86,7 @@ def units_of(scripts: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
 def control_of(
     unit: Mapping[str, Any],
     size: tuple[int, int],
-    limits: RequestLimits,
+    images: SeveralImages,
     begun_with: Image.Image | None = None,
 ) -> ControlImage:
     """The control image that a unit means.
@@ -95,7 +94,7 @@ def control_of(
     Args:
         unit: one that is turned on.
         size: width and height of the image that it is for.
-        limits: of the service.
+        images: reads those of all units.
         begun_with: the image that the request begins with, which a unit without one takes.
 
     Raises:
@@ -130,7 +129,7 @@ def control_of(
     if model in ("", "None"):
         raise RequestError("a unit of controlnet needs a model: the name of a control", _PLACE)
     return ControlImage(
-        _image(unit, size, limits, begun_with),
+        _image(unit, size, images, begun_with),
         model,
         scale=_number(unit, "weight", 1.0),
         start=_number(unit, "guidance_start", 0.0),
@@ -142,7 +141,7 @@ def control_of(
 def _image(
     unit: Mapping[str, Any],
     size: tuple[int, int],
-    limits: RequestLimits,
+    images: SeveralImages,
     begun_with: Image.Image | None,
 ) -> Image.Image:
     given = unit.get("image") or unit.get("input_image")
@@ -154,7 +153,7 @@ def _image(
         return begun_with
     if not isinstance(given, str):
         raise RequestError("a unit of controlnet needs an image, as base64 or a data URL", _PLACE)
-    image = read_image(_PLACE, decoded_base64(_PLACE, given), limits.input_pixels)
+    image = images.read(_PLACE, given)
     mode = _word(unit.get("resize_mode", 1))
     if mode in _CROPPED:
         return ImageOps.fit(image.convert("RGB"), size, Image.Resampling.LANCZOS)

@@ -14,13 +14,14 @@ from kdrt.request.record import EMPHASIS
 from kdrt.request.web_ui import web_ui_noise, web_ui_schedule
 from kdrt.sampling import SCHEDULES, SamplerInfo, find_sampler, is_foreign
 from kdrt.serve.a1111.bodies import ImageBody, ImagesBody, TextBody
-from kdrt.serve.a1111.controlnet import control_of, units_of
+from kdrt.serve.a1111.controlnet import SCRIPT, control_of, units_of
 from kdrt.serve.a1111.hires import hires_of
 from kdrt.serve.a1111.options import Overrides, check_overrides
 from kdrt.serve.a1111.prompts import read_negative, read_prompt
 from kdrt.serve.a1111.refused import check_refused
 from kdrt.serve.a1111.starts import read_start
 from kdrt.serve.errors import RequestError, UnsupportedError
+from kdrt.serve.images import SeveralImages
 from kdrt.serve.limits import RequestLimits
 
 _PROGRAM = "AUTOMATIC1111 web UI"
@@ -125,7 +126,8 @@ def _controls(
     )
     if begun_with is not None and "inpaint_padding" in request:
         size = begun_with.size  # of which a part is made
-    return {"control": [control_of(unit, size, limits, begun_with) for unit in units]}
+    images = SeveralImages(SCRIPT, limits.input_pixels)
+    return {"control": [control_of(unit, size, images, begun_with) for unit in units]}
 
 
 def _weighting(overrides: Overrides) -> str:
