@@ -30,7 +30,7 @@ from kdrt.images.output import Images, to_images
 from kdrt.images.safety import SafetyChecker, check_images
 from kdrt.pipeline.adapters import Adapters
 from kdrt.pipeline.calls import Calls
-from kdrt.pipeline.encoding import EncodedPrompts, conditioning_length, encode_prompts
+from kdrt.pipeline.encoding import EncodedPrompts, encode_prompts
 from kdrt.pipeline.memory_check import MemoryCheck
 from kdrt.pipeline.metadata import Settings, infotexts_of
 from kdrt.pipeline.prepare import prepare
@@ -256,11 +256,10 @@ class Pipeline(Calling, Service):
         self.memory_check.check_job(job, unet, decoded=output_type != "latent")
         if job.second is not None:
             second = job.second.job
+            if needs_pixels(job.second):
+                self.vae.check_encoder()
             decoded = needs_pixels(job.second) or output_type != "latent"
             self.memory_check.check_job(second, unet, decoded=decoded)
-            doubled = self.is_doubled(second)
-            tokens = conditioning_length(self.prompt_encoder, second, doubled=doubled)
-            check_second_pass(job.second, self._unet, self.vae, tokens)
         return with_users_functions(job, self.calls.user_function)
 
     def encode(self, job: Job) -> EncodedPrompts:
@@ -284,7 +283,13 @@ class Pipeline(Calling, Service):
         )
 
     def prepare(self, job: Job, encoded: EncodedPrompts) -> SamplingRun:
-        """The sampling run of a job, the third part of a call."""
+        """The sampling run of a job, the third part of a call.
+
+        Raises:
+            ShapeError: the UNet was not made for the size of the second pass.
+        """
+        if job.second is not None:
+            check_second_pass(job.second, self._unet, encoded.positive.length)
         return prepare(
             job,
             encoded.positive,

@@ -39,21 +39,17 @@ def needs_pixels(second: SecondPass) -> bool:
     return not isinstance(UPSCALINGS[second.upscaler], LatentUpscaling)
 
 
-def check_second_pass(second: SecondPass, unet: Engine, vae: Vae, tokens: int) -> None:
+def check_second_pass(second: SecondPass, unet: Engine, tokens: int) -> None:
     """Make sure before the first pass that the second one can run.
 
     Args:
         second: what is to be made.
-        unet: the engine.
-        vae: of the pipeline.
+        unet: the engine that makes it.
         tokens: the length of the conditioning.
 
     Raises:
-        BundleError: the VAE has no encoder, and this needs one.
         ShapeError: the engine was not made for this size; the message says what is missing.
     """
-    if needs_pixels(second):
-        vae.check_encoder()
     height, width = _latent_size(second.job)
     if not unet.allows(h=height, w=width):
         least, _ = unet.limits().get("B", (1, 1))

@@ -82,6 +82,16 @@ def test_what_means_nothing_is_refused(
         pipe("a", **options)
 
 
+def test_the_size_of_a_second_pass_is_for_the_unet_that_makes_it(
+    pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields: dict[str, Any] = {"steps": 1, "width": 32, "height": 32, "hires_scale": 2}
+    pipe("a", steps=1, width=32, height=32)
+    monkeypatch.setattr(pipe.engines["unet"], "limits", lambda: {"h": (16, 16)})
+    monkeypatch.setattr(pipe.engines["unet"], "bind", lambda **dims: pytest.fail("another UNet's"))
+    assert pipe("a", **fields, pag_scale=3).images[0].size == (64, 64)
+
+
 def test_the_bundle_knows_its_layers(model: TinyModel, pipe: Pipeline) -> None:
     manifest = pipe.bundle.manifest
     assert manifest.variants == {"pag": {"unet": "unet-pag"}}
