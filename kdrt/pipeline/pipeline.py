@@ -215,6 +215,7 @@ class Pipeline(Calling, Service):
 
         def sample() -> Generator[PreviewStep, None, Tensor]:
             nonlocal lora_settings
+            self.adapters.use_unet(job.unet_features)  # other calls may have come in between
             if self._unet.spec != unet:
                 raise InvalidRequestError(
                     "another variant is in use than when these steps were asked for; ask again"

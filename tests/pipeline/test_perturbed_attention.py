@@ -82,6 +82,13 @@ def test_what_means_nothing_is_refused(
         pipe("a", **options)
 
 
+def test_a_generation_may_wait_for_one_of_another_unet(pipe: Pipeline) -> None:
+    fields: dict[str, Any] = {"steps": 2, "width": 32, "height": 32, "seed": 1}
+    expected = [pipe("a", **fields, pag_scale=scale).images[0].tobytes() for scale in (0.0, 3.0)]
+    waiting = [pipe.stream("a", **fields, pag_scale=scale) for scale in (0.0, 3.0)]
+    assert [each.result().images[0].tobytes() for each in waiting] == expected
+
+
 def test_the_size_of_a_second_pass_is_for_the_unet_that_makes_it(
     pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
