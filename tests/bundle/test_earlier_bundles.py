@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 import torch
 
 import kdrt
-from kdrt.bundle import Bundle
+from kdrt.bundle import Bundle, IpAdapterFacts
+from kdrt.bundle.manifest import of_today
 from kdrt.denoise.freeu import FreeU
 from kdrt_engines.comparison import relative_error
 from tests.support.earlier_unet import UNetWithFreeUOfBatch
@@ -63,3 +65,18 @@ def test_its_images_are_those_of_a_new_export(
     assert relative_error(with_freeu, latents(new, FREEU, side)) < 1e-5
     assert relative_error(without, latents(new, None, side)) < 1e-5
     assert relative_error(with_freeu, without) > 1e-3
+
+
+def test_the_ip_adapter_of_a_manifest_without_names() -> None:
+    facts = {
+        "file": "ip-adapter_sd15.safetensors",
+        "sha256": "0" * 64,
+        "tokens": 4,
+        "embedding": 1024,
+        "image_encoder": {"size": 224, "mean": [0.5] * 3, "std": [0.5] * 3},
+    }
+    content = of_today({"name": "sd15", "ip_adapter": facts})
+    assert content == {"name": "sd15", "ip_adapters": {"ip-adapter": facts}}
+    read = IpAdapterFacts.model_validate_json(json.dumps(facts))
+    assert (read.kind, read.projection, read.images) == ("linear", "image_projection", 1)
+    assert of_today({"name": "sd15", "ip_adapter": None}) == {"name": "sd15"}
