@@ -12,7 +12,8 @@ class Region:
     Attributes:
         prompt: what to draw there.
         mask: where: white is the region, grey counts in part. PIL, an array ``[H, W]`` or a tensor
-            ``[1, H, W]`` of any size; see :mod:`kdrt.images.input`.
+            ``[1, H, W]`` of any size; see :mod:`kdrt.images.input`. With ``inpaint_padding`` it is
+            of the whole image.
         weight: how much the prompt counts where regions overlap, above 0.
     """
 

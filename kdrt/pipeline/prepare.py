@@ -136,7 +136,7 @@ def _regions(
     weights = uploaded(job.region_weights, device)
     return RegionalPrompts(
         tuple(replace(conditional, prompt=prompt) for prompt in prompts),
-        weights.expand(len(job.seeds), *weights.shape),
+        weights.expand(len(job.seeds), *weights.shape[1:]),
     )
 
 

@@ -20,6 +20,7 @@ Its files:
     perturbed_attention  guidance away from results without structure
     controls           control images, for ControlNets and T2I-Adapters
     regions            prompts for parts of an image
+    images_to_make     what the images of both are brought to
     shortcuts          a guidance interval and a deep cache
     memory             what a request takes at least
     snapshot           what is kept of a job for the text of its images

@@ -16,9 +16,9 @@ from kdrt.denoise.progress import Window, window_of
 from kdrt.errors import InvalidRequestError
 from kdrt.images.control import ControlImage
 from kdrt.images.input import read_maps
-from kdrt.images.masked_part import MaskedPart, resized
 from kdrt.images.processors import find_processor
 from kdrt.request.fields import Request
+from kdrt.request.images_to_make import ImagesToMake
 from kdrt.request.text_forms import number_text
 from kdrt.sampling import AnyPlan
 
@@ -70,44 +70,6 @@ def given_controls(value: object) -> list[ControlImage]:
             f"{len(each)} control images are too many: a request has at most {MAX_CONTROLS}"
         )
     return each
-
-
-@dataclass(frozen=True)
-class ImagesToMake:
-    """What control images are brought to.
-
-    Attributes:
-        count: B.
-        height, width: in pixels.
-        part: of which they are parts; then a control image is of the whole, as the mask is.
-    """
-
-    count: int
-    height: int
-    width: int
-    part: MaskedPart | None = None
-
-    def read(self, image: object) -> Tensor:
-        """Control images as float32 ``[n, 3, H, W]`` in [0, 1], each for B / n images in a row.
-
-        Raises:
-            InvalidRequestError: they are no images, or neither one for all nor one for each prompt.
-        """
-        whole = (self.height, self.width) if self.part is None else self.part.pixels.shape[2:]
-        pixels = read_maps("the image of control", image, *whole)
-        if self.count % len(pixels):
-            raise InvalidRequestError(
-                f"{len(pixels)} images in a control image for {self.count} images: give one for "
-                "all, or one for each prompt"
-            )
-        if self.part is None:
-            return pixels
-        each = pixels.repeat_interleave(self.count // len(pixels), dim=0)
-        cut = [
-            resized(box.cut(planes), self.height, self.width)
-            for box, planes in zip(self.part.boxes, each, strict=True)
-        ]
-        return torch.stack(cut).clamp_(0, 1)
 
 
 def resolve_controls(
@@ -174,7 +136,7 @@ def _resolved(
             f"a control image must start before it ends, and this one is from {start:g} to {end:g}"
         )
     process = None if control.process is None else find_processor(control.process)
-    pixels = to_make.read(control.image)
+    pixels = _read(control.image, to_make)
     window = window_of(plan, start, end)
     if scale == 0 or window[0] > window[1]:
         return None
@@ -190,6 +152,21 @@ def _resolved(
         guess=is_network and (guess_mode or facts.global_pool),
         fades=not facts.global_pool,
     )
+
+
+def _read(image: object, to_make: ImagesToMake) -> Tensor:
+    """Control images as float32 ``[n, 3, H, W]`` in [0, 1], each for B / n images in a row.
+
+    Raises:
+        InvalidRequestError: they are no images, or neither one for all nor one for each prompt.
+    """
+    pixels = read_maps("the image of control", image, *to_make.whole)
+    if to_make.count % len(pixels):
+        raise InvalidRequestError(
+            f"{len(pixels)} images in a control image for {to_make.count} images: give one for "
+            "all, or one for each prompt"
+        )
+    return to_make.parts_of(pixels)
 
 
 def _name(control: ControlImage, manifest: Manifest) -> str:

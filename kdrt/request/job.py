@@ -77,8 +77,8 @@ class Job(PromptJob):
         init_image: the images to begin with; None begins with noise.
         guidance_method: how the results with and without the prompt are combined.
         perturbed_attention: guidance away from perturbed results; None without.
-        region_weights: float32 ``[1 + N, 1, h, w]``, of the image's own prompt and those of N
-            regions; None without.
+        region_weights: float32 ``[n, 1 + N, 1, h, w]``, of the image's own prompt and those of N
+            regions, for all images (n = 1) or for each; None without.
         shortcuts: which evaluations do less.
         controls: the control images that add anything.
         image_prompt: what IP-Adapters are given; None is nothing.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,17 +17,18 @@ from kdrt.errors import InvalidRequestError
 from kdrt.images.input import pil_image, read_masks
 from kdrt.images.region import Region
 from kdrt.request.fields import FIELDS, Request
+from kdrt.request.images_to_make import ImagesToMake
 
 _MAX_WEIGHT = 1000.0
 
 
 class RegionsJob(NamedTuple):
-    """The regions of a job, the same for all of its images.
+    """The regions of a job.
 
     Attributes:
         prompts: N of them.
         counts: the weight of each, as it was given.
-        weights: float32 ``[1 + N, 1, h, w]``, on the host; see
+        weights: float32 ``[n, 1 + N, 1, h, w]``, on the host, of all images (n = 1) or of each; see
             `kdrt.denoise.regional.relative_weights`.
     """
 
@@ -35,8 +37,8 @@ class RegionsJob(NamedTuple):
     weights: Tensor
 
 
-def regions_of(request: Request, manifest: Manifest, height: int, width: int) -> RegionsJob | None:
-    """The regions of a request for images of a size in pixels; None if there are none.
+def regions_of(request: Request, manifest: Manifest, to_make: ImagesToMake) -> RegionsJob | None:
+    """The regions of a request; None if there are none.
 
     Raises:
         InvalidRequestError: they are no regions, or too many; or a mask is black.
@@ -57,36 +59,33 @@ def regions_of(request: Request, manifest: Manifest, height: int, width: int) ->
         raise InvalidRequestError(
             f"these are {len(regions)} regions; give from 1 to {MAX_REGIONS}, or leave regions out"
         )
-    scale = manifest.latents.scale
     masks = [
-        _mask(f"the mask of region {number}", region.mask, height, width, scale)
+        _mask(f"the mask of region {number}", region.mask, to_make)
         for number, region in enumerate(regions, start=1)
     ]
     counts = tuple(
         _weight(f"the weight of region {number}", region.weight)
         for number, region in enumerate(regions, start=1)
     )
-    stacked = masks[0].new_empty(len(masks), *masks[0].shape)
-    for into, mask in zip(stacked, masks, strict=True):
-        into.copy_(mask)
+    # How much of each latent is in each region.
+    shares = F.avg_pool2d(torch.cat(masks, dim=1), manifest.latents.scale)
     return RegionsJob(
         check_texts("the prompts of regions", [region.prompt for region in regions]),
         counts,
-        relative_weights(stacked, counts, base_weight),
+        torch.stack([relative_weights(each, counts, base_weight) for each in shares]),
     )
 
 
-def _mask(name: str, value: object, height: int, width: int, scale: int) -> Tensor:
-    """How much of each latent is in a region: ``[h, w]``."""
+def _mask(name: str, value: object, to_make: ImagesToMake) -> Tensor:
+    """Where a region is: ``[n, 1, H, W]``, of all images (n = 1) or of each."""
     if isinstance(value, np.ndarray | Tensor):
         value = pil_image(name, value)  # which can be resized, as for a second pass
-    masks = read_masks(name, value, height, width)
-    if len(masks) != 1:
-        raise InvalidRequestError(f"{name} must be one image, not {len(masks)}")
-    shares: Tensor = F.avg_pool2d(masks, scale)[0, 0]
-    if not shares.any():
+    mask = read_masks(name, value, *to_make.whole)
+    if len(mask) != 1:
+        raise InvalidRequestError(f"{name} must be one image, not {len(mask)}")
+    if not mask.any():
         raise InvalidRequestError(f"{name} is black everywhere; paint the region white")
-    return shares
+    return to_make.parts_of(mask)
 
 
 def _weight(name: str, value: object) -> float:

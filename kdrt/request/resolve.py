@@ -29,11 +29,12 @@ from kdrt.images.init_image import InitImage
 from kdrt.images.upscaling import find_upscaler
 from kdrt.prompt.given import checked_embeddings
 from kdrt.request.complete import complete
-from kdrt.request.controls import ImagesToMake, control_texts, given_controls, resolve_controls
+from kdrt.request.controls import control_texts, given_controls, resolve_controls
 from kdrt.request.fields import Request
 from kdrt.request.grid import check_start, grid_of, is_custom, with_own_grid
 from kdrt.request.guidance_method import guidance_method_of
 from kdrt.request.hires import check_hires_fields, second_request
+from kdrt.request.images_to_make import ImagesToMake
 from kdrt.request.init_image import check_mask_fields, read_init_image, with_defaults
 from kdrt.request.job import Job, SecondPass, latent_shape
 from kdrt.request.memory import check_request_fits
@@ -137,7 +138,9 @@ def _resolve_pass(
     check_fits(height, width, draws=len(plan.slots) if isinstance(plan, Plan) else 0)
     guidance_scale = _guidance_scale(request, manifest, unet, plan)
     seeds, noise_seeds = seeds_of(request, images, plan)
-    regions = regions_of(request, manifest, height, width)
+    part = None if init_image is None else init_image.part
+    to_make = ImagesToMake(images, height, width, part)
+    regions = regions_of(request, manifest, to_make)
     if regions is not None:
         prompts = replace(prompts, region_prompts=regions.prompts)
     positive_ids, negative_ids = _time_ids(request, unet, height, width)
@@ -145,8 +148,6 @@ def _resolve_pass(
     if request["guidance_interval"] is not None or request["deep_cache"] is not None:
         shortcuts = shortcuts_of(request, manifest, unet, plan, guidance_scale)
     freeu = _freeu(request["freeu"], unet)
-    part = None if init_image is None else init_image.part
-    to_make = ImagesToMake(images, height, width, part)
     controls = resolve_controls(request, manifest, plan, to_make)
     prompts = prompts.repeated(request["images_per_prompt"])
     snapshot = JobSnapshot(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import kdrt
 from kdrt import Region
+from tests.support.encoder import with_encoder
 from tests.support.tiny_model import TinyModel
 
 LEFT, RIGHT = Image.new("L", (48, 64)), Image.new("L", (48, 64))
@@ -90,6 +91,38 @@ def test_images_with_regions_share_runs(sdxl: TinyModel) -> None:
         assert torch.equal(result.images, alone.images)
         assert result.unet_rows == alone.unet_rows
     assert [result.unet_rows for result in shared] == [4 * 3, 2 * 3, 2 * 3]
+
+
+def test_masks_are_of_whole_images_of_which_parts_are_made(sd: TinyModel) -> None:
+    pipe = with_encoder(sd)
+    masks = [Image.new("L", (96, 64)) for _ in range(2)]
+    masks[0].paste(255, (0, 16, 32, 48))  # left of the middle
+    masks[1].paste(255, (32, 16, 64, 48))  # half of it on either side
+    region = Image.new("L", (96, 64))
+    region.paste(255, (0, 0, 48, 64))
+    fields: dict[str, Any] = {
+        "image": Image.new("RGB", (96, 64), "grey"),
+        "inpaint_padding": 0,
+        "width": 32,
+        "height": 32,
+        "steps": 2,
+        "seed": [3, 4],
+        "images_per_prompt": 2,
+        "output_type": "np",
+    }
+
+    def made(prompt: str, mask_image: Any, **more: Any) -> Any:
+        return pipe(prompt, mask_image=mask_image, **fields, **more).images
+
+    regions = [Region("2 yellow stars", region)]
+    found = made("a", masks, regions=regions, region_base_weight=0.0)
+    star, own = (made(prompt, masks) for prompt in ("2 yellow stars", "a"))
+    assert np.array_equal(found[0], star[0])
+    assert not np.array_equal(found[0], own[0])
+    left, right = (slice(None), slice(32, 48)), (slice(None), slice(48, 64))
+    for half, wanted, other in ((left, star, own), (right, own, star)):
+        assert np.allclose(found[1][half], wanted[1][half], atol=1e-5)
+        assert not np.allclose(found[1][half], other[1][half], atol=1e-2)
 
 
 def test_a_second_pass_has_the_same_regions(sdxl: TinyModel) -> None:
