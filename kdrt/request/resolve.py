@@ -144,11 +144,12 @@ def _resolve_pass(
     if regions is not None:
         prompts = replace(prompts, region_prompts=regions.prompts)
     positive_ids, negative_ids = _time_ids(request, unet, height, width)
+    freeu = _freeu(request["freeu"], unet)
+    controls = resolve_controls(request, manifest, plan, to_make)
+    perturbed_attention = perturbed_attention_of(request, manifest, unet)
     shortcuts = NO_SHORTCUTS
     if request["guidance_interval"] is not None or request["deep_cache"] is not None:
         shortcuts = shortcuts_of(request, manifest, unet, plan, guidance_scale)
-    freeu = _freeu(request["freeu"], unet)
-    controls = resolve_controls(request, manifest, plan, to_make)
     prompts = prompts.repeated(request["images_per_prompt"])
     snapshot = JobSnapshot(
         manifest=manifest,
@@ -182,7 +183,7 @@ def _resolve_pass(
         guidance_scale=guidance_scale,
         guidance_rescale=request["guidance_rescale"],
         guidance_method=guidance_method_of(request, manifest, unet, plan, guidance_scale),
-        perturbed_attention=perturbed_attention_of(request, manifest, unet),
+        perturbed_attention=perturbed_attention,
         region_weights=regions and regions.weights,
         shortcuts=shortcuts,
         freeu=freeu,

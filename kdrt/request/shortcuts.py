@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kdrt.adapters.unet_features import features_of
 from kdrt.bundle import Manifest
 from kdrt.bundle.components import DEEP_CACHE, DEEP_FEATURE, SHALLOW_UNET
 from kdrt.denoise.bound_unet import GUIDANCE_INPUT
@@ -63,7 +64,8 @@ def _check_deep_cache(manifest: Manifest, unet: EngineSpec) -> None:
             f"`{manifest.export_command} --variant {DEEP_CACHE}`"
         )
     if all(tensor.name != DEEP_FEATURE for tensor in unet.outputs):
+        features = " and ".join(features_of(unet)) or "no deep feature"
         raise InvalidRequestError(
-            "deep_cache is for the plain UNet, and an IP-Adapter's is in use; leave out deep_cache "
-            "or the image (after `pipe.adapters.use_variant(None)`)"
+            f"deep_cache is for the plain UNet, and this one has {features}: leave deep_cache out, "
+            "or what needs this UNet (after `pipe.adapters.use_variant(None)`)"
         )

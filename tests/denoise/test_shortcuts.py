@@ -22,6 +22,8 @@ from kdrt.request.fields import Request
 from kdrt.request.grid import training_table
 from kdrt.request.resolve import resolve
 from kdrt.sampling import SeededNoise, make_plan, sample
+from kdrt_engines import EngineSpec
+from kdrt_engines.spec import TensorSpec
 from tests.support.tiny_model import (
     Family,
     TinyModel,
@@ -226,6 +228,13 @@ def test_a_network_that_does_not_change_loses_nothing(
         assert len(model.shallow.calls) > 0
 
 
+def with_inputs(*names: str) -> EngineSpec:
+    """A UNet that also takes these, and hands out no depth."""
+    spec = unet_spec()
+    more = tuple(TensorSpec(name, "float32", ("B",)) for name in names)
+    return EngineSpec((*spec.inputs, *more), spec.outputs)
+
+
 def test_the_unet_in_use_must_hand_out_its_depth(tmp_path: Path) -> None:
     """An IP-Adapter's, in a bundle that has a shallow one for the plain UNet, does not."""
     model = tiny_model(tmp_path, deep=True)
@@ -233,10 +242,10 @@ def test_the_unet_in_use_must_hand_out_its_depth(tmp_path: Path) -> None:
     table = training_table(model.manifest.scheduler)
     unet = model.manifest.components["unet"].spec()
     assert resolve(request, model.manifest, unet, table).shortcuts.deep_cache == 2
-    with pytest.raises(
-        InvalidRequestError, match="for the plain UNet, and an IP-Adapter's is in use"
-    ):
-        resolve(request, model.manifest, unet_spec(), table)
+    with pytest.raises(InvalidRequestError, match="the plain UNet, and this one has ip-adapter"):
+        resolve(request, model.manifest, with_inputs("ip_scale"), table)
+    with pytest.raises(InvalidRequestError, match="pag_scale and deep_cache do not go together"):
+        resolve({**request, "pag_scale": 3}, model.manifest, with_inputs("pag_rows"), table)
 
 
 def test_a_deep_cache_needs_a_shallow_unet(sdxl: TinyModel) -> None:
