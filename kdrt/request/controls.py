@@ -86,9 +86,15 @@ def resolve_controls(
 
     Raises:
         InvalidRequestError: the bundle has no such control, an image cannot be read, a number is
-            out of range, or they are asked for together with a deep cache.
+            out of range, they are asked for together with a deep cache, or there are none for
+            ``guess_mode``.
     """
     given = given_controls(request["control"])
+    if request["guess_mode"] and not given:
+        raise InvalidRequestError(
+            "guess_mode says how to use control, and there is none; give one, or leave guess_mode "
+            "out"
+        )
     if given and request["deep_cache"] is not None:
         raise InvalidRequestError(
             "deep_cache leaves out the layers that control acts on: give one of the two"

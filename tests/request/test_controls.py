@@ -126,8 +126,13 @@ def test_what_is_refused(pair: ControlPair, name: str) -> None:
 
 
 def test_a_deep_cache_beside_control(pair: ControlPair) -> None:
-    with pytest.raises(InvalidRequestError, match="deep_cache"):
+    with pytest.raises(InvalidRequestError, match="deep_cache leaves out the layers that control"):
         made(pair, control=kdrt.ControlImage(GREY, "edges"), deep_cache=2)
+
+
+def test_guess_mode_without_control(pair: ControlPair) -> None:
+    with pytest.raises(InvalidRequestError, match="guess_mode says how to use control"):
+        made(pair, guess_mode=True)
 
 
 def test_what_an_image_tells(pair: ControlPair, tmp_path: Path) -> None:
