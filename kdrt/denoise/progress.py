@@ -45,6 +45,13 @@ def places_of(plan: AnyPlan) -> Callable[[float], float]:
         return lambda sigma: next(steps)
     if isinstance(plan, AdaptivePlan):
         length = math.log(plan.highest / plan.lowest)
-        return lambda sigma: math.log(plan.highest / sigma) / length if length else 0.0
+
+        def share(sigma: float) -> float:
+            gone = math.log(plan.highest / sigma) / length if length else 0.0
+            # By rounding the first noise level may lie before the beginning, or the last behind
+            # the end, where nothing works.
+            return min(max(gone, 0.0), 1.0)
+
+        return share
     grid = plan.sigmas[1:-1]
     return lambda sigma: sum(sigma <= level * (1 + _ROUNDING) for level in grid)

@@ -211,3 +211,5 @@ def test_places_of_a_window() -> None:
     assert place(14.6) == 0
     assert place(0.1) == pytest.approx(1)
     assert place((14.6 * 0.1) ** 0.5) == pytest.approx(0.5)
+    for sigma, bound in ((14.600001, 0), (0.0999999, 1)):  # as rounding may leave them
+        assert place(sigma) == bound
