@@ -31,7 +31,7 @@ class Fingerprint:
         try:
             (path / MANIFEST).stat()
             return cls(tuple(_facts(path, name) for name in _names(path)))
-        except OSError:
+        except (OSError, ValueError):  # the latter of a name that no file can have
             return None
 
 

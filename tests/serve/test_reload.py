@@ -242,6 +242,11 @@ def test_a_bundle_that_fails_in_an_unforeseen_way_is_looked_at_once(
     assert reloads(service, "failed") == 1
 
 
+@pytest.mark.parametrize("name", ["nothing", "\ud800", "\0", "x" * 5000])
+def test_where_no_bundle_can_be_there_is_no_fingerprint(tmp_path: Path, name: str) -> None:
+    assert Fingerprint.of(tmp_path / name) is None
+
+
 def test_what_a_run_writes_into_a_bundle_is_no_change(demo_bundle: Path, tmp_path: Path) -> None:
     folder = named_bundle(demo_bundle, tmp_path / "one")
     before = Fingerprint.of(folder)
