@@ -267,7 +267,7 @@ def _hardware(device: str) -> str:
         return device
     from kdrt_engines.openvino.engine import device_name
 
-    return device_name(device)
+    return device_name(device) or device
 
 
 def _remove_stale(bundle: Bundle) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,17 @@ def test_what_somebody_else_made_is_not_used_until_it_is_trusted(
     assert kept(bundle) is None
     assert trust_bundle(bundle) == [made.folder]
     assert kept(bundle) is not None
+
+
+@needs_openvino
+def test_what_was_compiled_for_a_device_that_is_missing_is_not_used(bundle: Bundle) -> None:
+    (made,) = keep_networks(bundle, "openvino", TEXT_ENCODER, Silent())
+    foreign = bundle.place(f"{FOLDER}/text_encoder-0123456789abcdef")
+    shutil.copytree(made.folder, foreign)
+    record = made.record.model_copy(update={"engine": "openvino-npu"})
+    (foreign / "record.json").write_text(record.model_dump_json(), encoding="utf-8")
+    assert trust_bundle(bundle) == [made.folder]
+    assert kept_networks(bundle) == [made]
 
 
 @needs_openvino

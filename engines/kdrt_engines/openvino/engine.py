@@ -221,8 +221,16 @@ def core() -> ov.Core:
     return ov.Core()
 
 
-def device_name(device: str) -> str:
-    """What a device calls itself: a network is compiled for one kind of it."""
+def _devices() -> set[str]:
+    """The devices of this machine. Of several GPUs each has a number, which is left out here."""
+    return {name.partition(".")[0] for name in core().available_devices}
+
+
+def device_name(device: str) -> str | None:
+    """What a device calls itself: a network is compiled for one kind of it. None if there is none
+    on this machine."""
+    if device not in _devices():
+        return None
     return str(core().get_property(device, "FULL_DEVICE_NAME"))
 
 
@@ -233,8 +241,7 @@ def check_device(config: OpenVinoConfig) -> None:
         EngineUnavailableError: it has not.
     """
     device, precision = config.device, config.precision
-    # Of several GPUs each has a number.
-    available = {name.partition(".")[0] for name in core().available_devices}
+    available = _devices()
     if device not in available:
         raise EngineUnavailableError(
             f"OpenVINO finds no {device} on this machine (it finds "
