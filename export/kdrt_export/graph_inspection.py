@@ -96,8 +96,9 @@ def lint(path: Path, spec: EngineSpec, dims: Mapping[str, int]) -> list[Finding]
     with TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         words = ["check", "lint", str(path), "--input-shapes", *shapes, *ranges, "-o", str(report)]
+        # -P: or modules would be imported from the working folder, whosever that is.
         done = subprocess.run(
-            [sys.executable, "-c", _LINT, *words], capture_output=True, text=True, check=False
+            [sys.executable, "-P", "-c", _LINT, *words], capture_output=True, text=True, check=False
         )
         if not report.is_file():
             reason = (done.stderr or done.stdout).strip().splitlines()[-1:]

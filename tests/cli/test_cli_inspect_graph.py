@@ -51,6 +51,17 @@ def test_a_node_that_cannot_run_is_named(cli: Cli, demo_bundle: Path, tmp_path: 
     assert found.startswith("exception: /blocks.1/grow/Conv: Input channels C is not equal")
 
 
+def test_nothing_is_imported_from_the_working_folder(
+    cli: Cli, demo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnx_graphsurgeon")
+    (tmp_path / "polygraphy.py").write_text("raise SystemExit('imported')", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    outcome = cli("inspect", demo, "--graph", "text_encoder")
+    assert outcome.code == 0, outcome.err
+    assert "nothing wrong" in outcome.out
+
+
 def test_operators_are_counted_by_precision(planted: Path) -> None:
     counts = {
         each.operator: each for each in count_operators(planted / "onnx/vae_decoder/model.onnx")
