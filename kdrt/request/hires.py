@@ -42,7 +42,9 @@ def check_hires_fields(request: Request) -> None:
     """
     if request["hires_scale"] is None:
         for name in _OF_SECOND_PASS:
-            if request[name] != FIELDS[name].default:  # type: ignore[literal-required]
+            given, default = request[name], FIELDS[name].default  # type: ignore[literal-required]
+            # Arrays, which are refused here too, have no single answer to a comparison.
+            if type(given) is not type(default) or given != default:
                 raise InvalidRequestError(
                     f"{name} is of the second pass, which hires_scale asks for; give that, or "
                     f"leave {name} out"
