@@ -92,7 +92,10 @@ def second_request(request: Request, first: Job, manifest: Manifest) -> Request:
     facts, scale = manifest.latents, request["hires_scale"]
     assert scale is not None
     height, width = (larger_side(side, scale, facts.scale) for side in (first.height, first.width))
-    latents = torch.zeros(1, facts.channels, height // facts.scale, width // facts.scale)
+    # Without memory of its own: nobody has checked that there is any for this size.
+    latents = torch.zeros(1, 1, 1, 1).expand(
+        1, facts.channels, height // facts.scale, width // facts.scale
+    )
     steps, strength = request["steps"], request["hires_strength"]
     if not is_custom(request):
         run = request["hires_steps"] or request["steps"]
