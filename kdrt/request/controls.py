@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdrt.bundle import ControlFacts, Manifest
 from kdrt.bundle.components import ADAPTER_COMPONENT, CONTROL_COMPONENT
-from kdrt.common.validation import check_finite, check_number, unknown_word
+from kdrt.common.validation import check_number, unknown_word
 from kdrt.denoise.controls import ControlComponent
 from kdrt.denoise.progress import Window, window_of
 from kdrt.errors import InvalidRequestError
@@ -24,6 +24,9 @@ from kdrt.sampling import AnyPlan
 
 MAX_CONTROLS = 8
 """Of a request: each is a network of half the size of the UNet."""
+
+_MOST_SCALE = 1000.0
+"""Either way. Far larger ones make numbers that are not finite."""
 
 _GREY = (0.299, 0.587, 0.114)
 """Of red, green and blue (ITU-R BT.601), as Pillow has it."""
@@ -134,7 +137,9 @@ def _resolved(
     """None where it adds nothing."""
     name = _name(control, manifest)
     facts = manifest.controls[name]
-    scale = check_finite("the scale of a control image", control.scale)
+    scale = check_number(
+        "the scale of a control image", control.scale, _MOST_SCALE, minimum=-_MOST_SCALE
+    )
     start = check_number("the start of a control image", control.start, 1)
     end = check_number("the end of a control image", control.end, 1)
     if not start < end:

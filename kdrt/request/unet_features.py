@@ -5,6 +5,7 @@ from __future__ import annotations
 from numbers import Real
 
 from kdrt.adapters.unet_features import FEATURE_INPUTS, Features
+from kdrt.common.validation import finite_or_none
 from kdrt.request.controls import given_controls
 from kdrt.request.fields import Request
 
@@ -15,10 +16,12 @@ def unet_features(request: Request) -> Features:
     names = ("ip_adapter_image", "ip_adapter_image_embeds")
     has_image = any(request.get(name) is not None for name in names)
     pag_scale = request.get("pag_scale")
+    # What is no number is refused later.
     needs = {
         "ip-adapter": has_image,
-        # What is no number is refused later.
         "pag": isinstance(pag_scale, Real) and pag_scale > 0,
-        "control": any(each.scale != 0 for each in given_controls(request.get("control"))),
+        "control": any(
+            finite_or_none(each.scale) != 0 for each in given_controls(request.get("control"))
+        ),
     }
     return tuple(name for name in FEATURE_INPUTS if needs.get(name))

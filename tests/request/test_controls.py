@@ -108,6 +108,8 @@ WRONG: dict[str, tuple[Any, str]] = {
     "a name": (kdrt.ControlImage(GREY, "edge"), "unknown control 'edge'.* did you mean 'edges'"),
     "no name": (kdrt.ControlImage(GREY), "needs the name of one: edges, lines, sketch, colour"),
     "a scale": (kdrt.ControlImage(GREY, "edges", scale=float("nan")), "must be a finite number"),
+    "scales": (kdrt.ControlImage(GREY, "edges", scale=GREY), "must be a finite number"),  # type: ignore[arg-type]
+    "a large scale": (kdrt.ControlImage(GREY, "edges", scale=1e300), "must be at most 1000"),
     "an end": (kdrt.ControlImage(GREY, "edges", end=1.5), "end of a control image must be at most"),
     "a window": (kdrt.ControlImage(GREY, "edges", start=0.5, end=0.5), "must start before it ends"),
     "an image": (kdrt.ControlImage("a.png", "edges"), "must be a PIL image, an array or a tensor"),
