@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from diffusers import ControlNetModel, T2IAdapter, UNet2DConditionModel
 
-from kdrt.bundle import ControlFacts, Manifest, sha256
+from kdrt.bundle import MOST_CONTROLS, ControlFacts, Manifest, sha256
+from kdrt.bundle.components import ADAPTER_COMPONENT, CONTROL_COMPONENT, CONTROL_HINT
 from kdrt.common.paths import user_path
 from kdrt_engines.spec import EngineSpec
 from kdrt_export.component_export import export_component
@@ -69,28 +70,37 @@ class ControlSource:
 
         Raises:
             SourceError: there is nothing, or nothing that may be read.
-            ExportError: no name follows from it.
+            ExportError: no name follows from it, or one that cannot be used.
         """
         source, name = _split(text)
         if kind == "controlnet" and source == "demo":
             path = demo_folder("control")
         else:
             path = _PLACES[kind].find(source, allow_pickle=allow_pickle)
-        return cls(kind, name or _default_name(source), short_name(source), path)
+        name = name or _default_name(source)
+        if name.endswith(CONTROL_HINT):
+            raise ExportError(
+                f"no ControlNet or T2I-Adapter can be called '{name}', since '{CONTROL_HINT}' is "
+                f"the end of the names of their parts; give another name with {source}:NAME"
+            )
+        return cls(kind, name, short_name(source), path)
 
     @property
     def what(self) -> str:
         """For messages."""
         return f"the {_WORDS[self.kind]} '{self.name}'"
 
-    def facts(self, channels: int, *, pools: bool) -> ControlFacts:
+    def facts(self, components: Iterable[ExportComponent]) -> ControlFacts:
+        """What a manifest says of it, which has these networks."""
         digest = sha256(self.path) if self.path.is_file() else None
+        image, *rest = components
+        assert isinstance(image, ExportControlHint | ExportT2IAdapter)
         return ControlFacts(
             kind=self.kind,
             source=self.source,
             sha256=digest,
-            channels=channels,
-            global_pool=pools,
+            channels=image.channels,
+            global_pool=any(isinstance(each, ExportControlNet) and each.pools for each in rest),
         )
 
 
@@ -122,6 +132,9 @@ class Control:
         unet: the UNet it is for.
         allow_pickle: accept pickled weights.
 
+    Attributes:
+        facts: what a manifest says of it.
+
     Raises:
         SourceError: it is damaged, or does not fit.
         UnsupportedModelError: it is a network of another kind.
@@ -143,19 +156,23 @@ class Control:
         self._weights.check()
         count = len(self._weights.tensors)
         network = build(self._weights.kind, self._weights.config, self._weights.where, count)
-        _check_fit(source, self._components(network, fuse_qkv=True), unet)
+        components = self._components(network, fuse_qkv=True)
+        _check_fit(source, components, unet)
+        with refused(f"{source.what} cannot be used"):
+            self.facts = source.facts(components.values())
 
     def components(self, *, fuse_qkv: bool) -> dict[str, ExportComponent]:
         """Its networks by component name, with their weights."""
         return self._components(self._weights.network(), fuse_qkv=fuse_qkv)
 
     def _components(self, network: Any, *, fuse_qkv: bool) -> dict[str, ExportComponent]:
-        name = f"{self.source.kind}-{self.source.name}"
         if isinstance(network, T2IAdapter):
+            name = ADAPTER_COMPONENT + self.source.name
             return {name: ExportT2IAdapter(network, scale=self._unet.scale)}
         assert isinstance(network, ControlNetModel)
         hint = ExportControlHint(network)  # first: the other takes its part out of the network
-        return {f"{name}-hint": hint, name: ExportControlNet(network, fuse_qkv=fuse_qkv)}
+        name = CONTROL_COMPONENT + self.source.name
+        return {name + CONTROL_HINT: hint, name: ExportControlNet(network, fuse_qkv=fuse_qkv)}
 
 
 def find_controls(
@@ -176,7 +193,7 @@ def find_controls(
 
     Raises:
         SourceError: see :meth:`ControlSource.find`.
-        ExportError: two have one name, or the UNet cannot take any.
+        ExportError: two have one name, there are too many, or the UNet cannot take any.
     """
     asked: list[tuple[Kind, str]] = [("controlnet", text) for text in controlnets]
     asked += [("t2i-adapter", text) for text in t2i_adapters]
@@ -184,6 +201,11 @@ def find_controls(
         raise ExportError(
             "a UNet with int8 weights takes no ControlNets and T2I-Adapters; leave out "
             "--weights int8"
+        )
+    if len(taken) + len(asked) > MOST_CONTROLS:
+        raise ExportError(
+            f"a bundle holds at most {MOST_CONTROLS} ControlNets and T2I-Adapters, and these would "
+            f"be {len(taken) + len(asked)}; leave some out"
         )
     names = list(taken)
     sources = []
@@ -236,10 +258,7 @@ def add_controls(
         for name, component in parts.items():
             described = _described(manifest, name, component)
             components[name] = export_component(described, folder, targets, report)
-        image, last = next(iter(parts.values())), component
-        assert isinstance(image, ExportControlHint | ExportT2IAdapter)
-        pools = isinstance(last, ExportControlNet) and last.pools
-        facts[source.name] = source.facts(image.channels, pools=pools)
+        facts[source.name] = control.facts
     update = {"components": components, "variants": variants, "controls": facts}
     return manifest.model_copy(update=update)
 

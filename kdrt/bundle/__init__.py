@@ -15,6 +15,7 @@ Its files:
 from kdrt.bundle.bounded import Dtype
 from kdrt.bundle.ip_adapter_facts import ImageEncoderFacts, IpAdapterFacts, IpAdapterKind
 from kdrt.bundle.manifest import (
+    MOST_CONTROLS,
     Baked,
     BakedLora,
     Component,
@@ -53,6 +54,7 @@ from kdrt.bundle.writing import (
 
 __all__ = [
     "MANIFEST",
+    "MOST_CONTROLS",
     "Baked",
     "BakedLora",
     "Bundle",

@@ -216,6 +216,10 @@ class LatentFacts(Strict):
         return self
 
 
+MOST_CONTROLS = 16
+"""ControlNets and T2I-Adapters of a bundle."""
+
+
 ControlName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$")]
 
 
@@ -290,7 +294,7 @@ class Manifest(Strict):
     scale of all."""
     pag_layers: Annotated[tuple[Text, ...], Field(max_length=1000)] = ()
     """The self-attentions that the variant ``pag`` can perturb, by diffusers' names."""
-    controls: Annotated[dict[ControlName, ControlFacts], Field(max_length=16)] = Field(
+    controls: Annotated[dict[ControlName, ControlFacts], Field(max_length=MOST_CONTROLS)] = Field(
         default_factory=dict
     )
     """ControlNets and T2I-Adapters by name; their components are named after them."""

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from kdrt.bundle.components import ADAPTER_RESIDUAL, DOWN_RESIDUAL, MID_RESIDUAL
 from kdrt_engines.spec import TensorSpec, part_of
 from kdrt_export.errors import UnsupportedModelError
-
-DOWN, MIDDLE, ADAPTER = "down_residual_", "mid_residual", "adapter_residual_"
 
 Place = tuple[int, int]
 """Channels of a tensor, and how often its sides have been halved."""
@@ -71,12 +70,12 @@ class Residuals:
     @staticmethod
     def as_diffusers(named: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         """The arguments of diffusers' UNet for the residuals among these inputs."""
-        if MIDDLE not in named:
+        if MID_RESIDUAL not in named:
             return {}
         return {
-            "down_block_additional_residuals": tuple(_numbered(named, DOWN)),
-            "mid_block_additional_residual": named[MIDDLE],
-            "down_intrablock_additional_residuals": _numbered(named, ADAPTER),
+            "down_block_additional_residuals": tuple(_numbered(named, DOWN_RESIDUAL)),
+            "mid_block_additional_residual": named[MID_RESIDUAL],
+            "down_intrablock_additional_residuals": _numbered(named, ADAPTER_RESIDUAL),
         }
 
     @property
@@ -94,13 +93,13 @@ class Residuals:
 
     def _of_control(self) -> dict[str, Place]:
         return {
-            **{f"{DOWN}{index}": place for index, place in enumerate(self.skips)},
-            MIDDLE: self.middle,
+            **{f"{DOWN_RESIDUAL}{index}": place for index, place in enumerate(self.skips)},
+            MID_RESIDUAL: self.middle,
         }
 
     def _of_adapters(self) -> dict[str, Place]:
         places = (*self.blocks, self.middle) if self.has_middle else self.blocks
-        return {f"{ADAPTER}{index}": place for index, place in enumerate(places)}
+        return {f"{ADAPTER_RESIDUAL}{index}": place for index, place in enumerate(places)}
 
     def run(
         self,
@@ -121,7 +120,7 @@ class Residuals:
             told: its arguments besides.
             given: the residuals by name.
         """
-        residual = given[f"{ADAPTER}{index}"]
+        residual = given[f"{ADAPTER_RESIDUAL}{index}"]
         if _takes_residual(block):
             hidden, produced = block(hidden, embedding, **told, additional_residuals=residual)
             return hidden, produced
@@ -136,9 +135,9 @@ class Residuals:
         """What goes up: ``hidden`` of the middle block and the skip connections, with what a
         ControlNet gives, and the former with the last of the adapter's."""
         if self.has_middle:
-            hidden = hidden + given[f"{ADAPTER}{len(self.blocks)}"]
-        controlled = [skip + given[f"{DOWN}{index}"] for index, skip in enumerate(skips)]
-        return hidden + given[MIDDLE], controlled
+            hidden = hidden + given[f"{ADAPTER_RESIDUAL}{len(self.blocks)}"]
+        controlled = [skip + given[f"{DOWN_RESIDUAL}{index}"] for index, skip in enumerate(skips)]
+        return hidden + given[MID_RESIDUAL], controlled
 
 
 def sides(level: int) -> tuple[str | int, str | int]:

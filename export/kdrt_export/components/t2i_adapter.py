@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from diffusers import T2IAdapter
 from diffusers.models.adapter import AdapterBlock, LightAdapterBlock
 
+from kdrt.bundle.components import ADAPTER_RESIDUAL
 from kdrt_engines.dtypes import DTYPES
 from kdrt_engines.spec import EngineSpec, TensorSpec, part_of
 from kdrt_export.components.base import ExportComponent
-from kdrt_export.components.residuals import ADAPTER
 from kdrt_export.errors import UnsupportedModelError
 
 
@@ -49,7 +49,7 @@ class ExportT2IAdapter(ExportComponent):
         for index, block in enumerate(self.adapter.body):
             divisor *= 1 if block.downsample is None else 2
             shape = ("B", _channels(block), part_of("h", divisor), part_of("w", divisor))
-            outputs.append(TensorSpec(f"{ADAPTER}{index}", dtype, shape))
+            outputs.append(TensorSpec(f"{ADAPTER_RESIDUAL}{index}", dtype, shape))
         return EngineSpec((TensorSpec("image", dtype, image),), tuple(outputs))
 
     def reference(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -77,13 +77,14 @@ def controlnet_weights(
             f"{path.name} holds no ControlNet of Stable Diffusion: it has no "
             "controlnet_cond_embedding.conv_in.weight, nor input_hint_block.0.weight"
         )
-    config |= {
-        "conditioning_channels": first.shape[1],
-        "conditioning_embedding_out_channels": _hint_widths(state),
-        # It is not in the tensors; the one that has it, and those made of it, are called so.
-        "global_pool_conditions": "shuffle" in path.name.lower(),
-    }
-    config |= _attention(state, len(config["block_out_channels"]))
+    with refused(f"{path.name} holds no ControlNet for this model", _HINT):
+        config |= {
+            "conditioning_channels": first.shape[1],
+            "conditioning_embedding_out_channels": _hint_widths(state),
+            # It is not in the tensors; the one that has it, and those made of it, are called so.
+            "global_pool_conditions": "shuffle" in path.name.lower(),
+        }
+        config |= _attention(state, len(config["block_out_channels"]))
     return Weights(ControlNetModel, config, state, path.name, _HINT)
 
 
@@ -106,8 +107,8 @@ def adapter_weights(
         return T2I_ADAPTER.from_folder(T2IAdapter, path, allow_pickle=allow_pickle)
     state = read_tensors(path)
     _refuse_others(state, path, "T2I-Adapter")
-    state = _adapter_tensors({n.removeprefix("adapter."): t for n, t in state.items()})
     with refused(f"{path.name} holds no T2I-Adapter", _HINT):
+        state = _adapter_tensors({n.removeprefix("adapter."): t for n, t in state.items()})
         config = _adapter_config(state, family, scale)
     return Weights(T2IAdapter, config, state, path.name, _HINT)
 

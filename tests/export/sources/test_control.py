@@ -11,7 +11,8 @@ from diffusers import ControlNetModel, T2IAdapter
 from safetensors.torch import save_file
 from torch import nn
 
-from kdrt_export.control import ControlSource, find_controls
+from kdrt.bundle import MOST_CONTROLS
+from kdrt_export.control import Control, ControlSource, UNetFacts, find_controls
 from kdrt_export.errors import ExportError, SourceError, UnsupportedModelError
 from kdrt_export.sources.control import adapter_weights, controlnet_weights
 from tests.support.single_file import original_controlnet
@@ -138,6 +139,33 @@ def test_files_that_hold_no_whole_network(tmp_path: Path) -> None:
         controlnet_weights(file, unet("sd").config, 4, allow_pickle=False)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "controlnet_cond_embedding.blocks.1.weight",  # a number, where a convolution should be
+        f"down_blocks.0.attentions.0.transformer_blocks.{'9' * 5000}.weight",
+    ],
+)
+def test_what_a_tensor_says_can_be_nonsense(name: str, tmp_path: Path) -> None:
+    state = {**controlnet("sd").state_dict(), name: torch.tensor(1.0)}
+    with pytest.raises(SourceError, match=r"it\.safetensors holds no ControlNet for this model"):
+        read_controlnet(state, tmp_path / "it.safetensors", "sd")
+
+
+def test_what_a_tensor_of_an_adapter_says_can_be_nonsense(tmp_path: Path) -> None:
+    save_file({f"body.{'9' * 5000}.block1.weight": torch.ones(1)}, tmp_path / "it.safetensors")
+    with pytest.raises(SourceError, match=r"it\.safetensors holds no T2I-Adapter"):
+        adapter_weights(tmp_path / "it.safetensors", "sd", 2, allow_pickle=False)
+
+
+def test_an_image_of_more_channels_than_a_bundle_allows(tmp_path: Path) -> None:
+    controlnet("sd", conditioning_channels=65).save_pretrained(tmp_path / "wide")
+    of_unet = UNetFacts(dict(unet("sd").config), "sd", latents=4, scale=2, time_ids=6)
+    source = ControlSource.find("controlnet", str(tmp_path / "wide"))
+    with pytest.raises(SourceError, match=r"'wide' cannot be used: channels: .* equal to 64"):
+        Control(source, of_unet)
+
+
 def test_a_pickle_must_be_allowed(tmp_path: Path) -> None:
     torch.save({"state_dict": original_controlnet(controlnet("sd", **WIDE))}, tmp_path / "it.pth")
     with pytest.raises(SourceError, match=r"it\.pth is a pickle, .* --allow-pickle"):
@@ -169,5 +197,15 @@ def test_a_name_is_asked_for_once(tmp_path: Path) -> None:
         find_controls([file], [file])
     with pytest.raises(ExportError, match=r"int8 weights takes no ControlNets"):
         find_controls([file], [], weights="int8")
+    with pytest.raises(ExportError, match="can be called 'a-hint'"):
+        find_controls([f"{file}:a", f"{file}:a-hint"], [])
     with pytest.raises(ExportError, match="no name follows from"):
         find_controls([str(tmp_path / "-.safetensors")], [])
+
+
+def test_a_bundle_holds_so_many_controls(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").touch()
+    many = [f"{tmp_path / 'a.safetensors'}:a{index}" for index in range(MOST_CONTROLS)]
+    assert len(find_controls(many[1:], many[:1])) == MOST_CONTROLS
+    with pytest.raises(ExportError, match=r"at most 16 ControlNets .* would be 17"):
+        find_controls(many, [], taken=["lines"])
