@@ -2,9 +2,10 @@
 
     engines/tuned/0123456789abcdef.json     what `kdrt tune` measured
 
-The digits are a digest of all it depends on: the networks, the versions of the engines, the
-processor with its cores, and the GPUs. A file that does not match, or that this user neither made
-nor trusts, is ignored.
+The digits are a digest of the machine: the versions of the engines, the processor with its cores,
+and the GPUs. A file that does not match, or that this user neither made nor trusts, is ignored, and
+so is what it says of a network that is another now: what is added to a bundle changes nothing for
+the rest.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from __future__ import annotations
 import hashlib
 import logging
 from pathlib import Path
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kdrt.backends.machine import processor
 from kdrt.backends.records import network_hash
@@ -71,6 +73,12 @@ class TunedComponent(BaseModel):
     timings: tuple[Timing, ...]
     left_out: dict[str, str]
 
+    @model_validator(mode="after")
+    def _was_measured(self) -> Self:
+        if self.engine not in {timing.engine for timing in self.timings}:
+            raise ValueError(f"{self.engine} has no timing")
+        return self
+
     def why(self) -> str:
         """Which engine was chosen and what that is based on, in one line."""
         found = {timing.engine: timing for timing in self.timings}
@@ -90,20 +98,27 @@ class _File(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     components: dict[str, TunedComponent]
+    networks: dict[str, str]
+    """The hash of each of them; see :func:`kdrt.backends.records.network_hash`."""
 
 
 def tuned_components(bundle: Bundle) -> dict[str, TunedComponent]:
     """What `kdrt tune` found on this machine, by component; empty where it has not run, or what it
     ran with has changed since."""
     try:
-        content = read_regular(bundle.file(_path(bundle)), _FILE_BYTES)
+        content = read_regular(bundle.file(_path()), _FILE_BYTES)
         found = _File.model_validate_json(content)
     except (OSError, ValueError):
         return {}
-    if not is_trusted(*_description(bundle, content)):
-        _logger.info("%s is not used: somebody else made it", bundle.file(_path(bundle)))
+    if not is_trusted(*_description(content)):
+        _logger.info("%s is not used: somebody else made it", bundle.file(_path()))
         return {}
-    return found.components
+    manifest = bundle.manifest
+    return {
+        name: each
+        for name, each in found.components.items()
+        if name in manifest.components and found.networks.get(name) == network_hash(manifest, name)
+    }
 
 
 def keep_tuned(bundle: Bundle, found: dict[str, TunedComponent]) -> Path:
@@ -113,12 +128,14 @@ def keep_tuned(bundle: Bundle, found: dict[str, TunedComponent]) -> Path:
         OutputError: the bundle or the list of trusted files cannot be written.
     """
     check_home()
-    merged = _File(components=tuned_components(bundle) | found)
-    target = bundle.place(_path(bundle))
+    components = tuned_components(bundle) | found
+    networks = {name: network_hash(bundle.manifest, name) for name in components}
+    merged = _File(components=components, networks=networks)
+    target = bundle.place(_path())
     text = merged.model_dump_json(indent=2) + "\n"
     with new_file(target) as partial:
         partial.write_text(text, encoding="utf-8")
-    trust(*_description(bundle, text.encode()))
+    trust(*_description(text.encode()))
     return target
 
 
@@ -131,23 +148,21 @@ def trust_tuned(bundle: Bundle) -> Path | None:
     Raises:
         OutputError: :func:`kdrt.common.home.trust` raises it.
     """
-    path = bundle.file(_path(bundle))
+    path = bundle.file(_path())
     try:
         content = read_regular(path, _FILE_BYTES)
     except (OSError, ValueError):
         return None
-    trust(*_description(bundle, content))
+    trust(*_description(content))
     return path
 
 
-def _description(bundle: Bundle, content: bytes) -> tuple[str, ...]:
-    return "tuned", _path(bundle), hashlib.sha256(content).hexdigest()
+def _description(content: bytes) -> tuple[str, ...]:
+    return "tuned", _path(), hashlib.sha256(content).hexdigest()
 
 
-def _path(bundle: Bundle) -> str:
-    manifest = bundle.manifest
+def _path() -> str:
     parts = [
-        *(f"{name} {network_hash(manifest, name)}" for name in sorted(manifest.components)),
         *(f"{name} {installed_version(name)}" for name in _PACKAGES),
         processor(),
         f"{cores()} cores",

@@ -150,6 +150,18 @@ def test_it_is_kept_for_this_machine_and_these_versions(
     assert not bundle.path.exists()
 
 
+def test_it_is_kept_for_each_network_by_itself(bundle: Bundle) -> None:
+    found = tuned_with(bundle, {"onnxruntime": STEADY, "openvino": FASTER})
+    keep_tuned(bundle, {"text_encoder": found, "unet": found})
+    manifest = bundle.manifest
+    another = {**manifest.files, manifest.components["unet"].onnx: "0" * 64}
+    changed = Bundle(bundle.path, manifest.model_copy(update={"files": another}))
+    assert tuned_components(changed) == {"text_encoder": found}
+    more = {**manifest.components, "unet-control": manifest.components["vae_decoder"]}
+    added = Bundle(bundle.path, manifest.model_copy(update={"components": more}))
+    assert tuned_components(added) == {"text_encoder": found, "unet": found}
+
+
 def test_what_somebody_else_measured_is_not_used_until_it_is_trusted(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +175,15 @@ def test_what_somebody_else_measured_is_not_used_until_it_is_trusted(
     assert tuned_components(bundle) == {}
     place.write_text("{")
     assert tuned_components(bundle) == {}
+
+
+def test_an_engine_without_a_timing_is_not_used(bundle: Bundle) -> None:
+    found = tuned_with(bundle, {"onnxruntime": STEADY, "openvino": FASTER})
+    place = keep_tuned(bundle, {"unet": found})
+    place.write_text(place.read_text().replace('"engine": "openvino"', '"engine": "torch"', 1))
+    trust_bundle(bundle)
+    assert tuned_components(bundle) == {}
+    assert examine().tuned == {}
 
 
 @needs_openvino
