@@ -27,6 +27,9 @@ _EXPORT = {
     "control": "{export} --controlnet SOURCE",
 }
 
+_BESIDE_PAG = {"ip-adapter": "an IP-Adapter", "control": "control"}
+"""What no UNet has together with perturbed-attention guidance, as users call it."""
+
 
 def features_of(unet: EngineSpec) -> Features:
     """The features of a UNet."""
@@ -37,7 +40,8 @@ def unet_with(manifest: Manifest, features: Collection[str]) -> str:
     """The component that is the UNet with these features, and with the fewest others.
 
     Raises:
-        InvalidRequestError: the bundle has none; the message says what to export.
+        InvalidRequestError: the bundle has none; the message says what to export, or that no UNet
+            has all of them.
     """
     able = {
         component: found
@@ -46,6 +50,12 @@ def unet_with(manifest: Manifest, features: Collection[str]) -> str:
     }
     if able:
         return min(able, key=lambda component: len(able[component]))
+    others = [_BESIDE_PAG[feature] for feature in features if feature in _BESIDE_PAG]
+    if "pag" in features and others:
+        raise InvalidRequestError(
+            f"pag_scale and {' and '.join(others)} do not go together, since no UNet has both; "
+            "leave one of them out"
+        )
     options = _EXPORT[next(iter(features))].format(export=manifest.export_command)
     for feature in list(features)[1:]:
         options += _EXPORT[feature].removeprefix("{export}")

@@ -51,7 +51,17 @@ def test_what_is_missing_is_told_with_the_command(tmp_path: Path) -> None:
         unet_with(with_unets(tmp_path, pag=("pag",)), ("control",))
     with pytest.raises(
         InvalidRequestError,
-        match=r"has no UNet with pag and control; export it with `kdrt export \S+ --variant pag "
-        r"--controlnet SOURCE`",
+        match=r"has no UNet with ip-adapter and control; export it with `kdrt export \S+ "
+        r"--ip-adapter FILE --controlnet SOURCE`",
     ):
-        unet_with(with_unets(tmp_path, control=("control",)), ("pag", "control"))
+        unet_with(with_unets(tmp_path, control=("control",)), ("ip-adapter", "control"))
+
+
+@pytest.mark.parametrize(
+    ("other", "word"), [("control", "control"), ("ip-adapter", "an IP-Adapter")]
+)
+def test_what_no_export_has_is_told_without_one(tmp_path: Path, other: str, word: str) -> None:
+    """A bundle with both UNets has no third that does both."""
+    manifest = with_unets(tmp_path, pag=("pag",), other=(other,))
+    with pytest.raises(InvalidRequestError, match=f"pag_scale and {word} do not go together"):
+        unet_with(manifest, ("pag", other))
