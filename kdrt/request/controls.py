@@ -25,7 +25,7 @@ from kdrt.sampling import AnyPlan
 MAX_CONTROLS = 8
 """Of a request: each is a network of half the size of the UNet."""
 
-_MOST_SCALE = 1000.0
+_MAX_SCALE = 1000.0
 """Either way. Far larger ones make numbers that are not finite."""
 
 _GREY = (0.299, 0.587, 0.114)
@@ -138,7 +138,7 @@ def _resolved(
     name = _name(control, manifest)
     facts = manifest.controls[name]
     scale = check_number(
-        "the scale of a control image", control.scale, _MOST_SCALE, minimum=-_MOST_SCALE
+        "the scale of a control image", control.scale, _MAX_SCALE, minimum=-_MAX_SCALE
     )
     start = check_number("the start of a control image", control.start, 1)
     end = check_number("the end of a control image", control.end, 1)
