@@ -13,10 +13,11 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from kdrt.common.validation import excerpt, finite_or_none
+from kdrt.common.validation import did_you_mean, excerpt, finite_or_none
 from kdrt.images.control import ControlImage
+from kdrt.images.input import to_rgb
 from kdrt.request.controls import MAX_CONTROLS
-from kdrt.serve.errors import LimitError, RequestError, UnsupportedError
+from kdrt.serve.errors import LimitError, RequestError, UnknownNameError, UnsupportedError
 from kdrt.serve.images import SeveralImages
 
 SCRIPT = "controlnet"
@@ -36,6 +37,7 @@ _THRESHOLDS: Mapping[str | None, tuple[Any, Any]] = {"canny": (100, 200), "tile"
 """By processor, what it works with; of the others the web UI reads none."""
 
 _STRETCHED, _CROPPED = (0, "just resize", "resize"), (1, "crop and resize", "inner fit")
+_FILLED = (2, "resize and fill", "outer fit")
 
 _USUAL: Mapping[str, tuple[Any, ...]] = {
     "control_mode": (0, "balanced"),
@@ -51,8 +53,41 @@ _USUAL: Mapping[str, tuple[Any, ...]] = {
     "ipadapter_input": (),
     "union_control_type": ("unknown",),
     "animatediff_batch": (),
+    "input_mode": ("simple", "inputmode.simple"),
+    "pulid_mode": ("fidelity", "pulidmode.fidelity"),
+    "guidance": (1,),
+    "guessmode": (),
+    "invert_image": (),
+    "rgbbgr_mode": (),
 }
 """What may be said where nothing else than usual is meant, beside null, false and what is empty."""
+
+_READ = (
+    "enabled",
+    "module",
+    "model",
+    "weight",
+    "image",
+    "input_image",
+    "resize_mode",
+    "threshold_a",
+    "threshold_b",
+    "guidance_start",
+    "guidance_end",
+)
+
+_WITHOUT_EFFECT = (
+    "pixel_perfect",
+    "processor_res",
+    "low_vram",
+    "lowvram",
+    "save_detected_map",
+    "is_ui",
+    "loopback",
+    "output_dir",
+    "generated_image",
+)
+"""On the image that is made."""
 
 
 def units_of(scripts: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
@@ -100,7 +135,16 @@ def control_of(
     Raises:
         RequestError: it has no image or no model, or a value is wrong.
         UnsupportedError: it asks for what is not done here.
+        UnknownNameError: it has a field that the extension has not.
     """
+    for name, value in unit.items():
+        known = (*_READ, *_USUAL, *_WITHOUT_EFFECT)
+        if value and name not in known:
+            raise UnknownNameError(
+                f"the field {excerpt(name)} of a unit of controlnet is not supported"
+                f"{did_you_mean(name, known)}: leave it out",
+                _PLACE,
+            )
     for name, usual in _USUAL.items():
         value = unit.get(name)
         if value and _word(value) not in usual:
@@ -156,11 +200,15 @@ def _image(
     image = images.read(_PLACE, given)
     mode = _word(unit.get("resize_mode", 1))
     if mode in _CROPPED:
-        return ImageOps.fit(image.convert("RGB"), size, Image.Resampling.LANCZOS)
-    if mode in _STRETCHED:
+        return ImageOps.fit(to_rgb(_PLACE, image), size, Image.Resampling.LANCZOS)
+    # Nothing is left to fill where the proportions are those of the result.
+    fits = image.width * size[1] == image.height * size[0]
+    if mode in _STRETCHED or (mode in _FILLED and fits):
         return image
     raise UnsupportedError(
-        f"resize_mode {excerpt(mode)} of a unit of controlnet is not supported: send 0 or 1",
+        f"resize_mode {excerpt(mode)} of a unit of controlnet is not supported"
+        f"{' for an image of other proportions than the result' if mode in _FILLED else ''}: send "
+        "0 or 1",
         _PLACE,
     )
 

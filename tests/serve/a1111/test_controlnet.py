@@ -6,7 +6,9 @@ import base64
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import webuiapi
 from PIL import Image
 
 from kdrt.bundle import open_bundle
@@ -78,12 +80,32 @@ def test_a_unit_without_an_image_takes_the_one_to_begin_with(controls_of: Any) -
         ({"mask": "abc"}, "mask 'abc' of a unit"),
         ({"model": "None"}, "needs a model"),
         ({"image": None}, "needs an image"),
+        ({"weigth": 0.5}, "the field 'weigth' of a unit .* did you mean 'weight'"),
+        ({"guessmode": True}, "guessmode True of a unit"),
+        ({"resize_mode": "Resize and Fill"}, "for an image of other proportions than the result"),
         ({"weight": "strong"}, "weight of a unit of controlnet must be a number"),
     ],
 )
 def test_what_is_refused(controls_of: Any, changes: dict[str, Any], message: str) -> None:
     with pytest.raises((RequestError, UnsupportedError), match=message):
         controls_of({**UNIT, **changes})
+
+
+def test_what_clients_send_of_their_own_accord(controls_of: Any) -> None:
+    """webuiapi's defaults, and more that a unit of the web UI itself holds."""
+    defaults = webuiapi.ControlNetUnit(Image.new("RGB", (32, 32)), model="canny").to_dict()
+    others = {"input_mode": "simple", "pulid_mode": "Fidelity", "output_dir": "", "is_ui": True}
+    (control,) = controls_of({**defaults, **others})
+    assert (control.name, control.scale, control.process) == ("canny", 1, None)
+
+
+def test_deep_and_transparent_images_are_cropped_too(controls_of: Any) -> None:
+    deep = Image.fromarray(np.full((32, 64), 0x8080, np.uint16))
+    clear = Image.new("RGBA", (64, 32), (255, 0, 0, 0))
+    units = [{**UNIT, "image": base64.b64encode(png(each)).decode()} for each in (deep, clear)]
+    images = [control.image for control in controls_of(*units)]
+    assert [image.size for image in images] == [(64, 64)] * 2
+    assert [image.getpixel((0, 0)) for image in images] == [(128,) * 3, (255,) * 3]
 
 
 def test_what_is_no_unit(controls_of: Any) -> None:
