@@ -201,6 +201,7 @@ class BatchingLoop:
         try:
             self._use_loras(klass.loras, self._own_loras if order.loras is None else order.loras)
             self._pipe.adapters.use_unet(klass.unet_features)
+            self._shared.release_others()
             self._group = klass.group
         except Exception as error:
             for each in [o for o in self._orders if o.klass.group == klass.group]:

@@ -57,6 +57,13 @@ class SharedImages:
         if klass in self._rooms:
             self._rooms[klass].release()
 
+    def release_others(self) -> None:
+        """Let go of what is bound to a UNet that is not in use any more: it would stay in memory.
+        The images stay where they are."""
+        for klass, room in self._rooms.items():
+            if self._versions[klass] != self._denoising.version:
+                room.release()
+
     def _room(self, klass: ImageClass) -> InFlight:
         version = self._denoising.version
         if klass not in self._rooms:
