@@ -37,7 +37,8 @@ class RequestLimits:
         steps: of the sampler.
         images: of a request.
         prompt: characters of one prompt.
-        input_pixels: of an image that a client sends, before it is resized.
+        input_pixels: of an image that a client sends, before it is resized; likewise of all images
+            of one field together.
     """
 
     pixels: int = 2**21
