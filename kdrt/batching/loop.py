@@ -39,6 +39,8 @@ from kdrt.sampling import Step
 
 _logger = logging.getLogger(__name__)
 
+_CANCELLED = "this request was cancelled"
+
 
 class BatchingLoop:
     """Makes the requests of a pipeline together.
@@ -160,7 +162,7 @@ class BatchingLoop:
             case Arrived(order):
                 self._arrive(order)
             case Cancelled(order):
-                self._fail(order, _cancelled())
+                self._fail(order, CancelledError(_CANCELLED))
             case Decoded(order, result):
                 self._being_decoded -= 1
                 self._decoded(order, result)
@@ -372,7 +374,7 @@ class BatchingLoop:
             self._fail(order, as_told(error))
             return
         if order.is_cancelled:
-            self._fail(order, _cancelled())
+            self._fail(order, CancelledError(_CANCELLED))
         elif not order.is_over:
             self._orders.pop(order, None)
             order.finish(made)
@@ -395,7 +397,3 @@ class BatchingLoop:
     def _fail_all(self, error: BaseException) -> None:
         for order in list(self._orders):
             self._fail(order, error)
-
-
-def _cancelled() -> CancelledError:
-    return CancelledError("this request was cancelled")
