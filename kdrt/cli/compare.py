@@ -87,16 +87,20 @@ def compare(
     """
     from kdrt.bundle import open_bundle
     from kdrt.cli.export_checks import needs_export
+    from kdrt.common.paths import user_path
 
     height, width = _sides(at)
     bundles = [open_bundle(name) for name in (bundle, other) if name is not None]
     with needs_export("comparing"):
         from kdrt_export.compare.comparison import Graph
         from kdrt_export.compare.comparison import compare as compare_graphs
-        from kdrt_export.compare.drawing import draw, write_table
+        from kdrt_export.compare.drawing import check_output, draw, write_table
         from kdrt_export.compare.inputs import PROMPT, real_inputs, seeded_inputs
         from kdrt_export.compare.sides import pair_of
 
+    folder = None if output is None else user_path(output)
+    if folder is not None:  # a comparison takes minutes
+        check_output(folder)
     first, second = pair_of(bundles, component, engines.split(","))
     if random:
         inputs = seeded_inputs(bundles[0], first.facts, height=height, width=width, seed=seed)
@@ -113,11 +117,7 @@ def compare(
         Graph(first.path, first.engine), Graph(second.path, second.engine), inputs, layers=layers
     )
     _print(comparison, f"a: {first.label()}\nb: {second.label()}", layers=layers)
-    if output is not None:
-        from kdrt.common.paths import user_path
-
-        folder = user_path(output)
-        folder.mkdir(parents=True, exist_ok=True)
+    if folder is not None:
         typer.echo(write_table(comparison, folder))
         title = f"{component}: {second.label()} against {first.label()}"
         typer.echo(draw(comparison, title, folder))

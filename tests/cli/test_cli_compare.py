@@ -58,6 +58,7 @@ def test_two_graphs_on_the_inputs_of_an_image(cli: Cli, demo: str) -> None:
     [
         ((), "both sides are the same"),
         (("--engines", "onnxruntime,torch"), "torch does not show its layers"),
+        (("--engines", "onnxruntime,openvino:bf16"), "openvino does not show its layers"),
         (("--engines", "onnxruntime,nonsense"), "unknown engine 'nonsense'"),
         (("--engines", "onnxruntime:cpu,onnxruntime"), "unknown graph 'cpu'"),
         (("--engines", "tensorrt:fused"), "knows standard operators only"),
@@ -88,6 +89,17 @@ def test_inputs_that_there_cannot_be(
     cli: Cli, demo: str, arguments: tuple[str, ...], sentence: str
 ) -> None:
     assert sentence in cli("compare", demo, *FUSED, *arguments).refusal()
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    cli: Cli, demo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdrt_export.compare.comparison.compare", None)
+    (tmp_path / "layers.csv").mkdir()
+    assert "it is a folder" in cli("compare", demo, *FUSED, "-o", tmp_path).refusal()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "needs matplotlib" in cli("compare", demo, *FUSED, "-o", tmp_path / "new").refusal()
+    assert not (tmp_path / "new").exists()
 
 
 def test_an_engine_that_cannot_run_here(

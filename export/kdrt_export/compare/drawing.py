@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import math
 from itertools import groupby
 from pathlib import Path
 
-from kdrt.common.atomic_io import new_file
+from kdrt.common.atomic_io import check_file, new_file
 from kdrt.errors import InvalidRequestError
 from kdrt_export.compare.comparison import BOUND, Comparison
 
@@ -17,6 +18,19 @@ TABLE_FILE = "layers.csv"
 
 _MOST_NAMES = 24
 """Of blocks below the plot; more would run into each other."""
+
+
+def check_output(folder: Path) -> None:
+    """Whether a plot and a table can be written there; for the time before they are made.
+
+    Raises:
+        InvalidRequestError: matplotlib is not installed.
+        OutputError: see :func:`kdrt.common.atomic_io.check_file`.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InvalidRequestError("drawing needs matplotlib: pip install 'kdrt[bench]'")
+    for name in (TABLE_FILE, PLOT_FILE):
+        check_file(folder / name)
 
 
 def write_table(comparison: Comparison, folder: Path) -> Path:
@@ -35,15 +49,10 @@ def write_table(comparison: Comparison, folder: Path) -> Path:
 
 
 def draw(comparison: Comparison, title: str, folder: Path) -> Path:
-    """Draw the error of every layer in the order of the network, and return the file.
+    """Draw the error of every layer in the order of the network, and return the file. That
+    matplotlib is there is for :func:`check_output` to say."""
+    from matplotlib.figure import Figure
 
-    Raises:
-        InvalidRequestError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InvalidRequestError("drawing needs matplotlib: pip install 'kdrt[bench]'") from error
     rows = comparison.rows
     errors = [row.difference.error for row in rows]
     finite = [error for error in errors if 0 < error < math.inf]

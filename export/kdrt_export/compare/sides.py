@@ -98,6 +98,11 @@ def pair_of(bundles: Sequence[Bundle], component: str, engines: Sequence[str]) -
 def _side(bundle: Bundle, component: str, text: str) -> Side:
     engine, _, graph = text.strip().partition(":")
     known_engine(engine)
+    if engine not in PROVIDERS and engine not in FLAVOURS:
+        raise EngineUnavailableError(
+            f"{engine} does not show its layers; choose {', '.join(PROVIDERS)} or "
+            f"{', '.join(FLAVOURS)}"
+        )
     graph = graph or "standard"
     if graph not in GRAPHS:
         raise InvalidRequestError(unknown_word("graph", graph, GRAPHS))
@@ -113,11 +118,6 @@ def _side(bundle: Bundle, component: str, text: str) -> Side:
 
 
 def _check_runs(side: Side) -> None:
-    if side.engine not in PROVIDERS and side.engine not in FLAVOURS:
-        raise EngineUnavailableError(
-            f"{side.engine} does not show its layers; choose {', '.join(PROVIDERS)} or "
-            f"{', '.join(FLAVOURS)}"
-        )
     if side.precision == "bfloat16":
         raise EngineUnavailableError(
             f"'{side.bundle.manifest.name}' is bf16, whose results Polygraphy cannot hold; compare "
