@@ -23,7 +23,7 @@ PACKAGES = {
 
 SHARED = {"support", "oracles"}
 """Folders of ``tests/`` that tests import from."""
-OF_NO_PACKAGE = SHARED | {"fuzz", "gpu"}
+OF_NO_PACKAGE = SHARED | {"fuzz", "gpu", "integrations", "integrations/comfyui"}
 
 FAMILIES = {"sampling/samplers", "sampling/schedules"}
 """Packages whose modules are members of one table: the tests of ``tests/sampling`` go through the

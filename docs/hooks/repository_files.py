@@ -34,6 +34,7 @@ PAGES = {
     "benchmarks/results/tensorrt_builds.md": "measured/tensorrt-builds.md",
     "export/kdrt_export/demo/control/README.md": "explanation/demo-controlnet-card.md",
     "export/kdrt_export/demo/model/README.md": "explanation/demo-model-card.md",
+    "integrations/comfyui/README.md": "explanation/comfyui-nodes.md",
 }
 """Path in the repository → path below `docs/` on the site."""
 
