@@ -62,6 +62,10 @@ class _Types:
         number = self.by_name.get(value.name or "")
         return ir.DataType(number) if number else None
 
+    def add(self, value: ir.Value, dtype: ir.DataType) -> None:
+        """Note the type of a new value."""
+        self.changed[value] = dtype
+
     def widen(self, value: ir.Value) -> None:
         """Note that a value is float32 from now on."""
         self.changed[value] = _FLOAT
@@ -125,7 +129,9 @@ def keep_float32(
         for value in node.outputs:
             if types.is_half(value):
                 types.widen(value)
-                _narrow_for_others(graph, node, value, half, chosen)
+                narrow = _narrow_for_others(graph, node, value, half, chosen)
+                if narrow is not None:
+                    types.add(narrow, half)
     return result, names
 
 
@@ -159,12 +165,12 @@ def _widened(graph: ir.Graph, node: ir.Node, value: ir.Value) -> ir.Value:
 
 def _narrow_for_others(
     graph: ir.Graph, node: ir.Node, value: ir.Value, half: ir.DataType, chosen: set[ir.Node]
-) -> None:
-    """Give whoever does not compute in float32 a result in half precision."""
+) -> ir.Value | None:
+    """Give whoever does not compute in float32 a result in half precision; None if all do."""
     others = [(user, index) for user, index in value.uses() if user not in chosen]
     outputs = [index for index, output in enumerate(graph.outputs) if output is value]
     if not others and not outputs:
-        return
+        return None
     cast = _cast(value, half, f"{value.name}/half")
     # ONNX Runtime on a CPU computes operators in float16 between casts of its own, and takes those
     # for superfluous behind another: what overflows here would not there. This keeps them apart.
@@ -184,6 +190,7 @@ def _narrow_for_others(
         for index in outputs:
             graph.outputs[index] = narrow
     graph.insert_after(node, [cast, apart])
+    return narrow
 
 
 def _cast(value: ir.Value, dtype: ir.DataType, name: str) -> ir.Node:

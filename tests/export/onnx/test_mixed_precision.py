@@ -12,6 +12,7 @@ from kdrt_engines.onnxruntime.config import OrtConfig
 from kdrt_engines.onnxruntime.engine import OrtEngine
 from kdrt_export.compare.layers import element_types, place_of
 from kdrt_export.onnx.mixed_precision import Float32Part, float32_of, half_modules, keep_float32
+from kdrt_export.onnx.ops import optional
 from kdrt_export.onnx.trace import onnx_from_component, trace
 from kdrt_export.quantize import int8_weights
 from kdrt_export.verify import make_cases, verify
@@ -55,6 +56,27 @@ def test_a_network_in_two_precisions(kind: str, everything: bool, tmp_path: Path
     inside = {name for name in weights if selects(name.rpartition(".")[0], "")}
     names = dict(component.named_parameters())
     assert {weights[name] for name in inside & names.keys()} == {FLOAT}
+
+
+class _Switched(PlantedOverflow):
+    """The first block can be turned off."""
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        hidden = self.conv_in(latents)
+        hidden = self.blocks[1](optional(hidden, self.blocks[0](hidden)))
+        image: torch.Tensor = self.conv_out(self.upsampler(hidden))
+        return image
+
+
+def test_what_reads_a_switch_between_kept_operators(tmp_path: Path) -> None:
+    component = _Switched(factor=1.0)
+    cases = make_cases(component, [{"B": 1, "h": 4, "w": 4}])
+    component.cast(torch.float16)
+    part = Float32Part(lambda module, _: module.startswith("blocks"), {})
+    files = onnx_from_component(component, TRACED, tmp_path, float32=part)
+    engine = OrtEngine(files.standard, component.spec, OrtConfig(lean=True))
+    (figure,) = verify("the network", engine, cases, "fp16", "standard")
+    assert figure.relative_error < 5e-3
 
 
 def test_casts_are_around_and_not_between() -> None:
