@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 _LINTED_SIDE = 8
 """Latents on each side of what the nodes of a graph are run on."""
 
+_CONTROLS = {"controlnet": "ControlNet", "t2i-adapter": "T2I-Adapter"}
+"""By kind, how they are called."""
+
 
 def inspect(
     bundle: Annotated[
@@ -81,6 +84,10 @@ def inspect(
             *[
                 (f"IP-Adapter {name}", f"{facts.file}, {facts.kind}")
                 for name, facts in manifest.ip_adapters.items()
+            ],
+            *[
+                (f"{_CONTROLS[facts.kind]} {name}", facts.source)
+                for name, facts in manifest.controls.items()
             ],
             ("made with", ", ".join(f"{k} {v}" for k, v in sorted(manifest.tools.items()))),
         ],

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 import kdrt
 from kdrt.backends.records import network_hash
 from kdrt.bundle import Bundle, open_bundle
+from kdrt.cli import run
 from kdrt.images.control import ControlImage
 from kdrt_engines.comparison import relative_error
 from kdrt_export.control import ControlSource
@@ -51,6 +52,15 @@ def test_what_a_bundle_says_of_its_controls(bundle: Bundle) -> None:
         figures = manifest.components[name].verification
         assert figures
         assert all(figure.relative_error < 1e-5 for figure in figures)
+
+
+def test_inspect_tells_the_names_to_ask_for(
+    controls: Controls, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["inspect", str(controls.bundle)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "ControlNet canny_edges " in shown
+    assert "T2I-Adapter lines " in shown
 
 
 def test_the_variant_reads_the_weights_of_the_unet(bundle: Bundle) -> None:
