@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from kdrt.bundle import LatentFacts, Manifest
-from kdrt.bundle.components import PAG_INPUT, SHALLOW_UNET
+from kdrt.bundle.components import PAG_INPUT, SHALLOW_UNET, UPSCALER_COMPONENT
 from kdrt.errors import EngineError
 from kdrt_engines.profiles import Profile, Range
 
@@ -32,6 +32,9 @@ PROMPTS = Range(1, 1, 8)
 
 IMAGE_PROMPTS = Range(1, 1, 4)
 """Images for IP-Adapters that are encoded at once."""
+
+UPSCALED = 64
+"""The smallest side in pixels of an image that a network enlarges."""
 
 CHUNKS = 3
 """Most chunks of a prompt; each is as long as the text encoder reads at once."""
@@ -144,6 +147,10 @@ def _profile(manifest: Manifest, component: str, name: str) -> Profile:
     if component == _OF_AN_IMAGE:
         images = Range(1, 1, wanted.images.max)
         return Profile(name, {"B": images, "h": wanted.height, "w": wanted.width})
+    for upscaler, its in manifest.upscalers.items():
+        if component == UPSCALER_COMPONENT + upscaler:
+            side = Range(min(UPSCALED, its.tile), its.tile, its.tile)
+            return Profile("tiles", {"B": Range.fixed(1), "H": side, "W": side})
     raise EngineError(f"kdrt knows no sizes for the component '{component}', so cannot build it")
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from kdrt.bundle.components import ADAPTER_COMPONENT, CONTROL_COMPONENT, SHALLOW_UNET
+from kdrt.bundle.components import (
+    ADAPTER_COMPONENT,
+    CONTROL_COMPONENT,
+    SHALLOW_UNET,
+    UPSCALER_COMPONENT,
+)
 
 _STAGES = {
     "unet": "unet",
@@ -18,4 +23,6 @@ _OF_UNET = ("unet-", CONTROL_COMPONENT, ADAPTER_COMPONENT)
 
 def stage_of(component: str) -> str:
     """The stage that needs a component: ``text``, ``unet`` or ``vae``."""
+    if component.startswith(UPSCALER_COMPONENT):
+        return "vae"
     return "unet" if component.startswith(_OF_UNET) else _STAGES.get(component, "text")

@@ -38,5 +38,5 @@ def prepare_first(order: Order, pipe: Pipeline) -> None:
 def prepare_second(order: Order, second: SecondPass, latents: Tensor, pipe: Pipeline) -> None:
     """Enlarge what the first pass has made, ``latents [B, C, h, w]``, and begin the second."""
     assert order.encoded is not None  # the first pass had to be told of the prompts
-    job = begin_second_pass(second, latents, pipe.vae)
+    job = begin_second_pass(second, latents, pipe.vae, pipe.engines.__getitem__)
     order.begin_second_pass(job, pipe.prepare(job, order.encoded))

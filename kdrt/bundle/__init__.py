@@ -16,6 +16,7 @@ from kdrt.bundle.bounded import Dtype
 from kdrt.bundle.ip_adapter_facts import ImageEncoderFacts, IpAdapterFacts, IpAdapterKind
 from kdrt.bundle.manifest import (
     MOST_CONTROLS,
+    MOST_UPSCALERS,
     Baked,
     BakedLora,
     Component,
@@ -30,6 +31,7 @@ from kdrt.bundle.manifest import (
     SchedulerFacts,
     TensorInfo,
     TextEncoderFacts,
+    UpscalerFacts,
     Verification,
 )
 from kdrt.bundle.store import (
@@ -55,6 +57,7 @@ from kdrt.bundle.writing import (
 __all__ = [
     "MANIFEST",
     "MOST_CONTROLS",
+    "MOST_UPSCALERS",
     "Baked",
     "BakedLora",
     "Bundle",
@@ -74,6 +77,7 @@ __all__ = [
     "SchedulerFacts",
     "TensorInfo",
     "TextEncoderFacts",
+    "UpscalerFacts",
     "Verification",
     "bundle_names",
     "bundle_path",

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kdrt._version import __version__
-from kdrt.bundle.components import DEEP_FEATURE, PAG_INPUT, SHALLOW_UNET
+from kdrt.bundle.components import DEEP_FEATURE, PAG_INPUT, SHALLOW_UNET, UPSCALER_COMPONENT
 from kdrt.bundle.control_checks import control_faults
 from kdrt.bundle.manifest import Component, Manifest, TensorInfo
 from kdrt.common.home import Digests
@@ -189,6 +189,11 @@ def _expected(manifest: Manifest) -> dict[str, dict[str, Shape]]:
                 "image_embeds": ("B", ANY),
                 "hidden_states": ("B", ANY, ANY),
             }
+    for name, upscaler in manifest.upscalers.items():
+        expected[UPSCALER_COMPONENT + name] = {
+            "image": ("B", 3, "H", "W"),
+            "enlarged": ("B", 3, f"{upscaler.scale}*H", f"{upscaler.scale}*W"),
+        }
     for facts in manifest.text_encoders:
         expected[facts.component] = {
             "inputs_embeds": ("B", "L", facts.hidden_size),

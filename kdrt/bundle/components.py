@@ -37,6 +37,10 @@ ADAPTER_COMPONENT = "t2i-adapter-"
 """Likewise of a T2I-Adapter."""
 
 
+UPSCALER_COMPONENT = "upscaler-"
+"""Likewise of a network that enlarges images."""
+
+
 ADAPTER_RESIDUAL = "adapter_residual_"
 """What a T2I-Adapter hands out and a UNet takes, numbered."""
 

@@ -22,6 +22,7 @@ from kdrt.bundle.bounded import (
     Text,
     TokenId,
 )
+from kdrt.bundle.components import UPSCALER_COMPONENT
 from kdrt.bundle.ip_adapter_facts import AdapterName, AttentionName, IpAdapterFacts, Level
 from kdrt_engines.spec import EngineSpec, TensorSpec
 
@@ -242,6 +243,37 @@ class ControlFacts(Strict):
     global_pool: bool = False
 
 
+MOST_UPSCALERS = 16
+"""That a bundle holds."""
+
+
+class UpscalerFacts(Strict):
+    """A network that enlarges images.
+
+    Attributes:
+        scale: how many times as high and wide its images become.
+        architecture: what kind of network it is.
+        source: the file it came from, as the user said it.
+        sha256: of that file.
+        tile: side of the squares, in pixels, that larger images are cut into.
+        margin: pixels at an edge of such a square that are thrown away, as they lack context; over
+            as many more it is faded into the next one.
+    """
+
+    scale: Annotated[int, Field(ge=1, le=16)]
+    architecture: Text
+    source: Text
+    sha256: Sha256
+    tile: Annotated[int, Field(ge=16, le=4096)]
+    margin: Annotated[int, Field(ge=0, le=1024)]
+
+    @model_validator(mode="after")
+    def _tiles_move_on(self) -> Self:
+        if self.tile <= 4 * self.margin:
+            raise ValueError("a tile must be wider than four margins")
+        return self
+
+
 class BakedLora(Strict):
     """A LoRA that is part of the weights: its file's name and SHA-256, and its scale."""
 
@@ -298,6 +330,10 @@ class Manifest(Strict):
         default_factory=dict
     )
     """ControlNets and T2I-Adapters by name; their components are named after them."""
+    upscalers: Annotated[dict[ControlName, UpscalerFacts], Field(max_length=MOST_UPSCALERS)] = (
+        Field(default_factory=dict)
+    )
+    """Networks that enlarge images, by name; their components are named after them."""
     tools: dict[Text, Text]
     files: Annotated[dict[Inside, Sha256], Field(max_length=4096)] = Field(default_factory=dict)
     """SHA-256 of every file, by path inside the bundle; ``engines/`` is not listed."""
@@ -321,6 +357,13 @@ class Manifest(Strict):
         missing = self.image_prompt_components - self.components.keys()
         if missing:
             raise ValueError(f"an IP-Adapter has no component '{min(missing)}'")
+        return self
+
+    @model_validator(mode="after")
+    def _upscalers_exist(self) -> Manifest:
+        for name in self.upscalers:
+            if UPSCALER_COMPONENT + name not in self.components:
+                raise ValueError(f"the upscaler '{name}' has no component")
         return self
 
     @model_validator(mode="after")

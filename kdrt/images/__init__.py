@@ -11,6 +11,7 @@ Its files:
     masked_part the masked part of an image, cut out and put back
     under_mask  the colours around a mask, under it
     upscaling   ways to enlarge an image between two passes
+    upscaler    a network that enlarges images, in tiles
     output      PIL, NumPy or torch images, and files with their metadata
     sheet       several images on one sheet, with labels
     infotext    the text format of the AUTOMATIC1111 web UI, read

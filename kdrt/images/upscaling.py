@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -14,6 +15,8 @@ from kdrt.errors import InvalidRequestError
 if TYPE_CHECKING:
     # Their names are read without torch.
     from torch import Tensor
+
+    from kdrt.bundle import UpscalerFacts
 
 
 @dataclass(frozen=True)
@@ -77,18 +80,33 @@ UPSCALINGS: Mapping[str, Upscaling] = {
 }
 """By name."""
 
+_NO_MODELS: Mapping[str, UpscalerFacts] = MappingProxyType({})
 
-def find_upscaler(name: object) -> str:
+
+def find_upscaler(name: object, models: Mapping[str, UpscalerFacts] = _NO_MODELS) -> str:
     """The name of an upscaler, of which case and punctuation do not matter, or the web UI's label.
+
+    Args:
+        name: as it was asked for.
+        models: the networks of a bundle that enlarge images, by name.
 
     Raises:
         InvalidRequestError: there is none.
     """
     if isinstance(name, str):
-        for known, upscaling in UPSCALINGS.items():
-            if _folded(name) in (_folded(known), _folded(upscaling.label)):
+        for known, label in upscaler_labels(models).items():
+            if _folded(name) in (_folded(known), _folded(label)):
                 return known
-    raise InvalidRequestError(unknown_word("hires_upscaler", name, UPSCALINGS))
+    raise InvalidRequestError(
+        f"{unknown_word('hires_upscaler', name, [*UPSCALINGS, *models])} (`kdrt add upscaler "
+        "BUNDLE FILE` gives a bundle a network that enlarges images)"
+    )
+
+
+def upscaler_labels(models: Mapping[str, UpscalerFacts] = _NO_MODELS) -> dict[str, str]:
+    """What upscalers are called in the web UI, by name; networks of a bundle keep their name."""
+    labels = {name: upscaling.label for name, upscaling in UPSCALINGS.items()}
+    return labels | {name: name for name in models}
 
 
 def _folded(name: str) -> str:

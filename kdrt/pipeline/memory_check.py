@@ -7,7 +7,7 @@ import torch
 from kdrt.bundle import Bundle
 from kdrt.pipeline.activations import ImageActivations
 from kdrt.request.job import Job
-from kdrt.request.memory import check_decoder_fits, check_unet_fits
+from kdrt.request.memory import check_decoder_fits, check_enlarged_fits, check_unet_fits
 from kdrt.vae.vae import Vae
 from kdrt_engines import EngineSpec
 
@@ -45,6 +45,15 @@ class MemoryCheck:
             each = self._activations.residuals(unet, job.height, job.width)
             residuals = (1 + networks) * each
         self.check_size(job.height, job.width, decoded=decoded, residuals=residuals)
+
+    def check_enlarged(self, height: int, width: int) -> None:
+        """Check what a network that enlarges images makes, ``height`` by ``width`` pixels.
+
+        Raises:
+            InvalidRequestError: no image of this size can be computed.
+        """
+        if self._is_cpu:
+            check_enlarged_fits(height, width)
 
     def check_size(
         self, height: int, width: int, *, decoded: bool = True, residuals: int = 0

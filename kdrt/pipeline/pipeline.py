@@ -231,7 +231,7 @@ class Pipeline(Calling, Service):
             latents = yield from with_previews(steps, preview, decoder)
             if job.second is None:
                 return latents
-            second = begin_second_pass(job.second, latents, self.vae)
+            second = begin_second_pass(job.second, latents, self.vae, self.engines.__getitem__)
             steps = self.denoising.sample(self.prepare(second, current), watched=watched)
             return (yield from with_previews(steps, preview, decoder, taken=job.plan.steps))
 
@@ -261,6 +261,9 @@ class Pipeline(Calling, Service):
                 self.vae.check_encoder()
             decoded = needs_pixels(job.second) or output_type != "latent"
             self.memory_check.check_job(second, unet, decoded=decoded)
+            if job.second.model is not None:
+                scale = job.second.model.scale
+                self.memory_check.check_enlarged(scale * job.height, scale * job.width)
         return with_users_functions(job, self.calls.user_function)
 
     def encode(self, job: Job) -> EncodedPrompts:

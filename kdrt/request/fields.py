@@ -260,8 +260,10 @@ class RequestFields(PromptFields, total=False):
         str,
         Field(
             help="How the image is enlarged: `latent` (also with `_antialiased`, `_bicubic`, "
-            "`_bicubic_antialiased`, `_nearest`, `_nearest_exact`), `lanczos` or `nearest`.",
-            details="A key of ``kdrt.images.upscaling.UPSCALINGS`` or a web UI's label.",
+            "`_bicubic_antialiased`, `_nearest`, `_nearest_exact`), `lanczos`, `nearest`, or "
+            "a network of the bundle's by its name.",
+            details="A key of ``kdrt.images.upscaling.UPSCALINGS`` or a web UI's label; or a name "
+            "in the manifest's ``upscalers``.",
             default="latent",
             metavar="NAME",
             panel=IMAGE,

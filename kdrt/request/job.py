@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdrt.adapters.image_prompt import ImageRequest
 from kdrt.adapters.unet_features import Features
-from kdrt.bundle import Manifest
+from kdrt.bundle import Manifest, UpscalerFacts
 from kdrt.common.literals import OutputType
 from kdrt.denoise.freeu import FreeU
 from kdrt.denoise.guidance_methods import GuidanceMethod
@@ -131,11 +131,13 @@ class SecondPass:
     Attributes:
         job: the same images from an image, at the larger size. Its image, latents of zero, stands
             for what the first pass has yet to make.
-        upscaler: how that is enlarged, a name in `kdrt.images.upscaling.UPSCALINGS`.
+        upscaler: how that is enlarged, a name in `kdrt.images.upscaling.UPSCALINGS` or of a model.
+        model: what the bundle says of that, where it is a network.
     """
 
     job: Job
     upscaler: str
+    model: UpscalerFacts | None = None
 
     def begun_with(self, latents: Tensor) -> Job:
         """Its job with the enlarged ``latents [B, C, h, w]`` to begin with."""

@@ -91,6 +91,13 @@ def check_decoder_fits(needed: int, height: int, width: int, is_tiled: Callable[
             raise
 
 
+def check_enlarged_fits(height: int, width: int) -> None:
+    """The same of what a network makes that enlarges images: what its tiles are summed in, and a
+    copy of that."""
+    advice = "ask for a smaller one, or for another hires_upscaler"
+    _check_obtainable("upscaler", 2 * 3 * height * width * _FLOAT, height, width, advice)
+
+
 def _check_obtainable(network: str, needed: int, height: int, width: int, advice: str) -> None:
     if needed < _WORTH_ASKING:
         return

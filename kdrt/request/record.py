@@ -13,7 +13,7 @@ from typing import Any, cast
 from kdrt.common.literals import COMMA_BACKTRACK
 from kdrt.denoise.freeu import FREEU_OFF
 from kdrt.errors import InvalidRequestError
-from kdrt.images.upscaling import UPSCALINGS, find_upscaler
+from kdrt.images.upscaling import find_upscaler, upscaler_labels
 from kdrt.request.field import Field
 from kdrt.request.fields import FIELDS, Request
 from kdrt.request.grid import is_custom
@@ -102,7 +102,7 @@ def settings_of(snapshot: JobSnapshot) -> Iterator[tuple[str, Value]]:
         "regions": lambda: _regions(snapshot),
         "region_base_weight": lambda: _base_weight(snapshot),
         "ip_adapter_scale": lambda: _image_prompt(request),
-        "hires_strength": lambda: _hires(request),
+        "hires_strength": lambda: _hires(snapshot),
         "hires_upscaler": lambda: iter(()),
         "ip_adapter_masks": lambda: iter(()),
         "mask_image": lambda: iter(() if request["mask_image"] is None else [("Masked", "yes")]),
@@ -212,11 +212,12 @@ def _base_weight(snapshot: JobSnapshot) -> Iterator[tuple[str, Value]]:
         yield from settings_of_field(field, snapshot.request["region_base_weight"])
 
 
-def _hires(request: Request) -> Iterator[tuple[str, Value]]:
+def _hires(snapshot: JobSnapshot) -> Iterator[tuple[str, Value]]:
+    request, models = snapshot.request, snapshot.manifest.upscalers
     if request["hires_scale"] is not None:
         yield FIELDS["hires_strength"].record, request["hires_strength"]
-        upscaler = request["hires_upscaler"]
-        yield FIELDS["hires_upscaler"].record, UPSCALINGS[find_upscaler(upscaler)].label
+        upscaler = find_upscaler(request["hires_upscaler"], models)
+        yield FIELDS["hires_upscaler"].record, upscaler_labels(models)[upscaler]
 
 
 def _image_prompt(request: Request) -> Iterator[tuple[str, Value]]:

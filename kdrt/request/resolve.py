@@ -91,8 +91,9 @@ def resolve(
     first = _resolve_pass(request, manifest, unet, noise_schedule, device, output_type)
     larger = second_request(request, first, manifest)
     second = _resolve_pass(larger, manifest, unet, noise_schedule, device, output_type)
-    upscaler = find_upscaler(request["hires_upscaler"])
-    return replace(first, second=SecondPass(job=second, upscaler=upscaler))
+    upscaler = find_upscaler(request["hires_upscaler"], manifest.upscalers)
+    model = manifest.upscalers.get(upscaler)
+    return replace(first, second=SecondPass(job=second, upscaler=upscaler, model=model))
 
 
 def _resolve_pass(

@@ -18,6 +18,7 @@ from kdrt.backends.profiles import (
 from kdrt.bundle import ControlFacts, LatentFacts, Manifest
 from kdrt.errors import EngineError
 from kdrt_engines.profiles import Profile, Range
+from tests.support.enlarging import upscaler_facts
 from tests.support.tiny_model import MAX_LENGTH, SCALE, Family, TinyModel, tiny_model
 
 sizes = st.integers(1, 400)
@@ -74,6 +75,14 @@ def test_perturbed_attention_takes_a_row_more(tmp_path: Path) -> None:
     manifest = tiny_model(tmp_path, perturbed=True).manifest
     assert one(manifest, "unet", "any").ranges["B"] == Range(1, 3, 12)
     assert one(manifest, "unet", "static:64x48x3").ranges["B"] == Range(3, 9, 9)
+
+
+def test_an_upscaler_is_built_for_its_tiles(sdxl: TinyModel) -> None:
+    facts = upscaler_facts(scale=4, tile=256)
+    manifest = sdxl.manifest.model_copy(update={"upscalers": {"sharp": facts}})
+    (profile,) = component_profiles(manifest, "upscaler-sharp", [*NAMES, "static:64x64x2"])
+    side = Range(64, 256, 256)
+    assert profile.ranges == {"B": Range.fixed(1), "H": side, "W": side}
 
 
 def test_prompt_lengths(sdxl: TinyModel) -> None:

@@ -18,6 +18,7 @@ from kdrt.images.upscaling import UPSCALINGS, LatentUpscaling, find_upscaler
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt_engines import Binding
 from tests.support.encoder import with_encoder
+from tests.support.enlarging import Enlarging, upscaler_facts, with_upscaler
 from tests.support.gates import ends_with, made
 from tests.support.image_arrays import as_tensor
 from tests.support.requests import request_of
@@ -125,6 +126,76 @@ def test_masks_of_regions_grow_with_the_image(sdxl: TinyModel) -> None:
     assert torch.equal(array, tensor)
     assert torch.equal(array, image)
     assert not torch.allclose(array, sdxl.pipeline("a", **options).images, atol=1e-3)
+
+
+@pytest.fixture
+def network() -> Enlarging:
+    return Enlarging(4)
+
+
+@pytest.fixture
+def sharp(sdxl: TinyModel, network: Enlarging) -> Pipeline:
+    """The tiny model whose bundle has a network that enlarges images four times, in tiles."""
+    facts = upscaler_facts(scale=4, tile=36, margin=4)
+    return with_upscaler(with_encoder(sdxl), "4x-sharp", network, facts)
+
+
+def test_a_network_enlarges_and_lanczos_brings_it_to_the_size(
+    sharp: Pipeline, network: Enlarging, tmp_path: Path
+) -> None:
+    fields: dict[str, Any] = {**FIELDS, "images_per_prompt": 2}
+    first = as_tensor(sharp("a", **fields, output_type="latent").images)
+    result = sharp("a", hires_upscaler="4x_Sharp", **fields, **HIRES)
+    assert result.images[0].size == (96, 64)
+    assert {tuple(shape) for shape in network.shapes} == {(1, 3, 32, 36)}
+
+    pixels = sharp.vae.decoder(first).add(1).div(2).clamp(0, 1).sqrt()
+    pixels = pixels.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    images = [
+        torch.stack(
+            [
+                torch.from_numpy(
+                    np.array(
+                        Image.fromarray(plane.numpy()).resize((96, 64), Image.Resampling.LANCZOS)
+                    )
+                )
+                for plane in planes
+            ]
+        ).clamp(0, 1)
+        for planes in pixels
+    ]
+    second: dict[str, Any] = {**FIELDS, "steps": 6, "strength": 0.5, "width": 96, "height": 64}
+    for index, image in enumerate(images):
+        seeded = {**second, "seed": FIELDS["seed"] + index}
+        expected = sharp("a", image=image[None], **seeded).images[0]
+        off = np.abs(np.asarray(result.images[index], int) - np.asarray(expected, int))
+        assert off.max() <= 1
+
+    text = str(result.infotexts[0])
+    assert text.endswith("Hires upscaler: 4x-sharp") or "Hires upscaler: 4x-sharp, " in text
+    again = kdrt.request_from(result.save(tmp_path / "a.png"))
+    assert again["hires_upscaler"] == "4x-sharp"
+
+
+def test_a_network_enlarges_in_flight(sharp: Pipeline) -> None:
+    fields = {"prompt": "a", "hires_upscaler": "4x-sharp", **FIELDS, **HIRES}
+    expected = as_tensor(sharp(**fields, output_type="latent").images)
+    with kdrt.Batcher(sharp) as batcher:
+        result = made(batcher.submit(request_of(fields), output_type="latent"))
+    assert result.in_flight
+    torch.testing.assert_close(as_tensor(result.images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_image_that_no_memory_holds_is_refused_before_the_first_pass(
+    sharp: Pipeline, sdxl: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdrt.request.memory.obtainable_memory", lambda: 10**9)
+    monkeypatch.setattr(sharp.memory_check, "check_size", lambda *_, **__: None)
+    calls = len(sdxl.unet.calls)
+    large: dict[str, Any] = {**FIELDS, "width": 2048, "height": 2048, "hires_scale": 1}
+    with pytest.raises(InvalidRequestError, match=r"8192 by 8192 pixels .* in the upscaler"):
+        sharp("a", hires_upscaler="4x-sharp", **large)
+    assert len(sdxl.unet.calls) == calls
 
 
 def test_names_of_upscalers() -> None:

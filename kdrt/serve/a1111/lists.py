@@ -68,8 +68,13 @@ def latent_upscale_modes() -> list[dict[str, Any]]:
     ]
 
 
-def upscalers() -> list[dict[str, Any]]:
-    """Ways to enlarge pixels, by the web UI's names."""
+def upscalers(served: Mapping[str, ServedModel]) -> list[dict[str, Any]]:
+    """Ways to enlarge pixels, by the web UI's names, and the networks that do so of any model."""
+    networks = {
+        name: facts
+        for model in served.values()
+        for name, facts in model.bundle.manifest.upscalers.items()
+    }
     return [
         {
             "name": each.label,
@@ -80,6 +85,15 @@ def upscalers() -> list[dict[str, Any]]:
         }
         for each in UPSCALINGS.values()
         if not isinstance(each, LatentUpscaling)
+    ] + [
+        {
+            "name": name,
+            "model_name": facts.architecture,
+            "model_path": None,
+            "model_url": None,
+            "scale": facts.scale,
+        }
+        for name, facts in networks.items()
     ]
 
 

@@ -153,7 +153,7 @@ def router(intake: Intake, settings: ServerSettings) -> APIRouter:
 
     @routes.get("/upscalers", summary="Ways to enlarge pixels between two passes")
     async def upscalers() -> Response:
-        return json_response(lists.upscalers())
+        return json_response(lists.upscalers(service.models))
 
     @routes.get("/latent-upscale-modes", summary="Ways to enlarge latents between two passes")
     async def latent_upscale_modes() -> Response:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from kdrt.bundle import LatentFacts
 from kdrt.serve.a1111.bodies import ImageBody, TextBody
 from kdrt.serve.a1111.hires import hires_of
+from kdrt.serve.a1111.lists import upscalers
 from kdrt.serve.a1111.refused import check_refused
 from kdrt.serve.errors import RequestError, UnsupportedError
+from kdrt.serve.model import ServedModel
+from tests.support.enlarging import upscaler_facts
 
 FACTS = LatentFacts(channels=4, scale=8, default_height=64, default_width=48)
 
@@ -72,3 +76,11 @@ def test_what_cannot_be_done_is_refused(
 def test_image_to_image_has_none() -> None:
     with pytest.raises(UnsupportedError, match="enable_hr is not supported: it is for /txt2img"):
         check_refused(ImageBody.model_validate({"enable_hr": True}))
+
+
+def test_networks_that_enlarge_are_listed() -> None:
+    manifest = SimpleNamespace(upscalers={"sharp": upscaler_facts(scale=2)})
+    model = SimpleNamespace(bundle=SimpleNamespace(manifest=manifest))
+    rows = upscalers({"a": cast(ServedModel, model), "b": cast(ServedModel, model)})
+    assert [row["name"] for row in rows] == ["Lanczos", "Nearest", "sharp"]
+    assert (rows[-1]["model_name"], rows[-1]["scale"]) == ("ESRGAN", 2)
