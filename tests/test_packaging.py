@@ -25,7 +25,7 @@ DEMO_LIMIT = 12_000_000
 CONTROL_LIMIT = 3_000_000
 """That of its ControlNet."""
 
-_NOT_INSTALLED_BY_TESTS = {"bench-peers", "gpu", "ray", "tensorrt", "tensorrt-rtx"}
+_NOT_INSTALLED_BY_TESTS = {"bench-peers", "gpu", "ray", "tensorrt", "tensorrt-rtx", "upscalers"}
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ Its files:
     compare           finds the layer where two engines or bundles begin to differ
     lora              LoRAs baked in
     control           ControlNets and T2I-Adapters, and the UNet that takes their residuals
+    upscaler          networks that enlarge images
     reopen            a bundle's UNet as diffusers' network again
     ip_adapter        IP-Adapter as a variant of the UNet
     tokenizers        tokenizers and token embeddings

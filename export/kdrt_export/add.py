@@ -19,6 +19,7 @@ from kdrt_export.control import (
     with_own_weights,
 )
 from kdrt_export.report import Report, Silent
+from kdrt_export.upscaler import add_upscalers, open_upscalers
 
 
 def add(
@@ -26,17 +27,18 @@ def add(
     *,
     controlnets: Sequence[str] = (),
     t2i_adapters: Sequence[str] = (),
+    upscalers: Sequence[str] = (),
     allow_pickle: bool = False,
     report: Report | None = None,
 ) -> Path:
-    """Add ControlNets and T2I-Adapters to a bundle.
+    """Add ControlNets, T2I-Adapters and upscalers to a bundle.
 
     The bundle changes at once or not at all. What was built from it stays as good as it was;
     programs for PyTorch and graphs for this processor are made for what is new if there are any.
 
     Args:
         bundle: its folder or name.
-        controlnets, t2i_adapters: see :func:`kdrt_export.stage.export`.
+        controlnets, t2i_adapters, upscalers: see :func:`kdrt_export.stage.export`.
         allow_pickle: accept pickled weights.
         report: told of every stage.
 
@@ -45,7 +47,8 @@ def add(
 
     Raises:
         BundleError: there is no such bundle, or it is damaged.
-        ExportError: it cannot take any; or see :func:`kdrt_export.control.find_controls`.
+        ExportError: it cannot take any; or see :func:`kdrt_export.control.find_controls` and
+            :func:`kdrt_export.upscaler.open_upscalers`.
         SourceError: one is damaged, or does not fit the model.
         VerificationError: a network does not compute what it should.
         OutputError: the bundle cannot be written. In every case the old bundle stays.
@@ -56,16 +59,20 @@ def add(
     old = opened.manifest
     check_new_bundle(opened.path)
     check_home()
-    unet = unet_facts(opened.path, old)
-    sources = find_controls(
-        controlnets, t2i_adapters, taken=old.controls, allow_pickle=allow_pickle
-    )
-    controls = [Control(source, unet, allow_pickle=allow_pickle) for source in sources]
+    controls: list[Control] = []
+    if controlnets or t2i_adapters:
+        unet = unet_facts(opened.path, old)
+        sources = find_controls(
+            controlnets, t2i_adapters, taken=old.controls, allow_pickle=allow_pickle
+        )
+        controls = [Control(source, unet, allow_pickle=allow_pickle) for source in sources]
+    enlarging = open_upscalers(upscalers, taken=old.upscalers, allow_pickle=allow_pickle)
     targets = ("torch",) if torch_program(opened, "unet").is_file() else ()
     is_optimized = optimized(opened, "unet") is not None
     report.done(f"{old.name}, {old.precision}")
     with changed_bundle(opened) as partial:
-        manifest = add_controls(partial, old, controls, targets, report)
+        manifest = add_controls(partial, old, controls, targets, report) if controls else old
+        manifest = add_upscalers(partial, manifest, enlarging, targets, report)
         manifest = write_manifest(partial, manifest, known=old.files)
         changed = Bundle(partial, manifest)
         new = [name for name in manifest.components if name not in old.components]

@@ -7,7 +7,6 @@ costs megabytes. All of it is added to a bundle that is there, or that an export
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,6 @@ from diffusers import ControlNetModel, T2IAdapter, UNet2DConditionModel
 
 from kdrt.bundle import MOST_CONTROLS, ControlFacts, Manifest, sha256
 from kdrt.bundle.components import ADAPTER_COMPONENT, CONTROL_COMPONENT, CONTROL_HINT
-from kdrt.common.paths import user_path
 from kdrt_engines.spec import EngineSpec
 from kdrt_export.component_export import export_component
 from kdrt_export.components import ExportComponent, ExportUNet
@@ -37,6 +35,7 @@ from kdrt_export.sources.control import (
     adapter_weights,
     controlnet_weights,
 )
+from kdrt_export.sources.names import default_name, split_name
 from kdrt_export.sources.part import short_name
 from kdrt_export.sources.reading import refused
 from kdrt_export.sources.weights import Weights, build
@@ -47,7 +46,6 @@ CONTROL = "control"
 
 Kind = Literal["controlnet", "t2i-adapter"]
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,40}")
 _PLACES = {"controlnet": CONTROLNET, "t2i-adapter": T2I_ADAPTER}
 _WORDS = {"controlnet": "ControlNet", "t2i-adapter": "T2I-Adapter"}
 _IMAGE_SIZES = [{"B": 1, "h": 8, "w": 12}, {"B": 3, "h": 9, "w": 7}]
@@ -72,12 +70,12 @@ class ControlSource:
             SourceError: there is nothing, or nothing that may be read.
             ExportError: no name follows from it, or one that cannot be used.
         """
-        source, name = _split(text)
+        source, name = split_name(text)
         if kind == "controlnet" and source == "demo":
             path = demo_folder("control")
         else:
             path = _PLACES[kind].find(source, allow_pickle=allow_pickle)
-        name = name or _default_name(source)
+        name = name or default_name(source)
         if name.endswith(CONTROL_HINT):
             raise ExportError(
                 f"no ControlNet or T2I-Adapter can be called '{name}', since '{CONTROL_HINT}' is "
@@ -371,21 +369,3 @@ def _check_fit(
 
 def _shape(shape: Sequence[int | str] | None) -> str:
     return "missing" if shape is None else "×".join(map(str, shape))
-
-
-def _split(text: str) -> tuple[str, str | None]:
-    """The source and the name, where one is given."""
-    source, colon, name = text.rpartition(":")
-    if not colon or not source or user_path(text).exists() or not _NAME.fullmatch(name):
-        return text, None
-    return source, name
-
-
-def _default_name(source: str) -> str:
-    """The last part of a source, in the letters that a name may have."""
-    last = Path(short_name(source).rpartition(":")[2]).name
-    stem = re.sub(r"\.(safetensors|ckpt|pth?|bin)$", "", last.lower())
-    name = re.sub(r"[^a-z0-9_-]+", "-", stem.partition("@")[0]).strip("-_")[:40]
-    if not _NAME.fullmatch(name):
-        raise ExportError(f"no name follows from {source!r}; give one with {source}:NAME")
-    return name

@@ -50,6 +50,7 @@ from kdrt_export.sources.part import short_name
 from kdrt_export.sources.replacement_unet import UNET, replace_unet
 from kdrt_export.sources.replacement_vae import VAE, replacement_vae
 from kdrt_export.sources.weight_files import is_checkpoint
+from kdrt_export.upscaler import add_upscalers, open_upscalers
 from kdrt_export.walk import Walk
 
 _TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxruntime")
@@ -79,6 +80,7 @@ def export(
     image_encoder: str | Path | None = None,
     controlnets: Sequence[str] = (),
     t2i_adapters: Sequence[str] = (),
+    upscalers: Sequence[str] = (),
     keep_fp32: Sequence[str] = (),
     allow_pickle: bool = False,
     revision: str | None = None,
@@ -120,6 +122,8 @@ def export(
         controlnets: ControlNets, as ``SOURCE`` or ``SOURCE:NAME``; with any, a variant of the UNet
             takes what they give. See :mod:`kdrt_export.control`.
         t2i_adapters: T2I-Adapters, likewise.
+        upscalers: networks that enlarge images between two passes, as ``FILE`` or ``FILE:NAME``;
+            see :mod:`kdrt_export.upscaler`.
         keep_fp32: what stays in float32 of networks in float16: patterns of modules, each as
             ``[COMPONENT:]GLOB``, or ``auto``; see :mod:`kdrt_export.float32_search`.
         allow_pickle: accept pickled weights.
@@ -156,6 +160,7 @@ def export(
     control_sources = find_controls(
         controlnets, t2i_adapters, weights=weights, allow_pickle=allow_pickle
     )
+    enlarging = open_upscalers(upscalers, allow_pickle=allow_pickle)
     # What replaces a part is found first: the model itself may be a download of gigabytes.
     unet_place = None if unet is None else UNET.find(unet, allow_pickle=allow_pickle)
     vae_place = None if vae is None else VAE.find(vae, allow_pickle=allow_pickle)
@@ -246,6 +251,7 @@ def export(
         )
         if controls:
             manifest = add_controls(partial, manifest, controls, targets, report)
+        manifest = add_upscalers(partial, manifest, enlarging, targets, report)
         report.start("manifest")
         manifest = write_manifest(partial, manifest)
         report.done()

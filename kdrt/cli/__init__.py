@@ -38,7 +38,7 @@ Its files:
     latents_file     latents in files
     info             ``kdrt info``
     export           ``kdrt export``
-    add              ``kdrt add controlnet`` and ``kdrt add t2i-adapter``
+    add              ``kdrt add controlnet``, ``t2i-adapter`` and ``upscaler``
     export_checks    what is looked at before it loads anything
     build            ``kdrt build``
     compare          ``kdrt compare``

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -49,7 +50,7 @@ def controlnet(
       [cyan]kdrt add controlnet sd15 lllyasviel/control_v11p_sd15_canny:canny[/cyan]
       [cyan]kdrt add controlnet mine ./control-lines.safetensors[/cyan]
     """
-    _add(bundle, source, [], allow_pickle=allow_pickle)
+    _add(bundle, controlnets=source, allow_pickle=allow_pickle)
 
 
 def t2i_adapter(
@@ -71,11 +72,41 @@ def t2i_adapter(
 
       [cyan]kdrt add t2i-adapter sdxl TencentARC/t2i-adapter-canny-sdxl-1.0:canny[/cyan]
     """
-    _add(bundle, [], source, allow_pickle=allow_pickle)
+    _add(bundle, t2i_adapters=source, allow_pickle=allow_pickle)
+
+
+def upscaler(
+    bundle: _Bundle,
+    file: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE[:NAME]...",
+            show_default=False,
+            help="A [cyan].safetensors[/] file, and a name to ask for it by.",
+        ),
+    ],
+    allow_pickle: _AllowPickle = False,
+) -> None:
+    """
+    Add networks that enlarge images between two passes, such as ESRGAN.
+
+    Needs [cyan]pip install 'kdrt\\[upscalers]'[/cyan].
+
+    [bold]Examples[/bold]
+
+      [cyan]kdrt add upscaler sd15 ./4x-UltraSharp.safetensors[/cyan]
+      [cyan]kdrt add upscaler sd15 ./RealESRGAN_x4plus.pth:real --allow-pickle[/cyan]
+    """
+    _add(bundle, upscalers=file, allow_pickle=allow_pickle)
 
 
 def _add(
-    bundle: str, controlnets: list[str], t2i_adapters: list[str], *, allow_pickle: bool
+    bundle: str,
+    controlnets: Sequence[str] = (),
+    t2i_adapters: Sequence[str] = (),
+    upscalers: Sequence[str] = (),
+    *,
+    allow_pickle: bool,
 ) -> None:
     import time
 
@@ -95,6 +126,7 @@ def _add(
             bundle,
             controlnets=controlnets,
             t2i_adapters=t2i_adapters,
+            upscalers=upscalers,
             allow_pickle=allow_pickle,
             report=report,
         )
@@ -104,3 +136,4 @@ def _add(
 
 add_command(add, controlnet)
 add_command(add, t2i_adapter, name="t2i-adapter")
+add_command(add, upscaler)

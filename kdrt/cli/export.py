@@ -229,6 +229,16 @@ def export(
             help="Add a T2I-Adapter, likewise; may be given more than once.",
         ),
     ] = None,
+    upscaler: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE[:NAME]",
+            show_default=False,
+            help="Add a network that enlarges images between two passes, such as ESRGAN, and a "
+            "name to ask for it by; may be given more than once. Needs "
+            "[cyan]pip install 'kdrt\\[upscalers]'[/].",
+        ),
+    ] = None,
     allow_pickle: Annotated[
         bool,
         typer.Option(
@@ -313,6 +323,7 @@ def export(
             image_encoder=image_encoder,
             controlnets=tuple(controlnet or ()),
             t2i_adapters=tuple(t2i_adapter or ()),
+            upscalers=tuple(upscaler or ()),
             loras=loras,
             strict_loras=strict_lora,
             safety_checker=safety_checker,

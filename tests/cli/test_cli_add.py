@@ -42,12 +42,15 @@ def test_what_is_added(cli: Cli, stub: Stub, tmp_path: Path) -> None:
     assert stub.called == {
         "bundle": str(tmp_path),
         "controlnets": ["a.safetensors:edges", "owner/b"],
-        "t2i_adapters": [],
+        "t2i_adapters": (),
+        "upscalers": (),
         "allow_pickle": False,
     }
     cli("add", "t2i-adapter", tmp_path, "c.pth", "--allow-pickle")
     assert stub.called["t2i_adapters"] == ["c.pth"]
     assert stub.called["allow_pickle"]
+    cli("add", "upscaler", tmp_path, "d.safetensors:sharp")
+    assert stub.called["upscalers"] == ["d.safetensors:sharp"]
 
 
 def test_a_refusal_is_one_line(cli: Cli, stub: Stub, tmp_path: Path) -> None:

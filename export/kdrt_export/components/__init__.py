@@ -15,6 +15,7 @@ Its files:
     perturbed_unet   the UNet for perturbed-attention guidance
     shallow_unet     its outermost layers, for deep cache
     vae              the two halves of the VAE
+    upscaler         networks that enlarge images
     image_prompt     an IP-Adapter's image encoder and projection
     vision           CLIP's vision models and the safety checker
     preview_decoder  a small decoder for previews

@@ -11,6 +11,8 @@ Its files:
     checkpoint_file   what such a file is
     control           ControlNets and T2I-Adapters
     ip_adapter        IP-Adapters
+    upscaler          networks that enlarge images
+    names             the name that a network is given
     layouts           its networks by diffusers' names
     random_weights    an architecture with random weights
     replacement_unet  another UNet (``--unet``)
