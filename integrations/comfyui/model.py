@@ -33,6 +33,8 @@ _PREDICTIONS = {
 }
 """How a prediction is read, by `kdrt.bundle.PredictionType`."""
 
+_BAKE = ", or bake LoRAs into the bundle with `kdrt export … --lora FILE:SCALE`"
+
 
 def engine_model(pipeline: Pipeline, *, whole_timesteps: bool) -> EnginePatcher:
     """A MODEL around the UNet of a pipeline.
@@ -97,12 +99,12 @@ class EnginePatcher(comfy.model_patcher.ModelPatcher):
     def add_patches(self, patches: Any, strength_patch: float = 1.0, *others: Any) -> list[str]:
         """A LoRA, or a part of a merge; a strength of 0 is nothing."""
         if strength_patch != 0:
-            raise _no_weights("a LoRA or a merge")
+            raise _no_weights("a LoRA or a merge", _BAKE)
         return []
 
     def add_hook_patches(self, hook: Any, patches: Any, *others: Any) -> list[str]:
         """A LoRA that is scheduled or belongs to a part of the conditioning."""
-        raise _no_weights("a hook with a LoRA")
+        raise _no_weights("a hook with a LoRA", _BAKE)
 
     def add_weight_wrapper(self, name: str, function: Any) -> None:
         raise _no_weights("a weight wrapper")
@@ -118,10 +120,10 @@ class EnginePatcher(comfy.model_patcher.ModelPatcher):
         super().add_object_patch(name, obj)
 
 
-def _no_weights(what: str) -> InvalidRequestError:
+def _no_weights(what: str, instead: str = "") -> InvalidRequestError:
     return InvalidRequestError(
-        f"{what} needs the weights of the UNet, and this MODEL is a built engine: take it "
-        "away, or bake LoRAs into the bundle with `kdrt export … --lora FILE:SCALE`"
+        f"{what} needs the weights of the UNet, and this MODEL is a built engine: take it away"
+        f"{instead}"
     )
 
 
