@@ -107,7 +107,7 @@ def test_what_does_not_fit_leaves_the_bundle(
 def test_a_failure_in_the_middle_leaves_the_bundle(
     controls: Controls, plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise VerificationError("off")
 
     before = contents(plain)
