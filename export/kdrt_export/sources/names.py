@@ -13,11 +13,22 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,40}")
 
 
 def split_name(text: str) -> tuple[str, str | None]:
-    """The source and the name, where one is given."""
+    """The source and the name, where one is given.
+
+    Raises:
+        ExportError: what comes after an existing file or folder is no name.
+    """
     source, colon, name = text.rpartition(":")
-    if not colon or not source or user_path(text).exists() or not _NAME.fullmatch(name):
+    if not colon or not source or user_path(text).exists():
         return text, None
-    return source, name
+    if _NAME.fullmatch(name):
+        return source, name
+    if user_path(source).exists():
+        raise ExportError(
+            f"{text!r}: {name!r} is no name; use small letters, digits, - and _, 41 at most, "
+            "beginning with a letter or a digit"
+        )
+    return text, None  # of a file on the hub, perhaps
 
 
 def default_name(source: str) -> str:
