@@ -36,6 +36,7 @@ def create_app(service: ImageService, settings: ServerSettings | None = None) ->
         "/v2": kserve.error_body,
         openai.PREFIX: openai.error_body,
         a1111.PREFIX: a1111.error_body,
+        a1111.controlnet_lists.PREFIX: a1111.error_body,
     }
     faults = Faults(service, dialects)
     app = FastAPI(
@@ -44,6 +45,7 @@ def create_app(service: ImageService, settings: ServerSettings | None = None) ->
     app.include_router(native.router(intake, faults))
     app.include_router(openai.router(intake, faults))
     app.include_router(a1111.router(intake, settings))
+    app.include_router(a1111.controlnet_lists.router(service))
     app.include_router(kserve.router(service))
     app.include_router(health.router(service))
     app.include_router(playground.router(service))

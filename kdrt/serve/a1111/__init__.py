@@ -12,14 +12,16 @@ Its files:
     prompts   LoRAs and comments in prompts
     requests  from a body to a request
     hires     the second pass of text to image
-    controlnet  units of the ControlNet extension
+    controlnet        units of the ControlNet extension
+    controlnet_lists  the names that they may use
     starts    the image and the mask to begin with
     jobs      what runs, for progress and interrupting
     answers   images, and the texts that go with them
     lists     samplers, schedulers, models, LoRAs
 """
 
+from kdrt.serve.a1111 import controlnet_lists
 from kdrt.serve.a1111.answers import error_body
 from kdrt.serve.a1111.router import PREFIX, router
 
-__all__ = ["PREFIX", "error_body", "router"]
+__all__ = ["PREFIX", "controlnet_lists", "error_body", "router"]

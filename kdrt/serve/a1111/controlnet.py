@@ -25,7 +25,7 @@ SCRIPT = "controlnet"
 
 _PLACE = "alwayson_scripts"
 
-_MODULES: Mapping[str, str | None] = {
+MODULES: Mapping[str, str | None] = {
     "none": None,
     "canny": "canny",
     "invert": "invert",
@@ -153,13 +153,13 @@ def control_of(
                 _PLACE,
             )
     module = _word(unit.get("module") or "none")
-    if module not in _MODULES:
+    if module not in MODULES:
         raise UnsupportedError(
             f"the module {excerpt(module)} of controlnet is not supported: send 'none' and the "
-            f"image that it makes, or one of {', '.join(_MODULES)}",
+            f"image that it makes, or one of {', '.join(MODULES)}",
             _PLACE,
         )
-    process = _MODULES[module]
+    process = MODULES[module]
     for name, usual in zip(
         ("threshold_a", "threshold_b"), _THRESHOLDS.get(process, ()), strict=False
     ):

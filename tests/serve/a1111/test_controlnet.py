@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import webuiapi
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from PIL import Image
 
 from kdrt.bundle import open_bundle
 from kdrt.images.control import ControlImage
 from kdrt.request.controls import MAX_CONTROLS
+from kdrt.serve.a1111 import controlnet_lists
 from kdrt.serve.a1111.bodies import ImageBody, TextBody
 from kdrt.serve.a1111.requests import request_of
 from kdrt.serve.errors import LimitError, RequestError, UnsupportedError
@@ -113,3 +117,15 @@ def test_what_is_no_unit(controls_of: Any) -> None:
         controls_of(3)
     with pytest.raises(LimitError, match=f"{MAX_CONTROLS + 1} units"):
         controls_of(*[UNIT] * (MAX_CONTROLS + 1))
+
+
+def test_the_controls_of_all_models_are_listed_once() -> None:
+    def served(*names: str) -> Any:
+        manifest = SimpleNamespace(controls=dict.fromkeys(names))
+        return SimpleNamespace(bundle=SimpleNamespace(manifest=manifest))
+
+    service: Any = SimpleNamespace(models={"a": served("depth", "canny"), "b": served("canny")})
+    app = FastAPI()
+    app.include_router(controlnet_lists.router(service))
+    listed = TestClient(app).get("/controlnet/model_list").json()
+    assert listed == {"model_list": ["canny", "depth"]}

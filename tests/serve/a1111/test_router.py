@@ -234,6 +234,9 @@ def test_lists(api: webuiapi.WebUIApi) -> None:
     assert api.util_get_model_names() == ["demo"]
     assert api.get_loras() == []
     assert [each["name"] for each in api.get_upscalers()] == ["Lanczos", "Nearest"]
+    assert api.controlnet_version() == 3
+    assert api.controlnet_model_list() == []
+    assert "canny" in api.controlnet_module_list()
     for listed in (
         api.get_sd_vae,
         api.get_hypernetworks,
