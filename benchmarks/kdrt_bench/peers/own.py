@@ -64,7 +64,7 @@ class Kdrt(Peer):
 
     def pipeline_options(self) -> dict[str, Any]:
         level = self.options.get("cuda_graph")
-        return {} if level is None else {"graph": level}
+        return {} if level is None else {"cuda_graph": level}
 
     def settings(self) -> dict[str, str]:
         engine = chosen_engine(self.options.get("engine"), self.bundle)
