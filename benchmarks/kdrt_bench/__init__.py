@@ -7,7 +7,7 @@
     worker      one process, one row: loads, warms up, runs when told to
     conductor   keeps one worker running at a time, in turns
     statistics  percentiles, paired ratios with intervals
-    in_flight   the rows of in-flight batching of `benchmarks/gpu.py`
+    gpu_day/    `benchmarks/gpu.py`: a GPU in some minutes; in_flight: its images in flight
     likeness    PSNR, SSIM, relative error
     machine     what the figures depend on, and the most this machine can do
     suites      which experiments there are

@@ -103,21 +103,30 @@ class InFlightRows:
     stream: Stream | None
 
 
-def measure_in_flight(pipe: kdrt.Pipeline, steps: int, rounds: int, requests: int) -> InFlightRows:
+def measure_in_flight(
+    pipe: kdrt.Pipeline,
+    steps: int,
+    rounds: int,
+    requests: int,
+    *,
+    at_once: Sequence[int] | None = None,
+) -> InFlightRows:
     """Measure a pipeline.
 
     Args:
         steps: of an image, except in the stream.
         rounds: medians are of so many.
         requests: in the stream; 0 leaves it out.
+        at_once: numbers of images; ``AT_ONCE`` if there are none.
     """
+    at_once = AT_ONCE if at_once is None else at_once
     request: Request = {"prompt": PROMPT, "steps": steps, "seed": 7}
-    _, most = pipe.denoising.unet.limits().get("B", (1, 2 * max(AT_ONCE)))
+    _, most = pipe.denoising.unet.limits().get("B", (1, 2 * max(at_once)))
     with kdrt.Batcher(pipe) as batcher:
         lone = _lone(pipe, batcher, request, rounds)
         together = tuple(
             _together(pipe, batcher, request, images, rounds)
-            for images in AT_ONCE
+            for images in at_once
             if 2 * images <= most
         )
         stream = _stream(pipe, batcher, request, requests) if requests else None

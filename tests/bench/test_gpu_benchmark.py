@@ -1,23 +1,23 @@
-"""The benchmark of GPUs where there is none: it says so, and its table is a table."""
+"""The command for the day a GPU comes: it ends with its rows, whatever happens."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import pytest
-import torch
-import typer
 
-from kdrt_bench.in_flight import InFlightRows, Latencies, Lone, Stream, Together
+from kdrt_bench.gpu_day.conductor import Part
+from kdrt_bench.gpu_day.rows import RowFile
+from kdrt_bench.gpu_day.setting import Setting
 
 PATH = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
 
 
 @pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def command(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     spec = importlib.util.spec_from_file_location("gpu_benchmark", PATH)
     assert spec is not None
     assert spec.loader is not None
@@ -27,44 +27,43 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def test_without_a_gpu_nothing_is_measured(
-    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_rows_are_printed_and_kept(
+    command: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(typer.Exit):
-        benchmark.main()
-    assert "nothing was measured" in capsys.readouterr().err
+    """The machine in a process of its own; an engine that is missing; one that has no time."""
+    parts = [Part("machine", 30), Part("engine-tensorrt", 1), Part("sdxl", 10_000)]
+    monkeypatch.setattr(command, "parts", lambda setting: parts)
+    command.main(["--dry-run", "-o", str(tmp_path / "out")])
+    said = capsys.readouterr().out
+    page = (tmp_path / "out" / "rows.md").read_text(encoding="utf-8")
+    assert len(RowFile(tmp_path / "out").read()) == 3
+    for words in ("rehearsal on the CPU", "tensorrt is not installed", "skipped: it takes about"):
+        assert words in said
+        assert words in page
 
 
-def test_every_row_has_the_columns_of_the_heading(
-    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch
+def test_a_part_that_cannot_begin_is_a_row(command: ModuleType, tmp_path: Path) -> None:
+    setting = Setting(tmp_path, dry_run=True, bundle="no-such-bundle")
+    wrong = command.in_this_process(setting, Part("engine-onnxruntime", 1), 1)
+    assert "no-such-bundle" in wrong
+    assert "Traceback" in (tmp_path / "engine-onnxruntime.log").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["--minutes", "0"], "must be above 0"), ([], "has rows already")],
+)
+def test_what_cannot_be_asked_for(
+    command: ModuleType,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    said: str,
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
-    bundle = SimpleNamespace(manifest=SimpleNamespace(name="demo", precision="fp16"))
-    rows = [
-        benchmark.Row("torch", "2.0", "step", 1.0, 2.0, 3.0, 44.0, 10**9, 5, 6, 7),
-        benchmark.Row("tensorrt", "10.0", "off", failed="the bundle has no engine"),
-    ]
-    heading, _, *lines = benchmark.markdown(rows, bundle, 20).splitlines()
-    assert [line.count("|") for line in lines] == [heading.count("|")] * 2
-    assert "5 · 6 · 7" in lines[0]
-    assert "did not run: the bundle has no engine" in lines[1]
-
-
-def test_in_flight_rows_have_the_columns_of_the_heading(benchmark: ModuleType) -> None:
-    rows = InFlightRows(
-        Lone(102.0, 100.0, 1.02),
-        (Together(2, 4, 12.5, 30.0, 45.0, 3.0, 1.0, 0.0),),
-        Stream(24, Latencies(100.0, 300.0), Latencies(200.0, 900.0)),
-    )
-    results = [
-        benchmark.InFlight("torch", rows),
-        benchmark.InFlight("tensorrt", failed="the bundle has no engine"),
-    ]
-    text = benchmark.markdown_in_flight(results)
-    heading, _, *lines = text.splitlines()[:4]
-    assert [line.count("|") for line in lines] == [heading.count("|")] * 2
-    assert "3.0 · 1.0 · 0.0" in lines[0]
-    assert "did not run: the bundle has no engine" in lines[1]
-    assert "ratio 1.020" in text
-    assert "100 and 300 ms; one at a time 200 and 900 ms" in text
+    (tmp_path / "rows.jsonl").touch()
+    with pytest.raises(SystemExit, match="2"):
+        command.main([*words, "-o", str(tmp_path)])
+    assert said in capsys.readouterr().err
