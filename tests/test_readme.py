@@ -13,6 +13,7 @@ import re
 import shlex
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -22,7 +23,7 @@ from kdrt.request.recipes import RECIPES
 from kdrt.sampling import NOISES, SAMPLERS, SCHEDULES
 
 ROOT = Path(__file__).parent.parent
-PARSED_ONLY = ("export", "build", "bench", "rm", "serve", "tune")
+PARSED_ONLY = ("add", "bench", "build", "compare", "export", "rm", "serve", "tune")
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 
@@ -90,10 +91,13 @@ def test_what_a_page_shows_runs(page: Path, folder: Path) -> None:
 
 @pages
 def test_the_exports_and_builds_a_page_shows_parse(page: Path) -> None:
-    parsers = typer.main.get_group(cli.app).commands
-    for name, *arguments in every_command(page):
-        if name in PARSED_ONLY:
-            parsers[name].make_context(name, arguments).close()
+    for command in every_command(page):
+        if command[0] in PARSED_ONLY:
+            parser: Any = typer.main.get_group(cli.app)
+            while hasattr(parser, "commands"):
+                name, *command = command
+                parser = parser.commands[name]
+            parser.make_context(name, command).close()
 
 
 @pytest.mark.slow

@@ -183,5 +183,5 @@ def test_what_is_refused(tiny_models: Any) -> None:
         InvalidRequestError, match=r"has none; export it with .*--variant deepcache`"
     ):
         pipe("a", deep_cache=2)
-    with pytest.raises(ExportError, match="choose unfused-qkv or deepcache"):
+    with pytest.raises(ExportError, match="choose unfused-qkv, deepcache or pag"):
         check_variants(["deep"], fuse_qkv=True)

@@ -189,13 +189,22 @@ def write_graph(model: ir.Model, component: ExportComponent, path: Path) -> Path
     del proto.graph.value_info[:]
     _name_dimensions(proto, component)
     path.write_bytes(proto.SerializeToString())
-    if path.with_name(WEIGHTS_FILE).stat().st_nlink == 1:
+    if all(file.stat().st_nlink == 1 for file in _weight_files(proto, path.parent)):
         onnx.checker.check_model(str(path), full_check=False)
     else:
         # The checker takes a file of weights with two names for an attack; here it is the one of
         # the bundle that is about to be replaced.
         onnx.checker.check_model(_without_weights(proto), full_check=False)
     return path
+
+
+def _weight_files(proto: onnx.ModelProto, folder: Path) -> set[Path]:
+    return {
+        folder / entry.value
+        for tensor in proto.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
 
 
 def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -112,13 +112,13 @@ def test_residuals_have_the_sizes_of_their_layers(bundle: Bundle) -> None:
 
 
 def test_the_record_holds_what_a_build_cost(records: dict[str, EngineRecord]) -> None:
-    for record in records.values():
+    for name, record in records.items():
         built = record.built
         assert built.kernels is not None
-        assert sum(built.kernels.values()) > 20
+        assert sum(built.kernels.values()) > (5 if name.endswith("-hint") else 20)
         assert built.scratch_memory is not None
         assert built.scratch_memory > 100_000
-        assert built.peak_memory > 50_000_000
+        assert built.peak_memory > (10 if name.endswith("-hint") else 50) * 1_000_000
         assert built.seconds > 0
         assert built.cpu_seconds > 0
 

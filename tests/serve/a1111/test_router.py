@@ -291,7 +291,7 @@ def test_settings_of_all_requests_stay_as_they_are(client: TestClient) -> None:
     ("fields", "said"),
     [
         ({"enable_hr": True, "hr_upscaler": "ESRGAN_4x"}, "unknown hires_upscaler 'ESRGAN_4x'"),
-        ({"alwayson_scripts": {"ControlNet": {"args": [{"model": "x"}]}}}, "'ControlNet'"),
+        ({"alwayson_scripts": {"ControlNet": {"args": [{"model": "x"}]}}}, "unit of controlnet"),
         ({"override_settings": {"tiling": True}}, "the setting tiling"),
         ({"prompt": "[red:blue:0.5] circle"}, "'[red:blue:0.5]'"),
         ({"prompt": "<lora:style:1>"}, "no LoRA 'style' is registered for demo"),
