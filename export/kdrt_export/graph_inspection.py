@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -21,6 +22,7 @@ import onnx
 from kdrt_engines.spec import EngineSpec
 from kdrt_export.compare.layers import element_types
 from kdrt_export.errors import ExportError
+from kdrt_export.onnx.trace import weight_files
 
 _HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
@@ -95,7 +97,8 @@ def lint(path: Path, spec: EngineSpec, dims: Mapping[str, int]) -> list[Finding]
     ranges = ["--val-range", *indices] if indices else []
     with TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        words = ["check", "lint", str(path), "--input-shapes", *shapes, *ranges, "-o", str(report)]
+        read = _with_one_name(path, Path(folder))
+        words = ["check", "lint", str(read), "--input-shapes", *shapes, *ranges, "-o", str(report)]
         # -P: or modules would be imported from the working folder, whosever that is.
         done = subprocess.run(
             [sys.executable, "-P", "-c", _LINT, *words], capture_output=True, text=True, check=False
@@ -108,6 +111,17 @@ def lint(path: Path, spec: EngineSpec, dims: Mapping[str, int]) -> list[Finding]
         Finding(entry["level"], entry["message"], tuple(entry.get("nodes") or ()))
         for entry in entries
     ]
+
+
+def _with_one_name(path: Path, folder: Path) -> Path:
+    """The file, or a copy of it and its weights in ``folder``. ONNX takes weights with two names
+    for an attack; a bundle that was copied by links has them."""
+    weights = weight_files(onnx.load(path, load_external_data=False), path.parent)
+    if all(file.stat().st_nlink == 1 for file in weights):
+        return path
+    for file in (path, *weights):
+        shutil.copyfile(file, folder / file.name)
+    return folder / path.name
 
 
 def _missing(package: str) -> ExportError:

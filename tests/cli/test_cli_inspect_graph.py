@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import onnx
 import pytest
 import torch
 
-from kdrt.bundle import write_manifest
+from kdrt.bundle import open_bundle, write_manifest
 from kdrt_export.graph_inspection import count_operators
 from tests.support.command_line import Cli
 from tests.support.planted import OVERFLOWING, planted_bundle
@@ -60,6 +61,17 @@ def test_nothing_is_imported_from_the_working_folder(
     outcome = cli("inspect", demo, "--graph", "text_encoder")
     assert outcome.code == 0, outcome.err
     assert "nothing wrong" in outcome.out
+
+
+def test_weights_with_two_names_are_linted(cli: Cli, demo: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnx_graphsurgeon")
+    weights = open_bundle(demo).path / "onnx" / "text_encoder" / "weights.bin"
+    another = tmp_path / "weights.bin"
+    os.link(weights, another)
+    try:
+        assert "nothing wrong" in cli("inspect", demo, "--graph", "text_encoder").out
+    finally:
+        another.unlink()  # other tests read the bundle too
 
 
 def test_operators_are_counted_by_precision(planted: Path) -> None:

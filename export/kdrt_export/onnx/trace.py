@@ -189,7 +189,7 @@ def write_graph(model: ir.Model, component: ExportComponent, path: Path) -> Path
     del proto.graph.value_info[:]
     _name_dimensions(proto, component)
     path.write_bytes(proto.SerializeToString())
-    if all(file.stat().st_nlink == 1 for file in _weight_files(proto, path.parent)):
+    if all(file.stat().st_nlink == 1 for file in weight_files(proto, path.parent)):
         onnx.checker.check_model(str(path), full_check=False)
     else:
         # The checker takes a file of weights with two names for an attack; here it is the one of
@@ -198,7 +198,8 @@ def write_graph(model: ir.Model, component: ExportComponent, path: Path) -> Path
     return path
 
 
-def _weight_files(proto: onnx.ModelProto, folder: Path) -> set[Path]:
+def weight_files(proto: onnx.ModelProto, folder: Path) -> set[Path]:
+    """The files with the weights of a graph that lies in ``folder``."""
     return {
         folder / entry.value
         for tensor in proto.graph.initializer
