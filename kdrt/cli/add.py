@@ -17,6 +17,14 @@ _Bundle = Annotated[
         metavar="BUNDLE", show_default=False, help="The model, by its name or its folder."
     ),
 ]
+_Sources = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SOURCE[:NAME]...",
+        show_default=False,
+        help="A file, a diffusers folder or a hub id, and a name to ask for it by.",
+    ),
+]
 _AllowPickle = Annotated[
     bool,
     typer.Option(
@@ -29,14 +37,7 @@ _AllowPickle = Annotated[
 
 def controlnet(
     bundle: _Bundle,
-    source: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="SOURCE[:NAME]...",
-            show_default=False,
-            help="A file, a diffusers folder or a hub id, and a name to ask for it by.",
-        ),
-    ],
+    source: _Sources,
     allow_pickle: _AllowPickle = False,
 ) -> None:
     """
@@ -55,14 +56,7 @@ def controlnet(
 
 def t2i_adapter(
     bundle: _Bundle,
-    source: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="SOURCE[:NAME]...",
-            show_default=False,
-            help="A file, a diffusers folder or a hub id, and a name to ask for it by.",
-        ),
-    ],
+    source: _Sources,
     allow_pickle: _AllowPickle = False,
 ) -> None:
     """
