@@ -21,11 +21,14 @@ FEATURE_INPUTS: Mapping[str, str] = MappingProxyType(
 )
 """By feature, the input by which a UNet with it is known."""
 
-_EXPORT = {
-    "ip-adapter": "{export} --ip-adapter FILE",
-    "pag": "{export} --variant pag",
-    "control": "{export} --controlnet SOURCE",
-}
+EXPORT_OPTIONS: Mapping[str, str] = MappingProxyType(
+    {
+        "ip-adapter": "--ip-adapter FILE",
+        "pag": "--variant pag",
+        "control": "--controlnet SOURCE",
+    }
+)
+"""By feature, what an export needs for a UNet with it."""
 
 _BESIDE_PAG = {"ip-adapter": "an IP-Adapter", "control": "control"}
 """What no UNet has together with perturbed-attention guidance, as users call it."""
@@ -56,13 +59,11 @@ def unet_with(manifest: Manifest, features: Collection[str]) -> str:
             f"pag_scale and {' and '.join(others)} do not go together, since no UNet has both; "
             "leave one of them out"
         )
-    options = _EXPORT[next(iter(features))].format(export=manifest.export_command)
-    for feature in list(features)[1:]:
-        options += _EXPORT[feature].removeprefix("{export}")
+    options = " ".join(EXPORT_OPTIONS[feature] for feature in features)
     added = ", or add it with `kdrt add controlnet`" if list(features) == ["control"] else ""
     raise InvalidRequestError(
         f"'{manifest.name}' has no UNet with {' and '.join(features)}; export it with "
-        f"`{options}`{added}"
+        f"`{manifest.export_command} {options}`{added}"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from kdrt.adapters.unet_features import EXPORT_OPTIONS
 from kdrt.bundle import Manifest
 from kdrt.errors import InvalidRequestError
 from kdrt_engines import Engine
@@ -47,7 +48,7 @@ class Variants:
         elif name in variants:
             wanted = dict(variants[name])
         else:
-            option = "--ip-adapter FILE" if name == "ip-adapter" else f"--variant {name}"
+            option = EXPORT_OPTIONS.get(name, f"--variant {name}")
             raise InvalidRequestError(
                 f"'{self._manifest.name}' has no variant '{name}' (it has "
                 f"{', '.join(variants) or 'none'}); export it with "
