@@ -17,6 +17,7 @@ Its files:
     openvino        OpenVINO
     tensorrt        TensorRT and TensorRT-RTX
     torch_eager     modules and exported programs
+    inductor        what PyTorch compiles of those
     torch_programs  what is in a program's file
     cuda_graphs     captured work
     cuda_devices    the GPUs of this machine, found without torch

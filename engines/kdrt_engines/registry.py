@@ -23,15 +23,16 @@ ENGINES = (
     "openvino",
     "openvino-gpu",
     "openvino-npu",
+    "inductor",
     "torch",
 )
 """Every name ``engine=`` takes, those that are chosen automatically first, best first. A name of
 OpenVINO's can be followed by a precision, as in ``openvino:bf16``."""
 
-ON_REQUEST = frozenset({"onnxruntime-tensorrt", "torch", *DEVICES})
+ON_REQUEST = frozenset({"onnxruntime-tensorrt", "inductor", "torch", *DEVICES})
 """Engines that are never chosen automatically: the TensorRT provider of ONNX Runtime builds while
-the first image waits, torch is the reference, not the fastest, and whether OpenVINO is faster than
-ONNX Runtime depends on the processor and the network: `kdrt tune` finds out."""
+the first image waits, torch is the reference, not the fastest, and whether OpenVINO or Inductor is
+faster than ONNX Runtime depends on the processor and the network: `kdrt tune` finds out."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ def choose(statuses: tuple[EngineStatus, ...] | None = None) -> EngineStatus | N
 def _status(name: str) -> EngineStatus:
     if name in FLAVOURS:
         return _tensorrt(name)
-    if name == "torch":
-        return _torch()
+    if name in _PYTORCH:
+        return _torch(name)
     if name == "onnxruntime":
         return _onnxruntime_cpu()
     if name in DEVICES:
@@ -109,7 +110,13 @@ def _openvino(name: str) -> EngineStatus:
     return EngineStatus(name, True, version, f"Intel {device} found; it needs a driver too")
 
 
-def _torch() -> EngineStatus:
+_PYTORCH = {
+    "inductor": "what `kdrt build --engine inductor` compiled of what `--target torch` exported",
+    "torch": "what `kdrt export --target torch` exported",
+}
+"""What each engine of PyTorch's runs."""
+
+
+def _torch(name: str) -> EngineStatus:
     where = "CUDA device found" if cuda_available() else "runs on any CPU"
-    reason = f"{where}; runs what `kdrt export --target torch` exported"
-    return EngineStatus("torch", True, installed_version("torch"), reason)
+    return EngineStatus(name, True, installed_version("torch"), f"{where}; runs {_PYTORCH[name]}")

@@ -9,6 +9,9 @@ Its files:
     ort_cache       keeps the graphs that it optimised
     openvino        loads with OpenVINO
     openvino_cache  keeps the networks that it compiled
+    inductor        loads with what Inductor compiled of PyTorch programs
+    inductor_cache  keeps that
+    kept            where and how such networks are kept
     tensorrt        loads built TensorRT engines
     torch_programs  loads exported PyTorch programs
     fallback        a second engine where the first refuses

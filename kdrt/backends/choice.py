@@ -58,7 +58,7 @@ def _is_built(bundle: Bundle, engine: str) -> bool:
 
 def device_type(engine: str) -> str:
     """Where an engine's inputs and outputs are: ``cuda`` or ``cpu``."""
-    if engine == "torch":
+    if engine in ("inductor", "torch"):
         on_cuda = cuda_available()
     else:
         on_cuda = engine != "onnxruntime" and not is_openvino(engine)

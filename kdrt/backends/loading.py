@@ -10,6 +10,7 @@ import torch
 
 from kdrt.backends.choice import chosen_engine, device_type, known_engine, needed_components
 from kdrt.backends.fallback import FallbackLoader
+from kdrt.backends.inductor import InductorLoader
 from kdrt.backends.loader import Loader, LoggingLoader
 from kdrt.backends.offload import Offloader, OffloadLoader
 from kdrt.backends.tensorrt import TensorRTLoader
@@ -83,8 +84,8 @@ def load_engines(
             in ``openvino:bf16``; None takes, for each component, what
             `kdrt tune` found fastest here, or else the best that this machine has and the bundle
             was built for.
-        threads: CPU threads a component may use; None is one a core. For ``torch`` this sets the
-            threads of the whole process, since PyTorch has one pool.
+        threads: CPU threads a component may use; None is one a core. For ``torch`` and
+            ``inductor`` this sets the threads of the whole process, since PyTorch has one pool.
         fallback: another engine, for components and sizes that the first cannot run.
         offloader: load nothing yet, but each component at its stage of an image.
         own_cuda_graphs: let engines that the pipeline cannot capture make CUDA graphs of their
@@ -151,6 +152,8 @@ def _make_loader(bundle: Bundle, engine: str, threads: int | None, own_cuda_grap
         return TensorRTLoader(bundle, FLAVOURS[engine])
     if engine == "torch":
         return TorchLoader(bundle, device_of(engine), threads)
+    if engine == "inductor":
+        return InductorLoader(bundle, device_of(engine), threads)
     if is_openvino(engine):
         return _openvino_loader(bundle, engine, threads)
     try:

@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from kdrt.backends.openvino_cache import kept_network
+from kdrt.backends.openvino_cache import OPENVINO
 from kdrt.bundle import Bundle
 from kdrt_engines.openvino.config import config_of
 from kdrt_engines.openvino.engine import OpenVinoEngine, check_device
@@ -25,7 +25,8 @@ class OpenVinoLoader:
     """
 
     def __init__(self, bundle: Bundle, engine: str, threads: int | None) -> None:
-        self._bundle, self._config = bundle, config_of(engine, threads)
+        self._bundle, self._engine = bundle, engine
+        self._config = config_of(engine, threads)
         check_device(self._config)
         self.device = torch.device("cpu")
 
@@ -35,6 +36,6 @@ class OpenVinoLoader:
             self._bundle.file(described.onnx),
             described.spec(),
             self._config,
-            kept=partial(kept_network, self._bundle, component, self._config),
+            kept=partial(OPENVINO.find, self._bundle, component, self._engine),
             check=self._bundle.check_unchanged,
         )

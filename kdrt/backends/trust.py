@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from kdrt.backends.engine_files import engine_folders, trust_engine
-from kdrt.backends.openvino_cache import trust_kept
+from kdrt.backends.inductor_cache import INDUCTOR
+from kdrt.backends.openvino_cache import OPENVINO
 from kdrt.backends.ort_cache import trust_optimized
 from kdrt.backends.torch_programs import trust_program
 from kdrt.backends.tuned import trust_tuned
@@ -32,7 +33,7 @@ def trust_bundle(bundle: Bundle) -> list[Path]:
         for trusted in (trust_program(bundle, name), trust_optimized(bundle, name))
         if trusted is not None
     ]
-    found += trust_kept(bundle)
+    found += OPENVINO.trust(bundle) + INDUCTOR.trust(bundle)
     found += [path for path in (trust_tuned(bundle),) if path is not None]
     for flavour in FLAVOURS.values():
         for folder in engine_folders(bundle, flavour):

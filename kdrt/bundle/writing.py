@@ -33,6 +33,7 @@ _DERIVED = re.compile(
     r"|onnxruntime-tensorrt/.+"
     r"|tuned/[0-9a-f]{16}\.json"
     r"|openvino/[^/]+/(network\.blob|record\.json)"
+    r"|inductor/[^/]+/(network\.pt2|record\.json)"
     r"|tensorrt(-rtx)?/[^/]+/(engine\.plan|record\.json|kernels-sm\d+\.cache|\.cache\.[^/]+)"
     r"|[a-z-]+/\.unfinished-.+)"
 )

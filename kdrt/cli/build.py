@@ -34,7 +34,7 @@ def build(
     engine: Annotated[
         str | None,
         typer.Option(
-            metavar="tensorrt|tensorrt-rtx|onnxruntime|openvino",
+            metavar="tensorrt|tensorrt-rtx|onnxruntime|openvino|inductor",
             show_default=False,
             help="Without it the flavour of TensorRT that serves the GPU.",
         ),
@@ -69,7 +69,8 @@ def build(
     ] = False,
 ) -> None:
     """
-    Build the engines of a bundle: TensorRT's, or what ONNX Runtime or OpenVINO make of it here.
+    Build the engines of a bundle: TensorRT's, or what ONNX Runtime, OpenVINO or Inductor make of
+    it here.
 
     TensorRT-RTX serves cards from Turing to Blackwell, one engine file for several of them, and
     builds on a machine without a GPU. TensorRT serves the others, and builds on the GPU itself.
@@ -77,6 +78,8 @@ def build(
     its own machine; any other still runs the bundle, but loads it more slowly.
     OpenVINO's networks are for this machine, one precision and the sizes that a profile is fastest
     at; without them it compiles when a pipeline first needs a size.
+    Inductor compiles what `kdrt export --target torch` exported, for the GPU or CPU of this machine
+    and such sizes; others run as with the engine torch.
     An engine that is there and good is not built again. Ctrl-C leaves nothing half-written.
 
     [bold]Examples[/bold]
@@ -86,6 +89,7 @@ def build(
       [cyan]kdrt build demo --gpu 'RTX 2080 Ti' --component vae_decoder[/cyan]
       [cyan]kdrt build demo --engine onnxruntime[/cyan]
       [cyan]kdrt build demo --engine openvino:bf16 --profile static:64x64x1[/cyan]
+      [cyan]kdrt build sdxl --engine inductor --profile static:1024x1024x1[/cyan]
       [cyan]kdrt build sdxl --refittable[/cyan]
     """
     from kdrt.backends.commands import bundle_argument
@@ -99,6 +103,13 @@ def build(
             {"gpu": gpu, "here": here, "refittable": refittable, "strict": strict},
         )
         compile_openvino(opened, engine, component or [], profile or [], force=force)
+        return
+    if engine == "inductor":
+        _check_for_tensorrt(
+            "Inductor's code is for this machine, and takes LoRAs as it is",
+            {"gpu": gpu, "here": here, "refittable": refittable, "strict": strict},
+        )
+        compile_inductor(opened, component or [], profile or [], force=force)
         return
     if engine == "onnxruntime":
         _check_for_tensorrt(
@@ -142,8 +153,8 @@ def targets_of(
 
     if engine is not None and engine not in FLAVOURS:
         raise InvalidRequestError(
-            f"'{engine}' is no engine to build; choose {', '.join(FLAVOURS)}, onnxruntime "
-            "or openvino, or none of them and name a GPU"
+            f"'{engine}' is no engine to build; choose {', '.join(FLAVOURS)}, onnxruntime, "
+            "openvino or inductor, or none of them and name a GPU"
         )
     flavour, capabilities = resolve_targets(
         bundle,
@@ -223,8 +234,28 @@ def compile_openvino(
     with TerminalReport() as report:
         made = keep_networks(bundle, known_engine(engine), wanted, report, force=force)
     if made:
-        rows = [(each.record.component, each.record.summary()) for each in made]
+        rows = [(each.record.component, each.record.summary("float32")) for each in made]
         print_rows("OpenVINO, compiled for this machine", rows)
+    else:
+        typer.echo("nothing to do: every network that is kept for these sizes is there", err=True)
+
+
+def compile_inductor(
+    bundle: Bundle, components: Sequence[str], profiles: Sequence[str], *, force: bool
+) -> None:
+    """Keep what Inductor compiles for this machine, and print what was kept."""
+    from kdrt.backends.inductor_cache import keep_compiled
+    from kdrt.backends.profiles import DEFAULT
+    from kdrt.build.sizes import usual_sizes
+    from kdrt.cli.console import print_rows
+    from kdrt.common.terminal_report import TerminalReport
+
+    wanted = usual_sizes(bundle.manifest, components, tuple(profiles) or DEFAULT)
+    with TerminalReport() as report:
+        made = keep_compiled(bundle, wanted, report, force=force)
+    if made:
+        rows = [(each.record.component, each.record.summary("eager PyTorch")) for each in made]
+        print_rows("Inductor, compiled for this machine", rows)
     else:
         typer.echo("nothing to do: every network that is kept for these sizes is there", err=True)
 

@@ -216,7 +216,8 @@ def _print_memory(bundle: Bundle) -> None:
 
 
 def _print_engines(bundle: Bundle) -> None:
-    from kdrt.backends.openvino_cache import kept_networks
+    from kdrt.backends.inductor_cache import INDUCTOR
+    from kdrt.backends.openvino_cache import OPENVINO
     from kdrt.backends.ort_cache import optimized
     from kdrt.cli.console import print_rows
     from kdrt.cli.engine_rows import rows
@@ -230,10 +231,16 @@ def _print_engines(bundle: Bundle) -> None:
     if optimised:
         typer.echo()
         print_rows("ONNX Runtime, optimised for this CPU", optimised)
-    compiled = [(k.record.component, k.record.summary()) for k in kept_networks(bundle)]
-    if compiled:
-        typer.echo()
-        print_rows("OpenVINO, compiled for this machine", compiled)
+    for store, title, reference in (
+        (OPENVINO, "OpenVINO, compiled for this machine", "float32"),
+        (INDUCTOR, "Inductor, compiled for this machine", "eager PyTorch"),
+    ):
+        compiled = [
+            (each.record.component, each.record.summary(reference)) for each in store.all(bundle)
+        ]
+        if compiled:
+            typer.echo()
+            print_rows(title, compiled)
 
 
 def _sizes(folder: Path) -> list[int]:

@@ -174,7 +174,7 @@ def _part(bundle: Bundle, engine: str, component: str) -> ComponentMemory:
             record = max(records, key=lambda r: sum(p.looseness for p in r.key.profiles))
             return ComponentMemory(component, record.size, record.built.scratch_memory)
     program = torch_program(bundle, component)
-    in_program = engine == "torch" and program.is_file()
+    in_program = engine in ("inductor", "torch") and program.is_file()
     weights = program.stat().st_size if in_program else _network_size(bundle, component)
     dtype = computed_dtype(bundle, engine, component)
     return ComponentMemory(component, weights, least_activations(bundle, component, dtype), True)

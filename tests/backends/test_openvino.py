@@ -11,7 +11,7 @@ import torch
 import kdrt
 from kdrt.backends import openvino_cache
 from kdrt.backends.choice import known_engine
-from kdrt.backends.openvino_cache import FOLDER, keep_networks, kept_network, kept_networks
+from kdrt.backends.openvino_cache import OPENVINO, keep_networks
 from kdrt.backends.trust import trust_bundle
 from kdrt.bundle import Bundle, remove_bundle
 from kdrt.cli import run
@@ -34,7 +34,7 @@ def bundle(demo_bundle: Path, tmp_path: Path) -> Bundle:
 
 
 def kept(bundle: Bundle, dims: dict[str, int] = DIMS, engine: str = "openvino") -> Path | None:
-    return kept_network(bundle, "text_encoder", config_of(engine), dims)
+    return OPENVINO.find(bundle, "text_encoder", engine, dims)
 
 
 @needs_openvino
@@ -51,9 +51,9 @@ def test_an_image_is_that_of_onnx_runtime(demo_bundle: Path) -> None:
 def test_what_is_kept_is_for_its_sizes_and_precision(bundle: Bundle) -> None:
     (made,) = keep_networks(bundle, "openvino", TEXT_ENCODER, Silent())
     assert kept(bundle) == made.folder / "network.blob"
-    assert made.folder.parent == bundle.path / FOLDER
+    assert made.folder.parent == bundle.path / OPENVINO.folder
     assert made.record.relative_error is None
-    assert kept_networks(bundle) == [made]
+    assert OPENVINO.all(bundle) == [made]
     assert kept(bundle, {"B": 2, "L": 32}) is None
     assert kept(bundle, engine="openvino:bf16") is None
     assert keep_networks(bundle, "openvino", TEXT_ENCODER, Silent()) == []
@@ -68,7 +68,7 @@ def test_what_a_precision_loses_is_measured_and_kept(bundle: Bundle) -> None:
         pytest.skip(str(error))
     assert made.record.relative_error is not None
     assert 1e-4 < made.record.relative_error < 1e-1
-    assert "relative error" in made.record.summary()
+    assert "relative error" in made.record.summary("float32")
     assert kept(bundle, engine="openvino:bf16") == made.folder / "network.blob"
 
 
@@ -80,7 +80,7 @@ def test_what_is_damaged_is_not_used(bundle: Bundle, file: str) -> None:
     content[len(content) // 2] ^= 1
     (made.folder / file).write_bytes(content)
     assert kept(bundle) is None
-    assert kept_networks(bundle) == []
+    assert OPENVINO.all(bundle) == []
 
 
 @needs_openvino
@@ -88,7 +88,7 @@ def test_what_no_longer_fits_is_cleared_away(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (made,) = keep_networks(bundle, "openvino", TEXT_ENCODER, Silent())
-    mine = bundle.path / FOLDER / "my-0123456789abcdef"
+    mine = bundle.path / OPENVINO.folder / "my-0123456789abcdef"
     mine.mkdir()
     (mine / "notes.txt").write_text("mine")
     monkeypatch.setattr(openvino_cache, "processor", lambda: "another")
@@ -112,12 +112,12 @@ def test_what_somebody_else_made_is_not_used_until_it_is_trusted(
 @needs_openvino
 def test_what_was_compiled_for_a_device_that_is_missing_is_not_used(bundle: Bundle) -> None:
     (made,) = keep_networks(bundle, "openvino", TEXT_ENCODER, Silent())
-    foreign = bundle.place(f"{FOLDER}/text_encoder-0123456789abcdef")
+    foreign = bundle.place(f"{OPENVINO.folder}/text_encoder-0123456789abcdef")
     shutil.copytree(made.folder, foreign)
     record = made.record.model_copy(update={"engine": "openvino-npu"})
     (foreign / "record.json").write_text(record.model_dump_json(), encoding="utf-8")
     assert trust_bundle(bundle) == [made.folder]
-    assert kept_networks(bundle) == [made]
+    assert OPENVINO.all(bundle) == [made]
 
 
 @needs_openvino

@@ -115,7 +115,7 @@ def test_onnx_runtime_takes_no_options_of_tensorrt(cli: Cli, bundle: Bundle) -> 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--engine", "onnx"], "choose tensorrt, tensorrt-rtx, onnxruntime or openvino"),
+        (["--engine", "onnx"], "choose tensorrt, tensorrt-rtx, onnxruntime, openvino or inductor"),
         (["--gpu", "ada"], "write sm89 or 8.9"),
         (["--gpu", "sm89", "--profile", "round"], "choose square, portrait"),
         (["--gpu", "sm89", "--component", "net"], "it has unet, vae_decoder"),
