@@ -1,6 +1,7 @@
 """Benchmarks: kdrt beside its peers, measured so that a figure can be believed.
 
     jobs        what is measured, and what workers and conductor tell each other
+    experiment  what an experiment is
     networks    the untouched networks of diffusers and transformers, which peers run
     peers/      one file a peer: each makes engines of those networks
     runners     runs a workload once, with the time of each stage
@@ -10,7 +11,7 @@
     gpu_day/    `benchmarks/gpu.py`: a GPU in some minutes; in_flight: its images in flight
     likeness    PSNR, SSIM, relative error
     machine     what the figures depend on, and the most this machine can do
-    suites      which experiments there are
+    suites      which experiments there are; real_size: those with networks of the size people use
     measure     suite → report
     command     ``kdrt bench``; progress: what it says while it runs
     arrivals    random requests to a service, and what their users saw

@@ -11,17 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 
 from kdrt_bench.conductor import environment
 from kdrt_bench.errors import BenchmarkError
-from kdrt_bench.figures import portable
+from kdrt_bench.experiment import Experiment, RowPlan
+from kdrt_bench.figures import why
 from kdrt_bench.peers import PEERS
 from kdrt_bench.report import Row
 from kdrt_bench.statistics import paired_ratio, percentiles
-from kdrt_bench.suites import Experiment, RowPlan
 
 _PATIENCE = 300.0
 
 
 def cold_starts(
-    plan: Experiment, unavailable: Mapping[str, str], watch: Callable[[str], None]
+    plan: Experiment, unavailable: Mapping[str, BenchmarkError], watch: Callable[[str], None]
 ) -> tuple[Row, ...]:
     """The rows of an experiment, in turns. One round is thrown away: it fills the page cache.
 
@@ -40,7 +40,7 @@ def cold_starts(
             try:
                 seconds = started_up(plan, row)
             except BenchmarkError as error:
-                failed[row.label] = str(error)
+                failed[row.label] = error
                 continue
             if turn >= 0:
                 marks[row.label].append(seconds)
@@ -73,11 +73,11 @@ def _row(
     plan: Experiment,
     row: RowPlan,
     marks: Mapping[str, Sequence[dict[str, float]]],
-    failed: Mapping[str, str],
+    failed: Mapping[str, BenchmarkError],
 ) -> Row:
     bare = Row(label=row.label, peer=row.peer, title=PEERS[row.peer].title)
     if row.label in failed:
-        return bare.model_copy(update={"failed": portable(failed[row.label])})
+        return bare.model_copy(update=why(failed[row.label]))
     own = marks[row.label]
     samples, anchor = _totals(own), _totals(marks[plan.anchor])
     compared = row.label != plan.anchor and plan.anchor not in failed

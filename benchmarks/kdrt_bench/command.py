@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-_REAL, _SIDE = "sd15", 64
+_REAL = "sd15"
 
 
 def bench(
@@ -39,7 +39,28 @@ def bench(
     ] = None,
     side: Annotated[
         int | None,
-        typer.Option(min=1, max=512, show_default="64", help="Latents a side of those."),
+        typer.Option(
+            min=1, max=512, show_default="the architecture's own", help="Latents a side of those."
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1000,
+            help="Of whole images; each experiment has its own.",
+            show_default=False,
+        ),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            max=100,
+            metavar="SCALE",
+            help="Of whole images; 1 is none.",
+            show_default=False,
+        ),
     ] = None,
     only: Annotated[
         str | None,
@@ -64,19 +85,21 @@ def bench(
     folder; the last line of standard output is the report as one JSON document.
 
     Peers: eager, diffusers, compile, compile-max, onnxruntime-plain, openvino, openvino-default,
-    eager-bf16.
+    openvino-genai, openvino-genai-default, sd-cpp-f32, sd-cpp-f16, sd-cpp-q8_0, eager-bf16.
 
     [bold]Examples[/bold]
 
       [cyan]kdrt bench[/cyan]
       [cyan]kdrt bench --vs openvino,compile -o against-peers[/cyan]
       [cyan]kdrt bench --suite full -o results[/cyan]
+      [cyan]kdrt bench --suite full --real sdxl --only image-real-1 --steps 20 --guidance 7[/cyan]
     """
     from kdrt_bench.requirements import check_possible
 
     check_possible(suite)
     from kdrt.backends.doctor import examine
     from kdrt.errors import InvalidRequestError
+    from kdrt_bench.experiment import Sampling
     from kdrt_bench.measure import Measurement
     from kdrt_bench.models import model_of, real_size
     from kdrt_bench.progress import BenchProgress, print_table
@@ -96,8 +119,9 @@ def bench(
             large = None
             if suite == "full" and real != "none":
                 progress.say(f"export {real or _REAL} with random weights")
-                large = real_size(real or _REAL, side or _SIDE)
-            plans = selected(experiments(suite, model, large, chosen, rounds), keys)
+                large = real_size(real or _REAL, side)
+            found = experiments(suite, model, large, chosen, rounds, Sampling(steps, guidance))
+            plans = selected(found, keys)
             cores = threads or examine().cores
             report = Measurement(suite, cores, partial, watch=progress.say).report(plans)
         print_table(report)

@@ -23,7 +23,7 @@ from typing import IO, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from kdrt_bench.errors import BenchmarkError
+from kdrt_bench.errors import BenchmarkError, PeerUnavailableError
 from kdrt_bench.jobs import BenchJob, Command, Failed, Finished, Ready, Timing
 
 WORKER = (sys.executable, "-m", "kdrt_bench.worker")
@@ -49,11 +49,16 @@ class Measured:
 
 @dataclass
 class Outcome:
-    """By row: what was measured or prepared, or the sentence that says why it was not."""
+    """By row: what was measured or prepared, or the error that says why it was not."""
 
     measured: dict[str, Measured] = field(default_factory=dict)
     prepared: dict[str, Finished] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, BenchmarkError] = field(default_factory=dict)
+
+    def give_up(self, name: str, error: BenchmarkError) -> None:
+        """A row drops out, with whatever was measured of it."""
+        self.failed[name] = error
+        self.measured.pop(name, None)
 
 
 def environment() -> dict[str, str]:
@@ -170,17 +175,18 @@ class Worker:
         try:
             return kind.model_validate_json(line)
         except ValidationError:
-            raise BenchmarkError(self._refusal(line)) from None
+            raise self._refusal(line) from None
 
-    def _refusal(self, line: str) -> str:
+    def _refusal(self, line: str) -> BenchmarkError:
         try:
             failed = Failed.model_validate_json(line)
         except ValidationError:
-            return f"the worker answered what is no answer: {line.strip()[:200]}"
+            return BenchmarkError(f"the worker answered what is no answer: {line.strip()[:200]}")
         if failed.known:
-            return " ".join(failed.failed.split())
+            kind = PeerUnavailableError if failed.unavailable else BenchmarkError
+            return kind(" ".join(failed.failed.split()))
         self._process.wait(self._patience)
-        return self._last_words()
+        return BenchmarkError(self._last_words())
 
     def _last_words(self) -> str:
         code = self._process.wait(self._patience)
@@ -206,7 +212,7 @@ def prepare(
             with _started(job.model_copy(update={"prepare": True}), start) as worker:
                 outcome.prepared[name] = worker.prepared()
         except BenchmarkError as error:
-            outcome.failed[name] = str(error)
+            outcome.give_up(name, error)
     return outcome
 
 
@@ -238,8 +244,7 @@ def compare(
         workers: dict[str, Worker] = {}
 
         def drop(name: str, error: BenchmarkError) -> None:
-            outcome.failed[name] = str(error)
-            outcome.measured.pop(name, None)
+            outcome.give_up(name, error)
             workers.pop(name).stop()
 
         for name, job in jobs.items():
@@ -267,6 +272,44 @@ def compare(
                 outcome.measured[name].finished = workers[name].finish()
             except BenchmarkError as error:
                 drop(name, error)
+    return outcome
+
+
+def compare_apart(
+    jobs: dict[str, BenchJob],
+    rounds: int,
+    *,
+    start: Start = Worker,
+    watch: Watch = lambda _: None,
+) -> Outcome:
+    """Run rows against each other in turns, a new process for every turn: for networks so large
+    that two rows do not fit into memory together. It pays for loading in every round.
+
+    Args:
+        jobs: by row, in the order of the turns; all with as many workloads.
+        rounds: runs of each workload by each row, each after the first call of its process.
+        start: makes a worker of a job.
+        watch: told what is going on.
+
+    Returns:
+        What was measured; what a row says of itself is the last process's word.
+    """
+    outcome = Outcome()
+    for turn in range(rounds):
+        for name, job in jobs.items():
+            if name in outcome.failed:
+                continue
+            watch(f"{name}: load, warm up and run {turn + 1} of {rounds}")
+            before = outcome.measured.get(name)
+            timings = before.timings if before else [[] for _ in job.workloads]
+            try:
+                with _started(job, start) as worker:
+                    ready = worker.ready()
+                    for index, of_workload in enumerate(timings):
+                        of_workload.append(worker.run(index))
+                    outcome.measured[name] = Measured(ready, timings, worker.finish())
+            except BenchmarkError as error:
+                outcome.give_up(name, error)
     return outcome
 
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from kdrt.common.home import home
 from kdrt_bench.conductor import Measured, Outcome
+from kdrt_bench.errors import BenchmarkError, PeerUnavailableError
+from kdrt_bench.experiment import Experiment, RowPlan
 from kdrt_bench.jobs import Forward, ImageWorkload, Server, Timing, Workload
 from kdrt_bench.statistics import paired_ratio
-from kdrt_bench.suites import Experiment, RowPlan
 
 
 def about(measured: Measured, timings: Sequence[Timing], index: int) -> dict[str, object]:
@@ -24,7 +25,7 @@ def about(measured: Measured, timings: Sequence[Timing], index: int) -> dict[str
         "settings": ready.settings,
         "versions": ready.versions,
         "load": ready.load,
-        "first_call": ready.first_calls[index],
+        "first_call": ready.first_calls[index] if ready.first_calls else None,
         "memory_loaded": ready.memory_loaded,
         "memory_peak": finished.memory_peak if finished else None,
         "memory_running": finished.memory_running if finished else None,
@@ -71,6 +72,14 @@ def speedup(plan: Experiment, index: int, row: RowPlan, outcome: Outcome) -> obj
 def portable(sentence: str) -> str:
     """Without the folders of this machine, which mean nothing where a report is read."""
     return sentence.replace(str(home().resolve()), "$KDRT_HOME").replace(str(Path.home()), "~")
+
+
+def why(error: BenchmarkError) -> dict[str, object]:
+    """What a row says that has no figures."""
+    return {
+        "failed": portable(str(error)),
+        "unavailable": isinstance(error, PeerUnavailableError),
+    }
 
 
 def arrays(path: Path) -> list[np.ndarray]:

@@ -9,6 +9,7 @@ from kdrt.bundle import Bundle
 from kdrt_bench.inputs import example_inputs, read_by_peers
 from kdrt_bench.jobs import Forward, ImageWorkload, Model, Workload
 from kdrt_bench.networks import plain_network, source_of
+from kdrt_bench.runners import guidance_of, latent_shape
 
 
 class FlopCounter:
@@ -35,13 +36,11 @@ class FlopCounter:
 
     def _generation(self, workload: ImageWorkload) -> float:
         manifest = self._bundle.manifest
-        facts, encoders = manifest.latents, manifest.text_encoders
-        sizes = {
-            "h": (workload.height or facts.default_height) // facts.scale,
-            "w": (workload.width or facts.default_width) // facts.scale,
-        }
+        encoders = manifest.text_encoders
+        _, height, width = latent_shape(self._bundle, workload)
+        sizes = {"h": height, "w": width}
         length = encoders[0].max_length
-        halves = 2 if manifest.default_guidance_scale > 1 else 1
+        halves = 2 if guidance_of(self._bundle, workload) > 1 else 1
         # A prompt is encoded once however many images it makes, the empty negative one too
         # unless the model takes zeros in its place.
         texts = 1 if manifest.zeros_for_empty_negative else halves

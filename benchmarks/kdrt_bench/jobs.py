@@ -41,6 +41,7 @@ class ImageWorkload(Strict):
     Attributes:
         batch: images of the prompt made together.
         height: pixels; None is the model's default.
+        guidance: its scale; 1 is none, which halves the work. None is the model's default.
         remember_prompt: let kdrt keep the prompt's embeddings, as it does for its users. Off, every
             image encodes its prompt anew.
     """
@@ -51,8 +52,14 @@ class ImageWorkload(Strict):
     batch: int = 1
     height: int | None = None
     width: int | None = None
+    guidance: float | None = None
     seed: int = 7
     remember_prompt: bool = False
+
+    def words(self) -> str:
+        """``20 steps of Euler's method with guidance``."""
+        guided = "without guidance" if self.guidance == 1 else "with guidance"
+        return f"{self.steps} steps of Euler's method {guided}"
 
 
 class Forward(Strict):
@@ -87,6 +94,7 @@ class BenchJob(Strict):
     Attributes:
         prepare: make what the peer keeps in the model's cache, and nothing else.
         count_flops: preparing, count the operations of the workloads too.
+        first_call: run each workload once as a part of loading.
         warmups: runs of each workload that do not count, after the first call.
         folder: where the outputs go.
     """
@@ -97,13 +105,15 @@ class BenchJob(Strict):
     workloads: tuple[Workload, ...]
     threads: int = Field(ge=1)
     folder: Path
+    first_call: bool = True
     warmups: int = 1
     prepare: bool = False
     count_flops: bool = False
 
 
 class Ready(Strict):
-    """A worker is loaded and warm. Seconds; memory in bytes, None where it cannot be read."""
+    """A worker is loaded and warm. Seconds, by workload if there were first calls; memory in bytes,
+    None where it cannot be read."""
 
     load: float
     first_calls: tuple[float, ...]
@@ -145,10 +155,12 @@ class Finished(Strict):
 
 
 class Failed(Strict):
-    """A worker gives up; ``known`` says that the sentence is for the user."""
+    """A worker gives up; ``known`` says that the sentence is for the user, ``unavailable`` that
+    the peer cannot do this at all, which is no failure."""
 
     failed: str
     known: bool
+    unavailable: bool = False
 
 
 class Command(Strict):

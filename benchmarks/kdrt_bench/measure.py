@@ -15,17 +15,19 @@ from kdrt_bench.conductor import (
     Start,
     Worker,
     compare,
+    compare_apart,
     prepare,
 )
 from kdrt_bench.errors import BenchmarkError, PeerUnavailableError
+from kdrt_bench.experiment import Experiment, RowPlan
 from kdrt_bench.figures import (
     about,
     arrays,
     file_name,
     images_per_second,
-    portable,
     samples_of,
     speedup,
+    why,
 )
 from kdrt_bench.jobs import BenchJob, Forward, ImageWorkload, Server
 from kdrt_bench.likeness import likeness
@@ -33,7 +35,6 @@ from kdrt_bench.machine import Peak, describe, measure_peak
 from kdrt_bench.peers import PEERS, find_peer
 from kdrt_bench.report import ExperimentReport, Report, Row
 from kdrt_bench.statistics import percentiles
-from kdrt_bench.suites import Experiment, RowPlan
 
 Watch = Callable[[str], None]
 _STARTUP_PATIENCE = 300.0
@@ -61,7 +62,7 @@ class Measurement:
     ) -> None:
         self.suite, self.threads, self.folder = suite, threads, folder
         self._watch, self._start = watch, start
-        self._prepared: dict[str, str | None] = {}
+        self._prepared: dict[str, BenchmarkError | None] = {}
         self._begun = time.monotonic()
         self._started = datetime.now(UTC)
         self._anchors: dict[str, float] = {}
@@ -93,16 +94,10 @@ class Measurement:
         if plan.kind == "server":
             plan = self._with_rate(plan)
         jobs = {row.label: self._job(plan, row) for row in plan.rows}
-        failed = self._unavailable(plan)
+        failed: dict[str, BenchmarkError] = dict(self._unavailable(plan))
         gflop = self._prepare(plan, jobs, failed)
         able = {label: job for label, job in jobs.items() if label not in failed}
-        outcome = compare(
-            able,
-            plan.rounds,
-            start=self._start,
-            watch=lambda what: self._watch(f"{plan.key}: {what}"),
-            discard=0 if plan.kind == "server" else 1,
-        )
+        outcome = self._compared(plan, able)
         outcome.failed.update(failed)
         rows = tuple(
             self._row(plan, index, row, outcome, gflop[index], peak)
@@ -111,6 +106,15 @@ class Measurement:
         )
         self._remember_anchor(plan, rows)
         return self._report(plan, gflop, rows)
+
+    def _compared(self, plan: Experiment, jobs: dict[str, BenchJob]) -> Outcome:
+        def watch(what: str) -> None:
+            self._watch(f"{plan.key}: {what}")
+
+        if plan.apart:
+            return compare_apart(jobs, plan.rounds, start=self._start, watch=watch)
+        discard = 0 if plan.kind == "server" else plan.discard
+        return compare(jobs, plan.rounds, start=self._start, watch=watch, discard=discard)
 
     @property
     def _outputs(self) -> Path:
@@ -124,20 +128,21 @@ class Measurement:
             workloads=tuple(map(row.workload, plan.workloads)),
             threads=self.threads,
             folder=self._outputs / plan.key / file_name(row.label),
+            first_call=plan.first_call,
             warmups=plan.warmups,
         )
 
-    def _unavailable(self, plan: Experiment) -> dict[str, str]:
+    def _unavailable(self, plan: Experiment) -> dict[str, PeerUnavailableError]:
         failed = {}
         for row in plan.rows:
             try:
                 find_peer(row.peer)
             except PeerUnavailableError as error:
-                failed[row.label] = str(error)
+                failed[row.label] = error
         return failed
 
     def _prepare(
-        self, plan: Experiment, jobs: dict[str, BenchJob], failed: dict[str, str]
+        self, plan: Experiment, jobs: dict[str, BenchJob], failed: dict[str, BenchmarkError]
     ) -> tuple[float | None, ...]:
         """Have every row prepare once, in a process of its own; the first eager one counts the
         operations of the workloads too."""
@@ -150,8 +155,8 @@ class Measurement:
             networks = sorted({w.component for w in job.workloads if isinstance(w, Forward)})
             key = f"{job.peer} {job.options} {job.model.name} {networks}"
             if key in self._prepared and not counts:
-                if (sentence := self._prepared[key]) is not None:
-                    failed[label] = sentence
+                if (error := self._prepared[key]) is not None:
+                    failed[label] = error
                 continue
             outcome = prepare(
                 {label: job.model_copy(update={"count_flops": counts})}, self._start, self._watch
@@ -182,8 +187,8 @@ class Measurement:
         )
         measured = outcome.measured.get(row.label)
         if measured is None or not measured.timings[index]:
-            reason = outcome.failed.get(row.label, "it was not measured")
-            return bare.model_copy(update={"failed": portable(reason)})
+            reason = outcome.failed.get(row.label, BenchmarkError("it was not measured"))
+            return bare.model_copy(update=why(reason))
         timings = measured.timings[index]
         server = plan.kind == "server"
         samples = samples_of(timings, server=server)

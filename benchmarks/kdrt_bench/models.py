@@ -9,8 +9,8 @@ from pathlib import Path
 from kdrt.bundle import open_bundle
 from kdrt.common.home import home
 from kdrt.common.paths import user_path
+from kdrt_bench.experiment import RealSize
 from kdrt_bench.jobs import Model
-from kdrt_bench.suites import RealSize
 
 _RANDOM = re.compile(r"(?P<source>.+) with random weights, seed 0")
 
@@ -40,12 +40,12 @@ def model_of(bundle: str) -> Model:
     )
 
 
-def real_size(source: str, side: int) -> RealSize:
+def real_size(source: str, side: int | None = None) -> RealSize:
     """An architecture with random weights, exported once and kept.
 
     Args:
         source: a short name or a diffusers folder; see ``kdrt export --random-weights``.
-        side: of the latents.
+        side: of the latents; None is the architecture's own.
 
     Raises:
         SourceError: there is no such architecture.
@@ -62,5 +62,8 @@ def real_size(source: str, side: int) -> RealSize:
     model = model_of(str(folder)).model_copy(
         update={"name": f"{path.name}, random weights", "source": source, "random_weights": True}
     )
-    encoders = open_bundle(str(folder)).manifest.text_encoders
-    return RealSize(model, tokens=encoders[0].max_length, side=side)
+    manifest = open_bundle(str(folder)).manifest
+    own = manifest.latents.default_width // manifest.latents.scale
+    return RealSize(
+        model, tokens=manifest.text_encoders[0].max_length, side=own if side is None else side
+    )

@@ -46,7 +46,7 @@ def plain_onnx(peer: Peer, component: str) -> Path:
                 dynamo=False,
             )
 
-    return _kept(peer.kept("onnx", component), make) / "model.onnx"
+    return kept(peer.kept("onnx", component), make) / "model.onnx"
 
 
 def openvino_model(peer: Peer, component: str) -> Path:
@@ -61,7 +61,7 @@ def openvino_model(peer: Peer, component: str) -> Path:
             model = ov.convert_model(network, example_input=inputs)
         ov.save_model(model, str(folder / "model.xml"), compress_to_fp16=False)
 
-    return _kept(peer.kept("openvino", component), make) / "model.xml"
+    return kept(peer.kept("openvino", component), make) / "model.xml"
 
 
 def unfused_bundle(model: Model) -> Bundle:
@@ -95,7 +95,7 @@ def _untouched(
     return network, names, tuple(examples[name] for name in names)
 
 
-def _kept(folder: Path, make: Callable[[Path], None]) -> Path:
+def kept(folder: Path, make: Callable[[Path], None]) -> Path:
     """The folder, made unless it is there; never half."""
     if not folder.is_dir():
         with _whole(folder) as partial:

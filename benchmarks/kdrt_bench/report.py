@@ -34,6 +34,7 @@ class Row(Strict):
         speedup: how many times the anchor takes what this row takes.
         image: file beside the report.
         failed: why there are no figures.
+        unavailable: that is so because the peer is not installed or cannot do this.
     """
 
     label: str
@@ -65,6 +66,7 @@ class Row(Strict):
     speedup: Ratio | None = None
     image: str | None = None
     failed: str | None = None
+    unavailable: bool = False
 
 
 class ExperimentReport(Strict):
@@ -101,8 +103,13 @@ class Report(Strict):
     experiments: tuple[ExperimentReport, ...]
 
     def failed(self) -> list[Row]:
-        """Rows without figures."""
-        return [row for each in self.experiments for row in each.rows if row.failed]
+        """Rows without figures that should have some."""
+        return [
+            row
+            for each in self.experiments
+            for row in each.rows
+            if row.failed and not row.unavailable
+        ]
 
 
 def read_report(path: Path) -> Report:

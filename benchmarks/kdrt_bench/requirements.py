@@ -26,5 +26,5 @@ def check_possible(suite: str) -> None:
     if missing:
         raise BenchmarkError(
             f"benchmarks need {', '.join(missing)}; pip install 'kdrt[bench]', and "
-            "'kdrt[bench-peers]' for OpenVINO"
+            "'kdrt[bench-peers]' for peers to compare with"
         )

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from kdrt.pipeline.pipeline import Pipeline
     from kdrt_bench.stages import TimedEngine
 
-SAMPLER, SCHEDULE = "euler", "karras"
+SAMPLER, SCHEDULE = "euler", "trailing"
+"""What every peer can: OpenVINO GenAI takes no noise levels, and has those of whole timesteps."""
 
 Outputs = list[np.ndarray]
 
@@ -52,6 +53,26 @@ def noise_levels(bundle: Bundle, steps: int) -> list[float]:
     return levels
 
 
+def pixels_of(bundle: Bundle, workload: ImageWorkload) -> tuple[int, int]:
+    """Height and width of a workload's images."""
+    facts = bundle.manifest.latents
+    return workload.height or facts.default_height, workload.width or facts.default_width
+
+
+def latent_shape(bundle: Bundle, workload: ImageWorkload) -> tuple[int, int, int]:
+    """``(C, h, w)`` of the latents of one of a workload's images."""
+    facts = bundle.manifest.latents
+    height, width = pixels_of(bundle, workload)
+    return facts.channels, height // facts.scale, width // facts.scale
+
+
+def guidance_of(bundle: Bundle, workload: ImageWorkload) -> float:
+    """The guidance scale of a workload."""
+    if workload.guidance is None:
+        return bundle.manifest.default_guidance_scale
+    return workload.guidance
+
+
 def generator(pipeline: Pipeline, unet: TimedEngine, workload: ImageWorkload) -> Runner:
     """Prompt to pixels with a pipeline, whose UNet is ``unet``."""
     made: list[np.ndarray] = []
@@ -68,6 +89,7 @@ def generator(pipeline: Pipeline, unet: TimedEngine, workload: ImageWorkload) ->
             height=workload.height,
             width=workload.width,
             images_per_prompt=workload.batch,
+            guidance_scale=workload.guidance,
             seed=workload.seed,
             output_type="np",
         )

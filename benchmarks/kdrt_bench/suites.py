@@ -7,94 +7,43 @@ after the other, batch 1), Offline (as many images as possible), Server (request
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import replace
 
-from kdrt.bundle import LatentFacts, open_bundle
 from kdrt.denoise.cuda_graphs import CUDA_GRAPH_LEVELS
-from kdrt_bench.ablation import AT_REAL_SIZE, TECHNIQUES, Technique
+from kdrt_bench.ablation import TECHNIQUES
 from kdrt_bench.errors import BenchmarkError
-from kdrt_bench.jobs import Forward, ImageWorkload, Model, Workload
+from kdrt_bench.experiment import (
+    ANCHOR,
+    AS_USUAL,
+    Experiment,
+    RealSize,
+    RowPlan,
+    Sampling,
+    Scenario,
+    facts_of,
+    rows_of,
+    techniques,
+)
+from kdrt_bench.jobs import Forward, ImageWorkload, Model
 from kdrt_bench.peers import ALIASES, PEERS
+from kdrt_bench.real_size import at_real_size
 from kdrt_engines.openvino.config import is_openvino
 from kdrt_engines.registry import ENGINES
 
-Scenario = Literal["SingleStream", "Offline", "Server", "Startup"]
-Kind = Literal["rows", "curve", "ablation", "server", "startup"]
 SUITES = ("quick", "full", "gpu")
-ANCHOR = "eager"
 
-QUICK_PEERS = ("eager", "diffusers", "onnxruntime-plain", "openvino")
+QUICK_PEERS = ("eager", "diffusers", "onnxruntime-plain", "openvino", "openvino-genai")
 FULL_PEERS = (
     "eager",
     "diffusers",
     "openvino",
+    "openvino-genai",
     "onnxruntime-plain",
     "compile",
     "openvino-default",
     "eager-bf16",
 )
 GPU_PEERS = ("eager", "diffusers", "compile")
-HEAVY_PEERS = ("eager", "openvino", "onnxruntime-plain", "openvino-default")
-"""What runs at real size unless asked otherwise: compiling there takes longer than all the rest."""
-
-TOGETHER = 3
-"""Processes with networks of real size that are alive at once: together they need 20 GB."""
-
-
-@dataclass(frozen=True)
-class RowPlan:
-    """One row: a peer with options, and what it does differently with a workload."""
-
-    label: str
-    peer: str
-    options: dict[str, str] = field(default_factory=dict)
-    changes: dict[str, object] = field(default_factory=dict)
-
-    def workload(self, workload: Workload) -> Workload:
-        """The workload as this row runs it."""
-        return workload.model_copy(update=self.changes) if self.changes else workload
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """One question.
-
-    Attributes:
-        key: short and unique; file names begin with it.
-        question: what it answers, for people.
-        model: whose networks.
-        workloads: by point; one, unless it is a curve.
-        points: what differs between them, as numbers on an axis.
-        axis: what those numbers are.
-        anchor: label of the row that the others are compared with.
-        load: Server only: how much of what the anchor can do arrives.
-    """
-
-    key: str
-    title: str
-    question: str
-    scenario: Scenario
-    kind: Kind
-    model: Model
-    workloads: tuple[Workload, ...]
-    rows: tuple[RowPlan, ...]
-    rounds: int
-    anchor: str = ANCHOR
-    points: tuple[float, ...] = (0,)
-    axis: str = ""
-    warmups: int = 1
-    load: float = 0.0
-    requests: int = 0
-
-
-@dataclass(frozen=True)
-class RealSize:
-    """Networks of the size people use, and the latents they are run on."""
-
-    model: Model
-    tokens: int = 77
-    side: int = 64
 
 
 def peers_of(suite: str, chosen: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -119,6 +68,7 @@ def experiments(
     real: RealSize | None,
     chosen: tuple[str, ...] | None = None,
     rounds: int | None = None,
+    sampling: Sampling = AS_USUAL,
 ) -> list[Experiment]:
     """The experiments of a suite, in order.
 
@@ -128,16 +78,16 @@ def experiments(
         real: networks of real size, for the full suite.
         chosen: peers; None takes the suite's own.
         rounds: of every experiment; None takes each one's own.
+        sampling: of the images of ``image``, ``server`` and ``image-real``.
     """
     peers = peers_of(suite, chosen)
     if suite == "gpu":
         found = gpu(demo, peers)
     else:
-        found = [image(demo, peers), step(demo, peers), startup(demo, peers)]
+        found = [image(demo, peers, sampling), step(demo, peers), startup(demo, peers)]
     if suite == "full":
-        heavy = peers if chosen else peers_at_real_size(peers)
-        found += at_real_size(real, heavy) if real else []
-        found += [ablation(demo), *curves(demo), server(demo, peers)]
+        found += at_real_size(real, peers if chosen else None, sampling) if real else []
+        found += [ablation(demo), *curves(demo), server(demo, peers, sampling)]
     if rounds is None:
         return found
     # A server's requests are many in one round.
@@ -163,26 +113,17 @@ def selected(found: list[Experiment], keys: tuple[str, ...] | None) -> list[Expe
     return [each for each in found if each.key in keys]
 
 
-def peers_at_real_size(peers: tuple[str, ...]) -> tuple[str, ...]:
-    """Those that are not too slow to prepare there."""
-    return tuple(peer for peer in peers if peer == "kdrt" or peer in HEAVY_PEERS)
-
-
-def rows_of(peers: tuple[str, ...], *, forward: bool = False) -> tuple[RowPlan, ...]:
-    """A row for each peer; of those that can, where single networks are called."""
-    return tuple(RowPlan(p, p) for p in peers if not forward or PEERS[p].forward)
-
-
-def image(demo: Model, peers: tuple[str, ...]) -> Experiment:
+def image(demo: Model, peers: tuple[str, ...], sampling: Sampling = AS_USUAL) -> Experiment:
+    workload = sampling.of(ImageWorkload())
     return Experiment(
         key="image",
         title="An image, prompt to pixels",
-        question="How long does one image take, all of it: text encoders, 20 steps of Euler's "
-        "method with guidance, VAE?",
+        question="How long does one image take, all of it: text encoders, "
+        f"{workload.words()}, VAE?",
         scenario="SingleStream",
         kind="rows",
         model=demo,
-        workloads=(ImageWorkload(),),
+        workloads=(workload,),
         rows=rows_of(peers),
         rounds=20,
     )
@@ -219,85 +160,6 @@ def startup(demo: Model, peers: tuple[str, ...]) -> Experiment:
         rounds=5,
         anchor=names[0],
     )
-
-
-def at_real_size(real: RealSize, peers: tuple[str, ...]) -> list[Experiment]:
-    """UNet, VAE and text encoder alone, so that few processes are alive at once, what techniques
-    bring there, and an image of all networks."""
-    name, side = real.model.name, real.side
-    sizes = {"h": side, "w": side}
-    unet = Forward(component="unet", dims={"B": 1, "L": real.tokens, **sizes})
-    guided = Forward(component="unet", dims={"B": 2, "L": real.tokens, **sizes})
-    vae = Forward(component="vae_decoder", dims={"B": 1, **sizes})
-    text = Forward(component="text_encoder", dims={"B": 1, "L": real.tokens})
-    groups = _groups(peers)
-
-    def one(
-        key: str,
-        title: str,
-        question: str,
-        workload: Workload,
-        rows: tuple[RowPlan, ...],
-        rounds: int,
-        kind: Kind = "rows",
-    ) -> Experiment:
-        return Experiment(
-            key=key,
-            title=title,
-            question=question,
-            scenario="SingleStream",
-            kind=kind,
-            model=real.model,
-            workloads=(workload,),
-            rows=rows,
-            rounds=rounds,
-            anchor=rows[0].label,
-            warmups=0,
-        )
-
-    found = []
-    for number, group in enumerate(groups):
-        more = "" if number == 0 else f", {' and '.join(PEERS[p].title for p in group[1:])}"
-        found.append(
-            one(
-                f"unet-{number + 1}",
-                f"A step of the UNet, {name}{more}",
-                f"How long does one call take at {side} × {side} latents, batch 1?",
-                unet,
-                rows_of(group, forward=True),
-                rounds=10 if number == 0 else 5,
-            )
-        )
-    for key, title, workload, rounds in (
-        ("vae", "VAE decoder", vae, 4),
-        ("text", "Text encoder", text, 20),
-    ):
-        question, rows = "How long does one call take?", rows_of(groups[0], forward=True)
-        found.append(one(key, f"{title}, {name}", question, workload, rows, rounds))
-    for key, title, workload in (
-        ("ablation-unet", "UNet with guidance", guided),
-        ("ablation-vae", "VAE decoder", vae),
-    ):
-        title = f"What each technique brings, {title}, {name}"
-        question = "How long does one call take as techniques are added one by one?"
-        rows = techniques(AT_REAL_SIZE)
-        found.append(one(key, title, question, workload, rows, 4, "ablation"))
-    # Few steps, as they are all alike: what it is for is the memory of all networks together.
-    pixels = side * facts_of(real.model)[0].scale
-    image_of_two = one(
-        "image-real",
-        f"An image of two steps, {name}",
-        "How long does a whole image take, and how much memory?",
-        ImageWorkload(steps=2, height=pixels, width=pixels),
-        rows_of((ANCHOR, "kdrt")),
-        rounds=4,
-    )
-    return [*found, image_of_two]
-
-
-def techniques(added: tuple[Technique, ...]) -> tuple[RowPlan, ...]:
-    """A row for each of these."""
-    return tuple(RowPlan(t.label, "kdrt", t.options, t.changes) for t in added)
 
 
 def ablation(demo: Model) -> Experiment:
@@ -344,7 +206,7 @@ def curves(demo: Model) -> list[Experiment]:
     return found
 
 
-def server(demo: Model, peers: tuple[str, ...]) -> Experiment:
+def server(demo: Model, peers: tuple[str, ...], sampling: Sampling = AS_USUAL) -> Experiment:
     shown = tuple(p for p in peers if p in (ANCHOR, "kdrt", "openvino"))
     return Experiment(
         key="server",
@@ -354,7 +216,7 @@ def server(demo: Model, peers: tuple[str, ...]) -> Experiment:
         scenario="Server",
         kind="server",
         model=demo,
-        workloads=(ImageWorkload(),),
+        workloads=(sampling.of(ImageWorkload()),),
         rows=rows_of(shown),
         rounds=1,
         load=0.7,
@@ -374,21 +236,7 @@ def gpu(demo: Model, peers: tuple[str, ...]) -> list[Experiment]:
     return [replace(image(demo, peers), rows=tuple(rows), rounds=10)]
 
 
-def facts_of(model: Model) -> tuple[LatentFacts, int]:
-    """The sizes of a model's latents, and the tokens its text encoders read."""
-    manifest = open_bundle(str(model.bundle)).manifest
-    return manifest.latents, manifest.text_encoders[0].max_length
-
-
 def _at(key: str, point: int) -> ImageWorkload:
     if key == "side":
         return ImageWorkload(height=point, width=point)
     return ImageWorkload(**{key: point})  # type: ignore[arg-type]
-
-
-def _groups(peers: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """The anchor with as many others as may be alive at once, again and again; kdrt and the best
-    of its peers come first, so that they meet in the same rounds."""
-    others = [peer for peer in peers if peer != ANCHOR and PEERS[peer].forward]
-    size = TOGETHER - 1
-    return [(ANCHOR, *others[i : i + size]) for i in range(0, len(others), size)]

@@ -23,6 +23,7 @@ from kdrt.errors import KdrtError
 from kdrt.images.output import save_image, to_images
 from kdrt_bench import memory
 from kdrt_bench.energy import EnergyMeter
+from kdrt_bench.errors import PeerUnavailableError
 from kdrt_bench.jobs import (
     BenchJob,
     Command,
@@ -49,7 +50,14 @@ def main() -> int:
         _work(job, answers)
     except Exception as error:
         known = isinstance(error, KdrtError)
-        say(answers, Failed(failed=f"{error}" or type(error).__name__, known=known))
+        say(
+            answers,
+            Failed(
+                failed=f"{error}" or type(error).__name__,
+                known=known,
+                unavailable=isinstance(error, PeerUnavailableError),
+            ),
+        )
         if not known:
             raise
         return 2
@@ -87,7 +95,8 @@ def _work(job: BenchJob, answers: IO[str]) -> None:
     runners = [_runner(peer, workload, clock) for workload in job.workloads]
     loaded = time.perf_counter()
     held = memory.resident()
-    first_calls = tuple(_warmed_up(runner, job.warmups) for runner in runners)
+    warmed = runners if job.first_call else []
+    first_calls = tuple(_warmed_up(runner, job.warmups) for runner in warmed)
     say(
         answers,
         Ready(

@@ -13,10 +13,12 @@ from kdrt import cli as command_line
 from kdrt_bench import peers
 from kdrt_bench.cold import started_up
 from kdrt_bench.errors import BenchmarkError
+from kdrt_bench.experiment import RealSize, RowPlan, Sampling
+from kdrt_bench.jobs import ImageWorkload
 from kdrt_bench.models import model_of
-from kdrt_bench.report import read_report
+from kdrt_bench.report import Report, read_report
 from kdrt_bench.startup import STAGES
-from kdrt_bench.suites import SUITES, TOGETHER, RealSize, RowPlan, experiments, peers_of
+from kdrt_bench.suites import SUITES, experiments, peers_of
 
 REPORT = Path(__file__).parents[2] / "benchmarks" / "results" / "full" / "report.json"
 
@@ -85,8 +87,21 @@ def test_every_suite_has_rows_that_are_peers_and_an_anchor(demo_bundle: Path) ->
             assert len(each.workloads) == len(each.points)
             assert each.rounds == (1 if each.kind == "server" else 3)
     heavy = [e for e in experiments("full", model, RealSize(model)) if e.key.startswith("unet")]
-    assert all(len(each.rows) <= TOGETHER for each in heavy)
     assert {"kdrt", "openvino"} <= {row.peer for row in heavy[0].rows}
+
+
+def test_images_are_sampled_as_asked_for(demo_bundle: Path) -> None:
+    model = model_of(str(demo_bundle))
+    found = experiments("full", model, RealSize(model), sampling=Sampling(steps=5, guidance=1))
+    asked = [e for e in found if e.key in ("image", "server") or e.key.startswith("image-real")]
+    assert len(asked) >= 3
+    for each in asked:
+        (workload,) = each.workloads
+        assert isinstance(workload, ImageWorkload)
+        assert (workload.steps, workload.guidance) == (5, 1)
+        assert "5 steps of Euler's method without guidance" in each.question or (
+            each.kind == "server"
+        )
 
 
 def test_the_demo_model_against_eager_for_real(
@@ -133,7 +148,7 @@ def test_figures_are_not_lost_to_a_full_disk(
     monkeypatch.setattr("kdrt_bench.writing.write_report", full)
     assert command_line.run(["bench", "-o", str(tmp_path / "report")]) == 2
     captured = capfd.readouterr()
-    assert json.loads(captured.out.splitlines()[-1]) == json.loads(REPORT.read_text())
+    assert Report.model_validate_json(captured.out.splitlines()[-1]) == report
     assert captured.err.endswith("the disk is full\n")
     assert not list(tmp_path.iterdir())
 

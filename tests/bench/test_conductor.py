@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kdrt_bench.conductor import Worker, compare, prepare
+from kdrt_bench.conductor import Worker, compare, compare_apart, prepare
 from kdrt_bench.errors import BenchmarkError
 from kdrt_bench.jobs import BenchJob
 from tests.support.bench_workers import FAKE, MakeJob, Turns, start
@@ -43,9 +43,19 @@ def test_what_a_worker_says_of_itself_arrives(job: MakeJob) -> None:
 def test_a_row_that_dies_drops_out_with_its_last_words_and_the_others_go_on(job: MakeJob) -> None:
     jobs = {"A": job("A", die_at=2), "B": job("B")}
     outcome = compare(jobs, 4, start=start, settle=0, discard=0)
-    assert outcome.failed == {"A": "the worker died (exit code 3): the last words"}
+    assert str(outcome.failed["A"]) == "the worker died (exit code 3): the last words"
     assert list(outcome.measured) == ["B"]
     assert len(outcome.measured["B"].timings[0]) == 4
+
+
+def test_rows_too_large_for_memory_together_are_never_alive_together(
+    job: MakeJob, turns: Turns
+) -> None:
+    outcome = compare_apart({"A": job("A"), "B": job("B", die_at=1)}, 2, start=start)
+    assert turns() == ["A ready", "A run 0", "B ready", "A ready", "A run 0"]
+    assert len(outcome.measured["A"].timings[0]) == 2
+    assert outcome.measured["A"].finished is not None
+    assert "the last words" in str(outcome.failed["B"])
 
 
 def test_a_row_that_falls_silent_is_given_up(job: MakeJob) -> None:
@@ -53,13 +63,13 @@ def test_a_row_that_falls_silent_is_given_up(job: MakeJob) -> None:
         return Worker(job, FAKE, patience=1.0)
 
     outcome = compare({"A": job("A", hang_at=1)}, 1, start=impatient, settle=0, discard=0)
-    assert "said nothing for 1 seconds" in outcome.failed["A"]
+    assert "said nothing for 1 seconds" in str(outcome.failed["A"])
 
 
 def test_rows_prepare_one_after_the_other_and_may_refuse(job: MakeJob, turns: Turns) -> None:
     outcome = prepare({"A": job("A"), "B": job("B", refuse="not\n here")}, start)
     assert turns() == ["A prepare", "B prepare"]
-    assert outcome.failed == {"B": "not here"}
+    assert {n: str(e) for n, e in outcome.failed.items()} == {"B": "not here"}
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])

@@ -13,11 +13,11 @@ import pytest
 
 from kdrt.errors import KdrtError
 from kdrt_bench import measure
+from kdrt_bench.experiment import Experiment, RowPlan
 from kdrt_bench.jobs import ImageWorkload, Model
 from kdrt_bench.machine import Peak, measure_peak
 from kdrt_bench.measure import Measurement
 from kdrt_bench.report import Report, read_report
-from kdrt_bench.suites import Experiment, RowPlan
 from kdrt_bench.writing import write_report
 from tests.support.bench_workers import start
 
@@ -105,6 +105,13 @@ def test_a_row_that_fails_says_why_and_leaves_the_others(plan: MakePlan, tmp_pat
     assert "the last words" in (failed.failed or "")
     assert report.experiments[0].rows[0].seconds is not None
     assert "the last words" in (tmp_path / "report.html").read_text()
+
+
+def test_a_peer_that_cannot_do_it_is_a_row_and_no_failure(plan: MakePlan, tmp_path: Path) -> None:
+    report = run(plan(refuse="not this model", unavailable="yes"), tmp_path)
+    assert not report.failed()
+    assert report.experiments[0].rows[1].failed == "not this model"
+    assert "not this model" in (tmp_path / "report.html").read_text()
 
 
 def test_a_report_names_no_folder_of_this_machine(

@@ -31,7 +31,7 @@ if "child" in options:  # as compilers have
 if job["prepare"]:
     log("prepare")
     if "refuse" in options:
-        say(failed=options["refuse"], known=True)
+        say(failed=options["refuse"], known=True, unavailable="unavailable" in options)
         sys.exit(2)
     flops = [1e9] * len(job["workloads"]) if job["count_flops"] else []
     say(memory_peak=1, memory_running=None, flops=flops)

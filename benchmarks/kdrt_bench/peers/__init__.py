@@ -28,6 +28,9 @@ class PeerInfo:
         packages: what it needs besides kdrt, as import names, with what pip calls them.
         lossy: it computes in less than float32, so its row is no equal of the others.
         forward: it runs single networks, not only whole generations.
+        ahead: it makes nothing ready in its first call.
+        memory: what a process takes at most, at the size that people use, as a multiple of the
+            float32 weights.
         options: given to the class.
     """
 
@@ -37,11 +40,19 @@ class PeerInfo:
     packages: dict[str, str] = field(default_factory=dict)
     lossy: bool = False
     forward: bool = True
+    ahead: bool = False
+    memory: float = 1.4
     options: dict[str, str] = field(default_factory=dict)
 
 
 _DIFFUSERS = {"diffusers": "diffusers", "transformers": "transformers"}
 _OPENVINO = {**_DIFFUSERS, "openvino": "openvino"}
+_GENAI = {
+    **_OPENVINO,
+    "openvino_genai": "openvino-genai",
+    "openvino_tokenizers": "openvino-tokenizers",
+}
+_SD_CPP = {**_DIFFUSERS, "stable_diffusion_cpp": "stable-diffusion-cpp-python"}
 
 PEERS: dict[str, PeerInfo] = {
     "kdrt": PeerInfo(
@@ -55,6 +66,7 @@ PEERS: dict[str, PeerInfo] = {
         "scaled_dot_product_attention",
         "kdrt_bench.peers.eager:Eager",
         _DIFFUSERS,
+        ahead=True,
     ),
     "diffusers": PeerInfo(
         "diffusers pipeline",
@@ -68,6 +80,7 @@ PEERS: dict[str, PeerInfo] = {
         "the untouched UNet and VAE through TorchInductor, default mode, weights frozen",
         "kdrt_bench.peers.compiled:Compiled",
         _DIFFUSERS,
+        memory=2.5,
     ),
     "compile-max": PeerInfo(
         "torch.compile max-autotune",
@@ -75,6 +88,7 @@ PEERS: dict[str, PeerInfo] = {
         "kdrt_bench.peers.compiled:Compiled",
         _DIFFUSERS,
         options={"mode": "max-autotune-no-cudagraphs"},
+        memory=2.5,
     ),
     "onnxruntime-plain": PeerInfo(
         "ONNX Runtime, plain",
@@ -82,6 +96,7 @@ PEERS: dict[str, PeerInfo] = {
         "defaults, NumPy arrays in and out",
         "kdrt_bench.peers.onnxruntime_plain:OnnxRuntimePlain",
         _DIFFUSERS,
+        memory=1.8,
     ),
     "openvino": PeerInfo(
         "OpenVINO float32",
@@ -89,6 +104,7 @@ PEERS: dict[str, PeerInfo] = {
         "kdrt_bench.peers.openvino:OpenVino",
         _OPENVINO,
         options={"precision": "f32"},
+        memory=2.2,
     ),
     "openvino-default": PeerInfo(
         "OpenVINO default",
@@ -96,7 +112,40 @@ PEERS: dict[str, PeerInfo] = {
         "kdrt_bench.peers.openvino:OpenVino",
         _OPENVINO,
         lossy=True,
+        memory=1.7,
     ),
+    "openvino-genai": PeerInfo(
+        "OpenVINO GenAI float32",
+        "OpenVINO GenAI's Text2ImagePipeline, its own loop and scheduler, static shapes, float32",
+        "kdrt_bench.peers.openvino_genai:OpenVinoGenAi",
+        _GENAI,
+        forward=False,
+        options={"precision": "f32"},
+        memory=2.2,
+    ),
+    "openvino-genai-default": PeerInfo(
+        "OpenVINO GenAI default",
+        "the same at OpenVINO's own precision, which is bfloat16 where the processor has it",
+        "kdrt_bench.peers.openvino_genai:OpenVinoGenAi",
+        _GENAI,
+        lossy=True,
+        forward=False,
+        memory=1.7,
+    ),
+    **{
+        f"sd-cpp-{weights}": PeerInfo(
+            f"stable-diffusion.cpp {weights}",
+            f"stable-diffusion.cpp, its own loop, weights in {weights}",
+            "kdrt_bench.peers.stable_diffusion_cpp:StableDiffusionCpp",
+            _SD_CPP,
+            lossy=weights != "f32",
+            forward=False,
+            options={"weights": weights},
+            ahead=True,
+            memory=memory,
+        )
+        for weights, memory in (("f32", 1.2), ("f16", 0.8), ("q8_0", 0.7))
+    },
     "eager-bf16": PeerInfo(
         "PyTorch eager bfloat16",
         "the untouched networks in bfloat16",

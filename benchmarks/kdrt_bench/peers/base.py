@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdrt.bundle import Bundle
-from kdrt_bench.errors import BenchmarkError
+from kdrt_bench.errors import BenchmarkError, PeerUnavailableError
 from kdrt_bench.jobs import BenchJob, Forward, ImageWorkload, Model, Workload
 from kdrt_bench.runners import Runner, caller, generator, needed
 from kdrt_bench.stages import StageClock, TimedEngine, timed
@@ -93,6 +93,30 @@ class Peer(ABC):
     def kept(self, kind: str, component: str) -> Path:
         """The folder of what this peer keeps of a component."""
         return self.model.cache / kind / component
+
+
+class WholeImages(Peer):
+    """A peer with a loop of its own, which runs no single networks."""
+
+    def engine(self, component: str) -> Engine:
+        raise PeerUnavailableError(
+            f"this peer makes whole images; run '{component}' with the peer 'eager'"
+        )
+
+    @abstractmethod
+    def generator(self, workload: ImageWorkload, clock: StageClock) -> Runner: ...
+
+    def check_steps_made(self, made: int, workload: ImageWorkload) -> None:
+        """See that a loop which is not ours did all of its work.
+
+        Raises:
+            BenchmarkError: it made other steps than it was told to.
+        """
+        if made != workload.steps:
+            raise BenchmarkError(
+                f"{made} steps were made in place of {workload.steps}, so the time is no "
+                "comparison; is this version of the peer supported?"
+            )
 
 
 def components_of(workloads: Sequence[Workload], bundle: Bundle) -> tuple[str, ...]:

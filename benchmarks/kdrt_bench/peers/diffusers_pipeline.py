@@ -12,21 +12,15 @@ from kdrt.sampling import SeededNoise
 from kdrt_bench.errors import PeerUnavailableError
 from kdrt_bench.jobs import ImageWorkload
 from kdrt_bench.networks import resident, source_of
-from kdrt_bench.peers.base import Peer
-from kdrt_bench.runners import Runner, noise_levels
+from kdrt_bench.peers.base import WholeImages
+from kdrt_bench.runners import Runner, guidance_of, latent_shape, noise_levels, pixels_of
 from kdrt_bench.stages import StageClock
-from kdrt_engines import Engine
 
 
-class DiffusersPipeline(Peer):
+class DiffusersPipeline(WholeImages):
     """No options."""
 
     _theirs: Any = None
-
-    def engine(self, component: str) -> Engine:
-        raise PeerUnavailableError(
-            f"the diffusers pipeline makes whole images; run '{component}' with the peer 'eager'"
-        )
 
     def settings(self) -> dict[str, str]:
         return {
@@ -45,10 +39,8 @@ class DiffusersPipeline(Peer):
         if self._theirs is None:
             self._theirs = _pipeline(self, clock)
         pipeline = self._theirs
-        facts = self.bundle.manifest.latents
-        height = workload.height or facts.default_height
-        width = workload.width or facts.default_width
-        shape = (facts.channels, height // facts.scale, width // facts.scale)
+        height, width = pixels_of(self.bundle, workload)
+        shape = latent_shape(self.bundle, workload)
         # The scheduler keeps float32 noise levels; the last is the 0 it adds by itself otherwise.
         sigmas = noise_levels(self.bundle, workload.steps)
         noise = SeededNoise(range(workload.seed, workload.seed + workload.batch), shape)
@@ -62,7 +54,7 @@ class DiffusersPipeline(Peer):
                 height=height,
                 width=width,
                 sigmas=sigmas,
-                guidance_scale=self.bundle.manifest.default_guidance_scale,
+                guidance_scale=guidance_of(self.bundle, workload),
                 num_images_per_prompt=workload.batch,
                 latents=latents.clone(),
                 output_type="np",
@@ -72,7 +64,7 @@ class DiffusersPipeline(Peer):
         return Runner(run, lambda: made)
 
 
-def _pipeline(peer: Peer, clock: StageClock) -> Any:
+def _pipeline(peer: WholeImages, clock: StageClock) -> Any:
     from diffusers import (
         EulerDiscreteScheduler,
         StableDiffusionPipeline,
