@@ -27,8 +27,9 @@ class OrtConfig:
         provider: ``CPU``, ``CUDA`` or ``TENSORRT``.
         device: where it runs.
         threads: CPU threads; one a core by default.
-        lean: spare memory: weights stay as they are in the file, where they would be rearranged
-            for the kernels and, in float16 on a CPU, kept a second time in float32.
+        lean: spare memory, at the cost of time: weights stay as they are in the file, where they
+            would be rearranged for the kernels and, in float16 on a CPU, kept a second time in
+            float32; and what a run takes is given back to the system at once.
         estimate_memory: lay out in advance where results will be. Faster for small networks, but
             that memory is kept besides what the first run took.
         stream: CUDA only: where every run is enqueued. A session is tied to one for life.

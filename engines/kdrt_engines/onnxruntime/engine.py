@@ -89,9 +89,11 @@ class OrtEngine(Engine):
             self.invariant_specs = invariant_specs(self.invariants)
         self._cuda_graph_ids = itertools.count(1)
         self._pool: ThreadPool | None = None
-        self._sessions = SessionCache(self._make_session)
+        self._sessions = SessionCache()
         self._sessions.make_ahead(
-            self.network.usual, self.config.threads // self.parts(self.config.usual_batch)
+            self.network.usual,
+            self.config.threads // self.parts(self.config.usual_batch),
+            self._make_session,
         )
 
     def bind(self, **dims: int) -> OrtBinding:
@@ -105,7 +107,7 @@ class OrtEngine(Engine):
 
     def session(self, graph: OrtGraph, parts: int = 1) -> ort.InferenceSession:
         """The session that computes one of so many parts of a batch with a graph."""
-        return self._sessions.get(graph, self.config.threads // parts)
+        return self._sessions.get(graph, self.config.threads // parts, self._make_session)
 
     def reduced_for(self, dims: Mapping[str, int]) -> ReducedGraph | None:
         """The reduced graph, if it computes these sizes."""

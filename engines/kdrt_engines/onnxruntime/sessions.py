@@ -47,6 +47,11 @@ def session_options(config: OrtConfig | None = None) -> ort.SessionOptions:
     options.add_session_config_entry("session.disable_prepacking", "1" if config.lean else "0")
     if config.lean:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        # Operators as the file has them, where ONNX Runtime by itself begins with whatever depends
+        # on weights alone, and then holds all of those in float32 or transposed at once.
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+        options.enable_mem_pattern = False
+        options.enable_cpu_mem_arena = False
     return options
 
 
@@ -82,7 +87,7 @@ def make_session(
     """
     options, path = session_options(config), graph.path
     provider = providers[0][0]
-    if provider == CPU and _shares_arena():
+    if provider == CPU and not config.lean and _shares_arena():
         options.add_session_config_entry("session.use_env_allocators", "1")
     if weights:
         # Before any optimisation, unlike add_initializer, which folded constants escape.
@@ -103,6 +108,10 @@ def make_session(
     return session
 
 
+MakeSession = Callable[[OrtGraph, int], ort.InferenceSession]
+"""Makes the session of a graph with so many threads."""
+
+
 class SessionCache:
     """The sessions of an engine, by graph and threads: made when first needed, and kept.
 
@@ -110,31 +119,30 @@ class SessionCache:
     session needed is another one, that one is dropped: each may hold the weights in memory, and
     most engines need a single session.
 
-    Args:
-        make: makes the session of a graph with so many threads.
+    How one is made is told each time and not kept: an engine that its own sessions referred to
+    would stay in memory, with all its weights, until Python's collector comes by.
     """
 
-    def __init__(self, make: Callable[[OrtGraph, int], ort.InferenceSession]) -> None:
-        self._make = make
+    def __init__(self) -> None:
         self._sessions: dict[tuple[OrtGraph, int], ort.InferenceSession] = {}
         self._made_ahead: tuple[OrtGraph, int] | None = None
 
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def make_ahead(self, graph: OrtGraph, threads: int) -> None:
+    def make_ahead(self, graph: OrtGraph, threads: int, make: MakeSession) -> None:
         """Make the session that will probably be needed first."""
         self._made_ahead = graph, threads
-        self._sessions[self._made_ahead] = self._make(graph, threads)
+        self._sessions[self._made_ahead] = make(graph, threads)
 
-    def get(self, graph: OrtGraph, threads: int) -> ort.InferenceSession:
-        """The session of a graph with so many threads."""
+    def get(self, graph: OrtGraph, threads: int, make: MakeSession) -> ort.InferenceSession:
+        """The session of a graph with so many threads, made with ``make`` if it is not there."""
         key = graph, threads
         if self._made_ahead not in (None, key):
             self._sessions.clear()
         self._made_ahead = None
         if key not in self._sessions:
-            self._sessions[key] = self._make(graph, threads)
+            self._sessions[key] = make(graph, threads)
         return self._sessions[key]
 
 

@@ -138,14 +138,15 @@ def concatenate(*linears: nn.Linear) -> nn.Linear:
 
 def rewrite_attention(model: nn.Module, *, fuse: bool = True) -> int:
     """Replace every diffusers ``Attention`` in ``model``, in place, and return how many."""
+    # Not the attentions themselves: each is freed when its successor has its weights.
     sites = [
-        (parent, name, child)
+        (parent, name)
         for parent in model.modules()
         for name, child in parent.named_children()
         if isinstance(child, Attention)
     ]
-    for parent, name, child in sites:
-        setattr(parent, name, ExportAttention(child, fuse=fuse))
+    for parent, name in sites:
+        setattr(parent, name, ExportAttention(getattr(parent, name), fuse=fuse))
     return len(sites)
 
 

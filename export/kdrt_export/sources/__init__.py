@@ -21,6 +21,7 @@ Its files:
     reading           files that others wrote
     weight_files      which files of weights to read
     weights           the weights of one network, checked
+    mapped_pages      pages of mapped files, given back
     tokenizer_files   tokenizers in a folder
     clip_vocabulary   CLIP's tokenizer without a download
 """

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from kdrt_export.errors import SourceError, UnsupportedModelError
+from kdrt_export.sources.mapped_pages import give_back
 from kdrt_export.sources.reading import refused
 from kdrt_export.sources.weight_files import first_names
 
@@ -106,7 +107,7 @@ class Weights(Generic[Network]):
         """
         model, tensors = self._fitted()
         with refused(f"{self.where} cannot be loaded"):
-            state = {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
+            state = {name: _float32(tensor) for name, tensor in tensors.items()}
             model.load_state_dict(state, assign=True)
         for module in model.modules():
             for name, buffer in module.named_buffers(recurse=False):
@@ -129,6 +130,14 @@ class Weights(Generic[Network]):
         whole = f"{self.where} holds no whole {self.kind.__name__}"
         compare(model.state_dict(), tensors, whole, self.hint)
         return model, tensors
+
+
+def _float32(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor in float32; of one that has to be converted, the file's pages are given back."""
+    converted = tensor.to(torch.float32)
+    if converted is not tensor:
+        give_back(tensor)
+    return converted
 
 
 def compare(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -83,3 +84,26 @@ def test_a_missing_bias_becomes_zeros_next_to_a_present_one() -> None:
 def test_attention_it_does_not_know_is_refused(extra: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedModelError, match="cannot be exported"):
         ExportAttention(Attention(query_dim=32, heads=2, dim_head=8, **extra), fuse=True)
+
+
+def test_an_attention_is_freed_before_the_next_but_one_is_rewritten() -> None:
+    """Else a network would be in memory with its projections both apart and fused."""
+
+    class Counting(nn.Module):
+        """Notes how many attentions there still are whenever one is replaced."""
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if isinstance(value, ExportAttention):
+                left.append(sum(attention() is not None for attention in attentions))
+            super().__setattr__(name, value)
+
+    attentions: list[weakref.ref[Attention]] = []
+    left: list[int] = []
+    network = Counting()
+    for index in range(4):
+        attention = Attention(**KINDS["self"])
+        attentions.append(weakref.ref(attention))
+        setattr(network, f"attention_{index}", attention)
+    del attention
+    assert rewrite_attention(network) == 4
+    assert left == [4, 3, 2, 1]
