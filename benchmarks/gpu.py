@@ -5,8 +5,9 @@
 
 By importance: captured graphs beside the CPU (errors, launches, waits, allocations); Stable
 Diffusion 1.5 and XL with random weights in float16, beside eager and compiled PyTorch; images in
-flight; ``pytest -m gpu``; perturbed attention and hires; other engines that are installed, on
-``BUNDLE``, the demo by default.
+flight; ``pytest -m gpu``; perturbed attention, hires and a ControlNet; a ControlNet of XL's size
+beside diffusers' pipeline; code that Inductor compiled ahead; other engines that are installed, on
+``BUNDLE``, the demo by default. In 8 minutes the last of these may be left out for want of time.
 
 Every row is in ``FOLDER/rows.jsonl`` as soon as it is made, and in ``FOLDER/rows.md`` at the end;
 ``FOLDER/PART.log`` has what a part said. A part only starts if it is likely to fit into what is

@@ -8,6 +8,8 @@
     clock       milliseconds by CUDA events
     levels      graph levels beside the CPU: errors, launches, waits, allocations
     sizes       models of real size beside eager and compiled PyTorch; in-flight batching
+    control     a ControlNet beside diffusers' own pipeline
+    inductor    code that PyTorch compiled ahead of time, beside eager PyTorch
     engines     the other engines, where they are installed
     acceptance  the tests marked ``gpu``
     rehearsal   the same on a CPU: stand-ins for events and graphs

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import kdrt
 from kdrt.denoise.cuda_graphs import CUDA_GRAPH_LEVELS
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt_bench.cuda_calls import count_calls
 from kdrt_bench.gpu_day.rows import Figures
 from kdrt_bench.gpu_day.setting import Measurement, Setting
-from kdrt_bench.gpu_day.unexported import Unexported, unexported
+from kdrt_bench.gpu_day.unexported import Unexported, outlines, unexported
 from kdrt_bench.in_flight import PROMPT
 
 SAMPLERS = ("euler", "dpmpp_2m_sde", "heun")
@@ -22,6 +23,7 @@ SAMPLERS = ("euler", "dpmpp_2m_sde", "heun")
 FEATURES: dict[str, dict[str, Any]] = {
     "perturbed attention": {"pag_scale": 3.0},
     "hires": {"hires_scale": 1.5, "hires_steps": 2},
+    "ControlNet": {"control": kdrt.ControlImage(outlines())},
 }
 """By name, what a request asks for."""
 
@@ -46,7 +48,7 @@ def levels(setting: Setting) -> Iterator[Measurement]:
 
 def features(setting: Setting) -> Iterator[Measurement]:
     """A row of the error for each feature, with steps captured."""
-    here, there = models(setting, perturbed=True)
+    here, there = models(setting, features=True)
     on_cpu, pipe = there.pipeline("off"), here.pipeline("step")
     for name, feature in FEATURES.items():
         asked = {"steps": setting.steps, **feature}
@@ -57,7 +59,7 @@ def features(setting: Setting) -> Iterator[Measurement]:
         yield f"{name}, step: relative error", compared
 
 
-def models(setting: Setting, *, perturbed: bool = False) -> tuple[Unexported, Unexported]:
+def models(setting: Setting, *, features: bool = False) -> tuple[Unexported, Unexported]:
     """The demo in float32, without TF32, on the device and on the CPU."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -68,7 +70,8 @@ def models(setting: Setting, *, perturbed: bool = False) -> tuple[Unexported, Un
             precision="fp32",
             device=torch.device(device),
             random_weights=False,
-            perturbed=perturbed,
+            perturbed=features,
+            controlled=features,
         )
         for device in (setting.device, "cpu")
     )

@@ -25,6 +25,7 @@ from kdrt_bench.gpu_day.setting import (
 def parts(setting: Setting) -> list[Part]:
     """All parts, the most important first. Seconds are guesses, until a GPU has run them."""
     engines = [REHEARSED_ENGINE] if setting.dry_run else []
+    compiling = {"inductor": 150}
     listed = [
         Part("machine", 15),
         Part("levels", 45),
@@ -33,8 +34,12 @@ def parts(setting: Setting) -> list[Part]:
         Part("in-flight", 60),
         Part("acceptance", 120),
         Part("features", 30),
+        Part("control", 120),
         *(Part(f"engine-{each}", 60) for each in engines),
-        *(Part(f"engine-{each}", 60 if installed(each) else 2) for each in PACKAGES),
+        *(
+            Part(f"engine-{each}", compiling.get(each, 60) if installed(each) else 2)
+            for each in PACKAGES
+        ),
     ]
     if setting.dry_run:
         return [Part(each.name, min(each.seconds, 20)) for each in listed]
@@ -92,9 +97,9 @@ def measurements(part: str) -> Measurements:
         engine = part.removeprefix("engine-")
         if not installed(engine):
             return lambda _: iter([("all", partial(_missing, engine))])
-        from kdrt_bench.gpu_day import engines
+        from kdrt_bench.gpu_day import engines, inductor
 
-        return engines.of(engine)
+        return inductor.measurements if engine == "inductor" else engines.of(engine)
     if part in ("machine", "acceptance"):
         from kdrt_bench.gpu_day import acceptance
 
@@ -103,6 +108,8 @@ def measurements(part: str) -> Measurements:
         from kdrt_bench.gpu_day import levels
 
         return {"levels": levels.levels, "features": levels.features}[part]
-    from kdrt_bench.gpu_day import sizes
+    from kdrt_bench.gpu_day import control, sizes
 
+    if part == "control":
+        return control.measurements
     return {"sd15": sizes.sd15, "sdxl": sizes.sdxl, "in-flight": sizes.in_flight}[part]

@@ -86,6 +86,9 @@ def rehearsed() -> Iterator[None]:
         self._stream = cast(torch.cuda.Stream, object())
 
     with ExitStack() as stack:
+        # The demo's tensors are too small to share among threads, which then wait for each other.
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(1)
         stack.enter_context(patch.object(torch.cuda, "Event", HostEvent))
         stack.enter_context(patch.object(Denoising, "__init__", make))
         stack.enter_context(patch.object(denoising, "capture_on", lambda _: RepeatedWork))

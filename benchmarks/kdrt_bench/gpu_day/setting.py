@@ -11,6 +11,7 @@ from pathlib import Path
 from kdrt_bench.gpu_day.rows import Figures
 
 PACKAGES = {
+    "inductor": "torch",
     "onnxruntime-cuda": "onnxruntime-gpu",
     "onnxruntime-tensorrt": "onnxruntime-gpu",
     "tensorrt": "tensorrt",

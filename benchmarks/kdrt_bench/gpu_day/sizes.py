@@ -36,14 +36,15 @@ def sdxl(setting: Setting) -> Iterator[Measurement]:
     return beside_pytorch("sdxl", setting)
 
 
-def model(source: str, setting: Setting) -> Unexported:
-    """A model with random weights; in a rehearsal the demo."""
+def model(source: str, setting: Setting, *, controlled: bool = False) -> Unexported:
+    """A model with random weights, with a ControlNet or without; in a rehearsal the demo."""
     return unexported(
         "demo" if setting.dry_run else source,
         setting.scratch(source),
         precision="fp32" if setting.dry_run else "fp16",
         device=torch.device(setting.device),
         random_weights=not setting.dry_run,
+        controlled=controlled,
     )
 
 
@@ -53,18 +54,18 @@ def beside_pytorch(source: str, setting: Setting) -> Iterator[Measurement]:
     made = model(source, setting)
     seconds = time.perf_counter() - started
     yield "made", partial(_facts, made, seconds)
-    eager = made.pipeline("off", made.plain)
+    eager = image_of(made.pipeline("off", made.plain))
     for level in CUDA_GRAPH_LEVELS:
         yield (
             f"kdrt {level}, eager UNet",
-            partial(_compared, made.pipeline(level), eager, setting),
+            partial(compared, image_of(made.pipeline(level)), eager, setting),
         )
 
     def compiled() -> Figures:
         # Inductor's kernels are the point on a GPU, and take a minute on a CPU.
         backend = "eager" if setting.dry_run else "inductor"
         network: Any = torch.compile(made.plain, dynamic=False, backend=backend)
-        return _compared(made.pipeline("off", network), eager, setting)
+        return compared(image_of(made.pipeline("off", network)), eager, setting)
 
     yield "torch.compile, eager UNet", compiled
     yield "whole image, kdrt step", partial(_whole, made.pipeline("step"), setting)
@@ -92,16 +93,20 @@ def in_flight(setting: Setting) -> Iterator[Measurement]:
         yield f"{images} at once", measured
 
 
-def image_of(pipe: Pipeline) -> Callable[[int], object]:
-    """Makes the latents of an image of so many steps."""
-    return lambda steps: pipe(PROMPT, seed=7, steps=steps, output_type="latent")
+Image = Callable[[int], object]
+"""Makes the latents of an image of so many steps."""
 
 
-def _compared(pipe: Pipeline, eager: Pipeline, setting: Setting) -> Figures:
+def image_of(pipe: Pipeline, **asked: Any) -> Image:
+    """As a pipeline makes it."""
+    return lambda steps: pipe(PROMPT, seed=7, steps=steps, output_type="latent", **asked)
+
+
+def compared(image: Image, eager: Image, setting: Setting) -> Figures:
     """A step of both, in turns."""
     ours, theirs, ratio = in_turns(
-        partial(step_milliseconds, image_of(pipe), setting.steps),
-        partial(step_milliseconds, image_of(eager), setting.steps),
+        partial(step_milliseconds, image, setting.steps),
+        partial(step_milliseconds, eager, setting.steps),
         setting.rounds,
     )
     found: Figures = {

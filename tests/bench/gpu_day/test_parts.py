@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdrt_bench.gpu_day.levels import SAMPLERS, errors, latents, models
+from kdrt_bench.gpu_day.levels import FEATURES, SAMPLERS, errors, latents, models
 from kdrt_bench.gpu_day.parts import add_rows, parts, run_part
 from kdrt_bench.gpu_day.rows import Figures, RowFile
 from kdrt_bench.gpu_day.setting import Measurement, Setting
@@ -53,11 +53,21 @@ def test_another_image_has_an_error(tmp_path: Path) -> None:
     assert float(errors(pipe, {"a": {"steps": 2}}, {"a": wanted})["a"]) > 0.1
 
 
+def test_the_control_net_of_a_rehearsal_is_drawn_alike_and_does_something(tmp_path: Path) -> None:
+    other, model = models(Setting(tmp_path, dry_run=True), features=True)
+    pipe = model.pipeline(None)
+    asked = FEATURES["ControlNet"] | {"steps": 2}
+    without, alike = latents(pipe, {"steps": 2}), latents(other.pipeline(None), asked)
+    found = errors(pipe, {"on": asked, "off": asked}, {"on": alike, "off": without})
+    assert float(found["on"]) < 1e-5
+    assert float(found["off"]) > 0.01
+
+
 @pytest.mark.slow
 def test_models_of_real_size_are_beside_pytorch(tmp_path: Path) -> None:
     torch._dynamo.reset()
-    for part in ("sd15", "in-flight", "features"):
+    for part in ("sd15", "in-flight", "features", "control", "engine-inductor"):
         run_part(part, Setting(tmp_path, dry_run=True))
     rows = RowFile(tmp_path).read()
-    assert len(rows) == 10
+    assert len(rows) == 18
     assert not [row.failed for row in rows if row.failed]
