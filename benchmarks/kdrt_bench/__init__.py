@@ -20,6 +20,7 @@
     service     a pipeline serves requests as they come, in one of three ways
     tick_parts  where the time of a tick goes
     service_study       in-flight batching under load, on one model; service_report: for people
+    stage_memory        seconds and memory by stage: `benchmarks/real_sizes.py`
     soak/       a server under too much load, for minutes
     mid_size    a model with random weights, between the demo and Stable Diffusion
     report      the report's JSON; page, plots: the same for people

@@ -14,6 +14,11 @@ def resident() -> int | None:
     return _read("VmRSS")
 
 
+def anonymous() -> int | None:
+    """Bytes in memory now that are no file's: what the system cannot take back."""
+    return _read("RssAnon")
+
+
 def peak() -> int | None:
     """Most bytes in memory since the process began, or since :func:`reset_peak`."""
     return _read("VmHWM")

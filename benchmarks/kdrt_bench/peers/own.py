@@ -8,6 +8,9 @@ from typing import Any
 
 from kdrt.backends.choice import chosen_engine
 from kdrt.backends.loading import load_engines
+from kdrt.backends.offload import Offloader
+from kdrt.bundle import Bundle
+from kdrt_bench.jobs import BenchJob
 from kdrt_bench.networks_kept import plain_onnx, unfused_bundle
 from kdrt_bench.peers.base import Peer
 from kdrt_bench.peers.onnxruntime_plain import ArraysEngine
@@ -22,6 +25,7 @@ class Kdrt(Peer):
 
     engine      one of `kdrt_engines.registry.ENGINES`; without it, the one kdrt chooses
     cuda_graph  off, step or loop
+    low_vram    on: shipped networks are loaded in turn
     network     shipped: whatever `kdrt.load` loads. On ONNX Runtime, batches undivided: plain,
                 diffusers' own graph; unfused, fused: the standard graph of a bundle, with
                 projections fused or not; dialect: that in ONNX Runtime's operators; cpu: the
@@ -32,6 +36,10 @@ class Kdrt(Peer):
 
     _engines: Mapping[str, Engine] | None = None
     packages = ("kdrt", "torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx")
+
+    def __init__(self, job: BenchJob, bundle: Bundle, options: Mapping[str, str]) -> None:
+        super().__init__(job, bundle, options)
+        self._offloader = Offloader() if options.get("low_vram") == "on" else None
 
     def prepare(self, components: Sequence[str]) -> None:
         network = self._option("network", "shipped")
@@ -64,7 +72,8 @@ class Kdrt(Peer):
 
     def pipeline_options(self) -> dict[str, Any]:
         level = self.options.get("cuda_graph")
-        return {} if level is None else {"cuda_graph": level}
+        found: dict[str, Any] = {} if level is None else {"cuda_graph": level}
+        return found if self._offloader is None else found | {"offloader": self._offloader}
 
     def settings(self) -> dict[str, str]:
         engine = chosen_engine(self.options.get("engine"), self.bundle)
@@ -77,6 +86,7 @@ class Kdrt(Peer):
                 self.bundle,
                 self.options.get("engine"),
                 threads=self.threads,
+                offloader=self._offloader,
                 own_cuda_graphs=self.options.get("cuda_graph") not in ("off", None),
             )
         return self._engines[component]

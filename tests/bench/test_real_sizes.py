@@ -1,0 +1,77 @@
+"""Seconds and memory by stage, of exports and of images, and the tables of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from kdrt_bench.jobs import ImageWorkload
+from kdrt_bench.memory import peak
+from kdrt_bench.models import model_of
+from kdrt_bench.stage_memory import ExportStages, StageRow, image_rows
+
+PATH = Path(__file__).parents[2] / "benchmarks" / "real_sizes.py"
+MEGABYTES = 200
+
+told_memory = pytest.mark.skipif(peak() is None, reason="this system does not say what is held")
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("real_sizes", PATH)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "real_sizes", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@told_memory
+def test_the_peak_of_an_exports_stage_is_its_own() -> None:
+    """What the stage before had and gave back is no part of it."""
+    stages = ExportStages()
+    stages.start("unet: trace")
+    weights = np.ones(MEGABYTES * 125_000)
+    del weights
+    stages.done("as told")
+    stages.start("unet: verify")
+    stages.done()
+    large, small = stages.rows
+    assert [large.stage, small.stage] == ["unet: trace", "unet: verify"]
+    assert (large.peak or 0) - (small.peak or 0) > 0.9e6 * MEGABYTES
+    assert (large.peak or 0) > (large.own or 0) > 0
+
+
+@told_memory
+@pytest.mark.parametrize("options", [{}, {"low_vram": "on"}], ids=["at once", "in turn"])
+def test_an_image_has_a_row_a_stage(demo_bundle: Path, options: dict[str, str]) -> None:
+    model, workload = model_of(str(demo_bundle)), ImageWorkload(steps=1)
+    rows = image_rows("kdrt", options, model, workload, threads=1)
+    assert [row.stage for row in rows] == ["load", "encode", "denoise", "decode", "all else"]
+    assert all(row.seconds > 0 and (row.peak or 0) > (row.own or 0) > 0 for row in rows)
+
+
+def test_a_measurement_takes_the_place_of_the_same_before(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    def measured(title: str, *seconds: float) -> object:
+        stages = [
+            StageRow(stage=f"stage {index}", seconds=each, peak=(1 + index) * 10**9, own=5 * 10**8)
+            for index, each in enumerate(seconds)
+        ]
+        machine = {"processor": "a fast one", "cores": "2"}
+        return script.Measurement(title=title, machine=machine, rows=tuple(stages))
+
+    for each in (measured("first", 1.0), measured("second", 9.0), measured("first", 2.0, 3.5)):
+        script.write(each, tmp_path)
+    text = (tmp_path / "real_sizes.md").read_text()
+    assert text.index("## first") < text.index("## second")
+    assert "| stage 1 | 3.5 | 2.0 GB | 500.0 MB |\n| **all** | 5.5 | **2.0 GB** | |" in text
+    assert "| stage 0 | 1.0" not in text
+    assert text.count("processor a fast one, cores 2.") == 2
