@@ -30,6 +30,7 @@ Its files:
     tokenizers        tokenizers and token embeddings
     scheduler         what a scheduler file says of the training
     configs           the configurations of the networks
+    freed_memory      what was freed, back to the system
     report            progress of an export
     errors            exceptions of the export
     demo              the demo model

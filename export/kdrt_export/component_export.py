@@ -18,6 +18,7 @@ from kdrt.bundle import (
 from kdrt_engines.spec import TensorSpec
 from kdrt_export.components import ExportComponent
 from kdrt_export.float32_search import find_float32
+from kdrt_export.freed_memory import give_back_freed
 from kdrt_export.keep_fp32 import KeepFp32
 from kdrt_export.onnx.mixed_precision import Float32Part, float32_of
 from kdrt_export.onnx.trace import OnnxFiles, onnx_from_component
@@ -70,6 +71,8 @@ def export_component(
     report.done()
 
     report.start(f"{part.name}: trace")
+    if not keep:
+        component.cast(part.dtype)  # rewriting moves weights about, which takes room
     component.rewrite()
     float32 = None
     if keep and part.dtype == torch.float16:
@@ -100,6 +103,7 @@ def export_component(
 
     if own_precision != "bf16":
         component.to("meta")  # the file is verified, beside whose weights a second copy may not fit
+        give_back_freed()
 
     report.start(f"{part.name}: verify")
     figures = verify_files(

@@ -115,7 +115,8 @@ def concatenate(*linears: nn.Linear) -> nn.Linear:
     """One Linear whose output is the outputs of ``linears`` one after the other."""
     first = linears[0]
     biases = [linear.bias for linear in linears]
-    fused = nn.Linear(
+    fused = nn.utils.skip_init(
+        nn.Linear,
         first.in_features,
         sum(linear.out_features for linear in linears),
         bias=any(bias is not None for bias in biases),
