@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from kdrt.backends.ort_cache import optimized
+from kdrt.backends.ort_cache import MEMORY_TO_OPTIMIZE, optimized
 from kdrt.backends.records import network_hash
 from kdrt.bundle import Bundle, Component, OrtGraphs
 from kdrt.common.home import home
+from kdrt.common.memory import MemoryWarning, free_memory
+from kdrt.common.units import size
 from kdrt.errors import EngineUnavailableError
 from kdrt_engines.onnxruntime.config import CPU, CUDA, TENSORRT, OrtConfig
 from kdrt_engines.onnxruntime.engine import OrtEngine
@@ -19,6 +22,8 @@ from kdrt_engines.processors import cores
 
 PROVIDERS = {"onnxruntime": CPU, "onnxruntime-cuda": CUDA, "onnxruntime-tensorrt": TENSORRT}
 """The execution provider of each engine."""
+
+_FLOAT = 4
 
 
 @dataclass(frozen=True)
@@ -79,12 +84,35 @@ class OrtLoader:
     def load(self, component: str) -> OrtEngine:
         described = self._bundle.manifest.components[component]
         self._check_precision(described)
+        network = self._network(component, described)
         return OrtEngine(
-            self._network(component, described),
+            network,
             described.spec(),
-            self._config(component),
+            replace(self._config(component), lean=self._must_be_lean(network, component)),
             check=self._bundle.check_unchanged,
         )
+
+    def _must_be_lean(self, network: OrtNetwork, component: str) -> bool:
+        """Whether there is no room for the weights as ONNX Runtime's kernels want them, so that the
+        file's have to do. Those that were optimised before are in a file too.
+
+        Warns:
+            MemoryWarning: they have to.
+        """
+        if self._on_cuda or network.usual.optimized is not None:
+            return False
+        parameters = self._bundle.manifest.components[component].parameters
+        needed = MEMORY_TO_OPTIMIZE * _FLOAT * parameters
+        free = free_memory("cpu")
+        if free is None or needed <= free:
+            return False
+        warnings.warn(
+            f"{component} computes with its weights as they are in the file, which is slower: to "
+            f"rearrange them takes about {size(needed)} of memory, and {size(free)} are free",
+            MemoryWarning,
+            stacklevel=2,
+        )
+        return True
 
     def _check_precision(self, component: Component) -> None:
         if not self._on_cuda and any(t.dtype == "bfloat16" for t in component.inputs):

@@ -38,7 +38,8 @@ _logger = logging.getLogger("kdrt.engines")
 FOLDER = "engines/onnxruntime"
 _NETWORK, _INVARIANTS = ("model.onnx", "weights.bin"), ("invariants.onnx", "invariants.bin")
 _NAME = re.compile(r"[^.].*-[0-9a-f]{16}")
-_MEMORY_FOR_WEIGHTS = 2.5
+MEMORY_TO_OPTIMIZE = 2.5
+"""Bytes that it takes for a byte of weights in float32."""
 _DISK_FOR_WEIGHTS = 1.5
 
 
@@ -125,7 +126,7 @@ def _optimize(
     from kdrt_engines.onnxruntime.sessions import save_optimized
 
     report.start(f"{name}: optimise for this CPU")
-    missing = missing_resources(sources[_NETWORK], _MEMORY_FOR_WEIGHTS, _DISK_FOR_WEIGHTS)
+    missing = missing_resources(sources[_NETWORK], MEMORY_TO_OPTIMIZE, _DISK_FOR_WEIGHTS)
     if missing is not None:
         report.done("left out")
         report.note(f"{name} is not optimised beforehand: {missing}; it will load more slowly")

@@ -22,12 +22,20 @@ def printed_warnings() -> Iterator[None]:
     for prompts each advice once. All others go their usual way."""
     from kdrt.adapters.lora import AdapterWarning
     from kdrt.backends.fallback import FallbackWarning
+    from kdrt.common.memory import MemoryWarning
     from kdrt.denoise.cuda_graphs import CaptureWarning
     from kdrt.images.metadata import MetadataWarning
     from kdrt.prompt import PromptSyntaxWarning, TruncationWarning
 
     kinds: dict[type[Warning], str] = {PromptSyntaxWarning: "hint"} | dict.fromkeys(
-        (AdapterWarning, CaptureWarning, FallbackWarning, MetadataWarning, TruncationWarning),
+        (
+            AdapterWarning,
+            CaptureWarning,
+            FallbackWarning,
+            MemoryWarning,
+            MetadataWarning,
+            TruncationWarning,
+        ),
         "warning",
     )
     told: set[str] = set()

@@ -23,6 +23,10 @@ _LIMITS = (
 """Where Linux says what a container may have: control groups of version 2, and of version 1."""
 
 
+class MemoryWarning(UserWarning):
+    """Something is done more slowly, since memory is short."""
+
+
 def free_memory(device: torch.device | str) -> int | None:
     """Bytes that are free on ``cpu`` or a CUDA device, those that PyTorch keeps for itself
     included; None where there is no such device."""
