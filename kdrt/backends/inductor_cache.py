@@ -55,6 +55,7 @@ INDUCTOR = Store(
     folder="engines/inductor",
     file="network.pt2",
     needs=_needs,
+    # Loading a program may hold its weights twice; compiling copies none.
     memory=3.0,
     disk=0.1,
     otherwise="the engine torch can run it",
