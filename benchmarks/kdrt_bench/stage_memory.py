@@ -52,7 +52,8 @@ class ExportStages:
 
 class PeakClock(StageClock):
     """Notes memory too: what there was since the stage before counts, since loading and binding
-    belong to the run that they are done for."""
+    belong to the run that they are done for. Where networks are loaded in turn that includes the
+    moment before the last one is freed."""
 
     def __init__(self) -> None:
         super().__init__()
