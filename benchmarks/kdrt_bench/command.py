@@ -92,7 +92,7 @@ def bench(
       [cyan]kdrt bench[/cyan]
       [cyan]kdrt bench --vs openvino,compile -o against-peers[/cyan]
       [cyan]kdrt bench --suite full -o results[/cyan]
-      [cyan]kdrt bench --suite full --real sdxl --only image-real-1 --steps 20 --guidance 7[/cyan]
+      [cyan]kdrt bench --suite full --real sdxl --only image-real --steps 20 --guidance 7[/cyan]
     """
     from kdrt_bench.requirements import check_possible
 

@@ -63,6 +63,7 @@ class Measurement:
         self.suite, self.threads, self.folder = suite, threads, folder
         self._watch, self._start = watch, start
         self._prepared: dict[str, BenchmarkError | None] = {}
+        self._gflop: dict[str, float] = {}
         self._begun = time.monotonic()
         self._started = datetime.now(UTC)
         self._anchors: dict[str, float] = {}
@@ -145,9 +146,10 @@ class Measurement:
         self, plan: Experiment, jobs: dict[str, BenchJob], failed: dict[str, BenchmarkError]
     ) -> tuple[float | None, ...]:
         """Have every row prepare once, in a process of its own; the first eager one counts the
-        operations of the workloads too."""
-        gflop: tuple[float | None, ...] = (None,) * len(plan.workloads)
-        counter = next((r.label for r in plan.rows if r.peer == "eager"), None)
+        operations of workloads that are new."""
+        known = [f"{plan.model.name} {workload}" for workload in plan.workloads]
+        new = any(each not in self._gflop for each in known)
+        counter = next((r.label for r in plan.rows if new and r.peer == "eager"), None)
         for label, job in jobs.items():
             if label in failed:
                 continue
@@ -164,8 +166,9 @@ class Measurement:
             failed.update(outcome.failed)
             self._prepared[key] = outcome.failed.get(label)
             if counts and label in outcome.prepared:
-                gflop = tuple(flops / 1e9 for flops in outcome.prepared[label].flops)
-        return gflop
+                counted = (flops / 1e9 for flops in outcome.prepared[label].flops)
+                self._gflop.update(zip(known, counted, strict=False))
+        return tuple(self._gflop.get(each) for each in known)
 
     def _row(
         self,

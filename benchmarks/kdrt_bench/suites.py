@@ -7,6 +7,7 @@ after the other, batch 1), Offline (as many images as possible), Server (request
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from kdrt.denoise.cuda_graphs import CUDA_GRAPH_LEVELS
@@ -95,7 +96,8 @@ def experiments(
 
 
 def selected(found: list[Experiment], keys: tuple[str, ...] | None) -> list[Experiment]:
-    """The experiments of these keys, in the suite's order; None is all.
+    """The experiments of these keys, in the suite's order; None is all. What is measured in groups
+    has keys with a number, and without it all of them are meant.
 
     Raises:
         BenchmarkError: there is none of that key, or one that needs another that is left out.
@@ -103,14 +105,19 @@ def selected(found: list[Experiment], keys: tuple[str, ...] | None) -> list[Expe
     if keys is None:
         return found
     known = [each.key for each in found]
-    unknown = [key for key in keys if key not in known]
+    unknown = [key for key in keys if not any(key in (n, _unnumbered(n)) for n in known)]
     if unknown:
         raise BenchmarkError(
             f"this suite has no experiment '{unknown[0]}'; it has {', '.join(known)}"
         )
     if "server" in keys and "image" not in keys:
         raise BenchmarkError("the experiment 'server' needs 'image': name both")
-    return [each for each in found if each.key in keys]
+    return [each for each in found if each.key in keys or _unnumbered(each.key) in keys]
+
+
+def _unnumbered(key: str) -> str:
+    """``unet`` of ``unet-2``."""
+    return re.sub(r"-\d+$", "", key)
 
 
 def image(demo: Model, peers: tuple[str, ...], sampling: Sampling = AS_USUAL) -> Experiment:

@@ -18,7 +18,7 @@ from kdrt_bench.jobs import ImageWorkload
 from kdrt_bench.models import model_of
 from kdrt_bench.report import Report, read_report
 from kdrt_bench.startup import STAGES
-from kdrt_bench.suites import SUITES, experiments, peers_of
+from kdrt_bench.suites import SUITES, experiments, peers_of, selected
 
 REPORT = Path(__file__).parents[2] / "benchmarks" / "results" / "full" / "report.json"
 
@@ -88,6 +88,14 @@ def test_every_suite_has_rows_that_are_peers_and_an_anchor(demo_bundle: Path) ->
             assert each.rounds == (1 if each.kind == "server" else 3)
     heavy = [e for e in experiments("full", model, RealSize(model)) if e.key.startswith("unet")]
     assert {"kdrt", "openvino"} <= {row.peer for row in heavy[0].rows}
+
+
+def test_a_key_without_its_number_means_every_group(demo_bundle: Path) -> None:
+    model = model_of(str(demo_bundle))
+    found = experiments("full", model, RealSize(model))
+    groups = [e.key for e in found if e.key.startswith("image-real-")]
+    assert [e.key for e in selected(found, ("image-real",))] == groups != []
+    assert [e.key for e in selected(found, ("image",))] == ["image"]
 
 
 def test_images_are_sampled_as_asked_for(demo_bundle: Path) -> None:

@@ -90,6 +90,13 @@ def test_a_row_is_compared_with_the_anchor(plan: MakePlan, tmp_path: Path) -> No
     assert ours.memory_peak == 10**6
 
 
+def test_the_operations_of_a_workload_are_counted_once(plan: MakePlan, tmp_path: Path) -> None:
+    measurement = Measurement("quick", 1, tmp_path, start=start)
+    report = measurement.report([plan(), replace(plan(), key="again")])
+    assert [each.gflop for each in report.experiments] == [(1.0,), (1.0,)]
+    assert (tmp_path / "log").read_text().count("eager prepare") == 1
+
+
 def test_a_report_is_read_back_as_it_was_written(plan: MakePlan, tmp_path: Path) -> None:
     report = run(plan(), tmp_path)
     assert read_report(tmp_path / "report.json") == report
