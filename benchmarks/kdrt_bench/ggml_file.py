@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _BUILT_IN = {"sd": (320, 640, 1280, 1280), "sdxl": (320, 640, 1280)}
 """Channels of the UNets that it has, by family: it reads no configuration."""
 
+_FILE = "model.gguf"
+
 
 def check_architecture(model: Model) -> None:
     """See that it has the architecture of a model.
@@ -37,31 +39,36 @@ def check_architecture(model: Model) -> None:
 
 
 def ggml_file(peer: Peer, weights: str) -> Path:
-    """The model with weights of a type of ggml, as its own converter makes it."""
+    """The model with weights of a type of ggml, as its own converter makes it: that in f32 from
+    what diffusers and transformers write, the others from that in f32."""
 
     def make(folder: Path) -> None:
-        import stable_diffusion_cpp
-
+        if weights != "f32":
+            _convert(ggml_file(peer, "f32"), folder / _FILE, weights)
+            return
         with tempfile.TemporaryDirectory(dir=folder.parent) as plain:
             _write_diffusers(Path(plain), source_of(peer.model))
-            made = stable_diffusion_cpp.convert(
-                plain.encode(),
-                b"",
-                str(folder / "model.gguf").encode(),
-                stable_diffusion_cpp.GGMLType[f"SD_TYPE_{weights.upper()}"],
-                b"",
-                False,
-            )
-        if not made:
-            raise BenchmarkError(f"stable-diffusion.cpp could not convert the model to {weights}")
+            _convert(Path(plain), folder / _FILE, weights)
 
-    return kept(peer.model.cache / "ggml" / weights, make) / "model.gguf"
+    return kept(peer.model.cache / "ggml" / weights, make) / _FILE
+
+
+def _convert(source: Path, target: Path, weights: str) -> None:
+    import stable_diffusion_cpp
+
+    kind = stable_diffusion_cpp.GGMLType[f"SD_TYPE_{weights.upper()}"]
+    # Under the names of a checkpoint file, by which it knows what not to quantize.
+    made = stable_diffusion_cpp.convert(
+        str(source).encode(), b"", str(target).encode(), kind, b"", True
+    )
+    if not made:
+        raise BenchmarkError(f"stable-diffusion.cpp could not convert the model to {weights}")
 
 
 def _write_diffusers(folder: Path, source: Source) -> None:
     """The weights in a diffusers folder, under the names that files from the hub have."""
-    for part, network in (("unet", source.unet()), ("vae", source.vae())):
-        network.save_pretrained(folder / part, max_shard_size="1TB")
+    source.unet().save_pretrained(folder / "unet", max_shard_size="1TB")
+    source.vae().save_pretrained(folder / "vae", max_shard_size="1TB")
     for index in range(source.text_encoders):
         target = folder / f"text_encoder{'_2' if index else ''}"
         target.mkdir()
