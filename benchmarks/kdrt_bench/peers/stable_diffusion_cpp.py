@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import stable_diffusion_cpp
 
-from kdrt_bench.ggml_file import check_architecture, ggml_file
+from kdrt_bench.ggml_model import check_architecture, ggml_model
 from kdrt_bench.jobs import ImageWorkload
 from kdrt_bench.peers.base import WholeImages
 from kdrt_bench.runners import Runner, guidance_of, noise_levels, pixels_of
@@ -24,7 +24,7 @@ class StableDiffusionCpp(WholeImages):
 
     def prepare(self, components: Sequence[str]) -> None:
         check_architecture(self.model)
-        ggml_file(self, self.options["weights"])
+        ggml_model(self, self.options["weights"])
 
     def settings(self) -> dict[str, str]:
         return {
@@ -39,7 +39,7 @@ class StableDiffusionCpp(WholeImages):
     def generator(self, workload: ImageWorkload, clock: StageClock) -> Runner:
         if self._theirs is None:
             self._theirs = stable_diffusion_cpp.StableDiffusion(
-                model_path=str(ggml_file(self, self.options["weights"])),
+                model_path=str(ggml_model(self, self.options["weights"])),
                 n_threads=self.threads,
                 rng_type="cpu",
                 sampler_rng_type="cpu",

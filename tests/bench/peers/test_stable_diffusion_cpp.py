@@ -13,7 +13,7 @@ import pytest
 
 from kdrt.bundle import open_bundle
 from kdrt_bench.errors import BenchmarkError, PeerUnavailableError
-from kdrt_bench.ggml_file import check_architecture
+from kdrt_bench.ggml_model import check_architecture
 from kdrt_bench.jobs import BenchJob, ImageWorkload
 from kdrt_bench.models import model_of
 from kdrt_bench.runners import noise_levels

@@ -1,8 +1,7 @@
-"""The file that stable-diffusion.cpp reads, from a model's own modules."""
+"""What stable-diffusion.cpp reads, from a model's own modules."""
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,31 +37,30 @@ def check_architecture(model: Model) -> None:
         )
 
 
-def ggml_file(peer: Peer, weights: str) -> Path:
-    """The model with weights of a type of ggml, as its own converter makes it: that in f32 from
-    what diffusers and transformers write, the others from that in f32."""
+def ggml_model(peer: Peer, weights: str) -> Path:
+    """The model as stable-diffusion.cpp loads it: a diffusers folder in f32, or a file that its own
+    converter made of that, with the weights that it quantizes in another type of ggml."""
 
-    def make(folder: Path) -> None:
-        if weights != "f32":
-            _convert(ggml_file(peer, "f32"), folder / _FILE, weights)
-            return
-        with tempfile.TemporaryDirectory(dir=folder.parent) as plain:
-            _write_diffusers(Path(plain), source_of(peer.model))
-            _convert(Path(plain), folder / _FILE, weights)
+    def write(folder: Path) -> None:
+        _write_diffusers(folder, source_of(peer.model))
 
-    return kept(peer.model.cache / "ggml" / weights, make) / _FILE
+    def convert(folder: Path) -> None:
+        import stable_diffusion_cpp
 
+        made = stable_diffusion_cpp.convert(
+            str(ggml_model(peer, "f32")).encode(),
+            b"",
+            str(folder / _FILE).encode(),
+            stable_diffusion_cpp.GGMLType[f"SD_TYPE_{weights.upper()}"],
+            b"",
+            # Under the names of a checkpoint file, by which it knows what not to quantize.
+            True,
+        )
+        if not made:
+            raise BenchmarkError(f"stable-diffusion.cpp could not convert the model to {weights}")
 
-def _convert(source: Path, target: Path, weights: str) -> None:
-    import stable_diffusion_cpp
-
-    kind = stable_diffusion_cpp.GGMLType[f"SD_TYPE_{weights.upper()}"]
-    # Under the names of a checkpoint file, by which it knows what not to quantize.
-    made = stable_diffusion_cpp.convert(
-        str(source).encode(), b"", str(target).encode(), kind, b"", True
-    )
-    if not made:
-        raise BenchmarkError(f"stable-diffusion.cpp could not convert the model to {weights}")
+    place = peer.model.cache / "ggml" / weights
+    return kept(place, write) if weights == "f32" else kept(place, convert) / _FILE
 
 
 def _write_diffusers(folder: Path, source: Source) -> None:
