@@ -69,7 +69,9 @@ class StableDiffusionCpp(WholeImages):
                 progress_callback=lambda step, steps, _: marks.append((step, time.perf_counter())),
             )
             ended = time.perf_counter()
-            made[:] = [np.stack([np.asarray(image, dtype=np.float32) for image in images]) / 255]
+            # They come with an alpha channel.
+            colours = [np.asarray(image.convert("RGB"), dtype=np.float32) for image in images]
+            made[:] = [np.stack(colours) / 255]
             # It tells of step 0 when the prompt is encoded, and of the others when they are done.
             steps = sum(step > 0 for step, _ in marks)
             self.check_steps_made(steps // workload.batch, workload)

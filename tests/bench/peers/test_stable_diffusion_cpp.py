@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from kdrt.bundle import open_bundle
 from kdrt_bench.errors import BenchmarkError, PeerUnavailableError
@@ -35,7 +36,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             asked.update(options, prompt=prompt)
             for step in range(asked["made"] + 1):
                 options["progress_callback"](step, options["sample_steps"], 0.0)
-            return [np.full((options["height"], options["width"], 3), 255, np.uint8)]
+            return [Image.new("RGBA", (options["width"], options["height"]), "white")]
 
     stand_in = SimpleNamespace(StableDiffusion=StandIn)
     monkeypatch.setitem(sys.modules, "stable_diffusion_cpp", stand_in)
@@ -68,6 +69,7 @@ def test_it_makes_the_job_of_the_others(
     made.run()
     (image,) = made.outputs()
     assert image.dtype == np.float32
+    assert image.shape == (1, 64, 64, 3)
     assert image.max() == 1.0
     assert asked["options"]["n_threads"] == 2
     assert asked["options"]["model_path"].endswith("ggml/f16/model.gguf")
