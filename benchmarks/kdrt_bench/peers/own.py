@@ -35,11 +35,13 @@ class Kdrt(Peer):
     """
 
     _engines: Mapping[str, Engine] | None = None
+    _offloader: Offloader | None = None
     packages = ("kdrt", "torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx")
 
     def __init__(self, job: BenchJob, bundle: Bundle, options: Mapping[str, str]) -> None:
         super().__init__(job, bundle, options)
-        self._offloader = Offloader() if options.get("low_vram") == "on" else None
+        if options.get("low_vram") == "on":
+            self._offloader = Offloader()
 
     def prepare(self, components: Sequence[str]) -> None:
         network = self._option("network", "shipped")
