@@ -115,19 +115,21 @@ def load_engines(
     chosen = chosen_engine(engine, bundle)
     reason = "the best of this machine and bundle" if engine is None else "asked for"
     _logger.info("engine %s, %s", chosen, reason)
-    loader: Loader = make_loader(bundle, chosen, threads, own_cuda_graphs)
+    low_vram = offloader is not None
+
+    def made(name: str) -> Loader:
+        return make_loader(bundle, name, threads, own_cuda_graphs, low_vram)
+
+    loader: Loader = made(chosen)
     if engine is None:
         tuned = {
             name: each.engine
             for name, each in tuned_components(bundle).items()
             if each.automatic == chosen and each.engine != chosen
         }
-        loader = TunedLoader(
-            loader, chosen, tuned, lambda name: make_loader(bundle, name, threads, own_cuda_graphs)
-        )
+        loader = TunedLoader(loader, chosen, tuned, made)
     if fallback is not None:
-        make = partial(make_loader, bundle, known_engine(fallback), threads, own_cuda_graphs)
-        loader = FallbackLoader(loader, fallback, make)
+        loader = FallbackLoader(loader, fallback, partial(made, known_engine(fallback)))
     if offloader is not None:
         loader = OffloadLoader(bundle, loader, offloader)
     engines = LazyEngines(loader, bundle.manifest.components)
@@ -137,17 +139,24 @@ def load_engines(
 
 
 def make_loader(
-    bundle: Bundle, engine: str, threads: int | None = None, own_cuda_graphs: bool = False
+    bundle: Bundle,
+    engine: str,
+    threads: int | None = None,
+    own_cuda_graphs: bool = False,
+    low_vram: bool = False,
 ) -> Loader:
     """What loads the components of a bundle for one engine.
 
     Raises:
         EngineUnavailableError: this machine lacks the engine's package or device.
     """
-    return LoggingLoader(_make_loader(bundle, engine, threads, own_cuda_graphs), engine)
+    loader = _make_loader(bundle, engine, threads, own_cuda_graphs, low_vram)
+    return LoggingLoader(loader, engine)
 
 
-def _make_loader(bundle: Bundle, engine: str, threads: int | None, own_cuda_graphs: bool) -> Loader:
+def _make_loader(
+    bundle: Bundle, engine: str, threads: int | None, own_cuda_graphs: bool, low_vram: bool
+) -> Loader:
     if engine in FLAVOURS:
         return TensorRTLoader(bundle, FLAVOURS[engine])
     if engine == "torch":
@@ -164,7 +173,7 @@ def _make_loader(bundle: Bundle, engine: str, threads: int | None, own_cuda_grap
         ) from error
     from kdrt.backends.onnxruntime import OrtLoader
 
-    return OrtLoader(bundle, engine, threads, own_cuda_graphs)
+    return OrtLoader(bundle, engine, threads, own_cuda_graphs, low_vram)
 
 
 def _openvino_loader(bundle: Bundle, engine: str, threads: int | None) -> Loader:

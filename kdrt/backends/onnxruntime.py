@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,8 +11,7 @@ from kdrt.backends.ort_cache import MEMORY_TO_OPTIMIZE, optimized
 from kdrt.backends.records import network_hash
 from kdrt.bundle import Bundle, Component, OrtGraphs
 from kdrt.common.home import home
-from kdrt.common.memory import MemoryWarning, free_memory
-from kdrt.common.units import size
+from kdrt.common.memory import whole_memory
 from kdrt.errors import EngineUnavailableError
 from kdrt_engines.onnxruntime.config import CPU, CUDA, TENSORRT, OrtConfig
 from kdrt_engines.onnxruntime.engine import OrtEngine
@@ -61,13 +59,20 @@ class OrtLoader:
         engine: a key of ``PROVIDERS``.
         threads: CPU threads; None is one a core.
         own_cuda_graphs: have ONNX Runtime capture the components that are worth it.
+        low_vram: on a CPU compute with weights as they lie in the bundle, if this machine could not
+            hold them as the kernels want them.
 
     Raises:
         EngineUnavailableError: the engine runs on CUDA, which has no GPU here.
     """
 
     def __init__(
-        self, bundle: Bundle, engine: str, threads: int | None, own_cuda_graphs: bool
+        self,
+        bundle: Bundle,
+        engine: str,
+        threads: int | None,
+        own_cuda_graphs: bool,
+        low_vram: bool = False,
     ) -> None:
         self._on_cuda = engine != "onnxruntime"
         if self._on_cuda and not torch.cuda.is_available():
@@ -78,6 +83,7 @@ class OrtLoader:
         self._bundle, self._engine = bundle, engine
         self._threads = threads or cores()
         self._own_cuda_graphs = own_cuda_graphs and self._on_cuda
+        self._low_vram = low_vram
         # Components hand tensors to each other, so all run on one stream.
         self._stream = torch.cuda.Stream() if self._on_cuda else None  # type: ignore[no-untyped-call]
 
@@ -88,31 +94,18 @@ class OrtLoader:
         return OrtEngine(
             network,
             described.spec(),
-            replace(self._config(component), lean=self._must_be_lean(network, component)),
+            replace(self._config(component), lean=self._is_lean(network, component)),
             check=self._bundle.check_unchanged,
         )
 
-    def _must_be_lean(self, network: OrtNetwork, component: str) -> bool:
-        """Whether there is no room for the weights as ONNX Runtime's kernels want them, so that the
-        file's have to do. Those that were optimised before are in a file too.
-
-        Warns:
-            MemoryWarning: they have to.
-        """
-        if self._on_cuda or network.usual.optimized is not None:
+    def _is_lean(self, network: OrtNetwork, component: str) -> bool:
+        """Whether a component computes with the file's weights, which is slower. That goes by the
+        machine, not by what is free now: the same command makes the same image. Weights that were
+        optimised before are in a file too."""
+        if self._on_cuda or not self._low_vram or network.usual.optimized is not None:
             return False
         parameters = self._bundle.manifest.components[component].parameters
-        needed = MEMORY_TO_OPTIMIZE * _FLOAT * parameters
-        free = free_memory("cpu")
-        if free is None or needed <= free:
-            return False
-        warnings.warn(
-            f"{component} computes with its weights as they are in the file, which is slower: to "
-            f"rearrange them takes about {size(needed)} of memory, and {size(free)} are free",
-            MemoryWarning,
-            stacklevel=2,
-        )
-        return True
+        return MEMORY_TO_OPTIMIZE * _FLOAT * parameters > whole_memory()
 
     def _check_precision(self, component: Component) -> None:
         if not self._on_cuda and any(t.dtype == "bfloat16" for t in component.inputs):

@@ -22,7 +22,6 @@ def printed_warnings() -> Iterator[None]:
     for prompts each advice once. All others go their usual way."""
     from kdrt.adapters.lora import AdapterWarning
     from kdrt.backends.fallback import FallbackWarning
-    from kdrt.common.memory import MemoryWarning
     from kdrt.denoise.cuda_graphs import CaptureWarning
     from kdrt.images.metadata import MetadataWarning
     from kdrt.prompt import PromptSyntaxWarning, TruncationWarning
@@ -32,7 +31,6 @@ def printed_warnings() -> Iterator[None]:
             AdapterWarning,
             CaptureWarning,
             FallbackWarning,
-            MemoryWarning,
             MetadataWarning,
             TruncationWarning,
         ),

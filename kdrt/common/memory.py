@@ -23,10 +23,6 @@ _LIMITS = (
 """Where Linux says what a container may have: control groups of version 2, and of version 1."""
 
 
-class MemoryWarning(UserWarning):
-    """Something is done more slowly, since memory is short."""
-
-
 def free_memory(device: torch.device | str) -> int | None:
     """Bytes that are free on ``cpu`` or a CUDA device, those that PyTorch keeps for itself
     included; None where there is no such device."""
@@ -41,6 +37,12 @@ def free_memory(device: torch.device | str) -> int | None:
         return None
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0]) + kept
+
+
+def whole_memory() -> int:
+    """Bytes of this machine's memory, or of what its container may have."""
+    total, limit = int(psutil.virtual_memory().total), _container_limit()
+    return total if limit is None else min(total, limit)
 
 
 def obtainable_memory() -> int:
