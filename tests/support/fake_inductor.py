@@ -24,11 +24,13 @@ class FakeInductor:
         made: what becomes of a module that is compiled; a wrong compiler makes another of it.
         modules: what was compiled, by what is in the package.
         sizes: of the inputs, by the same.
+        given: the weights that packages were given: as PyTorch, it never lets go of them.
     """
 
     made: Made = lambda module: module
     modules: dict[bytes, torch.nn.Module] = field(default_factory=dict)
     sizes: dict[bytes, list[torch.Size]] = field(default_factory=dict)
+    given: list[Tensor] = field(default_factory=list)
 
     def compile_module(
         self, module: torch.nn.Module, inputs: tuple[Tensor, ...], path: Path
@@ -43,14 +45,16 @@ class FakeInductor:
         content = Path(path).read_bytes()
         if content not in self.modules:
             raise RuntimeError("not a ZIP archive")
-        return _Package(self.modules[content], self.sizes[content])
+        return _Package(self.modules[content], self.sizes[content], self.given)
 
 
 class _Package:
     """Stands in for ``AOTICompiledModel``."""
 
-    def __init__(self, module: torch.nn.Module, sizes: list[torch.Size]) -> None:
-        self._module, self._sizes = module, sizes
+    def __init__(
+        self, module: torch.nn.Module, sizes: list[torch.Size], given: list[Tensor]
+    ) -> None:
+        self._module, self._sizes, self._given = module, sizes, given
         self._weights: Mapping[str, Tensor] = {}
         self.loader = SimpleNamespace(boxed_run=self._run)
 
@@ -65,6 +69,7 @@ class _Package:
         assert check_full_update
         assert user_managed, "it would copy them"
         self._weights = weights
+        self._given += weights.values()
 
     def _run(self, inputs: list[Tensor]) -> list[Tensor]:
         assert [each.shape for each in inputs] == self._sizes

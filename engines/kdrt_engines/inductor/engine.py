@@ -6,7 +6,8 @@ that were not compiled, the module itself runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -63,7 +64,10 @@ class InductorBinding(TorchBinding):
 
     def __init__(self, engine: InductorEngine, path: Path, dims: dict[str, int]) -> None:
         super().__init__(engine, dims)
-        self._run = _loaded(path, engine.module)
+        self._run, given = _loaded(path, engine.module)
+        # PyTorch keeps these tensors for good, and would keep the weights with them.
+        # At the end of the process others may still run, and nothing has to be freed.
+        weakref.finalize(self, _let_go, given).atexit = False
 
     @torch.inference_mode()
     def run(self) -> None:
@@ -79,17 +83,16 @@ class InductorBinding(TorchBinding):
             target.copy_(result)
 
 
-def _loaded(path: Path, module: torch.nn.Module) -> Callable[[list[Tensor]], list[Tensor]]:
-    """The code of a package, on the weights of a module."""
+def _loaded(
+    path: Path, module: torch.nn.Module
+) -> tuple[Callable[[list[Tensor]], list[Tensor]], list[Tensor]]:
+    """The code of a package, and the tensors it was given: the weights of a module."""
     try:
         # Otherwise it would wait for earlier runs, which a CUDA graph cannot capture.
         model = torch._inductor.aoti_load_package(str(path), run_single_threaded=True)
         weights = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        model.load_constants(
-            {name: weights[name].detach() for name in model.get_constant_fqns()},
-            check_full_update=True,
-            user_managed=True,
-        )
+        given = {name: _same_memory(weights[name]) for name in model.get_constant_fqns()}
+        model.load_constants(given, check_full_update=True, user_managed=True)
     except KeyError as error:
         raise EngineError(
             f"{path} was compiled from another network: it has no {error}; build it again"
@@ -99,4 +102,18 @@ def _loaded(path: Path, module: torch.nn.Module) -> Callable[[list[Tensor]], lis
         raise kind(f"PyTorch cannot load {path}: {error}") from error
     # Called by itself, the model would read its description from JSON at every run.
     run: Callable[[list[Tensor]], list[Tensor]] = model.loader.boxed_run
-    return run
+    return run, list(given.values())
+
+
+def _same_memory(weight: Tensor) -> Tensor:
+    """Another tensor of the same memory, which unlike a detached one can let go of it."""
+    empty = torch.empty(0, dtype=weight.dtype, device=weight.device)
+    storage, offset = weight.untyped_storage(), weight.storage_offset()
+    return empty.set_(storage, offset, weight.size(), weight.stride())
+
+
+@torch.inference_mode()  # so that it does not matter in which mode they were made
+def _let_go(tensors: Iterable[Tensor]) -> None:
+    """Make tensors empty; their memory is free where nothing else has it."""
+    for tensor in tensors:
+        tensor.set_()  # type: ignore[call-overload]  # its stub lacks this form

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kdrt_bench.memory import resident
 from kdrt_engines import EngineError, EngineSpec, EngineUnavailableError, TensorSpec
 from kdrt_engines.comparison import greatest_error, random_inputs, relative_error, results
 from kdrt_engines.inductor import compiling
@@ -20,6 +21,8 @@ from kdrt_export.programs import program_from_component
 from kdrt_export.verify import make_cases
 from tests.support.components import COMPONENTS
 from tests.support.fake_inductor import FakeInductor, fake_inductor
+
+WIDTH = 4096
 
 SPEC = EngineSpec((TensorSpec("x", "float32", ("B", 4)),), (TensorSpec("y", "float32", ("B", 4)),))
 
@@ -58,6 +61,24 @@ def compiled(
         engine.module, tuple(random_inputs(SPEC, {"B": batch}).values()), package
     )
     return engine
+
+
+def test_weights_stay_while_a_binding_needs_them_and_no_longer(
+    tmp_path: Path, fake: FakeInductor
+) -> None:
+    engine = compiled(tmp_path)
+    bindings = [engine.bind(B=3), engine.bind(B=3)]
+    given = random_inputs(SPEC, {"B": 3})
+    expected = results(bindings[0], given)["y"]
+    bindings.pop()
+    assert torch.equal(results(bindings[0], given)["y"], expected)
+    module = engine.module
+    del engine
+    assert torch.equal(results(bindings[0], given)["y"], expected)
+    bindings.clear()
+    assert len(fake.given) == 6
+    assert all(each.untyped_storage().nbytes() == 0 for each in fake.given)
+    assert torch.equal(module(given["x"]), expected), "who has the module keeps its weights"
 
 
 def test_sizes_without_a_package_run_the_module_and_are_told(
@@ -169,6 +190,36 @@ def test_it_equals_the_untouched_network(name: str, tmp_path: Path) -> None:
     expected = results(super(InductorEngine, engine).bind(**case.dims), given)
     assert greatest_error(results(bindings[0], given), expected) < 5e-6
     assert greatest_error(both[0], expected) > 1e-4
+
+
+class Wide(torch.nn.Module):
+    """67 MB of weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.silu(self.layer(x))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(resident() is None, reason="this system does not say what is held")
+def test_engines_that_are_gone_leave_no_weights_behind(tmp_path: Path) -> None:
+    """About 20 seconds."""
+    x, y = (TensorSpec(name, "float32", ("B", WIDTH)) for name in "xy")
+    package = tmp_path / "package.pt2"
+
+    def engine() -> InductorEngine:
+        return InductorEngine(Wide(), EngineSpec((x,), (y,)), "cpu", kept=lambda _: package)
+
+    with own_cache():
+        compile_module(engine().module, (torch.zeros(3, WIDTH),), package)
+    held = []
+    for _ in range(5):
+        engine().bind(B=3).run()
+        held.append(resident() or 0)
+    assert held[-1] - held[1] < WIDTH * WIDTH * 4, "of three more engines, not even one's"
 
 
 class Plain(torch.nn.Module):
