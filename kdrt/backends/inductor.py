@@ -32,13 +32,15 @@ class InductorLoader:
         self._programs = TorchLoader(bundle, device, threads)
 
     def load(self, component: str) -> InductorEngine:
-        engine = self._programs.load(component)
+        self._programs.check(component)
+        # Before the program is loaded, which may be gigabytes.
         if all(each.record.component != component for each in INDUCTOR.all(self._bundle)):
             raise EngineUnavailableError(
                 f"{component} is not compiled by Inductor, or not by you, with this version of "
                 f"PyTorch and for this {self.device.type}; run `{self._command()}`, or choose "
                 "another engine"
             )
+        engine = self._programs.load(component)
         return InductorEngine(
             engine.module,
             engine.spec,

@@ -10,6 +10,7 @@ nor trusts byte for byte (see :mod:`kdrt.common.home`), is ignored.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import re
@@ -169,6 +170,16 @@ class Store:
             self._remove_stale(bundle)
         return [each for each in made if each is not None]
 
+    def left_out(
+        self, bundle: Bundle, engine: str, wanted: Iterable[tuple[str, Sizes]]
+    ) -> list[str]:
+        """Which of these networks are not kept after all, with their sizes, for people."""
+        return [
+            f"{component} ({sizes(dims)})"
+            for component, dims in wanted
+            if self.find(bundle, component, engine, dims) is None
+        ]
+
     def _keep(
         self,
         bundle: Bundle,
@@ -216,14 +227,19 @@ class Store:
 
     def _is_current(self, bundle: Bundle, kept: Kept) -> bool:
         """Whether that is for this network, machine and version."""
-        record = kept.record
-        if record.component not in bundle.manifest.components:
-            return False
         try:
-            folder = self._folder(bundle, record.component, record.engine, record.dims)
+            return not self._is_stale(bundle, kept)
         except ValueError:
             return False
-        return kept.folder == bundle.file(folder)
+
+    def _is_stale(self, bundle: Bundle, kept: Kept) -> bool:
+        """Whether that is for another network, machine or version. Raises ValueError where the
+        engine is none that this version knows."""
+        record = kept.record
+        if record.component not in bundle.manifest.components:
+            return True
+        folder = self._folder(bundle, record.component, record.engine, record.dims)
+        return kept.folder != bundle.file(folder)
 
     def _description(self, folder: Path) -> list[str]:
         """What identifies the files of a network. Raises OSError where one is missing."""
@@ -243,7 +259,9 @@ class Store:
 
     def _remove_stale(self, bundle: Bundle) -> None:
         """Remove what was compiled of other networks, or by other versions and machines: it can be
-        large, and one command makes it again."""
+        large, and one command makes it again. What is for an engine that only another version knows
+        stays: nothing is known of it."""
         for each in self._recorded(bundle):
-            if not self._is_current(bundle, each) and self._foreign(each.folder) is None:
-                shutil.rmtree(each.folder, ignore_errors=True)
+            with contextlib.suppress(ValueError):
+                if self._is_stale(bundle, each) and self._foreign(each.folder) is None:
+                    shutil.rmtree(each.folder, ignore_errors=True)

@@ -7,7 +7,7 @@ import shutil
 from functools import cache
 from pathlib import Path
 
-import psutil
+from kdrt.common.memory import free_memory
 
 
 @cache
@@ -31,7 +31,8 @@ def missing_resources(source: Path, memory: float, disk: float) -> str | None:
         disk: the same, of disk.
     """
     weights = sum(file.stat().st_size for file in source.parent.iterdir())
-    if psutil.virtual_memory().available < memory * weights:
+    free = free_memory("cpu")
+    if free is not None and free < memory * weights:
         return f"that takes about {memory * weights / 1e6:,.0f} MB of memory"
     if shutil.disk_usage(source).free < disk * weights:
         return f"that takes about {disk * weights / 1e6:,.0f} MB of disk"

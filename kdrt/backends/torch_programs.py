@@ -33,8 +33,7 @@ class TorchLoader:
             torch.set_num_threads(threads)
 
     def load(self, component: str) -> TorchEngine:
-        path = torch_program(self._bundle, component)
-        self._check(path, component)
+        path = self.check(component)
         refuse_pickles(path)
         try:
             module = _ProgramModule(load_program(path, self.device))
@@ -43,8 +42,14 @@ class TorchLoader:
         spec = self._bundle.manifest.components[component].spec()
         return TorchEngine(module, spec, self.device)
 
-    def _check(self, path: Path, component: str) -> None:
+    def check(self, component: str) -> Path:
+        """The file of a component's program, which is not loaded.
+
+        Raises:
+            EngineUnavailableError: there is none, or none that this user trusts.
+        """
         bundle = self._bundle
+        path = torch_program(bundle, component)
         if not path.is_file():
             raise EngineUnavailableError(
                 f"the bundle has no torch engine ({path} is missing); "
@@ -56,6 +61,7 @@ class TorchLoader:
                 f"can run any code: run `kdrt trust {shlex.quote(bundle_argument(bundle))}` if you "
                 "trust whoever exported it, or choose another engine"
             )
+        return path
 
 
 def trust_program(bundle: Bundle, component: str) -> Path | None:

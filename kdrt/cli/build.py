@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from kdrt.backends.kept import Kept
     from kdrt.bundle import Bundle
     from kdrt_engines.tensorrt.flavour import Flavour
 
@@ -224,39 +225,45 @@ def compile_openvino(
 ) -> None:
     """Keep what OpenVINO makes of the networks on this machine, and print what was kept."""
     from kdrt.backends.choice import known_engine
-    from kdrt.backends.openvino_cache import keep_networks
+    from kdrt.backends.openvino_cache import OPENVINO, keep_networks
     from kdrt.backends.profiles import DEFAULT
     from kdrt.build.sizes import usual_sizes
-    from kdrt.cli.console import print_rows
     from kdrt.common.terminal_report import TerminalReport
 
+    name = known_engine(engine)
     wanted = usual_sizes(bundle.manifest, components, tuple(profiles) or DEFAULT)
     with TerminalReport() as report:
-        made = keep_networks(bundle, known_engine(engine), wanted, report, force=force)
-    if made:
-        rows = [(each.record.component, each.record.summary("float32")) for each in made]
-        print_rows("OpenVINO, compiled for this machine", rows)
-    else:
-        typer.echo("nothing to do: every network that is kept for these sizes is there", err=True)
+        made = keep_networks(bundle, name, wanted, report, force=force)
+    print_kept("OpenVINO", OPENVINO.left_out(bundle, name, wanted), made, "float32")
 
 
 def compile_inductor(
     bundle: Bundle, components: Sequence[str], profiles: Sequence[str], *, force: bool
 ) -> None:
     """Keep what Inductor compiles for this machine, and print what was kept."""
-    from kdrt.backends.inductor_cache import keep_compiled
+    from kdrt.backends.inductor_cache import ENGINE, INDUCTOR, keep_compiled
     from kdrt.backends.profiles import DEFAULT
     from kdrt.build.sizes import usual_sizes
-    from kdrt.cli.console import print_rows
     from kdrt.common.terminal_report import TerminalReport
 
     wanted = usual_sizes(bundle.manifest, components, tuple(profiles) or DEFAULT)
     with TerminalReport() as report:
         made = keep_compiled(bundle, wanted, report, force=force)
+    print_kept("Inductor", INDUCTOR.left_out(bundle, ENGINE, wanted), made, "eager PyTorch")
+
+
+def print_kept(
+    title: str, left_out: Sequence[str], made: Sequence[Kept], compared_with: str
+) -> None:
+    """Print which networks were compiled for this machine, and which were not."""
+    from kdrt.cli.console import print_rows
+
     if made:
-        rows = [(each.record.component, each.record.summary("eager PyTorch")) for each in made]
-        print_rows("Inductor, compiled for this machine", rows)
-    else:
+        rows = [(each.record.component, each.record.summary(compared_with)) for each in made]
+        print_rows(f"{title}, compiled for this machine", rows)
+    if left_out:
+        typer.echo(f"left out, for want of memory or disk: {', '.join(left_out)}", err=True)
+    elif not made:
         typer.echo("nothing to do: every network that is kept for these sizes is there", err=True)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdrt.backends import inductor_cache
+from kdrt.backends import inductor_cache, torch_programs
 from kdrt.backends.choice import torch_program
 from kdrt.backends.fallback import FallbackWarning
 from kdrt.backends.inductor_cache import INDUCTOR, keep_compiled
@@ -93,8 +93,11 @@ def test_other_sizes_run_as_with_torch_and_a_warning_says_so(
     assert results(binding, random_inputs(engine.spec, DIMS | {"B": 2}))["image"].isfinite().all()
 
 
-def test_what_was_not_compiled_is_one_sentence(bundle: Bundle) -> None:
+def test_what_was_not_compiled_is_one_sentence(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loader = make_loader(bundle, "inductor", 1)
+    monkeypatch.setattr(torch_programs, "load_program", None)  # it would be loaded in vain
     with pytest.raises(
         EngineUnavailableError, match=r"vae_decoder is not compiled.*run `kdrt build"
     ):
@@ -116,6 +119,19 @@ def test_what_no_longer_fits_is_not_used_and_cleared_away(
     keep_compiled(bundle, DECODER, Silent())
     assert not made.folder.exists()
     assert len(INDUCTOR.all(bundle)) == 1
+
+
+def test_what_another_version_made_for_an_engine_of_its_own_stays(
+    bundle: Bundle, fake: FakeInductor
+) -> None:
+    (made,) = keep_compiled(bundle, DECODER, Silent())
+    newer = made.record.model_copy(update={"engine": "inductor:autotuned"})
+    (made.folder / "record.json").write_text(newer.model_dump_json())
+    another = made.folder.with_name("vae_decoder-0123456789abcdef")
+    made.folder.rename(another)
+    keep_compiled(bundle, DECODER, Silent())
+    assert another.is_dir()
+    assert [each.folder for each in INDUCTOR.all(bundle)] == [made.folder]
 
 
 def test_what_somebody_else_made_is_not_used_until_it_is_trusted(
@@ -155,7 +171,10 @@ class Renamed(torch.nn.Module):
 
 
 def test_the_command(
-    bundle: Bundle, fake: FakeInductor, capsys: pytest.CaptureFixture[str]
+    bundle: Bundle,
+    fake: FakeInductor,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = str(bundle.path)
     arguments = ["build", folder, "--engine", "inductor", "--component", "vae_decoder"]
@@ -165,6 +184,12 @@ def test_the_command(
     assert "nothing to do" in capsys.readouterr().err
     assert run(["inspect", folder]) == 0
     assert "Inductor, compiled for this machine" in capsys.readouterr().out
+    with monkeypatch.context() as small:
+        small.setattr("kdrt.backends.machine.free_memory", lambda device: 10)
+        assert run([*arguments, "--profile", "static:16x20x1"]) == 0
+    err = capsys.readouterr().err
+    assert "left out, for want of memory or disk: vae_decoder (B=1 h=4 w=5)" in err
+    assert "nothing to do" not in err
     assert run([*arguments, "--strict"]) == 2
     assert "--strict is for TensorRT" in capsys.readouterr().err
     assert run(["build", folder, "--engine", "inductor", "--component", "unet"]) == 2
