@@ -169,7 +169,7 @@ def test_without_room_it_is_left_out(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, short: str
 ) -> None:
     notes = Notes()
-    needed = {"memory": "_MEMORY_FOR_WEIGHTS", "disk": "_DISK_FOR_WEIGHTS"}[short]
+    needed = {"memory": "MEMORY_TO_OPTIMIZE", "disk": "_DISK_FOR_WEIGHTS"}[short]
     monkeypatch.setattr(ort_cache, needed, 1e9)
     shutil.rmtree(bundle.path / "engines" / "onnxruntime")
     assert keep_optimized(bundle, ["unet"], Silent()) == []
