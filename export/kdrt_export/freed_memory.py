@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 
 
 def give_back_freed() -> None:
@@ -11,6 +12,8 @@ def give_back_freed() -> None:
     By itself it does so only with what lies behind all blocks in use: of a network's weights that
     can be gigabytes less than all.
     """
+    if sys.platform != "linux":
+        return
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

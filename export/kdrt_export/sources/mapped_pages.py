@@ -19,8 +19,9 @@ _MADV_PAGEOUT = 21
 
 def give_back(tensor: torch.Tensor) -> None:
     """Take the pages of a CPU tensor out of memory, where the system can; they are read again if
-    the tensor is used again."""
-    if sys.platform != "linux":
+    the tensor is used again. One that PyTorch allocated stays: it would go to swap."""
+    # PyTorch can resize what it allocated itself, and no mapped file.
+    if sys.platform != "linux" or tensor.untyped_storage().resizable():
         return
     begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
