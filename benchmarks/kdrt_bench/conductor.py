@@ -287,7 +287,8 @@ def compare_apart(
 
     Args:
         jobs: by row, in the order of the turns; all with as many workloads.
-        rounds: runs of each workload by each row, each after the first call of its process.
+        rounds: runs of each workload by each row, each after the first call of its process where
+            a job has one.
         start: makes a worker of a job.
         watch: told what is going on.
 

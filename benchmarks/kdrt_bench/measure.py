@@ -167,7 +167,7 @@ class Measurement:
             self._prepared[key] = outcome.failed.get(label)
             if counts and label in outcome.prepared:
                 counted = (flops / 1e9 for flops in outcome.prepared[label].flops)
-                self._gflop.update(zip(known, counted, strict=False))
+                self._gflop.update(zip(known, counted, strict=True))
         return tuple(self._gflop.get(each) for each in known)
 
     def _row(

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-import psutil
-
 from kdrt.bundle import open_bundle
+from kdrt.common.memory import whole_memory
 from kdrt_bench.ablation import AT_REAL_SIZE
 from kdrt_bench.experiment import (
     ANCHOR,
@@ -155,11 +154,11 @@ def in_groups(
 
 
 def room(real: RealSize, components: Iterable[str]) -> float:
-    """How many times the float32 weights of some components fit into this machine's memory."""
+    """How many times the float32 weights of some components fit into this machine's memory,
+    or into what its container may have."""
     parts = open_bundle(str(real.model.bundle)).manifest.components
     weights = 4 * sum(parts[name].parameters for name in components)
-    total: int = psutil.virtual_memory().total
-    return _SHARE * total / weights
+    return _SHARE * whole_memory() / weights
 
 
 def _one(

@@ -106,15 +106,19 @@ class WholeImages(Peer):
     @abstractmethod
     def generator(self, workload: ImageWorkload, clock: StageClock) -> Runner: ...
 
-    def check_steps_made(self, made: int, workload: ImageWorkload) -> None:
+    def check_steps_made(self, made: float, workload: ImageWorkload) -> None:
         """See that a loop which is not ours did all of its work.
+
+        Args:
+            made: steps of an image, of several on average.
+            workload: what it was told.
 
         Raises:
             BenchmarkError: it made other steps than it was told to.
         """
         if made != workload.steps:
             raise BenchmarkError(
-                f"{made} steps were made in place of {workload.steps}, so the time is no "
+                f"{made:g} steps were made in place of {workload.steps}, so the time is no "
                 "comparison; is this version of the peer supported?"
             )
 

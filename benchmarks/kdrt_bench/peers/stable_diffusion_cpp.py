@@ -74,7 +74,7 @@ class StableDiffusionCpp(WholeImages):
             made[:] = [np.stack(colours) / 255]
             # It tells of step 0 when the prompt is encoded, and of the others when they are done.
             steps = sum(step > 0 for step, _ in marks)
-            self.check_steps_made(steps // workload.batch, workload)
+            self.check_steps_made(steps / workload.batch, workload)
             clock.add("encode", marks[0][1] - begun)
             clock.add("denoise", marks[-1][1] - marks[0][1])
             clock.add("decode", ended - marks[-1][1])
