@@ -30,8 +30,11 @@ from kdrt_engines.registry import find_engines
 ROUNDS = 10
 """The fewest: of less the interval would be all there is."""
 _MOST_ROUNDS = 10_000
-_LEFT_OUT = frozenset({"onnxruntime-tensorrt"})
-"""It builds for minutes at the first run, of every size."""
+_LEFT_OUT = {
+    "onnxruntime-tensorrt": "it builds for minutes at the first run, of every size",
+    "inductor": "it is compiled for some sizes, and runs the others as torch does",
+}
+"""Why an engine is never chosen, by name."""
 _AGREEMENT = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 1e-1}
 """How far the results of two engines of equal precision may be apart, relative. An engine that
 computed in bfloat16 in place of float32 would be off by several times as much."""
@@ -75,7 +78,7 @@ def tune(
     rounds = check_int("rounds", rounds, ROUNDS, _MOST_ROUNDS)
     automatic = chosen_engine(None, bundle)
     names = [each.name for each in find_engines() if each.usable] if engines is None else engines
-    others = [name for name in names if name != automatic and name not in _LEFT_OUT]
+    others = [name for name in names if name != automatic]
     wanted = list(components) or list(needed_components(bundle.manifest))
     found = {}
     left_out: dict[str, str] = {}
@@ -116,6 +119,9 @@ class _Candidates:
 
     def try_to_add(self, engine: str) -> None:
         """Another one, unless there is a reason not to."""
+        if engine in _LEFT_OUT:
+            self.left_out[engine] = _LEFT_OUT[engine]
+            return
         precision, device = self._kind(engine)
         if device != self._like[1]:
             self.left_out[engine] = f"its tensors are on another device ({device})"

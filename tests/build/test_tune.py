@@ -76,6 +76,7 @@ def test_without_a_sure_winner_nothing_changes(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("engine", "factor", "reason"),
     [
+        ("inductor", 1.0, "it is compiled for some sizes, and runs the others as torch does"),
         ("openvino:bf16", 1.0, "it computes in bfloat16, not in float32"),
         ("openvino", 1.004, "its results differ by 4.0e-03 relative"),
         ("onnxruntime-cuda", 1.0, "its tensors are on another device (cuda)"),
