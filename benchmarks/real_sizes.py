@@ -21,9 +21,11 @@ import typer
 
 from kdrt.backends.doctor import examine
 from kdrt.common.units import size
+from kdrt.errors import KdrtError
 from kdrt_bench.jobs import ImageWorkload, Strict
 from kdrt_bench.models import model_of
-from kdrt_bench.stage_memory import StageRow, export_rows, image_rows, in_fresh_process
+from kdrt_bench.peers import find_peer
+from kdrt_bench.stage_memory import StageRow, export_rows, image_rows, in_fresh_process, prepare
 from kdrt_engines.installed import installed_version
 from kdrt_engines.processors import cores
 
@@ -66,6 +68,8 @@ def export_command(
         "random_weights": random,
         "safety_checker": False,
     }
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output) as folder:
         rows = in_fresh_process(export_rows, source, Path(folder) / "bundle", options)
     kind = "random weights" if random else "a folder"
@@ -80,8 +84,8 @@ def image_command(
     steps: int = 20,
     low_vram: Annotated[bool, typer.Option(help="Load the networks in turn.")] = False,
     vs: Annotated[str | None, typer.Option(help="A peer that makes it too.")] = None,
-    rounds: Annotated[int, typer.Option(help="How often, in turns.")] = 1,
-    threads: int | None = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often, in turns.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, show_default="all cores")] = None,
     output: Output = None,
 ) -> None:
     """Make an image, the first of a process."""
@@ -89,10 +93,14 @@ def image_command(
     workload = ImageWorkload(steps=steps, height=side, width=side)
     peers = {"kdrt": {"low_vram": "on"} if low_vram else {}}
     if vs is not None:
+        find_peer(vs)
         peers[vs] = {}
+    common = (model, workload, threads or cores())
+    for peer, options in peers.items():
+        in_fresh_process(prepare, peer, options, *common)
     for number in range(1, rounds + 1):
         for peer, options in peers.items():
-            rows = in_fresh_process(image_rows, peer, options, model, workload, threads or cores())
+            rows = in_fresh_process(image_rows, peer, options, *common)
             pixels = "its own size" if side is None else f"{side} x {side}"
             how = "".join(f", {name}" for name in options)
             turn = f", round {number}" if rounds > 1 else ""
@@ -152,5 +160,14 @@ def _size(count: int | None) -> str:
     return "?" if count is None else size(count)
 
 
+def main() -> None:
+    """Run a command; what is wrong with what was asked for is one sentence, and exit code 2."""
+    try:
+        app()
+    except KdrtError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(2) from error
+
+
 if __name__ == "__main__":
-    app()
+    main()

@@ -8,18 +8,22 @@ told too.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from kdrt.bundle import open_bundle
 from kdrt_bench import memory
 from kdrt_bench.jobs import BenchJob, ImageWorkload, Model, Strict
-from kdrt_bench.peers import load_peer
+from kdrt_bench.peers import find_peer, load_peer
+from kdrt_bench.peers.base import Peer, components_of
 from kdrt_bench.stages import StageClock
+
+Result = TypeVar("Result")
 
 
 class StageRow(Strict):
@@ -89,14 +93,26 @@ def export_rows(source: str, folder: Path, options: dict[str, Any]) -> list[Stag
     return stages.rows
 
 
+def prepare(
+    peer: str, options: dict[str, str], model: Model, workload: ImageWorkload, threads: int
+) -> None:
+    """Have a peer make what it keeps of a model; see :func:`image_rows`.
+
+    Raises:
+        PeerUnavailableError: it is not installed, or cannot make the images of this model.
+    """
+    made = _peer(peer, options, model, workload, threads)
+    made.prepare(components_of((workload,), made.bundle))
+
+
 def image_rows(
     peer: str, options: dict[str, str], model: Model, workload: ImageWorkload, threads: int
 ) -> list[StageRow]:
     """Load a model and make one image, the first of the process.
 
     Args:
-        peer: a key of ``kdrt_bench.peers.PEERS``.
-        options: of it.
+        peer: a name that ``kdrt_bench.peers.find_peer`` knows.
+        options: of it, besides those it always has.
         model: whose images.
         workload: what to make.
         threads: of the processor.
@@ -104,6 +120,25 @@ def image_rows(
     torch.set_num_threads(threads)
     memory.reset_peak()
     begun = time.perf_counter()
+    clock = PeakClock()
+    runner = _peer(peer, options, model, workload, threads).generator(workload, clock)
+    rows = [_row("load", time.perf_counter() - begun)]
+    clock.reset()
+    begun = time.perf_counter()
+    runner.run()
+    whole = time.perf_counter() - begun
+    seconds = clock.seconds()
+    rows += [
+        # A peer with a loop of its own tells its seconds afterwards, and no memory.
+        StageRow(stage=stage, seconds=spent, peak=clock.peaks.get(stage), own=clock.own.get(stage))
+        for stage, spent in seconds.items()
+    ]
+    return [*rows, _row("all else", whole - sum(seconds.values()))]
+
+
+def _peer(
+    peer: str, options: dict[str, str], model: Model, workload: ImageWorkload, threads: int
+) -> Peer:
     job = BenchJob(
         peer=peer,
         options=options,
@@ -112,32 +147,18 @@ def image_rows(
         threads=threads,
         folder=model.cache,
     )
-    clock = PeakClock()
-    runner = load_peer(peer)(job, open_bundle(str(model.bundle)), options).generator(
-        workload, clock
-    )
-    rows = [_row("load", time.perf_counter() - begun)]
-    clock.reset()
-    begun = time.perf_counter()
-    runner.run()
-    whole = time.perf_counter() - begun
-    seconds = clock.seconds()
-    rows += [
-        StageRow(stage=stage, seconds=spent, peak=clock.peaks[stage], own=clock.own[stage])
-        for stage, spent in seconds.items()
-    ]
-    return [*rows, _row("all else", whole - sum(seconds.values()))]
+    bundle = open_bundle(str(model.bundle))
+    return load_peer(peer)(job, bundle, {**find_peer(peer).options, **options})
 
 
-def in_fresh_process(work: Any, *arguments: Any) -> list[StageRow]:
+def in_fresh_process(work: Callable[..., Result], *arguments: Any) -> Result:
     """What ``work`` returns in a new Python, in which nothing has been loaded yet.
 
     Raises:
         Whatever it raises; BrokenProcessPool if the system ended the process.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        rows: list[StageRow] = pool.submit(work, *arguments).result()
-    return rows
+        return pool.submit(work, *arguments).result()
 
 
 def _row(stage: str, seconds: float) -> StageRow:

@@ -10,10 +10,15 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from kdrt_bench import stage_memory
 from kdrt_bench.jobs import ImageWorkload
 from kdrt_bench.memory import peak
 from kdrt_bench.models import model_of
+from kdrt_bench.peers import PEERS
+from kdrt_bench.peers.base import WholeImages
+from kdrt_bench.runners import Runner
 from kdrt_bench.stage_memory import ExportStages, StageRow, image_rows
+from kdrt_bench.stages import StageClock
 
 PATH = Path(__file__).parents[2] / "benchmarks" / "real_sizes.py"
 MEGABYTES = 200
@@ -55,6 +60,64 @@ def test_an_image_has_a_row_a_stage(demo_bundle: Path, options: dict[str, str]) 
     rows = image_rows("kdrt", options, model, workload, threads=1)
     assert [row.stage for row in rows] == ["load", "encode", "denoise", "decode", "all else"]
     assert all(row.seconds > 0 and (row.peak or 0) > (row.own or 0) > 0 for row in rows)
+
+
+class Alone(WholeImages):
+    """A peer that says how long its stages took, afterwards."""
+
+    def settings(self) -> dict[str, str]:
+        return {}
+
+    def generator(self, workload: ImageWorkload, clock: StageClock) -> Runner:
+        assert self.options["weights"] == "f16", "what this peer always has"
+        return Runner(lambda: clock.add("denoise", 1.5), list)
+
+
+def test_a_peer_that_tells_its_seconds_afterwards_has_no_memory_by_stage(
+    demo_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage_memory, "load_peer", lambda name: Alone)
+    monkeypatch.setattr(stage_memory, "find_peer", PEERS.__getitem__)
+    workload = ImageWorkload(steps=1)
+    rows = image_rows("sd-cpp-f16", {}, model_of(str(demo_bundle)), workload, threads=1)
+    (denoise,) = (row for row in rows if row.stage == "denoise")
+    assert denoise == StageRow(stage="denoise", seconds=1.5, peak=None, own=None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["image", "no-such-bundle"], "error: there is no bundle 'no-such-bundle'"),
+        (["image", "BUNDLE", "--vs", "nobody"], "error: there is no peer 'nobody'"),
+        (["image", "BUNDLE", "--rounds", "0"], "--rounds"),
+    ],
+)
+def test_what_is_asked_for_wrongly_is_one_sentence(
+    script: ModuleType,
+    demo_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    said: str,
+) -> None:
+    given = [str(demo_bundle) if each == "BUNDLE" else each for each in arguments]
+    monkeypatch.setattr(sys, "argv", ["real_sizes.py", *given])
+    with pytest.raises(SystemExit) as ended:
+        script.main()
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_folder_of_the_results_is_made(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = StageRow(stage="write", seconds=1.0, peak=None, own=None)
+    monkeypatch.setattr(script, "in_fresh_process", lambda work, *arguments: [row])
+    script.export_command("demo", output=tmp_path / "a" / "new")
+    assert [each.name for each in sorted((tmp_path / "a" / "new").iterdir())] == [
+        "real_sizes.json",
+        "real_sizes.md",
+    ]
 
 
 def test_a_measurement_takes_the_place_of_the_same_before(
