@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import sys
@@ -11,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kdrt_export.sources import mapped_pages
 from kdrt_export.sources.mapped_pages import give_back
 from kdrt_export.sources.weight_files import read_tensors
 
@@ -55,6 +55,6 @@ def test_pages_that_were_read_leave_the_memory(tmp_path: Path) -> None:
 def test_what_is_in_no_file_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     tensor = torch.arange(2_000_000, dtype=torch.float16)
     before = tensor.clone()
-    monkeypatch.setattr(mapped_pages.ctypes, "CDLL", None)  # no advice is given
+    monkeypatch.setattr(ctypes, "CDLL", None)  # no advice is given
     give_back(tensor)
     assert torch.equal(tensor, before)
