@@ -15,7 +15,8 @@ Its files:
     rewrites          change the networks before they are traced
     onnx              writes ONNX
     dialects          one ONNX file for each reader
-    quantize          weights in fewer bits
+    quantize          networks in fewer bits
+    recording         an engine that keeps what goes through it
     programs          exported PyTorch programs
     verify            compares an exported network with eager PyTorch
     keep_fp32         what stays in float32 of a network in float16

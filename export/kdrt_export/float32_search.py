@@ -62,8 +62,8 @@ class _Trials:
 
     def __post_init__(self) -> None:
         self._weights = weights_of(self.component)
-        self._half = write_weights(self._weights, self.folder / "half.bin")
-        self._whole = write_weights(self.originals, self.folder / "float.bin")
+        self._half = write_weights(self._weights.items(), self.folder / "half.bin")
+        self._whole = write_weights(self.originals.items(), self.folder / "float.bin")
 
     def graph(self, modules: Collection[str]) -> Path:
         """Write the graph that keeps these modules."""

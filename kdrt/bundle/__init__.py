@@ -2,14 +2,15 @@
 
 Its files:
 
-    manifest          what the bundle says of itself: the schema of ``manifest.json``
-    bounded           the types of its values
-    ip_adapter_facts  its facts of IP-Adapters
-    components        names of components, and of inputs that more than one room speaks of
-    store             finding and opening bundles
-    writing           new bundles in the place of old ones, and the removal of bundles
-    checks            whether an opened bundle is what its manifest says
-    control_checks    whether its ControlNets and T2I-Adapters fit its UNet
+    manifest            what the bundle says of itself: the schema of ``manifest.json``
+    bounded             the types of its values
+    ip_adapter_facts    its facts of IP-Adapters
+    quantization_facts  its facts of quantised networks
+    components          names of components, and of inputs that more than one room speaks of
+    store               finding and opening bundles
+    writing             new bundles in the place of old ones, and the removal of bundles
+    checks              whether an opened bundle is what its manifest says
+    control_checks      whether its ControlNets and T2I-Adapters fit its UNet
 """
 
 from kdrt.bundle.bounded import Dtype
@@ -34,6 +35,12 @@ from kdrt.bundle.manifest import (
     UpscalerFacts,
     Verification,
 )
+from kdrt.bundle.quantization_facts import (
+    QuantizationFacts,
+    QuantizationFormat,
+    QuantizationLoss,
+    StepLoss,
+)
 from kdrt.bundle.store import (
     MANIFEST,
     Bundle,
@@ -48,6 +55,7 @@ from kdrt.bundle.writing import (
     changed_bundle,
     check_new_bundle,
     check_removable,
+    link,
     new_bundle,
     remove_bundle,
     sha256,
@@ -74,7 +82,11 @@ __all__ = [
     "OrtGraphs",
     "Precision",
     "PredictionType",
+    "QuantizationFacts",
+    "QuantizationFormat",
+    "QuantizationLoss",
     "SchedulerFacts",
+    "StepLoss",
     "TensorInfo",
     "TextEncoderFacts",
     "UpscalerFacts",
@@ -86,6 +98,7 @@ __all__ = [
     "check_removable",
     "config_file",
     "folder_name",
+    "link",
     "new_bundle",
     "open_bundle",
     "read_manifest",

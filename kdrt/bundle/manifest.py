@@ -24,6 +24,7 @@ from kdrt.bundle.bounded import (
 )
 from kdrt.bundle.components import UPSCALER_COMPONENT
 from kdrt.bundle.ip_adapter_facts import AdapterName, AttentionName, IpAdapterFacts, Level
+from kdrt.bundle.quantization_facts import QuantizationFacts
 from kdrt_engines.spec import EngineSpec, TensorSpec
 
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -334,6 +335,8 @@ class Manifest(Strict):
         Field(default_factory=dict)
     )
     """Networks that enlarge images, by name; their components are named after them."""
+    quantization: QuantizationFacts | None = None
+    """How its UNets were quantised by ``kdrt quantize``, and what they lost."""
     tools: dict[Text, Text]
     files: Annotated[dict[Inside, Sha256], Field(max_length=4096)] = Field(default_factory=dict)
     """SHA-256 of every file, by path inside the bundle; ``engines/`` is not listed."""

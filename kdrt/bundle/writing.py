@@ -82,14 +82,15 @@ def changed_bundle(bundle: Bundle) -> Iterator[Path]:
             for file in sorted(bundle.path.rglob("*")):
                 relative = file.relative_to(bundle.path)
                 if file.is_file() and relative != Path(MANIFEST) and file.name != ".lock":
-                    place = partial / relative
-                    place.parent.mkdir(parents=True, exist_ok=True)
-                    _link(file, place)
+                    link(file, partial / relative)
             yield partial
             bundle.check_unchanged()  # hours may have gone by
 
 
-def _link(file: Path, place: Path) -> None:
+def link(file: Path, place: Path) -> None:
+    """Give a file a second name, or copy it where the file system does not allow that; the folders
+    of the place are made."""
+    place.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(file, place)
     except OSError:  # a file system without hard links, or another one

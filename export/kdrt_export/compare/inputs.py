@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import Tensor
 
 import kdrt
 from kdrt.bundle import Bundle, Component
 from kdrt.errors import InvalidRequestError
-from kdrt_engines import Binding, Engine
 from kdrt_engines.comparison import random_inputs
+from kdrt_export.recording import Recorder
 
 PROMPT = "a red circle on a blue background"
 STEPS = 3
@@ -38,12 +35,12 @@ def real_inputs(
     pipe = kdrt.load(bundle)
     if component not in pipe.engines:
         raise InvalidRequestError(_no_part(component))
-    recorder = _Recorder(pipe.engines[component])
+    recorder = Recorder(pipe.engines[component])
     pipe.replace_engines({component: recorder})
     pipe(prompt, height=height, width=width, steps=STEPS, seed=seed)
     if not recorder.calls:
         raise InvalidRequestError(_no_part(component))
-    return recorder.calls[len(recorder.calls) // 2 if component == "unet" else 0]
+    return recorder.calls[len(recorder.calls) // 2 if component == "unet" else 0].inputs
 
 
 def seeded_inputs(
@@ -71,36 +68,3 @@ def _no_part(component: str) -> str:
         f"'{component}' takes no part in an image that is made from text; compare it on random "
         "numbers with --random"
     )
-
-
-class _Recorder(Engine):
-    """An engine that keeps the inputs of every run."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self.spec, self.device, self.stream = engine.spec, engine.device, engine.stream
-        self.capturable = False
-        self.neutral_inputs = engine.neutral_inputs
-        self.calls: list[dict[str, Tensor]] = []
-
-    def bind(self, **dims: int) -> Binding:
-        return _RecordedBinding(self._engine.bind(**dims), self.calls)
-
-    def allows(self, **dims: int) -> bool:
-        return self._engine.allows(**dims)
-
-    def limits(self) -> Mapping[str, tuple[int, int]]:
-        return self._engine.limits()
-
-
-class _RecordedBinding(Binding):
-    def __init__(self, binding: Binding, calls: list[dict[str, Tensor]]) -> None:
-        self._binding, self._calls = binding, calls
-        self.inputs, self.outputs = binding.inputs, binding.outputs
-
-    def run(self) -> None:
-        self._calls.append({name: t.to("cpu", copy=True) for name, t in self.inputs.items()})
-        self._binding.run()
-
-    def workspace(self) -> tuple[Any, ...]:
-        return self._binding.workspace()

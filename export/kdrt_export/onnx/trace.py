@@ -16,7 +16,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -181,13 +181,23 @@ def _clean(proto: onnx.ModelProto) -> ir.Model:
 
 def write_graph(model: ir.Model, component: ExportComponent, path: Path) -> Path:
     """Write a dialect of a component's graph, whose weights are declared, and return the file."""
-    model.producer_name, model.producer_version = "kdrt", kdrt_version
     proto = ir.to_proto(model)
+    _name_dimensions(proto, component)
+    return write_proto(proto, path)
+
+
+def write_proto(proto: onnx.ModelProto, path: Path) -> Path:
+    """Write a graph whose weights are there already, without all that no engine reads, and return
+    the file.
+
+    Raises:
+        onnx.checker.ValidationError: it is not valid ONNX.
+    """
+    proto.producer_name, proto.producer_version = "kdrt", kdrt_version
     for node in proto.graph.node:
         del node.metadata_props[:]
     del proto.metadata_props[:]
     del proto.graph.value_info[:]
-    _name_dimensions(proto, component)
     path.write_bytes(proto.SerializeToString())
     if all(file.stat().st_nlink == 1 for file in weight_files(proto, path.parent)):
         onnx.checker.check_model(str(path), full_check=False)
@@ -256,17 +266,34 @@ def _write_weights(
     weights: Sequence[ir.Value], tensors: Mapping[str, torch.Tensor], file: Path
 ) -> None:
     """Write these weights to ``file``, and declare them as stored there."""
-    stored = write_weights({str(value.name): tensors[str(value.name)] for value in weights}, file)
+    names = [str(value.name) for value in weights]
+    stored = write_weights(((name, tensors[name]) for name in names), file)
     for value in weights:
         value.const_value = stored[str(value.name)]
 
 
-def write_weights(tensors: Mapping[str, torch.Tensor], file: Path) -> dict[str, ir.ExternalTensor]:
-    """Write tensors to ``file``, and return what says in a graph that they are there."""
+@dataclass(frozen=True)
+class RawTensor:
+    """A tensor as a file holds it, of a type that PyTorch may not have.
+
+    Attributes:
+        content: uint8, its bytes.
+        dtype: of its elements.
+        shape: its dimensions.
+    """
+
+    content: torch.Tensor
+    dtype: ir.DataType
+    shape: tuple[int, ...]
+
+
+def write_weights(
+    tensors: Iterable[tuple[str, torch.Tensor | RawTensor]], file: Path
+) -> dict[str, ir.ExternalTensor]:
+    """Write tensors to ``file``, one after the other, and return what says in a graph that they are
+    there, by name."""
     with file.open("wb") as stream:
-        return {
-            name: _store(name, tensor.detach(), stream, file) for name, tensor in tensors.items()
-        }
+        return {name: _store(name, tensor, stream, file) for name, tensor in tensors}
 
 
 def _share_weights(
@@ -283,28 +310,40 @@ def _share_weights(
                 "model again"
             )
         value.const_value = _external(
-            value.name, tensor.dtype, there.shape, there.file, there.offset, there.size
+            value.name,
+            _onnx_type(tensor.dtype),
+            there.shape,
+            there.file,
+            there.offset,
+            there.size,
         )
 
 
 def _store(
-    name: str, tensor: torch.Tensor, stream: io.BufferedWriter, file: Path
+    name: str, tensor: torch.Tensor | RawTensor, stream: io.BufferedWriter, file: Path
 ) -> ir.ExternalTensor:
     stream.write(b"\0" * (-stream.tell() % _ALIGNMENT))
     offset = stream.tell()
-    raw = tensor.contiguous().view(-1).view(torch.uint8)
-    stream.write(raw.numpy().data)
-    return _external(name, tensor.dtype, tuple(tensor.shape), file, offset, raw.numel())
+    if isinstance(tensor, torch.Tensor):
+        raw = tensor.detach().contiguous().view(-1).view(torch.uint8)
+        tensor = RawTensor(raw, _onnx_type(tensor.dtype), tuple(tensor.shape))
+    content = tensor.content.contiguous().view(-1)
+    stream.write(content.numpy().data)
+    return _external(name, tensor.dtype, tensor.shape, file, offset, content.numel())
+
+
+def _onnx_type(dtype: torch.dtype) -> ir.DataType:
+    return ir.DataType(_ONNX_TYPES[dtype])
 
 
 def _external(
-    name: str, dtype: torch.dtype, shape: tuple[int, ...], file: Path, offset: int, length: int
+    name: str, dtype: ir.DataType, shape: tuple[int, ...], file: Path, offset: int, length: int
 ) -> ir.ExternalTensor:
     return ir.ExternalTensor(
         file.name,
         offset,
         length,
-        ir.DataType(_ONNX_TYPES[dtype]),
+        dtype,
         shape=ir.Shape(shape),
         name=name,
         base_dir=file.parent,

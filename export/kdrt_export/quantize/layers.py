@@ -1,0 +1,105 @@
+"""The layers of a graph that can be quantised."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from kdrt_export.compare.layers import place_of
+from kdrt_export.quantize.formats import Format, Kind
+
+_ALWAYS_FLOAT = re.compile(
+    r"(^|\.)(conv_in|conv_out|time_embedding|time_emb_proj|add_embedding|class_embedding)(\.|$)"
+)
+"""Modules that stay as they are: the first and the last convolution, whose errors are in the noise
+prediction at once, and the embeddings of time, size and label, which are small and reach every
+block. NVIDIA's recipe for SDXL leaves them too."""
+
+_ATTENTION = "Attention"
+"""What the standard dialect names its products after."""
+
+
+@dataclass(frozen=True)
+class QuantizableLayer:
+    """A layer of a graph.
+
+    Attributes:
+        name: the path of its module, as in PyTorch.
+        kind: what it is.
+        nodes: the names of its nodes: one, or both products of an attention.
+        reads: the activations that these read, in their order.
+        weight: the initialiser with its weight, ``[O, I]`` or ``[O, I, kh, kw]``; None for
+            attention.
+    """
+
+    name: str
+    kind: Kind
+    nodes: tuple[str, ...]
+    reads: tuple[str, ...]
+    weight: str | None
+
+
+@dataclass
+class _Attention:
+    nodes: list[str] = field(default_factory=list)
+    reads: list[str] = field(default_factory=list)
+
+
+def quantizable_layers(graph: ir.Graph, into: Format) -> list[QuantizableLayer]:
+    """The layers of a bundle's standard graph that a format is for, in the order of the graph."""
+    found: dict[tuple[str, Kind], QuantizableLayer] = {}
+    attentions: dict[tuple[str, Kind], _Attention] = {}
+    for node in graph:
+        name, operator = place_of(node.name or "")
+        weight = weight_of(node) if node.op_type in ("Conv", "MatMul") else None
+        kind: Kind
+        if weight is not None:
+            kind = "convolution" if node.op_type == "Conv" else "linear"
+        elif node.op_type == "MatMul" and operator == _ATTENTION:
+            kind = "attention"
+        else:
+            continue
+        if kind not in into.kinds or _ALWAYS_FLOAT.search(name):
+            continue
+        key = (name, kind)
+        if weight is not None:
+            shape = weight.shape
+            assert shape is not None
+            if into.block is not None and int(shape[1]) % into.block:
+                continue
+            found[key] = QuantizableLayer(
+                name, kind, (str(node.name),), (_name(node.inputs[0]),), weight.name
+            )
+            continue
+        attention = attentions.setdefault(key, _Attention())
+        attention.nodes.append(str(node.name))
+        attention.reads += map(_name, node.inputs)
+        found[key] = QuantizableLayer(
+            name, kind, tuple(attention.nodes), tuple(attention.reads), None
+        )
+    return list(found.values())
+
+
+def weight_of(node: ir.Node) -> ir.Value | None:
+    """The initialiser of a convolution, or of a linear layer as PyTorch keeps it: transposed before
+    the product. None where both factors are computed."""
+    value = node.inputs[1]
+    if node.op_type == "MatMul":
+        before = value.producer() if value is not None else None
+        if before is None or before.op_type != "Transpose":
+            return None
+        value = before.inputs[0]
+    return value if value is not None and value.is_initializer() else None
+
+
+def activations_of(layers: Iterable[QuantizableLayer]) -> list[str]:
+    """What the layers read, each once."""
+    return list(dict.fromkeys(name for layer in layers for name in layer.reads))
+
+
+def _name(value: ir.Value | None) -> str:
+    assert value is not None
+    return str(value.name)

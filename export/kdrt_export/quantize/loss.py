@@ -1,0 +1,202 @@
+"""What a quantised UNet loses, measured on images that the calibration did not see.
+
+Three questions, from the inside out: how far off is an evaluation, on the inputs that the UNet had
+before; how far off is the image in the end, with the same seed; and, of the demo model, does it
+still show what the prompt says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+import kdrt
+from kdrt.bundle import QuantizationLoss, StepLoss
+from kdrt_engines import Engine
+from kdrt_engines.comparison import relative_error
+from kdrt_export.demo.fidelity import held_out_prompts, judge, score
+from kdrt_export.errors import VerificationError
+from kdrt_export.quantize.calibration import Evaluation, is_demo, trajectory
+from kdrt_export.quantize.sensitivity import root_mean_square
+
+IMAGES = 4
+"""Images that are compared, unless the user says another number."""
+
+MOST_POINTS = 0.02
+"""Of prompt fidelity that the demo model may lose."""
+
+MOST_BEYOND = 2.0
+"""How many times the bound of the scan the measured error of an evaluation may be. The scan adds up
+single layers, on other images; a graph that is wrong is off by far more."""
+
+_BATCH = 24
+_SEED = 2_000_000
+_WINDOW = 11
+"""Pixels: side of SSIM's window (Wang et al. 2004)."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a bundle makes before it is quantised.
+
+    Attributes:
+        prompts: of the images.
+        evaluations: of the UNet, by image.
+        images: float32 ``[H, W, 3]`` in [0, 1], by prompt.
+        fidelity: of the demo model, its share of held-out prompts; else None.
+    """
+
+    prompts: tuple[str, ...]
+    evaluations: tuple[tuple[Evaluation, ...], ...]
+    images: tuple[np.ndarray, ...]
+    fidelity: float | None
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is measured.
+
+    Attributes:
+        prompts: of the images that are compared.
+        height, width: of them in pixels; None is the model's own.
+        judged: held-out prompts that the demo model is judged by.
+    """
+
+    prompts: tuple[str, ...]
+    height: int | None = None
+    width: int | None = None
+    judged: int = 120
+
+    def reference(self, pipe: kdrt.Pipeline) -> Reference:
+        """What there is before quantising."""
+        made = [
+            trajectory(
+                pipe,
+                prompt,
+                seed=_SEED + number,
+                height=self.height,
+                width=self.width,
+                output_type="np",
+            )
+            for number, prompt in enumerate(self.prompts)
+        ]
+        return Reference(
+            self.prompts,
+            tuple(tuple(evaluations) for evaluations, _ in made),
+            tuple(images[0] for _, images in made),
+            self._fidelity(pipe),
+        )
+
+    def loss(self, pipe: kdrt.Pipeline, before: Reference) -> QuantizationLoss:
+        """What a pipeline with the quantised UNet loses.
+
+        Raises:
+            VerificationError: an image is not finite.
+        """
+        engine = pipe.engines["unet"]
+        errors = [[_error(engine, e) for e in evaluations] for evaluations in before.evaluations]
+        images = [
+            pipe(
+                prompt,
+                seed=_SEED + number,
+                steps=len(before.evaluations[number]),
+                sampler="euler",
+                height=self.height,
+                width=self.width,
+                output_type="np",
+            ).images[0]
+            for number, prompt in enumerate(self.prompts)
+        ]
+        psnr, ssim = likeness(images, before.images)
+        return QuantizationLoss(
+            steps=tuple(
+                StepLoss(sigma=evaluation.sigma, error=root_mean_square(e[step] for e in errors))
+                for step, evaluation in enumerate(before.evaluations[0])
+            ),
+            images=len(images),
+            psnr=psnr,
+            ssim=ssim,
+            fidelity=self._fidelity(pipe),
+            fidelity_before=before.fidelity,
+        )
+
+    def _fidelity(self, pipe: kdrt.Pipeline) -> float | None:
+        if not is_demo(pipe.bundle):
+            return None
+        chosen = held_out_prompts(self.judged)
+        verdicts = []
+        for start in range(0, len(chosen), _BATCH):
+            part = chosen[start : start + _BATCH]
+            images = pipe([text for text, _ in part], seed=start).images
+            verdicts += [
+                judge(image, scene) for image, (_, scene) in zip(images, part, strict=True)
+            ]
+        return score(verdicts)
+
+
+def check_loss(loss: QuantizationLoss, max_error: float) -> None:
+    """Whether a quantised network may be kept.
+
+    Args:
+        loss: what was measured.
+        max_error: the bound that its layers were chosen by.
+
+    Raises:
+        VerificationError: it loses too much.
+    """
+    if not loss.error <= MOST_BEYOND * max_error:
+        raise VerificationError(
+            f"an evaluation of the quantised UNet is off by {loss.error:.2g}, and its layers were "
+            f"chosen for {max_error:.2g}; calibrate with more prompts, or quantise less with a "
+            "smaller --max-error"
+        )
+    if loss.fidelity is None or loss.fidelity_before is None:
+        return
+    if loss.fidelity < loss.fidelity_before - MOST_POINTS:
+        raise VerificationError(
+            f"quantised it draws {loss.fidelity:.1%} of the prompts as asked, where it drew "
+            f"{loss.fidelity_before:.1%}; quantise less with a smaller --max-error"
+        )
+
+
+def likeness(
+    images: Sequence[np.ndarray], references: Sequence[np.ndarray]
+) -> tuple[float | None, float]:
+    """PSNR in decibels, the mean over the images that differ (None if none does), and SSIM.
+
+    Args:
+        images, references: float32 ``[H, W, 3]`` in [0, 1].
+    """
+    from torchmetrics.functional.image import (
+        peak_signal_noise_ratio,
+        structural_similarity_index_measure,
+    )
+
+    # In float64: two float32 images can be closer than float32 sums of squares resolve.
+    pairs = [
+        tuple(torch.from_numpy(x).permute(2, 0, 1)[None].double() for x in pair)
+        for pair in zip(images, references, strict=True)
+    ]
+    ratios = [float(peak_signal_noise_ratio(a, b, data_range=1.0)) for a, b in pairs]
+    finite = [ratio for ratio in ratios if np.isfinite(ratio)]
+    ssims = []
+    for a, b in pairs:
+        ssim = structural_similarity_index_measure(a, b, data_range=1.0, kernel_size=_WINDOW)
+        assert isinstance(ssim, torch.Tensor)
+        ssims.append(float(ssim))
+    return (float(np.mean(finite)) if finite else None), float(np.mean(ssims))
+
+
+def _error(engine: Engine, evaluation: Evaluation) -> float:
+    """Of one evaluation, on the inputs that it had."""
+    binding = engine.bind(**evaluation.dims)
+    for name, tensor in binding.inputs.items():
+        tensor.copy_(torch.from_numpy(evaluation.inputs[name]))
+    binding.run()
+    return max(
+        relative_error(tensor.cpu(), torch.from_numpy(evaluation.outputs[name]))
+        for name, tensor in binding.outputs.items()
+    )

@@ -1,0 +1,118 @@
+"""Writing the quantised networks of a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+from torch import Tensor
+
+from kdrt.bundle import Bundle, Component, Manifest
+from kdrt_engines.onnx_weights import StoredWeight, stored_weights
+from kdrt_export.onnx.trace import RawTensor, write_proto, write_weights
+from kdrt_export.quantize.formats import Format
+from kdrt_export.quantize.layers import QuantizableLayer, quantizable_layers
+from kdrt_export.quantize.qdq import Ranges, quantize_graph
+from kdrt_export.quantize.sensitivity import precision_of
+from kdrt_export.quantize.weights import quantize_weight
+
+WEIGHTS_FILE = "quantized.bin"
+"""Beside the graphs."""
+
+_NUMBERS, _SCALE = "_quantized", "_scale"
+"""What the two parts of a weight are called after it."""
+
+
+def unets_of(manifest: Manifest) -> list[str]:
+    """The UNets of a bundle: the plain one, and those of its variants. The shallow one of a deep
+    cache, which computes the outermost layers, is not among them."""
+    variants = (parts["unet"] for parts in manifest.variants.values() if "unet" in parts)
+    return list(dict.fromkeys(["unet", *variants]))
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What a UNet's layers become.
+
+    Attributes:
+        into: the format.
+        layers: those of the plain UNet that are quantised. Other UNets have the same ones; what
+            they have besides stays as it is.
+        ranges: of all that these read.
+    """
+
+    into: Format
+    layers: Sequence[QuantizableLayer]
+    ranges: Ranges
+
+    def write(self, bundle: Bundle, folder: Path) -> dict[str, Component]:
+        """Write the UNets of a bundle into the folder of a new one.
+
+        Returns:
+            What its manifest says of them.
+        """
+        components = bundle.manifest.components
+        places: dict[Path, list[str]] = {}
+        for name in unets_of(bundle.manifest):
+            places.setdefault(Path(components[name].onnx).parent, []).append(name)
+        for place, names in places.items():
+            (folder / place).mkdir(parents=True, exist_ok=True)
+            self._write(bundle, [components[name].onnx for name in names], folder, place)
+        return {
+            name: components[name].model_copy(update={"onnxruntime": None, "verification": ()})
+            for names in places.values()
+            for name in names
+        }
+
+    def _write(self, bundle: Bundle, files: Sequence[str], folder: Path, place: Path) -> None:
+        """Write graphs that share a file of weights."""
+        stored: dict[str, StoredWeight] = {}
+        models: dict[str, ir.Model] = {}
+        for file in files:
+            path = bundle.file(file)
+            stored |= stored_weights(path)
+            models[file] = self._graph(path)
+        outside: dict[str, list[ir.Value]] = {}
+        for model in models.values():
+            for value in model.graph.initializers.values():
+                if value.const_value is None or isinstance(value.const_value, ir.ExternalTensor):
+                    outside.setdefault(str(value.name), []).append(value)
+        written = write_weights(self._tensors(outside, stored), folder / place / WEIGHTS_FILE)
+        for name, values in outside.items():
+            for value in values:
+                value.const_value = written[name]
+                value.type, value.shape = ir.TensorType(written[name].dtype), written[name].shape
+        for file, model in models.items():
+            write_proto(ir.to_proto(model), folder / file)
+
+    def _graph(self, path: Path) -> ir.Model:
+        """A graph with its layers quantised, whose weights in few bits have no values yet."""
+        model = ir.load(path)
+        chosen = {(layer.name, layer.kind) for layer in self.layers}
+        layers = [
+            layer
+            for layer in quantizable_layers(model.graph, self.into)
+            if (layer.name, layer.kind) in chosen
+        ]
+        weights = {
+            layer.weight: (ir.val(layer.weight + _NUMBERS), ir.val(layer.weight + _SCALE))
+            for layer in layers
+            if layer.weight is not None
+        }
+        quantize_graph(model, layers, self.ranges, self.into, weights, precision_of(model))
+        return model
+
+    def _tensors(
+        self, names: Iterable[str], stored: Mapping[str, StoredWeight]
+    ) -> Iterator[tuple[str, Tensor | RawTensor]]:
+        """The weights by these names, one in memory at a time."""
+        for name in names:
+            if name in stored:
+                yield name, stored[name].read()
+            elif name.endswith(_NUMBERS):
+                original = name.removesuffix(_NUMBERS)
+                weight = quantize_weight(stored[original].read(), self.into)
+                yield name, RawTensor(weight.values, self.into.dtype, weight.shape)
+                yield original + _SCALE, weight.scale

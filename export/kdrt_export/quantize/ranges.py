@@ -1,0 +1,117 @@
+"""How large the activations of a network become, by running it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from kdrt.errors import InvalidRequestError
+from kdrt_engines.onnxruntime.config import CPU
+from kdrt_engines.onnxruntime.sessions import session_options
+
+Sample = Mapping[str, np.ndarray]
+"""The inputs of one run of a network, by name."""
+
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+def session_of(model: onnx.ModelProto, folder: Path, *, fold: bool = True) -> ort.InferenceSession:
+    """ONNX Runtime on the CPU, for a graph that is in no file.
+
+    Args:
+        model: the graph.
+        folder: where its weights are.
+        fold: compute beforehand what depends on no input. Without it nothing is held a second
+            time.
+    """
+    options = session_options()
+    options.add_session_config_entry(_WEIGHTS_FOLDER, str(folder))
+    disabled = [] if fold else ["ConstantFolding"]
+    return ort.InferenceSession(
+        model.SerializeToString(), options, providers=[CPU], disabled_optimizers=disabled
+    )
+
+
+@dataclass
+class Measured:
+    """What a network's activations were in some runs.
+
+    Attributes:
+        greatest: the largest absolute value of each, by name.
+        elements: how many numbers each had in the last run.
+    """
+
+    greatest: dict[str, float]
+    elements: dict[str, int]
+
+
+def measure_ranges(
+    model: onnx.ModelProto, folder: Path, names: Sequence[str], samples: Iterable[Sample]
+) -> Measured:
+    """Run a network, and note the largest absolute value of each of these activations.
+
+    Args:
+        model: a graph; its own values stay in it.
+        folder: where its weights are.
+        names: activations; inputs of the graph are taken as they are.
+        samples: what it is run on.
+
+    Raises:
+        InvalidRequestError: there is no sample, or the network gives numbers that are not finite.
+    """
+    inputs = {value.name for value in model.graph.input}
+    inner = [name for name in names if name not in inputs]
+    session = session_of(_with_greatest(model, inner), folder)
+    taken = [value.name for value in session.get_inputs()]
+    greatest = dict.fromkeys(names, 0.0)
+    elements: dict[str, int] = {}
+    for sample in samples:
+        found = session.run(None, {name: sample[name] for name in taken})
+        tops, sizes = found[: len(inner)], found[len(inner) :]
+        of_inputs = {name: sample[name] for name in names if name in inputs}
+        seen = dict(zip(inner, map(float, tops), strict=True)) | {
+            name: float(np.abs(array).max()) for name, array in of_inputs.items()
+        }
+        elements = dict(zip(inner, map(int, sizes), strict=True)) | {
+            name: array.size for name, array in of_inputs.items()
+        }
+        greatest = {name: max(greatest[name], value) for name, value in seen.items()}
+    if not elements:
+        raise InvalidRequestError("the calibration has no prompt; give at least one")
+    broken = [name for name, value in greatest.items() if not np.isfinite(value)]
+    if broken:
+        raise InvalidRequestError(
+            f"the network gives numbers that are not finite ({broken[0]}); `kdrt compare` says "
+            "where that begins"
+        )
+    return Measured(greatest, elements)
+
+
+def _with_greatest(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """A copy whose outputs are the largest absolute value of each, then the size of each."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    del result.graph.output[:]
+    nodes, outputs = result.graph.node, result.graph.output
+    for name in names:
+        nodes.add(op_type="Abs", input=[name], output=[f"{name}/abs"])
+        node = onnx.helper.make_node("ReduceMax", [f"{name}/abs"], [f"{name}/half"], keepdims=0)
+        nodes.append(node)
+        as_float = onnx.helper.make_node(
+            "Cast", [f"{name}/half"], [f"{name}/greatest"], to=onnx.TensorProto.FLOAT
+        )
+        nodes.append(as_float)
+        outputs.append(
+            onnx.helper.make_tensor_value_info(f"{name}/greatest", onnx.TensorProto.FLOAT, [])
+        )
+    for name in names:
+        nodes.add(op_type="Size", input=[name], output=[f"{name}/size"])
+        outputs.append(
+            onnx.helper.make_tensor_value_info(f"{name}/size", onnx.TensorProto.INT64, [])
+        )
+    return result

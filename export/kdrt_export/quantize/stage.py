@@ -1,0 +1,248 @@
+"""The whole of it: bundle → calibration → scan → quantised networks → measured loss → bundle."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+import kdrt
+from kdrt.bundle import (
+    Bundle,
+    Manifest,
+    QuantizationFacts,
+    QuantizationLoss,
+    check_new_bundle,
+    folder_name,
+    link,
+    new_bundle,
+    open_bundle,
+    write_manifest,
+)
+from kdrt.common.home import check_home, home
+from kdrt.errors import InvalidRequestError
+from kdrt_export.errors import ExportError
+from kdrt_export.onnx.trace import weight_files
+from kdrt_export.quantize.calibration import (
+    PROMPTS,
+    Evaluation,
+    calibration_samples,
+    default_prompts,
+    other_prompts,
+)
+from kdrt_export.quantize.drawing import FOLDER, check_can_draw, draw, write_table
+from kdrt_export.quantize.formats import Format, find_format
+from kdrt_export.quantize.layers import activations_of, quantizable_layers
+from kdrt_export.quantize.loss import IMAGES, Measure, check_loss
+from kdrt_export.quantize.networks import WEIGHTS_FILE, Quantized, unets_of
+from kdrt_export.quantize.ranges import measure_ranges
+from kdrt_export.quantize.sensitivity import MAX_ERROR, SAMPLES, Sensitivity, choose, scan
+from kdrt_export.report import Report, Silent
+
+
+def quantize(
+    bundle: str | os.PathLike[str],
+    output: Path | None = None,
+    *,
+    format: str,
+    calibration: int | Sequence[str] = PROMPTS,
+    max_error: float = MAX_ERROR,
+    images: int = IMAGES,
+    height: int | None = None,
+    width: int | None = None,
+    engine: str | None = None,
+    report: Report | None = None,
+) -> Path:
+    """Make a new bundle whose UNets compute in fewer bits.
+
+    Args:
+        bundle: its folder or name, float32 or float16. It stays as it is.
+        output: the folder of the new bundle; by default one named after both in the bundle home.
+        format: one of :data:`kdrt_export.quantize.formats.FORMATS`.
+        calibration: prompts, or how many of kdrt's own. An image is made of each, and the
+            activations are measured all over its steps.
+        max_error: relative error of one evaluation; the layers with the largest errors stay as
+            they are until all others together are below it.
+        images: how many, of other prompts and seeds, are made before and after and compared.
+        height, width: of all images in pixels; None is the model's own.
+        engine: makes the images; None is the best here.
+        report: told of every stage.
+
+    Returns:
+        The new bundle's folder.
+
+    Raises:
+        BundleError: there is no such bundle, or it is damaged.
+        InvalidRequestError: an argument is out of range, or no layer can be quantised.
+        ExportError: the bundle cannot be quantised, or a package is missing.
+        VerificationError: it loses too much; see :func:`kdrt_export.quantize.loss.check_loss`.
+        OutputError: the new bundle cannot be written. Then nothing is left behind.
+    """
+    into = find_format(format)
+    _check_number("max_error", max_error, 1e-4, 0.5)
+    _check_number("images", images, 1, 100)
+    check_can_draw()
+    report = report or Silent()
+    report.start(f"open {bundle}")
+    opened = open_bundle(bundle)
+    _check_bundle(opened.manifest)
+    if output is None:
+        output = home() / "bundles" / folder_name(f"{opened.manifest.name}-{into.name}")
+    prompts = (
+        default_prompts(opened, calibration) if isinstance(calibration, int) else [*calibration]
+    )
+    if not prompts:
+        raise InvalidRequestError("the calibration has no prompt; give at least one")
+    check_new_bundle(output)
+    if output.exists() and output.samefile(opened.path):
+        raise InvalidRequestError(
+            "a bundle is not quantised in place; give the new one a folder of its own"
+        )
+    check_home()
+    pipe = kdrt.load(opened, engine=engine)
+    report.done(f"{opened.manifest.name}, {opened.manifest.precision}, to {into.name}")
+    report.start("calibrate")
+    samples = calibration_samples(pipe, prompts, height=height, width=width)
+    report.done(f"{len(prompts)} images, {len(samples)} evaluations")
+    report.start("make images before")
+    measure = Measure(other_prompts(opened, prompts, images), height, width)
+    before = measure.reference(pipe)
+    report.done(f"{images} images")
+    del pipe
+    quantized, rows = _chosen(opened, into, samples, max_error, report)
+    with new_bundle(output) as partial:
+        report.start("write networks")
+        unets = unets_of(opened.manifest)
+        manifest = opened.manifest.model_copy(
+            update={
+                "name": output.name,
+                "components": opened.manifest.components | quantized.write(opened, partial),
+            }
+        )
+        _link_rest(opened, manifest, partial)
+        write_manifest(partial, manifest, known=opened.manifest.files)
+        written = sum(file.stat().st_size for file in partial.rglob(WEIGHTS_FILE))
+        report.done(f"{written / 1e6:,.1f} MB")
+        report.start("measure the loss")
+        after = kdrt.load(Bundle(partial, manifest), engine=engine)
+        loss = measure.loss(after, before)
+        check_loss(loss, max_error)
+        report.done(_told(loss))
+        (partial / FOLDER).mkdir()
+        write_table(rows, partial / FOLDER)
+        title = f"{opened.manifest.name}: {into.name}, one layer at a time"
+        draw(rows, title, max_error, partial / FOLDER)
+        facts = QuantizationFacts(
+            format=into.name,
+            made_from=opened.manifest.name,
+            network=opened.manifest.files[opened.manifest.components["unet"].onnx],
+            components=tuple(unets),
+            layers=sum(row.is_quantized for row in rows),
+            left=tuple(
+                f"{row.layer.name} ({row.layer.kind})" for row in rows if not row.is_quantized
+            ),
+            max_error=max_error,
+            prompts=len(prompts),
+            evaluations=len(samples),
+            loss=loss,
+        )
+        write_manifest(
+            partial,
+            manifest.model_copy(update={"quantization": facts}),
+            known=opened.manifest.files,
+        )
+        opened.check_unchanged()
+    return output
+
+
+def _chosen(
+    bundle: Bundle, into: Format, samples: Sequence[Evaluation], max_error: float, report: Report
+) -> tuple[Quantized, list[Sensitivity]]:
+    """Which layers to quantise, and the scan that says so."""
+    facts = bundle.manifest.components["unet"]
+    path = bundle.file(facts.onnx)
+    model = ir.load(path)
+    layers = [
+        layer
+        for layer in quantizable_layers(model.graph, into)
+        if not any(f"{layer.name}/".startswith(f"{kept}/") for kept in facts.float32)
+    ]
+    if not layers:
+        raise ExportError(f"the UNet of '{bundle.manifest.name}' has no layer for {into.name}")
+    report.start("measure activations")
+    proto = onnx.load(path, load_external_data=False)
+    names, inputs = activations_of(layers), [sample.inputs for sample in samples]
+    ranges = measure_ranges(proto, path.parent, names, inputs).greatest
+    report.done(f"{len(ranges)} that {len(layers)} layers read")
+    report.start("scan")
+    by_noise = sorted(samples, key=lambda sample: sample.sigma)
+    some = [by_noise[place] for place in np.linspace(0, len(samples) - 1, SAMPLES, dtype=int)]
+    errors = scan(model, path, layers, ranges, into, [sample.inputs for sample in some])
+    rows = choose(layers, errors, max_error)
+    left = sum(not row.is_quantized for row in rows)
+    report.done(f"{len(rows) - left} layers to {into.name}, {left} left")
+    return Quantized(into, [row.layer for row in rows if row.is_quantized], ranges), rows
+
+
+def _check_bundle(manifest: Manifest) -> None:
+    """Whether a bundle can be quantised. Raises ExportError."""
+    why = None
+    if manifest.quantization is not None:
+        why = f"is {manifest.quantization.format} already"
+    elif manifest.baked.weights == "int8":
+        why = "has int8 weights"
+    elif manifest.precision == "bf16":
+        why = "is bf16, which ONNX Runtime does not run on a CPU"
+    if why is not None:
+        raise ExportError(
+            f"'{manifest.name}' {why}; quantise a bundle in float32 or float16: "
+            f"{manifest.export_command} --precision fp16"
+        )
+
+
+def _check_number(name: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:
+        raise InvalidRequestError(f"{name} must be between {least:g} and {most:g}, not {value:g}")
+
+
+def _link_rest(bundle: Bundle, manifest: Manifest, folder: Path) -> None:
+    """Put all files of a bundle into the folder of a new one, but for those of the networks that
+    are new there and what was built from them."""
+    new = manifest.components
+    graphs = {graph for component in new.values() for graph in component.graphs}
+    gone = {
+        graph
+        for name, component in bundle.manifest.components.items()
+        if component != new[name]
+        for graph in component.graphs
+    }
+    read = {
+        file
+        for graph in graphs - gone
+        for file in weight_files(
+            onnx.load(bundle.file(graph), load_external_data=False), bundle.file(graph).parent
+        )
+    }
+    left_out = {
+        file
+        for graph in gone
+        for file in weight_files(
+            onnx.load(bundle.file(graph), load_external_data=False), bundle.file(graph).parent
+        )
+    } - read
+    for name in bundle.manifest.files:
+        if name not in gone and bundle.file(name) not in left_out:
+            link(bundle.file(name), folder / name)
+
+
+def _told(loss: QuantizationLoss) -> str:
+    """A loss as a line for people."""
+    psnr = "equal images" if loss.psnr is None else f"{loss.psnr:.1f} dB"
+    told = f"error of an evaluation {loss.error:.1e}, images {psnr}, SSIM {loss.ssim:.3f}"
+    if loss.fidelity is not None and loss.fidelity_before is not None:
+        told += f", prompt fidelity {loss.fidelity:.1%} (before: {loss.fidelity_before:.1%})"
+    return told

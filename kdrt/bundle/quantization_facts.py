@@ -1,0 +1,82 @@
+"""What a quantised bundle says of how it was made, and of what it lost."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from kdrt.bundle.bounded import ComponentName, Positive, Sha256, Strict, Text
+
+QuantizationFormat = Literal["fp8", "int8", "int4-weights"]
+
+
+_Error = Annotated[float, Field(ge=0, le=1e6)]
+
+
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+
+_Count = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+class StepLoss(Strict):
+    """The error ``‖out − ref‖ / ‖ref‖`` of the UNet's output at a noise level, both on the inputs
+    that the bundle it was made from had there."""
+
+    sigma: Positive
+    error: _Error
+
+
+class QuantizationLoss(Strict):
+    """What was measured on images that the calibration did not see.
+
+    Attributes:
+        steps: by step of a generation, the root of the mean square over images.
+        images: how many, with the same seeds.
+        psnr: of the final images, in decibels, the mean over images; None where all are equal.
+        ssim: structural similarity (Wang et al. 2004), 1 for equal images.
+        fidelity: of the demo model, the share of images that show what the prompt says.
+        fidelity_before: likewise of the bundle that it was made from.
+    """
+
+    steps: Annotated[tuple[StepLoss, ...], Field(min_length=1, max_length=1000)]
+    images: _Count
+    psnr: Annotated[float, Field(ge=-100, le=1000)] | None
+    ssim: Annotated[float, Field(ge=-1, le=1)]
+    fidelity: _Share | None = None
+    fidelity_before: _Share | None = None
+
+    @property
+    def error(self) -> float:
+        """Of one evaluation: the root of the mean square over the steps."""
+        return math.sqrt(sum(step.error**2 for step in self.steps) / len(self.steps))
+
+
+class QuantizationFacts(Strict):
+    """How the UNets of a bundle were quantised.
+
+    Attributes:
+        format: what their layers compute in.
+        made_from: the name of the bundle.
+        network: SHA-256 of the UNet's graph there.
+        components: which networks.
+        layers: of the UNet that are quantised.
+        left: those that could be, and are not, for their errors.
+        max_error: the bound that these were chosen by.
+        prompts: of the calibration.
+        evaluations: of the UNet that its activations were measured in.
+        loss: what was measured afterwards.
+    """
+
+    format: QuantizationFormat
+    made_from: Text
+    network: Sha256
+    components: Annotated[tuple[ComponentName, ...], Field(min_length=1, max_length=64)]
+    layers: _Count
+    left: Annotated[tuple[Text, ...], Field(max_length=10_000)] = ()
+    max_error: Positive
+    prompts: _Count
+    evaluations: _Count
+    loss: QuantizationLoss
