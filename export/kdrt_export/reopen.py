@@ -33,6 +33,11 @@ def check_reopens(manifest: Manifest, folder: Path) -> None:
     Raises:
         ExportError: they cannot; says why, and what to do.
     """
+    if manifest.quantization is not None:
+        raise ExportError(
+            f"'{manifest.name}' is quantised, and its UNet cannot be made again from that; add to "
+            f"'{manifest.quantization.made_from}', which it was made from, and quantise the result"
+        )
     if manifest.baked.weights == "int8":
         raise ExportError(
             f"the weights of '{manifest.name}' are int8, from which its UNet cannot be made "

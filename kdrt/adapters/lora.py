@@ -419,6 +419,14 @@ class LoraStack:
     def check_base(self) -> None:
         """Raises InvalidRequestError: the bundle has no weights that a LoRA can be added to."""
         manifest = self._bundle.manifest
+        if manifest.quantization is not None:
+            quantized = manifest.quantization
+            raise InvalidRequestError(
+                f"LoRAs are added to the base weights, and '{manifest.name}' is quantised: bake "
+                f"them in first with `{manifest.export_command} --lora FILE:SCALE`, then `kdrt "
+                f"quantize BUNDLE --format {quantized.format}`; or use them with "
+                f"'{quantized.made_from}', which it was made from"
+            )
         if manifest.baked.weights == "int8":
             raise InvalidRequestError(
                 f"LoRAs are added to the base weights, and '{manifest.name}' has them as int8 "

@@ -42,6 +42,8 @@ Its files:
     export_checks    what is looked at before it loads anything
     build            ``kdrt build``
     compare          ``kdrt compare``
+    quantize         ``kdrt quantize``
+    size_option      the size of an image, as text
     bundles          ``kdrt list``
     rm               ``kdrt rm``
     inspect          ``kdrt inspect``
@@ -49,6 +51,7 @@ Its files:
     lora_option      a LoRA and its scale, as text
     bundle_rows      bundles as lines to read
     engine_rows      built engines as lines to read
+    quantization_rows  what a quantised bundle lost, as lines to read
     tune             ``kdrt tune``
     doctor           ``kdrt doctor``
     trust            ``kdrt trust``
@@ -93,6 +96,7 @@ from kdrt.cli import (
     info,
     inspect,
     lora,
+    quantize,
     rm,
     samplers,
     schedules,
@@ -180,7 +184,7 @@ def _add(panel: str, *commands: Callable[..., None]) -> None:
 
 _add("Models", export.export, build.build, inspect.inspect)
 add_command(app, bundles.list_bundles, name="list", rich_help_panel="Models")
-_add("Models", compare.compare, tune.tune, rm.rm, trust.trust)
+_add("Models", quantize.quantize, compare.compare, tune.tune, rm.rm, trust.trust)
 app.add_typer(add.add, rich_help_panel="Models")
 app.add_typer(lora.lora, rich_help_panel="Models")
 _add("Images", generate.generate, info.info, serve.serve, deploy.deploy)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kdrt.backends.engine_files import engine_folders
 from kdrt.backends.records import check_record, read_record
-from kdrt.bundle import Bundle, bundle_path, read_manifest
+from kdrt.bundle import Bundle, Manifest, bundle_path, read_manifest
 from kdrt.errors import BundleError, EngineRejectedError
 from kdrt_engines.tensorrt.flavour import FLAVOURS
 
@@ -58,9 +59,18 @@ def describe(name: str) -> BundleRow:
         path,
         total,
         manifest.family,
-        manifest.precision + (", int8 weights" if manifest.baked.weights == "int8" else ""),
+        ", ".join(_precisions(manifest)),
         _engines(Bundle(path, manifest)),
     )
+
+
+def _precisions(manifest: Manifest) -> Iterator[str]:
+    """What the networks compute in, and what their weights are where that is another."""
+    yield manifest.precision
+    if manifest.baked.weights == "int8":
+        yield "int8 weights"
+    if manifest.quantization is not None:
+        yield manifest.quantization.format
 
 
 def folder_size(folder: Path) -> int:

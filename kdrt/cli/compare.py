@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -87,9 +86,10 @@ def compare(
     """
     from kdrt.bundle import open_bundle
     from kdrt.cli.export_checks import needs_export
+    from kdrt.cli.size_option import height_and_width
     from kdrt.common.paths import user_path
 
-    height, width = _sides(at)
+    height, width = height_and_width(at)
     bundles = [open_bundle(name) for name in (bundle, other) if name is not None]
     with needs_export("comparing"):
         from kdrt_export.compare.comparison import Graph
@@ -121,20 +121,6 @@ def compare(
         typer.echo(write_table(comparison, folder))
         title = f"{component}: {second.label()} against {first.label()}"
         typer.echo(draw(comparison, title, folder))
-
-
-def _sides(at: str | None) -> tuple[int | None, int | None]:
-    """Height and width. Raises InvalidRequestError: they are not two numbers."""
-    from kdrt.errors import InvalidRequestError
-
-    if at is None:
-        return None, None
-    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", at.strip().lower())
-    if match is None:
-        raise InvalidRequestError(
-            f"'{at}' is no size; write height and width in pixels, as in --at 512x768"
-        )
-    return int(match[1]), int(match[2])
 
 
 def _print(comparison: Comparison, title: str, *, layers: bool) -> None:

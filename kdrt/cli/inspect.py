@@ -49,6 +49,7 @@ def inspect(
     from kdrt.bundle import open_bundle
     from kdrt.cli.bundle_rows import folder_size
     from kdrt.cli.console import print_json, print_rows, print_table
+    from kdrt.cli.quantization_rows import print_loss
     from kdrt.common.units import size
 
     opened = open_bundle(bundle)
@@ -62,6 +63,7 @@ def inspect(
 
     total = sum(opened.file(name).stat().st_size for name in manifest.files)
     latents, scheduler, baked = manifest.latents, manifest.scheduler, manifest.baked
+    quantized = () if manifest.quantization is None else manifest.quantization.components
     print_rows(
         manifest.name,
         [
@@ -107,11 +109,14 @@ def inspect(
                     + (" (torch)" if check.engine == "torch" else "")
                     for check in component.verification
                 )
-                or "not verified",
+                or ("quantised, see below" if name in quantized else "not verified"),
             )
             for name, component in manifest.components.items()
         ],
     )
+    if manifest.quantization is not None:
+        typer.echo()
+        print_loss(manifest.quantization)
     mixed = [(n, ", ".join(c.float32)) for n, c in manifest.components.items() if c.float32]
     if mixed:
         typer.echo()

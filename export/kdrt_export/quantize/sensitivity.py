@@ -29,7 +29,7 @@ _FOLDED_BYTES = 2**31
 SAMPLES = 6
 """Evaluations that a layer is tried on."""
 
-MAX_ERROR = 0.02
+MAX_ERROR = 0.03
 """Relative error of one evaluation up to which layers are quantised, unless the user says another.
 Float16 alone is at 1e-3."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,7 @@ def quantize(
     bundle: str | os.PathLike[str],
     output: Path | None = None,
     *,
+    name: str | None = None,
     format: str,
     calibration: int | Sequence[str] = PROMPTS,
     max_error: float = MAX_ERROR,
@@ -61,7 +62,8 @@ def quantize(
 
     Args:
         bundle: its folder or name, float32 or float16. It stays as it is.
-        output: the folder of the new bundle; by default one named after both in the bundle home.
+        output: the folder of the new bundle; by default one of its name in the bundle home.
+        name: of the new bundle; by default ``BUNDLE-FORMAT``.
         format: one of :data:`kdrt_export.quantize.formats.FORMATS`.
         calibration: prompts, or how many of kdrt's own. An image is made of each, and the
             activations are measured all over its steps.
@@ -90,8 +92,10 @@ def quantize(
     report.start(f"open {bundle}")
     opened = open_bundle(bundle)
     _check_bundle(opened.manifest)
+    if name is None:
+        name = f"{opened.manifest.name}-{into.name}" if output is None else output.name
     if output is None:
-        output = home() / "bundles" / folder_name(f"{opened.manifest.name}-{into.name}")
+        output = home() / "bundles" / folder_name(name)
     prompts = (
         default_prompts(opened, calibration) if isinstance(calibration, int) else [*calibration]
     )
@@ -119,12 +123,12 @@ def quantize(
         unets = unets_of(opened.manifest)
         manifest = opened.manifest.model_copy(
             update={
-                "name": output.name,
+                "name": name,
                 "components": opened.manifest.components | quantized.write(opened, partial),
             }
         )
-        _link_rest(opened, manifest, partial)
-        write_manifest(partial, manifest, known=opened.manifest.files)
+        known = _link_rest(opened, manifest, partial)
+        write_manifest(partial, manifest, known=known)
         written = sum(file.stat().st_size for file in partial.rglob(WEIGHTS_FILE))
         report.done(f"{written / 1e6:,.1f} MB")
         report.start("measure the loss")
@@ -153,7 +157,7 @@ def quantize(
         write_manifest(
             partial,
             manifest.model_copy(update={"quantization": facts}),
-            known=opened.manifest.files,
+            known=known,
         )
         opened.check_unchanged()
     return output
@@ -209,34 +213,31 @@ def _check_number(name: str, value: float, least: float, most: float) -> None:
         raise InvalidRequestError(f"{name} must be between {least:g} and {most:g}, not {value:g}")
 
 
-def _link_rest(bundle: Bundle, manifest: Manifest, folder: Path) -> None:
-    """Put all files of a bundle into the folder of a new one, but for those of the networks that
-    are new there and what was built from them."""
+def _link_rest(bundle: Bundle, manifest: Manifest, folder: Path) -> dict[str, str]:
+    """Put the files of a bundle into the folder of a new one, but for those of the networks that
+    are new there and what was built from the bundle. Returns their digests."""
     new = manifest.components
-    graphs = {graph for component in new.values() for graph in component.graphs}
-    gone = {
-        graph
-        for name, component in bundle.manifest.components.items()
-        if component != new[name]
-        for graph in component.graphs
+    kept = {graph for component in new.values() for graph in component.graphs}
+    gone = set[str]()
+    for name, component in bundle.manifest.components.items():
+        if component != new[name]:
+            gone.update(component.graphs)
+    left_out = _weights(bundle, gone) - _weights(bundle, kept - gone)
+    files = {
+        name: digest
+        for name, digest in bundle.manifest.files.items()
+        if name not in gone and bundle.file(name) not in left_out
     }
-    read = {
-        file
-        for graph in graphs - gone
-        for file in weight_files(
-            onnx.load(bundle.file(graph), load_external_data=False), bundle.file(graph).parent
-        )
-    }
-    left_out = {
-        file
-        for graph in gone
-        for file in weight_files(
-            onnx.load(bundle.file(graph), load_external_data=False), bundle.file(graph).parent
-        )
-    } - read
-    for name in bundle.manifest.files:
-        if name not in gone and bundle.file(name) not in left_out:
-            link(bundle.file(name), folder / name)
+    for name in files:
+        link(bundle.file(name), folder / name)
+    return files
+
+
+def _weights(bundle: Bundle, graphs: Collection[str]) -> set[Path]:
+    """The files with the weights of these graphs."""
+    paths = [bundle.file(graph) for graph in graphs]
+    found = [weight_files(onnx.load(path, load_external_data=False), path.parent) for path in paths]
+    return set[Path]().union(*found)
 
 
 def _told(loss: QuantizationLoss) -> str:
