@@ -76,12 +76,14 @@ def default_prompts(bundle: Bundle, count: int) -> list[str]:
     return list(_GENERAL[: _checked(count, len(_GENERAL))])
 
 
-def other_prompts(bundle: Bundle, prompts: Sequence[str], count: int) -> tuple[str, ...]:
-    """Prompts for images that are compared before and after: not those of the calibration."""
+def other_prompts(bundle: Bundle, calibration: int | Sequence[str], count: int) -> tuple[str, ...]:
+    """Prompts for images that are compared before and after: others than those of the calibration,
+    or the user's own, with other seeds."""
+    if not isinstance(calibration, int):
+        return tuple(islice(cycle(calibration), count))
     if is_demo(bundle):
         return tuple(text for text, _ in held_out_prompts(count))
-    others = [prompt for prompt in _GENERAL if prompt not in prompts] or _GENERAL
-    return tuple(islice(cycle(others), count))
+    return tuple(islice(cycle(_GENERAL[calibration:] or _GENERAL), count))
 
 
 def is_demo(bundle: Bundle) -> bool:

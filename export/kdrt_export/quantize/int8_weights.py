@@ -15,8 +15,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import onnx
-import torch
 from torch import Tensor
+
+from kdrt_export.quantize.formats import FORMATS
+from kdrt_export.quantize.weights import rounded, weight_scale
 
 MIN_SIZE = 4096
 """Elements below which a weight stays as it is: there would be nothing to gain."""
@@ -30,16 +32,9 @@ _READERS = {"Conv": 1, "Gemm": 1, "MatMul": 1, "Transpose": 0}
 
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
     """A weight ``[O, …]`` as int8 of its shape and a scale ``[O]`` of its dtype."""
-    rows = weight.detach().float().flatten(1)
-    greatest = rows.abs().amax(dim=1)
-    # Rounded as it will be stored, so that the steps are those of the scale in the file; and up,
-    # since 127 steps of one that was rounded down do not reach the greatest weight.
-    scale = (greatest / 127).to(weight.dtype)
-    above = torch.nextafter(scale, torch.full_like(scale, torch.inf))
-    scale = torch.where(scale.float() * 127 < greatest, above, scale)
-    steps = torch.where(scale > 0, scale, torch.ones_like(scale)).float()
-    values = (rows / steps[:, None]).round().clamp(-127, 127).to(torch.int8)
-    return values.reshape(weight.shape), scale
+    scale = weight_scale(weight, FORMATS["int8"])
+    steps = scale.float().reshape(-1, *[1] * (weight.ndim - 1))
+    return rounded(weight.detach().float() / steps, FORMATS["int8"]), scale
 
 
 def quantise_weights(graph: onnx.GraphProto, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

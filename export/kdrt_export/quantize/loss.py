@@ -25,6 +25,9 @@ from kdrt_export.quantize.sensitivity import root_mean_square
 IMAGES = 4
 """Images that are compared, unless the user says another number."""
 
+JUDGED = 30
+"""Prompts that the demo model is judged by, for each image that is compared."""
+
 MOST_POINTS = 0.02
 """Of prompt fidelity that the demo model may lose."""
 
@@ -33,6 +36,7 @@ MOST_BEYOND = 2.0
 single layers, on other images; a graph that is wrong is off by far more."""
 
 _BATCH = 24
+_JUDGED_STEPS = 12
 _SEED = 2_000_000
 _WINDOW = 11
 """Pixels: side of SSIM's window (Wang et al. 2004)."""
@@ -62,13 +66,13 @@ class Measure:
     Attributes:
         prompts: of the images that are compared.
         height, width: of them in pixels; None is the model's own.
-        judged: held-out prompts that the demo model is judged by.
+
+    The demo model is judged by ``JUDGED`` held-out prompts for each image.
     """
 
     prompts: tuple[str, ...]
     height: int | None = None
     width: int | None = None
-    judged: int = 120
 
     def reference(self, pipe: kdrt.Pipeline) -> Reference:
         """What there is before quantising."""
@@ -126,11 +130,12 @@ class Measure:
     def _fidelity(self, pipe: kdrt.Pipeline) -> float | None:
         if not is_demo(pipe.bundle):
             return None
-        chosen = held_out_prompts(self.judged)
+        chosen = held_out_prompts(JUDGED * len(self.prompts))
         verdicts = []
         for start in range(0, len(chosen), _BATCH):
             part = chosen[start : start + _BATCH]
-            images = pipe([text for text, _ in part], seed=start).images
+            texts = [text for text, _ in part]
+            images = pipe(texts, seed=start, steps=_JUDGED_STEPS).images
             verdicts += [
                 judge(image, scene) for image, (_, scene) in zip(images, part, strict=True)
             ]

@@ -38,8 +38,8 @@ class Quantized:
 
     Attributes:
         into: the format.
-        layers: those of the plain UNet that are quantised. Other UNets have the same ones; what
-            they have besides stays as it is.
+        layers: those of the plain UNet that are quantised. Other UNets have the same ones, with the
+            same ranges; what they have besides stays as it is.
         ranges: of all that these read.
     """
 
@@ -90,7 +90,7 @@ class Quantized:
     def _graph(self, path: Path) -> ir.Model:
         """A graph with its layers quantised, whose weights in few bits have no values yet."""
         model = ir.load(path)
-        chosen = {(layer.name, layer.kind) for layer in self.layers}
+        chosen = {(layer.name, layer.kind): layer for layer in self.layers}
         layers = [
             layer
             for layer in quantizable_layers(model.graph, self.into)
@@ -101,7 +101,12 @@ class Quantized:
             for layer in layers
             if layer.weight is not None
         }
-        quantize_graph(model, layers, self.ranges, self.into, weights, precision_of(model))
+        ranges: dict[str, float] = {}
+        for layer in layers:  # what they read may have another name here
+            same = chosen[layer.name, layer.kind]
+            for name, other in zip(layer.reads, same.reads, strict=True):
+                ranges[name] = max(ranges.get(name, 0.0), self.ranges[other])
+        quantize_graph(model, layers, ranges, self.into, weights, precision_of(model))
         return model
 
     def _tensors(

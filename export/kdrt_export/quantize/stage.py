@@ -69,7 +69,7 @@ def quantize(
             activations are measured all over its steps.
         max_error: relative error of one evaluation; the layers with the largest errors stay as
             they are until all others together are below it.
-        images: how many, of other prompts and seeds, are made before and after and compared.
+        images: how many, with other seeds, are made before and after and compared.
         height, width: of all images in pixels; None is the model's own.
         engine: makes the images; None is the best here.
         report: told of every stage.
@@ -113,7 +113,7 @@ def quantize(
     samples = calibration_samples(pipe, prompts, height=height, width=width)
     report.done(f"{len(prompts)} images, {len(samples)} evaluations")
     report.start("make images before")
-    measure = Measure(other_prompts(opened, prompts, images), height, width)
+    measure = Measure(other_prompts(opened, calibration, images), height, width)
     before = measure.reference(pipe)
     report.done(f"{images} images")
     del pipe

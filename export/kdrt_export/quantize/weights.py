@@ -63,11 +63,16 @@ def quantize_weight(weight: Tensor, into: Format) -> QuantizedWeight:
     return QuantizedWeight(_stored(numbers.contiguous(), into), tuple(numbers.shape), scale)
 
 
+def rounded(numbers: Tensor, into: Format) -> Tensor:
+    """Numbers of a format that has whole ones, as int8 of their shape."""
+    return numbers.round().clamp(-into.greatest, into.greatest).to(torch.int8)
+
+
 def _stored(numbers: Tensor, into: Format) -> Tensor:
     """The bytes of numbers that are rounded to the format."""
     if into.name == "fp8":
         return numbers.to(torch.float8_e4m3fn).view(torch.uint8)
-    whole = numbers.round().clamp(-into.greatest, into.greatest).to(torch.int8)
+    whole = rounded(numbers, into)
     if into.name == "int8":
         return whole.view(torch.uint8)
     halves = whole.flatten()
