@@ -10,6 +10,7 @@
     statistics  percentiles, paired ratios with intervals
     gpu_day/    `benchmarks/gpu.py`: a GPU in some minutes; in_flight: its images in flight
     likeness    PSNR, SSIM, relative error
+    image_sheet images beside each other, with labels
     machine     what the figures depend on, and the most this machine can do
     suites      which experiments there are; real_size: those with networks of the size people use
     measure     suite → report

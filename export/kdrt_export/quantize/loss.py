@@ -130,16 +130,25 @@ class Measure:
     def _fidelity(self, pipe: kdrt.Pipeline) -> float | None:
         if not is_demo(pipe.bundle):
             return None
-        chosen = held_out_prompts(JUDGED * len(self.prompts))
-        verdicts = []
-        for start in range(0, len(chosen), _BATCH):
-            part = chosen[start : start + _BATCH]
-            texts = [text for text, _ in part]
-            images = pipe(texts, seed=start, steps=_JUDGED_STEPS).images
-            verdicts += [
-                judge(image, scene) for image, (_, scene) in zip(images, part, strict=True)
-            ]
-        return score(verdicts)
+        return demo_fidelity(pipe, JUDGED * len(self.prompts), steps=_JUDGED_STEPS)
+
+
+def demo_fidelity(pipe: kdrt.Pipeline, prompts: int, *, steps: int) -> float:
+    """The share of images that show what the prompt says.
+
+    Args:
+        pipe: of the demo model.
+        prompts: how many of the held-out ones.
+        steps: of each image.
+    """
+    chosen = held_out_prompts(prompts)
+    verdicts = []
+    for start in range(0, len(chosen), _BATCH):
+        part = chosen[start : start + _BATCH]
+        images = pipe([text for text, _ in part], seed=start, steps=steps).images
+        pairs = zip(images, part, strict=True)
+        verdicts += [judge(image, scene) for image, (_, scene) in pairs]
+    return score(verdicts)
 
 
 def check_loss(loss: QuantizationLoss, max_error: float) -> None:

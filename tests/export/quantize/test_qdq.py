@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -33,7 +34,7 @@ def graph() -> onnx.ModelProto:
         )
         for name, shape in ROWS.items()
     ]
-    nodes = [
+    nodes: list[tuple[str, str, list[str], str, dict[str, Any]]] = [
         ("Conv", "/conv_in/Conv", ["x", "conv_in.weight"], "first", {}),
         (
             "Conv",
@@ -84,12 +85,12 @@ def quantized(model: ir.Model, layers: list[QuantizableLayer], into: Format) -> 
         assert value is not None
         made = quantize_weight(torch.from_numpy(value.numpy()), into)
         numbers = made.values.numpy()
+        tensor: ir.TensorProtocol
         if into.block is None:
             numbers = numbers.view(into.dtype.numpy()).reshape(made.shape)
             tensor = ir.Tensor(numbers, dtype=into.dtype)
         else:
-            packed = ir.PackedTensor(numbers, into.dtype, shape=ir.Shape(made.shape))
-            tensor = packed  # type: ignore[assignment]
+            tensor = ir.PackedTensor(numbers, into.dtype, shape=ir.Shape(made.shape))
         scale = ir.tensor(made.scale.numpy())
         weights[layer.weight] = (
             ir.Value(name=f"{layer.weight}_q", const_value=tensor),
@@ -184,7 +185,7 @@ def test_switches_quantise_one_layer_in_each_run(graph: onnx.ModelProto, into: F
     layers = quantizable_layers(model.graph, into)
     scales = {
         layer.weight: weight_scale(
-            torch.from_numpy(model.graph.initializers[layer.weight].const_value.numpy()),  # type: ignore[union-attr]
+            torch.from_numpy(model.graph.initializers[layer.weight].const_value.numpy()),
             into,
         ).numpy()
         for layer in layers

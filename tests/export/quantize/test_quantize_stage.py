@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -22,9 +23,9 @@ from tests.support.controls import Controls
 pytest.importorskip("matplotlib")
 pytest.importorskip("torchmetrics")
 
-SMALL = {"height": 32, "width": 32}
-FEW = {"calibration": ["a red circle", "a blue star"], "images": 1, **SMALL}
-PROMPT = {"seed": 3, "steps": 4, "output_type": "latent", **SMALL}
+SMALL: dict[str, Any] = {"height": 32, "width": 32}
+FEW: dict[str, Any] = {"calibration": ["a red circle", "a blue star"], "images": 1, **SMALL}
+PROMPT: dict[str, Any] = {"seed": 3, "steps": 4, "output_type": "latent", **SMALL}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,9 @@ def test_it_makes_nearly_the_same_images(
     int8: Bundle, controls: Controls, controlled: bool
 ) -> None:
     lines = Image.new("RGB", (32, 32), "white")
-    control = {"control": kdrt.ControlImage(lines, "canny_edges")} if controlled else {}
+    control: dict[str, Any] = (
+        {"control": kdrt.ControlImage(lines, "canny_edges")} if controlled else {}
+    )
     one, other = (
         kdrt.load(bundle)("a red circle", **PROMPT, **control).images
         for bundle in (controls.bundle, int8)
