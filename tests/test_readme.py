@@ -23,7 +23,7 @@ from kdrt.request.recipes import RECIPES
 from kdrt.sampling import NOISES, SAMPLERS, SCHEDULES
 
 ROOT = Path(__file__).parent.parent
-PARSED_ONLY = ("add", "bench", "build", "compare", "export", "rm", "serve", "tune")
+PARSED_ONLY = ("add", "bench", "build", "compare", "export", "quantize", "rm", "serve", "tune")
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 
