@@ -27,6 +27,7 @@ from kdrt.backends.records import (
 from kdrt.build.cost import BuildClock, NetworkSize, memory_warning
 from kdrt.build.fusion import fusion_warning
 from kdrt.build.keys import engine_keys, title
+from kdrt.build.quantized import check_gpus
 from kdrt.build.refit import changeable_weights, check_built_engine, check_refittable
 from kdrt.bundle import Bundle, Manifest
 from kdrt.common.atomic_io import new_folder
@@ -99,6 +100,7 @@ def build_engines(
         OutputError: the bundle or the list of trusted files cannot be written.
     """
     wanted = wanted_components(bundle.manifest, components)
+    check_gpus(bundle, wanted, capabilities)
     if refittable:
         check_refittable(bundle, wanted, capabilities)
     keys = engine_keys(

@@ -46,6 +46,15 @@ def check_refittable(
             f"no LoRA changes {', '.join(components)}, but {', '.join(NETWORKS)}; leave out "
             "--refittable"
         )
+    quantized = bundle.manifest.quantization
+    if quantized is not None and set(components or bundle.manifest.components) & {
+        *quantized.components
+    }:
+        raise EngineError(
+            f"LoRAs change no weights in {quantized.format}: leave out --refittable, and bake them "
+            f"in before quantising, with `{bundle.manifest.export_command} --lora FILE` and `kdrt "
+            f"quantize BUNDLE --format {quantized.format}`"
+        )
     if bundle.manifest.precision == "bf16":
         raise EngineError(
             "a refittable engine is compared with ONNX Runtime, which has no bfloat16 on a CPU, "

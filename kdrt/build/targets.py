@@ -19,7 +19,12 @@ from kdrt_engines.tensorrt.flavour import (
 
 
 def resolve_targets(
-    bundle: str, flavour: Flavour | None, capabilities: Sequence[int], *, here: bool
+    bundle: str,
+    flavour: Flavour | None,
+    capabilities: Sequence[int],
+    *,
+    here: bool,
+    first: int = 0,
 ) -> tuple[Flavour, tuple[int, ...]]:
     """Which flavour builds for which GPUs: every GPU has one that serves it.
 
@@ -29,6 +34,7 @@ def resolve_targets(
         capabilities: the GPUs asked for; empty means this machine's if ``here`` or if the flavour
             needs it, else the usual ones.
         here: build for this machine's GPU.
+        first: the lowest of the usual ones that the bundle can be built for.
 
     Raises:
         EngineUnavailableError: this machine has no GPU, and one is needed.
@@ -39,7 +45,7 @@ def resolve_targets(
     if here or (flavour is TENSORRT and not capabilities):
         capabilities = (_this_gpu(bundle),)
     elif not capabilities:
-        capabilities = DEFAULT_TARGETS
+        capabilities = [number for number in DEFAULT_TARGETS if number >= first]
     serving = {number: flavour_for(number) for number in capabilities}
     flavours = list(dict.fromkeys(serving.values()))
     if flavour is None:

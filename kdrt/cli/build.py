@@ -94,6 +94,7 @@ def build(
       [cyan]kdrt build sdxl --refittable[/cyan]
     """
     from kdrt.backends.commands import bundle_argument
+    from kdrt.build.quantized import first_gpu
     from kdrt.bundle import open_bundle
     from kdrt_engines.openvino.config import is_openvino
 
@@ -130,7 +131,9 @@ def build(
 
         check_refittable(opened, component or [])
         here = here or not gpu
-    flavour, capabilities = targets_of(bundle_argument(opened), engine, gpu or [], here)
+    flavour, capabilities = targets_of(
+        bundle_argument(opened), engine, gpu or [], here, first_gpu(opened.manifest)
+    )
     run(
         opened,
         flavour,
@@ -144,9 +147,10 @@ def build(
 
 
 def targets_of(
-    bundle: str, engine: str | None, gpu: Sequence[str], here: bool
+    bundle: str, engine: str | None, gpu: Sequence[str], here: bool, first: int = 0
 ) -> tuple[Flavour, tuple[int, ...]]:
-    """What the options ``--engine``, ``--gpu`` and ``--here`` ask for together."""
+    """What the options ``--engine``, ``--gpu`` and ``--here`` ask for together; ``first`` is the
+    lowest of the usual GPUs that the bundle can be built for."""
     from kdrt.build.gpu_names import gpu_capabilities
     from kdrt.build.targets import resolve_targets
     from kdrt.errors import InvalidRequestError
@@ -162,6 +166,7 @@ def targets_of(
         None if engine is None else FLAVOURS[engine],
         gpu_capabilities(gpu) if gpu else (),
         here=here,
+        first=first,
     )
     flavour.version()  # says how to install it, before any work is done
     return flavour, capabilities
