@@ -28,8 +28,9 @@ class Format:
         kinds: the layers that it is for.
         activations: whether what layers read is quantised too, or their weights alone.
         block: weights of a linear layer's row that share a scale; None is the whole row.
+        per_channel: whether each output channel of a weight has a scale of its own, rather than the
+            weight one.
         opset: the first version of ONNX's operators that has it.
-        compute_capability: of the first GPUs that TensorRT-RTX builds it for: 89 is 8.9.
     """
 
     name: QuantizationFormat
@@ -38,14 +39,16 @@ class Format:
     kinds: frozenset[Kind]
     activations: bool
     block: int | None
+    per_channel: bool
     opset: int
-    compute_capability: int
 
 
 FORMATS: Mapping[str, Format] = {
     each.name: each
     for each in (
-        # E4M3 without infinities: the one that GPUs multiply.
+        # E4M3 without infinities: the one that GPUs multiply. Its steps grow with the numbers, so
+        # channels need no scales of their own, for which TensorRT's convolutions would write
+        # float32.
         Format(
             "fp8",
             ir.DataType.FLOAT8E4M3FN,
@@ -53,8 +56,8 @@ FORMATS: Mapping[str, Format] = {
             frozenset(get_args(Kind)),
             activations=True,
             block=None,
+            per_channel=False,
             opset=20,
-            compute_capability=89,
         ),
         # Not attention: a probability near 1/1000 is 0 of 127 steps.
         Format(
@@ -64,8 +67,8 @@ FORMATS: Mapping[str, Format] = {
             frozenset(["convolution", "linear"]),
             activations=True,
             block=None,
+            per_channel=True,
             opset=20,
-            compute_capability=75,
         ),
         Format(
             "int4-weights",
@@ -74,8 +77,8 @@ FORMATS: Mapping[str, Format] = {
             frozenset(["linear"]),
             activations=False,
             block=64,
+            per_channel=True,
             opset=21,
-            compute_capability=80,
         ),
     )
 }

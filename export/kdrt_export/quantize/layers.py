@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import onnx_ir as ir
 
@@ -17,6 +18,14 @@ _ALWAYS_FLOAT = re.compile(
 """Modules that stay as they are: the first and the last convolution, whose errors are in the noise
 prediction at once, and the embeddings of time, size and label, which are small and reach every
 block. NVIDIA's recipe for SDXL leaves them too."""
+
+FEWEST_KEYS = 32
+"""Keys of an attention from which on TensorRT-RTX computes it in 8 bits as one kernel. With fewer
+it takes three, with all scores in memory between them, where 16 bits take one."""
+
+_SMALLEST = 4
+"""How many times fewer pixels the smallest image of an engine may have than the model's own: half
+the side, in the widest profile."""
 
 _ATTENTION = "Attention"
 """What the standard dialect names its products after."""
@@ -33,6 +42,8 @@ class QuantizableLayer:
         reads: the activations that these read, in their order.
         weight: the initialiser with its weight, ``[O, I]`` or ``[O, I, kh, kw]``; None for
             attention.
+        parts: how many of the outputs go to each of several readers, where a ``Split`` follows at
+            once, as after the projection to query, key and value; else empty.
     """
 
     name: str
@@ -40,6 +51,20 @@ class QuantizableLayer:
     nodes: tuple[str, ...]
     reads: tuple[str, ...]
     weight: str | None
+    parts: tuple[int, ...] = ()
+
+    def part_weights(self) -> dict[str, slice]:
+        """The rows of each part of the weight, by what the part is called; of a layer in one piece
+        that is the weight itself."""
+        if self.weight is None:
+            return {}
+        if not self.parts:
+            return {self.weight: slice(None)}
+        ends = [*accumulate(self.parts)]
+        return {
+            f"{self.weight}.{place}": slice(end - size, end)
+            for place, (size, end) in enumerate(zip(self.parts, ends, strict=True))
+        }
 
 
 @dataclass
@@ -71,7 +96,7 @@ def quantizable_layers(graph: ir.Graph, into: Format) -> list[QuantizableLayer]:
             if into.block is not None and int(shape[1]) % into.block:
                 continue
             found[key] = QuantizableLayer(
-                name, kind, (str(node.name),), (_name(node.inputs[0]),), weight.name
+                name, kind, (str(node.name),), (_name(node.inputs[0]),), weight.name, _parts(node)
             )
             continue
         attention = attentions.setdefault(key, _Attention())
@@ -95,9 +120,40 @@ def weight_of(node: ir.Node) -> ir.Value | None:
     return value if value is not None and value.is_initializer() else None
 
 
+def split_after(node: ir.Node) -> ir.Node | None:
+    """The ``Split`` of the last axis that alone reads what a linear layer gives; else None."""
+    readers = [usage.node for usage in node.outputs[0].uses()]
+    if node.op_type != "MatMul" or len(readers) != 1 or readers[0].op_type != "Split":
+        return None
+    (split,) = readers
+    axis = split.attributes.get("axis")
+    return split if axis is not None and axis.as_int() == -1 else None
+
+
 def activations_of(layers: Iterable[QuantizableLayer]) -> list[str]:
     """What the layers read, each once."""
     return list(dict.fromkeys(name for layer in layers for name in layer.reads))
+
+
+def is_fused(layer: QuantizableLayer, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether TensorRT-RTX computes a layer as one kernel in 8 bits, whatever the size.
+
+    Args:
+        layer: of the graph.
+        shapes: of what it reads, at the model's own size.
+    """
+    if layer.kind != "attention":
+        return True
+    _, _, probabilities, _ = layer.reads
+    queries, keys = shapes[probabilities][-2:]
+    # Where there are as many of both they are the places of the image.
+    return (keys // _SMALLEST if keys == queries else keys) >= FEWEST_KEYS
+
+
+def _parts(node: ir.Node) -> tuple[int, ...]:
+    split = split_after(node)
+    sizes = None if split is None else ir.convenience.get_const_tensor(split.inputs[1])
+    return () if sizes is None else tuple(map(int, sizes.numpy()))
 
 
 def _name(value: ir.Value | None) -> str:

@@ -97,9 +97,9 @@ class Quantized:
             if (layer.name, layer.kind) in chosen
         ]
         weights = {
-            layer.weight: (ir.val(layer.weight + _NUMBERS), ir.val(layer.weight + _SCALE))
+            name: (ir.val(name + _NUMBERS), ir.val(name + _SCALE))
             for layer in layers
-            if layer.weight is not None
+            for name in layer.part_weights()
         }
         ranges: dict[str, float] = {}
         for layer in layers:  # what they read may have another name here
@@ -113,11 +113,18 @@ class Quantized:
         self, names: Iterable[str], stored: Mapping[str, StoredWeight]
     ) -> Iterator[tuple[str, Tensor | RawTensor]]:
         """The weights by these names, one in memory at a time."""
+        parts = {
+            name: (layer.weight, rows)
+            for layer in self.layers
+            if layer.weight is not None
+            for name, rows in layer.part_weights().items()
+        }
         for name in names:
             if name in stored:
                 yield name, stored[name].read()
             elif name.endswith(_NUMBERS):
-                original = name.removesuffix(_NUMBERS)
-                weight = quantize_weight(stored[original].read(), self.into)
+                part = name.removesuffix(_NUMBERS)
+                original, rows = parts[part]
+                weight = quantize_weight(stored[original].read()[rows], self.into)
                 yield name, RawTensor(weight.values, self.into.dtype, weight.shape)
-                yield original + _SCALE, weight.scale
+                yield part + _SCALE, weight.scale

@@ -9,9 +9,13 @@ everywhere. All is symmetric, without zero points:
 
     x ≈ s · q        q = round(x / s) in the format        s = max |x| / greatest
 
-with one s for an activation, and of a weight one for each output channel or block of one. Scales
-are stored in the precision of the rest. Results keep their names, so that ``kdrt compare`` finds
-the layers in both graphs.
+with one s for an activation, and of a weight one for all, or for each output channel or block of
+one. Scales are stored in the precision of the rest. Results keep their names, so that ``kdrt
+compare`` finds the layers in both graphs.
+
+A layer whose outputs are split at once, as the projection to query, key and value, becomes one
+product for each part. TensorRT splits such a weight by itself, and dequantises it for that in every
+run; products that read the same it multiplies in one again.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from onnx_ir.passes import common
 
 from kdrt_export.dialects.graphs import constant
 from kdrt_export.quantize.formats import Format
-from kdrt_export.quantize.layers import QuantizableLayer, weight_of
+from kdrt_export.quantize.layers import QuantizableLayer, split_after, weight_of
 
 Ranges = Mapping[str, float]
 """The greatest absolute value of activations, by name."""
@@ -49,8 +53,9 @@ def quantize_graph(
         layers: of it.
         ranges: of all that they read.
         into: the format.
-        weights: by name, the initialisers of each weight in few bits and of its scales (see
-            :func:`kdrt_export.quantize.weights.quantize_weight`).
+        weights: the initialisers of each weight in few bits and of its scales (see
+            :func:`kdrt_export.quantize.weights.quantize_weight`), by
+            :meth:`~kdrt_export.quantize.layers.QuantizableLayer.part_weights`.
         dtype: what the layers compute in without it.
     """
     graph = _prepared(model, into)
@@ -68,13 +73,15 @@ def quantize_graph(
                     quantized[value] = pair[-1].outputs[0]
                 node.replace_input_with(index, quantized[value])
             if weight is not None:
-                numbers, scale = weights[str(weight.name)]
-                graph.initializers.add(numbers)
-                graph.initializers.add(scale)
-                axis = 0 if node.op_type == "Conv" or into.block is not None else 1
-                back = _dequantize(numbers, scale, axis, into, str(weight.name))
-                graph.insert_before(node, back)
-                node.replace_input_with(1, back.outputs[0])
+                readers = _in_parts(graph, node) if layer.parts else [node]
+                for name, reader in zip(layer.part_weights(), readers, strict=True):
+                    numbers, scale = weights[name]
+                    graph.initializers.add(numbers)
+                    graph.initializers.add(scale)
+                    axis = _axis(reader, into)
+                    back = _dequantize(numbers, scale, axis, into, name)
+                    graph.insert_before(reader, back)
+                    reader.replace_input_with(1, back.outputs[0])
     common.RemoveUnusedNodesPass()(model)
     graph.sort()  # a value is quantised before its first reader among the layers, not in the graph
 
@@ -117,7 +124,7 @@ def with_switches(
                 reader = node if node.op_type == "Conv" else _input(node, 1).producer()
                 assert reader is not None
                 scale = constant(graph, scales[str(weight.name)])
-                axis = 0 if into.block is None else 1
+                axis = None if not into.per_channel else 0 if into.block is None else 1
                 value = _if(graph, chosen, reader, weight, scale, into, axis)
                 reader.replace_input_with(1 if reader is node else 0, value)
     return model
@@ -128,6 +135,31 @@ def _prepared(model: ir.Model, into: Format) -> ir.Graph:
     same in all these versions of the operators."""
     model.opset_imports[""] = max(model.opset_imports[""], into.opset)
     return model.graph
+
+
+def _in_parts(graph: ir.Graph, node: ir.Node) -> list[ir.Node]:
+    """A product for each part that the outputs of one are split into, in the place of both; they
+    still read its whole weight."""
+    split = split_after(node)
+    assert split is not None
+    products = [
+        ir.node("MatMul", node.inputs, name=f"{node.name}/part_{place}")
+        for place in range(len(split.outputs))
+    ]
+    graph.insert_before(node, products)
+    for old, product in zip(split.outputs, products, strict=True):
+        new = product.outputs[0]
+        new.name, new.type, new.shape = old.name, old.type, old.shape
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+    graph.remove([split, node], safe=True)
+    return products
+
+
+def _axis(reader: ir.Node, into: Format) -> int | None:
+    """Where the scales of a weight lie, as its layer reads it."""
+    if not into.per_channel:
+        return None
+    return 0 if reader.op_type == "Conv" or into.block is not None else 1
 
 
 def _activations(node: ir.Node, into: Format) -> range:

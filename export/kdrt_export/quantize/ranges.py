@@ -43,11 +43,11 @@ class Measured:
 
     Attributes:
         greatest: the largest absolute value of each, by name.
-        elements: how many numbers each had in the last run.
+        shapes: of each in the last run.
     """
 
     greatest: dict[str, float]
-    elements: dict[str, int]
+    shapes: dict[str, tuple[int, ...]]
 
 
 def measure_ranges(
@@ -69,19 +69,19 @@ def measure_ranges(
     session = session_of(_with_greatest(model, inner), folder)
     taken = [value.name for value in session.get_inputs()]
     greatest = dict.fromkeys(names, 0.0)
-    elements: dict[str, int] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for sample in samples:
         found = session.run(None, {name: sample[name] for name in taken})
-        tops, sizes = found[: len(inner)], found[len(inner) :]
+        tops, dims = found[: len(inner)], found[len(inner) :]
         of_inputs = {name: sample[name] for name in names if name in inputs}
         seen = dict(zip(inner, map(float, tops), strict=True)) | {
             name: float(np.abs(array).max()) for name, array in of_inputs.items()
         }
-        elements = dict(zip(inner, map(int, sizes), strict=True)) | {
-            name: array.size for name, array in of_inputs.items()
+        shapes = {name: tuple(map(int, shape)) for name, shape in zip(inner, dims, strict=True)} | {
+            name: array.shape for name, array in of_inputs.items()
         }
         greatest = {name: max(greatest[name], value) for name, value in seen.items()}
-    if not elements:
+    if not shapes:
         raise InvalidRequestError("the calibration has no prompt; give at least one")
     broken = [name for name, value in greatest.items() if not np.isfinite(value)]
     if broken:
@@ -89,11 +89,11 @@ def measure_ranges(
             f"the network gives numbers that are not finite ({broken[0]}); `kdrt compare` says "
             "where that begins"
         )
-    return Measured(greatest, elements)
+    return Measured(greatest, shapes)
 
 
 def _with_greatest(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """A copy whose outputs are the largest absolute value of each, then the size of each."""
+    """A copy whose outputs are the largest absolute value of each, then the shape of each."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
     del result.graph.output[:]
@@ -110,8 +110,8 @@ def _with_greatest(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelPr
             onnx.helper.make_tensor_value_info(f"{name}/greatest", onnx.TensorProto.FLOAT, [])
         )
     for name in names:
-        nodes.add(op_type="Size", input=[name], output=[f"{name}/size"])
+        nodes.add(op_type="Shape", input=[name], output=[f"{name}/shape"])
         outputs.append(
-            onnx.helper.make_tensor_value_info(f"{name}/size", onnx.TensorProto.INT64, [])
+            onnx.helper.make_tensor_value_info(f"{name}/shape", onnx.TensorProto.INT64, [None])
         )
     return result

@@ -36,7 +36,7 @@ from kdrt_export.quantize.calibration import (
 )
 from kdrt_export.quantize.drawing import FOLDER, check_can_draw, draw, write_table
 from kdrt_export.quantize.formats import Format, find_format
-from kdrt_export.quantize.layers import activations_of, quantizable_layers
+from kdrt_export.quantize.layers import activations_of, is_fused, quantizable_layers
 from kdrt_export.quantize.loss import IMAGES, Measure, check_loss
 from kdrt_export.quantize.networks import WEIGHTS_FILE, Quantized, unets_of
 from kdrt_export.quantize.ranges import measure_ranges
@@ -180,7 +180,9 @@ def _chosen(
     report.start("measure activations")
     proto = onnx.load(path, load_external_data=False)
     names, inputs = activations_of(layers), [sample.inputs for sample in samples]
-    ranges = measure_ranges(proto, path.parent, names, inputs).greatest
+    measured = measure_ranges(proto, path.parent, names, inputs)
+    ranges = measured.greatest
+    layers = [layer for layer in layers if is_fused(layer, measured.shapes)]
     report.done(f"{len(ranges)} that {len(layers)} layers read")
     report.start("scan")
     by_noise = sorted(samples, key=lambda sample: sample.sigma)

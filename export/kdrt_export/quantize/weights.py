@@ -17,7 +17,7 @@ class QuantizedWeight:
     Attributes:
         values: uint8, the bytes of the numbers; of four bits two in each, the first in the low one.
         shape: of the numbers.
-        scale: in the dtype of the weight: ``[O]``, or of blocks what :func:`weight_scale` says.
+        scale: in the dtype of the weight: ``[]`` or ``[O]``, of blocks ``[I/block, O]``.
     """
 
     values: Tensor
@@ -26,8 +26,8 @@ class QuantizedWeight:
 
 
 def weight_scale(weight: Tensor, into: Format) -> Tensor:
-    """The scales of a weight, in its dtype: ``[O]``, one for each output channel, or where the
-    format has blocks ``[O, I/block]``.
+    """The scales of a weight, in its dtype: ``[]``, or where each output channel has one ``[O]``,
+    or where the format has blocks ``[O, I/block]``.
 
     Args:
         weight: ``[O, I]`` or ``[O, I, kh, kw]``, float.
@@ -36,7 +36,7 @@ def weight_scale(weight: Tensor, into: Format) -> Tensor:
     rows = weight.detach().float().flatten(1)
     if into.block is not None:
         rows = rows.unflatten(1, (-1, into.block))
-    greatest = rows.abs().amax(dim=-1)
+    greatest = rows.abs().amax(dim=-1) if into.per_channel else rows.abs().max()
     scale = (greatest / into.greatest).to(weight.dtype)
     # Up, since a scale that was rounded down does not reach the greatest weight.
     above = torch.nextafter(scale, torch.full_like(scale, torch.inf))
@@ -54,8 +54,9 @@ def quantize_weight(weight: Tensor, into: Format) -> QuantizedWeight:
     """
     scale = weight_scale(weight, into)
     rows = weight.detach().float().flatten(1)
-    whole_row = rows.shape[1]
-    steps = scale.float().reshape(len(rows), -1).repeat_interleave(into.block or whole_row, dim=1)
+    steps = scale.float().reshape(-1, 1 if scale.ndim < 2 else scale.shape[1])
+    if into.block is not None:
+        steps = steps.repeat_interleave(into.block, dim=1)
     numbers = (rows / steps).reshape(weight.shape)
     if weight.ndim == 2:
         numbers = numbers.T

@@ -16,7 +16,7 @@ from kdrt_export.quantize.weights import QuantizedWeight, quantize_weight, weigh
 formats = st.sampled_from(list(FORMATS.values()))
 
 
-def dequantized(weight: QuantizedWeight, into: Format, axis: int) -> np.ndarray:
+def dequantized(weight: QuantizedWeight, into: Format, axis: int | None) -> np.ndarray:
     """What ONNX Runtime reads from the bytes."""
     numbers = onnx.TensorProto(
         name="q",
@@ -25,8 +25,9 @@ def dequantized(weight: QuantizedWeight, into: Format, axis: int) -> np.ndarray:
         raw_data=weight.values.contiguous().numpy().tobytes(),
     )
     scale = onnx.numpy_helper.from_array(weight.scale.numpy(), "s")
-    block = {} if into.block is None else {"block_size": into.block}
-    node = onnx.helper.make_node("DequantizeLinear", ["q", "s"], ["w"], axis=axis, **block)
+    attributes = {} if axis is None else {"axis": axis}
+    attributes |= {} if into.block is None else {"block_size": into.block}
+    node = onnx.helper.make_node("DequantizeLinear", ["q", "s"], ["w"], **attributes)
     kind = onnx.helper.np_dtype_to_tensor_dtype(weight.scale.numpy().dtype)
     graph = onnx.helper.make_graph(
         [node],
@@ -60,9 +61,10 @@ def test_a_linear_weight_is_off_by_half_a_step_at_most(
     made = quantize_weight(weight, into)
     assert made.shape == (columns, rows)
     assert made.scale.dtype == dtype
-    axis = 1 if into.block is None else 0
+    axis = None if not into.per_channel else 1 if into.block is None else 0
     again = torch.from_numpy(dequantized(made, into, axis).astype(np.float64)).T
-    scale = weight_scale(weight, into).double().reshape(rows, -1)
+    scale = weight_scale(weight, into).double()
+    scale = scale.reshape(rows, -1) if into.per_channel else scale.expand(rows, 1)
     step = scale.repeat_interleave(columns // scale.shape[1], dim=1)
     if into.name == "fp8":
         # Of three bits behind the point half the last is off, or of the least number half.
@@ -77,8 +79,8 @@ def test_a_linear_weight_is_off_by_half_a_step_at_most(
 def test_a_convolution_keeps_its_order(into: Format) -> None:
     weight = torch.randn(5, 3, 3, 3, generator=torch.Generator().manual_seed(1))
     made = quantize_weight(weight, into)
-    again = torch.from_numpy(dequantized(made, into, 0))
-    assert made.scale.shape == (5,)
+    again = torch.from_numpy(dequantized(made, into, 0 if into.per_channel else None))
+    assert made.scale.shape == ((5,) if into.per_channel else ())
     assert again.shape == weight.shape
     assert float((again - weight).norm() / weight.norm()) < 0.04
 
