@@ -78,12 +78,12 @@ def quantizable_layers(graph: ir.Graph, into: Format) -> list[QuantizableLayer]:
     found: dict[tuple[str, Kind], QuantizableLayer] = {}
     attentions: dict[tuple[str, Kind], _Attention] = {}
     for node in graph:
-        name, operator = place_of(node.name or "")
+        name, _ = place_of(node.name or "")
         weight = weight_of(node) if node.op_type in ("Conv", "MatMul") else None
         kind: Kind
         if weight is not None:
             kind = "convolution" if node.op_type == "Conv" else "linear"
-        elif node.op_type == "MatMul" and operator == _ATTENTION:
+        elif is_attention(node):
             kind = "attention"
         else:
             continue
@@ -106,6 +106,12 @@ def quantizable_layers(graph: ir.Graph, into: Format) -> list[QuantizableLayer]:
             name, kind, tuple(attention.nodes), tuple(attention.reads), None
         )
     return list(found.values())
+
+
+def is_attention(node: ir.Node) -> bool:
+    """Whether a node is one of the two products of an attention."""
+    _, operator = place_of(node.name or "")
+    return node.op_type == "MatMul" and operator == _ATTENTION and weight_of(node) is None
 
 
 def weight_of(node: ir.Node) -> ir.Value | None:
