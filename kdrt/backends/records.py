@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import shlex
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -73,8 +74,13 @@ class EngineRecord(BaseModel):
         )
 
     def _digest(self) -> str:
-        # Omit an empty `refit`, so that checksums from before that field stay valid.
-        left_out = {"checksum"} if self.refit else {"checksum", "refit"}
+        # Omit what is empty of the fields that came later, so that checksums from before them stay
+        # valid.
+        left_out: dict[str, Any] = {"checksum": True}
+        if self.refit is None:
+            left_out["refit"] = True
+        if self.built.multiplying is None:
+            left_out["built"] = {"multiplying"}
         return hashlib.sha256(self.model_dump_json(exclude=left_out).encode()).hexdigest()
 
 

@@ -10,8 +10,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from math import prod
 
 _LAYER = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>\w+)", re.MULTILINE)
+_OPERANDS = re.compile(r"Inputs: \[(?P<inputs>.*?)\], Constants: \[(?P<constants>.*?)\], Outputs: ")
+_TENSOR = re.compile(r"Dimensions: \[(?P<sizes>[-\d,]*)\],.*?Datatype: (?P<type>\w+)")
+_MULTIPLYING = {"correlation": "convolution", "gemm": "product"}
+_FUSED_PRODUCT = re.compile(r"_myl_\w*?Fc")
 _SCRATCH = re.compile(r"Max Scratch Memory: (\d+) bytes")
 _FUSED_ATTENTION = "_gemm_mha_v2"
 _NOT_KERNELS = {"shape_call", "ShapeHostToDevice", "Constant", "NoOp", "Signal", "Wait"}
@@ -28,6 +33,7 @@ class BuildLog:
     """
 
     kernels: Counter[str] | None = None
+    multiplying: Counter[str] | None = None
     fused_attention: int | None = None
     scratch_memory: int | None = None
     warnings: list[str] = field(default_factory=list)
@@ -48,7 +54,45 @@ class BuildLog:
         layers = [(m["name"], m["kind"]) for m in _LAYER.finditer(dump)]
         if not layers:
             return  # a dump in a form that is not known says nothing
+        multiplying = Counter(
+            f"{what} {_type_multiplied(line)}"
+            for line in dump.splitlines()
+            if (what := _multiplies(line)) is not None
+        )
         kinds = Counter(kind for _, kind in layers if kind not in _NOT_KERNELS)
         fused = sum(name.startswith(_FUSED_ATTENTION) for name, _ in layers)
         self.kernels = (self.kernels or Counter()) + kinds
+        self.multiplying = (self.multiplying or Counter()) + multiplying
         self.fused_attention = (self.fused_attention or 0) + fused
+
+
+def _multiplies(line: str) -> str | None:
+    """What a kernel of the dump multiplies for: a convolution, a product, or an attention."""
+    found = _LAYER.match(line)
+    if found is None:
+        return None
+    if found["name"].startswith(_FUSED_ATTENTION):
+        return "attention"
+    if found["kind"] == "runtime_fusion" and _FUSED_PRODUCT.search(found["name"]):
+        return "product"
+    return _MULTIPLYING.get(found["kind"])
+
+
+def _type_multiplied(line: str) -> str:
+    """The type that a kernel multiplies in: of its first input and its weight, or else its second
+    input. Of two types that is the wider one, since the other is dequantised; but weights of four
+    bits count as such."""
+    found = _OPERANDS.search(line)
+    if found is None:
+        return "?"
+    inputs = [each["type"] for each in _TENSOR.finditer(found["inputs"])]
+    weights = [
+        (prod(map(int, each["sizes"].split(","))), each["type"])
+        for each in _TENSOR.finditer(found["constants"])
+        if "," in each["sizes"]
+    ]
+    both = {*inputs[:1], max(weights)[1]} if weights else {*inputs[:2]}
+    if "Int4" in both:
+        return "int4 weights"
+    narrow = both & {"FP8", "Int8"}
+    return "/".join(sorted(both - narrow or narrow)).lower() or "?"

@@ -44,7 +44,9 @@ class Built:
     """The figures of a finished build.
 
     ``attention_sites``: softmax over scores in the network. ``fused_attention``: kernels that
-    compute a whole attention, over all profiles. None: the builder's log did not say. Memory in
+    compute a whole attention, over all profiles. ``multiplying``: kernels by what they multiply
+    for and the type that they do it in, as ``product fp8``; an attention that was not fused is two
+    products. None: the builder's log did not say. Memory in
     bytes; ``scratch_memory`` is what the engine needs besides its weights, ``peak_memory`` what
     building needed. ``cpu_seconds`` is CPU time of all threads, ``seconds`` wall time.
     """
@@ -58,3 +60,4 @@ class Built:
     seconds: float
     cpu_seconds: float
     warnings: tuple[str, ...]
+    multiplying: Mapping[str, int] | None = None

@@ -87,6 +87,7 @@ def build(trt: Any, job: BuildJob, monitor: Monitor, log: BuildLog) -> Built | N
         seconds=time.perf_counter() - started,
         cpu_seconds=time.process_time(),
         warnings=tuple(log.warnings),
+        multiplying=None if log.multiplying is None else dict(log.multiplying),
     )
 
 

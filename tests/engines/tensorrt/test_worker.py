@@ -164,6 +164,47 @@ def test_a_dump_of_another_form_is_no_evidence() -> None:
     assert (log.fused_attention, log.kernels) == (None, None)
 
 
+def test_the_type_of_a_kernel_is_that_it_multiplies_in() -> None:
+    """A weight that is dequantised for a kernel is multiplied in 16 bits."""
+
+    def kernel(name: str, kind: str, inputs: list[str], constants: list[str]) -> str:
+        sides = (
+            ", ".join(
+                f"{{ Name: t, Dimensions: [{tensor.split()[0]}], Strides: [1,1], Datatype: "
+                f"{tensor.split()[1]}, Format: (Linear) }}"
+                for tensor in side
+            )
+            for side in (inputs, constants)
+        )
+        inside, outside = sides
+        return (
+            f"Name: {name}, LayerType: {kind}, Inputs: [ {inside}], Constants: [ {outside}], "
+            "Outputs: [ { Name: o, Dimensions: [-1,8], Datatype: Float }], TacticName: x\n"
+        )
+
+    log = BuildLog()
+    log.add(
+        "VERBOSE",
+        "Layers:\n"
+        + kernel("/a/Conv_myl1_1", "correlation", ["-1,8 FP8"], ["8,8,3,3 FP8", "1,8 Float"])
+        + kernel("/b/Conv_myl1_2", "correlation", ["-1,8 Int8", "-1,8 Half"], ["8,8,3,3 Int8"])
+        + kernel("/c/MatMul_myl1_3", "gemm", ["-1,8 FP8", "-1,8 FP8"], ["1 Float"])
+        + kernel("__myl_FcAdd_myl1_4", "runtime_fusion", ["-1,8 Half"], ["1,8 Half", "8,8 Half"])
+        + kernel("__myl_CastMulFc_myl1_5", "runtime_fusion", ["-1,8 FP8", "8,8 Half"], [])
+        + kernel("__myl_CastFc_myl1_6", "runtime_fusion", ["-1,8 Half"], ["8,8 Int4", "1,8 Half"])
+        + kernel("_gemm_mha_v2_myl1_7", "kgen", ["-1,8 FP8", "8,-1 FP8", "-1,8 FP8"], [])
+        + kernel("__myl_Silu_myl1_8", "kgen", ["-1,8 Half"], []),
+    )
+    assert log.multiplying == {
+        "convolution fp8": 1,
+        "convolution int8": 1,
+        "product fp8": 1,
+        "product half": 2,
+        "product int4 weights": 1,
+        "attention fp8": 1,
+    }
+
+
 def test_every_profile_has_kernels_of_its_own() -> None:
     log = BuildLog()
     log.add("VERBOSE", LAYERS + LAYERS)
