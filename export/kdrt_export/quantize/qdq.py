@@ -93,6 +93,7 @@ def with_switches(
     into: Format,
     scales: Mapping[str, np.ndarray],
     dtype: np.dtype[Any],
+    groups: Sequence[int] | None = None,
 ) -> ir.Model:
     """A copy of a graph that quantises one of its layers in each run: that whose place among
     ``layers`` the input ``SWITCH`` says; at -1, none. It reads the weights of the graph itself.
@@ -100,20 +101,25 @@ def with_switches(
     Args:
         model, layers, ranges, into, dtype: see :func:`quantize_graph`.
         scales: of every weight, as :func:`kdrt_export.quantize.weights.weight_scale` has them.
+        groups: of each layer, the number at which it is quantised; its place if there are none.
     """
     model = model.clone()
     graph = _prepared(model, into)
     switch = ir.Value(name=SWITCH, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(()))
     graph.inputs.append(switch)
     nodes = {str(node.name): node for node in graph}
-    for place, layer in enumerate(layers):
+    places = range(len(layers)) if groups is None else groups
+    switches: dict[int, ir.Value] = {}
+    for place in dict.fromkeys(places):
         equal = ir.node(
             "Equal",
             [switch, constant(graph, np.array(place))],
             outputs=[ir.val(f"{SWITCH}/{place}")],
         )
         graph.insert_before(graph[0], equal)
-        chosen = equal.outputs[0]
+        switches[place] = equal.outputs[0]
+    for place, layer in zip(places, layers, strict=True):
+        chosen = switches[place]
         for node in (nodes[name] for name in layer.nodes):
             weight = weight_of(node)
             for index in _activations(node, into):

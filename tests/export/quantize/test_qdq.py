@@ -17,6 +17,7 @@ from kdrt_export.quantize.formats import FORMATS, Format
 from kdrt_export.quantize.layers import QuantizableLayer, activations_of, quantizable_layers
 from kdrt_export.quantize.qdq import SWITCH, quantize_graph, with_switches
 from kdrt_export.quantize.ranges import measure_ranges, session_of
+from kdrt_export.quantize.sensitivity import scan
 from kdrt_export.quantize.weights import quantize_weight, weight_scale
 
 SIZES = {"x": (2, 64, 5, 3)}
@@ -206,6 +207,23 @@ def test_switches_quantise_one_layer_in_each_run(graph: onnx.ModelProto, into: F
         alone = run(ir.to_proto(quantized(model, [layer], into)), {"x": x})
         for one, other in zip(outputs(number), alone, strict=True):
             assert np.linalg.norm(one - other) / np.linalg.norm(other) < 1e-5
+
+
+def test_the_errors_of_a_block_add_up_to_its_own(graph: onnx.ModelProto, tmp_path: Path) -> None:
+    into = FORMATS["fp8"]
+    path = tmp_path / "model.onnx"
+    model = ir.from_proto(graph)
+    layers = quantizable_layers(model.graph, into)
+    x = np.random.default_rng(4).normal(size=SIZES["x"]).astype(np.float32)
+    whole = run(ir.to_proto(quantized(model, layers, into)), {"x": x})[0].astype(np.float64)
+    reference = run(graph, {"x": x})[0].astype(np.float64)
+    error = np.linalg.norm(whole - reference) / np.linalg.norm(reference)
+    onnx.save(graph, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    loaded = ir.load(path)
+    found = scan(loaded, path, layers, ranges(layers), into, [{"x": x}], by_blocks=True)
+    assert len(found) == 3
+    assert len(set(found)) == 1
+    assert np.linalg.norm(found) == pytest.approx(error, rel=1e-4)
 
 
 def test_ranges_are_those_of_the_runs(graph: onnx.ModelProto) -> None:
