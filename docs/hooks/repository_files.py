@@ -27,6 +27,7 @@ PAGES = {
     "benchmarks/results/in_flight_paper.md": "measured/in-flight-paper.md",
     "benchmarks/results/in_flight_paper.png": "measured/in-flight-paper.png",
     "benchmarks/results/lossy.md": "measured/lossy.md",
+    "benchmarks/results/quantization.md": "measured/quantization.md",
     "benchmarks/results/soak.md": "measured/soak.md",
     "benchmarks/results/soak.svg": "measured/soak.svg",
     "benchmarks/results/soak_rude.md": "measured/soak-rude.md",
