@@ -121,18 +121,12 @@ class OrtLoader:
             PROVIDERS[self._engine],
             self.device,
             self._threads,
-            integer_kernels=self._is_integer(component),
             estimate_memory=policy.estimate_memory,
             stream=self._stream,
             cuda_graphs=self._own_cuda_graphs and policy.cuda_graphs,
             engine_cache=self._engine_cache(component),
             usual_batch=policy.usual_batch,
         )
-
-    def _is_integer(self, component: str) -> bool:
-        """Whether it multiplies integers."""
-        facts = self._bundle.manifest.quantization
-        return facts is not None and facts.format == "int8" and component in facts.components
 
     def _network(self, component: str, described: Component) -> OrtNetwork:
         graphs = described.onnxruntime

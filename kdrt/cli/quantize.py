@@ -45,6 +45,14 @@ def quantize(
         int,
         typer.Option(metavar="N", help="Images to make before and after, and to compare."),
     ] = 4,
+    by_blocks: Annotated[
+        bool,
+        typer.Option(
+            "--by-blocks",
+            help="Scan whole blocks, not single layers: a tenth of the time, for large models "
+            "without a GPU.",
+        ),
+    ] = False,
     at: Annotated[
         str | None,
         typer.Option(
@@ -118,6 +126,7 @@ def quantize(
             calibration=prompts,
             max_error=max_error,
             images=images,
+            by_blocks=by_blocks,
             height=height,
             width=width,
             engine=engine,

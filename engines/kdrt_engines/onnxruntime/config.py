@@ -30,9 +30,6 @@ class OrtConfig:
         lean: spare memory, at the cost of time: weights stay as they are in the file, where they
             would be rearranged for the kernels and, in float16 on a CPU, kept a second time in
             float32; and what a run takes is given back to the system at once.
-        integer_kernels: compute with integers what lies between ``DequantizeLinear`` and
-            ``QuantizeLinear``. Without it weights that are stored as integers are dequantised once,
-            when they are loaded, not at every run.
         estimate_memory: lay out in advance where results will be. Faster for small networks, but
             that memory is kept besides what the first run took.
         stream: CUDA only: where every run is enqueued. A session is tied to one for life.
@@ -45,7 +42,6 @@ class OrtConfig:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     threads: int = field(default_factory=cores)
     lean: bool = False
-    integer_kernels: bool = False
     estimate_memory: bool = True
     stream: torch.cuda.Stream | None = None
     cuda_graphs: bool = False

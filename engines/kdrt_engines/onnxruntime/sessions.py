@@ -41,8 +41,10 @@ def session_options(config: OrtConfig | None = None) -> ort.SessionOptions:
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_MICROSECONDS)
-    no_integers = "0" if config.integer_kernels else "1"
-    options.add_session_config_entry("session.disable_quant_qdq", no_integers)
+    # Weights that are stored as integers: dequantised once, not at every run. Networks with
+    # quantised activations lose their integer kernels to this, and are a little faster for it: these
+    # products give floats, which the next layer quantises again.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
     options.add_session_config_entry("session.disable_prepacking", "1" if config.lean else "0")
     if config.lean:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
