@@ -12,7 +12,9 @@ this.
 from __future__ import annotations
 
 import json
+import statistics
 import tempfile
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -23,8 +25,10 @@ from rich.console import Console
 from rich.table import Table
 
 import kdrt
+from kdrt.backends.doctor import examine
 from kdrt.bundle import open_bundle
 from kdrt_bench.image_sheet import Sheet
+from kdrt_engines.installed import installed_version
 from kdrt_export.demo.fidelity import HELD_OUT_PROMPTS
 from kdrt_export.quantize.formats import FORMATS
 from kdrt_export.quantize.loss import demo_fidelity
@@ -53,6 +57,18 @@ class Row:
     ssim: float | None = None
 
 
+@dataclass(frozen=True)
+class Speed:
+    """One engine: seconds of an image, the median, and how many times faster it is than float32 with
+    ONNX Runtime, the median over rounds."""
+
+    format: str
+    engine: str
+    seconds: float
+    ratio: float
+    fidelity: float
+
+
 def main(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder for the sheet and the plots.")] = None,
@@ -60,6 +76,7 @@ def main(
     prompts: int = HELD_OUT_PROMPTS,
     calibration: int = 16,
     compared: int = 4,
+    rounds: int = 15,
 ) -> None:
     """Measure every format on the demo model."""
     rows: list[Row] = []
@@ -91,18 +108,63 @@ def main(
             if images is not None and facts is not None:
                 plot = pipe.bundle.file("quantization/layers.png").read_bytes()
                 (images / f"quantization-{name}.png").write_bytes(plot)
+        faster = speeds([(name, bundles[name]) for name in ("fp32", "int8")], rounds, prompts)
     if images is not None:
         sheet = Sheet(list(columns))
         for number, prompt in enumerate(SHOWN):
             sheet.add(prompt, [made[number] for made in columns.values()])
         sheet.draw().save(images / "precision.webp", quality=90, method=6)
     Console(stderr=True).print(_table(rows))
-    result = {"prompts": prompts, "calibration": calibration, "rows": [asdict(r) for r in rows]}
+    result = {
+        "machine": processor_and_cores(),
+        "prompts": prompts,
+        "calibration": calibration,
+        "rounds": rounds,
+        "rows": [asdict(row) for row in rows],
+        "speeds": [asdict(speed) for speed in faster],
+    }
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         (output / "quantization.json").write_text(json.dumps(result, indent=2) + "\n")
-        (output / "quantization.md").write_text(markdown(rows, prompts))
+        (output / "quantization.md").write_text(markdown(rows, faster, prompts))
     print(json.dumps(result))
+
+
+def speeds(bundles: list[tuple[str, Path]], rounds: int, prompts: int) -> list[Speed]:
+    """Time one image with each bundle and engine, in turns; the first is what others are compared
+    with."""
+    pipes = {
+        (name, engine): kdrt.load(path, engine=engine)
+        for engine in ("onnxruntime", "openvino")
+        for name, path in bundles
+    }
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in pipes}
+    for number in range(rounds + 1):  # the first is to warm up
+        for key, pipe in pipes.items():
+            started = time.perf_counter()
+            pipe(SHOWN[0], seed=0, steps=20)
+            if number:
+                times[key].append(time.perf_counter() - started)
+    first = next(iter(times.values()))
+    return [
+        Speed(
+            name,
+            engine,
+            statistics.median(seen),
+            statistics.median(a / b for a, b in zip(first, seen, strict=True)),
+            demo_fidelity(pipes[name, engine], prompts, steps=20),
+        )
+        for (name, engine), seen in times.items()
+    ]
+
+
+def processor_and_cores() -> str:
+    """What the figures of speed are of."""
+    seen = examine()
+    packages = ", ".join(
+        f"{name} {installed_version(name)}" for name in ("onnxruntime", "openvino")
+    )
+    return f"{seen.processor}, {seen.cores} cores, {packages}"
 
 
 _HEADINGS = ("format", "layers", "left", "error", "PSNR", "SSIM", "as asked", "weights")
@@ -131,7 +193,7 @@ def _table(rows: list[Row]) -> Table:
     return table
 
 
-def markdown(rows: list[Row], prompts: int) -> str:
+def markdown(rows: list[Row], faster: list[Speed], prompts: int) -> str:
     """The table as a page."""
     lines = [
         "# Quantised demo models",
@@ -142,6 +204,16 @@ def markdown(rows: list[Row], prompts: int) -> str:
         f"| {' | '.join(_HEADINGS)} |",
         "|" + "---|" * len(_HEADINGS),
         *[f"| {' | '.join(_cells(row))} |" for row in rows],
+        "",
+        f"An image on a CPU ({processor_and_cores()}), in turns:",
+        "",
+        "| format | engine | time | speed | as asked |",
+        "|---|---|---|---|---|",
+        *[
+            f"| {each.format} | {each.engine} | {1000 * each.seconds:.0f} ms | {each.ratio:.2f} x "
+            f"| {each.fidelity:.1%} |"
+            for each in faster
+        ],
         "",
     ]
     return "\n".join(lines)
