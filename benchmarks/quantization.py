@@ -59,8 +59,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Speed:
-    """One engine: the median of seconds that an image takes, and of how many times faster it is than
-    float32 with ONNX Runtime."""
+    """One engine: the median of seconds that an image takes, and of how many times faster it is
+    than float32 with ONNX Runtime."""
 
     format: str
     engine: str

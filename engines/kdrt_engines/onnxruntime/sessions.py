@@ -42,8 +42,8 @@ def session_options(config: OrtConfig | None = None) -> ort.SessionOptions:
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_MICROSECONDS)
     # Weights that are stored as integers: dequantised once, not at every run. Networks with
-    # quantised activations lose their integer kernels to this, and are a little faster for it: these
-    # products give floats, which the next layer quantises again.
+    # quantised activations lose their integer kernels to this, and are a little faster for it:
+    # those give floats, which the next layer quantises again.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     options.add_session_config_entry("session.disable_prepacking", "1" if config.lean else "0")
     if config.lean:

@@ -186,7 +186,10 @@ def _scale(value: ir.Value, ranges: Ranges, into: Format, dtype: np.dtype[Any]) 
     is_probability = producer is not None and producer.op_type == "Softmax"
     greatest = 1.0 if is_probability else ranges[str(value.name)]
     # What was 0 in all of the calibration may be anything.
-    return np.array((greatest or 1.0) / into.greatest, dtype)
+    wanted = (greatest or 1.0) / into.greatest
+    scale = np.array(wanted, dtype)
+    # Up, since one that was rounded down does not reach the greatest, and 0 divides nothing.
+    return np.nextafter(scale, np.array(np.inf, dtype)) if scale < wanted else scale
 
 
 def _pair(

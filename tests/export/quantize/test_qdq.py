@@ -238,3 +238,22 @@ def test_ranges_are_those_of_the_runs(graph: onnx.ModelProto) -> None:
         "q": pytest.approx(max(np.abs(run(shown, sample)[-1]).max() for sample in samples)),
     }
     assert measured.shapes == {"x": (2, 64, 5, 3), "q": (2, 5, 3, 64)}
+
+
+@pytest.mark.parametrize("greatest", [0.0, 1e-9, 3e-6, 0.01, 7.0, 60000.0])
+def test_a_scale_in_float16_reaches_the_greatest(graph: onnx.ModelProto, greatest: float) -> None:
+    into = FORMATS["int8"]
+    model = ir.from_proto(graph)
+    layers = [
+        layer for layer in quantizable_layers(model.graph, into) if layer.name == "block.conv"
+    ]
+    weights = {"block.conv.weight": (ir.val("q"), ir.val("s"))}
+    quantize_graph(model, layers, {"first": greatest}, into, weights, np.dtype(np.float16))
+    (quantize,) = [node for node in model.graph if node.op_type == "QuantizeLinear"]
+    scale = quantize.inputs[1]
+    assert scale is not None
+    assert scale.const_value is not None
+    found = scale.const_value.numpy()
+    assert found.dtype == np.float16
+    wanted = (greatest or 1.0) / 127
+    assert wanted <= found <= max(1.001 * wanted, wanted + 6e-8)
