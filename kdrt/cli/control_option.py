@@ -31,6 +31,8 @@ def control_option(text: str) -> ControlImage:
         InvalidRequestError: what comes after an existing file is no option, or an option is given
             twice.
     """
+    if not text.strip():
+        raise InvalidRequestError(f"--control names no file; {_ALLOWED}")
     path, colon, options = text.rpartition(":")
     parts = _parts(options) if colon and path else None
     if parts is None:

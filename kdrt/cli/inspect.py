@@ -91,6 +91,10 @@ def inspect(
                 (f"{_CONTROLS[facts.kind]} {name}", facts.source)
                 for name, facts in manifest.controls.items()
             ],
+            *[
+                (f"upscaler {name}", f"{facts.scale} x, {facts.architecture}, {facts.source}")
+                for name, facts in manifest.upscalers.items()
+            ],
             ("made with", ", ".join(f"{k} {v}" for k, v in sorted(manifest.tools.items()))),
         ],
     )
