@@ -57,6 +57,12 @@ def test_json(tmp_path: Path) -> None:
     assert not paths_of(several)
 
 
+@pytest.mark.parametrize("text", ["", "  "])
+def test_nothing_is_no_file(text: str) -> None:
+    with pytest.raises(InvalidRequestError, match="names no file; write FILE:0.8"):
+        control_option(text)
+
+
 def test_json_that_is_none(tmp_path: Path) -> None:
     wrongs: list[Any] = ["a.png", {"scale": 1}, {"image": 3}, {"image": []}, [3]]
     for wrong in wrongs:
