@@ -29,6 +29,7 @@ from kdrt.backends.doctor import examine
 from kdrt.bundle import open_bundle
 from kdrt_bench.image_sheet import Sheet
 from kdrt_engines.installed import installed_version
+from kdrt_engines.openvino.config import check_installed
 from kdrt_export.demo.fidelity import HELD_OUT_PROMPTS
 from kdrt_export.quantize.formats import FORMATS
 from kdrt_export.quantize.loss import demo_fidelity
@@ -81,6 +82,9 @@ def main(
     """Measure every format on the demo model."""
     rows: list[Row] = []
     columns: dict[str, list[Image.Image]] = {}
+    check_installed()  # of OpenVINO, before the minutes that all of it takes
+    if images is not None:
+        images.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         bundles = {"fp32": open_bundle(bundle).path}
         for name in FORMATS:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kdrt.backends.engine_files import engine_folders
-from kdrt.backends.records import read_record
+from kdrt.backends.records import in_few_bits, read_record
 from kdrt.bundle import Bundle, open_bundle
 from kdrt_engines.tensorrt.flavour import TENSORRT, TENSORRT_RTX
 
@@ -25,7 +25,6 @@ _HEADINGS = (
     *("model", "network", "parameters", "GPUs", "attention fused", "kernels", "in few bits"),
     *("scratch", "engine", "build, CPU time", "build, peak memory"),
 )
-_FEW_BITS = ("fp8", "int8", "int4 weights")
 
 
 def rows_of(bundle: Bundle) -> list[dict[str, Any]]:
@@ -89,16 +88,7 @@ def _format(bundle: Bundle, component: str) -> str | None:
 
 
 def _in_few_bits(multiplying: dict[str, int] | None) -> str:
-    """Of the kernels that multiply, how many do it in few bits: ``84 of 89 products, …``."""
-    if multiplying is None:
-        return "?"
-    told = []
-    for what in ("convolution", "product", "attention"):
-        counts = {key: n for key, n in multiplying.items() if key.startswith(f"{what} ")}
-        few = sum(n for key, n in counts.items() if key.removeprefix(f"{what} ") in _FEW_BITS)
-        if few:
-            told.append(f"{few} of {sum(counts.values())} {what}s")
-    return ", ".join(told) or "none"
+    return "?" if multiplying is None else in_few_bits(multiplying) or "none"
 
 
 def _megabytes(count: int | None) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,6 +25,21 @@ from kdrt_engines.tensorrt.refit_result import RefitResult
 RECORD_FILE = "record.json"
 
 _RECORD_BYTES = 2**24
+
+
+_FEW_BITS = ("fp8", "int8", "int4 weights")
+
+
+def in_few_bits(multiplying: Mapping[str, int]) -> str:
+    """Of the kernels that multiply (see :class:`kdrt_engines.tensorrt.job.Built`), how many do it
+    in few bits: ``84 of 89 products``; empty if none does."""
+    told = []
+    for what in ("convolution", "product", "attention"):
+        counts = {key: n for key, n in multiplying.items() if key.startswith(f"{what} ")}
+        few = sum(n for key, n in counts.items() if key.removeprefix(f"{what} ") in _FEW_BITS)
+        if few:
+            told.append(f"{few} of {sum(counts.values())} {what}s")
+    return ", ".join(told)
 
 
 class EngineRecord(BaseModel):
@@ -68,9 +84,11 @@ class EngineRecord(BaseModel):
         fused = "?" if built.fused_attention is None else built.fused_attention
         kernels = "?" if built.kernels is None else sum(built.kernels.values())
         scratch = "?" if built.scratch_memory is None else f"{built.scratch_memory / 1e6:,.1f}"
+        few = in_few_bits(built.multiplying or {})
         return (
-            f"{fused}/{sites} attentions fused, {kernels} kernels, scratch {scratch} MB, "
-            f"engine {self.size / 1e6:,.1f} MB"
+            f"{fused}/{sites} attentions fused, {kernels} kernels, "
+            + (f"{few} in few bits, " if few else "")
+            + f"scratch {scratch} MB, engine {self.size / 1e6:,.1f} MB"
         )
 
     def _digest(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 
 from kdrt.bundle import Bundle, Manifest, QuantizationFormat
@@ -34,5 +35,5 @@ def check_gpus(bundle: Bundle, components: Sequence[str], capabilities: Sequence
         raise EngineError(
             f"'{bundle.manifest.name}' is {facts.format}, which TensorRT builds from sm{first} "
             f"on, not for sm{without[0]}: leave that GPU out, or quantise the bundle for it with "
-            f"`kdrt quantize {facts.made_from} --format int8`"
+            f"`kdrt quantize {shlex.quote(facts.made_from)} --format int8`"
         )

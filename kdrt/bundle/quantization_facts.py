@@ -35,7 +35,8 @@ class QuantizationLoss(Strict):
     Attributes:
         steps: by step of a generation, the root of the mean square over images.
         images: how many, with the same seeds.
-        psnr: of the final images, in decibels, the mean over images; None where all are equal.
+        psnr: of the final images, in decibels, the mean over those that differ; None where all are
+            equal.
         ssim: structural similarity (Wang et al. 2004), 1 for equal images.
         fidelity: of the demo model, the share of images that show what the prompt says.
         fidelity_before: likewise of the bundle that it was made from.

@@ -27,7 +27,7 @@ def print_loss(facts: QuantizationFacts) -> None:
     rows = [
         ("format", facts.format),
         ("made from", facts.made_from),
-        ("layers", f"{facts.layers}; {len(facts.left)} more are left in full precision"),
+        ("layers", f"{facts.layers}; {len(facts.left)} more are left as they were"),
         ("calibrated on", f"{facts.prompts} prompts, {facts.evaluations} evaluations"),
         ("error", f"{loss.error:.1e} of an evaluation, chosen for {facts.max_error:g}"),
         *[(f"at sigma {step.sigma:.3g}", f"{step.error:.1e}") for step in loss.steps[::every]],
@@ -41,6 +41,6 @@ def print_loss(facts: QuantizationFacts) -> None:
     if facts.left:
         more = len(facts.left) - _LEFT
         typer.echo()
-        print_rows("left in full precision", [(name, "") for name in facts.left[:_LEFT]])
+        print_rows("left as they were", [(name, "") for name in facts.left[:_LEFT]])
         if more > 0:
             typer.echo(f"  and {more} more: quantization/layers.csv in the bundle has all")

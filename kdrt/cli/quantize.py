@@ -37,8 +37,8 @@ def quantize(
         float,
         typer.Option(
             metavar="E",
-            help="Relative error of one evaluation of the UNet. The most sensitive layers stay in "
-            "16 bits until the others are below it.",
+            help="Relative error of one evaluation of the UNet. The most sensitive layers stay as "
+            "they are until the others are below it.",
         ),
     ] = 0.03,
     images: Annotated[
@@ -49,8 +49,8 @@ def quantize(
         bool,
         typer.Option(
             "--by-blocks",
-            help="Scan whole blocks, not single layers: a tenth of the time, for large models "
-            "without a GPU.",
+            help="Scan whole blocks, not single layers: a tenth of the time. The scan runs on the "
+            "CPU; of a large model it takes hours by layers.",
         ),
     ] = False,
     at: Annotated[
@@ -63,7 +63,11 @@ def quantize(
     ] = None,
     engine: Annotated[
         str | None,
-        typer.Option(metavar="NAME", show_default="the best here", help="Makes the images."),
+        typer.Option(
+            metavar="onnxruntime|onnxruntime-cuda",
+            show_default="the GPU's where there is one",
+            help="Makes the images.",
+        ),
     ] = None,
     name: Annotated[
         str | None,

@@ -59,7 +59,7 @@ def test_json(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "  "])
 def test_nothing_is_no_file(text: str) -> None:
-    with pytest.raises(InvalidRequestError, match="names no file; write FILE:0.8"):
+    with pytest.raises(InvalidRequestError, match=r"names no file; write FILE:0\.8"):
         control_option(text)
 
 

@@ -77,8 +77,8 @@ def default_prompts(bundle: Bundle, count: int) -> list[str]:
 
 
 def other_prompts(bundle: Bundle, calibration: int | Sequence[str], count: int) -> tuple[str, ...]:
-    """Prompts for images that are compared before and after: others than those of the calibration,
-    or the user's own, with other seeds."""
+    """Prompts for images that are compared before and after: others of kdrt's as far as there are
+    some, or the user's own; with other seeds than those of the calibration."""
     if not isinstance(calibration, int):
         return tuple(islice(cycle(calibration), count))
     if is_demo(bundle):
@@ -178,5 +178,6 @@ def calibration_samples(
     chosen = []
     for number, prompt in enumerate(prompts):
         whole, _ = trajectory(pipe, prompt, seed=_SEED + number, height=height, width=width)
-        chosen += whole[number % EVERY :: EVERY]
+        # Of the first image the last one too, where errors are largest.
+        chosen += whole[(len(whole) - 1 - number) % EVERY :: EVERY]
     return chosen

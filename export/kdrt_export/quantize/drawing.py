@@ -65,7 +65,7 @@ def draw(rows: Sequence[Sensitivity], title: str, max_error: float, folder: Path
             ]
             heights = [min(rows[place].error, top) for place in places]
             if places:
-                label = kind if is_quantized else f"{kind}, left in 16 bits"
+                label = kind if is_quantized else f"{kind}, left as it was"
                 face = colour if is_quantized else "none"
                 axes.scatter(places, heights, 22, edgecolors=colour, facecolors=face, label=label)
     axes.axhline(max_error, color="0.6", lw=0.8, ls="--", label=f"bound of all: {max_error:g}")

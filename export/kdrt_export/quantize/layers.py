@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -141,12 +141,30 @@ def activations_of(layers: Iterable[QuantizableLayer]) -> list[str]:
     return list(dict.fromkeys(name for layer in layers for name in layer.reads))
 
 
+def without_float32(
+    layers: Iterable[QuantizableLayer], kept: Collection[str]
+) -> list[QuantizableLayer]:
+    """The layers that compute in the precision of their network.
+
+    Args:
+        layers: of a graph.
+        kept: what computes in float32 there, as :attr:`kdrt.bundle.Component.float32` has it:
+            modules, or operators of them as ``mid_block.attn1/Attention``.
+    """
+    modules = {name.partition("/")[0] for name in kept}
+    return [
+        layer
+        for layer in layers
+        if not any(f"{layer.name}.".startswith(f"{module}.") for module in modules)
+    ]
+
+
 def is_fused(layer: QuantizableLayer, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Whether TensorRT-RTX computes a layer as one kernel in 8 bits, whatever the size.
 
     Args:
         layer: of the graph.
-        shapes: of what it reads, at the model's own size.
+        shapes: of what it reads, at the size of the calibration.
     """
     if layer.kind != "attention":
         return True

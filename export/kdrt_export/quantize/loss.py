@@ -7,6 +7,7 @@ still show what the prompt says.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,8 +26,8 @@ from kdrt_export.quantize.sensitivity import root_mean_square
 IMAGES = 4
 """Images that are compared, unless the user says another number."""
 
-JUDGED = 30
-"""Prompts that the demo model is judged by, for each image that is compared."""
+JUDGED = 120
+"""Prompts that the demo model is judged by."""
 
 MOST_POINTS = 0.02
 """Of prompt fidelity that the demo model may lose."""
@@ -36,7 +37,7 @@ MOST_BEYOND = 2.0
 single layers, on other images; a graph that is wrong is off by far more."""
 
 _BATCH = 24
-_JUDGED_STEPS = 12
+_JUDGED_STEPS = 10
 _SEED = 2_000_000
 _WINDOW = 11
 """Pixels: side of SSIM's window (Wang et al. 2004)."""
@@ -67,7 +68,7 @@ class Measure:
         prompts: of the images that are compared.
         height, width: of them in pixels; None is the model's own.
 
-    The demo model is judged by ``JUDGED`` held-out prompts for each image.
+    The demo model is judged by ``JUDGED`` held-out prompts besides.
     """
 
     prompts: tuple[str, ...]
@@ -98,10 +99,15 @@ class Measure:
         """What a pipeline with the quantised UNet loses.
 
         Raises:
-            VerificationError: an image is not finite.
+            VerificationError: an evaluation is not finite.
         """
         engine = pipe.engines["unet"]
         errors = [[_error(engine, e) for e in evaluations] for evaluations in before.evaluations]
+        if not all(math.isfinite(error) for of_image in errors for error in of_image):
+            raise VerificationError(
+                "the quantised UNet gives numbers that are not finite; calibrate with more "
+                "prompts, or quantise less with a smaller --max-error"
+            )
         images = [
             pipe(
                 prompt,
@@ -130,7 +136,7 @@ class Measure:
     def _fidelity(self, pipe: kdrt.Pipeline) -> float | None:
         if not is_demo(pipe.bundle):
             return None
-        return demo_fidelity(pipe, JUDGED * len(self.prompts), steps=_JUDGED_STEPS)
+        return demo_fidelity(pipe, JUDGED, steps=_JUDGED_STEPS)
 
 
 def demo_fidelity(pipe: kdrt.Pipeline, prompts: int, *, steps: int) -> float:

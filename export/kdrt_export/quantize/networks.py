@@ -13,7 +13,11 @@ from kdrt.bundle import Bundle, Component, Manifest
 from kdrt_engines.onnx_weights import StoredWeight, stored_weights
 from kdrt_export.onnx.trace import RawTensor, write_proto, write_weights
 from kdrt_export.quantize.formats import Format
-from kdrt_export.quantize.layers import QuantizableLayer, quantizable_layers
+from kdrt_export.quantize.layers import (
+    QuantizableLayer,
+    quantizable_layers,
+    without_float32,
+)
 from kdrt_export.quantize.qdq import Ranges, quantize_graph
 from kdrt_export.quantize.sensitivity import precision_of
 from kdrt_export.quantize.weights import quantize_weight
@@ -59,27 +63,38 @@ class Quantized:
             places.setdefault(Path(components[name].onnx).parent, []).append(name)
         for place, names in places.items():
             (folder / place).mkdir(parents=True, exist_ok=True)
-            self._write(bundle, [components[name].onnx for name in names], folder, place)
+            self._write(bundle, [components[name] for name in names], folder, place)
         return {
             name: components[name].model_copy(update={"onnxruntime": None, "verification": ()})
             for names in places.values()
             for name in names
         }
 
-    def _write(self, bundle: Bundle, files: Sequence[str], folder: Path, place: Path) -> None:
+    def _write(
+        self, bundle: Bundle, components: Sequence[Component], folder: Path, place: Path
+    ) -> None:
         """Write graphs that share a file of weights."""
         stored: dict[str, StoredWeight] = {}
         models: dict[str, ir.Model] = {}
-        for file in files:
-            path = bundle.file(file)
+        parts: dict[str, tuple[str, slice]] = {}
+        for component in components:
+            path = bundle.file(component.onnx)
             stored |= stored_weights(path)
-            models[file] = self._graph(path)
+            model = ir.load(path)
+            layers = self._layers(model, component)
+            for layer in layers:
+                for name, rows in layer.part_weights().items():
+                    parts[name] = str(layer.weight), rows
+            self._quantize(model, layers)
+            models[component.onnx] = model
         outside: dict[str, list[ir.Value]] = {}
         for model in models.values():
             for value in model.graph.initializers.values():
                 if value.const_value is None or isinstance(value.const_value, ir.ExternalTensor):
                     outside.setdefault(str(value.name), []).append(value)
-        written = write_weights(self._tensors(outside, stored), folder / place / WEIGHTS_FILE)
+        written = write_weights(
+            self._tensors(outside, stored, parts), folder / place / WEIGHTS_FILE
+        )
         for name, values in outside.items():
             for value in values:
                 value.const_value = written[name]
@@ -87,38 +102,41 @@ class Quantized:
         for file, model in models.items():
             write_proto(ir.to_proto(model), folder / file)
 
-    def _graph(self, path: Path) -> ir.Model:
-        """A graph with its layers quantised, whose weights in few bits have no values yet."""
-        model = ir.load(path)
+    def _layers(self, model: ir.Model, component: Component) -> list[QuantizableLayer]:
+        """The layers of a UNet that are those of the plain one, built like them."""
         chosen = {(layer.name, layer.kind): layer for layer in self.layers}
-        layers = [
+        found = without_float32(quantizable_layers(model.graph, self.into), component.float32)
+        return [
             layer
-            for layer in quantizable_layers(model.graph, self.into)
-            if (layer.name, layer.kind) in chosen
+            for layer in found
+            if (same := chosen.get((layer.name, layer.kind))) is not None
+            and layer.parts == same.parts
+            and len(layer.reads) == len(same.reads)
         ]
+
+    def _quantize(self, model: ir.Model, layers: Sequence[QuantizableLayer]) -> None:
+        """Quantise layers of a graph; their weights in few bits have no values yet."""
         weights = {
             name: (ir.val(name + _NUMBERS), ir.val(name + _SCALE))
             for layer in layers
             for name in layer.part_weights()
         }
+        chosen = {(layer.name, layer.kind): layer for layer in self.layers}
         ranges: dict[str, float] = {}
         for layer in layers:  # what they read may have another name here
             same = chosen[layer.name, layer.kind]
             for name, other in zip(layer.reads, same.reads, strict=True):
                 ranges[name] = max(ranges.get(name, 0.0), self.ranges[other])
         quantize_graph(model, layers, ranges, self.into, weights, precision_of(model))
-        return model
 
     def _tensors(
-        self, names: Iterable[str], stored: Mapping[str, StoredWeight]
+        self,
+        names: Iterable[str],
+        stored: Mapping[str, StoredWeight],
+        parts: Mapping[str, tuple[str, slice]],
     ) -> Iterator[tuple[str, Tensor | RawTensor]]:
-        """The weights by these names, one in memory at a time."""
-        parts = {
-            name: (layer.weight, rows)
-            for layer in self.layers
-            if layer.weight is not None
-            for name, rows in layer.part_weights().items()
-        }
+        """The weights by these names, one in memory at a time; ``parts`` says of which rows of
+        which weight each in few bits is made."""
         for name in names:
             if name in stored:
                 yield name, stored[name].read()

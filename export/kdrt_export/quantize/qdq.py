@@ -34,6 +34,9 @@ from kdrt_export.quantize.layers import QuantizableLayer, split_after, weight_of
 Ranges = Mapping[str, float]
 """The greatest absolute value of activations, by name."""
 
+_IR_VERSION = 10
+"""The first version of the file format that has numbers of 4 bits."""
+
 SWITCH = "quantized_layer"
 """The input of :func:`with_switches`: int64, the place of the one layer that is quantised."""
 
@@ -140,6 +143,7 @@ def _prepared(model: ir.Model, into: Format) -> ir.Graph:
     """The graph of a model, which may hold the format from now on. What the networks use is the
     same in all these versions of the operators."""
     model.opset_imports[""] = max(model.opset_imports[""], into.opset)
+    model.ir_version = max(model.ir_version, _IR_VERSION)
     return model.graph
 
 

@@ -16,8 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import torch
 
 from kdrt.errors import InvalidRequestError
+from kdrt_engines.comparison import relative_error
 from kdrt_engines.onnx_weights import stored_weights
 from kdrt_export.quantize.formats import Format
 from kdrt_export.quantize.layers import QuantizableLayer
@@ -67,7 +69,7 @@ def scan(
     ranges: Ranges,
     into: Format,
     samples: Sequence[Sample],
-    progress: Callable[[int], None] = lambda count: None,
+    progress: Callable[[int, int], None] = lambda done, of: None,
     *,
     by_blocks: bool = False,
 ) -> list[float]:
@@ -85,7 +87,7 @@ def scan(
         ranges: of all that they read.
         into: the format.
         samples: inputs.
-        progress: told how many layers, or blocks, are done.
+        progress: told how many layers, or blocks, are done, and of how many.
         by_blocks: quantise whole blocks.
 
     Returns:
@@ -103,16 +105,17 @@ def scan(
     taken = [value.name for value in session.get_inputs() if value.name != SWITCH]
     feeds = [{name: sample[name] for name in taken} for sample in samples]
 
-    def outputs(number: int) -> list[np.ndarray]:
+    def outputs(number: int) -> list[list[np.ndarray]]:
         chosen = {SWITCH: np.array(number)}
-        return [session.run(None, feed | chosen)[0].astype(np.float64) for feed in feeds]
+        return [session.run(None, feed | chosen) for feed in feeds]
 
     references = outputs(-1)
     errors: dict[int, float] = {}
-    for number, size in Counter(groups).items():
+    sizes = Counter(groups)
+    for number, size in sizes.items():
         error = root_mean_square(map(_error, outputs(number), references))
         errors[number] = error / math.sqrt(size)
-        progress(len(errors))
+        progress(len(errors), len(sizes))
     return [errors[number] for number in groups]
 
 
@@ -172,7 +175,9 @@ def _fits(path: Path) -> bool:
     return sum(weight.size for weight in stored_weights(path).values()) <= _FOLDED_BYTES
 
 
-def _error(output: np.ndarray, reference: np.ndarray) -> float:
-    if not np.isfinite(output).all():
-        return math.inf
-    return float(np.linalg.norm(output - reference) / np.linalg.norm(reference))
+def _error(outputs: Sequence[np.ndarray], references: Sequence[np.ndarray]) -> float:
+    """Of the output that is furthest off."""
+    return max(
+        relative_error(torch.from_numpy(output), torch.from_numpy(reference))
+        for output, reference in zip(outputs, references, strict=True)
+    )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import onnx_ir as ir
 
 import kdrt
 from kdrt.bundle import (
+    MANIFEST,
     Bundle,
     Manifest,
     QuantizationFacts,
@@ -21,10 +23,13 @@ from kdrt.bundle import (
     link,
     new_bundle,
     open_bundle,
+    read_manifest,
     write_manifest,
 )
 from kdrt.common.home import check_home, home
+from kdrt.denoise.bound_unet import is_inpainting
 from kdrt.errors import InvalidRequestError
+from kdrt_engines.registry import find_engines
 from kdrt_export.errors import ExportError
 from kdrt_export.onnx.trace import weight_files
 from kdrt_export.quantize.calibration import (
@@ -36,12 +41,24 @@ from kdrt_export.quantize.calibration import (
 )
 from kdrt_export.quantize.drawing import FOLDER, check_can_draw, draw, write_table
 from kdrt_export.quantize.formats import Format, find_format
-from kdrt_export.quantize.layers import activations_of, is_fused, quantizable_layers
+from kdrt_export.quantize.layers import (
+    activations_of,
+    is_fused,
+    quantizable_layers,
+    without_float32,
+)
 from kdrt_export.quantize.loss import IMAGES, Measure, check_loss
 from kdrt_export.quantize.networks import WEIGHTS_FILE, Quantized, unets_of
 from kdrt_export.quantize.ranges import measure_ranges
 from kdrt_export.quantize.sensitivity import MAX_ERROR, SAMPLES, Sensitivity, choose, scan
 from kdrt_export.report import Report, Silent
+
+_ENGINES = ("onnxruntime", "onnxruntime-cuda")
+
+"""Those that need nothing built, and compute what a graph says."""
+
+_FIRST, _LONG = 3, 5
+"""After so many layers it is estimated how long a scan takes, and said if that is more minutes."""
 
 
 def quantize(
@@ -74,7 +91,8 @@ def quantize(
             models on a CPU.
         images: how many, with other seeds, are made before and after and compared.
         height, width: of all images in pixels; None is the model's own.
-        engine: makes the images; None is the best here.
+        engine: makes the images: ``onnxruntime`` or ``onnxruntime-cuda``; None is the latter where
+            it is.
         report: told of every stage.
 
     Returns:
@@ -88,8 +106,13 @@ def quantize(
         OutputError: the new bundle cannot be written. Then nothing is left behind.
     """
     into = find_format(format)
-    _check_number("max_error", max_error, 1e-4, 0.5)
+    _check_number("max_error (--max-error)", max_error, 1e-4, 0.5)
     _check_number("images", images, 1, 100)
+    if isinstance(calibration, str):
+        raise InvalidRequestError(
+            "calibration is a number or a list of prompts, not one text; of a file read the lines"
+        )
+    engine = _engine(engine)
     check_can_draw()
     report = report or Silent()
     report.start(f"open {bundle}")
@@ -99,6 +122,7 @@ def quantize(
         name = f"{opened.manifest.name}-{into.name}" if output is None else output.name
     if output is None:
         output = home() / "bundles" / folder_name(name)
+        _check_same_origin(output, opened)
     prompts = (
         default_prompts(opened, calibration) if isinstance(calibration, int) else [*calibration]
     )
@@ -110,7 +134,7 @@ def quantize(
             "a bundle is not quantised in place; give the new one a folder of its own"
         )
     check_home()
-    pipe = kdrt.load(opened, engine=engine)
+    pipe = _loaded(opened, engine)
     report.done(f"{opened.manifest.name}, {opened.manifest.precision}, to {into.name}")
     report.start("calibrate")
     samples = calibration_samples(pipe, prompts, height=height, width=width)
@@ -135,8 +159,7 @@ def quantize(
         written = sum(file.stat().st_size for file in partial.rglob(WEIGHTS_FILE))
         report.done(f"{written / 1e6:,.1f} MB")
         report.start("measure the loss")
-        after = kdrt.load(Bundle(partial, manifest), engine=engine)
-        loss = measure.loss(after, before)
+        loss = measure.loss(_loaded(Bundle(partial, manifest), engine), before)
         check_loss(loss, max_error)
         report.done(_told(loss))
         (partial / FOLDER).mkdir()
@@ -146,12 +169,10 @@ def quantize(
         facts = QuantizationFacts(
             format=into.name,
             made_from=opened.manifest.name,
-            network=opened.manifest.files[opened.manifest.components["unet"].onnx],
+            network=_network(opened),
             components=tuple(unets),
             layers=sum(row.is_quantized for row in rows),
-            left=tuple(
-                f"{row.layer.name} ({row.layer.kind})" for row in rows if not row.is_quantized
-            ),
+            left=tuple(row.name for row in rows if not row.is_quantized),
             max_error=max_error,
             prompts=len(prompts),
             evaluations=len(samples),
@@ -164,6 +185,52 @@ def quantize(
         )
         opened.check_unchanged()
     return output
+
+
+def _engine(name: str | None) -> str:
+    """The engine that makes the images: both before and after, so it must run any graph at once.
+
+    Raises:
+        InvalidRequestError: it is another one.
+        EngineUnavailableError: it is not here.
+    """
+    if name is None:
+        here = {status.name for status in find_engines() if status.usable}
+        return next((each for each in reversed(_ENGINES) if each in here), _ENGINES[0])
+    if name not in _ENGINES:
+        raise InvalidRequestError(
+            f"images before and after are made with the same engine, which is one of "
+            f"{', '.join(_ENGINES)}; '{name}' is none of them"
+        )
+    return name
+
+
+def _loaded(bundle: Bundle, engine: str) -> kdrt.Pipeline:
+    """The pipeline of a bundle, whose images nothing blacks out."""
+    pipe = kdrt.load(bundle, engine=engine)
+    pipe.safety_checker = None
+    return pipe
+
+
+def _check_same_origin(output: Path, bundle: Bundle) -> None:
+    """Whether what is at the usual place was made from the same UNet, and may be replaced.
+
+    Raises:
+        InvalidRequestError: it was not.
+    """
+    if not (output / MANIFEST).is_file():
+        return
+    facts = read_manifest(output).quantization
+    if facts is None or facts.network != _network(bundle):
+        raise InvalidRequestError(
+            f"there is a bundle '{output.name}' already, which was made from another one; give the "
+            "new one a name with --name"
+        )
+
+
+def _network(bundle: Bundle) -> str:
+    """SHA-256 of the UNet's graph."""
+    return bundle.manifest.files[bundle.manifest.components["unet"].onnx]
 
 
 def _chosen(
@@ -179,11 +246,7 @@ def _chosen(
     facts = bundle.manifest.components["unet"]
     path = bundle.file(facts.onnx)
     model = ir.load(path)
-    layers = [
-        layer
-        for layer in quantizable_layers(model.graph, into)
-        if not any(f"{layer.name}/".startswith(f"{kept}/") for kept in facts.float32)
-    ]
+    layers = without_float32(quantizable_layers(model.graph, into), facts.float32)
     if not layers:
         raise ExportError(f"the UNet of '{bundle.manifest.name}' has no layer for {into.name}")
     report.start("measure activations")
@@ -191,17 +254,35 @@ def _chosen(
     names, inputs = activations_of(layers), [sample.inputs for sample in samples]
     measured = measure_ranges(proto, path.parent, names, inputs)
     ranges = measured.greatest
-    layers = [layer for layer in layers if is_fused(layer, measured.shapes)]
-    report.done(f"{len(ranges)} that {len(layers)} layers read")
+    fused = [layer for layer in layers if is_fused(layer, measured.shapes)]
+    few = f"; {len(layers) - len(fused)} attentions have too few keys" if fused != layers else ""
+    report.done(f"{len(ranges)} that {len(layers)} layers read{few}")
+    layers = fused
     report.start("scan")
     by_noise = sorted(samples, key=lambda sample: sample.sigma)
     some = [by_noise[place] for place in np.linspace(0, len(samples) - 1, SAMPLES, dtype=int)]
     inputs = [sample.inputs for sample in some]
-    errors = scan(model, path, layers, ranges, into, inputs, by_blocks=by_blocks)
+    told = _estimated(report)
+    errors = scan(model, path, layers, ranges, into, inputs, told, by_blocks=by_blocks)
     rows = choose(layers, errors, max_error)
     left = sum(not row.is_quantized for row in rows)
     report.done(f"{len(rows) - left} layers to {into.name}, {left} left")
     return Quantized(into, [row.layer for row in rows if row.is_quantized], ranges), rows
+
+
+def _estimated(report: Report) -> Callable[[int, int], None]:
+    """Says once how long a scan takes, if that is long."""
+    started = time.monotonic()
+
+    def progress(done: int, of: int) -> None:
+        minutes = (time.monotonic() - started) / done * (of - done) / 60
+        if done == _FIRST and minutes > _LONG:
+            report.note(
+                f"the scan takes about {minutes:.0f} minutes more; with --by-blocks a tenth, and "
+                "smaller images with --at make it faster"
+            )
+
+    return progress
 
 
 def _check_bundle(manifest: Manifest) -> None:
@@ -213,10 +294,14 @@ def _check_bundle(manifest: Manifest) -> None:
         why = "has int8 weights"
     elif manifest.precision == "bf16":
         why = "is bf16, which ONNX Runtime does not run on a CPU"
+    elif is_inpainting(manifest.components["unet"].spec()):
+        why = "is an inpainting model, for which kdrt has no calibration yet"
+    elif manifest.family == "sdxl" and len(manifest.text_encoders) == 1:
+        why = "is a refiner, for which kdrt has no calibration yet"
     if why is not None:
         raise ExportError(
-            f"'{manifest.name}' {why}; quantise a bundle in float32 or float16: "
-            f"{manifest.export_command} --precision fp16"
+            f"'{manifest.name}' {why}; quantise a bundle in float32 or float16 that makes images "
+            f"from text, such as of `{manifest.export_command} --precision fp16`"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,17 @@ import pytest
 from PIL import Image
 
 import kdrt
-from kdrt.bundle import Bundle, open_bundle, sha256
+from kdrt.bundle import Bundle, open_bundle, sha256, write_manifest
 from kdrt.errors import InvalidRequestError
 from kdrt_engines.comparison import relative_error
+from kdrt_engines.onnxruntime.config import OrtConfig
+from kdrt_engines.onnxruntime.engine import OrtEngine
 from kdrt_export.add import add
 from kdrt_export.errors import ExportError
+from kdrt_export.quantize.formats import FORMATS
 from kdrt_export.quantize.stage import quantize
 from kdrt_export.report import Silent
+from kdrt_export.stage import export
 from tests.support.controls import Controls
 
 pytest.importorskip("matplotlib")
@@ -164,8 +169,9 @@ def test_an_interrupted_run_leaves_nothing(controls: Controls, tmp_path: Path) -
     [
         ({"format": "int3"}, "int3"),
         ({"format": "fp8", "calibration": []}, "the calibration has no prompt"),
+        ({"format": "fp8", "calibration": "prompts.txt"}, "of a file read the lines"),
         ({"format": "fp8", "calibration": 0}, "takes 1 to 10000 of kdrt's own prompts, not 0"),
-        ({"format": "fp8", "max_error": 0.0}, "max_error must be between 0.0001 and 0.5, not 0"),
+        ({"format": "fp8", "max_error": 0.0}, "must be between 0.0001 and 0.5, not 0"),
         ({"format": "fp8", "images": 0}, "images must be between 1 and 100, not 0"),
         ({"format": "fp8", "height": 63}, "63"),
     ],
@@ -176,6 +182,52 @@ def test_what_cannot_be_is_one_sentence(
     with pytest.raises(InvalidRequestError, match=sentence):
         quantize(demo_bundle, tmp_path / "new", **options)  # type: ignore[arg-type]
     assert [*tmp_path.iterdir()] == []
+
+
+@pytest.fixture(scope="module")
+def half(sd_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model in float16 with variants, an attention and another UNet's block in float32."""
+    return export(
+        str(sd_folder),
+        tmp_path_factory.mktemp("half") / "half",
+        precision="fp16",
+        variants=["unfused-qkv", "deepcache", "pag"],
+        keep_fp32=["unet:*.attn2/Attention", "unet-unfused-qkv:mid_block*"],
+    )
+
+
+@pytest.mark.parametrize("name", ["fp8", "int4-weights"])
+def test_every_unet_of_a_half_precision_bundle_runs(half: Path, tmp_path: Path, name: str) -> None:
+    made = open_bundle(quantize(half, tmp_path / "made", format=name, max_error=0.5, **FEW))
+    facts = made.manifest.quantization
+    assert facts is not None
+    assert len(facts.components) == 3
+    into = FORMATS[name]
+    for component in facts.components:
+        described = made.manifest.components[component]
+        engine = OrtEngine(made.file(described.onnx), described.spec(), OrtConfig())
+        binding = engine.bind(B=1, h=8, w=8, L=12)
+        binding.run()
+        assert all(bool(tensor.isfinite().all()) for tensor in binding.outputs.values())
+        model = onnx.load(made.file(described.onnx), load_external_data=False)
+        assert into.dtype.value in {tensor.data_type for tensor in model.graph.initializer}
+    with made.file("quantization/layers.csv").open(newline="") as file:
+        scanned = {(row["layer"], row["kind"]) for row in csv.DictReader(file)}
+    assert not any(layer.endswith(".attn2") for layer, kind in scanned if kind == "attention")
+
+
+def test_what_was_made_of_another_bundle_is_not_replaced(
+    controls: Controls, home: Path, int8: Bundle
+) -> None:
+    place = home / "bundles" / "taken"
+    shutil.copytree(int8.path, place)
+    manifest = open_bundle(place).manifest
+    assert manifest.quantization is not None
+    facts = manifest.quantization.model_copy(update={"network": "0" * 64})
+    write_manifest(place, manifest.model_copy(update={"quantization": facts}))
+    with pytest.raises(InvalidRequestError, match="'taken' already, which was made from another"):
+        quantize(controls.bundle, name="taken", format="int8", **FEW)
+    assert (place / "manifest.json").is_file()
 
 
 def test_a_bundle_is_not_quantised_in_place(demo_bundle: Path) -> None:
