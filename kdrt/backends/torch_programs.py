@@ -50,6 +50,12 @@ class TorchLoader:
         """
         bundle = self._bundle
         path = torch_program(bundle, component)
+        quantized = bundle.manifest.quantization
+        if quantized is not None and component in quantized.components:
+            raise EngineUnavailableError(
+                f"'{bundle.manifest.name}' is quantised, which PyTorch does not run; choose "
+                f"another engine, or '{quantized.made_from}', which it was made from"
+            )
         if not path.is_file():
             raise EngineUnavailableError(
                 f"the bundle has no torch engine ({path} is missing); "

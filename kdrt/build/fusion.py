@@ -16,12 +16,13 @@ def fusion_warning(manifest: Manifest, record: EngineRecord) -> str | None:
     sites = built.attention_sites * len(key.profiles)
     if built.fused_attention >= sites:
         return None
-    advice = (
-        f": only half precision fuses; export it with `{manifest.export_command} "
-        "--precision fp16` and build again"
-        if key.dtype == "float32"
-        else ""
-    )
+    advice = ""
+    if key.dtype == "float32":
+        quantised = "" if manifest.quantization is None else ", quantise that"
+        advice = (
+            f": only half precision fuses; export it with `{manifest.export_command} "
+            f"--precision fp16`{quantised} and build again"
+        )
     return (
         f"only {built.fused_attention} of {sites} attentions of the UNet became fused kernels; "
         f"this engine will be slow and need much memory{advice}"

@@ -68,11 +68,11 @@ def check_bundle(path: Path, manifest: Manifest) -> None:
                 )
             if digests.of(relative) != digest:
                 raise BundleError(
-                    f"{path} is damaged: {relative} is not what was exported; export it again"
+                    f"{path} is damaged: {relative} is not what was exported; {manifest.again}"
                 )
     except FileNotFoundError as error:
         raise BundleError(
-            f"{path} is incomplete: {relative} is missing; export it again"
+            f"{path} is incomplete: {relative} is missing; {manifest.again}"
         ) from error
     except OSError as error:
         raise BundleError(

@@ -347,6 +347,17 @@ class Manifest(Strict):
         return f"kdrt export {shlex.quote(self.source)}"
 
     @property
+    def again(self) -> str:
+        """What makes a damaged bundle whole, as advice in a sentence."""
+        if self.quantization is None:
+            return "export it again"
+        made_from = shlex.quote(self.quantization.made_from)
+        return (
+            f"quantise it again with `kdrt quantize {made_from} --format "
+            f"{self.quantization.format}`"
+        )
+
+    @property
     def image_prompt_components(self) -> frozenset[str]:
         """What makes tokens of the images for IP-Adapters."""
         encoders = (facts.image_encoder for facts in self.ip_adapters.values())

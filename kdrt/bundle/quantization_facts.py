@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kdrt.bundle.bounded import ComponentName, Positive, Sha256, Strict, Text
+from kdrt.bundle.bounded import ComponentName, Positive, Sha256, Size, Strict, Text
 
 QuantizationFormat = Literal["fp8", "int8", "int4-weights"]
 
@@ -35,6 +35,7 @@ class QuantizationLoss(Strict):
     Attributes:
         steps: by step of a generation, the root of the mean square over images.
         images: how many, with the same seeds.
+        height, width: of them, in pixels.
         psnr: of the final images, in decibels, the mean over those that differ; None where all are
             equal.
         ssim: structural similarity (Wang et al. 2004), 1 for equal images.
@@ -44,6 +45,8 @@ class QuantizationLoss(Strict):
 
     steps: Annotated[tuple[StepLoss, ...], Field(min_length=1, max_length=1000)]
     images: _Count
+    height: Size
+    width: Size
     psnr: Annotated[float, Field(ge=-100, le=1000)] | None
     ssim: Annotated[float, Field(ge=-1, le=1)]
     fidelity: _Share | None = None

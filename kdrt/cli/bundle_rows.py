@@ -59,12 +59,12 @@ def describe(name: str) -> BundleRow:
         path,
         total,
         manifest.family,
-        ", ".join(_precisions(manifest)),
+        ", ".join(precisions(manifest)),
         _engines(Bundle(path, manifest)),
     )
 
 
-def _precisions(manifest: Manifest) -> Iterator[str]:
+def precisions(manifest: Manifest) -> Iterator[str]:
     """What the networks compute in, and what their weights are where that is another."""
     yield manifest.precision
     if manifest.baked.weights == "int8":

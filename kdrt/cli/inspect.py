@@ -47,7 +47,7 @@ def inspect(
       [cyan]kdrt inspect demo --graph vae_decoder[/cyan]
     """
     from kdrt.bundle import open_bundle
-    from kdrt.cli.bundle_rows import folder_size
+    from kdrt.cli.bundle_rows import folder_size, precisions
     from kdrt.cli.console import print_json, print_rows, print_table
     from kdrt.cli.quantization_rows import print_loss
     from kdrt.common.units import size
@@ -72,7 +72,7 @@ def inspect(
             ("on disk", f"{size(folder_size(opened.path))}, with engines and caches"),
             ("family", manifest.family),
             ("source", manifest.source + (f" @ {manifest.revision}" if manifest.revision else "")),
-            ("precision", manifest.precision),
+            ("precision", ", ".join(precisions(manifest))),
             ("default size", f"{latents.default_width} x {latents.default_height} pixels"),
             (
                 "latents",
@@ -80,7 +80,6 @@ def inspect(
             ),
             ("fused QKV", "yes" if baked.fused_qkv else "no"),
             ("FreeU", "an input of the UNet" if baked.freeu else "no"),
-            *([("weights", "int8 (UNet, text encoders)")] if baked.weights == "int8" else []),
             *[("LoRA", f"{lora.file} at {lora.scale:g}") for lora in baked.loras],
             *([("variants", ", ".join(manifest.variants))] if manifest.variants else []),
             *[

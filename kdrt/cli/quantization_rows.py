@@ -22,14 +22,17 @@ def print_loss(facts: QuantizationFacts) -> None:
 
     loss = facts.loss
     every = max(1, (len(loss.steps) - 1) // (_STEPS - 1))
-    images = f"{loss.images} images of the same seeds"
+    images = f"{loss.images} of the same seeds, {loss.width} x {loss.height} pixels"
     psnr = "equal" if loss.psnr is None else f"{loss.psnr:.1f} dB"
     rows = [
         ("format", facts.format),
         ("made from", facts.made_from),
         ("layers", f"{facts.layers}; {len(facts.left)} more are left as they were"),
         ("calibrated on", f"{facts.prompts} prompts, {facts.evaluations} evaluations"),
-        ("error", f"{loss.error:.1e} of an evaluation, chosen for {facts.max_error:g}"),
+        (
+            "error",
+            f"{loss.error:.1e} of an evaluation, over all steps; chosen for {facts.max_error:g}",
+        ),
         *[(f"at sigma {step.sigma:.3g}", f"{step.error:.1e}") for step in loss.steps[::every]],
         ("images", f"PSNR {psnr}, SSIM {loss.ssim:.4f}, {images}"),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -150,5 +151,12 @@ def _calibration(text: str) -> int | list[str]:
         InvalidRequestError: the file cannot be used.
     """
     from kdrt.cli.prompts_file import read_prompts
+    from kdrt.errors import InvalidRequestError
 
-    return int(text) if text.isascii() and text.isdigit() else read_prompts(Path(text))
+    if re.fullmatch(r"[+-]?\d+", text, re.ASCII):
+        return int(text)
+    if re.fullmatch(r"[+-]?[\d.]+", text, re.ASCII) and not Path(text).exists():
+        raise InvalidRequestError(
+            f"--calibration takes a whole number or a file of prompts, not {text}"
+        )
+    return read_prompts(Path(text))

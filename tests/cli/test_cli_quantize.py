@@ -28,7 +28,7 @@ def test_a_bundle_becomes_another_one(
     )
     assert outcome.code == 0, outcome.err
     assert "2 prompts, 14 evaluations" in outcome.out
-    assert "of an evaluation, chosen for 0.03" in outcome.out
+    assert "of an evaluation, over all steps; chosen for 0.03" in outcome.out
     assert str(made) in outcome.out.splitlines()[-1]
     shown = cli("inspect", made).out
     assert "quantised, see below" in shown
@@ -44,6 +44,8 @@ def test_a_bundle_becomes_another_one(
         (("--format", "fp9"), "fp8"),
         (("--format", "fp8", "--calibration", "0"), "not 0; for more give a file"),
         (("--format", "fp8", "--calibration", "nowhere.txt"), "nowhere.txt"),
+        (("--format", "FP8", "--calibration", "-3"), "not -3; for more give a file"),
+        (("--format", "fp8", "--calibration", "1.5"), "takes a whole number or a file"),
         (("--format", "fp8", "--max-error", "nan"), "(--max-error) must be between 0.0001 and 0.5"),
         (("--format", "fp8", "--at", "64"), "'64' is no size"),
         (("--format", "fp8", "--images", "101"), "images must be between 1 and 100, not 101"),

@@ -54,9 +54,13 @@ class Side:
         return next((t for t in ("bfloat16", "float16") if t in types), "float32")
 
     def label(self) -> str:
-        """``demo (float32), onnxruntime``, for people."""
+        """``demo (float32), onnxruntime``, for people; of a quantised network its format."""
         graph = "" if self.graph == "standard" else f", {self.graph} graph"
-        return f"{self.bundle.manifest.name} ({self.precision}), {self.engine}{graph}"
+        quantized = self.bundle.manifest.quantization
+        computed = self.precision
+        if quantized is not None and self.component in quantized.components:
+            computed = quantized.format
+        return f"{self.bundle.manifest.name} ({computed}), {self.engine}{graph}"
 
 
 def pair_of(bundles: Sequence[Bundle], component: str, engines: Sequence[str]) -> tuple[Side, Side]:

@@ -127,6 +127,8 @@ class Measure:
                 for step, evaluation in enumerate(before.evaluations[0])
             ),
             images=len(images),
+            height=images[0].shape[0],
+            width=images[0].shape[1],
             psnr=psnr,
             ssim=ssim,
             fidelity=self._fidelity(pipe),

@@ -107,7 +107,7 @@ def work_of(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> list
     Raises:
         ExportError: the size of a layer does not follow from those.
     """
-    model = _with_shapes(model, shapes)
+    model = with_shapes(model, shapes)
     batch = int(next(iter(shapes.values()))[0])
     found: list[Work] = []
     attentions: dict[str, list[ir.Node]] = {}
@@ -155,8 +155,13 @@ def least_seconds(
     return total
 
 
-def _with_shapes(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> onnx.ModelProto:
-    """A copy in which every value has the shape that follows from those of the inputs."""
+def with_shapes(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> onnx.ModelProto:
+    """A copy in which every value has the shape that follows from those of the inputs.
+
+    Args:
+        model: its weights are not read.
+        shapes: of its inputs.
+    """
     result = onnx.ModelProto()
     result.CopyFrom(model)
     for value in result.graph.input:

@@ -13,7 +13,6 @@ import onnx_ir as ir
 
 import kdrt
 from kdrt.bundle import (
-    MANIFEST,
     Bundle,
     Manifest,
     QuantizationFacts,
@@ -28,7 +27,7 @@ from kdrt.bundle import (
 )
 from kdrt.common.home import check_home, home
 from kdrt.denoise.bound_unet import is_inpainting
-from kdrt.errors import InvalidRequestError
+from kdrt.errors import BundleError, InvalidRequestError
 from kdrt_engines.registry import find_engines
 from kdrt_export.errors import ExportError
 from kdrt_export.onnx.trace import weight_files
@@ -105,7 +104,7 @@ def quantize(
         VerificationError: it loses too much; see :func:`kdrt_export.quantize.loss.check_loss`.
         OutputError: the new bundle cannot be written. Then nothing is left behind.
     """
-    into = find_format(format)
+    into = find_format(format.lower())
     _check_number("max_error (--max-error)", max_error, 1e-4, 0.5)
     _check_number("images", images, 1, 100)
     if isinstance(calibration, str):
@@ -122,7 +121,11 @@ def quantize(
         name = f"{opened.manifest.name}-{into.name}" if output is None else output.name
     if output is None:
         output = home() / "bundles" / folder_name(name)
-        _check_same_origin(output, opened)
+    output = Path(output)
+    if name == opened.manifest.name:
+        raise InvalidRequestError(
+            f"a bundle is not quantised in place; give the new one another name than '{name}'"
+        )
     prompts = (
         default_prompts(opened, calibration) if isinstance(calibration, int) else [*calibration]
     )
@@ -133,6 +136,7 @@ def quantize(
         raise InvalidRequestError(
             "a bundle is not quantised in place; give the new one a folder of its own"
         )
+    _check_same_origin(output, opened)
     check_home()
     pipe = _loaded(opened, engine)
     report.done(f"{opened.manifest.name}, {opened.manifest.precision}, to {into.name}")
@@ -213,18 +217,20 @@ def _loaded(bundle: Bundle, engine: str) -> kdrt.Pipeline:
 
 
 def _check_same_origin(output: Path, bundle: Bundle) -> None:
-    """Whether what is at the usual place was made from the same UNet, and may be replaced.
+    """Whether what is at the place of the new bundle was made from the same UNet, and may be
+    replaced.
 
     Raises:
         InvalidRequestError: it was not.
     """
-    if not (output / MANIFEST).is_file():
+    try:
+        facts = read_manifest(output).quantization
+    except BundleError:  # there is none, or a damaged one
         return
-    facts = read_manifest(output).quantization
     if facts is None or facts.network != _network(bundle):
         raise InvalidRequestError(
-            f"there is a bundle '{output.name}' already, which was made from another one; give the "
-            "new one a name with --name"
+            f"there is a bundle in {output} already, which was made from another one; give the new "
+            "one another place with --name or -o"
         )
 
 
@@ -289,8 +295,11 @@ def _check_bundle(manifest: Manifest) -> None:
     """Whether a bundle can be quantised. Raises ExportError."""
     why = None
     if manifest.quantization is not None:
-        why = f"is {manifest.quantization.format} already"
-    elif manifest.baked.weights == "int8":
+        raise ExportError(
+            f"'{manifest.name}' is {manifest.quantization.format} already; quantise "
+            f"'{manifest.quantization.made_from}', which it was made from"
+        )
+    if manifest.baked.weights == "int8":
         why = "has int8 weights"
     elif manifest.precision == "bf16":
         why = "is bf16, which ONNX Runtime does not run on a CPU"

@@ -39,12 +39,14 @@ def test_the_fewest_layers_are_left(errors: list[float], bound: float) -> None:
 
 def loss(error: float, **fidelity: float) -> QuantizationLoss:
     steps = (StepLoss(sigma=1.0, error=error), StepLoss(sigma=0.5, error=error))
-    return QuantizationLoss(steps=steps, images=1, psnr=30.0, ssim=0.9, **fidelity)
+    return QuantizationLoss(
+        steps=steps, images=1, height=8, width=8, psnr=30.0, ssim=0.9, **fidelity
+    )
 
 
 def test_the_error_of_an_evaluation_is_over_all_steps() -> None:
     steps = (StepLoss(sigma=2.0, error=0.3), StepLoss(sigma=1.0, error=0.4))
-    whole = QuantizationLoss(steps=steps, images=1, psnr=None, ssim=1.0)
+    whole = QuantizationLoss(steps=steps, images=1, height=8, width=8, psnr=None, ssim=1.0)
     assert whole.error == pytest.approx(math.sqrt((0.09 + 0.16) / 2))
 
 
