@@ -26,6 +26,7 @@ PAGES = {
     "benchmarks/results/in_flight.png": "measured/in-flight.png",
     "benchmarks/results/in_flight_paper.md": "measured/in-flight-paper.md",
     "benchmarks/results/in_flight_paper.png": "measured/in-flight-paper.png",
+    "benchmarks/results/int8_on_cpu.md": "measured/int8-on-cpu.md",
     "benchmarks/results/lossy.md": "measured/lossy.md",
     "benchmarks/results/quantization.md": "measured/quantization.md",
     "benchmarks/results/soak.md": "measured/soak.md",
