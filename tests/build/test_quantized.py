@@ -39,7 +39,12 @@ def quantized(folder: Path, format: str) -> Bundle:
         "prompts": 1,
         "evaluations": 7,
         "loss": QuantizationLoss(
-            steps=(StepLoss(sigma=1.0, error=0.01),), images=1, psnr=30.0, ssim=0.9
+            steps=(StepLoss(sigma=1.0, error=0.01),),
+            images=1,
+            height=64,
+            width=64,
+            psnr=30.0,
+            ssim=0.9,
         ),
     }
     return engine_bundle(folder, quantization=QuantizationFacts(**facts))

@@ -55,7 +55,7 @@ class Gpu:
     source: str
 
 
-_ADA = "NVIDIA Ada GPU Architecture, whitepaper v2.1, appendix A"
+_ADA = "NVIDIA Ada GPU Architecture, whitepaper"
 
 GPUS = (
     Gpu("RTX 4090", 1008e9, {HALF: 165.2e12, "fp8": 330.3e12, "int8": 660.6e12}, _ADA),
@@ -63,14 +63,14 @@ GPUS = (
         "RTX 5090",
         1792e9,
         {HALF: 209.5e12, "fp8": 419e12, "int8": 838e12},
-        "NVIDIA RTX Blackwell GPU Architecture, whitepaper v1.1, appendix A",
+        "NVIDIA RTX Blackwell GPU Architecture, whitepaper",
     ),
     Gpu("L40S", 864e9, {HALF: 362e12, "fp8": 733e12, "int8": 733e12}, "NVIDIA L40S, data sheet"),
     Gpu(
         "RTX 3090",
         936e9,
         {HALF: 71e12, "int8": 284e12},
-        "NVIDIA Ampere GA102 GPU Architecture, whitepaper v2.1, appendix A",
+        "NVIDIA Ampere GA102 GPU Architecture, whitepaper",
     ),
     Gpu("A10", 600e9, {HALF: 125e12, "int8": 250e12}, "NVIDIA A10, data sheet"),
 )
