@@ -64,7 +64,7 @@ class QuantizationFacts(Strict):
     Attributes:
         format: what their layers compute in.
         made_from: the name of the bundle.
-        network: SHA-256 of the UNet's graph there.
+        network: SHA-256 over the UNet's graphs and weights there.
         components: which networks.
         layers: of the UNet that are quantised.
         left: those that could be, and are not, for their errors.

@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 
 import kdrt
+from kdrt.backends.records import network_hash
 from kdrt.bundle import (
     Bundle,
     Manifest,
@@ -53,7 +54,6 @@ from kdrt_export.quantize.sensitivity import MAX_ERROR, SAMPLES, Sensitivity, ch
 from kdrt_export.report import Report, Silent
 
 _ENGINES = ("onnxruntime", "onnxruntime-cuda")
-
 """Those that need nothing built, and compute what a graph says."""
 
 _FIRST, _LONG = 3, 5
@@ -62,7 +62,7 @@ _FIRST, _LONG = 3, 5
 
 def quantize(
     bundle: str | os.PathLike[str],
-    output: Path | None = None,
+    output: str | os.PathLike[str] | None = None,
     *,
     name: str | None = None,
     format: str,
@@ -117,11 +117,11 @@ def quantize(
     report.start(f"open {bundle}")
     opened = open_bundle(bundle)
     _check_bundle(opened.manifest)
+    folder = None if output is None else Path(output)
     if name is None:
-        name = f"{opened.manifest.name}-{into.name}" if output is None else output.name
-    if output is None:
-        output = home() / "bundles" / folder_name(name)
-    output = Path(output)
+        name = f"{opened.manifest.name}-{into.name}" if folder is None else folder.name
+    if folder is None:
+        folder = home() / "bundles" / folder_name(name)
     if name == opened.manifest.name:
         raise InvalidRequestError(
             f"a bundle is not quantised in place; give the new one another name than '{name}'"
@@ -131,12 +131,12 @@ def quantize(
     )
     if not prompts:
         raise InvalidRequestError("the calibration has no prompt; give at least one")
-    check_new_bundle(output)
-    if output.exists() and output.samefile(opened.path):
+    check_new_bundle(folder)
+    if folder.exists() and folder.samefile(opened.path):
         raise InvalidRequestError(
             "a bundle is not quantised in place; give the new one a folder of its own"
         )
-    _check_same_origin(output, opened)
+    _check_same_origin(folder, opened)
     check_home()
     pipe = _loaded(opened, engine)
     report.done(f"{opened.manifest.name}, {opened.manifest.precision}, to {into.name}")
@@ -149,7 +149,7 @@ def quantize(
     report.done(f"{images} images")
     del pipe
     quantized, rows = _chosen(opened, into, samples, max_error, report, by_blocks=by_blocks)
-    with new_bundle(output) as partial:
+    with new_bundle(folder) as partial:
         report.start("write networks")
         unets = unets_of(opened.manifest)
         manifest = opened.manifest.model_copy(
@@ -173,7 +173,7 @@ def quantize(
         facts = QuantizationFacts(
             format=into.name,
             made_from=opened.manifest.name,
-            network=_network(opened),
+            network=network_hash(opened.manifest, "unet"),
             components=tuple(unets),
             layers=sum(row.is_quantized for row in rows),
             left=tuple(row.name for row in rows if not row.is_quantized),
@@ -188,7 +188,7 @@ def quantize(
             known=known,
         )
         opened.check_unchanged()
-    return output
+    return folder
 
 
 def _engine(name: str | None) -> str:
@@ -216,7 +216,7 @@ def _loaded(bundle: Bundle, engine: str) -> kdrt.Pipeline:
     return pipe
 
 
-def _check_same_origin(output: Path, bundle: Bundle) -> None:
+def _check_same_origin(folder: Path, bundle: Bundle) -> None:
     """Whether what is at the place of the new bundle was made from the same UNet, and may be
     replaced.
 
@@ -224,19 +224,14 @@ def _check_same_origin(output: Path, bundle: Bundle) -> None:
         InvalidRequestError: it was not.
     """
     try:
-        facts = read_manifest(output).quantization
+        facts = read_manifest(folder).quantization
     except BundleError:  # there is none, or a damaged one
         return
-    if facts is None or facts.network != _network(bundle):
+    if facts is None or facts.network != network_hash(bundle.manifest, "unet"):
         raise InvalidRequestError(
-            f"there is a bundle in {output} already, which was made from another one; give the new "
+            f"there is a bundle in {folder} already, which was made from another one; give the new "
             "one another place with --name or -o"
         )
-
-
-def _network(bundle: Bundle) -> str:
-    """SHA-256 of the UNet's graph."""
-    return bundle.manifest.files[bundle.manifest.components["unet"].onnx]
 
 
 def _chosen(

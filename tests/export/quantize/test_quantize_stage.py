@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import kdrt
+from kdrt.backends.records import network_hash
 from kdrt.bundle import Bundle, open_bundle, sha256, write_manifest
 from kdrt.errors import InvalidRequestError
 from kdrt_engines.comparison import relative_error
@@ -48,7 +49,7 @@ def test_the_manifest_says_what_was_lost(int8: Bundle, controls: Controls) -> No
     assert set(facts.components) == {
         name for name in original.components if name.split("-")[0] == "unet"
     }
-    assert facts.network == original.files[original.components["unet"].onnx]
+    assert facts.network == network_hash(original, "unet")
     assert (facts.prompts, facts.evaluations) == (2, 14)
     sigmas = [step.sigma for step in facts.loss.steps]
     assert len(sigmas) == 20
