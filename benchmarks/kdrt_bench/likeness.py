@@ -6,12 +6,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from kdrt_bench.jobs import Strict
-
-_MEAN_OVER = 11
-"""Pixels: side of SSIM's window (Wang et al. 2004)."""
+from kdrt_export.quantize.likeness import psnr_and_ssim
 
 
 class Likeness(Strict):
@@ -49,7 +46,7 @@ def likeness(
     equal = all(map(np.array_equal, outputs, reference))
     if not images:
         return Likeness(relative_error=worst, equal=equal)
-    psnr, ssim = _of_images(outputs[0], reference[0])
+    psnr, ssim = psnr_and_ssim(outputs[0], reference[0])
     return Likeness(
         relative_error=worst,
         psnr=psnr if math.isfinite(psnr) else None,
@@ -63,17 +60,3 @@ def _relative_error(output: np.ndarray, reference: np.ndarray) -> float:
     norm = float(np.linalg.norm(wanted))
     difference = float(np.linalg.norm(output.astype(np.float64) - wanted))
     return difference / norm if norm else difference
-
-
-def _of_images(output: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
-    from torchmetrics.functional.image import (
-        peak_signal_noise_ratio,
-        structural_similarity_index_measure,
-    )
-
-    # In float64: two float32 images can be closer than float32 sums of squares resolve.
-    a, b = (torch.from_numpy(x).permute(0, 3, 1, 2).double() for x in (output, reference))
-    psnr = peak_signal_noise_ratio(a, b, data_range=1.0)
-    ssim = structural_similarity_index_measure(a, b, data_range=1.0, kernel_size=_MEAN_OVER)
-    assert isinstance(ssim, torch.Tensor)
-    return float(psnr), float(ssim)

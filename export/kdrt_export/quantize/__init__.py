@@ -15,6 +15,7 @@ Its files:
     sensitivity   how much the output changes when one layer is quantised
     networks      writes the quantised networks of a bundle
     loss          what is lost, measured
+    likeness      how alike images are
     roofline      the least time of a run on a GPU, an estimate
     drawing       the scan as a table and a plot
     int8_weights  weights as bytes

@@ -17,10 +17,12 @@ import torch
 import kdrt
 from kdrt.bundle import QuantizationLoss, StepLoss
 from kdrt_engines import Engine
-from kdrt_engines.comparison import relative_error
+from kdrt_engines.comparison import greatest_error, results
 from kdrt_export.demo.fidelity import held_out_prompts, judge, score
 from kdrt_export.errors import VerificationError
 from kdrt_export.quantize.calibration import Evaluation, is_demo, trajectory
+from kdrt_export.quantize.likeness import psnr_and_ssim
+from kdrt_export.quantize.ranges import Sample
 from kdrt_export.quantize.sensitivity import root_mean_square
 
 IMAGES = 4
@@ -39,8 +41,6 @@ single layers, on other images; a graph that is wrong is off by far more."""
 _BATCH = 24
 _JUDGED_STEPS = 10
 _SEED = 2_000_000
-_WINDOW = 11
-"""Pixels: side of SSIM's window (Wang et al. 2004)."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Measure:
             VerificationError: an evaluation is not finite.
         """
         engine = pipe.engines["unet"]
-        errors = [[_error(engine, e) for e in evaluations] for evaluations in before.evaluations]
+        errors = [_errors(engine, evaluations) for evaluations in before.evaluations]
         if not all(math.isfinite(error) for of_image in errors for error in of_image):
             raise VerificationError(
                 "the quantised UNet gives numbers that are not finite; calibrate with more "
@@ -192,33 +192,21 @@ def likeness(
     Args:
         images, references: float32 ``[H, W, 3]`` in [0, 1].
     """
-    from torchmetrics.functional.image import (
-        peak_signal_noise_ratio,
-        structural_similarity_index_measure,
-    )
+    pairs = zip(images, references, strict=True)
+    figures = [psnr_and_ssim(image[None], reference[None]) for image, reference in pairs]
+    finite = [psnr for psnr, _ in figures if math.isfinite(psnr)]
+    ssim = float(np.mean([ssim for _, ssim in figures]))
+    return (float(np.mean(finite)) if finite else None), ssim
 
-    # In float64: two float32 images can be closer than float32 sums of squares resolve.
-    pairs = [
-        tuple(torch.from_numpy(x).permute(2, 0, 1)[None].double() for x in pair)
-        for pair in zip(images, references, strict=True)
+
+def _errors(engine: Engine, evaluations: Sequence[Evaluation]) -> list[float]:
+    """Of the evaluations of an image, each on the inputs that it had."""
+    binding = engine.bind(**evaluations[0].dims)
+    return [
+        greatest_error(results(binding, _tensors(evaluation.inputs)), _tensors(evaluation.outputs))
+        for evaluation in evaluations
     ]
-    ratios = [float(peak_signal_noise_ratio(a, b, data_range=1.0)) for a, b in pairs]
-    finite = [ratio for ratio in ratios if np.isfinite(ratio)]
-    ssims = []
-    for a, b in pairs:
-        ssim = structural_similarity_index_measure(a, b, data_range=1.0, kernel_size=_WINDOW)
-        assert isinstance(ssim, torch.Tensor)
-        ssims.append(float(ssim))
-    return (float(np.mean(finite)) if finite else None), float(np.mean(ssims))
 
 
-def _error(engine: Engine, evaluation: Evaluation) -> float:
-    """Of one evaluation, on the inputs that it had."""
-    binding = engine.bind(**evaluation.dims)
-    for name, tensor in binding.inputs.items():
-        tensor.copy_(torch.from_numpy(evaluation.inputs[name]))
-    binding.run()
-    return max(
-        relative_error(tensor.cpu(), torch.from_numpy(evaluation.outputs[name]))
-        for name, tensor in binding.outputs.items()
-    )
+def _tensors(sample: Sample) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in sample.items()}
