@@ -20,13 +20,12 @@ import onnxruntime as ort
 from kdrt.backends.onnxruntime import PROVIDERS
 from kdrt_engines.errors import KdrtError, OutOfMemoryError, is_out_of_memory
 from kdrt_engines.onnxruntime.config import CPU
-from kdrt_engines.onnxruntime.sessions import session_options
 from kdrt_engines.tensorrt.flavour import FLAVOURS
 from kdrt_export.compare.cutting import with_sizes_as_outputs
 from kdrt_export.errors import ExportError
+from kdrt_export.onnx.session import session_of
 
 _RTX = "POLYGRAPHY_USE_TENSORRT_RTX"
-_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 Array = np.ndarray
 Arrays = Mapping[str, Array]
@@ -68,14 +67,12 @@ def runner_of(model: onnx.ModelProto, path: Path, engine: str, inputs: Arrays) -
 
 
 def _session(model: onnx.ModelProto, path: Path, engine: str) -> ort.InferenceSession:
-    options = session_options()
-    options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent))
     providers = [PROVIDERS[engine]]
     if engine == "onnxruntime-tensorrt":
         providers.append(PROVIDERS["onnxruntime-cuda"])
     elif engine == "onnxruntime":
         providers = [CPU]
-    return ort.InferenceSession(model.SerializeToString(), options, providers=providers)
+    return session_of(model, path.parent, providers=providers)
 
 
 def sizes_of(

@@ -5,4 +5,5 @@ Its files:
     ops              operations that export as one node each
     trace            from a component to ONNX
     mixed_precision  keeps operators in float32
+    session          ONNX Runtime for a graph that is in no file
 """

@@ -8,33 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
 from kdrt.errors import InvalidRequestError
-from kdrt_engines.onnxruntime.config import CPU
-from kdrt_engines.onnxruntime.sessions import session_options
+from kdrt_export.onnx.session import session_of
 
 Sample = Mapping[str, np.ndarray]
 """The inputs of one run of a network, by name."""
-
-_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-
-
-def session_of(model: onnx.ModelProto, folder: Path, *, fold: bool = True) -> ort.InferenceSession:
-    """ONNX Runtime on the CPU, for a graph that is in no file.
-
-    Args:
-        model: the graph.
-        folder: where its weights are.
-        fold: compute beforehand what depends on no input. Without it nothing is held a second
-            time.
-    """
-    options = session_options()
-    options.add_session_config_entry(_WEIGHTS_FOLDER, str(folder))
-    disabled = [] if fold else ["ConstantFolding"]
-    return ort.InferenceSession(
-        model.SerializeToString(), options, providers=[CPU], disabled_optimizers=disabled
-    )
 
 
 @dataclass

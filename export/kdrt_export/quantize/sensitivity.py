@@ -21,10 +21,11 @@ import torch
 from kdrt.errors import InvalidRequestError
 from kdrt_engines.comparison import relative_error
 from kdrt_engines.onnx_weights import stored_weights
+from kdrt_export.onnx.session import session_of
 from kdrt_export.quantize.formats import Format
 from kdrt_export.quantize.layers import QuantizableLayer
 from kdrt_export.quantize.qdq import SWITCH, Ranges, with_switches
-from kdrt_export.quantize.ranges import Sample, session_of
+from kdrt_export.quantize.ranges import Sample
 from kdrt_export.quantize.weights import weight_scale
 
 _BLOCK = re.compile(r".*\.(resnets|transformer_blocks)\.\d+(?=\.)")

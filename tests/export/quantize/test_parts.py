@@ -11,10 +11,10 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from kdrt_export.onnx.session import session_of
 from kdrt_export.quantize.formats import FORMATS, Format
 from kdrt_export.quantize.layers import QuantizableLayer, is_fused, quantizable_layers
 from kdrt_export.quantize.qdq import quantize_graph
-from kdrt_export.quantize.ranges import session_of
 from kdrt_export.quantize.weights import quantize_weight
 
 SIZES = (64, 64, 128)

@@ -13,10 +13,11 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from kdrt_export.onnx.session import session_of
 from kdrt_export.quantize.formats import FORMATS, Format
 from kdrt_export.quantize.layers import QuantizableLayer, activations_of, quantizable_layers
 from kdrt_export.quantize.qdq import SWITCH, quantize_graph, with_switches
-from kdrt_export.quantize.ranges import measure_ranges, session_of
+from kdrt_export.quantize.ranges import measure_ranges
 from kdrt_export.quantize.sensitivity import scan
 from kdrt_export.quantize.weights import quantize_weight, weight_scale
 
