@@ -13,7 +13,7 @@ from kdrt_bench.conductor import environment
 from kdrt_bench.errors import BenchmarkError
 from kdrt_bench.experiment import Experiment, RowPlan
 from kdrt_bench.figures import why
-from kdrt_bench.peers import PEERS
+from kdrt_bench.peers import info_of
 from kdrt_bench.report import Row
 from kdrt_bench.statistics import paired_ratio, percentiles
 
@@ -75,7 +75,7 @@ def _row(
     marks: Mapping[str, Sequence[dict[str, float]]],
     failed: Mapping[str, BenchmarkError],
 ) -> Row:
-    bare = Row(label=row.label, peer=row.peer, title=PEERS[row.peer].title)
+    bare = Row(label=row.label, peer=row.peer, title=info_of(row.peer).title)
     if row.label in failed:
         return bare.model_copy(update=why(failed[row.label]))
     own = marks[row.label]

@@ -85,12 +85,14 @@ def bench(
     folder; the last line of standard output is the report as one JSON document.
 
     Peers: eager, diffusers, compile, compile-max, onnxruntime-plain, openvino, openvino-default,
-    openvino-genai, openvino-genai-default, sd-cpp-f32, sd-cpp-f16, sd-cpp-q8_0, eager-bf16.
+    openvino-genai, openvino-genai-default, sd-cpp-f32, sd-cpp-f16, sd-cpp-q8_0, eager-bf16, and
+    kdrt:ENGINE, kdrt with one of its engines.
 
     [bold]Examples[/bold]
 
       [cyan]kdrt bench[/cyan]
       [cyan]kdrt bench --vs openvino,compile -o against-peers[/cyan]
+      [cyan]kdrt bench --vs kdrt:openvino,kdrt:torch --only step -o engines[/cyan]
       [cyan]kdrt bench --suite full -o results[/cyan]
       [cyan]kdrt bench --suite full --real sdxl --only image-real --steps 20 --guidance 7[/cyan]
     """

@@ -8,7 +8,7 @@ from typing import Literal
 from kdrt.bundle import LatentFacts, open_bundle
 from kdrt_bench.ablation import Technique
 from kdrt_bench.jobs import ImageWorkload, Model, Workload
-from kdrt_bench.peers import PEERS
+from kdrt_bench.peers import info_of
 
 Scenario = Literal["SingleStream", "Offline", "Server", "Startup"]
 Kind = Literal["rows", "curve", "ablation", "server", "startup"]
@@ -100,7 +100,7 @@ AS_USUAL = Sampling()
 
 def rows_of(peers: tuple[str, ...], *, forward: bool = False) -> tuple[RowPlan, ...]:
     """A row for each peer; of those that can, where single networks are called."""
-    return tuple(RowPlan(p, p) for p in peers if not forward or PEERS[p].forward)
+    return tuple(RowPlan(p, p) for p in peers if not forward or info_of(p).forward)
 
 
 def techniques(added: tuple[Technique, ...]) -> tuple[RowPlan, ...]:

@@ -32,7 +32,7 @@ from kdrt_bench.figures import (
 from kdrt_bench.jobs import BenchJob, Forward, ImageWorkload, Server
 from kdrt_bench.likeness import likeness
 from kdrt_bench.machine import Peak, describe, measure_peak
-from kdrt_bench.peers import PEERS, find_peer
+from kdrt_bench.peers import find_peer, info_of
 from kdrt_bench.report import ExperimentReport, Report, Row
 from kdrt_bench.statistics import percentiles
 
@@ -74,7 +74,7 @@ class Measurement:
         peak = measure_peak(self.threads)
         machine = describe(peak)
         done = [self.experiment(each, peak) for each in experiments]
-        used = {row.peer for each in done for row in each.rows}
+        used = dict.fromkeys(row.peer for each in done for row in each.rows)
         shutil.rmtree(self._outputs, ignore_errors=True)
         return Report(
             suite=self.suite,
@@ -82,7 +82,7 @@ class Measurement:
             seconds=time.monotonic() - self._begun,
             threads=self.threads,
             machine=machine,
-            peers={name: info.about for name, info in PEERS.items() if name in used},
+            peers={name: info_of(name).about for name in used},
             experiments=tuple(done),
         )
 
@@ -179,7 +179,7 @@ class Measurement:
         gflop: float | None,
         peak: Peak,
     ) -> Row:
-        info = PEERS[row.peer]
+        info = info_of(row.peer)
         bare = Row(
             label=row.label,
             peer=row.peer,

@@ -19,7 +19,7 @@ from kdrt_bench.experiment import (
     techniques,
 )
 from kdrt_bench.jobs import Forward, ImageWorkload, Workload
-from kdrt_bench.peers import PEERS
+from kdrt_bench.peers import info_of
 
 HEAVY_PEERS = ("eager", "openvino", "onnxruntime-plain", "openvino-default")
 """What runs at real size unless asked otherwise: compiling there takes longer than all the rest."""
@@ -53,7 +53,7 @@ def at_real_size(
     pixels = side * facts_of(real.model)[0].scale
     few = sampling.of(FEW_STEPS).model_copy(update={"height": pixels, "width": pixels})
     base = peers or (ANCHOR, "kdrt", *HEAVY_PEERS[1:])
-    single = [peer for peer in base if PEERS[peer].forward]
+    single = [peer for peer in base if info_of(peer).forward]
     whole = peers or (ANCHOR, "kdrt", *HEAVY_IMAGE_PEERS)
     call = "How long does one call take?"
     found = in_groups(
@@ -87,7 +87,7 @@ def at_real_size(
             workload,
             rounds=2,
         )
-        needed = sum(PEERS[row.peer].memory for row in rows)
+        needed = sum(info_of(row.peer).memory for row in rows)
         apart = needed > room(real, [workload.component])
         found.append(replace(plan, kind="ablation", rows=rows, anchor=rows[0].label, apart=apart))
     image = _one(
@@ -107,7 +107,7 @@ def at_real_size(
 
 def _all_ahead(plan: Experiment) -> bool:
     """Whether none of its rows makes anything ready in its first call."""
-    return all(PEERS[row.peer].ahead for row in plan.rows)
+    return all(info_of(row.peer).ahead for row in plan.rows)
 
 
 def in_groups(
@@ -132,14 +132,14 @@ def in_groups(
     groups: list[list[str]] = []
     for peer in (p for p in peers if p != ANCHOR):
         last = groups[-1] if groups else []
-        needed = sum(PEERS[p].memory for p in (*last, peer))
+        needed = sum(info_of(p).memory for p in (*last, peer))
         if not last or needed > memory or len(last) == most:
             groups.append([ANCHOR, peer])
         else:
             last.append(peer)
     found = []
     for number, group in enumerate(groups):
-        others = " and ".join(PEERS[p].title for p in group[1:])
+        others = " and ".join(info_of(p).title for p in group[1:])
         found.append(
             replace(
                 plan,
@@ -147,7 +147,7 @@ def in_groups(
                 title=plan.title if number == 0 else f"{plan.title}, {others}",
                 rows=rows_of(tuple(group)),
                 rounds=later_rounds if number and later_rounds else plan.rounds,
-                apart=sum(PEERS[p].memory for p in group) > memory,
+                apart=sum(info_of(p).memory for p in group) > memory,
             )
         )
     return found

@@ -26,7 +26,7 @@ from kdrt_bench.experiment import (
     techniques,
 )
 from kdrt_bench.jobs import Forward, ImageWorkload, Model
-from kdrt_bench.peers import ALIASES, PEERS
+from kdrt_bench.peers import ALIASES, info_of
 from kdrt_bench.real_size import at_real_size
 from kdrt_engines.openvino.config import is_openvino
 from kdrt_engines.registry import ENGINES
@@ -52,14 +52,14 @@ def peers_of(suite: str, chosen: tuple[str, ...] | None) -> tuple[str, ...]:
 
     Raises:
         BenchmarkError: there is no such suite or peer.
+        InvalidRequestError: kdrt has no such engine.
     """
     if suite not in SUITES:
         raise BenchmarkError(f"there is no suite '{suite}'; there are {', '.join(SUITES)}")
     defaults = {"quick": QUICK_PEERS, "full": FULL_PEERS, "gpu": GPU_PEERS}
     names = [ALIASES.get(name, name) for name in (chosen or defaults[suite])]
-    unknown = [name for name in names if name not in PEERS]
-    if unknown:
-        raise BenchmarkError(f"there is no peer '{unknown[0]}'; there are {', '.join(PEERS)}")
+    for name in names:
+        info_of(name)
     return tuple(dict.fromkeys([ANCHOR, "kdrt", *names]))
 
 

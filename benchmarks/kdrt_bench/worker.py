@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel
 
+from kdrt.backends.fallback import FallbackWarning
 from kdrt.bundle import Bundle, open_bundle
 from kdrt.errors import KdrtError
 from kdrt.images.output import save_image, to_images
@@ -36,7 +37,7 @@ from kdrt_bench.jobs import (
     Timing,
     Workload,
 )
-from kdrt_bench.peers import ALIASES, PEERS, load_peer, versions_of
+from kdrt_bench.peers import info_of, load_peer, versions_of
 from kdrt_bench.peers.base import Peer, components_of
 from kdrt_bench.runners import Runner, serve
 from kdrt_bench.stages import StageClock
@@ -49,13 +50,14 @@ def main() -> int:
         job = BenchJob.model_validate_json(sys.stdin.readline())
         _work(job, answers)
     except Exception as error:
-        known = isinstance(error, KdrtError)
+        fell_back = isinstance(error, FallbackWarning)
+        known = fell_back or isinstance(error, KdrtError)
         say(
             answers,
             Failed(
                 failed=f"{error}" or type(error).__name__,
                 known=known,
-                unavailable=isinstance(error, PeerUnavailableError),
+                unavailable=fell_back or isinstance(error, PeerUnavailableError),
             ),
         )
         if not known:
@@ -81,8 +83,8 @@ def _work(job: BenchJob, answers: IO[str]) -> None:
     torch.set_num_threads(job.threads)
     begun = time.perf_counter()
     bundle = open_bundle(str(job.model.bundle))
-    info = PEERS[ALIASES.get(job.peer, job.peer)]
-    peer = load_peer(job.peer)(job, bundle, {**info.options, **job.options})
+    options = {**info_of(job.peer).options, **job.options}
+    peer = load_peer(job.peer)(job, bundle, options)
     if job.prepare:
         peer.prepare(components_of(job.workloads, bundle))
         say(

@@ -51,6 +51,7 @@ def refusal(
 def test_what_there_is_not_is_refused_at_once(refusal: Refusal) -> None:
     assert "no suite 'slow'; there are quick, full, gpu" in refusal("--suite", "slow")
     assert "no peer 'magic'; there are kdrt, eager" in refusal("--vs", "eager,magic")
+    assert "unknown engine 'magic'" in refusal("--vs", "kdrt:magic")
     assert "no experiment 'speed'; it has image, step" in refusal("--only", "speed")
     assert "needs a GPU, and CUDA sees none" in refusal("--suite", "gpu")
     assert "no bundle 'nothing'" in refusal("--bundle", "nothing")
@@ -122,14 +123,20 @@ def test_the_demo_model_against_eager_for_real(
     # Where kdrt is no folder of the working directory.
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "report"
-    arguments = ["--vs", "eager", "--only", "image", "--rounds", "2", "--threads", "1", "-o"]
+    peers = "eager,kdrt:openvino,kdrt:torch"
+    arguments = ["--vs", peers, "--only", "image", "--rounds", "2", "--threads", "1", "-o"]
     assert command_line.run(["bench", *arguments, str(folder)]) == 0
     last = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert last == json.loads((folder / "report.json").read_text())
     assert (folder / "report.html").is_file()
     (experiment,) = last["experiments"]
-    eager, ours = experiment["rows"]
+    eager, ours, openvino, programs = experiment["rows"]
     assert (eager["label"], ours["label"]) == ("eager", "kdrt")
+    assert openvino["settings"]["engine"] == "openvino"
+    assert openvino["likeness"]["relative_error"] < 1e-4
+    # The bundle was exported without PyTorch's programs.
+    assert "export" in programs["failed"]
+    assert programs["unavailable"]
     assert experiment["gflop"][0] > 0
     assert len(ours["samples"]) == 2
     assert ours["likeness"]["relative_error"] < 1e-4

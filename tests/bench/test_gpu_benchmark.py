@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+import gpu
 from kdrt_bench.gpu_day.conductor import Part
 from kdrt_bench.gpu_day.rows import RowFile
 from kdrt_bench.gpu_day.setting import Setting
 
-PATH = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gpu_benchmark", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "gpu_benchmark", module)
-    spec.loader.exec_module(module)
-    return module
-
 
 def test_rows_are_printed_and_kept(
-    command: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The machine in a process of its own; an engine that is missing; one that has no time."""
     parts = [Part("machine", 30), Part("engine-tensorrt", 1), Part("sdxl", 10_000)]
-    monkeypatch.setattr(command, "parts", lambda setting: parts)
-    command.main(["--dry-run", "-o", str(tmp_path / "out")])
+    monkeypatch.setattr(gpu, "parts", lambda setting: parts)
+    gpu.main(["--dry-run", "-o", str(tmp_path / "out")])
     said = capsys.readouterr().out
     page = (tmp_path / "out" / "rows.md").read_text(encoding="utf-8")
     assert len(RowFile(tmp_path / "out").read()) == 3
@@ -45,9 +29,9 @@ def test_rows_are_printed_and_kept(
         assert words in page
 
 
-def test_a_part_that_cannot_begin_is_a_row(command: ModuleType, tmp_path: Path) -> None:
+def test_a_part_that_cannot_begin_is_a_row(tmp_path: Path) -> None:
     setting = Setting(tmp_path, dry_run=True, bundle="no-such-bundle")
-    wrong = command.in_this_process(setting, Part("engine-onnxruntime", 1), 1)
+    wrong = gpu.in_this_process(setting, Part("engine-onnxruntime", 1), 1)
     assert "no-such-bundle" in wrong
     assert "Traceback" in (tmp_path / "engine-onnxruntime.log").read_text(encoding="utf-8")
 
@@ -57,7 +41,6 @@ def test_a_part_that_cannot_begin_is_a_row(command: ModuleType, tmp_path: Path) 
     [(["--minutes", "0"], "must be above 0"), ([], "has rows already")],
 )
 def test_what_cannot_be_asked_for(
-    command: ModuleType,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     words: list[str],
@@ -65,5 +48,5 @@ def test_what_cannot_be_asked_for(
 ) -> None:
     (tmp_path / "rows.jsonl").touch()
     with pytest.raises(SystemExit, match="2"):
-        command.main([*words, "-o", str(tmp_path)])
+        gpu.main([*words, "-o", str(tmp_path)])
     assert said in capsys.readouterr().err

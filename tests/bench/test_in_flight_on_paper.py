@@ -2,66 +2,54 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "in_flight_on_paper.py"
+import in_flight_on_paper as paper
 
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("in_flight_on_paper", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_it_simulates_all_cards_and_writes_a_report(
-    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib")
-    script.main(tmp_path, requests=60)
+    paper.main(tmp_path, requests=60)
 
     report = json.loads((tmp_path / "in_flight_paper.json").read_text())
     text = (tmp_path / "in_flight_paper.md").read_text()
     summary = capsys.readouterr().out.strip()
     assert summary in text
-    assert len(report["cards"]) == len(script.CARDS)
-    for card, given in zip(report["cards"], script.CARDS, strict=True):
+    assert len(report["cards"]) == len(paper.CARDS)
+    for card, given in zip(report["cards"], paper.CARDS, strict=True):
         assert {(row["load"], row["way"]) for row in card["rows"]} == {
-            (load, way) for load in script.LOADS for way in script.WAYS
+            (load, way) for load in paper.LOADS for way in paper.WAYS
         }
-        assert card["most"].keys() == set(script.WAYS)
+        assert card["most"].keys() == set(paper.WAYS)
         assert f"## {given.name}" in text
         assert all(source in text for source in given.sources)
     assert (tmp_path / "in_flight_paper.png").stat().st_size > 10_000
 
 
-def test_step_times_follow_from_the_published_figures(script: ModuleType) -> None:
-    card = script.sdxl("it", whole=3100.0, four_unguided=200.0, clip=10.0, vae=90.0)
+def test_step_times_follow_from_the_published_figures() -> None:
+    card = paper.sdxl("it", whole=3100.0, four_unguided=200.0, clip=10.0, vae=90.0)
     assert card.cost.seconds(1) == pytest.approx(0.05)
     assert card.cost.seconds(2) == pytest.approx(0.1)
     assert card.cost.decode == pytest.approx(0.09)
-    card = script.sd15("it", one=script.A100_STEPS / 2, four=5.0, sixteen=1.25)
+    card = paper.sd15("it", one=paper.A100_STEPS / 2, four=5.0, sixteen=1.25)
     assert card.cost.seconds(8) == pytest.approx(0.2)
     assert card.cost.seconds(32) == pytest.approx(0.8)
     # Half the steps a second: decoding takes twice as long.
-    assert card.cost.decode == pytest.approx(2 * script.A100_VAE / 1000)
+    assert card.cost.decode == pytest.approx(2 * paper.A100_VAE / 1000)
 
 
-def test_the_page_on_growing_follows_from_the_published_times(script: ModuleType) -> None:
+def test_the_page_on_growing_follows_from_the_published_times() -> None:
     """Images a second of 20 guided steps, one at a time and in runs of 8 rows."""
-    page = (SCRIPT.parents[1] / "docs" / "howto" / "growing.md").read_text(encoding="utf-8")
-    cards = {card.name.rpartition(", ")[0].replace(" at ", " "): card for card in script.CARDS}
+    page = (ROOT / "docs" / "howto" / "growing.md").read_text(encoding="utf-8")
+    cards = {card.name.rpartition(", ")[0].replace(" at ", " "): card for card in paper.CARDS}
     shown = re.findall(r"^\| (\w.*?) at (\d+²) \| (.* a second\*?) \|$", page, re.MULTILINE)
     assert len(shown) == 5
     for name, size, row in shown:

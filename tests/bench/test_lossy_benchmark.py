@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
-
 import numpy as np
 import pytest
 
-PATH = Path(__file__).parents[2] / "benchmarks" / "lossy.py"
+import lossy
 
 
-@pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("lossy_benchmark", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "lossy_benchmark", module)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_psnr_is_a_mean_over_images(benchmark: ModuleType) -> None:
+def test_psnr_is_a_mean_over_images() -> None:
     wanted = np.zeros((2, 4, 4, 3))
     pixels = wanted.copy()
     pixels[0] = 0.1  # 20 dB; the other is equal
-    assert benchmark._psnr(pixels, wanted) == pytest.approx((20 + 100) / 2)
+    assert lossy._psnr(pixels, wanted) == pytest.approx((20 + 100) / 2)
 
 
-def test_the_share_of_operations(benchmark: ModuleType) -> None:
+def test_the_share_of_operations() -> None:
     """Of SD 1.5's UNet, against a count by hand in multiplications: the last layer's convolutions
     and transformer at 64x64, conv_in and conv_out, over 401.7 G for the whole."""
     pixels, width = 64 * 64, 320
@@ -40,17 +24,17 @@ def test_the_share_of_operations(benchmark: ModuleType) -> None:
     cross = 2 * 77 * 768 * width + 2 * pixels * 77 * width
     ends = 2 * pixels * 9 * 4 * width
     by_hand = (resnet + attention + cross + ends) / 401.7e9
-    assert benchmark.cached_share("SD 1.5") == pytest.approx(by_hand, rel=0.02)
-    assert "1.60 x at interval 2, 2.00 x at interval 3" in benchmark._fewer(0.25)
+    assert lossy.cached_share("SD 1.5") == pytest.approx(by_hand, rel=0.02)
+    assert "1.60 x at interval 2, 2.00 x at interval 3" in lossy._fewer(0.25)
 
 
-def test_the_tables_have_every_row(benchmark: ModuleType) -> None:
+def test_the_tables_have_every_row() -> None:
     rows = [
-        benchmark.Row("plain", 1.0, None, None, 0.9, 20.0),
-        benchmark.Row("deep cache 3", 1.5, 0.123456, 31.4, 0.4, 20.0),
+        lossy.Row("plain", 1.0, None, None, 0.9, 20.0),
+        lossy.Row("deep cache 3", 1.5, 0.123456, 31.4, 0.4, 20.0),
     ]
     told = {"machine": {"cpu": "x"}, "prompts": 1, "steps": 2, "batch": 3, "rounds": 4}
-    text = benchmark._markdown(rows, {"SDXL": 0.25}, told)
+    text = lossy._markdown(rows, {"SDXL": 0.25}, told)
     assert "| deep cache 3 | 1.50 x | 0.123 | 31.4 dB | 40.0% | 20.0 MB |" in text
     assert "| plain | 1.00 x | – | – | 90.0% | 20.0 MB |" in text
     assert "SDXL, counted: the shallow UNet is 25.0%" in text

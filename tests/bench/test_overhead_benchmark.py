@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "sampler_overhead.py"
+import sampler_overhead as overhead
 
 
 def test_it_measures_both_sides_and_writes_a_report(
     kd: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib")
-    spec = importlib.util.spec_from_file_location("sampler_overhead", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = script
-    spec.loader.exec_module(script)
-    script.main(tmp_path, steps=3, rounds=1)
+    overhead.main(tmp_path, steps=3, rounds=1)
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last == json.loads((tmp_path / "sampler_overhead.json").read_text())
-    assert len(last["costs"]) == len(script.ROWS)
+    assert len(last["costs"]) == len(overhead.ROWS)
     for cost in last["costs"]:
         assert cost["k_diffusion"] > 0
-        if cost["sampler"] in script.SDE + script.ANCESTRAL + script.DETERMINISTIC:
+        if cost["sampler"] in overhead.SDE + overhead.ANCESTRAL + overhead.DETERMINISTIC:
             assert cost["loop"] > 0
             assert cost["before"] > 0
         assert f"| {cost['sampler']} |" in (tmp_path / "sampler_overhead.md").read_text()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
+import real_sizes
 from kdrt_bench import stage_memory
 from kdrt_bench.jobs import ImageWorkload
 from kdrt_bench.memory import peak
@@ -20,21 +19,9 @@ from kdrt_bench.runners import Runner
 from kdrt_bench.stage_memory import ExportStages, StageRow, image_rows
 from kdrt_bench.stages import StageClock
 
-PATH = Path(__file__).parents[2] / "benchmarks" / "real_sizes.py"
 MEGABYTES = 200
 
 told_memory = pytest.mark.skipif(peak() is None, reason="this system does not say what is held")
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("real_sizes", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "real_sizes", module)
-    spec.loader.exec_module(module)
-    return module
 
 
 @told_memory
@@ -93,7 +80,6 @@ def test_a_peer_that_tells_its_seconds_afterwards_has_no_memory_by_stage(
     ],
 )
 def test_what_is_asked_for_wrongly_is_one_sentence(
-    script: ModuleType,
     demo_bundle: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -103,36 +89,32 @@ def test_what_is_asked_for_wrongly_is_one_sentence(
     given = [str(demo_bundle) if each == "BUNDLE" else each for each in arguments]
     monkeypatch.setattr(sys, "argv", ["real_sizes.py", *given])
     with pytest.raises(SystemExit) as ended:
-        script.main()
+        real_sizes.main()
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
 
 
-def test_the_folder_of_the_results_is_made(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_folder_of_the_results_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = StageRow(stage="write", seconds=1.0, peak=None, own=None)
-    monkeypatch.setattr(script, "in_fresh_process", lambda work, *arguments: [row])
-    script.export_command("demo", output=tmp_path / "a" / "new")
+    monkeypatch.setattr(real_sizes, "in_fresh_process", lambda work, *arguments: [row])
+    real_sizes.export_command("demo", output=tmp_path / "a" / "new")
     assert [each.name for each in sorted((tmp_path / "a" / "new").iterdir())] == [
         "real_sizes.json",
         "real_sizes.md",
     ]
 
 
-def test_a_measurement_takes_the_place_of_the_same_before(
-    script: ModuleType, tmp_path: Path
-) -> None:
+def test_a_measurement_takes_the_place_of_the_same_before(tmp_path: Path) -> None:
     def measured(title: str, *seconds: float) -> object:
         stages = [
             StageRow(stage=f"stage {index}", seconds=each, peak=(1 + index) * 10**9, own=5 * 10**8)
             for index, each in enumerate(seconds)
         ]
         machine = {"processor": "a fast one", "cores": "2"}
-        return script.Measurement(title=title, machine=machine, rows=tuple(stages))
+        return real_sizes.Measurement(title=title, machine=machine, rows=tuple(stages))
 
     for each in (measured("first", 1.0), measured("second", 9.0), measured("first", 2.0, 3.5)):
-        script.write(each, tmp_path)
+        real_sizes.write(each, tmp_path)
     text = (tmp_path / "real_sizes.md").read_text()
     assert text.index("## first") < text.index("## second")
     assert "| stage 1 | 3.5 | 2.0 GB | 500.0 MB |\n| **all** | 5.5 | **2.0 GB** | |" in text

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+import in_flight
 from kdrt_bench.arrivals import LOADS, MIX, Arrival, Kind, Served, poisson_arrivals, service
 from kdrt_bench.service import at_load, batch_of, end_to_end, request_of
 from kdrt_bench.service_study import (
@@ -27,7 +25,6 @@ from kdrt_bench.service_study import (
 from kdrt_bench.tick_parts import Stopwatch
 
 OWN = {kind: float(kind.steps * kind.rows) for kind in MIX}
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "in_flight.py"
 
 
 @pytest.mark.parametrize("load", LOADS)
@@ -124,23 +121,10 @@ def test_a_stopwatch_leaves_classes_as_they_were() -> None:
     assert watch.calls == {"work": 1}
 
 
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("in_flight_benchmark", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.slow
-def test_it_measures_what_it_says(
-    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_it_measures_what_it_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
-    script.main(tmp_path, full=False, minutes=0.1, rounds=1, loads="0.7")
+    in_flight.main(tmp_path, full=False, minutes=0.1, rounds=1, loads="0.7")
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last == json.loads((tmp_path / "in_flight.json").read_text())
     (model,) = last["models"]

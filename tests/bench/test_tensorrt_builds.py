@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 
 import onnx
 import pytest
 
+import tensorrt_builds
 from kdrt.build import engines
 from kdrt.build.engines import Tools
 from kdrt_engines.tensorrt.build import Follow
@@ -19,19 +17,6 @@ from kdrt_engines.tensorrt.flavour import TENSORRT_RTX
 from kdrt_engines.tensorrt.job import BuildJob, Built
 from tests.support.engine_bundle import Builder
 from tests.support.rtx_machine import install_tensorrt
-
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "tensorrt_builds.py"
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tensorrt_builds", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 class Counting(Builder):
@@ -48,7 +33,6 @@ class Counting(Builder):
 
 
 def test_a_quantised_unet_gets_a_row_of_its_own_and_is_gone_afterwards(
-    script: ModuleType,
     demo_bundle: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -58,7 +42,7 @@ def test_a_quantised_unet_gets_a_row_of_its_own_and_is_gone_afterwards(
     monkeypatch.setattr(engines, "TOOLS", Tools(build=builder))
     for format, gpus in (("fp8", "sm89,sm120"), ("int8", "sm86")):
         options = ["--quantized", format, "--gpu", gpus, "-o", str(tmp_path)]
-        script.main([str(demo_bundle), *options])
+        tensorrt_builds.main([str(demo_bundle), *options])
 
     rows = json.loads((tmp_path / "tensorrt_builds.json").read_text())["engines"]
     assert [(row["model"], row["format"], row["gpus"]) for row in rows] == [

@@ -1,17 +1,20 @@
 """The peers, one file each. A peer makes engines of networks; all else is the same for all.
 
 A new peer is a file with a subclass of :class:`~kdrt_bench.peers.base.Peer` and a line here.
+``kdrt:ENGINE`` is one besides: kdrt with that engine in place of the one it would choose.
 """
 
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from kdrt.backends.choice import known_engine
 from kdrt_bench.errors import PeerUnavailableError
 from kdrt_engines.installed import installed_version
+from kdrt_engines.openvino.config import config_of, is_openvino
 
 if TYPE_CHECKING:
     from kdrt_bench.peers.base import Peer
@@ -161,15 +164,46 @@ ALIASES = {"optimum": "onnxruntime-plain"}
 do with a network is measured in their place."""
 
 
+_WITH_ENGINE = "kdrt:"
+
+
+def info_of(name: str) -> PeerInfo:
+    """A peer by name, installed or not.
+
+    Raises:
+        PeerUnavailableError: there is none.
+        InvalidRequestError: kdrt has no such engine.
+    """
+    if name.startswith(_WITH_ENGINE):
+        return _with_engine(known_engine(name.removeprefix(_WITH_ENGINE)))
+    info = PEERS.get(ALIASES.get(name, name))
+    if info is None:
+        raise PeerUnavailableError(
+            f"there is no peer '{name}'; there are {', '.join(PEERS)}, and {_WITH_ENGINE}ENGINE"
+        )
+    return info
+
+
+def _with_engine(engine: str) -> PeerInfo:
+    return replace(
+        PEERS["kdrt"],
+        title=f"kdrt, engine {engine}",
+        about=f"kdrt with the engine {engine}",
+        lossy=is_openvino(engine) and config_of(engine).precision != "f32",
+        # What is compiled or traced may be there twice while it is loaded.
+        memory=PEERS["kdrt"].memory if engine.startswith("onnxruntime") else 2.2,
+        options={"engine": engine},
+    )
+
+
 def find_peer(name: str) -> PeerInfo:
-    """A peer by name.
+    """A peer by name, whose packages are installed.
 
     Raises:
         PeerUnavailableError: there is none, or a package of it is not installed.
+        InvalidRequestError: kdrt has no such engine.
     """
-    info = PEERS.get(ALIASES.get(name, name))
-    if info is None:
-        raise PeerUnavailableError(f"there is no peer '{name}'; there are {', '.join(PEERS)}")
+    info = info_of(name)
     missing = [pip for module, pip in info.packages.items() if find_spec(module) is None]
     if missing:
         raise PeerUnavailableError(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kdrt.backends.choice import chosen_engine
+from kdrt.backends.fallback import FallbackWarning
 from kdrt.backends.loading import load_engines
 from kdrt.backends.offload import Offloader
 from kdrt.bundle import Bundle
+from kdrt.errors import EngineRejectedError, EngineUnavailableError
+from kdrt_bench.errors import PeerUnavailableError
 from kdrt_bench.jobs import BenchJob
 from kdrt_bench.networks_kept import plain_onnx, unfused_bundle
 from kdrt_bench.peers.base import Peer
@@ -36,10 +40,21 @@ class Kdrt(Peer):
 
     _engines: Mapping[str, Engine] | None = None
     _offloader: Offloader | None = None
-    packages = ("kdrt", "torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx")
+    packages = (
+        "kdrt",
+        "torch",
+        "onnxruntime",
+        "onnxruntime-gpu",
+        "openvino",
+        "tensorrt",
+        "tensorrt-rtx",
+    )
 
     def __init__(self, job: BenchJob, bundle: Bundle, options: Mapping[str, str]) -> None:
         super().__init__(job, bundle, options)
+        if "engine" in options:
+            # What runs on another engine is no figure of this one.
+            warnings.simplefilter("error", FallbackWarning)
         if options.get("low_vram") == "on":
             self._offloader = Offloader()
 
@@ -84,13 +99,19 @@ class Kdrt(Peer):
     def _shipped(self, component: str) -> Engine:
         """As `kdrt.load` loads it, and nothing besides."""
         if self._engines is None:
-            self._engines = load_engines(
-                self.bundle,
-                self.options.get("engine"),
-                threads=self.threads,
-                offloader=self._offloader,
-                own_cuda_graphs=self.options.get("cuda_graph") not in ("off", None),
-            )
+            engine = self.options.get("engine")
+            try:
+                self._engines = load_engines(
+                    self.bundle,
+                    engine,
+                    threads=self.threads,
+                    offloader=self._offloader,
+                    own_cuda_graphs=self.options.get("cuda_graph") not in ("off", None),
+                )
+            except (EngineUnavailableError, EngineRejectedError) as error:
+                if engine is None:
+                    raise
+                raise PeerUnavailableError(str(error)) from error
         return self._engines[component]
 
     def _config(self) -> OrtConfig:

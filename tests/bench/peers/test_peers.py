@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from kdrt.backends.fallback import FallbackWarning, warn_of_fallback
+from kdrt.errors import EngineUnavailableError, InvalidRequestError
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt_bench import peers
 from kdrt_bench.errors import PeerUnavailableError
 from kdrt_bench.jobs import ImageWorkload
-from kdrt_bench.peers import find_peer
+from kdrt_bench.peers import find_peer, info_of
 from kdrt_bench.peers.diffusers_pipeline import DiffusersPipeline
 from kdrt_bench.peers.own import Kdrt
 from kdrt_bench.stages import StageClock
@@ -45,3 +48,46 @@ def test_a_graph_level_is_an_argument_of_the_pipeline() -> None:
     peer.options = {"cuda_graph": "loop"}
     bound = inspect.signature(Pipeline).bind_partial(**peer.pipeline_options())
     assert bound.arguments == {"cuda_graph": "loop"}
+
+
+def test_kdrt_with_one_of_its_engines_is_a_peer() -> None:
+    exact, lossy = info_of("kdrt:openvino"), info_of("kdrt:openvino:bf16")
+    assert exact.options == {"engine": "openvino"}
+    assert lossy.options == {"engine": "openvino:bf16"}
+    assert (exact.lossy, lossy.lossy) == (False, True)
+    assert "openvino:bf16" in lossy.title
+    assert not info_of("kdrt").options
+
+
+def test_an_engine_or_peer_that_there_is_not_is_named() -> None:
+    with pytest.raises(InvalidRequestError, match="magic"):
+        info_of("kdrt:magic")
+    with pytest.raises(PeerUnavailableError, match=r"no peer 'magic'.*kdrt:ENGINE"):
+        info_of("magic")
+
+
+def _own(bundle: Any = None, **options: str) -> Kdrt:
+    job: Any = SimpleNamespace(model=None, threads=1)
+    return Kdrt(job, bundle, options)
+
+
+@pytest.mark.parametrize(("engine", "kind"), [("torch", PeerUnavailableError), (None, Exception)])
+def test_only_an_engine_that_was_asked_for_may_be_missing(
+    monkeypatch: pytest.MonkeyPatch, engine: str | None, kind: type[Exception]
+) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise EngineUnavailableError("there is none here")
+
+    monkeypatch.setattr("kdrt_bench.peers.own.load_engines", missing)
+    with warnings.catch_warnings():
+        peer = _own(**({} if engine is None else {"engine": engine}))
+        with pytest.raises(kind, match="there is none here") as caught:
+            peer.engine("unet")
+    assert isinstance(caught.value, PeerUnavailableError) is (engine is not None)
+
+
+def test_what_runs_on_another_engine_is_no_figure_of_this_one() -> None:
+    with warnings.catch_warnings():
+        _own(engine="inductor")
+        with pytest.raises(FallbackWarning, match="unet runs on torch: too large"):
+            warn_of_fallback("unet", "torch", ValueError("too large"))
