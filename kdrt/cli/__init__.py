@@ -114,13 +114,13 @@ INTERNAL_ERROR = 70
 _OUTPUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 
 _HELP = """
-Text to image with Stable Diffusion and SDXL, on the samplers of k-diffusion.
+Make images from text with Stable Diffusion and SDXL, using the samplers of k-diffusion.
 
-A model is exported once into a [bold]bundle[/bold]: one folder with its networks as ONNX, its
-tokenizers and its noise schedule. Images are generated from bundles; that needs neither
+First export a model into a [bold]bundle[/bold]: one folder with its networks as ONNX, its
+tokenizers and its noise schedule. Then generate images from the bundle; that needs neither
 diffusers nor transformers.
 
-[bold]Begin here[/bold] (the demo model is part of kdrt, nothing is downloaded)
+[bold]Start here[/bold] (the demo model is part of kdrt; nothing is downloaded)
 
   [cyan]kdrt export demo[/cyan]
   [cyan]kdrt generate demo "a red circle on a blue background" -o circle.png[/cyan]
@@ -131,7 +131,7 @@ diffusers nor transformers.
   [cyan]kdrt export ./my-model.safetensors --name mine[/cyan]
   [cyan]kdrt generate mine "a lighthouse at dusk" --steps 25 --sampler dpmpp_2m[/cyan]
 
-Bundles with a name live in [cyan]$KDRT_HOME/bundles[/cyan]; [cyan]kdrt doctor[/cyan] shows where
+Named bundles are stored in [cyan]$KDRT_HOME/bundles[/cyan]; [cyan]kdrt doctor[/cyan] shows where
 that is.
 """
 
@@ -160,7 +160,7 @@ def _options(
             count=True,
             metavar="",
             show_default=False,
-            help="Print what is loaded, chosen and captured, and how long it took.",
+            help="Print what is loaded, chosen and captured, and how long each takes.",
         ),
     ] = 0,
     _version: Annotated[

@@ -9,12 +9,12 @@ import typer
 
 from kdrt.cli.app import add_command, new_app
 
-add = new_app("add", "More for a bundle, without exporting its model again.")
+add = new_app("add", "Add networks to a bundle without exporting its model again.")
 
 _Bundle = Annotated[
     str,
     typer.Argument(
-        metavar="BUNDLE", show_default=False, help="The model, by its name or its folder."
+        metavar="BUNDLE", show_default=False, help="Name or folder of the bundle to add to."
     ),
 ]
 _Sources = Annotated[
@@ -22,7 +22,7 @@ _Sources = Annotated[
     typer.Argument(
         metavar="SOURCE[:NAME]...",
         show_default=False,
-        help="A file, a diffusers folder or a hub id, and a name to ask for it by.",
+        help="A file, a diffusers folder or a Hugging Face id; NAME is what requests call it.",
     ),
 ]
 _AllowPickle = Annotated[
@@ -41,10 +41,10 @@ def controlnet(
     allow_pickle: _AllowPickle = False,
 ) -> None:
     """
-    Add ControlNets to a bundle, for images that say where things are.
+    Add ControlNets to a bundle. They take an image that says where things go.
 
-    The first one also adds a second graph of the UNet, which reads the same weights. What was built
-    from the bundle stays good, and a failure leaves the bundle as it was.
+    Adding the first one also adds a second graph of the UNet, which reads the same weights. Engines
+    that were built from the bundle stay valid. If the command fails, the bundle stays as it was.
 
     [bold]Examples[/bold]
 
@@ -60,7 +60,7 @@ def t2i_adapter(
     allow_pickle: _AllowPickle = False,
 ) -> None:
     """
-    Add T2I-Adapters to a bundle: smaller than ControlNets, and they run once an image.
+    Add T2I-Adapters to a bundle. They are smaller than ControlNets and run once per image.
 
     [bold]Examples[/bold]
 
@@ -76,13 +76,13 @@ def upscaler(
         typer.Argument(
             metavar="FILE[:NAME]...",
             show_default=False,
-            help="A [cyan].safetensors[/] file, and a name to ask for it by.",
+            help="A [cyan].safetensors[/] file; NAME is what requests call it.",
         ),
     ],
     allow_pickle: _AllowPickle = False,
 ) -> None:
     """
-    Add networks that enlarge images between two passes, such as ESRGAN.
+    Add upscalers to a bundle: networks such as ESRGAN, which enlarge an image between two passes.
 
     Needs [cyan]pip install 'kdrt\\[upscalers]'[/cyan].
 

@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from kdrt_engines.tensorrt.flavour import Flavour
 
 GPU_HELP = (
-    "GPUs to build for, by name or compute capability, as in [cyan]'RTX 4090'[/] or "
-    "[cyan]sm86,sm89[/]; without it those of Ampere to Blackwell."
+    "GPUs to build for, by name or compute capability, such as [cyan]'RTX 4090'[/] or "
+    "[cyan]sm86,sm89[/]. The default is Ampere to Blackwell: sm80, sm86, sm89 and sm120."
 )
 HERE_HELP = "Build for the GPU of this machine."
 REFITTABLE_HELP = (
-    "Let LoRAs change the weights at run time. Needs the GPU it builds for; the engine is compared "
-    "with ONNX Runtime before it is kept."
+    "Let LoRAs change the weights at run time. The GPU must be in this machine, because kdrt "
+    "compares the engine with ONNX Runtime before it keeps it."
 )
 PROFILE_HELP = (
-    "Sizes to build for; may be given more than once. [cyan]static:HxWxB[/] is H by W pixels, B "
-    "images, nothing else."
+    "Sizes to build for; may be repeated. [cyan]static:HxWxB[/] allows only H by W pixels and B "
+    "images."
 )
 PROFILE_METAVAR = "square|portrait|landscape|any|static:HxWxB"
 
@@ -37,7 +37,7 @@ def build(
         typer.Option(
             metavar="tensorrt|tensorrt-rtx|onnxruntime|openvino|inductor",
             show_default=False,
-            help="Without it the flavour of TensorRT that serves the GPU.",
+            help="Engine to build. The default is the flavour of TensorRT that supports the GPU.",
         ),
     ] = None,
     gpu: Annotated[
@@ -53,35 +53,38 @@ def build(
         typer.Option(
             metavar="NAME",
             show_default="all",
-            help="Networks to build; may be given more than once.",
+            help="Networks to build; may be repeated.",
         ),
     ] = None,
     refittable: Annotated[bool, typer.Option("--refittable", help=REFITTABLE_HELP)] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Build again what is there and good.")
+        bool, typer.Option("--force", help="Rebuild engines that exist and are valid.")
     ] = False,
     strict: Annotated[
         bool,
         typer.Option(
             "--strict",
-            help="Fail, instead of warning, where the attention of the UNet does not become fused "
-            "kernels.",
+            help="Fail, instead of warning, if the attention of the UNet is not compiled into "
+            "fused kernels.",
         ),
     ] = False,
 ) -> None:
     """
-    Build the engines of a bundle: TensorRT's, or what ONNX Runtime, OpenVINO or Inductor make of
-    it here.
+    Build engines from a bundle with TensorRT, ONNX Runtime, OpenVINO or Inductor.
 
-    TensorRT-RTX serves cards from Turing to Blackwell, one engine file for several of them, and
-    builds on a machine without a GPU. TensorRT serves the others, and builds on the GPU itself.
-    ONNX Runtime's graphs are optimised for the CPU they are built on, which an export has done on
-    its own machine; any other still runs the bundle, but loads it more slowly.
-    OpenVINO's networks are for this machine, one precision and the sizes that a profile is fastest
-    at; without them it compiles when a pipeline first needs a size.
+    TensorRT-RTX supports cards from Turing to Blackwell. One engine file can serve several of them,
+    and building it needs no GPU. TensorRT supports the other GPUs and builds on the GPU itself.
+
+    ONNX Runtime optimises the graphs for the CPU that builds them. An export does this for its own
+    machine. On another CPU the bundle still runs, but loads more slowly until you build it there.
+
+    OpenVINO compiles the networks for this machine, for one precision and for the sizes at which
+    a profile is fastest. Without a build, it compiles when a pipeline first needs a size.
+
     Inductor compiles what `kdrt export --target torch` exported, for the GPU or CPU of this machine
-    and such sizes; others run as with the engine torch.
-    An engine that is there and good is not built again. Ctrl-C leaves nothing half-written.
+    and for the same sizes. Other sizes run as they do with the engine torch.
+
+    Engines that exist and are valid are not built again. Ctrl-C leaves nothing half-written.
 
     [bold]Examples[/bold]
 

@@ -11,9 +11,9 @@ def list_bundles(
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """
-    List the bundles that have a name, and the engines built from them.
+    List the named bundles and the engines built from them.
 
-    Their files are not checked; [cyan]kdrt inspect[/cyan] does that.
+    This does not check their files; [cyan]kdrt inspect[/cyan] does.
     """
     from kdrt.bundle import bundle_names
     from kdrt.cli.bundle_rows import describe

@@ -17,14 +17,14 @@ _SHOWN = 4
 
 def compare(
     bundle: Annotated[
-        str, typer.Argument(metavar="BUNDLE", show_default=False, help="Taken for right.")
+        str, typer.Argument(metavar="BUNDLE", show_default=False, help="The reference.")
     ],
     other: Annotated[
         str | None,
         typer.Argument(
             metavar="[OTHER]",
             show_default=False,
-            help="Another bundle of the same model; without it two engines are compared.",
+            help="Another bundle of the same model. Without it, two engines are compared.",
         ),
     ] = None,
     component: Annotated[
@@ -34,7 +34,7 @@ def compare(
         str,
         typer.Option(
             metavar="A[,B]",
-            help="The engine of each side. [cyan]onnxruntime:fused[/] is ONNX Runtime with its own "
+            help="Engine of each side. [cyan]onnxruntime:fused[/] is ONNX Runtime with its own "
             "operators instead of the standard ones.",
         ),
     ] = "onnxruntime",
@@ -51,13 +51,15 @@ def compare(
         typer.Option(
             metavar="TEXT",
             show_default=False,
-            help="Prompt of the image whose middle step gives the inputs.",
+            help="Prompt of the image whose middle step provides the inputs.",
         ),
     ] = None,
     random: Annotated[
-        bool, typer.Option("--random", help="Random numbers as inputs, not those of an image.")
+        bool, typer.Option("--random", help="Use random inputs instead of those of an image.")
     ] = False,
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the image or numbers.")] = 0,
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Seed of the image or of the random inputs.")
+    ] = 0,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -65,17 +67,17 @@ def compare(
             "-o",
             metavar="DIR",
             show_default=False,
-            help="Write the layers there, as a table and as a plot over the depth.",
+            help="Folder for the errors of the layers, as a table and as a plot over the depth.",
         ),
     ] = None,
 ) -> None:
     """
     Find where two engines, or two exports of a model, begin to differ.
 
-    The same inputs go through both, by default those of a real denoising step. With
-    [cyan]--layers[/] every layer is an output, and the first whose error jumps is named: the
-    answer to a black image in fp16. Layers are run in groups, so that a large network fits too.
-    Polygraphy runs and compares.
+    Both sides get the same inputs, by default those of a real denoising step. With
+    [cyan]--layers[/] every layer becomes an output, and kdrt names the first layer whose error
+    jumps, which explains a black image in fp16. The layers run in groups, so that a large network
+    fits into memory. Polygraphy runs the networks and compares the outputs.
 
     [bold]Examples[/bold]
 

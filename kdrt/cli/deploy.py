@@ -33,13 +33,13 @@ def deploy(
             "-o",
             metavar="FOLDER",
             show_default=False,
-            help="The server's model repository; the model becomes a folder in it.",
+            help="Model repository of the server; the model becomes a folder in it.",
         ),
     ],
     name: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", show_default="the bundle's", help="What clients call the model."
+            metavar="NAME", show_default="the bundle's", help="Name of the model for clients."
         ),
     ] = None,
     max_rows: MaxRowsOption = None,
@@ -48,12 +48,13 @@ def deploy(
     fallback: FallbackOption = None,
 ) -> None:
     """
-    Write a bundle as a model of NVIDIA's Triton Inference Server.
+    Write a bundle as a model for NVIDIA's Triton Inference Server.
 
     The folder holds `config.pbtxt`, the program that Triton's Python backend runs, and a copy of
-    the bundle with the engines built from it. That Python needs [cyan]kdrt\\[serve][/cyan].
-    Requests share every evaluation of the model, as they do with [cyan]kdrt serve[/cyan]. A model
-    of that name is replaced if kdrt wrote it; other models stay.
+    the bundle with the engines built from it. The Python of that backend needs
+    [cyan]kdrt\\[serve][/cyan]. Requests share every evaluation of the model, as they do with
+    [cyan]kdrt serve[/cyan]. An existing model of the same name is replaced if kdrt wrote it; other
+    models stay.
 
     [bold]Examples[/bold]
 

@@ -11,9 +11,9 @@ def doctor(
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """
-    Show what this machine has, and which engine images will be made with.
+    Show what this machine has and which engine makes the images.
 
-    Please add its output to a report on a problem.
+    Please include the output when you report a problem.
     """
     from kdrt.backends.doctor import examine
     from kdrt.cli.console import print_json, print_rows, print_table

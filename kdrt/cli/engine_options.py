@@ -15,7 +15,7 @@ EngineOption = Annotated[
         metavar="NAME",
         rich_help_panel=RUNNING,
         show_default="the best here",
-        help="What runs the networks; see [cyan]kdrt doctor[/].",
+        help="Engine that runs the networks; see [cyan]kdrt doctor[/].",
     ),
 ]
 
@@ -25,7 +25,7 @@ FallbackOption = Annotated[
         metavar="NAME",
         rich_help_panel=RUNNING,
         show_default=False,
-        help="Another engine, for networks that the first was not built for.",
+        help="Another engine, for networks that the first one was not built for.",
     ),
 ]
 
@@ -35,7 +35,7 @@ CudaGraphOption = Annotated[
         metavar="LEVEL",
         rich_help_panel=RUNNING,
         show_default="step on CUDA, else off",
-        help="What to capture in CUDA graphs: off, step or loop.",
+        help="How much of a run to capture in CUDA graphs: off, step or loop.",
     ),
 ]
 
@@ -46,6 +46,7 @@ MaxRowsOption = Annotated[
         metavar="N",
         rich_help_panel=RUNNING,
         show_default="8 on a CPU, 16 on a GPU",
-        help="Rows of an evaluation that requests share; an image with guidance takes two.",
+        help="Maximum rows of an evaluation, which requests share; an image with guidance takes "
+        "two.",
     ),
 ]

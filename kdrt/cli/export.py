@@ -19,15 +19,15 @@ def export(
             metavar="SOURCE",
             show_default=False,
             help="[cyan]demo[/]; a well-known model ([cyan]sd15[/], [cyan]sd21[/], "
-            "[cyan]sdxl[/], [cyan]sdxl-turbo[/]); a Hugging Face id, with [cyan]@revision[/] or "
-            "[cyan]:file[/] behind it if need be; a diffusers folder; or a "
+            "[cyan]sdxl[/], [cyan]sdxl-turbo[/]); a Hugging Face id, optionally followed by "
+            "[cyan]@revision[/] or [cyan]:file[/]; a diffusers folder; or a "
             "[cyan].safetensors[/] or [cyan].ckpt[/] checkpoint.",
         ),
     ],
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="DIR", show_default=False, help="Write the bundle here."
+            "--output", "-o", metavar="DIR", show_default=False, help="Folder of the new bundle."
         ),
     ] = None,
     name: Annotated[
@@ -35,15 +35,15 @@ def export(
         typer.Option(
             metavar="NAME",
             show_default=False,
-            help="Name of the bundle; without it the name follows from SOURCE.",
+            help="Name of the bundle. The default is made from SOURCE.",
         ),
     ] = None,
     precision: Annotated[
         str,
         typer.Option(
             metavar="auto|fp32|fp16|bf16",
-            help="Number format of the networks. [cyan]auto[/] is fp16 where PyTorch finds a CUDA "
-            "device or TensorRT is a target, else fp32.",
+            help="Number format of the networks. [cyan]auto[/] is fp16 if PyTorch finds a CUDA "
+            "device or TensorRT is a target, otherwise fp32.",
         ),
     ] = "auto",
     keep_fp32: Annotated[
@@ -52,17 +52,17 @@ def export(
             "--keep-fp32",
             metavar="auto|[COMPONENT:]GLOB",
             show_default=False,
-            help="Modules that stay in fp32 in an fp16 export, such as "
-            "[cyan]'vae_decoder:decoder.up_blocks.3'[/], with all that is in them; may be given "
-            "more than once. [cyan]auto[/] finds the fewest that bring fp16 below its bound.",
+            help="Modules to keep in fp32 in an fp16 export, with everything inside them, such as "
+            "[cyan]'vae_decoder:decoder.up_blocks.3'[/]; may be repeated. [cyan]auto[/] finds the "
+            "fewest modules that bring the error of fp16 below its bound.",
         ),
     ] = None,
     weights: Annotated[
         str,
         typer.Option(
             metavar="float|int8",
-            help="How the weights of UNet and text encoders are stored: [cyan]int8[/] makes the "
-            "bundle smaller and its images slightly others, at the same speed.",
+            help="How the weights of the UNet and the text encoders are stored. [cyan]int8[/] "
+            "makes the bundle smaller and changes the images slightly; the speed stays the same.",
         ),
     ] = "float",
     unet: Annotated[
@@ -70,7 +70,7 @@ def export(
         typer.Option(
             metavar="SOURCE",
             show_default="the model's",
-            help="Another UNet, such as those of Lightning, Hyper-SD and DMD2: a file, a diffusers "
+            help="Another UNet, such as that of Lightning, Hyper-SD or DMD2: a file, a diffusers "
             "folder, a Hugging Face id, or [cyan]owner/name:file[/] on the hub.",
         ),
     ] = None,
@@ -87,8 +87,8 @@ def export(
         str,
         typer.Option(
             metavar="auto|fp32|fp16|bf16",
-            help="Number format of the VAE. [cyan]auto[/] is that of the other networks, but fp32 "
-            "instead of fp16 where the VAE says that it overflows.",
+            help="Number format of the VAE. [cyan]auto[/] is the format of the other networks, "
+            "but fp32 instead of fp16 if the VAE's configuration says that it overflows.",
         ),
     ] = "auto",
     preview_decoder: Annotated[
@@ -96,8 +96,9 @@ def export(
         typer.Option(
             metavar="SOURCE",
             show_default=False,
-            help="A tiny autoencoder for previews of full size: a diffusers folder, a "
-            "[cyan].safetensors[/] file, or a hub id such as [cyan]madebyollin/taesdxl[/].",
+            help="A tiny autoencoder for full-size previews: a diffusers folder, a "
+            "[cyan].safetensors[/] file, or a Hugging Face id such as "
+            "[cyan]madebyollin/taesdxl[/].",
         ),
     ] = None,
     target: Annotated[
@@ -105,8 +106,8 @@ def export(
         typer.Option(
             metavar="onnxruntime|torch|tensorrt|tensorrt-rtx",
             show_default="onnxruntime",
-            help="Engines to prepare; may be given more than once. [cyan]torch[/] adds programs "
-            "that PyTorch runs without diffusers, the others what [cyan]kdrt build[/] makes.",
+            help="Engines to prepare; may be repeated. [cyan]torch[/] adds programs that PyTorch "
+            "runs without diffusers; the TensorRT targets add what [cyan]kdrt build[/] makes.",
         ),
     ] = None,
     gpu: Annotated[
@@ -138,7 +139,8 @@ def export(
         typer.Option(
             metavar="DIR",
             show_default=False,
-            help="A diffusers folder that says what a checkpoint file is, where kdrt cannot tell.",
+            help="A diffusers folder that describes a checkpoint file, if kdrt cannot tell what "
+            "it is.",
         ),
     ] = None,
     prediction_type: Annotated[
@@ -146,14 +148,14 @@ def export(
         typer.Option(
             metavar="epsilon|v_prediction|sample",
             show_default="as detected",
-            help="What the model predicts, where the source does not say it or is wrong.",
+            help="What the model predicts, if the source does not say so or is wrong.",
         ),
     ] = None,
     fuse_qkv: Annotated[
         bool,
         typer.Option(
             "--fuse-qkv/--no-fuse-qkv",
-            help="Compute query, key and value of an attention with one matrix.",
+            help="Compute the query, key and value of each attention with one matrix.",
         ),
     ] = True,
     lora: Annotated[
@@ -161,7 +163,7 @@ def export(
         typer.Option(
             metavar="FILE[:SCALE]",
             show_default=False,
-            help="Merge a LoRA into the weights; may be given more than once.",
+            help="Merge a LoRA into the weights; may be repeated.",
         ),
     ] = None,
     strict_lora: Annotated[
@@ -181,8 +183,10 @@ def export(
         typer.Option(
             metavar="unfused-qkv|fused-qkv|deepcache|pag",
             show_default=False,
-            help="Keep the networks the other way too, for [cyan]pipe.adapters.use_variant[/]; or "
-            "a shallow UNet, for [cyan]--deep-cache[/]; or one for [cyan]--pag-scale[/].",
+            help="Also keep another form of the networks; may be repeated. [cyan]unfused-qkv[/] "
+            "and [cyan]fused-qkv[/] are for [cyan]pipe.adapters.use_variant[/], "
+            "[cyan]deepcache[/] (a shallow UNet) is for [cyan]--deep-cache[/], and "
+            "[cyan]pag[/] is for [cyan]--pag-scale[/].",
         ),
     ] = None,
     pag_layers: Annotated[
@@ -190,8 +194,8 @@ def export(
         typer.Option(
             metavar="NAME",
             show_default="mid",
-            help="Of [cyan]--variant pag[/]: where self-attention is perturbed, by diffusers' "
-            "names, such as [cyan]down_blocks.1[/]; may be given more than once.",
+            help="With [cyan]--variant pag[/]: where self-attention is perturbed, by diffusers' "
+            "names, such as [cyan]down_blocks.1[/]; may be repeated.",
         ),
     ] = None,
     ip_adapter: Annotated[
@@ -199,8 +203,8 @@ def export(
         typer.Option(
             metavar="FILE|HUB:FILE",
             show_default=False,
-            help="Keep a variant of the UNet with this IP-Adapter, for images as prompts; may be "
-            "given more than once, and with options, as [cyan]FILE:name=face,images=2[/].",
+            help="Also keep a variant of the UNet with this IP-Adapter, for images as prompts; may "
+            "be repeated. It takes options, as in [cyan]FILE:name=face,images=2[/].",
         ),
     ] = None,
     image_encoder: Annotated[
@@ -216,9 +220,9 @@ def export(
         typer.Option(
             metavar="SOURCE[:NAME]",
             show_default=False,
-            help="Add a ControlNet, for images that say where things are: a file, a diffusers "
-            "folder, a hub id or [cyan]demo[/] (outlines for the demo model), and a name to ask "
-            "for it by; may be given more than once.",
+            help="Add a ControlNet, which takes an image that says where things go; may be "
+            "repeated. SOURCE is a file, a diffusers folder, a Hugging Face id or [cyan]demo[/] "
+            "(outlines for the demo model); NAME is what requests call it.",
         ),
     ] = None,
     t2i_adapter: Annotated[
@@ -226,7 +230,7 @@ def export(
         typer.Option(
             metavar="SOURCE[:NAME]",
             show_default=False,
-            help="Add a T2I-Adapter, likewise; may be given more than once.",
+            help="Add a T2I-Adapter, in the same way; may be repeated.",
         ),
     ] = None,
     upscaler: Annotated[
@@ -234,8 +238,8 @@ def export(
         typer.Option(
             metavar="FILE[:NAME]",
             show_default=False,
-            help="Add a network that enlarges images between two passes, such as ESRGAN, and a "
-            "name to ask for it by; may be given more than once. Needs "
+            help="Add a network such as ESRGAN, which enlarges an image between two passes; may be "
+            "repeated. NAME is what requests call it. Needs "
             "[cyan]pip install 'kdrt\\[upscalers]'[/].",
         ),
     ] = None,
@@ -251,7 +255,8 @@ def export(
         bool,
         typer.Option(
             "--random-weights",
-            help="The real architecture with random weights: for benchmarks, no download.",
+            help="Export the real architecture with random weights, for benchmarks, without a "
+            "download.",
         ),
     ] = False,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of --random-weights.")] = 0,
@@ -259,9 +264,9 @@ def export(
     """
     Make a [bold]bundle[/bold] from a model.
 
-    The networks are traced to ONNX with dynamic batch, size and prompt length, then checked
-    against PyTorch at other sizes than the traced one. A model that is off by more than the
-    bound of its precision is not written. An interrupted export leaves nothing behind.
+    kdrt traces the networks to ONNX with dynamic batch, size and prompt length, then compares them
+    with PyTorch at sizes other than the traced one. If the error exceeds the bound of the
+    precision, no bundle is written. An interrupted export leaves nothing behind.
 
     [bold]Examples[/bold]
 

@@ -22,7 +22,7 @@ def generate(
     prompts: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="PROMPT", show_default=False, help="What to draw; several make several images."
+            metavar="PROMPT", show_default=False, help="What to draw; each prompt makes an image."
         ),
     ] = None,
     *,
@@ -34,10 +34,10 @@ def generate(
             metavar="FILE",
             rich_help_panel=IMAGE,
             show_default="out.png",
-            help="Where to save: .png, .jpg or .webp. Several images are numbered: "
-            "[cyan]out-1.png[/], [cyan]out-2.png[/] and so on; one image is where the name is "
-            "taken. Latents go to .safetensors, all in one file. With --from a folder, by default "
-            "[cyan]out[/], for [cyan]0001.png[/] of line 1 and so on.",
+            help="Where to save: .png, .jpg or .webp. Several images are numbered "
+            "[cyan]out-1.png[/], [cyan]out-2.png[/] and so on; a single image is numbered if the "
+            "file exists. A .safetensors file gets the latents of all images. With --from, a "
+            "folder (by default [cyan]out[/]), which gets [cyan]0001.png[/] for line 1 and so on.",
         ),
     ] = None,
     overwrite: Annotated[
@@ -45,7 +45,7 @@ def generate(
         typer.Option(
             "--overwrite",
             rich_help_panel=IMAGE,
-            help="Replace files that are there, in place of taking the next number.",
+            help="Replace files that exist, instead of taking the next number.",
         ),
     ] = False,
     grid: Annotated[
@@ -54,7 +54,7 @@ def generate(
             metavar="FILE",
             rich_help_panel=IMAGE,
             show_default=False,
-            help="Put all images and their labels on one sheet too.",
+            help="Also put all images, with labels, on one sheet.",
         ),
     ] = None,
     prompts_file: Annotated[
@@ -64,8 +64,8 @@ def generate(
             metavar="FILE",
             rich_help_panel=IMAGE,
             show_default=False,
-            help="Read prompts from a file, one on each line; [cyan]-[/] is standard input. Lines "
-            "that begin with # are skipped.",
+            help="Read prompts from a file, one per line; [cyan]-[/] is standard input. Lines that "
+            "begin with # are skipped.",
         ),
     ] = None,
     requests: Annotated[
@@ -75,9 +75,9 @@ def generate(
             metavar="FILE",
             rich_help_panel=IMAGE,
             show_default=False,
-            help="Read requests from a file, a JSON object on each line, and make them as fast as "
-            "this machine can; [cyan]-[/] is standard input. Options hold for the lines that say "
-            "nothing else. The same command again goes on where it ended.",
+            help="Read requests from a file, one JSON object per line, and make them as fast as "
+            "this machine can; [cyan]-[/] is standard input. Options apply to every line that does "
+            "not set them itself. Run the same command again to continue where it stopped.",
         ),
     ] = None,
     like: Annotated[
@@ -86,7 +86,7 @@ def generate(
             metavar="FILE",
             rich_help_panel=IMAGE,
             show_default=False,
-            help="Make the image in this file again, with what else is asked for here changed.",
+            help="Make the image in this file again. Options given here replace its own settings.",
         ),
     ] = None,
     request: Request,
@@ -96,9 +96,9 @@ def generate(
             metavar="FILE[:SCALE]",
             rich_help_panel=SAMPLING,
             show_default=False,
-            help="Add a LoRA to the weights, as [cyan]style.safetensors:0.8[/], or "
-            "[cyan]style.safetensors:0.8,text_encoder=0,mid_block=0.5[/] by network and block; "
-            "may be repeated.",
+            help="Apply a LoRA at a scale, as in [cyan]style.safetensors:0.8[/], or at scales by "
+            "network and block, as in "
+            "[cyan]style.safetensors:0.8,text_encoder=0,mid_block=0.5[/]; may be repeated.",
         ),
     ] = None,
     strict_lora: Annotated[
@@ -115,7 +115,7 @@ def generate(
         typer.Option(
             metavar="N",
             rich_help_panel=RUNNING,
-            show_default="one a core",
+            show_default="one per core",
             help="CPU threads.",
         ),
     ] = None,
@@ -126,7 +126,7 @@ def generate(
             metavar="N",
             rich_help_panel=RUNNING,
             show_default="1 on a CPU, 4 on a GPU",
-            help="Images to make at once; they are saved when all of them are done.",
+            help="Images to make at once; they are saved when the whole batch is done.",
         ),
     ] = None,
     preview: Annotated[
@@ -135,8 +135,8 @@ def generate(
             metavar="FILE",
             rich_help_panel=RUNNING,
             show_default=False,
-            help="Keep a first look at the images in this file, new after every step. It must not "
-            "be there yet, unless you say --overwrite.",
+            help="Write a preview of the images to this file after every step. The file must not "
+            "exist yet, unless you give --overwrite.",
         ),
     ] = None,
     fallback: FallbackOption = None,
@@ -146,7 +146,7 @@ def generate(
         typer.Option(
             "--low-vram",
             rich_help_panel=RUNNING,
-            help="Load the networks one after another, for when not all of them fit.",
+            help="Load the networks one after another, if they do not all fit into memory.",
         ),
     ] = False,
     progress: Annotated[
@@ -154,7 +154,7 @@ def generate(
         typer.Option(
             "--progress/--no-progress",
             rich_help_panel=RUNNING,
-            help="Say how far it is and how long the rest will take.",
+            help="Show how far the run is and how long the rest will take.",
         ),
     ] = True,
     as_json: Annotated[
@@ -162,17 +162,17 @@ def generate(
         typer.Option(
             "--json",
             rich_help_panel=RUNNING,
-            help="Print a JSON object for each image, one a line: path, seed, prompt.",
+            help="Print one JSON object per image and line, with its path, seed and prompt.",
         ),
     ] = False,
 ) -> None:
     """
-    Make images.
+    Make images from prompts.
 
-    Each is saved as soon as it is done, and its path and seed are printed. A file that is there
-    is never replaced, unless you say --overwrite. The parameters are written into the image, where
+    kdrt saves each image as soon as it is done, and prints its path and seed. It never replaces a
+    file that exists, unless you give --overwrite. The parameters are stored in the image, where
     [cyan]kdrt info[/cyan] and the tools of the AUTOMATIC1111 web UI find them. Every image has its
-    own seed: made alone or in a batch, it is the same.
+    own seed, and is the same whether it is made alone or in a batch.
 
     [bold]Examples[/bold]
 

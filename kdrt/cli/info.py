@@ -13,12 +13,15 @@ def info(
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """
-    Print the generation parameters that an image carries, which program wrote them, and the
-    command that makes it again. What shaped the image but no command can tell from its text, such
-    as an image to begin with or LoRAs, is in a line of its own: add those options yourself.
+    Print the generation parameters in an image, the program that wrote them, and the command that
+    makes the image again.
 
-    Reads parameters written by kdrt, by the AUTOMATIC1111 web UI and programs with its format, and
-    by ComfyUI, InvokeAI, NovelAI and Fooocus.
+    The text in an image does not hold everything that shaped it, such as an initial image or the
+    files of LoRAs. What the command therefore lacks is on a line of its own: add those options
+    yourself.
+
+    kdrt reads the parameters that it writes itself, those of the AUTOMATIC1111 web UI and programs
+    that use its format, and those of ComfyUI, InvokeAI, NovelAI and Fooocus.
 
     [bold]Examples[/bold]
 

@@ -27,18 +27,18 @@ def inspect(
         typer.Option(
             metavar="NETWORK",
             show_default=False,
-            help="Show what is in the graph of a network instead, and lint it.",
+            help="Show the graph of this network instead, and lint it.",
         ),
     ] = None,
 ) -> None:
     """
-    Show what a bundle holds: source, networks, verification figures, noise schedule, and the
-    TensorRT engines built from it.
+    Show what a bundle holds: its source, networks, verification figures and noise schedule, and
+    the engines built from it.
 
-    Every file is checked against its recorded SHA-256 first.
+    kdrt first checks every file against its recorded SHA-256.
 
-    With [cyan]--graph[/] Polygraphy describes the graph of one network and lints it: every node is
-    run by itself, and one that cannot run is named. That takes a minute for a UNet.
+    With [cyan]--graph[/], Polygraphy describes the graph of one network and lints it: it runs every
+    node by itself and names those that cannot run. This takes a minute for a UNet.
 
     [bold]Examples[/bold]
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from kdrt.adapters.lora_facts import LoraFacts
     from kdrt.adapters.lora_file import LoraFile
 
-lora = new_app("lora", "LoRA files: what they are.")
+lora = new_app("lora", "Show what LoRA files hold.")
 
 _TOLD = (
     "modelspec.title",
@@ -41,14 +41,14 @@ def inspect_lora(
             "--bundle",
             metavar="BUNDLE",
             show_default=False,
-            help="A model, by name or folder: say which layers fit it.",
+            help="Also show which layers fit this bundle, given by name or folder.",
         ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print as JSON, every layer.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print as JSON, with every layer.")] = False,
 ) -> None:
     """
-    Show what a LoRA file is: its kind, ranks and strengths, the base it was made for, the blocks
-    it touches, trained words and what else its trainer wrote.
+    Show what a LoRA file holds: its kind, ranks and strengths, the base model it was made for, the
+    blocks it changes, the trained words and other metadata that its trainer wrote.
 
     [bold]Examples[/bold]
 

@@ -13,7 +13,9 @@ def quantize(
     bundle: Annotated[
         str,
         typer.Argument(
-            metavar="BUNDLE", show_default=False, help="A bundle in float32 or float16; it stays."
+            metavar="BUNDLE",
+            show_default=False,
+            help="A bundle in float32 or float16; it is not changed.",
         ),
     ],
     format: Annotated[
@@ -21,37 +23,37 @@ def quantize(
         typer.Option(
             metavar="FORMAT",
             show_default=False,
-            help="[cyan]fp8[/] (GPUs from 8.9 on: Ada, Hopper, Blackwell), [cyan]int8[/] (from "
-            "7.5 on: Turing), or [cyan]int4-weights[/] (from 8.0 on; linear layers, which still "
-            "multiply in 16 bits).",
+            help="[cyan]fp8[/] (GPUs of compute capability 8.9 and later: Ada, Hopper, Blackwell), "
+            "[cyan]int8[/] (7.5 and later, from Turing on), or [cyan]int4-weights[/] (8.0 and "
+            "later; only the linear layers, which still multiply in 16 bits).",
         ),
     ],
     calibration: Annotated[
         str,
         typer.Option(
             metavar="PROMPTS|N",
-            help="A file with one prompt on each line, like those that the model is used for; or "
-            "how many of kdrt's own.",
+            help="A file with one prompt per line, like the prompts you use the model with; or the "
+            "number of kdrt's own prompts to use.",
         ),
     ] = "16",
     max_error: Annotated[
         float,
         typer.Option(
             metavar="E",
-            help="Relative error of one evaluation of the UNet. The most sensitive layers stay as "
-            "they are until the others are below it.",
+            help="Maximum relative error of one evaluation of the UNet. The most sensitive layers "
+            "stay unquantised until the error is below it.",
         ),
     ] = 0.03,
     images: Annotated[
         int,
-        typer.Option(metavar="N", help="Images to make before and after, and to compare."),
+        typer.Option(metavar="N", help="Images to make before and after, to compare them."),
     ] = 4,
     by_blocks: Annotated[
         bool,
         typer.Option(
             "--by-blocks",
-            help="Scan whole blocks, not single layers: a tenth of the time. The scan runs on the "
-            "CPU; of a large model it takes hours by layers.",
+            help="Scan whole blocks instead of single layers, in a tenth of the time. The scan "
+            "runs on the CPU; layer by layer it takes hours for a large model.",
         ),
     ] = False,
     at: Annotated[
@@ -66,15 +68,13 @@ def quantize(
         str | None,
         typer.Option(
             metavar="onnxruntime|onnxruntime-cuda",
-            show_default="the GPU's where there is one",
-            help="Makes the images.",
+            show_default="the GPU's if there is one",
+            help="Engine that makes the images.",
         ),
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME", show_default="BUNDLE-FORMAT", help="The name of the new bundle."
-        ),
+        typer.Option(metavar="NAME", show_default="BUNDLE-FORMAT", help="Name of the new bundle."),
     ] = None,
     output: Annotated[
         Path | None,
@@ -83,18 +83,18 @@ def quantize(
             "-o",
             metavar="DIR",
             show_default="one of that name in $KDRT_HOME",
-            help="The folder of the new bundle.",
+            help="Folder of the new bundle.",
         ),
     ] = None,
 ) -> None:
     """
-    Quantise a bundle's UNet, and measure what that loses.
+    Quantise the UNet of a bundle, and measure what that loses.
 
-    Images are made of the calibration's prompts, and the activations are measured over all of
-    their steps. Then every layer is quantised alone: those that change the output most stay in 16
-    bits. The new bundle holds that scan, and what was measured: the error of each step, how alike
-    images of the same seed are, and for the demo model how often it draws what it is asked for. One
-    that loses too much is not written.
+    kdrt makes images from the calibration prompts and measures the activations over all of their
+    steps. Then it quantises every layer alone; the layers that change the output most stay in 16
+    bits. The new bundle records this scan and what was measured: the error of each step, how alike
+    images of the same seed are, and for the demo model how often it draws what it is asked for. A
+    bundle that loses too much is not written.
 
     Needs [cyan]pip install 'kdrt\\[quantize]'[/cyan].
 

@@ -12,12 +12,12 @@ def rm(
     bundles: Annotated[
         list[str], typer.Argument(metavar="BUNDLE", show_default=False, help="Names or folders.")
     ],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask first.")] = False,
 ) -> None:
     """
     Remove bundles, with the engines built from them.
 
-    A folder that holds anything kdrt did not write there is left as it is.
+    A folder that holds anything kdrt did not write is left as it is.
 
     [bold]Examples[/bold]
 

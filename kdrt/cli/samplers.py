@@ -14,10 +14,10 @@ def samplers(
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """
-    List the samplers, what a run costs and which options they take.
+    List the samplers, what a run costs, and which options each one takes.
 
-    Names are those of k-diffusion; those of the web UI ("DPM++ 2M") and of ComfyUI work too.
-    Options are given to [cyan]kdrt generate[/] as [cyan]--sampler-option eta=0.5[/].
+    The names are those of k-diffusion; the names of the web UI ("DPM++ 2M") and of ComfyUI work
+    too. Give an option to [cyan]kdrt generate[/] as [cyan]--sampler-option eta=0.5[/].
     """
     from kdrt.cli.console import print_json, print_table
     from kdrt.sampling import SAMPLERS

@@ -18,12 +18,12 @@ def schedules(
             help="Draw the noise levels of a run, as .png, .svg or .pdf.",
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(metavar="N", help="Steps of the drawing.")] = 20,
+    steps: Annotated[int, typer.Option(metavar="N", help="Steps of the run that is drawn.")] = 20,
 ) -> None:
     """
     List the noise schedules: how the noise levels of a run are spaced.
 
-    The names of ComfyUI and of web UIs work too. Options are given to [cyan]kdrt generate[/] as
+    The names of ComfyUI and of web UIs work too. Give an option to [cyan]kdrt generate[/] as
     [cyan]--schedule-option rho=5[/].
     """
     from kdrt.cli.console import print_json, print_table

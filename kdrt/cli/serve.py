@@ -42,7 +42,7 @@ def serve(
         typer.Argument(
             metavar="BUNDLE",
             show_default=False,
-            help="Names or folders of bundles; the first is for requests that name none.",
+            help="Names or folders of bundles; the first serves requests that name none.",
         ),
     ],
     host: Annotated[
@@ -50,11 +50,11 @@ def serve(
         typer.Option(
             metavar="ADDRESS",
             rich_help_panel=_ACCESS,
-            help="Where to listen. Any address but the machine's own needs keys.",
+            help="Address to listen on. Any address that other machines can reach needs keys.",
         ),
     ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(metavar="N", rich_help_panel=_ACCESS, help="0 takes a free one.")
+        int, typer.Option(metavar="N", rich_help_panel=_ACCESS, help="Port; 0 takes a free one.")
     ] = 8000,
     api_key_file: Annotated[
         Path | None,
@@ -63,7 +63,7 @@ def serve(
             metavar="FILE",
             rich_help_panel=_ACCESS,
             show_default=False,
-            help="Keys, one a line, one of which each client must have.",
+            help="A file with one key per line; every client must send one of them.",
         ),
     ] = None,
     lora: Annotated[
@@ -72,8 +72,8 @@ def serve(
             metavar="[BUNDLE:]NAME=FILE",
             rich_help_panel=_LIMITS,
             show_default=False,
-            help="A LoRA that clients may ask for by this name, of one bundle or of all; may be "
-            "repeated.",
+            help="A LoRA that clients may ask for by this name, with one bundle or with all; may "
+            "be repeated.",
         ),
     ] = None,
     max_waiting: Annotated[
@@ -82,38 +82,41 @@ def serve(
             "--max-waiting",
             metavar="N",
             rich_help_panel=_LIMITS,
-            help="Where so many images of a model wait, further requests are refused, with when to "
-            "come again.",
+            help="Maximum waiting images per model. Further requests are refused and told when to "
+            "try again.",
         ),
     ] = 64,
     max_pixels: Annotated[
         int,
         typer.Option(
-            "--max-pixels", metavar="N", rich_help_panel=_LIMITS, help="Pixels of an image."
+            "--max-pixels", metavar="N", rich_help_panel=_LIMITS, help="Maximum pixels per image."
         ),
     ] = 2**21,
     max_steps: Annotated[
         int,
         typer.Option(
-            "--max-steps", metavar="N", rich_help_panel=_LIMITS, help="Steps of an image."
+            "--max-steps", metavar="N", rich_help_panel=_LIMITS, help="Maximum steps per image."
         ),
     ] = 150,
     max_images: Annotated[
         int,
         typer.Option(
-            "--max-images", metavar="N", rich_help_panel=_LIMITS, help="Images of a request."
+            "--max-images", metavar="N", rich_help_panel=_LIMITS, help="Maximum images per request."
         ),
     ] = 10,
     max_prompt: Annotated[
         int,
         typer.Option(
-            "--max-prompt", metavar="N", rich_help_panel=_LIMITS, help="Characters of a prompt."
+            "--max-prompt",
+            metavar="N",
+            rich_help_panel=_LIMITS,
+            help="Maximum characters per prompt.",
         ),
     ] = 8_000,
     max_body: Annotated[
         int,
         typer.Option(
-            "--max-body", metavar="MIB", rich_help_panel=_LIMITS, help="MiB of a request."
+            "--max-body", metavar="MIB", rich_help_panel=_LIMITS, help="Maximum MiB per request."
         ),
     ] = 32,
     deadline: Annotated[
@@ -121,7 +124,7 @@ def serve(
         typer.Option(
             metavar="SECONDS",
             rich_help_panel=_LIMITS,
-            help="What a request may take, waiting included.",
+            help="Maximum time per request, waiting included.",
         ),
     ] = 300.0,
     grace: Annotated[
@@ -129,7 +132,7 @@ def serve(
         typer.Option(
             metavar="SECONDS",
             rich_help_panel=RUNNING,
-            help="What running requests get when the server is told to end.",
+            help="Time that running requests get when the server is told to end.",
         ),
     ] = 30.0,
     warmup: Annotated[
@@ -138,13 +141,15 @@ def serve(
             metavar="WIDTHxHEIGHT",
             rich_help_panel=RUNNING,
             show_default="the model's size",
-            help="A size to make once before the server is ready; may be repeated.",
+            help="A size to warm up before the server is ready; may be repeated.",
         ),
     ] = None,
     no_warmup: Annotated[
         bool,
         typer.Option(
-            "--no-warmup", rich_help_panel=RUNNING, help="Be ready as soon as all is loaded."
+            "--no-warmup",
+            rich_help_panel=RUNNING,
+            help="Be ready as soon as the models are loaded.",
         ),
     ] = False,
     max_rows: MaxRowsOption = None,
@@ -156,8 +161,8 @@ def serve(
             metavar="GB",
             rich_help_panel=RUNNING,
             show_default="all stay loaded",
-            help="What loaded bundles may take together: those asked for least recently make way "
-            "for others.",
+            help="Maximum memory of all loaded bundles together; the least recently used ones make "
+            "room for others.",
         ),
     ] = None,
     reload: Annotated[
@@ -165,7 +170,7 @@ def serve(
         typer.Option(
             "--reload/--no-reload",
             rich_help_panel=RUNNING,
-            help="Load a bundle anew when it was exported again.",
+            help="Load a bundle again after it was exported again.",
         ),
     ] = True,
     engine: EngineOption = None,
@@ -174,8 +179,8 @@ def serve(
         typer.Option(
             metavar="N",
             rich_help_panel=RUNNING,
-            show_default="one a core",
-            help="CPU threads of a model, in each process.",
+            show_default="one per core",
+            help="CPU threads of each model, in each process.",
         ),
     ] = None,
     cuda_graph: CudaGraphOption = None,
@@ -186,7 +191,7 @@ def serve(
             "--log-format",
             metavar="text|json",
             rich_help_panel=RUNNING,
-            help="Of the lines on standard error.",
+            help="Format of the lines on standard error.",
         ),
     ] = "text",
     ray: RayOption = False,
@@ -200,10 +205,10 @@ def serve(
     """
     Serve images over HTTP.
 
-    Clients of OpenAI's images API work unmodified, at [cyan]/v1[/cyan]; [cyan]/v1/generate[/cyan]
-    takes every field of a request. Requests of all clients share every evaluation of the model,
+    Clients of OpenAI's images API work unmodified at [cyan]/v1[/cyan]; [cyan]/v1/generate[/cyan]
+    takes every field of a request. The requests of all clients share every evaluation of the model,
     whatever their samplers, steps and prompts are. Only this machine can connect, unless you give
-    keys. Ctrl-C ends it: what runs is finished first.
+    keys. Ctrl-C ends the server after the running requests are finished.
 
     [bold]Examples[/bold]
 

@@ -23,8 +23,7 @@ RayOption = Annotated[
     typer.Option(
         "--ray",
         rich_help_panel=_PANEL,
-        help="Make the images on Ray: on a cluster of its own, of this machine, if no other is "
-        "named.",
+        help="Make the images on Ray. Without --ray-address, a cluster is started on this machine.",
     ),
 ]
 
@@ -35,8 +34,8 @@ RayAddressOption = Annotated[
         metavar="ADDRESS",
         rich_help_panel=_PANEL,
         show_default=False,
-        help="A running cluster, as in [cyan]auto[/] or [cyan]head:6379[/]. Each of its "
-        "machines has the bundles under the same path.",
+        help="A running cluster, such as [cyan]auto[/] or [cyan]head:6379[/]. Each of its "
+        "machines must have the bundles under the same path.",
     ),
 ]
 
@@ -47,7 +46,7 @@ MinReplicasOption = Annotated[
         metavar="N",
         rich_help_panel=_PANEL,
         show_default="1",
-        help="Replicas that there are at least; 0 lets them go when nobody asks for anything.",
+        help="Minimum number of replicas; with 0, all of them end while there are no requests.",
     ),
 ]
 
@@ -58,7 +57,7 @@ MaxReplicasOption = Annotated[
         metavar="N",
         rich_help_panel=_PANEL,
         show_default="as --min-replicas",
-        help="Replicas that there are at most: Ray starts more as more requests wait.",
+        help="Maximum number of replicas; Ray starts more as more requests wait.",
     ),
 ]
 
@@ -69,7 +68,7 @@ NumGpusOption = Annotated[
         metavar="N",
         rich_help_panel=_PANEL,
         show_default="1 if this machine has any",
-        help="GPUs of a replica; with less than 1 several share one.",
+        help="GPUs per replica; with less than 1, several replicas share one GPU.",
     ),
 ]
 
@@ -80,7 +79,7 @@ NumCpusOption = Annotated[
         metavar="N",
         rich_help_panel=_PANEL,
         show_default="1",
-        help="CPUs of a replica, which on a CPU are its threads.",
+        help="CPUs per replica; a replica that runs on a CPU uses as many threads.",
     ),
 ]
 
@@ -91,7 +90,7 @@ ModelsPerReplicaOption = Annotated[
         metavar="N",
         rich_help_panel=_PANEL,
         show_default="all",
-        help="Models that a replica holds at a time, of those used last.",
+        help="Models that a replica keeps loaded: those that were used last.",
     ),
 ]
 

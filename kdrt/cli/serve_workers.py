@@ -19,8 +19,8 @@ WorkersOption = Annotated[
     typer.Option(
         metavar="N",
         rich_help_panel=RUNNING,
-        show_default="none, but this process",
-        help="Processes that make images, which share the threads of the machine.",
+        show_default="none: this process makes them",
+        help="Processes that make images; they share the threads of the machine.",
     ),
 ]
 
@@ -30,7 +30,7 @@ DevicesOption = Annotated[
         metavar="GPU,…",
         rich_help_panel=RUNNING,
         show_default="the first",
-        help="GPUs to use, each by a process of its own, as in 0,1.",
+        help="GPUs to use, such as 0,1; each gets a process of its own.",
     ),
 ]
 

@@ -16,8 +16,8 @@ def trust(
     Trust the engines inside a bundle that you did not export or build here.
 
     Engines, optimised graphs and PyTorch programs can run any code, so kdrt loads only those that
-    you made. Trust those of a bundle that you made on another machine, or got from somebody you
-    would let run programs on yours. The rest of a bundle needs no trust.
+    you made here. Trust those in a bundle that you made on another machine, or that you got from
+    somebody whose programs you would run on this machine. The rest of a bundle needs no trust.
 
     [bold]Examples[/bold]
 

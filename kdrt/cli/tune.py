@@ -16,7 +16,7 @@ def tune(
         typer.Option(
             metavar="NAME",
             show_default=False,
-            help="A network to time; may be given more than once. Without it all that every image "
+            help="A network to time; may be repeated. The default is all networks that every image "
             "needs.",
         ),
     ] = None,
@@ -25,7 +25,7 @@ def tune(
         typer.Option(
             metavar="square|portrait|landscape|any|static:HxWxB",
             show_default=False,
-            help="The size to time at; without it the model's own.",
+            help="The size to time at. The default is the model's own.",
         ),
     ] = None,
     rounds: Annotated[
@@ -37,10 +37,12 @@ def tune(
     Time the engines of this machine on a bundle, and use the fastest from now on.
 
     Each network runs with every engine that is installed here, in turns. Only engines that compute
-    in the same precision and give the same results are compared. The winner is kept in the bundle,
-    for this machine and these versions, and used where no engine is named; [cyan]kdrt doctor[/cyan]
-    shows it. Nothing else should run meanwhile. Takes ten runs of each network with each engine:
-    seconds for the demo model, minutes for others.
+    in the same precision and give the same results are compared. The bundle records the winner, for
+    this machine and these versions. kdrt uses it whenever you name no engine, and
+    [cyan]kdrt doctor[/cyan] shows it.
+
+    Run nothing else meanwhile. By default each network runs ten times with each engine, which takes
+    seconds for the demo model and minutes for others.
 
     [bold]Examples[/bold]
 
