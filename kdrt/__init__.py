@@ -5,11 +5,11 @@
     pipe = kdrt.load("demo")
     pipe("a red circle on a blue background", seed=7).save("circle.png")
 
-:func:`load` opens a bundle made by ``kdrt export`` and gives a :class:`Pipeline`; calling it gives
-a :class:`Result`. Everything a user can put right is raised as a :class:`KdrtError`.
+:func:`load` opens a bundle made by ``kdrt export`` and returns a :class:`Pipeline`. Calling the
+pipeline returns a :class:`Result`. Every error that a user can correct is a :class:`KdrtError`.
 
-Names are imported when they are first used, so that ``import kdrt`` costs nothing: a command line
-that only prints its help need not wait for torch.
+A name is imported when it is first used, so ``import kdrt`` costs almost nothing: a command that
+only prints its help need not wait for torch.
 """
 
 from __future__ import annotations

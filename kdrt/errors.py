@@ -1,4 +1,4 @@
-"""The exceptions kdrt raises for things a user can put right; all derive from ``KdrtError``."""
+"""The exceptions that kdrt raises for errors a user can correct; all derive from ``KdrtError``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
 
 
 class InvalidRequestError(KdrtError, ValueError):
-    """An argument of a generation is wrong: an unknown sampler, an impossible size, …"""
+    """An argument is wrong: an unknown sampler, an impossible size, …"""
 
 
 class UnknownFieldError(InvalidRequestError, TypeError):
@@ -47,7 +47,7 @@ class ExportError(KdrtError):
 
 
 class NonFiniteError(KdrtError):
-    """Latents or pixels are not finite: no image is better than a black one."""
+    """Latents or pixels are not finite. kdrt raises this instead of returning a black image."""
 
 
 class OutputError(KdrtError):
@@ -55,12 +55,13 @@ class OutputError(KdrtError):
 
 
 class OutputExistsError(OutputError):
-    """A file is there already, and was not to be replaced."""
+    """A file exists already and was not to be replaced."""
 
 
 class CancelledError(KdrtError):
-    """A call was ended at a step, by ``pipe.cancel()`` or by its callback."""
+    """A call was ended at a step by ``pipe.cancel()`` or its callback, or a request by its handle
+    or its batcher."""
 
 
 class PipelineClosedError(KdrtError):
-    """A pipeline was used after ``close()``."""
+    """A pipeline or a batcher was used after ``close()``."""

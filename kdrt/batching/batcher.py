@@ -48,30 +48,33 @@ _LET_GO = "the batcher was let go of before this request was made; keep it until
 class Batcher:
     """Makes the requests of many callers together, on one pipeline.
 
-    Requests need nothing in common: with other samplers, step counts, guidance scales, prompts and
-    seeds they share the evaluations of the UNet. A request joins at the next evaluation, and its
-    images leave when they are done. Each image is the one that ``pipe(…)`` makes of its request.
+    Requests with different samplers, step counts, guidance scales, prompts and seeds share the
+    evaluations of the UNet. A request joins at the next evaluation, and its images leave when they
+    are done. Each image is the one that ``pipe(…)`` makes from its request.
 
         with kdrt.Batcher(pipe) as batcher:
             handles = [batcher.submit({"prompt": prompt}) for prompt in prompts]
             for number, handle in enumerate(handles):
                 handle.result().save(f"{number}.png")
 
-    What shares, and what does not, is in ``docs/explanation/in-flight-batching.md``;
-    :attr:`kdrt.Result.in_flight` tells. While requests are being made, direct calls of the pipeline
-    wait until all of them are. Any thread may submit.
+    ``docs/explanation/in-flight-batching.md`` says which requests share evaluations;
+    :attr:`kdrt.Result.in_flight` says whether one did. Direct calls of the pipeline wait until all
+    submitted requests are made. Any thread may submit.
+
+    Attributes:
+        max_images: maximum images of one shape in flight.
 
     Args:
         pipe: a pipeline with all of its engines loaded.
-        max_rows: most rows of one UNet run, of which an image with guidance takes two; None is 8
-            on a CPU and 16 on CUDA, within what the engine was built for.
-        max_images: most images of one shape in flight; None is as many as there are rows. With
+        max_rows: maximum rows of one UNet run; an image with guidance takes two. None is 8 on a
+            CPU and 16 on CUDA, or fewer if the engine was built for fewer.
+        max_images: maximum images of one shape in flight; None is as many as there are rows. With
             more images than fit into a run, short requests pass long ones.
         observer: is told what happens, for metrics.
 
     Raises:
-        InvalidRequestError: this is no pipeline, or one that loads its engines in turn
-            (``low_vram``); or a number is out of range.
+        InvalidRequestError: ``pipe`` is no pipeline, or one that loads its engines one after
+            another (``low_vram``); or a number is out of range.
     """
 
     def __init__(
@@ -160,18 +163,23 @@ class Batcher:
         callback: Callback | None = None,
         watch: bool = False,
     ) -> Handle[Any]:
-        """Ask for the images of a request. Everything is checked now; nothing is waited for.
+        """Ask for the images of a request. This checks the whole request and returns without
+        waiting for the images.
 
         Args:
-            request: what to make; fields that are not in it have their defaults.
+            request: what to make; fields that are absent have their defaults.
             output_type: ``"pil"``, ``"np"``, ``"pt"`` or ``"latent"``; see :class:`kdrt.Result`.
-            loras: make it with exactly these of the pipeline's loaded LoRAs, at these scales; None
-                is those that the pipeline uses. Requests with the same ones share.
-            callback: called after every step of each image with an `ImageStep`, in the batcher's
-                thread, where everything waits for it. The tensors are valid during the call only.
-                If it returns False, the request ends with CancelledError; what it raises, the
-                request fails with.
+            loras: use exactly these of the pipeline's loaded LoRAs, at these scales; None uses
+                those that the pipeline uses. Requests with the same LoRAs and scales share
+                evaluations.
+            callback: called with an `ImageStep` after every step of each image, in the batcher's
+                thread; all requests wait for it. The tensors are valid only during the call. If it
+                returns False, the request ends with CancelledError; if it raises an exception, the
+                request fails with that exception.
             watch: keep the steps for the handle's iterator.
+
+        Returns:
+            The handle of the request.
 
         Raises:
             InvalidRequestError: a field is wrong, a LoRA is not loaded, or a scale is no finite
@@ -223,11 +231,16 @@ class Batcher:
         output_type: OutputType = "pil",
         loras: Loras | None = None,
     ) -> Iterator[Result[Any]]:
-        """The results of many requests, in their order. Only so many are submitted ahead as keep
-        the engines busy, so there may be any number.
+        """The results of many requests, in their order. Only as many requests are submitted ahead
+        as keep the engines busy, so there may be any number of them.
+
+        Args:
+            requests: what to make; they are taken one by one as the images are made.
+            output_type: see :meth:`submit`.
+            loras: see :meth:`submit`.
 
         Raises:
-            KdrtError: a request is wrong or has failed; those that were submitted ahead are
+            KdrtError: a request is wrong or has failed; the requests that were submitted ahead are
                 cancelled.
         """
         ahead: deque[Handle[Any]] = deque()
@@ -245,19 +258,19 @@ class Batcher:
     def warmup(
         self, shapes: Iterable[Sequence[int]] | None = None, **fields: Unpack[Request]
     ) -> None:
-        """Make images of every shape, one at a time, two at a time and so on up to as many as share
-        a run, and throw them away: the first requests then wait for nothing that is made once.
+        """Make images of every shape and discard them: one at a time, then two, four and so on, up
+        to as many as share a run. The first requests then need not wait for what is made only once.
 
             batcher.warmup([(512, 512), (768, 512)], steps=2)
 
         Args:
             shapes: (height, width) in pixels; None is the default size.
-            fields: of the requests; the prompt is ``""`` by default.
+            fields: those of the requests; the prompt is ``""`` by default.
 
         Raises:
             InvalidRequestError: a shape or a field is wrong, or there are too many shapes.
             ShapeError: the engine was not made for a shape.
-            OutOfMemoryError: an image of a shape does not fit.
+            OutOfMemoryError: an image of a shape does not fit into memory.
         """
         begun = {"seed": 0, "prompt": "", **fields}
         for shape in checked_shapes(shapes, fields):
@@ -268,28 +281,31 @@ class Batcher:
                 images *= 2
 
     def decode(self, latents: Tensor) -> Tensor:
-        """What the VAE makes of ``latents [B, C, h, w]``, for whoever looks at an unfinished image;
-        see `ImageStep.decode`."""
+        """Decode ``latents [B, C, h, w]`` with the VAE, to look at an unfinished image; see
+        `ImageStep.decode`."""
         return self._loop.decode(latents)
 
     @property
     def waiting(self) -> int:
-        """Images that have not been admitted."""
+        """The number of images that wait to be admitted."""
         return self._loop.counts().waiting
 
     @property
     def in_flight(self) -> int:
-        """Images that are on their way."""
+        """The number of images that are being made."""
         return self._loop.counts().in_flight
 
     def close(self, *, cancel: bool = False) -> None:
-        """Make what was submitted, or cancel it, and end the thread. The pipeline stays open.
-        Closing again does nothing. ``with kdrt.Batcher(pipe) as batcher:`` closes at its end, and
-        cancels if the block raises. A callback, or a thread in the middle of a generation on the
-        pipeline, does not wait for the end: that would wait for itself.
+        """Finish the submitted requests, or cancel them, and end the thread. The pipeline stays
+        open. Closing again does nothing.
+
+        ``with kdrt.Batcher(pipe) as batcher:`` closes the batcher at the end of the block, and
+        cancels if the block raises an exception. From a callback, or from a thread in the middle of
+        a generation on the pipeline, this returns without waiting, because it would wait for
+        itself.
 
         Args:
-            cancel: end requests at the next tick, with CancelledError.
+            cancel: end the requests at the next evaluation, with CancelledError.
         """
         with self._turn:
             self._is_closed = True
@@ -320,10 +336,10 @@ class Batcher:
 
 
 def default_rows(device: str) -> int:
-    """Rows of a UNet run where no number is asked for, if the engine was built for so many.
+    """The default number of rows of a UNet run, if the engine was built for so many.
 
     Args:
-        device: that the UNet runs on, as ``torch.device.type`` calls it.
+        device: the type of the device that runs the UNet, as in ``torch.device.type``.
     """
     return _ROWS_ON_CPU if device == "cpu" else _ROWS_ON_CUDA
 

@@ -36,7 +36,7 @@ class ImageStep(PreviewStep):
     """A completed step of one image of a request: its tensors are ``[1, C, h, w]``.
 
     Attributes:
-        image: which one, counted from 0.
+        image: which image of the request, counted from 0.
     """
 
     image: int = 0
@@ -120,14 +120,14 @@ class Made(NamedTuple, Generic[ImagesT]):
 
 
 class Handle(Generic[ImagesT]):
-    """A submitted request, from :meth:`kdrt.Batcher.submit`.
+    """A submitted request, returned by :meth:`kdrt.Batcher.submit`.
 
         handle = batcher.submit({"prompt": "a red circle", "seed": 7}, watch=True)
         for step in handle:                    # or: async for step in handle
             print(step.index, step.sigma)
         handle.result().save("circle.png")     # or: (await handle).save(…)
 
-    Any thread may use it, and any event loop.
+    Any thread and any event loop may use it.
 
     Attributes:
         number: counts the requests of a process, from 1.
@@ -156,25 +156,26 @@ class Handle(Generic[ImagesT]):
         return f"<Handle of request {self.number}, {state}>"
 
     def done(self) -> bool:
-        """Whether it is over: made, failed or cancelled."""
+        """Whether the request is over: made, failed or cancelled."""
         return self._future.done()
 
     def result(self, timeout: float | None = None) -> Result[ImagesT]:
-        """The images, waited for.
+        """Wait for the images and return them.
 
         Args:
-            timeout: seconds to wait at most; None waits for ever.
+            timeout: seconds to wait at most; None waits without a limit.
 
         Raises:
-            TimeoutError: they are not made by then; the request goes on.
-            CancelledError: it was cancelled.
+            TimeoutError: the images are not made by then; the request goes on.
+            CancelledError: the request was cancelled.
             InvalidRequestError: a callback waits for a request that is not over.
-            EngineError: this process was forked while it was being made.
-            KdrtError: it failed, as a call of :class:`kdrt.Pipeline` does.
+            EngineError: this process was forked while the request was being made.
+            KdrtError: the request failed, as a call of :class:`kdrt.Pipeline` does.
 
         Warns:
-            TruncationWarning: at the first time: a prompt is too long.
-            PromptSyntaxWarning: likewise: part of a prompt is written for another program.
+            TruncationWarning: a prompt is too long; only at the first call.
+            PromptSyntaxWarning: part of a prompt uses the syntax of another program; only at the
+                first call.
         """
         self._check_can_wait()
         with self._timed(timeout):
@@ -182,21 +183,26 @@ class Handle(Generic[ImagesT]):
         return self._told(made)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """What it failed with, waited for; None if it is made.
+        """Wait for the request and return the exception it failed with (CancelledError if it was
+        cancelled); None if it succeeded.
+
+        Args:
+            timeout: seconds to wait at most; None waits without a limit.
 
         Raises:
-            TimeoutError: it is not over by then, and goes on.
+            TimeoutError: the request is not over by then, and goes on.
             InvalidRequestError: a callback waits for a request that is not over.
+            EngineError: this process was forked while the request was being made.
         """
         self._check_can_wait()
         with self._timed(timeout):
             return self._future.exception(timeout)
 
     def cancel(self) -> bool:
-        """End it at the next tick; its result raises CancelledError then.
+        """End the request at the next evaluation; :meth:`result` then raises CancelledError.
 
         Returns:
-            Whether it was not over yet.
+            True if the request was not over yet.
         """
         if self.done():
             return False
@@ -204,8 +210,8 @@ class Handle(Generic[ImagesT]):
         return True
 
     def add_done_callback(self, function: Callable[[Handle[ImagesT]], object]) -> None:
-        """Call ``function`` with this handle when it is over: in a thread of the batcher, so
-        quickly; at once if it is."""
+        """Call ``function`` with this handle when the request is over, or at once if it already is.
+        The function runs in a thread of the batcher, so it should be quick."""
 
         def call(_: object) -> None:
             try:
@@ -216,11 +222,11 @@ class Handle(Generic[ImagesT]):
         self._future.add_done_callback(call)
 
     def __iter__(self) -> Iterator[ImageStep]:
-        """The steps of all images as they come, each handed out once; then :meth:`result` tells
-        how it ended.
+        """The steps of all images as they are made. Each is handed out once. After the last,
+        :meth:`result` says how the request ended.
 
         Raises:
-            InvalidRequestError: it was submitted without ``watch``.
+            InvalidRequestError: the request was submitted without ``watch``.
         """
         steps = self._watched()
         return iter(steps.take, None)
@@ -232,7 +238,7 @@ class Handle(Generic[ImagesT]):
             yield step
 
     def __await__(self) -> Generator[Any, None, Result[ImagesT]]:
-        """The result, for a coroutine. A coroutine that is cancelled meanwhile cancels the
+        """The result, for a coroutine. If the coroutine is cancelled while it waits, so is the
         request."""
         return self._awaited().__await__()
 

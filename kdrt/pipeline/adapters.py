@@ -29,20 +29,20 @@ ReplaceEngines = Callable[[Mapping[str, Engine]], None]
 class Adapters:
     """The adapters of one pipeline, at ``pipe.adapters``.
 
-    A change takes effect with the next image. It waits for a running call, as every call does. A
+    A change takes effect with the next image. Like every call, it waits for the running call. A
     change that is refused leaves everything as it was.
 
     Attributes:
         image_prompts: makes the tokens of an IP-Adapter.
-        lora_settings: what an infotext tells of the LoRAs at work.
+        lora_settings: what the infotext says about the LoRAs in use.
 
     Args:
-        bundle: holds the base weights, and names the variants.
-        engines: the engines at work, by component; only read here.
+        bundle: holds the base weights and names the variants.
+        engines: the engines in use, by component; only read here.
         prompt_encoder: learns the tokens of textual inversions.
         calls: of the pipeline.
-        load_component: loads one more component; without it there are no variants.
-        replace_engines: called with the engines that take the place of others.
+        load_component: loads a further component; without it there are no variants.
+        replace_engines: called with the engines that replace others.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Adapters:
 
     @property
     def loras(self) -> dict[str, Lora]:
-        """Every loaded LoRA by name, those at scale 0 too."""
+        """Every loaded LoRA by name, including those at scale 0."""
         return self._loras.loras
 
     def lora_modules(self, network: str) -> frozenset[str]:
@@ -83,22 +83,25 @@ class Adapters:
         strict: bool = False,
         allow_pickle: bool = False,
     ) -> LoraSwap:
-        """Add a LoRA to the weights of the running engines, and the textual inversions it brings
-        to the prompts.
+        """Add a LoRA to the weights of the engines in use, and load the textual inversions that
+        its file contains.
 
         Args:
-            path: a file in kohya's, diffusers', peft's or ComfyUI's format, or one that was read
-                before.
-            name: for :meth:`set_loras`. None takes the file's name without its suffix, preceded
-                by as many folders as are needed to make it unique: ``style``, then ``b/style``.
-            scale: strength, also below 0 and above 1. A mapping gives ``unet``, ``text_encoder``
-                and ``text_encoder_2`` one each, and each may be a mapping by block:
-                ``{"unet": {"mid_block": 0.5, "down_blocks.1": 0}}``.
-            strict: refuse it if any of its layers has no effect.
-            allow_pickle: read PyTorch's files too; only tensors are loaded.
+            path: a file in kohya's, diffusers', peft's or ComfyUI's format, or a file that was
+                read before.
+            name: its name for :meth:`set_loras`. None takes the file's name without the suffix,
+                preceded by as many folders as make it unique: ``style``, then ``b/style``.
+            scale: the strength, which may be below 0 or above 1. A mapping gives ``unet``,
+                ``text_encoder`` and ``text_encoder_2`` a scale each, and each of them may be a
+                mapping by block: ``{"unet": {"mid_block": 0.5, "down_blocks.1": 0}}``.
+            strict: refuse the LoRA if any of its layers has no effect.
+            allow_pickle: read PyTorch's files too; only tensors are loaded from them.
+
+        Returns:
+            What was changed, and how long it took.
 
         Raises:
-            InvalidRequestError: the file is no LoRA, or for another model, or the name is taken.
+            InvalidRequestError: the file is no LoRA or is for another model, or the name is taken.
             EngineError: the weights of this engine are fixed; the message says what to export.
 
         Warns:
@@ -122,7 +125,8 @@ class Adapters:
                 raise
 
     def set_loras(self, scales: Mapping[str, Scale]) -> LoraSwap:
-        """Use exactly these of the loaded LoRAs, at these scales; the others stay loaded, off.
+        """Use exactly these of the loaded LoRAs, at these scales. The others stay loaded but have
+        no effect.
 
         Raises:
             InvalidRequestError: a name is not loaded, or a scale is no finite number.
@@ -131,7 +135,7 @@ class Adapters:
             return self._swap(self._loras.set(self._engines, scales))
 
     def checked_loras(self, scales: object) -> dict[str, Scale]:
-        """The scales that :meth:`set_loras` would use, without a change or a wait.
+        """The scales that :meth:`set_loras` would use, without changing or waiting for anything.
 
         Raises:
             InvalidRequestError: a name is not loaded, or a scale is no finite number.
@@ -139,8 +143,8 @@ class Adapters:
         return self._loras.checked(scales)
 
     def unload_loras(self, *names: str) -> LoraSwap:
-        """Remove these LoRAs, or all of them. Without any, the weights are the bundle's, bit for
-        bit.
+        """Remove these LoRAs, or all of them if no name is given. Once no LoRA is loaded, the
+        weights are those of the bundle, bit for bit.
 
         Raises:
             InvalidRequestError: a name is not loaded.
@@ -159,12 +163,12 @@ class Adapters:
             self.unload_textual_inversion(known)
 
     def use_variant(self, name: str | None, parts: Sequence[str] | None = None) -> None:
-        """Run other networks from now on, such as those with unfused projections. LoRAs stay
-        loaded, and are applied to the new networks.
+        """Use other networks from now on, such as those with unfused projections. LoRAs stay
+        loaded and are applied to the new networks.
 
         Args:
             name: one of ``bundle.manifest.variants``; None returns to the plain networks.
-            parts: the components to replace (``unet``, ``vae_decoder``, …); None is all.
+            parts: the components to replace (``unet``, ``vae_decoder``, …); None is all of them.
 
         Raises:
             InvalidRequestError: the bundle has no such variant; the message says what to export.
@@ -175,7 +179,7 @@ class Adapters:
             self._own_unet = wanted.get("unet", self._own_unet)
 
     def use_unet(self, features: Features) -> None:
-        """Run the UNet that :meth:`unet_spec` is of, from now on.
+        """Use the UNet with these features from now on; :meth:`unet_spec` says which one it is.
 
         Raises:
             InvalidRequestError: the bundle has none, or this pipeline cannot load it.
@@ -191,8 +195,8 @@ class Adapters:
                 self._variants.put_aside(leaving, engine)
 
     def unet_spec(self, features: Features) -> EngineSpec:
-        """The UNet that runs requests which need these features: the one that was chosen by
-        :meth:`use_variant` if it has them, else the one with the fewest others.
+        """The UNet for requests that need these features: the one chosen by :meth:`use_variant` if
+        it has them, otherwise the one with the fewest other features.
 
         Raises:
             InvalidRequestError: the bundle has none; the message says what to export.
@@ -203,7 +207,7 @@ class Adapters:
         return self._bundle.manifest.components[component].spec()
 
     def release(self) -> None:
-        """Free what can be loaded again."""
+        """Free everything that can be loaded again."""
         self._variants.release()
 
     def _unet_for(self, features: Features) -> str:
@@ -223,7 +227,7 @@ class Adapters:
 
     @property
     def variants_in_use(self) -> dict[str, str]:
-        """The variant components at work, by the component that each replaces."""
+        """The variant components in use, by the component that each replaces."""
         return self._variants.in_use
 
     @contextmanager
@@ -281,8 +285,8 @@ class Adapters:
     def unload_textual_inversion(
         self, token: str | Sequence[str] | None = None, *, component: str | None = None
     ) -> None:
-        """Remove learned tokens, or all of them for None. Prompts are then encoded as before, bit
-        for bit.
+        """Remove these learned tokens; None removes all of them. Prompts are then encoded as before
+        the tokens were loaded, bit for bit.
 
         Raises:
             InvalidRequestError: a token is not loaded.
@@ -291,7 +295,7 @@ class Adapters:
             textual_inversion.unload(self._prompt_encoder, token, component=component)
 
     def textual_inversions(self, component: str | None = None) -> dict[str, int]:
-        """The learned tokens of one text encoder or of all, and how many vectors each has."""
+        """The learned tokens of one text encoder, or of all, with the number of vectors of each."""
         return {
             token: len(ids)
             for encoder in self._prompt_encoder.encoders

@@ -30,28 +30,31 @@ def load(
     """Open a bundle and load its engines.
 
     Args:
-        name_or_path: a bundle's folder, or its name in ``$KDRT_HOME``; or one that is open.
-        engine: which engine runs it (``kdrt doctor`` lists them); None takes the best here. Those
-            of OpenVINO compute in float32, or in the precision that follows their name, as in
-            ``"openvino:bf16"``.
-        threads: CPU threads; None is one a core.
+        name_or_path: the folder of a bundle, its name in ``$KDRT_HOME``, or an open bundle.
+        engine: the engine that runs the networks (``kdrt doctor`` lists them); None takes the best
+            one on this machine. OpenVINO computes in float32, or in the precision that follows its
+            name, as in ``"openvino:bf16"``.
+        threads: CPU threads; None is one per core.
         cuda_graph: how much of a run is captured in CUDA graphs, see
             :mod:`kdrt.denoise.cuda_graphs`: ``"off"``, ``"step"`` or ``"loop"``; None is ``"step"``
-            on CUDA and ``"off"`` on a CPU, where there is nothing else.
-        fallback: another engine, for components that the first has not or may not load.
-        low_vram: load the components in turn, each image anew; see :mod:`kdrt.backends.offload`.
+            on CUDA and ``"off"`` on a CPU, where it is the only choice.
+        fallback: another engine, for components that the first one lacks or must not load.
+        low_vram: load the components one after another, again for every image; see
+            :mod:`kdrt.backends.offload`.
+
+    Returns:
+        The pipeline. Close it, or use it in a ``with`` block, to free its memory.
 
     Raises:
-        BundleError: there is no such bundle, or it is damaged.
+        BundleError: the bundle does not exist or is damaged.
         EngineUnavailableError: the engine is not on this machine, or not in the bundle.
         EngineRejectedError: a built engine is missing or must not be used, and there is no
             fallback.
-        InvalidRequestError: an unknown engine or CUDA graph level, or one that is not possible
-            here.
-        OutOfMemoryError: it does not fit.
+        InvalidRequestError: the engine or the CUDA graph level is unknown, or not possible here.
+        OutOfMemoryError: the bundle does not fit into memory.
 
     Warns:
-        FallbackWarning: a component runs on the other engine, and why.
+        FallbackWarning: a component runs on the fallback engine; the warning says why.
     """
     try:
         bundle = name_or_path if isinstance(name_or_path, Bundle) else open_bundle(name_or_path)

@@ -1,9 +1,9 @@
 """How much memory a bundle or a request will take at least, known before anything is allocated.
 
-Weights are files, so their sizes are known; some engines keep them in another form too, so it is
-what they take at least. What a network needs while it runs is known of engines whose builder said
-so; of the others it is at least what :mod:`kdrt.pipeline.activations` counts. That is said, not
-guessed. torch is not imported unless a CUDA device is asked what it has left.
+Weights are files, so their sizes are known. They are a lower bound, because some engines keep the
+weights in another form too. The memory that a network needs while it runs is known for engines
+whose builder reported it. For the others, :mod:`kdrt.pipeline.activations` counts a lower bound,
+and the estimate says so. torch is imported only to ask a CUDA device how much memory is free.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ComponentMemory:
-    """One component: bytes of its weights, and of what it needs while it runs, if that is known;
-    ``at_least`` says that it may be more."""
+    """Memory of one component in bytes: its weights, and the activations it needs while it runs,
+    if they are known. ``at_least`` says that the activations may take more."""
 
     component: str
     weights: int
@@ -47,15 +47,15 @@ class ComponentMemory:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """What a pipeline will take of a device, in bytes.
+    """The memory that a pipeline will take on a device, in bytes.
 
     Attributes:
-        engine: what runs it.
+        engine: the engine that runs the networks.
         device: ``cuda`` or ``cpu``.
-        parts: what text to image loads.
-        graphs: the most that captured graphs may hold.
-        free: what the device has left now; None if it was not asked, or cannot be.
-        offloaded: components are loaded one stage after another.
+        parts: the components that text to image loads.
+        graphs: the most that captured CUDA graphs may hold.
+        free: what the device has free now; None if it was not asked, or cannot tell.
+        offloaded: whether components are loaded one stage after another.
     """
 
     engine: str
@@ -67,7 +67,7 @@ class MemoryEstimate:
 
     @property
     def weights(self) -> int:
-        """At once: of all components, or of the largest stage."""
+        """Weights that are loaded at the same time: all components, or the largest stage."""
         if not self.offloaded:
             return sum(part.weights for part in self.parts)
         stages = {stage_of(part.component) for part in self.parts}
@@ -77,22 +77,22 @@ class MemoryEstimate:
 
     @property
     def activations(self) -> int | None:
-        """One block serves all components; None if none of them says."""
+        """Activations: all components share one block; None if no component's are known."""
         return max((p.activations for p in self.parts if p.activations is not None), default=None)
 
     @property
     def at_least(self) -> bool:
-        """Whether the activations may take more."""
+        """Whether the activations may take more than that."""
         return any(part.at_least for part in self.parts)
 
     @property
     def needed(self) -> int:
-        """Weights and what is known of activations: it takes at least that."""
+        """The least the pipeline takes: the weights, and the activations as far as known."""
         return self.weights + (self.activations or 0)
 
     @property
     def fits(self) -> bool:
-        """Whether that is free; True if nobody can tell."""
+        """Whether :attr:`needed` is free; True if that is unknown."""
         return self.free is None or self.needed <= self.free
 
     def line(self) -> str:
@@ -108,7 +108,7 @@ class MemoryEstimate:
         return f"memory: {', '.join(parts)}; free on {self.device}: {free}"
 
     def table(self) -> list[tuple[str, str, str]]:
-        """Component, weights, activations; the sum last."""
+        """Rows of component, weights and activations; the last row is the sum."""
         rows = [
             (
                 part.component,
@@ -121,7 +121,7 @@ class MemoryEstimate:
         return [*rows, ("at once", size(self.weights), total)]
 
     def advice(self) -> str | None:
-        """What to do where it does not fit; None where it does."""
+        """What to do if the pipeline does not fit; None if it fits."""
         if self.fits:
             return None
         assert self.free is not None  # or it would fit
@@ -142,14 +142,14 @@ def estimate_memory(
     low_vram: bool = False,
     ask_device: bool = True,
 ) -> MemoryEstimate:
-    """What ``kdrt.load`` with the same arguments will take.
+    """Estimate the memory that ``kdrt.load`` with the same arguments will take.
 
     Args:
         bundle: an open bundle.
         engine: see ``kdrt.load``.
         cuda_graph: see ``kdrt.load``.
         low_vram: see ``kdrt.load``.
-        ask_device: whether to ask how much is free; of a CUDA device that takes seconds.
+        ask_device: whether to ask the device how much memory is free, which takes seconds for CUDA.
 
     Raises:
         InvalidRequestError, EngineUnavailableError: as ``kdrt.load``.

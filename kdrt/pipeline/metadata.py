@@ -42,8 +42,9 @@ _NEGATIVE = "Negative prompt: "
 class Infotext:
     """How one image was made.
 
-    ``sampler`` and ``schedule`` are the names a web UI shows; ``negative_prompt`` is None where
-    there was none at all. ``extras`` are further keys and values of the last line.
+    ``sampler`` and ``schedule`` are the names that a web UI shows. ``negative_prompt`` is None if
+    there was none at all. ``width`` and ``height`` are in pixels. ``extras`` are further keys and
+    values of the last line.
     """
 
     prompt: str
@@ -59,7 +60,7 @@ class Infotext:
     extras: Settings = ()
 
     def __str__(self) -> str:
-        """The text, as it is stored in an image."""
+        """The text as it is stored in an image."""
         settings: list[tuple[str, Value]] = [
             ("Steps", self.steps),
             ("Sampler", self.sampler),

@@ -57,33 +57,33 @@ from kdrt_engines import Engine
 class Pipeline(Calling, Service):
     """Text to image with one model.
 
-    Buffers are made for a size when it is first asked for and used again for the next images of
-    that size. So calls take turns: one from another thread waits until that at work is over, and
-    one from within a callback, or from within the steps of a generation, is refused. A pipeline
-    belongs to the process that loaded it, not to those forked from it.
+    The pipeline makes buffers when a size is first requested, and reuses them for later images of
+    that size. Calls therefore take turns. A call from another thread waits until the running call
+    ends; a call from within a callback or the steps of a generation is refused. A pipeline works
+    only in the process that loaded it, not in processes forked from that one.
 
     Attributes:
-        adapters: LoRAs, textual inversions, variants, image prompts; see
+        adapters: LoRAs, textual inversions, variants and image prompts; see
             :class:`kdrt.pipeline.adapters.Adapters`.
-        vae: both halves of the VAE, and its switches for slices and tiles.
-        engines: the engines at work, by component.
+        vae: the encoder and decoder of the VAE, and its switches for slices and tiles.
+        engines: the engines in use, by component.
         prompt_encoder: tokenizers and text encoders.
-        denoising: samples runs that `kdrt.pipeline.prepare` made.
+        denoising: samples the runs that `kdrt.pipeline.prepare` makes.
         noise_schedule: σ of the training timesteps.
-        memory_check: refuses images that cannot be computed.
-        offloader: loads the engines in turn; None where all of them are loaded.
-        safety_checker: blacks out what it flags; None where the bundle has none, or to turn it
-            off. Latents and the previews of a callback are not looked at.
+        memory_check: refuses images that no memory is enough for.
+        offloader: loads the engines one after another; None if all of them stay loaded.
+        safety_checker: blacks out the images it flags. None if the bundle has none; set it to None
+            to turn it off. It does not check latents or the previews of a callback.
 
     Args:
         bundle: the model's facts, tokenizers and token embeddings.
         engines: by component: ``unet``, every text encoder, ``vae_decoder``.
-        load_component: loads one more; without it there are no variants.
+        load_component: loads a further component; without it there are no variants.
         cuda_graph: see :func:`kdrt.load`.
-        offloader: of the engines, where they are loaded in turn.
+        offloader: of the engines, if they are loaded one after another.
 
     Raises:
-        InvalidRequestError: that CUDA graph level is not possible on this device.
+        InvalidRequestError: this CUDA graph level is not possible on this device.
     """
 
     @in_neutral_modes
@@ -161,8 +161,8 @@ class Pipeline(Calling, Service):
         torch.cuda.empty_cache()
 
     def replace_engines(self, engines: Mapping[str, Engine]) -> None:
-        """Run other engines from now on, by component. Buffers and captured CUDA graphs of the old
-        ones are dropped; so they are for an engine whose weights have changed in place."""
+        """Use other engines from now on, by component. The buffers and captured CUDA graphs of the
+        old engines are dropped. Pass an engine again if its weights have changed in place."""
         self.engines.update(engines)
         self.prompt_encoder.use(engines)
         if "unet" in engines:
@@ -243,8 +243,8 @@ class Pipeline(Calling, Service):
         return Generation(job.steps, steps, finish)
 
     def resolve(self, request: Request, output_type: OutputType) -> Job:
-        """The job of a request, the first part of a call. Functions of the user's in it run outside
-        of the call. It is made with :meth:`Adapters.use_unet`, of its features."""
+        """The job of a request: the first part of a call. The user's functions in it run outside
+        the call. Before its images are made, call :meth:`Adapters.use_unet` with its features."""
         unet = self.adapters.unet_spec(unet_features(request))
         job = resolve(
             request,
@@ -267,7 +267,7 @@ class Pipeline(Calling, Service):
         return with_users_functions(job, self.calls.user_function)
 
     def encode(self, job: Job) -> EncodedPrompts:
-        """What the UNet is told of a job's prompts, the second part of a call."""
+        """Encode the prompts of a job for the UNet: the second part of a call."""
         with self.cuda_stream.active():
             return encode_prompts(
                 self.prompt_encoder, job, self._unet.device, doubled=self.is_doubled(job)
@@ -279,7 +279,7 @@ class Pipeline(Calling, Service):
         return is_doubled(self._unet.spec, job.guidance_scale, asked=unconditional)
 
     def parts_of(self, job: Job) -> Parts:
-        """The rows of the UNet that an image of a job takes."""
+        """The rows of the UNet's batch that an image of a job takes."""
         return Parts(
             unconditional=self.is_doubled(job),
             regions=len(job.region_prompts),
@@ -287,7 +287,7 @@ class Pipeline(Calling, Service):
         )
 
     def prepare(self, job: Job, encoded: EncodedPrompts) -> SamplingRun:
-        """The sampling run of a job, the third part of a call.
+        """The sampling run of a job: the third part of a call.
 
         Raises:
             ShapeError: the UNet was not made for the size of the second pass.
@@ -317,15 +317,15 @@ class Pipeline(Calling, Service):
         safety_checker: SafetyChecker | None = None,
         in_flight: bool = False,
     ) -> Result[Any]:
-        """The images of a job, the last part of a call.
+        """The images of a job: the last part of a call.
 
         Args:
-            job: what was made.
+            job: what was sampled.
             encoded: its prompts.
-            latents: ``[B, C, h, w]``, of its last step.
-            lora_settings: what an infotext tells of the LoRAs it was made with.
-            decoder: decodes in place of :attr:`vae`.
-            safety_checker: looks in place of :attr:`safety_checker`.
+            latents: ``[B, C, h, w]``, from its last step.
+            lora_settings: what the infotext says about the LoRAs in use.
+            decoder: decodes instead of :attr:`vae`.
+            safety_checker: checks instead of :attr:`safety_checker`.
             in_flight: see :attr:`Result.in_flight`.
         """
         images, nsfw = self._images(
@@ -369,7 +369,7 @@ class Pipeline(Calling, Service):
         negative_prompt: str | Sequence[str] | None = None,
         **fields: Unpack[PromptFields],
     ) -> tuple[Conditioning, Conditioning]:
-        """What the UNet is told of prompts, to be changed, kept, and passed back.
+        """Encode prompts for the UNet, to change them, keep them, or pass them back.
 
             positive, negative = pipe.encode_prompt("a red circle", "blurry")
             pipe(prompt_embeds=positive, negative_prompt_embeds=negative)
@@ -378,7 +378,7 @@ class Pipeline(Calling, Service):
             {fields}
 
         Returns:
-            Positive and negative conditioning of ``len(prompt) * images_per_prompt`` images,
+            Positive and negative conditioning for ``len(prompt) * images_per_prompt`` images,
             equally long.
 
         Raises:

@@ -27,18 +27,19 @@ class Result(Generic[ImagesT]):
     """The images of one call.
 
     Attributes:
-        images: as ``output_type`` asked: a list of PIL images; an array float32 ``[B, H, W, 3]``
-            or a tensor float32 ``[B, 3, H, W]`` in [0, 1]; or latents float32 ``[B, C, h, w]``.
-        seeds: the seed of each image, drawn or given.
+        images: by ``output_type``: a list of PIL images; an array float32 ``[B, H, W, 3]`` or a
+            tensor float32 ``[B, 3, H, W]``, both in [0, 1]; or latents float32 ``[B, C, h, w]``.
+        seeds: the seed of each image, whether it was given or drawn.
         truncations: every distinct prompt that was longer than a text encoder reads.
-        chunks: in how many parts the longest prompt was read; more than one only with a
-            ``prompt_weighting``, or with embeddings that long.
-        nsfw: for each image whether it was blacked out; None if nobody looked.
-        in_flight: whether its evaluations could be shared with other requests' (`kdrt.Batcher`);
-            otherwise it ran by itself.
-        unet_rows: how many rows of the whole UNet an image took, all evaluations together: two for
-            each with guidance, one more with perturbed attention; None where the sampler decides
-            on its evaluations as it goes.
+        is_latent: whether ``images`` are latents.
+        chunks: the number of chunks in which the longest prompt was read; more than one only with
+            a ``prompt_weighting``, or with embeddings that long.
+        nsfw: for each image, whether it was blacked out; None if nothing checked the images.
+        in_flight: whether the evaluations could be shared with other requests (`kdrt.Batcher`);
+            otherwise the request ran alone.
+        unet_rows: how many rows of the whole UNet an image took in all evaluations together: two
+            per evaluation with guidance, one more with perturbed attention; None if the sampler
+            chooses its evaluations during the run.
         make_infotexts: makes the :attr:`infotexts`.
     """
 
@@ -60,8 +61,16 @@ class Result(Generic[ImagesT]):
     def save(self, path: str | os.PathLike[str], index: int = 0, *, overwrite: bool = True) -> Path:
         """Save one image with its infotext; see :func:`kdrt.save_image`.
 
+        Args:
+            path: the file; its suffix decides the format.
+            index: which image, counted from 0.
+            overwrite: replace a file that exists.
+
+        Returns:
+            The path of the file.
+
         Raises:
-            InvalidRequestError: there is no image ``index``, or these are latents.
+            InvalidRequestError: there is no image ``index``, or the images are latents.
             OutputError: the file cannot be written, its suffix is unknown, or it exists and
                 ``overwrite`` is off.
         """
@@ -75,14 +84,15 @@ class Result(Generic[ImagesT]):
 
 
 class Generation(Iterator[PreviewStep], Generic[ImagesT]):
-    """Images in the making, from :meth:`Pipeline.stream`: iterate to sample, then take the result.
+    """Images in the making, from :meth:`Pipeline.stream`: iterate to sample, then call
+    :meth:`result`.
 
-    Nothing is sampled but what is asked for: to cancel, stop iterating. ``len`` is the number of
-    steps in all. From the first step to the last the pipeline is this generation's alone: other
-    threads wait, and the thread that takes the steps can begin nothing else on it. A run that is
-    not finished ends with :meth:`close`, or when nobody refers to it any more.
+    A step is sampled only when you ask for it: to cancel, stop iterating. ``len`` is the total
+    number of steps. From the first step to the last, this generation has the pipeline for itself:
+    other threads wait, and the thread that takes the steps can begin no other call. An unfinished
+    run ends with :meth:`close`, or when it is garbage-collected.
 
-    Any thread may take the steps, one after the other.
+    Different threads may take the steps, one after the other.
     """
 
     def __init__(
@@ -117,18 +127,19 @@ class Generation(Iterator[PreviewStep], Generic[ImagesT]):
             self._taking.release()
 
     def close(self) -> None:
-        """End the run where it stands; what it made so far is let go."""
+        """End the run where it is, and discard what it made so far."""
         with self._taking:
             self._run.close()
         self._latents = None
 
     def result(self) -> Result[ImagesT]:
-        """The images: takes what steps are left, then decodes; once only.
+        """The images. Takes the steps that are left, then decodes; later calls return the same
+        result.
 
         Raises:
             NonFiniteError: the network overflowed.
             PipelineClosedError: the pipeline was closed between the last step and the decoding.
-            InvalidRequestError: it was closed, or failed, before its last step.
+            InvalidRequestError: the generation was closed, or failed, before its last step.
         """
         if self._result is None:
             for _ in self:

@@ -42,26 +42,27 @@ class Service(ABC):
         """Free what the next call can make again."""
 
     def warmup(self, shapes: Iterable[Sequence[int]] | None = None, **fields: Any) -> None:
-        """Make one batch of images of every shape and throw it away, so that the first request of
-        that shape waits for nothing: its buffers are bound, its kernels chosen, its CUDA graphs
-        captured. This takes as long as those images do.
+        """Make one batch of images for every shape and discard it. The first request of that shape
+        then finds its buffers bound, its kernels chosen and its CUDA graphs captured. A warm-up
+        takes as long as the images it makes.
 
             pipe.warmup([(512, 512), (768, 512, 4)], steps=20, sampler="euler")
 
         Give the fields that the requests will have. Buffers depend on the size, the number of
-        images, whether there is guidance, and how many chunks the prompt has; CUDA graphs also on
-        the sampler; with ``cuda_graph="loop"`` on the steps too. With ``low_vram`` a warm-up is of
-        no use, as every image loads the engines anew.
+        images, whether there is guidance, and the number of chunks of the prompt. CUDA graphs also
+        depend on the sampler, and with ``cuda_graph="loop"`` on the steps. With ``low_vram`` a
+        warm-up is useless, because every image loads the engines again.
 
         Args:
-            shapes: (height, width) or (height, width, images per prompt) in pixels, at most
-                :data:`kdrt.denoise.denoising.SIZES_KEPT`; None is one image of the default size.
-            fields: of :meth:`__call__`; the prompt is ``""`` by default.
+            shapes: (height, width) or (height, width, images per prompt), sizes in pixels; at most
+                :data:`kdrt.denoise.denoising.SIZES_KEPT` shapes; None is one image of the default
+                size.
+            fields: those of :meth:`__call__`; the prompt is ``""`` by default.
 
         Raises:
             InvalidRequestError: a shape or a field is wrong, or there are too many shapes.
             ShapeError: the engine was not made for a shape.
-            OutOfMemoryError: a shape does not fit.
+            OutOfMemoryError: a shape does not fit into memory.
         """
         for shape in checked_shapes(shapes, fields):
             started = time.perf_counter()
@@ -76,10 +77,11 @@ class Service(ABC):
             )
 
     def cancel(self) -> bool:
-        """End the running call at its next step; it raises CancelledError. From any thread.
+        """End the running call at its next step; the call then raises CancelledError. Any thread
+        may cancel.
 
-        Calls that wait for it go on as usual. A call that has taken its last step is not ended,
-        and neither is a whole loop that runs as one CUDA graph.
+        Calls that wait for the running call proceed as usual. A call that has taken its last step
+        is not ended, and neither is a loop that runs as one CUDA graph.
 
         Returns:
             Whether a call was running.
@@ -87,12 +89,14 @@ class Service(ABC):
         return self.calls.cancel()
 
     def close(self) -> None:
-        """Free the engines and all memory. Waits for the running call of another thread; of the
-        calls that wait too, some may come first. A running call of this thread, a generation whose
-        steps were not all taken, is cancelled.
+        """Free the engines and all memory.
+
+        This waits for the running call of another thread; some of the calls that are waiting may
+        run first. A running call of this thread (a generation whose steps were not all taken) is
+        cancelled.
 
         Later calls, and reading a part of the pipeline, raise PipelineClosedError. Closing again
-        does nothing. ``with kdrt.load(…) as pipe:`` closes at its end.
+        does nothing. ``with kdrt.load(…) as pipe:`` closes the pipeline at the end of the block.
         """
         self.calls.close(self._drop_parts)
 

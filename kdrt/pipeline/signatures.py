@@ -23,7 +23,7 @@ from kdrt.request.signature import takes_fields
 from kdrt.vae.preview import PreviewStep
 
 Callback = Callable[[PreviewStep], object]
-"""Called after every step. The tensors of a step are valid during the call only."""
+"""Called after every step. The tensors of a step are valid only during the call."""
 
 Prompt = str | Sequence[str] | None
 Pil = list[Image.Image]
@@ -92,19 +92,19 @@ class Calling(ABC):
         progress: bool = False,
         **fields: Unpack[RequestFields],
     ) -> Result[Any]:
-        """Make images. Everything is checked before anything is computed.
+        """Make images. All fields are checked before anything is computed.
 
         Args:
             {fields}
             output_type: ``"pil"``, ``"np"``, ``"pt"`` or ``"latent"``; see :class:`Result`.
-            callback: called after every step. Its tensors are valid during the call only. If it
-                returns False, the call ends with CancelledError.
+            callback: called after every step. The tensors of the step are valid only during the
+                call. If the callback returns False, the call ends with CancelledError.
             progress: show a progress bar on standard error.
 
         Raises:
             InvalidRequestError: a field is wrong; nothing has been computed.
             ShapeError: the engine was not made for this size.
-            OutOfMemoryError: memory ran out on the way; the next call works.
+            OutOfMemoryError: memory ran out during the call; the next call works.
             NonFiniteError: the network overflowed.
             EngineError: the pipeline was loaded in another process.
             CancelledError: :meth:`cancel` or the callback ended the call.
@@ -112,7 +112,7 @@ class Calling(ABC):
 
         Warns:
             TruncationWarning: a prompt is too long; see :attr:`Result.truncations`.
-            PromptSyntaxWarning: part of a prompt is written for another program, and is read as
+            PromptSyntaxWarning: part of a prompt uses the syntax of another program and is read as
                 plain text; see :mod:`kdrt.prompt.hints`.
         """
         return self.generate(
@@ -171,13 +171,13 @@ class Calling(ABC):
         callback: Callback | None = None,
         progress: bool = False,
     ) -> Result[Any]:
-        """Make the images of a request, as ``pipe(prompt, …)`` does, with its errors and warnings.
+        """Make the images of a request. Errors and warnings are those of ``pipe(prompt, …)``.
 
         Args:
-            request: what to make; fields that are not in it have their defaults.
+            request: what to make; fields that are absent have their defaults.
             output_type: ``"pil"``, ``"np"``, ``"pt"`` or ``"latent"``; see :class:`Result`.
-            callback: called after every step. Its tensors are valid during the call only. If it
-                returns False, the call ends with CancelledError.
+            callback: called after every step. The tensors of the step are valid only during the
+                call. If the callback returns False, the call ends with CancelledError.
             progress: show a progress bar on standard error.
         """
 
@@ -230,22 +230,23 @@ class Calling(ABC):
         output_type: OutputType = "pil",
         **fields: Unpack[RequestFields],
     ) -> Generation[Any]:
-        """Make images step by step: progress, preview and cancel are yours.
+        """Make images step by step, with your own progress display, previews and cancelling.
 
             generation = pipe.stream("a red circle", seed=7)
             for step in generation:
                 print(step.index, step.sigma)
             generation.result().save("circle.png")
 
-        From its first step until its last, or until it is closed or let go, no other call of the
-        pipeline can begin. What has changed before the first step counts: a LoRA, a learned token.
+        No other call of the pipeline can begin between the first step and the last, unless the
+        generation is closed or garbage-collected before. A LoRA or a learned token that changes
+        before the first step takes effect.
 
         Args:
             {fields}
             output_type: ``"pil"``, ``"np"``, ``"pt"`` or ``"latent"``; see :class:`Result`.
 
         Raises:
-            InvalidRequestError: at once: a field is wrong.
+            InvalidRequestError: raised at once: a field is wrong.
 
         Warns:
             TruncationWarning: a prompt is too long.

@@ -1,9 +1,9 @@
 """The fields of a request, listed once.
 
-:class:`Request` is what :meth:`kdrt.Pipeline.generate` takes, and what ``pipe(prompt, …)`` makes of
-its arguments. From the :class:`~kdrt.request.field.Field` beside each type come the default, the
-check of its range, the option of ``kdrt generate``, the entry of the JSON schema, the line in the
-documentation of ``pipe(…)``, and the text that an image carries.
+:class:`Request` is what :meth:`kdrt.Pipeline.generate` takes, and what ``pipe(prompt, …)`` makes
+from its arguments. The :class:`~kdrt.request.field.Field` beside each type provides the default,
+the check of its range, the option of ``kdrt generate``, the entry in the JSON schema, the line in
+the documentation of ``pipe(…)``, and the text that is stored in an image.
 """
 
 # No `from __future__ import annotations`: the annotations are read at run time.
@@ -55,13 +55,13 @@ Size = tuple[int, int]
 
 
 class Prompts(TypedDict, total=False):
-    """The two that may be given by position."""
+    """The two fields that may be given by position."""
 
     prompt: Annotated[
         str | Sequence[str] | None,
         Field(
-            help="What to draw; several make a batch.",
-            details="A list makes one image for each, in order.",
+            help="What to draw; several prompts make a batch.",
+            details="A list makes one image for each prompt, in order.",
             metavar="TEXT",
             panel=IMAGE,
             record="Prompt",
@@ -72,7 +72,7 @@ class Prompts(TypedDict, total=False):
         str | Sequence[str] | None,
         Field(
             help="What the image should not show.",
-            details="One for all, or one for each prompt. None is, for most SDXL models, not the "
+            details="One for all prompts, or one for each. For most SDXL models, None is not the "
             'same as ``""``. Without guidance it has no effect.',
             metavar="TEXT",
             panel=IMAGE,
@@ -107,8 +107,9 @@ class PromptFields(TypedDict, total=False):
     prompt_weighting: Annotated[
         WeightingMode,
         Field(
-            help="How to read `(x:1.2)`, BREAK and long prompts: `none` as text, `a1111` as that "
-            "web UI does, `a1111_no_norm` without its normalization.",
+            help="How to read `(x:1.2)`, BREAK and long prompts: `none` takes them as plain text, "
+            "`a1111` reads them as that web UI does, `a1111_no_norm` does so without its "
+            "normalisation.",
             details="See :class:`kdrt.prompt.Weighting`.",
             default="none",
             metavar="NAME",
@@ -120,7 +121,8 @@ class PromptFields(TypedDict, total=False):
     comma_backtrack: Annotated[
         int,
         Field(
-            help="With a weighting: how far back a part of a long prompt may end at a comma.",
+            help="With a weighting: when a chunk of a long prompt is full, the text after its last "
+            "comma moves to the next chunk if it is at most this long.",
             default=COMMA_BACKTRACK,
             minimum=0,
             unit="tokens",
@@ -133,7 +135,7 @@ class PromptFields(TypedDict, total=False):
         int | None,
         Field(
             help="Leave out the last N layers of the text encoders.",
-            details="The negative prompt keeps the usual hidden state.",
+            details="The negative prompt still uses the usual hidden state.",
             minimum=0,
             metavar="N",
             record="Clip skip",
@@ -143,7 +145,7 @@ class PromptFields(TypedDict, total=False):
         int,
         Field(
             help="Images for each prompt.",
-            details="They follow each other.",
+            details="The images of one prompt follow each other.",
             default=1,
             minimum=1,
             maximum=MAX_IMAGES,
@@ -160,8 +162,9 @@ class RequestFields(PromptFields, total=False):
     prompt_embeds: Annotated[
         Tensor | Conditioning | None,
         Field(
-            help="In place of a prompt, what encode_prompt made of one, or a tensor [B, L, D].",
-            details="Whichever of the two halves is shorter is lengthened.",
+            help="Instead of a prompt: the result of encode_prompt, or a tensor [B, L, D].",
+            details="The shorter of this and an encoded negative prompt is padded. Two sets of "
+            "embeddings must be equally long.",
             flags=(),
             record="Prompt embeddings",
         ),
@@ -169,7 +172,7 @@ class RequestFields(PromptFields, total=False):
     negative_prompt_embeds: Annotated[
         Tensor | Conditioning | None,
         Field(
-            help="The same for the negative prompt, for all prompts or one for each.",
+            help="The same for the negative prompt: one for all prompts, or one for each.",
             flags=(),
             record="Negative embeddings",
         ),
@@ -177,7 +180,7 @@ class RequestFields(PromptFields, total=False):
     pooled_prompt_embeds: Annotated[
         Tensor | None,
         Field(
-            help="SDXL, with prompt_embeds as a tensor: the pooled ones, [B, P].",
+            help="For SDXL, if prompt_embeds is a tensor: the pooled embeddings, [B, P].",
             flags=(),
             record="Pooled embeddings",
         ),
@@ -185,7 +188,7 @@ class RequestFields(PromptFields, total=False):
     negative_pooled_prompt_embeds: Annotated[
         Tensor | None,
         Field(
-            help="The same for the negative prompt.",
+            help="The pooled embeddings of the negative prompt, [B, P].",
             flags=(),
             record="Negative pooled embeddings",
         ),
@@ -221,8 +224,8 @@ class RequestFields(PromptFields, total=False):
     hires_scale: Annotated[
         float | None,
         Field(
-            help="Make the image, enlarge it so many times, and go over it in a second pass: more "
-            "detail at sizes where models repeat themselves.",
+            help="Make the image, enlarge it by this factor, and denoise it again in a second "
+            "pass. This adds detail at sizes where models repeat themselves.",
             minimum=1,
             maximum=16,
             metavar="FACTOR",
@@ -246,7 +249,7 @@ class RequestFields(PromptFields, total=False):
     hires_strength: Annotated[
         float,
         Field(
-            help="How much the second pass makes anew.",
+            help="How much the second pass changes the enlarged image; 1 makes it all new.",
             default=HIRES_STRENGTH,
             above=0,
             maximum=1,
@@ -261,7 +264,7 @@ class RequestFields(PromptFields, total=False):
         Field(
             help="How the image is enlarged: `latent` (also with `_antialiased`, `_bicubic`, "
             "`_bicubic_antialiased`, `_nearest`, `_nearest_exact`), `lanczos`, `nearest`, or "
-            "a network of the bundle's by its name.",
+            "the name of an upscaler in the bundle.",
             details="A key of ``kdrt.images.upscaling.UPSCALINGS`` or a web UI's label; or a name "
             "in the manifest's ``upscalers``.",
             default="latent",
@@ -274,9 +277,9 @@ class RequestFields(PromptFields, total=False):
     seed: Annotated[
         Seed | None,
         Field(
-            help="Seed of the first image; the next ones count up.",
-            details="A list gives each image its own. An image depends on its seed, not on its "
-            "place or its company.",
+            help="Seed of the first image; every further image adds 1.",
+            details="A list gives each image its own seed. An image depends on its seed, not on "
+            "its place in the batch or on the other images.",
             default_text="random",
             metavar="N",
             panel=IMAGE,
@@ -286,16 +289,17 @@ class RequestFields(PromptFields, total=False):
     generator: Annotated[
         Generator | None,
         Field(
-            help="In place of seed: draws a seed for each image, and goes on.",
+            help="Instead of seed: a generator that draws a seed for each image, and advances.",
             flags=(),
         ),
     ]
     image: Annotated[
         object,
         Field(
-            help="An image to begin with. Its size is the result's, unless another is asked for.",
-            details="PIL (resized), an array ``[H, W, 3]``, a tensor ``[3, H, W]``, latents ``[B, "
-            "C, h, w]``, or one for each prompt; see :mod:`kdrt.images.input`.",
+            help="An image to start from. The result has the same size, unless you give another.",
+            details="A PIL image (resized), an array ``[H, W, 3]``, a tensor ``[3, H, W]``, "
+            "latents ``[B, C, h, w]``, or one of them for each prompt; see "
+            ":mod:`kdrt.images.input`.",
             form=IMAGE_FILE,
             panel=BEGINNING,
             record="Init image",
@@ -304,8 +308,8 @@ class RequestFields(PromptFields, total=False):
     strength: Annotated[
         float | None,
         Field(
-            help="How much of the image to make anew: that fraction of the steps is run.",
-            default_text="0.8, with a mask 1",
+            help="How much to change the image: this fraction of the steps is run.",
+            default_text="0.8, or 1 with a mask",
             above=0,
             maximum=1,
             metavar="0..1",
@@ -328,7 +332,7 @@ class RequestFields(PromptFields, total=False):
     keep_unmasked: Annotated[
         bool,
         Field(
-            help="Give back the image's own pixels where nothing was masked.",
+            help="Keep the original pixels outside the mask.",
             default=True,
             panel=BEGINNING,
             record="Keep unmasked",
@@ -353,7 +357,8 @@ class RequestFields(PromptFields, total=False):
     mask_grow: Annotated[
         int,
         Field(
-            help="Let what is white in the mask grow, before it is blurred; negative shrinks it.",
+            help="Grow the white area of the mask before it is blurred; a negative value shrinks "
+            "it.",
             default=0,
             minimum=-MAX_MASK_CHANGE,
             maximum=MAX_MASK_CHANGE,
@@ -377,8 +382,8 @@ class RequestFields(PromptFields, total=False):
     soft_mask: Annotated[
         bool,
         Field(
-            help="Take the greys of the mask for a strength of each pixel's own: light ones change "
-            "much, dark ones little.",
+            help="Take the grey of each mask pixel as its own strength: light pixels change much, "
+            "dark ones little.",
             details="Differential diffusion, see :mod:`kdrt.denoise.known_region`.",
             default=False,
             panel=BEGINNING,
@@ -389,8 +394,8 @@ class RequestFields(PromptFields, total=False):
     inpaint_fill: Annotated[
         InpaintFill,
         Field(
-            help="What lies under the mask to begin with: the `original`, the colours around it "
-            "(`blurred`), `noise` or `nothing`.",
+            help="What is under the mask at the start: the `original` image, the colours around "
+            "the mask (`blurred`), `noise` or `nothing`.",
             details="See :class:`kdrt.images.init_image.InitImage`.",
             default="original",
             metavar="NAME",
@@ -402,8 +407,8 @@ class RequestFields(PromptFields, total=False):
     inpaint_padding: Annotated[
         int | None,
         Field(
-            help="Make only the masked part, with so much of the image around it, at the size that "
-            "is asked for, and put it back: the result is as large as the image.",
+            help="Cut out the masked part with this much of the image around it, make it at the "
+            "requested size, and paste it back. The result is as large as the image.",
             minimum=0,
             maximum=MAX_SIDE,
             unit="pixels",
@@ -416,9 +421,9 @@ class RequestFields(PromptFields, total=False):
     latents: Annotated[
         Tensor | None,
         Field(
-            help="Latents to begin with, from `-o latents.safetensors`.",
-            details="Unit-variance noise ``[B, C, h, w]`` in place of the seeds' own; with "
-            "``denoising_start`` the latents to go on with, as they are.",
+            help="Latents to start from, saved with `-o latents.safetensors`.",
+            details="Unit-variance noise ``[B, C, h, w]`` instead of the noise of the seeds; with "
+            "``denoising_start``, the latents to continue from, which are used as they are.",
             form=LATENTS_FILE,
             panel=BEGINNING,
             record="Latents",
@@ -427,8 +432,8 @@ class RequestFields(PromptFields, total=False):
     denoising_start: Annotated[
         float | None,
         Field(
-            help="Go on with latents of a run with the same denoising_end; a fraction of the "
-            "training timesteps.",
+            help="Continue from the latents of a run with the same denoising_end; a fraction of "
+            "the training timesteps.",
             above=0,
             below=1,
             metavar="0..1",
@@ -440,8 +445,9 @@ class RequestFields(PromptFields, total=False):
     denoising_end: Annotated[
         float | None,
         Field(
-            help="Stop there, with noise left, for another model to go on: save to .safetensors.",
-            details='Take ``output_type="latent"``.',
+            help="Stop at this fraction of the training timesteps, with noise left, for another "
+            "model to continue; save to .safetensors.",
+            details='Use it with ``output_type="latent"``.',
             above=0,
             below=1,
             metavar="0..1",
@@ -453,7 +459,7 @@ class RequestFields(PromptFields, total=False):
         str | None,
         Field(
             help="Settings of a few-step model, such as `lightning-4`, `lcm-4` or `turbo-1`: its "
-            "sampler, schedule, steps and guidance, where nothing else is said.",
+            "sampler, schedule, steps and guidance, as far as you do not set them.",
             details="A key of ``kdrt.request.recipes.RECIPES``.",
             metavar="NAME",
             settles=(
@@ -477,10 +483,10 @@ class RequestFields(PromptFields, total=False):
     sampler: Annotated[
         str | Callable[..., Any],
         Field(
-            help="See `kdrt samplers`; `DPM++ 2M Karras` names the schedule too.",
+            help="The sampler, see `kdrt samplers`; `DPM++ 2M Karras` sets the schedule too.",
             details="A key of ``kdrt.sampling.SAMPLERS``, k-diffusion's name or a web UI's label; "
-            "a function with the signature of k-diffusion's samplers; or ``k_diffusion.…``, one of "
-            "the package's own, see :func:`kdrt.sampling.run_foreign`.",
+            "a function with the signature of k-diffusion's samplers; or ``k_diffusion.…`` for one "
+            "of that package's own, see :func:`kdrt.sampling.run_foreign`.",
             default="dpmpp_2m",
             metavar="NAME",
             record="Sampler",
@@ -490,7 +496,7 @@ class RequestFields(PromptFields, total=False):
     schedule: Annotated[
         str,
         Field(
-            help="See `kdrt schedules`.",
+            help="The noise schedule, see `kdrt schedules`.",
             details="A key of ``kdrt.sampling.SCHEDULES``, ComfyUI's name or a web UI's label.",
             default="karras",
             metavar="NAME",
@@ -519,7 +525,7 @@ class RequestFields(PromptFields, total=False):
     sigmas: Annotated[
         Sequence[float] | None,
         Field(
-            help="Noise levels of your own, in place of steps and schedule; they descend.",
+            help="Your own noise levels, in descending order, instead of steps and schedule.",
             form=numbers("S0,S1,...", "14.6,6,2.5,1,0.4,0"),
             record="Sigmas",
             settles=("timesteps", "schedule_options"),
@@ -528,7 +534,8 @@ class RequestFields(PromptFields, total=False):
     timesteps: Annotated[
         Sequence[float] | None,
         Field(
-            help="The same as training timesteps; the final noise level of 0 is added.",
+            help="Your own noise levels, given as training timesteps; the final noise level of 0 "
+            "is added.",
             form=numbers("T0,T1,...", "999,749,499,249"),
             record="Timesteps",
             settles=("sigmas", "schedule_options"),
@@ -537,7 +544,7 @@ class RequestFields(PromptFields, total=False):
     noise: Annotated[
         str,
         Field(
-            help="Whose noise a seed stands for: per_image, brownian, a1111 or comfyui.",
+            help="Which noise a seed stands for: per_image, brownian, a1111 or comfyui.",
             default="per_image",
             metavar="NAME",
             record="Noise",
@@ -547,7 +554,7 @@ class RequestFields(PromptFields, total=False):
     noise_seed: Annotated[
         Seed | None,
         Field(
-            help="Seed of the noise that samplers add on the way.",
+            help="Seed of the noise that samplers add during the run.",
             default_text="the image's",
             metavar="N",
             record="Noise seed",
@@ -556,7 +563,7 @@ class RequestFields(PromptFields, total=False):
     noise_options: Annotated[
         Mapping[str, int | str] | None,
         Field(
-            help="An option of the noise, such as `eta_noise_seed_delta=31337`.",
+            help="An option of the noise, such as `eta_noise_seed_delta=31337`; may be repeated.",
             form=pairs("source=nv"),
             flags=("--noise-option",),
             record="Noise",
@@ -566,7 +573,7 @@ class RequestFields(PromptFields, total=False):
         float | None,
         Field(
             help="How closely to follow the prompt; 1 turns guidance off.",
-            details="w of classifier-free guidance; without it half of the work is saved.",
+            details="w of classifier-free guidance. Without guidance, a step costs half as much.",
             default_text="the model's",
             minimum=0,
             maximum=10_000,
@@ -578,7 +585,7 @@ class RequestFields(PromptFields, total=False):
     guidance_rescale: Annotated[
         float,
         Field(
-            help="Pull the contrast that strong guidance adds back to normal.",
+            help="Bring the contrast that strong guidance adds back to normal.",
             details="Lin et al. 2023.",
             default=0.0,
             minimum=0,
@@ -590,8 +597,8 @@ class RequestFields(PromptFields, total=False):
     guidance_method: Annotated[
         GuidanceMethodName,
         Field(
-            help="How the halves with and without the prompt are combined: `cfg`, `apg` (strong "
-            "guidance without burnt colours) or `cfg_zero_star`.",
+            help="How the predictions with and without the prompt are combined: `cfg`, `apg` "
+            "(strong guidance without burnt colours) or `cfg_zero_star`.",
             details="See :mod:`kdrt.denoise.guidance_methods`.",
             default="cfg",
             metavar="NAME",
@@ -602,7 +609,7 @@ class RequestFields(PromptFields, total=False):
     apg_eta: Annotated[
         float,
         Field(
-            help="Of `apg`: how much of the part that burns colours is kept; 1 is all.",
+            help="For `apg`: how much to keep of the part that burns colours; 1 keeps all of it.",
             default=0.0,
             minimum=0,
             maximum=10,
@@ -613,8 +620,8 @@ class RequestFields(PromptFields, total=False):
     apg_threshold: Annotated[
         float,
         Field(
-            help="Of `apg`: how far guidance may go in a step, as a norm over the latents of an "
-            "image; 0 is any.",
+            help="For `apg`: how far guidance may go in a step, as a norm over the latents of an "
+            "image; 0 means no limit.",
             default=15.0,
             minimum=0,
             maximum=1e6,
@@ -625,10 +632,11 @@ class RequestFields(PromptFields, total=False):
     pag_scale: Annotated[
         float,
         Field(
-            help="Perturbed-attention guidance: how far to lead away from results without "
-            "structure; 3 is usual, 0 is off. A third row of work for an image; needs `kdrt export "
-            "… --variant pag`.",
-            details="s of :mod:`kdrt.denoise.perturbed_attention`; also without guidance_scale.",
+            help="Perturbed-attention guidance: how far to steer away from results without "
+            "structure; 3 is usual, 0 is off. Adds a third row of work per image; needs `kdrt "
+            "export … --variant pag`.",
+            details="s of :mod:`kdrt.denoise.perturbed_attention`; works without guidance_scale "
+            "too.",
             default=0.0,
             minimum=0,
             maximum=1000,
@@ -640,7 +648,8 @@ class RequestFields(PromptFields, total=False):
     pag_adaptive_scale: Annotated[
         float,
         Field(
-            help="What pag_scale loses for every training timestep below 1000, never below 0.",
+            help="How much pag_scale falls for every training timestep below 1000; it never falls "
+            "below 0.",
             default=0.0,
             minimum=0,
             maximum=1000,
@@ -651,10 +660,10 @@ class RequestFields(PromptFields, total=False):
     regions: Annotated[
         Sequence[Region] | None,
         Field(
-            help="A prompt for a part of the image, white in a mask, as in `left.png=a red "
-            "circle`, or `left.png:0.5=…` with a weight; may be repeated. Each is one more row of "
-            "work.",
-            details="See :class:`kdrt.Region`; for all images of the request.",
+            help="A prompt for the part of the image that is white in a mask, as in `left.png=a "
+            "red circle`, or `left.png:0.5=…` with a weight; may be repeated. Each region adds a "
+            "row of work per image.",
+            details="See :class:`kdrt.Region`. Regions apply to all images of the request.",
             form=REGION,
             panel=IMAGE,
             flags=("--region",),
@@ -664,8 +673,8 @@ class RequestFields(PromptFields, total=False):
     region_base_weight: Annotated[
         float,
         Field(
-            help="How much the image's own prompt counts inside of regions, beside their weight "
-            "of 1; 0 keeps them apart.",
+            help="How much the image's own prompt counts inside regions, which have a weight of 1 "
+            "themselves; 0 keeps it out of them.",
             default=0.2,
             minimum=0,
             maximum=1000,
@@ -678,8 +687,8 @@ class RequestFields(PromptFields, total=False):
     guidance_interval: Annotated[
         tuple[float, float] | None,
         Field(
-            help="Guidance only at noise levels above LO and up to HI, as in `0.3:5.4`; the other "
-            "steps cost half. Another image.",
+            help="Apply guidance only at noise levels above LO and up to HI, as in `0.3:5.4`; the "
+            "other steps cost half. Changes the image.",
             details="See :mod:`kdrt.denoise.shortcuts`.",
             form=RANGE,
             record="Guidance interval",
@@ -688,8 +697,8 @@ class RequestFields(PromptFields, total=False):
     deep_cache: Annotated[
         int | None,
         Field(
-            help="Run the whole UNet once in N evaluations, and its outermost layers in between. "
-            "Another image; needs `kdrt export … --variant deepcache`.",
+            help="Run the whole UNet once in N evaluations, and only its outermost layers in "
+            "between. Changes the image; needs `kdrt export … --variant deepcache`.",
             metavar="N",
             record="Deep cache",
         ),
@@ -697,10 +706,10 @@ class RequestFields(PromptFields, total=False):
     freeu: Annotated[
         FreeU | str | None,
         Field(
-            help="Turn FreeU on, as suits sd14, sd15, sd21 or sdxl, or with four numbers such as "
-            "`1.3,1.4,0.9,0.2`.",
-            details="(b1, b2, s1, s2), or the name of a preset in :mod:`kdrt.denoise.freeu`; for "
-            "bundles exported with it.",
+            help="Turn FreeU on, with the preset of sd14, sd15, sd21 or sdxl, or with four numbers "
+            "such as `1.3,1.4,0.9,0.2`.",
+            details="(b1, b2, s1, s2), or the name of a preset in :mod:`kdrt.denoise.freeu`. Needs "
+            "a bundle exported with FreeU.",
             form=FREEU,
             record="FreeU",
         ),
@@ -708,9 +717,9 @@ class RequestFields(PromptFields, total=False):
     control: Annotated[
         ControlImage | Sequence[ControlImage] | None,
         Field(
-            help="An image that says where things are, for a ControlNet or T2I-Adapter of the "
-            "bundle, such as `edges.png:scale=0.8,end=0.6`, or `photo.png:process=canny` to have "
-            "it made; may be repeated.",
+            help="An image that says where things go, for a ControlNet or T2I-Adapter of the "
+            "bundle, such as `edges.png:scale=0.8,end=0.6`; `photo.png:process=canny` makes it "
+            "from a photo. May be repeated.",
             details="See :class:`kdrt.ControlImage`.",
             form=CONTROL_FILE,
             panel=BEGINNING,
@@ -720,7 +729,7 @@ class RequestFields(PromptFields, total=False):
     guess_mode: Annotated[
         bool,
         Field(
-            help="Let control alone say what the image shows, without a prompt.",
+            help="Let the control image alone decide what the image shows, without a prompt.",
             details="ControlNets act on the conditional half only, and less on the outer layers.",
             default=False,
             panel=BEGINNING,
@@ -731,11 +740,11 @@ class RequestFields(PromptFields, total=False):
     ip_adapter_image: Annotated[
         ImagePrompt | None,
         Field(
-            help="An image as prompt, for bundles exported with an IP-Adapter; several by the "
-            "adapter's name.",
-            details="PIL images, one for all or one for each prompt, or by the adapter's name "
-            "where there are several; see :mod:`kdrt.adapters.image_prompt`. The variant of the "
-            "UNet is then used from here on.",
+            help="An image as prompt, for bundles exported with an IP-Adapter. With several "
+            "adapters, give the name of one too.",
+            details="PIL images, one for all prompts or one for each; with several adapters, a "
+            "mapping by the adapter's name. See :mod:`kdrt.adapters.image_prompt`. The pipeline "
+            "uses the adapter's variant of the UNet from then on.",
             form=IMAGE_FILES,
             record="IP-Adapter image",
         ),
@@ -743,7 +752,8 @@ class RequestFields(PromptFields, total=False):
     ip_adapter_image_embeds: Annotated[
         ImageEmbeds | None,
         Field(
-            help="In its place what the image encoder makes of it, [n, P]; or a face's embedding.",
+            help="Instead of ip_adapter_image: what the image encoder makes of it, [n, P], or the "
+            "embedding of a face.",
             details="See :data:`kdrt.adapters.image_prompt.ImageEmbeds`.",
             flags=(),
             record="IP-Adapter embeddings",
@@ -752,8 +762,8 @@ class RequestFields(PromptFields, total=False):
     ip_adapter_scale: Annotated[
         float | Mapping[str, Any],
         Field(
-            help="How much that image counts; 0 is off. Also by parts of the UNet, as "
-            "`up.block_0=0/1/0,mid=0.5`, or by adapter.",
+            help="How much the image prompt counts; 0 is off. It may differ by part of the UNet, "
+            "as in `up.block_0=0/1/0,mid=0.5`, or by adapter.",
             details="See :mod:`kdrt.adapters.image_scale`.",
             default=1.0,
             form=IMAGE_SCALE,
@@ -763,7 +773,7 @@ class RequestFields(PromptFields, total=False):
     ip_adapter_masks: Annotated[
         ImageMasks | None,
         Field(
-            help="Where in the image that image counts: white there; one for each.",
+            help="A mask that is white where the image prompt counts; one for each image prompt.",
             details="One for each image of an adapter, or those by the adapter's name; see "
             ":mod:`kdrt.adapters.image_mask`.",
             form=IMAGE_FILES,
@@ -774,7 +784,7 @@ class RequestFields(PromptFields, total=False):
     original_size: Annotated[
         Size | None,
         Field(
-            help="Size to pretend that the original had.",
+            help="The original size that the model is told.",
             details="As (height, width), see :mod:`kdrt.request.size_conditioning`.",
             default_text="the image's",
             form=SIZE,
@@ -786,7 +796,7 @@ class RequestFields(PromptFields, total=False):
     crops_coords_top_left: Annotated[
         Size | None,
         Field(
-            help="Where to pretend that it was cropped.",
+            help="The crop position that the model is told.",
             details="As (top, left).",
             default_text="0,0",
             form=POINT,
@@ -798,7 +808,7 @@ class RequestFields(PromptFields, total=False):
     target_size: Annotated[
         Size | None,
         Field(
-            help="Size to pretend that it was brought to.",
+            help="The target size that the model is told.",
             details="As (height, width).",
             default_text="the image's",
             form=SIZE,
@@ -810,8 +820,8 @@ class RequestFields(PromptFields, total=False):
     negative_original_size: Annotated[
         Size | None,
         Field(
-            help="The original's size, for the negative prompt.",
-            default_text="as the other",
+            help="The original size that the model is told, for the negative prompt.",
+            default_text="as for the prompt",
             form=SIZE,
             unit="pixels",
             panel=SDXL,
@@ -821,7 +831,7 @@ class RequestFields(PromptFields, total=False):
     negative_crops_coords_top_left: Annotated[
         Size | None,
         Field(
-            help="The crop, for the negative prompt.",
+            help="The crop position that the model is told, for the negative prompt.",
             default_text="0,0",
             form=POINT,
             unit="pixels",
@@ -832,8 +842,8 @@ class RequestFields(PromptFields, total=False):
     negative_target_size: Annotated[
         Size | None,
         Field(
-            help="The target size, for the negative prompt.",
-            default_text="as the other",
+            help="The target size that the model is told, for the negative prompt.",
+            default_text="as for the prompt",
             form=SIZE,
             unit="pixels",
             panel=SDXL,
@@ -843,7 +853,7 @@ class RequestFields(PromptFields, total=False):
     aesthetic_score: Annotated[
         float | None,
         Field(
-            help="For SDXL's refiner: how beautiful the image is, from 1 to 10.",
+            help="For SDXL's refiner: the aesthetic score that the model is told, from 1 to 10.",
             default_text="6",
             minimum=0,
             maximum=1000,
@@ -855,7 +865,7 @@ class RequestFields(PromptFields, total=False):
     negative_aesthetic_score: Annotated[
         float | None,
         Field(
-            help="The same for the negative prompt.",
+            help="The aesthetic score for the negative prompt.",
             default_text="2.5",
             minimum=0,
             maximum=1000,
@@ -867,16 +877,18 @@ class RequestFields(PromptFields, total=False):
     image_filter: Annotated[
         ImageFilter | None,
         Field(
-            help="Called with every image as a PIL image; see kdrt.images.safety.ImageFilter.",
+            help="A function that gets every image as a PIL image; see "
+            "kdrt.images.safety.ImageFilter.",
             flags=(),
         ),
     ]
 
 
 class Request(Prompts, RequestFields, total=False):
-    """What image to make: a dictionary with some of the fields; the others have their defaults.
+    """What to make: a dictionary with some of the fields. Fields that are absent have their
+    defaults.
 
-    ``Request(prompt="a red circle", steps=30)`` is checked by type checkers as a call is, and
+    Type checkers check ``Request(prompt="a red circle", steps=30)`` as they check a call.
     ``pipe(**request)`` is the same as ``pipe.generate(request)``.
     """
 
