@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 
 class KdrtError(Exception):
-    """Something the user can put right. The command line prints it and exits with 2.
+    """An error that the user can correct. The command line prints its message and exits with 2.
 
-    It can be pickled with all its attributes, so that it can be raised in another process,
-    whatever arguments its class takes.
+    It can be pickled with all its attributes, whatever arguments its class takes, so that another
+    process can raise it.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -33,7 +33,7 @@ class EngineUnavailableError(EngineError):
 
 
 class ShapeError(EngineError, ValueError):
-    """A size that an engine does not take."""
+    """The engine does not take this size."""
 
 
 class OutOfMemoryError(EngineError):
@@ -54,12 +54,16 @@ Reason = Literal[
     "wrong version",
     "untrusted",
 ]
-"""Why an engine file is not loaded. ``stale``: its network has been exported anew; ``foreign``: it
+"""Why an engine file is not loaded. ``stale``: its network has been exported again; ``foreign``: it
 is a valid engine of something else; ``untrusted``: somebody else built it."""
 
 
 class EngineRejectedError(EngineError):
-    """A built engine is missing, damaged, or not the one that is needed. It was not loaded."""
+    """A built engine is missing, damaged, or not the one that is needed. It was not loaded.
+
+    Attributes:
+        reason: why not.
+    """
 
     def __init__(self, message: str, reason: Reason) -> None:
         super().__init__(message)

@@ -26,18 +26,19 @@ ENGINES = (
     "inductor",
     "torch",
 )
-"""Every name ``engine=`` takes, those that are chosen automatically first, best first. A name of
-OpenVINO's can be followed by a precision, as in ``openvino:bf16``."""
+"""Every name that ``engine=`` takes: best first among those that are chosen automatically, then
+the others. A precision may follow OpenVINO's names, as in ``openvino:bf16``."""
 
 ON_REQUEST = frozenset({"onnxruntime-tensorrt", "inductor", "torch", *DEVICES})
-"""Engines that are never chosen automatically: the TensorRT provider of ONNX Runtime builds while
-the first image waits, torch is the reference, not the fastest, and whether OpenVINO or Inductor is
+"""Engines that are never chosen automatically. The TensorRT provider of ONNX Runtime builds while
+the first image waits. torch is the reference and not the fastest. Whether OpenVINO or Inductor is
 faster than ONNX Runtime depends on the processor and the network: `kdrt tune` finds out."""
 
 
 @dataclass(frozen=True)
 class EngineStatus:
-    """One engine on this machine: whether it can run here, its version, and why not."""
+    """One engine on this machine: whether it can run here, its version (None if it is not
+    installed), and the reason."""
 
     name: str
     usable: bool

@@ -21,15 +21,19 @@ _PART = re.compile(r"ceil\(([A-Za-z]\w*)/([1-9]\d*)\)")
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output: its name, dtype (a key of ``kdrt_engines.dtypes.DTYPES``) and symbolic
-    shape."""
+    """One input or output: its name, its dtype (a key of ``kdrt_engines.dtypes.DTYPES``) and its
+    symbolic shape."""
 
     name: str
     dtype: str
     shape: tuple[Dim, ...]
 
     def resolve(self, dims: Mapping[str, int]) -> tuple[int, ...]:
-        """The concrete shape for these symbols. Raises ShapeError where one is missing."""
+        """The concrete shape for these symbols.
+
+        Raises:
+            ShapeError: a symbol is missing.
+        """
         return tuple(_resolve(self.name, dim, dims) for dim in self.shape)
 
     def symbols(self) -> tuple[str, ...]:
@@ -45,9 +49,11 @@ class EngineSpec:
     outputs: tuple[TensorSpec, ...]
 
     def input(self, name: str) -> TensorSpec:
+        """The input of that name, which must exist."""
         return next(tensor for tensor in self.inputs if tensor.name == name)
 
     def has_input(self, name: str) -> bool:
+        """Whether there is an input of that name."""
         return any(tensor.name == name for tensor in self.inputs)
 
     def symbols(self) -> tuple[str, ...]:
@@ -56,7 +62,8 @@ class EngineSpec:
 
 
 def part_of(symbol: str, divisor: int) -> Dim:
-    """What a stride of ``divisor`` leaves of the size ``symbol``: the size itself for 1."""
+    """The size that a stride of ``divisor`` leaves of the size ``symbol``; for 1, the size
+    itself."""
     return symbol if divisor == 1 else f"ceil({symbol}/{divisor})"
 
 

@@ -6,9 +6,9 @@
     pipe.set_scheduler("sample_dpmpp_2m")
     image = pipe("a red circle", use_karras_sigmas=True).images[0]
 
-Same signatures, same grids, same noise: what changes is in the table of docs/reference/compat.md.
-Nothing here imports diffusers until a model has to be exported. A call goes through ``checks``,
-``encoding`` and ``sampling``.
+Signatures, noise levels and noise are those of the originals; docs/reference/compat.md lists what
+differs. Nothing here imports diffusers until a model has to be exported. A call goes through
+``checks``, ``encoding`` and ``sampling``.
 
 Its files:
 

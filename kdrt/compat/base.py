@@ -33,9 +33,9 @@ class KDiffusionPipeline(
     """A :class:`kdrt.Pipeline` that is called like one of the removed pipelines.
 
     Attributes:
-        pipeline: what does the work.
+        pipeline: the pipeline that does the work.
         exact: whether k-diffusion's own functions sample, unless a call says otherwise.
-        vae_scale_factor: pixels for one latent.
+        vae_scale_factor: pixels per latent, along each side.
         image_processor: turns the VAE's pixels into images.
     """
 
@@ -86,11 +86,14 @@ class KDiffusionPipeline(
         self._clip_skip: int | None = None
 
     def to(self, *arguments: Any, **options: Any) -> Self:
-        """Move to a device, if not there already, by loading the engines for it.
+        """Move to a device by loading the engines for it, unless they are there already.
+
+        Returns:
+            This pipeline.
 
         Raises:
             EngineUnavailableError: no engine of this bundle runs there.
-            InvalidRequestError: another dtype than the bundle's was asked for: that is fixed at
+            InvalidRequestError: a dtype other than the bundle's was requested, which is fixed at
                 export; or adapters are loaded, which do not move.
         """
         device, dtype = asked_for(arguments, options)
@@ -129,7 +132,7 @@ class KDiffusionPipeline(
 
     @property
     def device(self) -> torch.device:
-        """Where the UNet runs."""
+        """The device that the UNet runs on."""
         return self.pipeline.engines["unet"].device
 
     @property
@@ -138,27 +141,27 @@ class KDiffusionPipeline(
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the UNet's weights."""
+        """The dtype of the UNet's weights."""
         return self.unet.dtype
 
     @property
     def default_sample_size(self) -> Any:
-        """Side of the latents by default."""
+        """The default side of the latents."""
         return self.unet.config.sample_size
 
     @property
     def guidance_scale(self) -> float:
-        """Of the last call."""
+        """The guidance scale of the last call."""
         return self._guidance_scale
 
     @property
     def clip_skip(self) -> int | None:
-        """Of the last call."""
+        """The clip skip of the last call."""
         return self._clip_skip
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether the last call ran an unconditional half."""
+        """Whether the last call also ran an unconditional half, for guidance."""
         return is_doubled(self.pipeline.engines["unet"].spec, self._guidance_scale)
 
     @staticmethod
@@ -167,13 +170,15 @@ class KDiffusionPipeline(
         return VaeImageProcessor.numpy_to_pil(images)
 
     def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
-        """Turn FreeU on, from the next call; 0 is a value like any other.
+        """Turn FreeU on, from the next call on. 0 is a valid factor.
+
+        :data:`kdrt.compat.FREEU_PRESETS` has the recommended factors.
 
         Args:
             s1: factor on the low frequencies of the skips in the first up block.
-            s2: the same in the second.
+            s2: the same in the second up block.
             b1: factor on half of the backbone's channels in the first up block.
-            b2: the same in the second. :data:`kdrt.compat.FREEU_PRESETS` has good ones.
+            b2: the same in the second up block.
 
         Raises:
             InvalidRequestError: a value is not a finite number of at least 0, or the bundle has no
@@ -187,7 +192,7 @@ class KDiffusionPipeline(
         self._freeu = (b1, b2, check_number("s1", s1), check_number("s2", s2))
 
     def disable_freeu(self) -> None:
-        """Turn FreeU off: then it is exactly the identity."""
+        """Turn FreeU off, which makes it exactly the identity."""
         self._freeu = FREEU_OFF
 
     def _share(self, other: Any) -> None:

@@ -45,13 +45,15 @@ class IpAdapterMixin:
         """Switch to the UNet with the bundle's IP-Adapters, which must be those named here.
 
         Args:
-            pretrained_model_name_or_path_or_dict: a hub id or a path; or one for each adapter.
-            subfolder: the folder there; or likewise.
-            weight_name: the file there; or likewise.
-            image_encoder_folder: of no effect: the encoder is exported with the adapters.
+            pretrained_model_name_or_path_or_dict: a hub id or a path; or a list with one for each
+                adapter.
+            subfolder: the folder of the adapter there; or a list.
+            weight_name: the file of the adapter there; or a list.
+            image_encoder_folder: has no effect: the encoder is exported with the adapters.
 
         Raises:
-            InvalidRequestError: the bundle has none, or others; the message says what to export.
+            InvalidRequestError: the bundle has no IP-Adapters, or others; the message says what to
+                export.
         """
         manifest = self.pipeline.bundle.manifest
         named = _aligned(pretrained_model_name_or_path_or_dict, subfolder or "", weight_name or "")
@@ -69,15 +71,15 @@ class IpAdapterMixin:
         self.pipeline.adapters.use_variant(VARIANT, ["unet"])
 
     def set_ip_adapter_scale(self, scale: Any) -> None:
-        """How much images count from now on; 0 is exactly off.
+        """Set how much images count from now on; 0 turns them off exactly.
 
         Args:
-            scale: a number, or numbers by parts of the UNet, as
-                ``{"up": {"block_0": [0, 1, 0]}}``; or a list with one for each adapter, in which a
-                list has one for each image of it.
+            scale: a number; or numbers by part of the UNet, such as
+                ``{"up": {"block_0": [0, 1, 0]}}``; or a list with one entry for each adapter, in
+                which an inner list has one for each image of that adapter.
 
         Raises:
-            InvalidRequestError: it is none of these, or names parts that there are not.
+            InvalidRequestError: it is none of these, or names a part that does not exist.
         """
         facts = self.pipeline.bundle.manifest.ip_adapters
         if isinstance(scale, list | tuple):
@@ -96,7 +98,7 @@ class IpAdapterMixin:
 
     @one_call
     def unload_ip_adapter(self) -> None:
-        """Go back to the plain UNet."""
+        """Return to the plain UNet."""
         if self.pipeline.bundle.manifest.ip_adapters:
             self.pipeline.adapters.use_variant(None, ["unet"])
         self.ip_adapter_scale = 1.0

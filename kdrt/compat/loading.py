@@ -51,28 +51,30 @@ class LoadingMixin:
         use_safetensors: bool | None = None,
         **options: Any,
     ) -> Self:
-        """Open a model, exporting it into ``$KDRT_HOME`` on first use.
+        """Open a model. On first use it is exported into ``$KDRT_HOME``.
 
         Args:
             pretrained_model_name_or_path: a bundle's folder or name, a diffusers folder, or a hub
-                id. What was exported before is used again; a folder whose content has changed
-                is exported anew.
-            engine: which engine runs it; None takes the best here, and PyTorch for ``exact``.
-            exact: sample with k-diffusion's own functions. With the ``torch`` engine in float32
-                latents are then those of the original pipeline, bit by bit.
-            torch_dtype: of the networks; None and ``"auto"`` are float32, or whatever a bundle
-                has. A dictionary may give ``vae`` another one.
-            threads: CPU threads.
+                id. An earlier export is used again; a folder whose content has changed is
+                exported again.
+            engine: the engine that runs it; None takes the best one here, and PyTorch for
+                ``exact``.
+            exact: sample with k-diffusion's own functions. With the ``torch`` engine in float32,
+                the latents are then those of the original pipeline, bit by bit.
+            torch_dtype: dtype of the networks; None and ``"auto"`` are float32, or whatever a
+                bundle has. A dictionary may give ``vae`` another dtype.
+            threads: CPU threads; None is one per core.
             revision: branch, tag or commit of a hub id.
             use_safetensors: False accepts pickled weights.
-            options: diffusers' other arguments, see :data:`kdrt.compat.arguments.ARGUMENTS`.
-                ``scheduler``, a scheduler object of diffusers, ``force_zeros_for_empty_prompt``,
-                ``subfolder`` and ``safety_checker=None`` count, as do those of the download.
+            options: diffusers' other arguments, see :data:`kdrt.compat.arguments.ARGUMENTS`. These
+                have an effect: ``scheduler`` (a scheduler object of diffusers),
+                ``force_zeros_for_empty_prompt``, ``subfolder``, ``safety_checker=None``, and the
+                arguments of the download.
 
         Raises:
             InvalidRequestError: an option is unknown or refused, or the model is of the other
                 family.
-            BundleError: the bundle is damaged, or the source means nothing.
+            BundleError: the bundle is damaged, or the source cannot be found.
             ExportError: the source cannot be exported.
             EngineUnavailableError: the engine is not on this machine, or not in the bundle.
         """
@@ -106,15 +108,16 @@ class LoadingMixin:
         use_safetensors: bool | None = None,
         **options: Any,
     ) -> Self:
-        """Open a checkpoint file; the rest as for :meth:`from_pretrained`.
+        """Open a checkpoint file. Other arguments and errors are those of :meth:`from_pretrained`.
 
         Args:
-            pretrained_model_link_or_path: ``.safetensors``, or ``.ckpt`` where
+            pretrained_model_link_or_path: a ``.safetensors`` file, or a ``.ckpt`` file if
                 ``use_safetensors=False`` allows pickled weights; on this machine, or a link to a
-                file of the hub.
-            config: a diffusers folder that says what the file is, where that cannot be told from
-                it.
-            options: besides, ``prediction_type`` (``"epsilon"`` or ``"v_prediction"``).
+                file on the hub.
+            config: a diffusers folder that describes the file, if the file alone does not say what
+                it is.
+            options: as for :meth:`from_pretrained`, and ``prediction_type`` (``"epsilon"`` or
+                ``"v_prediction"``).
         """
         check_arguments("from_single_file", options)
         source = path_like("pretrained_model_link_or_path", pretrained_model_link_or_path)
@@ -186,15 +189,15 @@ class LoadingMixin:
 
     @classmethod
     def from_pipe(cls, pipeline: object, **options: Any) -> Self:
-        """Another pipeline on the same networks: adapters and switches are shared, sampler and
-        scheduler are not.
+        """Another pipeline on the same networks. Adapters and switches are shared; the sampler and
+        the scheduler are not.
 
         Args:
             pipeline: a pipeline of these classes, or a :class:`kdrt.Pipeline`.
             options: ``safety_checker=None``; ``torch_dtype``, which must be that of the networks.
 
         Raises:
-            InvalidRequestError: it is another kind of pipeline, or an option is refused.
+            InvalidRequestError: ``pipeline`` is of another kind, or an option is refused.
         """
         dtype, _ = dtypes(options.pop("torch_dtype", None))
         check_arguments("from_pipe", options)
@@ -231,16 +234,19 @@ class LoadingMixin:
         push_to_hub: bool = False,
         **_: Any,
     ) -> None:
-        """Save the model as a bundle, which :meth:`from_pretrained` opens again. Adapters are not
-        in it; they have ``save_lora_weights``.
+        """Save the model as a bundle, which :meth:`from_pretrained` can open. Adapters are not
+        saved with it; use ``save_lora_weights`` for them.
 
         Args:
             save_directory: a new folder, or an empty one.
-            safe_serialization: of no effect, as all others: a bundle has one form.
+            safe_serialization: has no effect, because a bundle has only one form.
+            variant: likewise.
+            max_shard_size: likewise.
+            push_to_hub: must be False.
 
         Raises:
-            InvalidRequestError: the folder holds something, or the hub is asked for.
-            OutputError: it cannot be written.
+            InvalidRequestError: the folder is not empty, or ``push_to_hub`` is set.
+            OutputError: the folder cannot be written.
         """
         if push_to_hub:
             raise InvalidRequestError(

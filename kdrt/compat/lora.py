@@ -48,18 +48,18 @@ class LoraMixin(LoraSavingMixin):
         hotswap: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Load a LoRA; it becomes the only active one, at scale 1.
+        """Load a LoRA. It becomes the only active one, at scale 1.
 
         Args:
             pretrained_model_name_or_path_or_dict: a file, a folder, a hub id, or the tensors.
-            adapter_name: None is ``default_0``, ``default_1``, …
-            hotswap: take the place of the adapter of that name.
+            adapter_name: its name; None is ``default_0``, ``default_1``, …
+            hotswap: replace the adapter of that name.
             kwargs: ``weight_name``, ``subfolder``, ``revision``, ``cache_dir``, ``token``,
                 ``local_files_only``; ``use_safetensors=False`` accepts pickles.
 
         Raises:
-            InvalidRequestError: it is no LoRA, or for another model, or the name is in use. The
-                adapters are then those that there were.
+            InvalidRequestError: it is no LoRA or is for another model, or the name is in use. The
+                adapters then stay as they were.
             EngineError: the weights of this engine are fixed; the message says what to export.
         """
         state, loaded = self._lora_state, self.pipeline.adapters.loras
@@ -99,9 +99,9 @@ class LoraMixin(LoraSavingMixin):
         | Sequence[float | dict[str, Any] | None]
         | None = None,
     ) -> None:
-        """Make these adapters the active ones, at these weights (1 where None). A dictionary gives
-        ``unet``, ``text_encoder`` and ``text_encoder_2`` each their own weight, and the UNet also
-        one by block; see :func:`kdrt.compat.lora_blocks.block_scales`.
+        """Make these adapters the active ones, at these weights; None is a weight of 1. A
+        dictionary gives ``unet``, ``text_encoder`` and ``text_encoder_2`` a weight each; the UNet
+        may also have one for each block, see :func:`kdrt.compat.lora_blocks.block_scales`.
 
         Raises:
             InvalidRequestError: an adapter or a block does not exist, or the numbers of names and
@@ -151,14 +151,14 @@ class LoraMixin(LoraSavingMixin):
         adapter_names: Sequence[str] | None = None,
         **_: Any,
     ) -> None:
-        """Fix adapters at their present weight times ``lora_scale`` until :meth:`unfuse_lora`;
-        deleting or deactivating them meanwhile changes nothing.
+        """Fix adapters at their present weight times ``lora_scale`` until :meth:`unfuse_lora`.
+        Deleting or deactivating them in between changes nothing.
 
         Args:
             components: the networks to fuse in.
-            lora_scale: multiplies the adapters' weights.
-            safe_fusing: accepted: what is not finite is refused in any case.
-            adapter_names: None fuses the active ones.
+            lora_scale: multiplies the weights of the adapters.
+            safe_fusing: has no effect: weights that are not finite are always refused.
+            adapter_names: the adapters to fuse; None fuses the active ones.
 
         Raises:
             InvalidRequestError: no adapter is active, one is not loaded, or a component is unknown.
@@ -186,8 +186,8 @@ class LoraMixin(LoraSavingMixin):
 
     @one_call
     def unfuse_lora(self, components: Sequence[str] = _COMPONENTS, **_: Any) -> None:
-        """Undo :meth:`fuse_lora`. Adapters that are still loaded have their own weights again;
-        those that were unloaded meanwhile are removed."""
+        """Undo :meth:`fuse_lora`. Adapters that are still loaded return to their own weights;
+        those that were unloaded in between are removed."""
         state = self._lora_state
         for name, scales in list(state.fused.items()):
             state.fused[name] = {c: s for c, s in scales.items() if c not in components}
@@ -206,8 +206,8 @@ class LoraMixin(LoraSavingMixin):
 
     @one_call
     def unload_lora_weights(self, **_: Any) -> None:
-        """Remove all adapters but the fused ones. If none is fused, the weights are the base
-        model's, bit for bit."""
+        """Remove all adapters except the fused ones. If none is fused, the weights are then those
+        of the base model, bit for bit."""
         self.delete_adapters(list(self._lora_state.scales))
         self._lora_state.enabled = True
 

@@ -37,7 +37,7 @@ class LoraSavingMixin:
         text_encoder_lora_adapter_metadata: Mapping[str, Any] | None = None,
         text_encoder_2_lora_adapter_metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write a LoRA of your own training in diffusers' format.
+        """Write a LoRA that you trained, in diffusers' format.
 
         Raises:
             InvalidRequestError: there are no layers, or a pickle is asked for.

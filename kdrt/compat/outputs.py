@@ -10,7 +10,7 @@ from kdrt.images.output import Images
 
 @dataclass
 class PipelineOutput:
-    """Images; also reachable by name (``out["images"]``) and by place (``out[0]``)."""
+    """Images, which are also available by name (``out["images"]``) and by position (``out[0]``)."""
 
     images: Images
 
@@ -35,7 +35,8 @@ class PipelineOutput:
 
 @dataclass
 class StableDiffusionPipelineOutput(PipelineOutput):
-    """``images``, and for each whether the safety checker blacked it out; None without one."""
+    """``images``, and for each whether the safety checker blacked it out; None without a
+    checker."""
 
     nsfw_content_detected: list[bool] | None = None
 

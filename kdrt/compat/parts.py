@@ -56,17 +56,17 @@ class PartsMixin:
 
     @property
     def unet(self) -> UNetView:
-        """The UNet's configuration, dtype and switches."""
+        """The configuration, dtype and switches of the UNet."""
         return UNetView(self.pipeline)
 
     @property
     def vae(self) -> VaeView:
-        """The VAE's configuration, dtype and switches, and its two halves."""
+        """The configuration, dtype and switches of the VAE, with its encoder and decoder."""
         return VaeView(self.pipeline)
 
     @property
     def components(self) -> dict[str, Any]:
-        """The parts by name, as the original's constructor took them."""
+        """The parts by name, as the constructor of the original took them."""
         return {name: getattr(self, name) for name in self._part_names()}
 
     @property

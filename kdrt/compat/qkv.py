@@ -24,7 +24,8 @@ class FusedProjectionsMixin:
         """Compute query, key and value with one matrix, as most bundles do by default.
 
         Raises:
-            InvalidRequestError: the bundle was exported without; the message says what to export.
+            InvalidRequestError: the bundle was exported without them; the message says what to
+                export.
         """
         self._use_projections(fused=True, unet=unet, vae=vae)
 

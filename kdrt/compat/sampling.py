@@ -54,8 +54,8 @@ class SamplingMixin:
 
     @property
     def sampler(self) -> str:
-        """The sampler's name, without ``sample_``. A name, or k-diffusion's function of it, may
-        be assigned."""
+        """The name of the sampler, without ``sample_``. You may assign a name, or k-diffusion's
+        function of that name."""
         return self._sampler
 
     @sampler.setter
@@ -80,13 +80,14 @@ class SamplingMixin:
         )
 
     def set_progress_bar_config(self, **options: Any) -> None:
-        """Configure the progress bar: ``disable``, ``desc`` and ``leave`` of tqdm's options."""
+        """Configure the progress bar; of tqdm's options, it takes ``disable``, ``desc`` and
+        ``leave``."""
         self._progress = options
 
     def progress_bar(
         self, iterable: Iterable[Any] | None = None, total: int | None = None
     ) -> ProgressBar[Any]:
-        """A progress bar as it is configured, for an iterable or for ``total`` steps.
+        """A progress bar with the configured options, for an iterable or for ``total`` steps.
 
         Raises:
             InvalidRequestError: neither is given.

@@ -48,8 +48,8 @@ class StableDiffusionKDiffusionPipeline(
     VaeMixin,
     KDiffusionPipeline,
 ):
-    """Stands in for diffusers' class of that name, removed in diffusers 0.37; see
-    :class:`kdrt.compat.base.KDiffusionPipeline` for loading."""
+    """Replaces diffusers' class of the same name, which diffusers 0.37 removed. To open a model,
+    call :meth:`from_pretrained` or :meth:`from_single_file`."""
 
     family: ClassVar[Literal["sd", "sdxl"]] = "sd"
 
@@ -84,41 +84,44 @@ class StableDiffusionKDiffusionPipeline(
         compat_dtype: bool | None = None,
         **unknown: Any,
     ) -> StableDiffusionPipelineOutput | tuple[Images, list[bool] | None]:
-        """Make images; arguments in the order of the original.
+        """Make images. The arguments are in the order of the original.
 
         Args:
-            prompt: what to show; a list makes one image for each.
+            prompt: what to show; a list makes one image for each prompt.
             height: in pixels, a multiple of 8; None is the model's default.
             width: likewise.
-            num_inference_steps: how many.
-            guidance_scale: w of classifier-free guidance; at 1 and below there is none, and half
-                of the work is saved.
-            negative_prompt: what to avoid; one for all, or one a prompt. None is ``""``.
-            num_images_per_prompt: images of each prompt; they follow each other.
-            eta: of no effect, as ever: it belonged to DDIM.
-            generator: draws the initial noise; a list of them, one image each.
-            latents: unit-variance noise ``[B, C, h, w]`` instead.
-            prompt_embeds: ``[B, L, D]`` in place of ``prompt``.
-            negative_prompt_embeds: ``[B, L, D]`` in place of ``negative_prompt``.
+            num_inference_steps: the number of steps.
+            guidance_scale: w of classifier-free guidance. At 1 and below there is no guidance, and
+                a step costs half as much.
+            negative_prompt: what to avoid; one for all prompts, or one for each. None is ``""``.
+            num_images_per_prompt: images for each prompt; they follow each other.
+            eta: has no effect, as in the original: it belonged to DDIM.
+            generator: draws the initial noise; a list has one generator for each image.
+            latents: unit-variance noise ``[B, C, h, w]`` instead of drawn noise.
+            prompt_embeds: ``[B, L, D]`` instead of ``prompt``.
+            negative_prompt_embeds: ``[B, L, D]`` instead of ``negative_prompt``.
             output_type: ``"pil"``, ``"np"``, ``"pt"`` or ``"latent"``.
             return_dict: False returns ``(images, nsfw_content_detected)``.
             callback: called as ``callback(step, timestep, latents)`` after a step.
-            callback_steps: after every so many steps only.
-            use_karras_sigmas: the σ of Karras et al. 2022 over the training range, in place of
+            callback_steps: call it only after every so many steps.
+            use_karras_sigmas: the σ of Karras et al. 2022 over the training range, instead of
                 the checkpoint's own.
-            noise_sampler_seed: of stochastic samplers: a number for the batch, or one an image.
-                None draws them from ``generator``.
+            noise_sampler_seed: for stochastic samplers: one seed for the batch, or one for each
+                image. None draws the seeds from ``generator``.
             clip_skip: take the text encoder's hidden state that many layers earlier; for the
                 prompt only.
-            ip_adapter_image: PIL images as prompts, one for all or one a prompt; for bundles with
-                an IP-Adapter. With several adapters, a list with one for each.
-            ip_adapter_image_embeds: ``[n, P]`` in their place: what the image encoder makes of
+            ip_adapter_image: PIL images as prompts, one for all prompts or one for each; for
+                bundles with an IP-Adapter. With several adapters, a list with one for each.
+            ip_adapter_image_embeds: ``[n, P]`` instead of images: what the image encoder makes of
                 them; or a list of tensors as diffusers takes it.
             ip_adapter_masks: where images count, as diffusers takes it in
                 ``cross_attention_kwargs``.
-            exact: sample with k-diffusion's own functions; None is as the pipeline was made.
+            exact: sample with k-diffusion's own functions; None uses the setting of the pipeline.
             compat_dtype: with ``exact``, keep the sampler's state in the dtype of the embeddings
-                (the default then) and not in float32.
+                (the default then) instead of float32.
+
+        Returns:
+            The images, and for each whether the safety checker blacked it out (None without one).
 
         Raises:
             InvalidRequestError: an argument is wrong.
@@ -205,8 +208,8 @@ class StableDiffusionKDiffusionPipeline(
         lora_scale: float | None = None,
         clip_skip: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Embeddings of the prompt and of the negative prompt, ``[B, L, D]`` each, every prompt
-        ``num_images_per_prompt`` times; without guidance the second is what was given for it.
+        """Embeddings of the prompt and of the negative prompt, ``[B, L, D]`` each, with every
+        prompt ``num_images_per_prompt`` times. Without guidance, the second is None.
 
         Raises:
             InvalidRequestError: an argument is wrong.
@@ -236,7 +239,8 @@ class StableDiffusionKDiffusionPipeline(
         negative_prompt_embeds: Tensor | None = None,
         callback_on_step_end_tensor_inputs: object = None,
     ) -> None:
-        """Raise InvalidRequestError, a ValueError, if these arguments are wrong or contradict."""
+        """Raise InvalidRequestError, a ValueError, if these arguments are wrong or contradict each
+        other."""
         check_size(height, width)
         check_callback(None, callback_steps)
         if callback_on_step_end_tensor_inputs:
@@ -252,7 +256,7 @@ class StableDiffusionKDiffusionPipeline(
 
     @property
     def safety_checker(self) -> SafetyChecker | None:
-        """Blacks out what it flags; set it to None to turn it off."""
+        """Blacks out the images it flags; set it to None to turn it off."""
         return self.pipeline.safety_checker
 
     @safety_checker.setter
@@ -264,9 +268,9 @@ class StableDiffusionKDiffusionPipeline(
     def run_safety_checker(
         self, image: Tensor, device: torch.device | str, dtype: torch.dtype
     ) -> tuple[Tensor, list[bool] | None]:
-        """Set flagged images of a decoder, ``[B, 3, H, W]`` in about [-1, 1], to 0.
+        """Set the flagged images of a decoder, ``[B, 3, H, W]`` in about [-1, 1], to 0.
 
-        As in the original 0 is meant as the black of [0, 1], which :meth:`__call__` knows.
+        As in the original, 0 stands for the black of [0, 1]; :meth:`__call__` allows for that.
 
         Returns:
             The images, and for each whether it is flagged; None without a checker.
@@ -282,7 +286,7 @@ class StableDiffusionKDiffusionPipeline(
 
     @one_call
     def decode_latents(self, latents: Tensor) -> NDArray[np.float32]:
-        """Images ``[B, H, W, 3]`` in [0, 1] of final latents."""
+        """Decode final latents ``[B, C, h, w]`` to images, float32 ``[B, H, W, 3]`` in [0, 1]."""
         self.vae.check_latents(latents)
         return np.asarray(self.image_processor.postprocess(self._pixels(latents), "np"))
 

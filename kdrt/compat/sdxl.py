@@ -50,8 +50,8 @@ class StableDiffusionXLKDiffusionPipeline(
     VaeMixin,
     KDiffusionPipeline,
 ):
-    """Stands in for diffusers' class of that name, removed in diffusers 0.37; see
-    :class:`kdrt.compat.base.KDiffusionPipeline` for loading."""
+    """Replaces diffusers' class of the same name, which diffusers 0.37 removed. To open a model,
+    call :meth:`from_pretrained` or :meth:`from_single_file`."""
 
     family: ClassVar[Literal["sd", "sdxl"]] = "sdxl"
 
@@ -95,21 +95,23 @@ class StableDiffusionXLKDiffusionPipeline(
         compat_dtype: bool | None = None,
         **unknown: Any,
     ) -> StableDiffusionXLPipelineOutput | tuple[Images]:
-        """Make images; arguments in the order of the original. Those that
-        :class:`~kdrt.compat.StableDiffusionKDiffusionPipeline` has too mean the same.
+        """Make images. The arguments are in the order of the original. Those that
+        :class:`~kdrt.compat.StableDiffusionKDiffusionPipeline` also has mean the same here.
 
         Args:
             prompt_2: another prompt for the second text encoder.
-            negative_prompt: None stands for no negative prompt at all, embeddings of zeros, which
-                is not the same as ``""``.
+            negative_prompt: None means no negative prompt at all: for models trained that way its
+                embeddings are zeros, which is not the same as ``""``.
             negative_prompt_2: another negative prompt for the second text encoder.
             pooled_prompt_embeds: ``[B, P]``, needed with ``prompt_embeds``.
             negative_pooled_prompt_embeds: ``[B, P]``, needed with ``negative_prompt_embeds``.
             return_dict: False returns ``(images,)``.
-            original_size: (height, width) to pretend the image had; None is its own.
-            crops_coords_top_left: (top, left) to pretend it was cropped at.
-            target_size: (height, width) to pretend it has; None is its own.
-            negative_original_size: the same for the negative prompt; each by itself.
+            original_size: the original size that the model is told, (height, width) in pixels;
+                None is the image's size.
+            crops_coords_top_left: the crop position that the model is told, (top, left) in pixels.
+            target_size: the target size that the model is told, (height, width) in pixels; None is
+                the image's size.
+            negative_original_size: the same for the negative prompt; each may be given alone.
             negative_crops_coords_top_left: likewise.
             negative_target_size: likewise.
 
@@ -225,8 +227,8 @@ class StableDiffusionXLKDiffusionPipeline(
         clip_skip: int | None = None,
     ) -> Embeddings:
         """Embeddings of the prompt and the negative prompt, ``[B, L, D]`` each, and their pooled
-        ones, ``[B, P]`` each; every prompt ``num_images_per_prompt`` times. Without guidance the
-        negative ones are what was given for them.
+        embeddings, ``[B, P]`` each, with every prompt ``num_images_per_prompt`` times. Without
+        guidance, those of the negative prompt are None.
 
         Raises:
             InvalidRequestError: an argument is wrong.
@@ -268,7 +270,8 @@ class StableDiffusionXLKDiffusionPipeline(
         pooled_prompt_embeds: Tensor | None = None,
         negative_pooled_prompt_embeds: Tensor | None = None,
     ) -> None:
-        """Raise InvalidRequestError, a ValueError, if these arguments are wrong or contradict."""
+        """Raise InvalidRequestError, a ValueError, if these arguments are wrong or contradict each
+        other."""
         check_size(height, width)
         for name, value in (("prompt", prompt), ("prompt_2", prompt_2)):
             check_exclusive({name: value, "prompt_embeds": prompt_embeds})

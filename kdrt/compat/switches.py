@@ -6,8 +6,9 @@ from typing import Any
 
 
 class MemorySwitches:
-    """Accepted without effect: engines stay where they run, and have their own attention. To save
-    memory use ``kdrt.load(…, low_vram=True)``, and :class:`kdrt.compat.vae.VaeMixin`."""
+    """These methods are accepted and have no effect: engines stay on their device and have their
+    own attention. To save memory, use ``kdrt.load(…, low_vram=True)`` and
+    :class:`kdrt.compat.vae.VaeMixin`."""
 
     hf_device_map: None = None
 

@@ -70,11 +70,11 @@ class TextualInversionMixin:
         use_safetensors: bool | None = None,
         **kwargs: object,
     ) -> None:
-        """Load as diffusers does. Pickles (``.bin``, ``.pt``) are allowed unless
+        """Load textual inversions as diffusers does. Pickles (``.bin``, ``.pt``) are allowed unless
         ``use_safetensors`` is True; they are always read with torch's restricted unpickler.
 
-        Unlike in diffusers, without ``text_encoder`` the width of the vectors decides which encoder
-        they are for, and a file with ``clip_l`` and ``clip_g`` is loaded into both.
+        One thing differs from diffusers: without ``text_encoder``, the width of the vectors decides
+        which encoder they are for, and a file with ``clip_l`` and ``clip_g`` is loaded into both.
 
         Raises:
             InvalidRequestError: see :func:`kdrt.adapters.textual_inversion.load`.
@@ -105,8 +105,8 @@ class TextualInversionMixin:
         tokenizer: object = None,
         text_encoder: object = None,
     ) -> None:
-        """Remove ``tokens``, or all, from one text encoder or from every one. All vectors of a
-        token are removed with it, whether ``token_1`` and so on are listed or not.
+        """Remove ``tokens`` (None: all of them) from one text encoder, or from every one. All
+        vectors of a token are removed with it, even if ``token_1`` and so on are not listed.
 
         Raises:
             InvalidRequestError: none of ``tokens`` is loaded.
@@ -125,8 +125,8 @@ class TextualInversionMixin:
     def maybe_convert_prompt(
         self, prompt: str | list[str], tokenizer: object = None
     ) -> str | list[str]:
-        """Write out tokens of several vectors: ``token`` becomes ``token token_1 …``. Prompts do
-        not need it here, and are not changed by it."""
+        """Write out tokens that have several vectors: ``token`` becomes ``token token_1 …``. kdrt
+        does not need this: both forms of a prompt give the same image."""
         tokens = self._tokens(self._component(tokenizer, None))
         if not isinstance(prompt, str):
             return [_written_out(text, tokens) for text in check_texts("prompt", prompt)]

@@ -16,7 +16,7 @@ class VaeMixin:
     pipeline: Pipeline
 
     def enable_vae_slicing(self) -> None:
-        """Decode images of a batch one by one: kdrt's default."""
+        """Decode the images of a batch one by one, which is kdrt's default."""
         self.pipeline.vae.enable_slicing()
 
     def disable_vae_slicing(self) -> None:
@@ -24,20 +24,22 @@ class VaeMixin:
         self.pipeline.vae.disable_slicing()
 
     def enable_vae_tiling(self) -> None:
-        """Decode images larger than the VAE was trained at in tiles of that size."""
+        """Decode images that are larger than those the VAE was trained on in tiles of that size."""
         self.pipeline.vae.enable_tiling()
 
     def disable_vae_tiling(self) -> None:
-        """Decode whole images, wherever the engine can."""
+        """Decode whole images, if the engine can."""
         self.pipeline.vae.disable_tiling()
 
     def upcast_vae(self) -> None:
-        """Check that the VAE does not overflow. Its precision is fixed at export; a VAE whose
-        configuration says that it overflows in float16 is exported in float32. bfloat16 has
-        float32's range, and the original pipelines left it alone too.
+        """Check that the VAE does not overflow.
+
+        The precision of the VAE is fixed at export. A VAE whose configuration says that it
+        overflows in float16 is exported in float32. bfloat16 has the range of float32, and the
+        original pipelines did not upcast it either.
 
         Raises:
-            InvalidRequestError: it is in float16.
+            InvalidRequestError: the VAE is in float16.
         """
         spec = self.pipeline.engines["vae_decoder"].spec
         if spec.inputs[0].dtype == "float16":

@@ -25,10 +25,11 @@ FREEU_PRESETS: Mapping[str, Mapping[str, float]] = MappingProxyType(
         "sdxl": {"s1": 0.9, "s2": 0.2, "b1": 1.3, "b2": 1.4},
     }
 )
-"""By family; keyword arguments of the ``enable_freeu`` in :mod:`kdrt.compat`.
+"""FreeU's recommended factors by family, as keyword arguments of ``enable_freeu`` in
+:mod:`kdrt.compat`.
 
-They are meant for FreeU by block, as diffusers has it; web UIs choose blocks by their width, so
-their values do not carry over exactly."""
+They are for FreeU by block, as in diffusers. Web UIs choose blocks by their width, so their values
+do not carry over exactly."""
 
 
 def preset(name: str) -> FreeU:
