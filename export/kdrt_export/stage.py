@@ -92,46 +92,47 @@ def export(
 
     Args:
         source: see :func:`kdrt_export.sources.open_source`.
-        output: the bundle's folder; by default one named after the model in the bundle home.
-        name: the bundle's name; by default the source's.
-        precision: ``fp32``, ``fp16``, ``bf16``, or ``auto``: fp16 where a CUDA device is, else
-            fp32, since a CPU gains nothing from the half precisions.
+        output: the bundle's folder; None for one named after the model, among the named bundles.
+        name: the bundle's name; None for the name of the source.
+        precision: ``fp32``, ``fp16``, ``bf16``, or ``auto``: fp16 if there is a CUDA device,
+            otherwise fp32, because a CPU gains nothing from half precision.
         unet: another UNet; see :func:`kdrt_export.sources.replacement_unet.replacement_unet`.
         vae: another VAE; see :func:`kdrt_export.sources.replacement_vae.replacement_vae`.
-        vae_precision: of the VAE; see :func:`kdrt_export.sources.replacement_vae.vae_dtype`.
+        vae_precision: precision of the VAE; see
+            :func:`kdrt_export.sources.replacement_vae.vae_dtype`.
         preview_decoder: a tiny autoencoder that makes the previews; see
             :func:`kdrt_export.components.preview_decoder.load_preview_decoder`.
-        targets: ``onnxruntime`` adds float32 networks as they are optimised for this CPU, which
-            load faster; ``torch`` exported PyTorch programs, which run without diffusers.
-        random_weights: the architecture alone, with weights drawn from ``seed``.
-        fuse_qkv: concatenate attention projections.
+        targets: ``onnxruntime`` adds the float32 networks as optimised for this CPU, which load
+            faster; ``torch`` adds exported PyTorch programs, which run without diffusers.
+        random_weights: export only the architecture, with weights drawn from ``seed``.
+        seed: seed of the random weights.
+        fuse_qkv: concatenate the attention projections.
         loras: files to merge into the weights, with their scales.
         strict_loras: refuse a LoRA if any part of it has no effect.
-        safety_checker: export the model's safety checker; None does so if it has one.
-        variants: what to keep besides: ``unfused-qkv``, or ``fused-qkv`` without ``fuse_qkv``;
-            ``deepcache``, a shallow UNet beside the whole one; ``pag``, a UNet for
+        safety_checker: export the model's safety checker; None does so if the model has one.
+        variants: further forms of the networks to keep: ``unfused-qkv``, or ``fused-qkv`` without
+            ``fuse_qkv``; ``deepcache``, a shallow UNet beside the whole one; ``pag``, a UNet for
             perturbed-attention guidance.
-        pag_layers: of that, the self-attentions to perturb; by default the middle block's. See
-            :func:`kdrt_export.components.perturbed_unet.self_attentions`.
-        weights: ``float``, or ``int8``: those of UNets and text encoders as bytes, for size; see
-            :mod:`kdrt_export.quantize.int8_weights`.
-        ip_adapter: one or several, as :class:`kdrt_export.sources.ip_adapter.IpAdapterOption`
-            says;
-            kept as a variant.
+        pag_layers: for ``pag``, the self-attentions to perturb; by default those of the middle
+            block. See :func:`kdrt_export.components.perturbed_unet.self_attentions`.
+        weights: ``float``, or ``int8``, which stores the weights of UNets and text encoders as
+            bytes to save space; see :mod:`kdrt_export.quantize.int8_weights`.
+        ip_adapter: one or several IP-Adapters, in the form that
+            :class:`kdrt_export.sources.ip_adapter.IpAdapterOption` describes; kept as a variant.
         image_encoder: the folder of their image encoder, or ``owner/name:folder`` on the hub.
-        controlnets: ControlNets, as ``SOURCE`` or ``SOURCE:NAME``; with any, a variant of the UNet
-            takes what they give. See :mod:`kdrt_export.control`.
+        controlnets: ControlNets, as ``SOURCE`` or ``SOURCE:NAME``; if there are any, a variant of
+            the UNet takes their residuals. See :mod:`kdrt_export.control`.
         t2i_adapters: T2I-Adapters, likewise.
         upscalers: networks that enlarge images between two passes, as ``FILE`` or ``FILE:NAME``;
             see :mod:`kdrt_export.upscaler`.
-        keep_fp32: what stays in float32 of networks in float16: patterns of modules, each as
+        keep_fp32: modules of float16 networks to keep in float32: patterns, each as
             ``[COMPONENT:]GLOB``, or ``auto``; see :mod:`kdrt_export.float32_search`.
         allow_pickle: accept pickled weights.
-        revision: of a hub id.
+        revision: branch, tag or commit of a hub id.
         config: a diffusers folder that describes a single-file checkpoint.
-        prediction_type: ``epsilon``, ``v_prediction`` or ``sample``, where the source does not
-            say it or says it wrongly.
-        report: told of every stage.
+        prediction_type: ``epsilon``, ``v_prediction`` or ``sample``, if the source does not say so
+            or says it wrongly.
+        report: is told about every stage.
 
     Raises:
         ExportError: the source cannot be loaded, is not supported, or failed verification.

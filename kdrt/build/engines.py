@@ -46,11 +46,11 @@ from kdrt_engines.tensorrt.refit_result import RefitResult
 
 @dataclass(frozen=True)
 class Tools:
-    """What needs TensorRT or a GPU.
+    """The functions that need TensorRT or a GPU.
 
     Attributes:
         build: builds one engine file; see :func:`kdrt_engines.tensorrt.build.build_engine`.
-        check: compares a refittable one with ONNX Runtime; see
+        check: compares a refittable engine with ONNX Runtime; see
             :func:`kdrt.build.refit.check_built_engine`.
     """
 
@@ -74,28 +74,28 @@ def build_engines(
     report: BuildProgress,
     tools: Tools | None = None,
 ) -> list[EngineRecord]:
-    """Build what is missing, one engine for each component and group of GPUs.
+    """Build the engines that are missing, one for each component and group of GPUs.
 
     Args:
-        bundle: an opened bundle; engines go into its ``engines`` folder.
+        bundle: an opened bundle; engines are written to its ``engines`` folder.
         flavour: see :func:`kdrt.build.targets.resolve_targets`.
-        capabilities: compute capabilities; Turing gets engines of its own.
+        capabilities: compute capabilities; Turing gets separate engines.
         profiles: names, see :mod:`kdrt.backends.profiles`.
-        components: all of the bundle's if empty.
-        refittable: let LoRAs change the weights of those networks that they know. Such an engine
-            is compared with ONNX Runtime before it is kept, see :mod:`kdrt.build.refit`.
-        force: build again what is there and good.
-        strict: refuse an engine in which the UNet's attention was not fused, rather than warn.
+        components: the components to build; empty for all of them.
+        refittable: let LoRAs change the weights, in the networks that LoRAs can change. Such an
+            engine is compared with ONNX Runtime before it is kept, see :mod:`kdrt.build.refit`.
+        force: rebuild engines that exist and are valid.
+        strict: refuse an engine in which the UNet's attention was not fused, instead of warning.
         report: receives the progress.
-        tools: by default TensorRT itself.
+        tools: None for TensorRT itself.
 
     Returns:
-        The record of each engine, whether built now or before.
+        The record of each engine, whether it was built now or before.
 
     Raises:
-        EngineError: unknown components or profiles, a network that the GPU cannot run, a build
-            that failed, or one that ``strict`` refuses. Engines that were complete stay.
-        EngineUnavailableError: the flavour is not installed, or a refittable engine is asked for on
+        EngineError: a component or a profile is unknown, the GPU cannot run a network, a build
+            failed, or ``strict`` refuses one. Engines that were complete stay.
+        EngineUnavailableError: the flavour is not installed, or a refittable engine is requested on
             a machine without a GPU.
         OutputError: the bundle or the list of trusted files cannot be written.
     """
@@ -121,7 +121,11 @@ def _refuse_unfused(manifest: Manifest, record: EngineRecord) -> None:
 
 
 def wanted_components(manifest: Manifest, components: Sequence[str]) -> list[str]:
-    """The components named, each once, or all. Raises EngineError: one is not in the bundle."""
+    """The named components, each once; all of them if none is named.
+
+    Raises:
+        EngineError: a component is not in the bundle.
+    """
     unknown = [name for name in components if name not in manifest.components]
     if unknown:
         raise EngineError(

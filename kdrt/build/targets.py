@@ -26,19 +26,22 @@ def resolve_targets(
     here: bool,
     first: int = 0,
 ) -> tuple[Flavour, tuple[int, ...]]:
-    """Which flavour builds for which GPUs: every GPU has one that serves it.
+    """Resolve which flavour builds for which GPUs. Exactly one flavour supports each GPU.
 
     Args:
         bundle: its name or folder, for the commands in messages.
-        flavour: the one asked for; None takes the one that serves the GPUs.
-        capabilities: the GPUs asked for; empty means this machine's if ``here`` or if the flavour
-            needs it, else the usual ones.
-        here: build for this machine's GPU.
-        first: the lowest of the usual ones that the bundle can be built for.
+        flavour: the requested flavour; None takes the one that supports the GPUs.
+        capabilities: the compute capabilities of the requested GPUs. Empty means the GPU of this
+            machine if ``here`` is set or the flavour needs it, otherwise the usual ones.
+        here: build for the GPU of this machine.
+        first: the lowest of the usual compute capabilities that the bundle can be built for.
+
+    Returns:
+        The flavour, and the compute capabilities in ascending order.
 
     Raises:
         EngineUnavailableError: this machine has no GPU, and one is needed.
-        EngineError: the flavour does not serve a GPU, or the GPUs need two.
+        EngineError: the flavour does not support a GPU, or the GPUs need two flavours.
     """
     if here and capabilities:
         raise EngineError("--here and --gpu both say which GPU; give one of them")

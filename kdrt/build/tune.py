@@ -56,23 +56,27 @@ def tune(
     make: MakeLoader = make_loader,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, TunedComponent]:
-    """Time the engines of this machine on the sizes of a bundle. Nothing is kept.
+    """Time the engines of this machine on the sizes of a bundle. This does not record the result.
 
     All engines of a component are in memory at once.
 
     Args:
         bundle: an opened bundle.
-        components: those that every image needs if empty.
-        profiles: of which the first has the sizes; see :mod:`kdrt.backends.profiles`.
+        components: the components to time; empty for those that every image needs.
+        profiles: the first one gives the sizes; see :mod:`kdrt.backends.profiles`.
         rounds: runs of each engine, at least ``ROUNDS``.
         report: receives the progress.
-        engines: by name; by default all that this machine has.
+        engines: names of engines; None for all that this machine has.
         make: makes the loader of an engine.
-        clock: the time in seconds.
+        clock: returns the time in seconds.
+
+    Returns:
+        The timings and the fastest engine of each component.
 
     Raises:
-        InvalidRequestError: too few rounds.
-        EngineError: unknown components or profiles; or the engine that is used anyway fails.
+        InvalidRequestError: there are too few rounds.
+        EngineError: a component or a profile is unknown; or the engine fails that is used without
+            tuning.
         EngineUnavailableError: this machine has no engine.
     """
     rounds = check_int("rounds", rounds, ROUNDS, _MOST_ROUNDS)
@@ -198,12 +202,15 @@ def _timing(engine: str, seconds: Sequence[float]) -> Timing:
 
 
 def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Two of the values between which the true median lies with at least this probability,
-    whatever the distribution: the number of values below it is binomial.
+    """Two of the values between which the true median lies with at least this probability, for any
+    distribution: the number of values below the median is binomial.
 
     Args:
         values: at least six for 95 percent.
         confidence: the probability.
+
+    Returns:
+        The lower and the upper value.
     """
     ordered, count = sorted(values), len(values)
     outside, rank = 1 / 2**count, 0

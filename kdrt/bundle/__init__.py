@@ -1,4 +1,4 @@
-"""The bundle: one folder that holds all a generation needs.
+"""The bundle: one folder that holds everything a generation needs.
 
 Its files:
 

@@ -23,18 +23,18 @@ AdapterName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$")]
 
 
 IpAdapterKind = Literal["linear", "plus", "full", "faceid", "faceid-plus"]
-"""What an IP-Adapter reads of an image: ``linear`` CLIP's embedding of it; ``plus`` and ``full``
-the hidden states that the last layer but one gives; ``faceid`` the embedding that a face detector
-gives; ``faceid-plus`` that and the hidden states of the face."""
+"""What an IP-Adapter reads of an image. ``linear``: CLIP's embedding of it. ``plus`` and ``full``:
+the hidden states of the last layer but one. ``faceid``: the embedding from a face detector.
+``faceid-plus``: that embedding and the hidden states of the face."""
 
 
 class IpAdapterFacts(Strict):
     """An IP-Adapter of the variant ``ip-adapter``.
 
-    It makes ``tokens`` tokens of an image: of an embedding of ``embedding`` numbers, or of
-    ``states[0]`` hidden states of ``states[1]`` numbers, or of both; the component ``projection``
-    does. It takes up to ``images`` images at once. Without an image encoder what the image encoder
-    makes of an image must be given.
+    The component ``projection`` makes ``tokens`` tokens from an image: from an embedding of
+    ``embedding`` numbers, or from ``states[0]`` hidden states of ``states[1]`` numbers, or from
+    both. The adapter takes up to ``images`` images at once. If the bundle has no image encoder for
+    it, requests must give what the image encoder makes of an image.
     """
 
     file: Text

@@ -50,8 +50,8 @@ GraphName = Literal["standard", "fused", "cpu", "plain"]
 
 
 class Verification(Strict):
-    """One comparison with eager PyTorch in float32: ``‖out − ref‖ / ‖ref‖`` of the worst output,
-    the graph that was exported, and the engine that ran it."""
+    """One comparison with eager PyTorch in float32: the relative error ``‖out − ref‖ / ‖ref‖`` of
+    the worst output, the exported graph, and the engine that ran it."""
 
     graph: GraphName = "standard"
     dims: dict[TensorName, Size]
@@ -60,11 +60,11 @@ class Verification(Strict):
 
 
 class OrtGraphs(Strict):
-    """A network in ONNX Runtime's own operators: ``fused`` is the whole of it, and so is ``cpu`` in
-    the order that suits a CPU; ``plain`` is for a CPU too, computes the same while the ``neutral``
-    inputs hold these values, in every row, and does without what they turn off. It is for sizes
-    that can be divided by the ``multiples``, of those symbols. Both take besides the component's
-    inputs what ``invariants`` computes from those that rarely change."""
+    """A network in ONNX Runtime's own operators. ``fused`` is the whole network, and so is ``cpu``,
+    in the order that suits a CPU. ``plain``, also for a CPU, leaves out what the ``neutral`` inputs
+    turn off; it computes the same if they have these values in every row. It is for sizes that are
+    multiples of ``multiples``, by symbol. In addition to the component's inputs, these graphs take
+    what ``invariants`` computes from the inputs that rarely change."""
 
     fused: GraphFile
     cpu: GraphFile | None = None
@@ -77,14 +77,14 @@ class OrtGraphs(Strict):
 
     @property
     def whole_on_cpu(self) -> str:
-        """The whole network for a CPU."""
+        """The graph of the whole network for a CPU."""
         return self.cpu or self.fused
 
 
 class Component(Strict):
-    """One network: its files, its inputs and outputs, and how well it was verified. ``onnx`` is in
-    standard operators. ``float32``: modules and operators of a network in half precision that
-    compute in float32."""
+    """One network: its files, its inputs and outputs, and the results of its verification. ``onnx``
+    is the graph in standard operators. ``float32`` lists the modules and operators of a network in
+    half precision that compute in float32."""
 
     onnx: GraphFile
     onnxruntime: OrtGraphs | None = None
@@ -96,7 +96,7 @@ class Component(Strict):
 
     @property
     def graphs(self) -> tuple[str, ...]:
-        """Every file of it that is a graph."""
+        """Every file of the component that is a graph."""
         graphs = self.onnxruntime
         if graphs is None:
             return (self.onnx,)
@@ -125,7 +125,7 @@ class EdmFacts(Strict):
         sigma_min, sigma_max: the range.
         sigma_data: standard deviation of the latents that the model was trained on.
         sigma_schedule: the model's own spacing of noise levels.
-        rho: its exponent, for ``karras``.
+        rho: the exponent of that spacing, for ``karras``.
     """
 
     sigma_min: _Sigma
@@ -142,9 +142,9 @@ class EdmFacts(Strict):
 
 
 class SchedulerFacts(Strict):
-    """The resolved noise schedule of the checkpoint. ``explicit`` names the keys its scheduler
-    file really held; the rest are the defaults of diffusers' LMSDiscreteScheduler, as the removed
-    pipelines applied them. With ``edm`` the betas are of no meaning."""
+    """The resolved noise schedule of the checkpoint. ``explicit`` names the keys that its scheduler
+    file really held; the others have the defaults of diffusers' LMSDiscreteScheduler, as in the
+    removed pipelines. With ``edm``, the betas have no meaning."""
 
     beta_start: _Beta
     beta_end: _Beta
@@ -174,12 +174,13 @@ class SchedulerFacts(Strict):
 
 
 class TextEncoderFacts(Strict):
-    """How prompts become embeddings with one text encoder.
+    """How one text encoder turns prompts into embeddings.
 
-    ``layer`` is the hidden state used without clip_skip, counted from the end (-1 the last).
-    ``normalized`` says that the component applies its final layer norm to every hidden state.
-    ``pooled_token`` is the id at whose first occurrence the encoder pools (at the first token where
-    it does not occur); None is the highest id of the prompt, as CLIP's first configurations had it.
+    ``layer`` is the hidden state used without clip_skip, counted from the end (-1 is the last).
+    ``normalized`` says whether the component applies its final layer norm to every hidden state.
+    ``pooled_token`` is the id at whose first occurrence the encoder pools; if it does not occur,
+    the encoder pools at the first token. None means the highest id of the prompt, as in CLIP's
+    first configurations.
     """
 
     component: ComponentName
@@ -197,11 +198,10 @@ class TextEncoderFacts(Strict):
 
 
 class LatentFacts(Strict):
-    """``scale`` pixels of the image for one latent; default sizes in pixels; ``vae_tile`` the
-    side of the images the VAE was trained at, in latents (None: the model's own default).
-
-    ``preview`` makes a small RGB image in [-1, 1] of latents: a row of factors for each channel,
-    then the constant.
+    """``scale`` is the number of pixels per latent along each side. Default sizes are in pixels.
+    ``vae_tile`` is the side, in latents, of the images that the VAE was trained on (None: the
+    model's own default). ``preview`` makes a small RGB image in [-1, 1] from latents: it has a row
+    of factors for each channel, then the constant.
     """
 
     channels: Annotated[int, Field(ge=1, le=256)]
@@ -219,7 +219,7 @@ class LatentFacts(Strict):
 
 
 MOST_CONTROLS = 16
-"""ControlNets and T2I-Adapters of a bundle."""
+"""The most ControlNets and T2I-Adapters that a bundle can hold."""
 
 
 ControlName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$")]
@@ -229,12 +229,13 @@ class ControlFacts(Strict):
     """A ControlNet or a T2I-Adapter of the variant ``control``.
 
     Attributes:
-        kind: which of the two.
-        source: where it came from, as the user said it.
-        sha256: of its file, where that is one.
-        channels: of the image it takes.
-        global_pool: a ControlNet whose residuals are means over the image; it is always used in
-            guess mode, without the factors that this has for other ControlNets.
+        kind: which of the two it is.
+        source: where it came from, as the user named it.
+        sha256: of its file, if it came from a single file.
+        channels: the channels of the image that it takes.
+        global_pool: whether it is a ControlNet whose residuals are means over the image. Such a
+            ControlNet is always used in guess mode, without the factors that guess mode has for
+            others.
     """
 
     kind: Literal["controlnet", "t2i-adapter"]
@@ -245,20 +246,20 @@ class ControlFacts(Strict):
 
 
 MOST_UPSCALERS = 16
-"""That a bundle holds."""
+"""The most upscalers that a bundle can hold."""
 
 
 class UpscalerFacts(Strict):
     """A network that enlarges images.
 
     Attributes:
-        scale: how many times as high and wide its images become.
-        architecture: what kind of network it is.
-        source: the file it came from, as the user said it.
+        scale: the factor by which the height and the width grow.
+        architecture: the kind of network.
+        source: the file it came from, as the user named it.
         sha256: of that file.
-        tile: side of the squares, in pixels, that larger images are cut into.
-        margin: pixels at an edge of such a square that are thrown away, as they lack context; over
-            as many more it is faded into the next one.
+        tile: side, in pixels, of the squares into which larger images are cut.
+        margin: pixels at each edge of a square that are discarded because they lack context; over
+            as many further pixels, neighbouring squares are blended.
     """
 
     scale: Annotated[int, Field(ge=1, le=16)]
@@ -276,7 +277,7 @@ class UpscalerFacts(Strict):
 
 
 class BakedLora(Strict):
-    """A LoRA that is part of the weights: its file's name and SHA-256, and its scale."""
+    """A LoRA that is merged into the weights: the name and SHA-256 of its file, and its scale."""
 
     file: Text
     scale: float
@@ -284,9 +285,9 @@ class BakedLora(Strict):
 
 
 class Baked(Strict):
-    """What the export put into the graphs; ``vae`` and ``preview_decoder`` are the sources of
+    """What the export put into the graphs. ``vae`` and ``preview_decoder`` are the sources of
     networks that are not the model's own. ``weights`` says how those of the UNets and text encoders
-    are stored: in the precision they are computed in, or as int8 with a scale for each channel."""
+    are stored: in the precision of the computation, or as int8 with a scale for each channel."""
 
     fused_qkv: bool
     freeu: bool
@@ -297,8 +298,8 @@ class Baked(Strict):
 
 
 class Manifest(Strict):
-    """All that the runtime knows of a model. Unknown keys are an error, so an older kdrt never
-    half-understands a newer bundle."""
+    """Everything that the runtime knows about a model. Unknown keys are an error, so an older kdrt
+    never misreads a newer bundle."""
 
     schema_version: int = SCHEMA_VERSION
     family: Literal["sd", "sdxl"]
@@ -314,17 +315,17 @@ class Manifest(Strict):
     default_guidance_scale: Bounded
     baked: Baked
     variants: dict[ComponentName, dict[ComponentName, ComponentName]] = Field(default_factory=dict)
-    """Other ways to compute: for each, the component that plays the part of another."""
+    """Other ways to compute: for each variant, the component that replaces each component."""
     ip_adapters: Annotated[dict[AdapterName, IpAdapterFacts], Field(max_length=8)] = Field(
         default_factory=dict
     )
-    """Those of the variant ``ip-adapter``, by name, in the order of the UNet's inputs."""
+    """The IP-Adapters of the variant ``ip-adapter``, by name, in the order of the UNet's inputs."""
     ip_attentions: Annotated[dict[AttentionName, Level], Field(max_length=256)] = Field(
         default_factory=dict
     )
     """The transformers that attend to images, in the order of the columns of ``ip_scale``, and how
-    many times their latents were halved. Bundles of kdrt 0.2 do not say it: there one number is the
-    scale of all."""
+    many times their latents were halved. Bundles of kdrt 0.2 do not have this; there, one number is
+    the scale of all transformers."""
     pag_layers: Annotated[tuple[Text, ...], Field(max_length=1000)] = ()
     """The self-attentions that the variant ``pag`` can perturb, by diffusers' names."""
     controls: Annotated[dict[ControlName, ControlFacts], Field(max_length=MOST_CONTROLS)] = Field(
@@ -343,12 +344,12 @@ class Manifest(Strict):
 
     @property
     def export_command(self) -> str:
-        """How the command begins that exports the model again; the source may be any text."""
+        """The start of the command that exports the model again; the source may be any text."""
         return f"kdrt export {shlex.quote(self.source)}"
 
     @property
     def again(self) -> str:
-        """What makes a damaged bundle whole, as advice in a sentence."""
+        """How to repair a damaged bundle, as part of a sentence."""
         if self.quantization is None:
             return "export it again"
         made_from = shlex.quote(self.quantization.made_from)
@@ -359,7 +360,7 @@ class Manifest(Strict):
 
     @property
     def image_prompt_components(self) -> frozenset[str]:
-        """What makes tokens of the images for IP-Adapters."""
+        """The components that turn the images for IP-Adapters into tokens."""
         encoders = (facts.image_encoder for facts in self.ip_adapters.values())
         return frozenset(
             [facts.projection for facts in self.ip_adapters.values()]

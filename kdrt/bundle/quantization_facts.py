@@ -22,8 +22,8 @@ _Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class StepLoss(Strict):
-    """The error ``‖out − ref‖ / ‖ref‖`` of the UNet's output at a noise level, both on the inputs
-    that the bundle it was made from had there."""
+    """The error ``‖out − ref‖ / ‖ref‖`` of the UNet's output at a noise level. Both outputs are for
+    the inputs that the original bundle had there."""
 
     sigma: Positive
     error: _Error
@@ -33,14 +33,14 @@ class QuantizationLoss(Strict):
     """What was measured on images that the calibration did not see.
 
     Attributes:
-        steps: by step of a generation, the root of the mean square over images.
-        images: how many, with the same seeds.
-        height, width: of them, in pixels.
-        psnr: of the final images, in decibels, the mean over those that differ; None where all are
+        steps: the error at each step of a generation, as the root mean square over the images.
+        images: the number of images, made with the same seeds.
+        height, width: the size of the images, in pixels.
+        psnr: of the final images, in decibels: the mean over those that differ; None if all are
             equal.
-        ssim: structural similarity (Wang et al. 2004), 1 for equal images.
-        fidelity: of the demo model, the share of images that show what the prompt says.
-        fidelity_before: likewise of the bundle that it was made from.
+        ssim: structural similarity (Wang et al. 2004); 1 for equal images.
+        fidelity: for the demo model, the share of images that show what the prompt says.
+        fidelity_before: likewise, for the bundle that this one was made from.
     """
 
     steps: Annotated[tuple[StepLoss, ...], Field(min_length=1, max_length=1000)]
@@ -54,7 +54,7 @@ class QuantizationLoss(Strict):
 
     @property
     def error(self) -> float:
-        """Of one evaluation: the root of the mean square over the steps."""
+        """The error of one evaluation: the root mean square over the steps."""
         return math.sqrt(sum(step.error**2 for step in self.steps) / len(self.steps))
 
 
@@ -62,15 +62,15 @@ class QuantizationFacts(Strict):
     """How the UNets of a bundle were quantised.
 
     Attributes:
-        format: what their layers compute in.
-        made_from: the name of the bundle.
-        network: SHA-256 over the UNet's graphs and weights there.
-        components: which networks.
-        layers: of the UNet that are quantised.
-        left: those that could be, and are not, for their errors.
-        max_error: the bound that these were chosen by.
-        prompts: of the calibration.
-        evaluations: of the UNet that its activations were measured in.
+        format: the format that their layers compute in.
+        made_from: the name of the bundle that this one was made from.
+        network: SHA-256 over the graphs and weights of the UNet in that bundle.
+        components: the quantised networks.
+        layers: the number of quantised layers of the UNet.
+        left: the layers that could be quantised and are not, because of their errors.
+        max_error: the bound by which these layers were chosen.
+        prompts: the number of calibration prompts.
+        evaluations: the number of UNet evaluations in which the activations were measured.
         loss: what was measured afterwards.
     """
 

@@ -39,7 +39,12 @@ _NAME_BYTES = 200
 
 
 class Bundle:
-    """An opened bundle: a folder, wherever the process may go, and its validated manifest."""
+    """An opened bundle: its folder and its validated manifest.
+
+    Attributes:
+        path: the folder, as an absolute path.
+        manifest: the validated manifest.
+    """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path.absolute()
@@ -47,7 +52,7 @@ class Bundle:
         self._opened: _Identity = None
 
     def file(self, relative: str) -> Path:
-        """A file of the bundle.
+        """The path of a file of the bundle.
 
         Raises:
             BundleError: see :meth:`check_unchanged`.
@@ -56,10 +61,10 @@ class Bundle:
         return self.path / relative
 
     def place(self, relative: str) -> Path:
-        """Where to write a file or folder inside of the bundle.
+        """The path at which to write a file or folder inside the bundle.
 
         Raises:
-            OutputError: a link leads elsewhere.
+            OutputError: a link leads out of the bundle.
         """
         place = self.path / relative
         if os.path.realpath(place) != str(self.path.resolve() / relative):
@@ -70,8 +75,12 @@ class Bundle:
         return place
 
     def check_unchanged(self) -> None:
-        """Raises BundleError: the folder is not what was opened, so that what is read from it now
-        does not belong to what was read then."""
+        """Check that the folder still holds what was opened, so that files read now belong to those
+        read before.
+
+        Raises:
+            BundleError: the folder has changed.
+        """
         if self._opened is not None and self._opened != _identity(self.path, self.manifest):
             raise BundleError(
                 f"{self.path} has changed since it was opened: it was exported again, moved, "
@@ -80,10 +89,10 @@ class Bundle:
 
     @classmethod
     def open(cls, path: Path) -> Bundle:
-        """Read and validate a bundle.
+        """Read and validate the bundle in a folder.
 
         Raises:
-            BundleError: there is none, it is damaged, or its schema is unknown.
+            BundleError: there is no bundle, it is damaged, or its schema is unknown.
         """
         manifest = read_manifest(path)
         opened = _identity(path, manifest)
@@ -106,14 +115,14 @@ def _identity(path: Path, manifest: Manifest) -> _Identity:
 
 
 def config_file(network: str) -> str:
-    """Where a bundle keeps the configuration of a network of the model, for those who ask for it:
-    no image depends on it."""
+    """The path inside a bundle of the configuration of one of the model's networks. It is kept for
+    information: no image depends on it."""
     return f"configs/{network}.json"
 
 
 def bundle_path(name_or_path: str | os.PathLike[str]) -> Path:
-    """The folder a name or path means: an existing folder, else the bundle of that name in
-    :func:`home`. What can be neither comes back as it is.
+    """The folder that a name or path stands for: an existing folder, otherwise the bundle of that
+    name in :func:`home`. Anything that can be neither is returned unchanged.
 
     Raises:
         InvalidRequestError: the name is empty.
@@ -131,7 +140,7 @@ def bundle_path(name_or_path: str | os.PathLike[str]) -> Path:
 
 
 def folder_name(name: str) -> str:
-    """The name of the folder of a bundle with this name.
+    """The name of the folder for a bundle of this name.
 
     Raises:
         InvalidRequestError: a bundle cannot have this name.
@@ -223,7 +232,7 @@ def _no_number(text: str) -> None:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """What the bundle in a folder says of itself. None of its other files is looked at.
+    """Read the manifest of the bundle in a folder. None of its other files is checked.
 
     Raises:
         BundleError: the manifest is missing or damaged, or its schema is unknown.

@@ -41,7 +41,10 @@ _DERIVED = re.compile(
 
 
 def check_new_bundle(path: Path) -> Path:
-    """Where a new bundle at ``path`` will be; for the time before the work of making one.
+    """Check that a new bundle can be written at ``path``, before the work of making one.
+
+    Returns:
+        The folder that the bundle will be in.
 
     Raises:
         OutputError: see :func:`kdrt.common.atomic_io.check_folder`.
@@ -51,8 +54,8 @@ def check_new_bundle(path: Path) -> Path:
 
 @contextlib.contextmanager
 def new_bundle(path: Path) -> Iterator[Path]:
-    """A temporary folder that becomes the bundle ``path`` when the block ends without an
-    exception, and vanishes otherwise. ``manifest.json`` must have been written by then.
+    """A temporary folder that becomes the bundle ``path`` if the block ends without an exception,
+    and is removed otherwise. The block must write ``manifest.json``.
 
     Raises:
         OutputError: ``path`` holds something else, or :func:`kdrt.common.atomic_io.new_folder`
@@ -64,12 +67,12 @@ def new_bundle(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def changed_bundle(bundle: Bundle) -> Iterator[Path]:
-    """A temporary folder with all that a bundle holds but its manifest, which takes the place of
-    the bundle when the block ends without an exception, and vanishes otherwise.
+    """A temporary folder with everything in a bundle except its manifest. It replaces the bundle if
+    the block ends without an exception, and is removed otherwise.
 
-    The files are the bundle's own, under a second name where the file system allows that: write
-    new ones, and change none. What was built from the bundle comes along; builds that are at work
-    are waited for.
+    Where the file system allows it, the files are hard links to those of the bundle: write new
+    files, and change none of the others. Engines built from the bundle are included. This waits for
+    builds that are running.
 
     Raises:
         OutputError: see :func:`new_bundle`.
@@ -88,8 +91,8 @@ def changed_bundle(bundle: Bundle) -> Iterator[Path]:
 
 
 def link(file: Path, place: Path) -> None:
-    """Give a file a second name, or copy it where the file system does not allow that; the folders
-    of the place are made."""
+    """Hard-link a file to ``place``, or copy it if the file system does not allow that. The folders
+    of ``place`` are made."""
     place.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(file, place)
@@ -98,13 +101,16 @@ def link(file: Path, place: Path) -> None:
 
 
 def check_removable(name_or_path: str | os.PathLike[str]) -> Path:
-    """The folder of a bundle, after a look at whether kdrt wrote all that is in it. Damaged bundles
-    and those of another version are bundles too.
+    """Check that kdrt wrote everything in the folder of a bundle. Damaged bundles and those of
+    another version count as bundles too.
+
+    Returns:
+        The folder.
 
     Raises:
         BundleError: there is no such bundle.
         InvalidRequestError: the name is empty.
-        OutputError: the folder is a link, or holds what kdrt did not write there.
+        OutputError: the folder is a link, or holds files that kdrt did not write.
     """
     path = bundle_path(name_or_path)
     if not (path / MANIFEST).is_file():
@@ -124,10 +130,10 @@ def check_removable(name_or_path: str | os.PathLike[str]) -> Path:
 
 
 def remove_bundle(name_or_path: str | os.PathLike[str]) -> Path:
-    """Remove a bundle with everything built from it, at once or not at all.
+    """Remove a bundle with everything built from it, completely or not at all.
 
     Returns:
-        Where it was.
+        The folder that was removed.
 
     Raises:
         BundleError, OutputError: see :func:`check_removable`.
@@ -167,8 +173,11 @@ def write_manifest(
 
     Args:
         folder: the bundle.
-        manifest: what it says besides.
-        known: digests of files that are not read again.
+        manifest: all other facts.
+        known: SHA-256 by path inside the bundle, for files that need not be read again.
+
+    Returns:
+        The manifest as it was written.
     """
     known = known or {}
     files = {
@@ -184,5 +193,6 @@ def write_manifest(
 
 
 def sha256(path: Path) -> str:
+    """The SHA-256 of a file, as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,13 +12,14 @@ class ControlImage:
         pipe("a house", control=kdrt.ControlImage(drawing, process="scribble", scale=0.8))
 
     Attributes:
-        image: as the control was trained on it, or as ``process`` takes it: a PIL image, an
-            array ``[H, W, 3]`` or a tensor ``[3, H, W]`` of any size, which is brought to that of
-            the result; grey ones too; or one for each prompt.
-        name: of the control in the bundle; None where it has only one.
-        scale: how much it counts; 0 is off.
-        start, end: from which to which part of the steps it works, as fractions.
-        process: made of the image first, a key of `kdrt.images.processors.PROCESSORS`.
+        image: an image of the kind that the control was trained on, or one that ``process`` turns
+            into it: a PIL image, an array ``[H, W, 3]`` or a tensor ``[3, H, W]``, in colour or
+            grey, or one for each prompt. It may have any size and is resized to that of the result.
+        name: the name of the control in the bundle; None if the bundle has only one.
+        scale: how much the control counts; 0 is off.
+        start, end: the part of the steps in which the control works, as fractions from 0 to 1.
+        process: the processor to apply to the image first, a key of
+            `kdrt.images.processors.PROCESSORS`; None for none.
     """
 
     image: object

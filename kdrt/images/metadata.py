@@ -1,8 +1,8 @@
 """What image files say of how they were made, whichever program wrote them.
 
 PNG has texts by key, before or after the pixels; JPEG and WebP have EXIF, whose user comment names
-its encoding. The AUTOMATIC1111 web UI's format, which kdrt writes too, is read by
-:mod:`kdrt.pipeline.metadata`; those of ComfyUI, InvokeAI, NovelAI and Fooocus by sd-parsers.
+its encoding. :mod:`kdrt.images.infotext` reads the format of the AUTOMATIC1111 web UI, which kdrt
+writes too; sd-parsers reads those of ComfyUI, InvokeAI, NovelAI and Fooocus.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _LABELS = {
 
 
 class MetadataWarning(UserWarning):
-    """A file cannot hold all of the settings, or not all that it holds can be used again."""
+    """A file cannot hold all settings, or not all settings in it can be used again."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Metadata:
     """How an image was made.
 
     Attributes:
-        program: what wrote it, in words.
-        settings: by key, prompts under ``Prompt`` and ``Negative prompt``.
+        program: the program that wrote it, in words.
+        settings: the settings by key; prompts are under ``Prompt`` and ``Negative prompt``.
     """
 
     program: str
@@ -64,7 +64,7 @@ class Metadata:
 
 
 def read_metadata(path: str | os.PathLike[str]) -> Metadata | None:
-    """How an image was made; None where it does not say.
+    """How an image was made; None if the file does not say.
 
     Raises:
         InvalidRequestError: there is no such file, it is no image, or it is damaged.
@@ -80,7 +80,7 @@ def read_metadata(path: str | os.PathLike[str]) -> Metadata | None:
 
 
 def read_texts(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The texts in an image file by key; EXIF's user comment is under ``parameters``.
+    """The texts in an image file, by key. EXIF's user comment is under ``parameters``.
 
     Raises:
         InvalidRequestError: there is no such file, it is no image, or it is damaged.
@@ -90,14 +90,14 @@ def read_texts(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def texts_of(image: Image.Image, name: str) -> dict[str, str]:
-    """The same of an image that was opened, and not changed since.
+    """The texts in an opened image that has not been changed since; see :func:`read_texts`.
 
     Args:
         image: from Pillow's ``open``.
-        name: of the image, for errors.
+        name: the name of the image, for errors.
 
     Raises:
-        InvalidRequestError: it is damaged.
+        InvalidRequestError: the image is damaged.
     """
     with readable(name):
         texts = dict(_texts(image.info))
@@ -113,11 +113,12 @@ def texts_of(image: Image.Image, name: str) -> dict[str, str]:
 
 
 def decoded_comment(comment: bytes, *, big_endian: bool = True) -> str:
-    """EXIF's user comment: eight bytes name its encoding, which programs do not always keep to.
+    """Decode EXIF's user comment. Its first eight bytes name the encoding, which programs do not
+    always use.
 
     Args:
-        comment: with those bytes.
-        big_endian: what UTF-16 is where its own bytes do not tell.
+        comment: the comment with those bytes.
+        big_endian: the byte order of UTF-16, if the text itself does not show it.
     """
     code, content = comment[:8], comment[8:]
     if code == b"JIS\0\0\0\0\0":

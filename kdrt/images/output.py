@@ -32,10 +32,10 @@ _MAX_COMMENT = 65_000
 
 
 def to_images(pixels: Tensor, output_type: OutputType) -> Images:
-    """Turn decoded pixels into what was asked for.
+    """Convert decoded pixels to an output type.
 
     Args:
-        pixels: float32 ``[B, 3, H, W]`` in about [-1, 1]; what lies outside is clipped.
+        pixels: float32 ``[B, 3, H, W]`` in about [-1, 1]; values outside are clipped.
         output_type: ``"pt"``: float32 ``[B, 3, H, W]`` in [0, 1], on the same device; ``"np"``:
             float32 ``[B, H, W, 3]`` in [0, 1]; ``"pil"``: a list of RGB images.
     """
@@ -53,20 +53,23 @@ def save_image(
     *,
     overwrite: bool = True,
 ) -> Path:
-    """Save an image; the file appears complete or not at all.
+    """Save an image. The file appears complete or not at all.
 
     Args:
-        image: a PIL image, an array ``[H, W, 3]`` or a tensor ``[3, H, W]`` in [0, 1]. JPEG, which
-            has no alpha, gets it on white.
-        path: ends in .png, .jpg, .jpeg or .webp. Missing folders are made.
+        image: a PIL image, an array ``[H, W, 3]`` or a tensor ``[3, H, W]`` in [0, 1]. JPEG has no
+            alpha, so a transparent image is put on white.
+        path: a name that ends in .png, .jpg, .jpeg or .webp. Missing folders are made.
         infotext: a :class:`kdrt.Infotext` or a text, stored where web UIs look for it: the
             ``parameters`` text of a PNG, the EXIF user comment of a JPEG or WebP. JPEG has room
-            for 32,000 characters: of a longer text the prompt is cut.
-        overwrite: replace a file that is there.
+            for 32,000 characters; if the text is longer, the prompt in it is cut.
+        overwrite: replace a file that exists.
+
+    Returns:
+        The path of the file.
 
     Raises:
-        OutputExistsError: a file is there, and ``overwrite`` is off.
-        OutputError: an unknown suffix, or a place that cannot be written.
+        OutputExistsError: the file exists, and ``overwrite`` is off.
+        OutputError: the suffix is unknown, or the file cannot be written.
         InvalidRequestError: the array or tensor is no image.
 
     Warns:
@@ -101,7 +104,7 @@ def image_bytes(
     *,
     quality: int | None = None,
 ) -> bytes:
-    """An image as the bytes of a file, as :func:`save_image` writes them.
+    """The bytes of the file that :func:`save_image` would write.
 
     Args:
         image: RGB.
@@ -127,11 +130,11 @@ def image_bytes(
 
 
 def read_infotext(path: str | os.PathLike[str]) -> str | None:
-    """The text that :func:`save_image` stored, or a web UI, or None;
-    ``kdrt.images.infotext.parse_infotext`` takes it apart.
+    """The text that :func:`save_image` or a web UI stored in an image; None if there is none.
+    ``kdrt.images.infotext.parse_infotext`` splits it into its settings.
 
     Raises:
-        InvalidRequestError: there is no such file, or it is no image, or damaged.
+        InvalidRequestError: there is no such file, it is no image, or it is damaged.
     """
     from kdrt.images.metadata import PARAMETERS, read_texts
 

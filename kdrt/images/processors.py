@@ -21,7 +21,7 @@ from kdrt.common.validation import unknown_word
 from kdrt.errors import InvalidRequestError
 
 Processor = Callable[[Tensor], Tensor]
-"""From float32 ``[3, H, W]`` in [0, 1] to the same."""
+"""A function from pixels float32 ``[3, H, W]`` in [0, 1] to pixels of the same form."""
 
 _LOW, _HIGH = 100, 200
 """Of the gradient, where edges end and begin."""
@@ -32,8 +32,8 @@ def canny(pixels: Tensor, low: int = _LOW, high: int = _HIGH) -> Tensor:
 
     Args:
         pixels: float32 ``[3, H, W]`` in [0, 1].
-        low: an edge goes on where the gradient is above this.
-        high: it begins where it is above this.
+        low: an edge continues while the gradient is above this.
+        high: an edge begins where the gradient is above this.
 
     Raises:
         InvalidRequestError: OpenCV is not installed.
@@ -51,24 +51,24 @@ def canny(pixels: Tensor, low: int = _LOW, high: int = _HIGH) -> Tensor:
 
 
 def scribble(pixels: Tensor) -> Tensor:
-    """The dark lines of a drawing, white on black; float32 ``[3, H, W]`` in [0, 1]."""
+    """The dark lines of a drawing, as white on black; float32 ``[3, H, W]`` in [0, 1]."""
     dark = pixels.mean(0, keepdim=True) < 0.5
     return dark.to(pixels).expand_as(pixels).clone()
 
 
 def invert(pixels: Tensor) -> Tensor:
-    """Black and white exchanged; float32 ``[3, H, W]`` in [0, 1]."""
+    """The image with black and white exchanged; float32 ``[3, H, W]`` in [0, 1]."""
     return 1 - pixels
 
 
 def depth(pixels: Tensor) -> Tensor:
-    """The values stretched to the whole range; float32 ``[3, H, W]`` in [0, 1]."""
+    """The values of a depth map, stretched to the whole range; float32 ``[3, H, W]`` in [0, 1]."""
     low, high = pixels.aminmax()
     return (pixels - low) / (high - low).clamp(min=torch.finfo(pixels.dtype).tiny)
 
 
 def tile(pixels: Tensor) -> Tensor:
-    """The image itself; float32 ``[3, H, W]`` in [0, 1]."""
+    """The image itself, unchanged; float32 ``[3, H, W]`` in [0, 1]."""
     return pixels
 
 

@@ -20,8 +20,8 @@ from kdrt.images.output import to_images
 from kdrt_engines import Binding, Engine
 
 ImageFilter = Callable[[Image.Image], Image.Image | bool | None]
-"""Called with every image. It returns the image to show instead; or False to black it out;
-or None or True to let it pass."""
+"""A function that is called with every image. It returns an image to show instead, False to black
+the image out, or None or True to keep it."""
 
 _BINDINGS = 2
 _CARE = 0.01
@@ -33,7 +33,7 @@ class SafetyChecker:
 
     Args:
         engine: the ``safety_checker`` component.
-        turn: entered to run, as the buffers hold one run at a time.
+        turn: a context that is entered for each run, because the buffers hold one run at a time.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class SafetyChecker:
         self._bindings: LruCache[int, Binding] = LruCache(_BINDINGS)
 
     def release(self) -> None:
-        """Let go of what was bound."""
+        """Free the bindings of the engine."""
         self._bindings.clear()
 
     @torch.no_grad()
@@ -55,7 +55,7 @@ class SafetyChecker:
         """Whether each image is flagged.
 
         Raises:
-            NonFiniteError: a score is not finite, so nothing can be said.
+            NonFiniteError: a score is not finite, so the image cannot be judged.
         """
         with self._turn():
             return self._flags(images)
@@ -75,8 +75,9 @@ class SafetyChecker:
 
 
 def is_flagged(special: Tensor, concept: Tensor) -> bool:
-    """The checker's rule: an image is flagged if a score of its concepts, rounded to thousandths,
-    is above 0; and 0.01 sooner if one of the special concepts is.
+    """The rule of the checker: an image is flagged if the score of a concept, rounded to
+    thousandths, is above 0. If a special concept's score is above 0, all scores of concepts count
+    0.01 more.
 
     Args:
         special: float32 ``[M]``, cosines less thresholds.
@@ -90,18 +91,18 @@ def is_flagged(special: Tensor, concept: Tensor) -> bool:
 def check_images(
     pixels: Tensor, checker: SafetyChecker | None, image_filter: ImageFilter | None
 ) -> tuple[Tensor, list[bool]]:
-    """Images after both have seen them.
+    """Apply the safety checker and the user's filter to images.
 
     Args:
         pixels: float32 ``[B, 3, H, W]`` in about [-1, 1].
-        checker: blacks out what it flags.
-        image_filter: called with what the checker let pass.
+        checker: blacks out what it flags; None to skip it.
+        image_filter: called with the images that the checker let pass; None to skip it.
 
     Returns:
         The pixels, and for each image whether it was blacked out.
 
     Raises:
-        InvalidRequestError: the filter returned something else than an `ImageFilter` does.
+        InvalidRequestError: the filter returned something that an `ImageFilter` must not return.
     """
     images = to_images(pixels, "pil")
     flags = [False] * len(pixels) if checker is None else checker(list(images))

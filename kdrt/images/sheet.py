@@ -42,13 +42,13 @@ def image_grid(
     """Put images on one white sheet, row by row.
 
     Args:
-        images: what :attr:`kdrt.Result.images` holds, of any ``output_type`` but ``"latent"``; a
-            list of PIL images, arrays ``[H, W, 3]`` or tensors ``[3, H, W]`` in [0, 1]; or one
-            image. Where the sheet would have a side of more than `MAX_SHEET_SIDE` pixels,
-            they are scaled down.
-        labels: a text for each, written below it on up to three lines. What is not ASCII is drawn
-            with a font of the system if there is one, and else spelled in ASCII.
-        columns: images in a row; None makes as many rows as columns.
+        images: the contents of :attr:`kdrt.Result.images`, with any ``output_type`` except
+            ``"latent"``; a list of PIL images, arrays ``[H, W, 3]`` or tensors ``[3, H, W]`` in
+            [0, 1]; or one image. They are scaled down if a side of the sheet would exceed
+            `MAX_SHEET_SIDE` pixels.
+        labels: a text for each image, written below it on up to three lines. Text that is not ASCII
+            is drawn with a system font if there is one, and otherwise spelled in ASCII.
+        columns: images in a row; None makes about as many rows as columns.
 
     Returns:
         An RGB image.

@@ -10,12 +10,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the UNet is told of B prompts.
+    """The embeddings of B prompts that the UNet gets.
 
     Attributes:
-        encoder_hidden_states: ``[B, L, D]``, the text encoders side by side along D.
-        text_embeds: ``[B, P]``, the pooled embedding of the last encoder; None where the family
-            has none.
+        encoder_hidden_states: ``[B, L, D]``, with the text encoders side by side along D.
+        text_embeds: ``[B, P]``, the pooled embedding of the last encoder; None if the family has
+            none.
     """
 
     encoder_hidden_states: Tensor
@@ -27,7 +27,7 @@ class Conditioning:
         return self.encoder_hidden_states.shape[1]
 
     def one(self, index: int) -> Conditioning:
-        """That of one prompt, still as a batch: B = 1."""
+        """The conditioning of one prompt, as a batch with B = 1."""
         pooled = self.text_embeds
         return Conditioning(
             self.encoder_hidden_states[index : index + 1],
@@ -35,6 +35,7 @@ class Conditioning:
         )
 
     def to(self, device: torch.device) -> Conditioning:
+        """The same on ``device``."""
         pooled = self.text_embeds
         return Conditioning(
             self.encoder_hidden_states.to(device), None if pooled is None else pooled.to(device)
@@ -50,7 +51,8 @@ class Conditioning:
 
 
 def zeros_like(conditioning: Conditioning) -> Conditioning:
-    """The conditioning SDXL was trained to take for "no negative prompt at all"."""
+    """Zeros of the same shapes: the conditioning that SDXL was trained to take for "no negative
+    prompt at all"."""
     pooled = conditioning.text_embeds
     return Conditioning(
         torch.zeros_like(conditioning.encoder_hidden_states),

@@ -52,12 +52,13 @@ class Encoded:
 
 
 class TextEncoder:
-    """One text encoder: its tokenizer, its token embeddings, its engine, and its memory.
+    """One text encoder: its tokenizer, its token embeddings, its engine, and a cache of encoded
+    prompts.
 
     Attributes:
         learned: tokens beyond its table; see :meth:`relearn`.
         has_learned: whether there are any.
-        times_invalidated: how often it forgot what it made of prompts.
+        times_invalidated: how often the cache was cleared.
 
     Raises:
         BundleError: a file of the encoder cannot be read.
@@ -78,7 +79,7 @@ class TextEncoder:
         )
 
     def encode(self, prompt: str, clip_skip: int = 0, weighting: Weighting = PLAIN) -> Encoded:
-        """Encode one prompt, or remember it.
+        """Encode one prompt, or take it from the cache.
 
         Raises:
             InvalidRequestError: see :func:`hidden_layer`.
@@ -88,7 +89,7 @@ class TextEncoder:
         return self._remembered.get(key, lambda: self._encode(prompt, layer, weighting))
 
     def length(self, prompt: str, weighting: Weighting = PLAIN) -> int:
-        """How many tokens a prompt is encoded as."""
+        """The number of tokens that a prompt is encoded as."""
         chunks = 1
         if weighting.mode != "none":
             chunks = len(self.tokenizer.chunks(prompt, weighting.comma_backtrack))
@@ -97,9 +98,9 @@ class TextEncoder:
     def encode_together(
         self, prompts: Sequence[str], clip_skip: int = 0, length: int | None = None
     ) -> tuple[Tensor, Tensor, list[Truncation]]:
-        """Encode B prompts as plain text in one run of the engine, and remember nothing.
+        """Encode B prompts as plain text in one run of the engine, without the cache.
 
-        The last bits of a prompt's embeddings depend on its company then, as they did in the
+        The last bits of a prompt's embeddings then depend on the other prompts, as they did in the
         removed pipelines.
 
         Args:
@@ -127,25 +128,25 @@ class TextEncoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the engine runs."""
+        """The device that the engine runs on."""
         return self._engine.device
 
     def use(self, engine: Engine) -> None:
-        """Go on with another engine, or with the same one after its weights have changed."""
+        """Use another engine from now on, or the same one after its weights have changed."""
         self._engine, self._binding = engine, None
         self.invalidate()
 
     def release(self) -> None:
-        """Let go of what was bound; prompts stay remembered."""
+        """Free the binding of the engine; the cache of prompts stays."""
         self._binding = None
 
     def invalidate(self) -> None:
-        """Forget every prompt: the encoder now makes something else of it."""
+        """Clear the cache, because the encoder now encodes prompts differently."""
         self.times_invalidated += 1
         self._remembered.clear()
 
     def relearn(self) -> None:
-        """Take over what was changed in :attr:`learned`."""
+        """Apply changes to :attr:`learned`."""
         self.has_learned = bool(self.learned.tokens)
         self.tokenizer.use(self.learned)
         self.invalidate()
@@ -197,7 +198,7 @@ class PromptEncoder:
 
     Args:
         bundle: holds tokenizers and token embeddings.
-        engines: one a text encoder, by the name of its component.
+        engines: one for each text encoder, by the name of its component.
 
     Raises:
         BundleError: a file of an encoder cannot be read.
@@ -210,7 +211,7 @@ class PromptEncoder:
 
     @property
     def version(self) -> int:
-        """Another number whenever a prompt may have become something else."""
+        """A number that changes whenever prompts may be encoded differently."""
         return sum(encoder.times_invalidated for encoder in self.encoders)
 
     @torch.no_grad()
@@ -223,12 +224,11 @@ class PromptEncoder:
         """Encode B prompts.
 
         Args:
-            prompts: for every text encoder, in order, its B prompts.
-            clip_skip: how many hidden states before the usual one to take. Leave it 0 for
-                negative prompts: that is how the removed pipelines, and images made with
-                them, did it.
+            prompts: for every text encoder, in order, the B prompts for it.
+            clip_skip: how many hidden states before the usual one to take. Leave it at 0 for
+                negative prompts: so did the removed pipelines, and the images made with them.
             weighting: how to read emphasis and long prompts. All prompts get as many chunks as
-                the longest, as if an empty prompt followed them.
+                the longest one, as if an empty prompt followed them.
 
         Returns:
             The conditioning, and every distinct prompt that was too long.
@@ -252,7 +252,8 @@ class PromptEncoder:
         return Conditioning(torch.cat(hidden, dim=-1), pooled), tuple(dict.fromkeys(truncations))
 
     def length(self, prompts: Sequence[Sequence[str]], weighting: Weighting = PLAIN) -> int:
-        """How many tokens the conditioning of these prompts will have; see :meth:`encode`."""
+        """The number of tokens that the conditioning of these prompts will have; see
+        :meth:`encode`."""
         return max(
             encoder.length(text, weighting)
             for encoder, texts in zip(self.encoders, prompts, strict=True)
@@ -297,7 +298,7 @@ class PromptEncoder:
         return Conditioning(torch.cat([hidden, padding], dim=1), conditioning.text_embeds)
 
     def use(self, engines: Mapping[str, Engine]) -> None:
-        """Go on with other engines, by component; encoders that are not named stay."""
+        """Use other engines from now on, by component; encoders that are not named keep theirs."""
         for encoder in self.encoders:
             if encoder.facts.component in engines:
                 encoder.use(engines[encoder.facts.component])
@@ -308,8 +309,7 @@ class PromptEncoder:
             encoder.release()
 
     def invalidate(self, component: str | None = None) -> None:
-        """Forget every prompt of one text encoder, or of all; see
-        :meth:`TextEncoder.invalidate`."""
+        """Clear the cache of one text encoder, or of all; see :meth:`TextEncoder.invalidate`."""
         for encoder in self.encoders:
             if component in (None, encoder.facts.component):
                 encoder.invalidate()

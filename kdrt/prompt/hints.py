@@ -16,10 +16,10 @@ from kdrt.common.validation import excerpt
 
 
 class PromptSyntaxWarning(UserWarning):
-    """Part of a prompt is written for another program, and is read as plain text.
+    """Part of a prompt uses the syntax of another program and is read as plain text.
 
     Attributes:
-        advice: what to do about it, the same for all examples of one kind.
+        advice: what to do about it; the same for all examples of one kind.
     """
 
     def __init__(self, example: str, advice: str) -> None:

@@ -28,7 +28,7 @@ class Truncation:
 
     Attributes:
         prompt: the whole prompt.
-        kept_tokens: how many of its tokens were used, start and end marks not counted.
+        kept_tokens: how many of its tokens were used, not counting start and end marks.
         dropped_text: the end of the prompt, which had no effect.
     """
 
@@ -45,10 +45,11 @@ class Truncation:
 
 @dataclass(frozen=True)
 class Tokens:
-    """What a text encoder reads at once: ``[bos, …, eos, pad, …]``, always ``max_length`` ids.
+    """The ids that a text encoder reads at once: ``[bos, …, eos, pad, …]``, always ``max_length``
+    of them.
 
-    ``weights`` are those of the tokens; marks and padding have 1. ``eos_index`` is where the
-    encoder pools.
+    ``weights`` are those of the tokens; marks and padding have a weight of 1. ``eos_index`` is the
+    position at which the encoder pools.
     """
 
     ids: tuple[int, ...]
@@ -57,7 +58,7 @@ class Tokens:
     truncation: Truncation | None = None
 
     def cut(self, length: int, eos: int) -> Tokens:
-        """The first ``length`` of them, the last of which is ``eos`` where that would be lost."""
+        """The first ``length`` ids. If that would lose ``eos``, it is the last of them."""
         ids, last = self.ids[:length], length - 1
         if eos not in ids:
             ids = (*ids[:last], eos)
@@ -86,7 +87,7 @@ class _Piece:
 
 
 class PromptTokenizer:
-    """CLIP's tokenizer, padding and truncating as the text encoder was trained.
+    """CLIP's tokenizer, which pads and truncates as in the training of the text encoder.
 
     Raises:
         BundleError: ``tokenizer.json`` cannot be read.
@@ -111,7 +112,7 @@ class PromptTokenizer:
             )
 
     def __call__(self, prompt: str) -> Tokens:
-        """The whole prompt as plain text, cut where it is too long."""
+        """The whole prompt as plain text, cut if it is too long."""
         room = self._facts.max_length - 2
         places = [(id_, piece.start) for piece in self._pieces(prompt) for id_ in piece.ids]
         truncation = None
@@ -121,7 +122,7 @@ class PromptTokenizer:
         return self._framed(ids, [1.0] * len(ids), truncation)
 
     def ids(self, text: str) -> list[int]:
-        """All ids of a text as it is, without marks, and those of learned tokens with them."""
+        """All ids of a text as it is, without marks, including those of learned tokens."""
         return [id_ for piece in self._pieces(text) for id_ in piece.ids]
 
     def tokens(self, text: str) -> list[str]:
@@ -129,7 +130,7 @@ class PromptTokenizer:
         return list(self._tokenizer.encode(text, add_special_tokens=False).tokens)
 
     def text(self, ids: list[int], skip_marks: bool) -> str:
-        """What ids stand for."""
+        """The text that the ids stand for; ``skip_marks`` leaves out special tokens."""
         text = str(self._tokenizer.decode(ids, skip_special_tokens=skip_marks))
         return text.replace("</w>", " ").strip()
 
@@ -137,7 +138,7 @@ class PromptTokenizer:
         """The prompt with emphasis, in as many chunks as it needs; see :mod:`.weighting`.
 
         Raises:
-            InvalidRequestError: they are more than any UNet could attend to.
+            InvalidRequestError: there are more chunks than any UNet could attend to.
         """
         sections = [
             [
@@ -154,7 +155,7 @@ class PromptTokenizer:
         )
 
     def use(self, vocabulary: Vocabulary) -> None:
-        """Know these learned tokens, and no others.
+        """Use these learned tokens and no others.
 
         As in diffusers, ``token`` stands for all of its vectors, and ``token_1``, ``token_2``, …
         for a single one, where no token has that name.

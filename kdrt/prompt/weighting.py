@@ -49,11 +49,11 @@ class Weighting:
     """How prompts are read.
 
     Attributes:
-        mode: ``"none"`` takes every character for what it is and cuts what is too long.
-            ``"a1111"`` knows emphasis and makes chunks of long prompts; each chunk keeps the
-            mean it had without emphasis. ``"a1111_no_norm"`` is the same without that last step.
-        comma_backtrack: where a chunk is full, move what follows its last comma to the next one,
-            if that is at most so many tokens. 0 never does.
+        mode: ``"none"`` reads every character literally and cuts a prompt that is too long.
+            ``"a1111"`` reads emphasis and splits long prompts into chunks; each chunk is scaled to
+            the mean it had without emphasis. ``"a1111_no_norm"`` does the same without scaling.
+        comma_backtrack: when a chunk is full, move the text after its last comma to the next chunk,
+            if that text is at most this many tokens long. 0 never moves any.
     """
 
     mode: WeightingMode = "none"

@@ -673,8 +673,8 @@ class RequestFields(PromptFields, total=False):
     region_base_weight: Annotated[
         float,
         Field(
-            help="How much the image's own prompt counts inside regions, which have a weight of 1 "
-            "themselves; 0 keeps it out of them.",
+            help="How much the image's own prompt counts inside regions, compared with their "
+            "weight of 1; 0 keeps it out of them.",
             default=0.2,
             minimum=0,
             maximum=1000,

@@ -112,23 +112,26 @@ class RecordedRequest:
 
 
 def request_from(path: str | os.PathLike[str], **changes: Unpack[Request]) -> Request:
-    """The request that made an image, from the text in its file.
+    """The request that made an image, read from the text in its file.
 
         pipe(**kdrt.request_from("circle.png"))               # the same image
         pipe(**kdrt.request_from("circle.png", steps=50))     # the same with more steps
 
     Args:
-        path: an image of kdrt, of the AUTOMATIC1111 web UI or of another program whose metadata
-            is known.
-        changes: fields to use in place of the image's.
+        path: an image from kdrt, the AUTOMATIC1111 web UI or another program whose metadata kdrt
+            can read.
+        changes: fields that replace those of the image.
+
+    Returns:
+        The request.
 
     Raises:
         InvalidRequestError: there is no such file, or it does not say how it was made.
-        UnknownFieldError: there is no such field.
+        UnknownFieldError: a field in ``changes`` does not exist.
 
     Warns:
-        MetadataWarning: something shaped the image that a request cannot hold: an image to begin
-            with, LoRAs, …
+        MetadataWarning: the image was shaped by something that is not in the request, such as an
+            initial image or LoRAs.
     """
     recorded = read_request(path).changed(changes).usable()
     recorded.warn_of_left_out()

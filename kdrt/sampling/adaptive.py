@@ -32,12 +32,12 @@ _MAX_TRIES = 10_000
 
 @dataclass(frozen=True, slots=True)
 class AdaptiveStep(Step):
-    """An accepted step of one image; the others of the batch are finished, or not begun.
+    """An accepted step of one image; the other images of the batch are finished, or not begun.
 
     Attributes:
-        image: whose step it is.
-        evaluations: calls of the denoiser so far, for this image.
-        rejected: tries thrown away so far, for this image.
+        image: the image of the step, counted from 0.
+        evaluations: calls of the denoiser for this image so far.
+        rejected: rejected tries for this image so far.
     """
 
     image: int
@@ -51,14 +51,14 @@ def run_adaptive(
     denoiser_of: Callable[[int], Denoise],
     noise: Noise = None,
 ) -> Iterator[AdaptiveStep]:
-    """Execute ``plan`` for one image after the other, yielding after every accepted step.
+    """Execute ``plan`` for one image after the other, and yield after every accepted step.
 
     Args:
         plan: from `kdrt.sampling.make_plan`.
         latents: ``[B, …]`` of any floating dtype, scaled by ``plan.sigmas[0]``. Not modified.
-        denoiser_of: from an image's number to a denoiser for a batch of this one image; asked
-            when its turn comes.
-        noise: for steps with ``eta`` above 0, a function from an image's number to its next
+        denoiser_of: from the number of an image to a denoiser for a batch of that one image;
+            called when its turn comes.
+        noise: for steps with ``eta`` above 0, a function from the number of an image to its next
             standard normal draw, of the shape of its latents.
 
     Raises:

@@ -41,10 +41,10 @@ _BEFORE_ALL = 999999999.9
 
 @dataclass(frozen=True, slots=True)
 class ForeignPlan:
-    """A foreign sampler on a grid; like `Plan` it has ``sampler``, ``sigmas`` and ``steps``.
+    """A foreign sampler on a grid. Like `Plan`, it has ``sampler``, ``sigmas`` and ``steps``.
 
     Attributes:
-        sampler: what to call it: the name of the function.
+        sampler: its name, which is that of the function.
         sigmas: the grid, descending; may end in 0.
         function: the sampler.
         options: its own arguments.
@@ -74,14 +74,14 @@ def foreign_plan(sampler: str | Sampler, sigmas: Sequence[float], /, **options: 
     """Prepare a run of a foreign sampler.
 
     Args:
-        sampler: a function, or ``"k_diffusion.sample_heun"`` and the like, which takes it from
-            the package installed.
+        sampler: a function; or a name such as ``"k_diffusion.sample_heun"``, which takes the
+            function from the installed package.
         sigmas: N + 1 noise levels, strictly descending; usually ends in 0. A function that takes
-            ``sigma_min`` and ``sigma_max`` instead gets the ends, and N as ``n``.
-        options: passed on.
+            ``sigma_min`` and ``sigma_max`` instead gets the two ends, and N as ``n``.
+        options: passed on to the function.
 
     Raises:
-        InvalidRequestError: an unusable grid, a function that takes no such option, or whose
+        InvalidRequestError: the grid is unusable, the function takes no such option, or its
             package is missing.
     """
     function = k_diffusion_sampler(sampler) if isinstance(sampler, str) else sampler
@@ -111,16 +111,17 @@ def run_foreign(
     noise_schedule: NoiseSchedule | None = None,
     seed: int = 0,
 ) -> Iterator[Step]:
-    """Run a foreign sampler, yielding after every step like `kdrt.sampling.run`.
+    """Run a foreign sampler and yield after every step, like `kdrt.sampling.run`.
 
-    The function is given, if it has a parameter of that name: ``extra_args`` (empty),
-    ``disable`` (True), ``callback``, and ``noise_sampler``, which draws from ``noise`` image by
-    image. ``torch.randn_like`` and ``torch.randn`` of the latents' shape draw from there as well,
-    so an image does not depend on its batch. PyTorch's global generator is the function's own
-    while it runs, seeded with ``seed``, and the caller's again at every step.
+    The function is given these arguments, if it has parameters of these names: ``extra_args``
+    (empty), ``disable`` (True), ``callback``, and ``noise_sampler``, which draws from ``noise``
+    image by image. ``torch.randn_like`` and ``torch.randn`` of the latents' shape draw from
+    ``noise`` too, so an image does not depend on its batch. While the function runs, PyTorch's
+    global generator belongs to it and is seeded with ``seed``; at every step the caller has its own
+    generator state again.
 
-    A step is known to be complete when the next one calls back: what a step yields is exact, but
-    one evaluation of the following step has been made by then. A function that never calls back
+    A step is known to be complete only when the next one calls back. What a step yields is exact,
+    but one evaluation of the following step has been made by then. A function that never calls back
     yields once, at its end.
 
     Args:
@@ -130,11 +131,11 @@ def run_foreign(
         noise: gives each image its own noise.
         noise_schedule: the model's training table, for functions that ask the model for it; see
             `ForeignModel`.
-        seed: of what the function draws from PyTorch's global generator on its own.
+        seed: seeds PyTorch's global generator, for what the function draws from it.
 
     Raises:
-        InvalidRequestError: the function asked for what the model cannot do, or did not return
-            latents. Its own exceptions are raised as they are.
+        InvalidRequestError: the function asked for something that the model cannot do, or did not
+            return latents. Its own exceptions are raised as they are.
     """
     model = ForeignModel(denoise, latents, noise_schedule)
     # The current stream belongs to a thread, and buffers are written on the caller's.

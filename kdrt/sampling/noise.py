@@ -23,28 +23,28 @@ one after the other, are the numbers of a single draw."""
 
 
 class NoiseSource(Protocol):
-    """Where the noise of a plan comes from."""
+    """A source of the noise of a plan."""
 
     def draw(self, slots: Sequence[NoiseSlot]) -> Tensor:
-        """Draw every slot of a plan: float32 ``[len(slots), B, C, H, W]``, with the joint law
-        that `NoiseSlot` describes."""
+        """Draw every slot of a plan: float32 ``[len(slots), B, C, H, W]``, with the joint
+        distribution that `NoiseSlot` describes."""
         ...
 
 
 class SeededNoise:
     """Noise from one generator per image: an image depends on its seed, not on its batch.
 
-    The generators are CPU generators whatever the device, so that a seed means the same image
-    everywhere. Each image draws its initial latents first, at construction, then its slots one
+    The generators run on the CPU, whatever the device, so that a seed gives the same image
+    everywhere. Each image first draws its initial latents, at construction, then its slots one
     after the other.
 
     Args:
-        seeds: one per image: a seed, or a CPU generator to go on with.
-        shape: ``(C, H, W)`` of one image's latents.
-        device: where the results are delivered; drawing is on the host.
+        seeds: one per image: a seed, or a CPU generator to continue with.
+        shape: ``(C, H, W)`` of the latents of one image.
+        device: where the results are returned; the host draws them.
 
     Raises:
-        InvalidRequestError: no seed at all, or a generator that is not on the CPU.
+        InvalidRequestError: there is no seed, or a generator is not on the CPU.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class SeededNoise:
     def draw(self, slots: Sequence[NoiseSlot]) -> Tensor:
         """Draw the noise of ``slots``: float32 ``[len(slots), B, C, H, W]``.
 
-        Overlapping slots are correlated as `correlate` says. Calling again goes on with the
+        Overlapping slots are correlated as `correlate` describes. Another call continues with the
         same generators.
         """
         noise = torch.empty((len(slots), *self._latents.shape), dtype=torch.float32)
@@ -79,8 +79,8 @@ class SeededNoise:
         return noise.to(self._device)
 
     def another(self, image: int) -> Tensor:
-        """One more draw from an image's generator, float32 ``[C, H, W]``: the noise of a run whose
-        steps are not known beforehand."""
+        """One more draw from the generator of an image, float32 ``[C, H, W]``, for runs whose steps
+        are not known beforehand."""
         draw = torch.empty(self._shape, dtype=torch.float32).normal_(
             generator=self._generators[image]
         )
@@ -97,17 +97,17 @@ class SeededNoise:
 
 
 class BrownianNoise:
-    """Increments of torchsde's Brownian tree, for the images k-diffusion makes from a seed.
+    """Increments of torchsde's Brownian tree, for the images that k-diffusion makes from a seed.
 
-    Bit-equal to k-diffusion's ``BrownianTreeNoiseSampler`` on float32 latents and float32 σ.
-    (Its dpmpp_sde asks the tree for σ that went through a float32 logarithm and back, an ulp away
-    from ours: there, latents agree to 1e-3 of the highest σ.) A query costs some fifty calls of
-    ``randn`` and does not depend on the order of queries, so all are made before the loop. Use
-    `SeededNoise` unless seeds must match: its distribution is the same.
+    The noise is bit-equal to k-diffusion's ``BrownianTreeNoiseSampler`` on float32 latents and
+    float32 σ. (k-diffusion's dpmpp_sde asks the tree for σ that went through a float32 logarithm
+    and back, an ulp away from ours; its latents agree to 1e-3 of the highest σ.) A query costs some
+    fifty calls of ``randn`` and does not depend on the order of queries, so all are made before the
+    loop. Use `SeededNoise` unless seeds must match: its distribution is the same.
 
     Args:
         x_shape: ``(B, C, H, W)`` of the latents.
-        seeds: an int is one tree over the whole batch (the image then depends on its place in the
+        seeds: an int is one tree for the whole batch (an image then depends on its place in the
             batch); a sequence is one tree per image.
         sigma_min: lowest positive σ of the grid.
         sigma_max: highest σ of the grid.
@@ -142,8 +142,8 @@ class BrownianNoise:
         """Draw the noise of ``slots`` on the host: float32 ``[len(slots), B, C, H, W]``.
 
         Raises:
-            InvalidRequestError: a slot outside the range of the tree, or one of churn, whose noise
-                lies on no Brownian path.
+            InvalidRequestError: a slot is outside the range of the tree, or is one of churn, whose
+                noise lies on no Brownian path.
         """
         noise = torch.empty((len(slots), *self._shape), dtype=torch.float32)
         for index, slot in enumerate(slots):

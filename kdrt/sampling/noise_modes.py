@@ -33,7 +33,7 @@ _TREE_SAMPLERS = ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde")
 
 
 class RunNoise(NoiseSource, Protocol):
-    """All noise of a run."""
+    """All noise of a run: its initial latents, and the noise of its slots."""
 
     def latents(self) -> Tensor:
         """The initial latents: standard normal float32 ``[B, C, H, W]``, not yet scaled by σ."""
@@ -42,16 +42,16 @@ class RunNoise(NoiseSource, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NoiseInfo:
-    """What there is to know about a mode.
+    """Facts about a noise mode.
 
     Attributes:
         name: canonical name.
         meaning: one line on what it draws.
         make: from seeds, a shape ``(C, H, W)``, a plan and noise seeds to the noise of a run.
-        has_noise_seed: whether the noise on the way can have a seed of its own.
-        tree: which plans it gives a Brownian tree.
-        has_churn: whether it has noise for churn too.
-        one_seed: the batch has one seed; its images' seeds count up from it.
+        has_noise_seed: whether the noise of the steps can have its own seed.
+        tree: tells which plans get a Brownian tree.
+        has_churn: whether it also has noise for churn.
+        one_seed: whether the batch has one seed, from which the seeds of its images count up.
     """
 
     name: str
@@ -166,7 +166,7 @@ NOISES: Mapping[str, NoiseInfo] = MappingProxyType({info.name: info for info in 
 
 
 def find_noise(name: str) -> NoiseInfo:
-    """The mode of a name.
+    """The noise mode of that name.
 
     Raises:
         InvalidRequestError: there is no such mode.
@@ -182,12 +182,20 @@ def check_noise(
     noise_seeds: Sequence[int] | None,
     options: Mapping[str, Any],
 ) -> None:
-    """Refuse what a mode cannot draw, before anything is drawn.
+    """Refuse what a noise mode cannot draw, before anything is drawn.
+
+    Args:
+        info: the mode.
+        plan: the plan of the run.
+        seeds: one per image.
+        noise_seeds: likewise, for the noise of the steps; None if there are none.
+        options: the options of the mode.
 
     Raises:
-        InvalidRequestError: an unknown option or one out of range; a noise seed where the mode has
-            none; several seeds where it has one; churn where it has none; a Brownian tree of a
-            GPU's numbers, or without torchsde.
+        InvalidRequestError: an option is unknown or out of range; a noise seed is given to a mode
+            that has none, or several seeds to a mode that has one; the plan has churn and the mode
+            has no noise for it; or the plan needs a Brownian tree, and the numbers are those of a
+            GPU or torchsde is not installed.
     """
     for name, value in options.items():
         if name not in info.options:

@@ -35,8 +35,8 @@ class NoiseSlot(NamedTuple):
 
 
 class Correction(NamedTuple):
-    """What a predictor-corrector method makes of the state at the start of a step once the
-    denoiser has seen the predicted one.
+    """How a predictor-corrector method corrects the state at the start of a step, after the
+    denoiser has evaluated the predicted state.
 
         corrected start = base · (state at the start of the step before) + Σⱼ denoised[j] · Dⱼ
                           + noise · ξ[slot]
@@ -64,8 +64,8 @@ class Stage(NamedTuple):
         new state = base · (state at the start of this step) + Σⱼ denoised[j] · Dⱼ
                     + Σⱼ unconditional[j] · Uⱼ + noise · ξ[slot]
 
-    where D₁ is the result of the stage before, D₂ the one before that, across step boundaries,
-    and U is the part of D without guidance.
+    where D₁ is the result of the previous stage, D₂ that of the stage before it, and so on across
+    step boundaries. Uⱼ is the result without guidance that belongs to Dⱼ.
 
     Attributes:
         sigma: noise level at which the denoiser is evaluated.
@@ -74,7 +74,7 @@ class Stage(NamedTuple):
         noise: standard deviation of the noise added, 0 for none.
         slot: index into `Plan.slots`, None where ``noise`` is 0.
         ends_step: the new state is the next step's start; otherwise it is only evaluated.
-        unconditional: coefficients of U₀, U₁, …: what CFG++ samplers are made of.
+        unconditional: coefficients of U₀, U₁, …, which CFG++ samplers use.
         correction: applied to the start of the step before the new state is computed.
     """
 
@@ -90,10 +90,10 @@ class Stage(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A sampler applied to a grid: what `kdrt.sampling.run` executes.
+    """A sampler applied to a grid. `kdrt.sampling.run` executes it.
 
-    Noise that a sampler adds *before* an evaluation (churn) is part of the stage before it; for
-    the first evaluation it is ``initial_noise · ξ[initial_slot]``, added to the latents given.
+    Noise that a sampler adds *before* an evaluation (churn) is part of the previous stage. For the
+    first evaluation it is ``initial_noise · ξ[initial_slot]``, added to the given latents.
 
     Attributes:
         sampler: canonical name of the sampler.
@@ -102,9 +102,9 @@ class Plan:
         slots: the noise to draw, in the order in which the stages use it.
         initial_noise: standard deviation of the noise added before the first stage.
         initial_slot: its slot, None where ``initial_noise`` is 0.
-        residual: the coefficients in `Stage.denoised` multiply ``x - D`` (x the state that was
-            evaluated) in place of D. A multistep method on the derivative (x - D)/σ has no finite
-            form in D alone, since its memory holds past states too.
+        residual: the coefficients in `Stage.denoised` multiply ``x - D`` (x is the evaluated
+            state) instead of D. A multistep method on the derivative (x - D)/σ has no finite form
+            in D alone, because its memory also holds past states.
     """
 
     sampler: str
@@ -132,7 +132,7 @@ class Plan:
 
     @property
     def history(self) -> int:
-        """How many results the executor holds at once, the newest included."""
+        """The number of results that the executor holds at once, including the newest."""
         return max(
             max(
                 len(stage.denoised),
@@ -144,5 +144,5 @@ class Plan:
 
     @property
     def needs_unconditional(self) -> bool:
-        """Whether the denoiser must hand out its unconditional results too."""
+        """Whether the denoiser must also provide its results without guidance."""
         return any(stage.unconditional for stage in self.stages)

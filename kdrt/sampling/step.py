@@ -12,7 +12,8 @@ Denoise = Callable[[Tensor, float], Tensor]
 """``(x, sigma) -> denoised``, of the shape and dtype of ``x``, which it must not modify."""
 
 Noise = Tensor | Callable[[int], Tensor] | None
-"""Of a plan's slots, or for an adaptive plan: from an image's number to its next draw."""
+"""The noise of a plan's slots; for an adaptive plan, a function from the number of an image to its
+next draw."""
 
 
 class HasUnconditional(Protocol):
@@ -32,9 +33,9 @@ class Step:
         index: 0 for the first step.
         sigma: noise level at the start of the step.
         sigma_next: noise level at its end.
-        latents: the new state, of the latents' shape, dtype and device. Where the next step is
-            churned, its noise is already in.
-        denoised: the newest result of the denoiser (a preview of the image).
+        latents: the new state, of the latents' shape, dtype and device. If the next step begins
+            with churn, that noise is already added.
+        denoised: the newest result of the denoiser, a preview of the image.
     """
 
     index: int

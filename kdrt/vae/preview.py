@@ -63,15 +63,16 @@ def _images(pixels: Tensor) -> list[Image.Image]:
 
 @dataclass(frozen=True, slots=True)
 class PreviewStep(Step):
-    """A completed step of a pipeline: `kdrt.Step`, and a look at the image."""
+    """A completed step of a pipeline: a `kdrt.Step` that can also show the image so far."""
 
     previewer: Callable[[Tensor], list[Image.Image]] = field(repr=False)
     decoder: Callable[[Tensor], Tensor] = field(repr=False)
 
     def preview(self) -> list[Image.Image]:
-        """A small image of each image as the model sees it now, without its noise.
+        """A preview of each image as the model sees it now, without its noise: as small as the
+        latents, or full-size if the bundle has a preview decoder.
 
-        It reads the latents back, so on a GPU it waits for the step to be done.
+        This reads the latents back, so on a GPU it waits until the step is done.
 
         Raises:
             InvalidRequestError: the bundle was exported without previews.
@@ -79,7 +80,8 @@ class PreviewStep(Step):
         return self.previewer(self.denoised)
 
     def decode(self) -> list[Image.Image]:
-        """The same in full: what the VAE makes of the image as it stands, at the VAE's cost."""
+        """The same at full size, decoded by the VAE, which costs as much as decoding a final
+        image."""
         return _images(self.decoder(self.denoised))
 
 

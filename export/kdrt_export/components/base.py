@@ -17,29 +17,33 @@ from kdrt_export.dialects.graphs import Rows
 class ExportComponent(nn.Module):
     """A network on its way to ONNX.
 
-    It begins as the untouched diffusers or transformers network: :meth:`reference` answers with
-    it. :meth:`rewrite` changes it in place for tracing; from then on calling the component
+    At first it is the unchanged diffusers or transformers network, whose outputs :meth:`reference`
+    returns. :meth:`rewrite` changes it in place for tracing; from then on, calling the component
     computes what will be exported.
+
+    Attributes:
+        spec: the inputs and outputs of the network.
     """
 
     spec: EngineSpec
 
     neutral: Mapping[str, tuple[float, ...]] = MappingProxyType({})
-    """Values of inputs at which a part of the network changes nothing, by input; of one with a row
-    for each image, those of every row."""
+    """Values of inputs at which a part of the network has no effect, by input. If an input has a
+    row for each image, these are the values of every row."""
 
     multiples: Mapping[str, int] = MappingProxyType({})
-    """What sizes can usually be divided by, by symbol, where a network is simpler then."""
+    """Numbers that usually divide the sizes, by symbol, if the network is then simpler."""
 
     varying: Collection[str] = ()
-    """Inputs that change at every run, if others rarely do."""
+    """The inputs that change at every run, if the others rarely change."""
 
     usual_height: int | None = None
-    """Rows of the first input at the size the network was made for; None if it is no image and
-    no latents."""
+    """Rows of the first input at the size that the network was made for; None if that input is
+    neither an image nor latents."""
 
     def image(self, *, usual: bool = False) -> Rows | None:
-        """What is known of the size of the first input, at any sizes or at the ``usual`` ones."""
+        """What is known about the size of the first input, at any sizes or at the ``usual`` ones;
+        None if it is neither an image nor latents."""
         if self.usual_height is None:
             return None
         multiples = self.multiples if usual else {}
@@ -47,19 +51,19 @@ class ExportComponent(nn.Module):
         return Rows(self.usual_height, math.gcd(*self.spec.inputs[0].resolve(least)[2:]))
 
     def reference(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The outputs of the untouched network, in order. Only before :meth:`rewrite`."""
+        """The outputs of the unchanged network, in order. Call it only before :meth:`rewrite`."""
         raise NotImplementedError
 
     def rewrite(self) -> None:
-        """Apply the rewrites, in place."""
+        """Apply the rewrites in place."""
         raise NotImplementedError
 
     def make_spec(self, dtype: str) -> EngineSpec:
-        """The spec with weights of ``dtype``, a key of ``DTYPES``."""
+        """The spec of the network with weights of ``dtype``, a key of ``DTYPES``."""
         raise NotImplementedError
 
     def cast(self, dtype: torch.dtype) -> None:
-        """Convert the weights, and with them the inputs and outputs."""
+        """Convert the weights, and with them the inputs and outputs, to ``dtype``."""
         self.to(dtype)
         self.spec = self.make_spec(str(dtype).removeprefix("torch."))
 

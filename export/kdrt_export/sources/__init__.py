@@ -75,14 +75,15 @@ def open_source(
             checkpoint.
         revision: branch, tag or commit of a hub id.
         allow_pickle: accept pickled weights (read with ``weights_only``).
-        config: a diffusers folder that says what a single-file checkpoint is, where that cannot
-            be told from the file.
-        random_weights: the architecture of a short name or folder with weights drawn from ``seed``.
-        seed: of the random weights.
-        without: parts whose weights will not be asked for, which are not downloaded then.
+        config: a diffusers folder that describes a single-file checkpoint, if the file alone does
+            not say what it is.
+        random_weights: use the architecture of a short name or folder, with weights drawn from
+            ``seed``.
+        seed: seed of the random weights.
+        without: parts whose weights are not needed, and so are not downloaded.
 
     Raises:
-        SourceError: it means nothing, or cannot be read or downloaded.
+        SourceError: ``source`` means nothing, or cannot be read or downloaded.
         UnsupportedModelError: it is no Stable Diffusion 1, 2 or XL text-to-image model.
     """
     if source == "demo" and not random_weights:

@@ -69,21 +69,25 @@ _MAX_LABEL = 100
 
 @dataclass(frozen=True, slots=True)
 class SamplerInfo:
-    """What there is to know about a sampler.
+    """Facts about a sampler.
 
     Attributes:
-        name: canonical name, k-diffusion's without ``sample_`` where it has the sampler.
-        label: its name in AUTOMATIC1111's web UI or its relatives, else in that style.
+        name: canonical name: that of k-diffusion without ``sample_``, if it has the sampler.
+        label: its name in AUTOMATIC1111's web UI or a related one; otherwise a name in that style.
         planner: from a grid and keyword options to a plan; does not check its arguments.
-        order: order of convergence of the deterministic form on a smooth grid; of a sampler that
-            has none, of the variance of its results; None where it does not converge by design.
-        stochastic: draws noise with its default options.
+        order: order of convergence of the deterministic form on a smooth grid; for a sampler that
+            has no such form, of the variance of its results; None if by design it does not
+            converge.
+        stochastic: whether it draws noise with its default options.
         evaluations: calls of the denoiser in N steps down to 0; "adaptive" if the run decides.
         source: where the method was published.
-        diffusers: the diffusers scheduler that does the same, with its arguments; None if none.
-        aliases: names that other programs have for it.
-        capturable: its loop does the same whatever the image, so a CUDA graph can hold it.
-        timed: goes by training timesteps too: the planner's second argument is the training table.
+        diffusers: the diffusers scheduler that does the same, with its arguments; None if none
+            does.
+        aliases: names that other programs use for it.
+        capturable: whether its loop does the same for every image, so that a CUDA graph can hold
+            it.
+        timed: whether it also uses training timesteps; the planner's second argument is then the
+            training table.
     """
 
     name: str
@@ -277,10 +281,10 @@ _PRESETS = (
 
 
 def find_sampler(name: str) -> SamplerInfo:
-    """The sampler of a name: ours, k-diffusion's (``sample_…``, ``k_…``), a label of the web UI or
-    a name of ComfyUI.
+    """The sampler of that name: kdrt's name, k-diffusion's (``sample_…``, ``k_…``), a label of the
+    web UI, or ComfyUI's name.
 
-    Case, spaces, hyphens and underscores do not matter, and ``+`` reads as ``p``.
+    Case, spaces, hyphens and underscores do not matter, and ``+`` counts as ``p``.
 
     Raises:
         InvalidRequestError: no sampler is called that.
@@ -289,14 +293,14 @@ def find_sampler(name: str) -> SamplerInfo:
 
 
 def split_label(label: str) -> tuple[str, dict[str, Any], str | None]:
-    """Take a label apart that names a schedule too, as web UIs used to: "DPM++ 2M SDE Karras".
+    """Split a label that also names a schedule, as web UIs used to write it: "DPM++ 2M SDE Karras".
 
     Returns:
-        the sampler's canonical name, the options the label implies, and the schedule's name, None
-        if the label has none.
+        The canonical name of the sampler, the options that the label implies, and the name of the
+        schedule, which is None if the label has none.
 
     Raises:
-        InvalidRequestError: no way of splitting the label leaves a sampler and a schedule.
+        InvalidRequestError: the label cannot be split into a sampler and a schedule.
     """
     split = _split(label) if isinstance(label, str) else None
     (info, implied), schedule = split if split is not None else (_resolve(label), None)
@@ -305,7 +309,7 @@ def split_label(label: str) -> tuple[str, dict[str, Any], str | None]:
 
 def label_of(name: str, options: Mapping[str, Any]) -> str:
     """The label to show for a sampler called ``name`` with ``options``: that of the name itself,
-    unless an option takes back what the name implies.
+    unless an option overrides what the name implies.
 
     Raises:
         InvalidRequestError: no sampler is called that.
@@ -324,18 +328,22 @@ def make_plan(
     /,
     **options: Any,
 ) -> Plan | AdaptivePlan:
-    """Plan a run of ``sampler`` down ``sigmas``.
+    """Plan a run of ``sampler`` along ``sigmas``.
 
     Args:
-        sampler: any name `find_sampler` knows; "DPM++ 2M SDE Heun" also sets ``solver_type``.
-        sigmas: N + 1 noise levels, strictly descending; usually ends in 0. A NumPy array will do.
+        sampler: any name that `find_sampler` knows; "DPM++ 2M SDE Heun" also sets ``solver_type``.
+        sigmas: N + 1 noise levels, strictly descending; usually ends in 0. A NumPy array works too.
         noise_schedule: the model's training table, for samplers that are `SamplerInfo.timed`; None
             is Stable Diffusion's.
-        options: the sampler's own, see `SamplerInfo.options`; k-diffusion's names and defaults.
+        options: those of the sampler, see `SamplerInfo.options`; names and defaults are those of
+            k-diffusion.
+
+    Returns:
+        The plan, or an `AdaptivePlan` if the sampler chooses its own steps.
 
     Raises:
-        InvalidRequestError: an unknown sampler or option, an option out of range, or an unusable
-            grid; or both are such that a coefficient leaves the range of floats.
+        InvalidRequestError: the sampler or an option is unknown, an option is out of range, or the
+            grid is unusable; or a coefficient leaves the range of floats.
     """
     info, preset = _resolve(sampler)
     grid = _checked_grid(sigmas)

@@ -12,9 +12,9 @@ from kdrt.sampling.plan import NoiseSlot
 
 @dataclass(frozen=True, slots=True)
 class AdaptivePlan:
-    """A run whose steps depend on the image: tolerances in place of a `Plan`'s stages.
+    """A run whose steps depend on the image: it has tolerances instead of a `Plan`'s stages.
 
-    Of the grid, only the highest and the lowest positive σ count. The other attributes are the
+    Of the grid, only the highest and the lowest positive σ are used. The other attributes are the
     arguments of `dpm_adaptive`.
     """
 
@@ -33,22 +33,22 @@ class AdaptivePlan:
 
     @property
     def steps(self) -> int:
-        """Number of steps of the grid; the run makes as many as it needs."""
+        """Number of steps of the grid; the run takes as many as it needs."""
         return len(self.sigmas) - 1
 
     @property
     def slots(self) -> tuple[NoiseSlot, ...]:
-        """Empty: noise is drawn as the run goes."""
+        """Empty: noise is drawn during the run."""
         return ()
 
     @property
     def evaluations(self) -> None:
-        """None: only the run knows."""
+        """None: the number is known only after the run."""
         return
 
     @property
     def needs_unconditional(self) -> bool:
-        """It needs guided results only."""
+        """False: it needs only guided results."""
         return False
 
     @property

@@ -57,17 +57,17 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class ScheduleInfo:
-    """What there is to know about a schedule.
+    """Facts about a schedule.
 
     Attributes:
         name: canonical name.
-        label: its name in AUTOMATIC1111's web UI or Forge; a name in their manner where they
-            have none.
+        label: its name in AUTOMATIC1111's web UI or Forge; a name in their style if they have
+            none.
         grid: from a number of steps, the training table and keyword options to the noise levels;
             does not check its options.
         meaning: one line on how it spaces the noise levels.
         covers: where its noise levels come from: ``any range`` (sigma_min and sigma_max can be
-            asked for), ``training`` (the table's timesteps) or ``own``.
+            set), ``training`` (the timesteps of the table) or ``own``.
         aliases: further names, such as ComfyUI's.
     """
 
@@ -193,12 +193,13 @@ SCHEDULES: Mapping[str, ScheduleInfo] = MappingProxyType({info.name: info for in
 
 
 def find_schedule(name: str) -> ScheduleInfo:
-    """The schedule of a name: ours, ComfyUI's or a web UI's label.
+    """The schedule of that name: kdrt's name, ComfyUI's name or a web UI's label.
 
     Case, spaces, hyphens and underscores do not matter.
 
     Raises:
-        InvalidRequestError: no schedule is called that, or two programs mean different ones by it.
+        InvalidRequestError: no schedule is called that, or two programs use the name for different
+            ones.
     """
     if isinstance(name, str):
         if name in SCHEDULES:
@@ -224,25 +225,26 @@ def sigmas_for(
     discard_penultimate: bool = False,
     **options: Any,
 ) -> Float64Array:
-    """The descending noise levels of a run of ``steps`` steps: float64 ``[steps + 1]``, last 0.
+    """The descending noise levels of a run of ``steps`` steps: float64 ``[steps + 1]``, the last
+    one 0.
 
-    Three schedules differ from that: ``ddim_uniform`` may have more levels, ``beta_timestep`` and
-    ``laplace`` fewer where neighbours coincide, and ``kl_optimal_a1111`` ends at σmin.
+    Some schedules differ from that: ``ddim_uniform`` may have more levels, ``beta_timestep`` and
+    ``laplace`` have fewer where neighbours coincide, and ``kl_optimal_a1111`` ends at σmin.
 
     Args:
-        schedule: any name `find_schedule` knows.
-        steps: number of steps; for schedules of training timesteps at most as many as those.
+        schedule: any name that `find_schedule` knows.
+        steps: number of steps; for schedules of training timesteps, at most the number of these.
         noise_schedule: the training table; gives the default range.
-        timestep_spacing: what the checkpoint's scheduler file says: ``linspace``, ``leading`` or
-            ``trailing``; for ``scheduler``.
-        steps_offset: likewise, for ``leading``.
-        discard_penultimate: plan a step more and leave out the last level before the end, as web
+        timestep_spacing: for ``scheduler``, the spacing in the checkpoint's scheduler file:
+            ``linspace``, ``leading`` or ``trailing``.
+        steps_offset: the offset in that file, for ``leading``.
+        discard_penultimate: plan one more step and leave out the last level before the end, as web
             UIs do for samplers that evaluate the model between two levels.
-        options: the schedule's own, see `ScheduleInfo.options`.
+        options: those of the schedule, see `ScheduleInfo.options`.
 
     Raises:
-        InvalidRequestError: an unknown name or option, an impossible number of steps, an option out
-            of range, or options that make a grid which does not descend.
+        InvalidRequestError: a name or an option is unknown, the number of steps is impossible, an
+            option is out of range, or the options make a grid that does not descend.
     """
     info = find_schedule(schedule)
     steps = check_int("steps", steps, 1, MAX_STEPS)

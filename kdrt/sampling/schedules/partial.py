@@ -25,13 +25,13 @@ def partial_grid(
     """The part of a grid that is to be run.
 
     ``strength`` keeps the last ``min(int(n·strength), n)`` of n steps, as the image-to-image
-    pipelines of diffusers do; the run starts from an image with noise of the σ it begins at.
+    pipelines of diffusers do. The run starts from an image with noise of the σ where it begins.
 
     ``denoising_start`` and ``denoising_end`` are fractions of the training timesteps, counted
-    from the noisy end (the ensemble of experts of SDXL: one model runs to ``denoising_end`` and
-    the next takes over at the same ``denoising_start``). Fraction f stands for the σ of timestep
-    ``round(N - f·N)``. That σ itself becomes a point of the grid, so that two models meet exactly
-    there whatever the schedule and the number of steps of each. (diffusers cuts between points:
+    from the noisy end. (SDXL's ensemble of experts uses them: one model runs to ``denoising_end``,
+    and the next takes over at the same ``denoising_start``.) Fraction f stands for the σ of
+    timestep ``round(N - f·N)``. That σ becomes a point of the grid, so two models meet exactly
+    there, whatever the schedule and the number of steps of each. (diffusers cuts between points:
     its models meet only if both use the same grid.)
 
     Args:
@@ -45,7 +45,7 @@ def partial_grid(
         The noise levels of the part: float64, at least two.
 
     Raises:
-        InvalidRequestError: a value out of range, or nothing is left to run.
+        InvalidRequestError: a value is out of range, or no step is left to run.
     """
     grid = np.asarray(sigmas, dtype=np.float64)
     if strength is not None and denoising_start is not None:

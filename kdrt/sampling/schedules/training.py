@@ -21,7 +21,7 @@ BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
-    """The discrete schedule of training, as σ against timestep.
+    """The discrete noise schedule of training, as σ against timestep.
 
     Attributes:
         sigmas: float64 ``[N]``, ascending; entry ``t`` is ``√((1 - ᾱ_t) / ᾱ_t)``. Read-only.
@@ -74,13 +74,13 @@ class NoiseSchedule:
                 Dhariwal 2021).
             num_train_timesteps: N, the number of entries.
             trained_betas: explicit β, which replace all of the above.
-            rescale_zero_snr: shift and scale √ᾱ so that the last timestep holds noise alone and
-                the first stays as it is (Lin et al. 2023, algorithm 1). Its σ would be infinite;
-                like diffusers, take ᾱ = 2⁻²⁴ there, which is σ = 4096. Only a model that predicts
-                velocity can say anything about an image there.
+            rescale_zero_snr: shift and scale √ᾱ so that the last timestep holds only noise and the
+                first stays as it is (Lin et al. 2023, algorithm 1). Its σ would be infinite; like
+                diffusers, kdrt uses ᾱ = 2⁻²⁴ there, which is σ = 4096. At that level, only a model
+                that predicts velocity can say anything about an image.
 
         Raises:
-            InvalidRequestError: an unknown ``beta_schedule``, or betas outside (0, 1).
+            InvalidRequestError: ``beta_schedule`` is unknown, or betas are outside (0, 1).
         """
         if trained_betas is not None:
             betas = np.asarray(trained_betas, dtype=np.float64)
@@ -149,8 +149,8 @@ def stable_diffusion_table() -> NoiseSchedule:
 
 
 class ContinuousSchedule(NoiseSchedule):
-    """Training on a range of σ instead of a list: the network is told ``ln(σ) / 4`` (c_noise of
-    Karras et al. 2022, table 1). `sigmas` is a table of that range for schedules that need one."""
+    """Training on a range of σ instead of a list. The network is told ``ln(σ) / 4`` (c_noise of
+    Karras et al. 2022, table 1). `sigmas` is a table of that range, for schedules that need one."""
 
     @classmethod
     def from_range(cls, sigma_min: float, sigma_max: float, count: int = 1000) -> Self:
