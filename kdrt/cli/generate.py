@@ -22,7 +22,9 @@ def generate(
     prompts: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="PROMPT", show_default=False, help="What to draw; each prompt makes an image."
+            metavar="PROMPT",
+            show_default=False,
+            help="What to draw; several prompts make several images.",
         ),
     ] = None,
     *,
@@ -162,7 +164,7 @@ def generate(
         typer.Option(
             "--json",
             rich_help_panel=RUNNING,
-            help="Print one JSON object per image and line, with its path, seed and prompt.",
+            help="Print a line with a JSON object for each image: its path, seed and prompt.",
         ),
     ] = False,
 ) -> None:

@@ -122,7 +122,7 @@ class PromptFields(TypedDict, total=False):
         int,
         Field(
             help="With a weighting: when a chunk of a long prompt is full, the text after its last "
-            "comma moves to the next chunk if it is at most this long.",
+            "comma moves to the next chunk if it has at most this many tokens.",
             default=COMMA_BACKTRACK,
             minimum=0,
             unit="tokens",
@@ -249,7 +249,7 @@ class RequestFields(PromptFields, total=False):
     hires_strength: Annotated[
         float,
         Field(
-            help="How much the second pass changes the enlarged image; 1 makes it all new.",
+            help="How much the second pass changes the enlarged image.",
             default=HIRES_STRENGTH,
             above=0,
             maximum=1,
@@ -459,7 +459,7 @@ class RequestFields(PromptFields, total=False):
         str | None,
         Field(
             help="Settings of a few-step model, such as `lightning-4`, `lcm-4` or `turbo-1`: its "
-            "sampler, schedule, steps and guidance, as far as you do not set them.",
+            "sampler, schedule, steps and guidance, unless you set them yourself.",
             details="A key of ``kdrt.request.recipes.RECIPES``.",
             metavar="NAME",
             settles=(
@@ -483,7 +483,7 @@ class RequestFields(PromptFields, total=False):
     sampler: Annotated[
         str | Callable[..., Any],
         Field(
-            help="The sampler, see `kdrt samplers`; `DPM++ 2M Karras` sets the schedule too.",
+            help="The sampler (see `kdrt samplers`); `DPM++ 2M Karras` sets the schedule too.",
             details="A key of ``kdrt.sampling.SAMPLERS``, k-diffusion's name or a web UI's label; "
             "a function with the signature of k-diffusion's samplers; or ``k_diffusion.…`` for one "
             "of that package's own, see :func:`kdrt.sampling.run_foreign`.",
@@ -496,7 +496,7 @@ class RequestFields(PromptFields, total=False):
     schedule: Annotated[
         str,
         Field(
-            help="The noise schedule, see `kdrt schedules`.",
+            help="The noise schedule (see `kdrt schedules`).",
             details="A key of ``kdrt.sampling.SCHEDULES``, ComfyUI's name or a web UI's label.",
             default="karras",
             metavar="NAME",
