@@ -76,6 +76,14 @@ def bench(
         int | None,
         typer.Option(min=1, max=1024, help="Of every row; one a core.", show_default=False),
     ] = None,
+    update: Annotated[
+        bool,
+        typer.Option(
+            "--update",
+            help="Measure the experiments of --only again, and keep the others of the report that "
+            "is in the folder.",
+        ),
+    ] = False,
 ) -> None:
     """
     Measure how fast this machine makes images with kdrt and with its peers.
@@ -94,6 +102,7 @@ def bench(
       [cyan]kdrt bench --vs openvino,compile -o against-peers[/cyan]
       [cyan]kdrt bench --vs kdrt:openvino,kdrt:torch --only step -o engines[/cyan]
       [cyan]kdrt bench --suite full -o results[/cyan]
+      [cyan]kdrt bench --suite full --only image-real --update -o results[/cyan]
       [cyan]kdrt bench --suite full --real sdxl --only image-real --steps 20 --guidance 7[/cyan]
     """
     from kdrt_bench.requirements import check_possible
@@ -106,6 +115,7 @@ def bench(
     from kdrt_bench.models import model_of, real_size
     from kdrt_bench.progress import BenchProgress, print_table
     from kdrt_bench.suites import experiments, peers_of, selected
+    from kdrt_bench.updating import keep_images, report_to_update, updated
     from kdrt_bench.writing import new_report, write_report
 
     if suite != "full" and (real is not None or side is not None):
@@ -116,6 +126,8 @@ def bench(
     chosen, keys = _names(versus), _names(only)
     peers_of(suite, chosen)
     model = model_of(bundle)
+    cores = threads or examine().cores
+    before = report_to_update(output, suite, cores) if update else None
     with new_report(output) as partial:
         with BenchProgress() as progress:
             large = None
@@ -124,9 +136,11 @@ def bench(
                 large = real_size(real or _REAL, side)
             found = experiments(suite, model, large, chosen, rounds, Sampling(steps, guidance))
             plans = selected(found, keys)
-            cores = threads or examine().cores
             report = Measurement(suite, cores, partial, watch=progress.say).report(plans)
         print_table(report)
+        if before is not None:
+            report = updated(before, report, keys, [each.key for each in found])
+            keep_images(report, output, partial)
         # Before the files: figures that took half an hour are not lost to a full disk.
         typer.echo(report.model_dump_json())
         write_report(report, partial)

@@ -65,7 +65,7 @@ class Measurement:
         self._prepared: dict[str, BenchmarkError | None] = {}
         self._gflop: dict[str, float] = {}
         self._begun = time.monotonic()
-        self._started = datetime.now(UTC)
+        self._started = self._began = _now()
         self._anchors: dict[str, float] = {}
 
     def report(self, experiments: Sequence[Experiment]) -> Report:
@@ -73,12 +73,15 @@ class Measurement:
         self._watch("the machine's own peak")
         peak = measure_peak(self.threads)
         machine = describe(peak)
-        done = [self.experiment(each, peak) for each in experiments]
+        done = [
+            self.experiment(each, peak).model_copy(update={"commit": machine.commit})
+            for each in experiments
+        ]
         used = dict.fromkeys(row.peer for each in done for row in each.rows)
         shutil.rmtree(self._outputs, ignore_errors=True)
         return Report(
             suite=self.suite,
-            started=self._started.isoformat(timespec="seconds"),
+            started=self._started,
             seconds=time.monotonic() - self._begun,
             threads=self.threads,
             machine=machine,
@@ -88,6 +91,7 @@ class Measurement:
 
     def experiment(self, plan: Experiment, peak: Peak) -> ExperimentReport:
         """One of them. A row that fails is a row that says why."""
+        self._began = _now()
         if plan.kind == "startup":
             return self._report(
                 plan, (None,), cold_starts(plan, self._unavailable(plan), self._watch)
@@ -271,4 +275,9 @@ class Measurement:
             workloads=tuple(w.model_dump(mode="json") for w in plan.workloads),
             gflop=gflop,
             rows=rows,
+            started=self._began,
         )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

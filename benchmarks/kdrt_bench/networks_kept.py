@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kdrt.bundle import Bundle, open_bundle
+from kdrt_bench.errors import PeerUnavailableError
 from kdrt_bench.jobs import Model
 
 if TYPE_CHECKING:
@@ -64,8 +65,16 @@ def openvino_model(peer: Peer, component: str) -> Path:
     return kept(peer.kept("openvino", component), make) / "model.xml"
 
 
-def unfused_bundle(model: Model) -> Bundle:
-    """A bundle of the same networks whose projections are not fused."""
+def unfused_bundle(model: Model, measured: Bundle) -> Bundle:
+    """A bundle of the same networks whose projections are not fused.
+
+    Args:
+        model: exported again for it, and kept.
+        measured: its bundle, whose inputs are bound.
+
+    Raises:
+        PeerUnavailableError: ``measured`` is of an earlier version, with other inputs.
+    """
     folder = model.cache / "unfused"
     if not (folder / "manifest.json").is_file():
         from kdrt_export.stage import export
@@ -78,7 +87,14 @@ def unfused_bundle(model: Model) -> Bundle:
             fuse_qkv=False,
             safety_checker=False,
         )
-    return open_bundle(str(folder))
+    found = open_bundle(str(folder))
+    for name, component in measured.manifest.components.items():
+        if component.spec() != found.manifest.components[name].spec():
+            raise PeerUnavailableError(
+                f"{name} of '{model.name}' has other inputs than this version of kdrt exports; "
+                "export the model again"
+            )
+    return found
 
 
 def _untouched(

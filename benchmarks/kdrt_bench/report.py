@@ -70,7 +70,12 @@ class Row(Strict):
 
 
 class ExperimentReport(Strict):
-    """One experiment; see :class:`kdrt_bench.suites.Experiment`."""
+    """One experiment; see :class:`kdrt_bench.suites.Experiment`.
+
+    Attributes:
+        started: when; None in reports of before version 0.3, all of one run.
+        commit: of kdrt then; None where it is not known.
+    """
 
     key: str
     title: str
@@ -84,6 +89,8 @@ class ExperimentReport(Strict):
     workloads: tuple[dict[str, object], ...]
     gflop: tuple[float | None, ...]
     rows: tuple[Row, ...]
+    started: str | None = None
+    commit: str | None = None
 
     def at(self, point: float) -> Iterator[Row]:
         """The rows of a point."""

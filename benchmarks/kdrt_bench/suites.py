@@ -112,7 +112,12 @@ def selected(found: list[Experiment], keys: tuple[str, ...] | None) -> list[Expe
         )
     if "server" in keys and "image" not in keys:
         raise BenchmarkError("the experiment 'server' needs 'image': name both")
-    return [each for each in found if each.key in keys or _unnumbered(each.key) in keys]
+    return [each for each in found if is_chosen(each.key, keys)]
+
+
+def is_chosen(key: str, keys: tuple[str, ...]) -> bool:
+    """Whether an experiment is among these, by its key or by that without its number."""
+    return key in keys or _unnumbered(key) in keys
 
 
 def _unnumbered(key: str) -> str:

@@ -61,7 +61,7 @@ class Kdrt(Peer):
     def prepare(self, components: Sequence[str]) -> None:
         network = self._option("network", "shipped")
         if network == "unfused":
-            unfused_bundle(self.model)
+            unfused_bundle(self.model, self.bundle)
         elif network == "plain":
             for component in components:
                 plain_onnx(self, component)
@@ -123,7 +123,7 @@ class Kdrt(Peer):
     def _file(self, network: str, component: str) -> Path:
         if network == "plain":
             return plain_onnx(self, component)
-        bundle = unfused_bundle(self.model) if network == "unfused" else self.bundle
+        bundle = unfused_bundle(self.model, self.bundle) if network == "unfused" else self.bundle
         return bundle.file(bundle.manifest.components[component].onnx)
 
 
