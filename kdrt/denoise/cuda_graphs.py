@@ -24,20 +24,32 @@ import torch
 from torch import Tensor
 
 from kdrt.denoise.denoiser import for_one_run
+from kdrt.denoise.graph_level import (
+    CUDA_GRAPH_LEVELS,
+    CaptureWarning,
+    CudaGraphLevel,
+    cuda_graph_level,
+)
 from kdrt.denoise.progress import places_of, steps_of
 from kdrt.denoise.scaling import Numbers
 from kdrt.denoise.shortcuts import NO_SHORTCUTS, DenoiseByKind, EvaluationKind, Shortcuts
-from kdrt.errors import InvalidRequestError
 from kdrt.sampling import Plan, Step, run
 from kdrt.sampling.slots import SlotDenoise, Slots, Tick
 from kdrt.sampling.table import Features, fits
-from kdrt_engines import Engine
 from kdrt_engines.cuda_graphs import CaptureError, CudaGraph, CudaGraphCache, Graph
 
-_logger = logging.getLogger(__name__)
+__all__ = [
+    "CUDA_GRAPH_LEVELS",
+    "CapturableDenoise",
+    "Capture",
+    "CaptureWarning",
+    "CudaGraphLevel",
+    "CudaGraphRunner",
+    "capture_on",
+    "cuda_graph_level",
+]
 
-CudaGraphLevel = Literal["off", "step", "loop"]
-CUDA_GRAPH_LEVELS: tuple[CudaGraphLevel, ...] = ("off", "step", "loop")
+_logger = logging.getLogger(__name__)
 
 
 class CapturableDenoise(DenoiseByKind, SlotDenoise, Protocol):
@@ -54,10 +66,6 @@ class CapturableDenoise(DenoiseByKind, SlotDenoise, Protocol):
     def held(self) -> Sequence[Tensor]:
         """Memory an enqueued evaluation uses that may be replaced later."""
         ...
-
-
-class CaptureWarning(UserWarning):
-    """A run could not be captured and went one level lower."""
 
 
 Capture = Callable[[Callable[[], None], Sequence[Tensor]], Graph]
@@ -214,28 +222,6 @@ class _Loop:
         sigma, sigma_next = plan.sigmas[index : index + 2]
         state = self.slots.state[: len(self._images)]
         return Step(index, sigma, sigma_next, state, self.tick.denoised)
-
-
-def cuda_graph_level(asked: object, engine: Engine) -> CudaGraphLevel:
-    """The level for a UNet: the one asked for. None is ``step`` on CUDA, and ``off`` on a CPU and
-    for engines that only they themselves can capture.
-
-    Raises:
-        InvalidRequestError: there is no such level, or none but ``off`` is possible there.
-    """
-    on_cuda = engine.device.type == "cuda"
-    if asked is None:
-        return "step" if on_cuda and engine.capturable else "off"
-    if asked not in CUDA_GRAPH_LEVELS:
-        raise InvalidRequestError(
-            f"unknown cuda_graph {asked!r}; known: {', '.join(CUDA_GRAPH_LEVELS)}"
-        )
-    if asked != "off" and not on_cuda:
-        raise InvalidRequestError(
-            f"cuda_graph={asked!r} needs CUDA, and this engine runs on {engine.device.type}: leave "
-            "cuda_graph out, or choose an engine on CUDA"
-        )
-    return asked
 
 
 def capture_on(stream: torch.cuda.Stream) -> Capture:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from kdrt.common.log import timed_steps
 from kdrt.common.lru import LruCache
-from kdrt.denoise.conditioning_store import ImageShape
 from kdrt.denoise.controls import ControlComponent, control_engines, no_component
-from kdrt.denoise.cuda_graphs import CudaGraphLevel, CudaGraphRunner, capture_on
 from kdrt.denoise.denoiser import Denoiser, for_one_run
-from kdrt.denoise.in_flight import InFlight
+from kdrt.denoise.graph_level import CudaGraphLevel
 from kdrt.denoise.inputs import DenoiserInputs, SamplingRun
 from kdrt.denoise.parts import Parts
 from kdrt.denoise.progress import places_of
@@ -31,6 +29,11 @@ from kdrt.sampling import (
 from kdrt.sampling.executor import run_fixed
 from kdrt_engines import Engine
 from kdrt_engines.cuda_graphs import CudaGraphCache
+
+if TYPE_CHECKING:
+    from kdrt.denoise.conditioning_store import ImageShape
+    from kdrt.denoise.cuda_graphs import Capture, CudaGraphRunner
+    from kdrt.denoise.in_flight import InFlight
 
 _logger = logging.getLogger(__name__)
 
@@ -116,9 +119,8 @@ class Denoising:
     ) -> InFlight:
         """Room for images of one shape, with the same ``controls``, that come from different runs,
         ``slots`` at a time."""
-        capture = None
-        if self._cuda_graph != "off" and self._stream is not None and self.unet.capturable:
-            capture = capture_on(self._stream)
+        from kdrt.denoise.in_flight import InFlight  # only a batcher needs it
+
         return InFlight(
             self.unet,
             self._scaling,
@@ -126,7 +128,7 @@ class Denoising:
             slots,
             controls=controls,
             load_control=self._control,
-            capture=capture,
+            capture=self._capture(),
             graphs=self.graphs,
         )
 
@@ -194,10 +196,20 @@ class Denoising:
         return _Bound(denoiser, self._runner(denoiser))
 
     def _runner(self, denoiser: Denoiser) -> CudaGraphRunner | None:
+        capture = self._capture()
+        if capture is None:
+            return None
+        from kdrt.denoise.cuda_graphs import CudaGraphRunner
+
+        return CudaGraphRunner(denoiser, self._cuda_graph, self.graphs, capture)
+
+    def _capture(self) -> Capture | None:
+        """What captures CUDA graphs of this UNet; None where there are none."""
         if self._cuda_graph == "off" or self._stream is None or not self.unet.capturable:
             return None
-        capture = capture_on(self._stream)
-        return CudaGraphRunner(denoiser, self._cuda_graph, self.graphs, capture)
+        from kdrt.denoise.cuda_graphs import capture_on
+
+        return capture_on(self._stream)
 
 
 def _places(run: SamplingRun) -> Callable[[float], float] | None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import TYPE_CHECKING
 
 from kdrt.backends.loading import load_engines
-from kdrt.backends.offload import Offloader
 from kdrt.bundle import Bundle, open_bundle
 from kdrt.common.memory import raise_if_out_of_memory
 from kdrt.common.torch_modes import in_neutral_modes
 from kdrt.common.validation import check_bool
-from kdrt.denoise.cuda_graphs import CudaGraphLevel
+from kdrt.denoise.graph_level import CudaGraphLevel
 from kdrt.pipeline.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from kdrt.backends.offload import Offloader
 
 _logger = logging.getLogger(__name__)
 
@@ -64,7 +67,7 @@ def load(
             bundle.manifest.family,
             bundle.path,
         )
-        offloader = Offloader() if check_bool("low_vram", low_vram) else None
+        offloader = _offloader() if check_bool("low_vram", low_vram) else None
         engines = load_engines(
             bundle,
             engine,
@@ -81,3 +84,9 @@ def load(
     except Exception as error:
         raise_if_out_of_memory(error)
         raise
+
+
+def _offloader() -> Offloader:
+    from kdrt.backends.offload import Offloader  # only for low_vram
+
+    return Offloader()

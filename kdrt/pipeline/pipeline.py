@@ -6,22 +6,21 @@ from collections import ChainMap
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
-from typing import Any, NoReturn, Unpack, cast
+from typing import TYPE_CHECKING, Any, NoReturn, Unpack, cast
 
 import torch
 from torch import Tensor
 
 from kdrt.adapters.variants import ComponentLoader
-from kdrt.backends.offload import Offloader
 from kdrt.bundle import Bundle
 from kdrt.bundle.components import SHALLOW_UNET
 from kdrt.common.literals import OutputType
 from kdrt.common.streams import OwnStream
 from kdrt.common.torch_modes import in_neutral_modes
 from kdrt.common.validation import check_bool, check_callable
-from kdrt.denoise.cuda_graphs import CudaGraphLevel, cuda_graph_level
 from kdrt.denoise.denoiser import is_doubled
 from kdrt.denoise.denoising import Denoising
+from kdrt.denoise.graph_level import CudaGraphLevel, cuda_graph_level
 from kdrt.denoise.inputs import SamplingRun
 from kdrt.denoise.parts import Parts
 from kdrt.denoise.scaling import Scaling
@@ -52,6 +51,9 @@ from kdrt.vae.coder import Decoder, check_latents
 from kdrt.vae.preview import Previewer, PreviewStep, with_previews
 from kdrt.vae.vae import Vae
 from kdrt_engines import Engine
+
+if TYPE_CHECKING:
+    from kdrt.backends.offload import Offloader
 
 
 class Pipeline(Calling, Service):
@@ -122,11 +124,8 @@ class Pipeline(Calling, Service):
             self.replace_engines,
         )
         scheduler = bundle.manifest.scheduler
-        scaling = Scaling(
-            scheduler.prediction_type,
-            self.noise_schedule,
-            scheduler.edm.sigma_data if scheduler.edm else None,
-        )
+        sigma_data = scheduler.edm.sigma_data if scheduler.edm else None
+        scaling = Scaling(scheduler.prediction_type, self.noise_schedule, sigma_data)
         self.denoising = Denoising(
             self._unet,
             scaling,
