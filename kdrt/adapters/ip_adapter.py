@@ -12,13 +12,11 @@ from kdrt.adapters.image_prompt import AdapterImages, ImageRequest
 from kdrt.adapters.variants import ComponentLoader
 from kdrt.backends.profiles import IMAGE_PROMPTS
 from kdrt.bundle import ImageEncoderFacts, IpAdapterFacts, Manifest
+from kdrt.bundle.components import IMAGE_TOKENS_INPUT
 from kdrt.common.upload import upload
 from kdrt.errors import InvalidRequestError
 from kdrt.images.input import clip_pixels
 from kdrt_engines import Engine
-
-TOKENS_INPUT = "ip_hidden_states"
-"""The input by which a UNet takes images."""
 
 VARIANT = "ip-adapter"
 """The variant of a bundle whose UNet takes images."""
@@ -183,10 +181,10 @@ def write_image_prompt(
         else:
             upload(mask, _of_halves(weights.mask, len(mask)))
     if tokens is None or weights is None:
-        inputs[TOKENS_INPUT].zero_()
+        inputs[IMAGE_TOKENS_INPUT].zero_()
         inputs["ip_scale"].zero_()
         return
-    inputs[TOKENS_INPUT].copy_(tokens)
+    inputs[IMAGE_TOKENS_INPUT].copy_(tokens)
     scale = inputs["ip_scale"]
     upload(scale, _of_halves(weights.scale, len(scale)))
 

@@ -27,6 +27,7 @@ from kdrt.adapters.lora_merge import (
     takes,
 )
 from kdrt.adapters.lora_names import NETWORKS, Slot, slots
+from kdrt.adapters.warning import AdapterWarning
 from kdrt.backends.commands import bundle_argument
 from kdrt.bundle import Bundle
 from kdrt.bundle.components import SHALLOW_UNET
@@ -39,10 +40,6 @@ __all__ = ["AdapterWarning", "Lora", "LoraStack", "LoraSwap"]
 
 _COPIES = {SHALLOW_UNET: "unet"}
 """Components with copies of a network's weights: what a LoRA changes there, it changes here."""
-
-
-class AdapterWarning(UserWarning):
-    """Part of an adapter has no effect on this model."""
 
 
 @dataclass(frozen=True)

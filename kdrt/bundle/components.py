@@ -23,6 +23,10 @@ PAG_INPUT = "pag_rows"
 """The input that tells it which rows are perturbed: 1 for those, else 0."""
 
 
+IMAGE_TOKENS_INPUT = "ip_hidden_states"
+"""The input by which a UNet takes the images of IP-Adapters."""
+
+
 DOWN_RESIDUAL, MID_RESIDUAL = "down_residual_", "mid_residual"
 """What a ControlNet hands out and a UNet takes: for its skip connections, numbered, and for its
 middle."""

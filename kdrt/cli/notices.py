@@ -20,9 +20,9 @@ def note(kind: str, text: str) -> None:
 def printed_warnings() -> Iterator[None]:
     """Within the block, kdrt's own warnings are told when they arise, each text once, and of hints
     for prompts each advice once. All others go their usual way."""
-    from kdrt.adapters.lora import AdapterWarning
+    from kdrt.adapters.warning import AdapterWarning
     from kdrt.backends.fallback import FallbackWarning
-    from kdrt.denoise.cuda_graphs import CaptureWarning
+    from kdrt.denoise.graph_level import CaptureWarning
     from kdrt.images.metadata import MetadataWarning
     from kdrt.prompt import PromptSyntaxWarning, TruncationWarning
 

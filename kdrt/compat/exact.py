@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdrt.adapters.ip_adapter import TOKENS_INPUT, write_image_prompt
+from kdrt.adapters.ip_adapter import write_image_prompt
+from kdrt.bundle.components import IMAGE_TOKENS_INPUT
 from kdrt.compat.conditions import Conditions
 from kdrt.compat.grid import TrainingTable
 from kdrt.compat.noise import Seeds
@@ -65,7 +66,7 @@ class ExactDenoiser:
             inputs["time_ids"].copy_(conditions.time_ids)
         if "freeu" in inputs:
             inputs["freeu"].copy_(torch.tensor(conditions.freeu))
-        if TOKENS_INPUT in inputs:
+        if IMAGE_TOKENS_INPUT in inputs:
             write_image_prompt(inputs, conditions.image_tokens, conditions.image_weights)
         if GUIDANCE_INPUT in inputs:
             embedding = inputs[GUIDANCE_INPUT]

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from kdrt.adapters.ip_adapter import TOKENS_INPUT, write_image_prompt
-from kdrt.bundle.components import DEEP_FEATURE, PAG_INPUT, is_residual
+from kdrt.bundle.components import DEEP_FEATURE, IMAGE_TOKENS_INPUT, PAG_INPUT, is_residual
 from kdrt.common.upload import upload
 from kdrt.denoise.controls import BoundControls, ControlEngines
 from kdrt.denoise.inputs import DenoiserInputs
@@ -53,7 +52,9 @@ def write_conditioning(inputs: Mapping[str, Tensor], told: DenoiserInputs, parts
     if PAG_INPUT in inputs:
         *_, last = inputs[PAG_INPUT].zero_().chunk(parts.rows)
         last.fill_(parts.perturbed)
-    if TOKENS_INPUT in inputs:
+    if IMAGE_TOKENS_INPUT in inputs:
+        from kdrt.adapters.ip_adapter import write_image_prompt  # few UNets take images
+
         tokens = _joined([part.image_tokens for part in by_part])
         write_image_prompt(inputs, tokens, told.image_weights)
     if "freeu" in inputs:

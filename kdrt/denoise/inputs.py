@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
-from kdrt.adapters.ip_adapter import ImageWeights
 from kdrt.denoise.controls import Control, ControlComponent
 from kdrt.denoise.freeu import FREEU_OFF, FreeU
 from kdrt.denoise.guidance_methods import CFG, GuidanceMethod
@@ -18,6 +17,9 @@ from kdrt.denoise.scaling import Numbers
 from kdrt.denoise.shortcuts import NO_SHORTCUTS, Shortcuts
 from kdrt.prompt import Conditioning
 from kdrt.sampling import AnyPlan, NoiseSchedule, NoiseSource
+
+if TYPE_CHECKING:
+    from kdrt.adapters.ip_adapter import ImageWeights
 
 
 @dataclass(frozen=True)

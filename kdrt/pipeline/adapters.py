@@ -1,4 +1,7 @@
-"""What is added to a model while it runs: LoRAs, textual inversions, variants, image prompts."""
+"""What is added to a model while it runs: LoRAs, textual inversions, variants, image prompts.
+
+What reads and applies them is imported when the first one is added: most images are made without.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,9 @@ import os
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from threading import Lock
+from typing import TYPE_CHECKING
 
-from kdrt.adapters import textual_inversion
-from kdrt.adapters.ip_adapter import ImagePrompts
-from kdrt.adapters.lora import Changed, Lora, LoraStack, LoraSwap
-from kdrt.adapters.lora_file import LoraFile, read_lora
-from kdrt.adapters.lora_merge import Scale
-from kdrt.adapters.lora_names import NETWORKS
 from kdrt.adapters.unet_features import Features, features_of, unet_with
 from kdrt.adapters.variants import ComponentLoader, Variants
 from kdrt.bundle import Bundle
@@ -21,6 +20,13 @@ from kdrt.pipeline.calls import Calls
 from kdrt.pipeline.metadata import Settings, lora_settings_of
 from kdrt.prompt import PromptEncoder
 from kdrt_engines import Engine, EngineSpec
+
+if TYPE_CHECKING:
+    from kdrt.adapters import textual_inversion
+    from kdrt.adapters.ip_adapter import ImagePrompts
+    from kdrt.adapters.lora import Changed, Lora, LoraStack, LoraSwap
+    from kdrt.adapters.lora_file import LoraFile
+    from kdrt.adapters.lora_merge import Scale
 
 ReplaceEngines = Callable[[Mapping[str, Engine]], None]
 """Makes a pipeline run these engines, by component, from now on."""
@@ -33,7 +39,6 @@ class Adapters:
     change that is refused leaves everything as it was.
 
     Attributes:
-        image_prompts: makes the tokens of an IP-Adapter.
         lora_settings: what the infotext says about the LoRAs in use.
 
     Args:
@@ -59,11 +64,32 @@ class Adapters:
         self._prompt_encoder = prompt_encoder
         self._calls = calls
         self._replace_engines = replace_engines
-        self._loras = LoraStack(bundle)
+        self._load_component = load_component
+        self._making = Lock()
+        self._lora_stack: LoraStack | None = None
+        self._image_prompts: ImagePrompts | None = None
         self.lora_settings: Settings = ()
         self._variants = Variants(bundle.manifest, load_component)
         self._own_unet = "unet"
-        self.image_prompts = ImagePrompts(bundle.manifest, load_component)
+
+    @property
+    def _loras(self) -> LoraStack:
+        from kdrt.adapters.lora import LoraStack
+
+        with self._making:
+            if self._lora_stack is None:
+                self._lora_stack = LoraStack(self._bundle)
+            return self._lora_stack
+
+    @property
+    def image_prompts(self) -> ImagePrompts:
+        """Makes the tokens of an IP-Adapter."""
+        from kdrt.adapters.ip_adapter import ImagePrompts
+
+        with self._making:
+            if self._image_prompts is None:
+                self._image_prompts = ImagePrompts(self._bundle.manifest, self._load_component)
+            return self._image_prompts
 
     @property
     def loras(self) -> dict[str, Lora]:
@@ -107,6 +133,9 @@ class Adapters:
         Warns:
             AdapterWarning: some of its layers have no effect, and ``strict`` is off.
         """
+        from kdrt.adapters import textual_inversion
+        from kdrt.adapters.lora_file import LoraFile, read_lora
+
         self._loras.check_base()
         file = path if isinstance(path, LoraFile) else read_lora(path, allow_pickle=allow_pickle)
         with self._calls.exclusive():
@@ -242,6 +271,8 @@ class Adapters:
         except InvalidRequestError:
             raise  # no engine was touched
         except BaseException:
+            from kdrt.adapters.lora_names import NETWORKS
+
             self._replace_engines(
                 {name: self._engines[name] for name in NETWORKS if name in self._engines}
             )
@@ -270,6 +301,8 @@ class Adapters:
         Returns:
             The tokens, as they are written in prompts.
         """
+        from kdrt.adapters import textual_inversion
+
         with self._calls.exclusive():
             return textual_inversion.load(
                 self._prompt_encoder,
@@ -291,6 +324,8 @@ class Adapters:
         Raises:
             InvalidRequestError: a token is not loaded.
         """
+        from kdrt.adapters import textual_inversion
+
         with self._calls.exclusive():
             textual_inversion.unload(self._prompt_encoder, token, component=component)
 

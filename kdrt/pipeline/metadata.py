@@ -14,9 +14,9 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from kdrt._version import __version__
-from kdrt.adapters.lora import Lora
 from kdrt.images.infotext import parse_infotext
 from kdrt.prompt.weighting import has_emphasis
 from kdrt.request.record import (
@@ -31,6 +31,9 @@ from kdrt.request.record import (
 )
 from kdrt.request.snapshot import JobSnapshot
 from kdrt.request.text_forms import number_text
+
+if TYPE_CHECKING:
+    from kdrt.adapters.lora import Lora
 
 Settings = tuple[tuple[str, Value], ...]
 """Keys and values of an infotext's last line."""

@@ -301,7 +301,7 @@ class Pipeline(Calling, Service):
             manifest=self.bundle.manifest,
             unet=self._unet,
             encode=self.vae.encode,
-            image_prompts=self.adapters.image_prompts,
+            image_prompts=lambda: self.adapters.image_prompts,
             load=self.engines.__getitem__,
         )
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from kdrt.adapters.ip_adapter import ImagePrompts, ImageWeights
 from kdrt.bundle import Manifest
 from kdrt.common.upload import upload, uploaded
 from kdrt.denoise.bound_unet import is_inpainting
@@ -28,6 +28,9 @@ from kdrt.request.size_conditioning import TimeIds
 from kdrt.sampling import RunNoise
 from kdrt_engines import Engine
 
+if TYPE_CHECKING:
+    from kdrt.adapters.ip_adapter import ImagePrompts, ImageWeights
+
 
 @torch.no_grad()
 def prepare(
@@ -39,7 +42,7 @@ def prepare(
     manifest: Manifest,
     unet: Engine,
     encode: Encode,
-    image_prompts: ImagePrompts,
+    image_prompts: Callable[[], ImagePrompts],
     load: Callable[[str], Engine],
 ) -> SamplingRun:
     """Make the run of a job.
@@ -52,7 +55,7 @@ def prepare(
         manifest: of the bundle.
         unet: what will denoise.
         encode: the VAE's encoder, for images to begin with.
-        image_prompts: makes an IP-Adapter's tokens.
+        image_prompts: gives what makes an IP-Adapter's tokens, called when there are any.
         load: gives the engines of controls by component.
 
     Raises:
@@ -92,9 +95,7 @@ def prepare(
             perturbed_attention=job.perturbed_attention,
             regions=_regions(job, conditional, regions, unet.device),
             freeu=job.freeu,
-            image_weights=None
-            if job.image_prompt is None
-            else ImageWeights.of(job.image_prompt, images),
+            image_weights=_image_weights(job, images),
             known_region=region,
             extra_channels=channels,
             controls=encode_controls(job.controls, images, shape[1:], load),
@@ -112,16 +113,24 @@ def _first_latents(job: Job, noise: RunNoise, device: torch.device) -> Tensor:
 
 
 def _image_tokens(
-    job: Job, image_prompts: ImagePrompts, *, doubled: bool
+    job: Job, image_prompts: Callable[[], ImagePrompts], *, doubled: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """IP-Adapters' tokens of the positive and of the negative half."""
     if job.image_prompt is None:
         return None, None
-    tokens = image_prompts.encode(job.image_prompt, len(job.seeds), doubled=doubled)
+    tokens = image_prompts().encode(job.image_prompt, len(job.seeds), doubled=doubled)
     if not doubled:
         return tokens, None
     negative, positive = tokens.chunk(2)
     return positive, negative
+
+
+def _image_weights(job: Job, images: int) -> ImageWeights | None:
+    if job.image_prompt is None:
+        return None
+    from kdrt.adapters.ip_adapter import ImageWeights  # most images are made without
+
+    return ImageWeights.of(job.image_prompt, images)
 
 
 def _regions(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from kdrt.adapters.image_prompt import ImageRequest
 from kdrt.adapters.unet_features import Features
 from kdrt.bundle import Manifest, UpscalerFacts
 from kdrt.common.literals import OutputType
@@ -24,6 +23,9 @@ from kdrt.request.controls import JobControl
 from kdrt.request.size_conditioning import TimeIds
 from kdrt.request.snapshot import Columns, JobSnapshot
 from kdrt.sampling import AnyPlan, ForeignPlan, Plan, RunNoise, find_noise
+
+if TYPE_CHECKING:
+    from kdrt.adapters.image_prompt import ImageRequest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import cast, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 import torch
 
-from kdrt.adapters.image_prompt import ImageRequest, read_image_request
 from kdrt.bundle import Manifest
 from kdrt.common.literals import OutputType
 from kdrt.common.validation import (
@@ -20,6 +19,7 @@ from kdrt.common.validation import (
     check_choice,
     check_int,
     check_mapping,
+    finite_or_none,
 )
 from kdrt.denoise.bound_unet import GUIDANCE_INPUT, is_inpainting
 from kdrt.denoise.freeu import FREEU_OFF, FreeU, check_freeu
@@ -56,6 +56,9 @@ from kdrt.request.snapshot import JobSnapshot, plain
 from kdrt.request.unet_features import unet_features
 from kdrt.sampling import AnyPlan, NoiseSchedule, Plan, foreign_plan, is_foreign, make_plan
 from kdrt_engines import EngineSpec
+
+if TYPE_CHECKING:
+    from kdrt.adapters.image_prompt import ImageRequest
 
 _CPU = torch.device("cpu")
 
@@ -207,10 +210,16 @@ def _image_prompt(
             "ip_adapter_masks are of whole images, and inpaint_padding makes a part of one: leave "
             "out one of them"
         )
+    images, embeds = request["ip_adapter_image"], request["ip_adapter_image_embeds"]
+    scale = request["ip_adapter_scale"]
+    if images is None and embeds is None and finite_or_none(scale) is not None:
+        return None
+    from kdrt.adapters.image_prompt import read_image_request
+
     return read_image_request(
-        request["ip_adapter_image"],
-        request["ip_adapter_image_embeds"],
-        request["ip_adapter_scale"],
+        images,
+        embeds,
+        scale,
         request["ip_adapter_masks"],
         manifest=manifest,
         prompts=to_make.count,
