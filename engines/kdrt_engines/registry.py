@@ -6,6 +6,7 @@ Nothing is imported that is not installed, and nothing heavy just to look.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from kdrt_engines.cuda_devices import cuda_available
@@ -48,12 +49,18 @@ class EngineStatus:
 
 def find_engines() -> tuple[EngineStatus, ...]:
     """The status of every engine, in the order of ``ENGINES``."""
-    return tuple(map(_status, ENGINES))
+    return tuple(engines_in_turn())
 
 
-def choose(statuses: tuple[EngineStatus, ...] | None = None) -> EngineStatus | None:
-    """The best usable engine that may be chosen automatically, or None."""
-    found = find_engines() if statuses is None else statuses
+def engines_in_turn() -> Iterator[EngineStatus]:
+    """Likewise, each looked at when it is asked for."""
+    return map(_status, ENGINES)
+
+
+def choose(statuses: Iterable[EngineStatus] | None = None) -> EngineStatus | None:
+    """The best usable engine that may be chosen automatically, or None. No status is taken after
+    its own."""
+    found = engines_in_turn() if statuses is None else statuses
     return next((each for each in found if each.usable and each.name not in ON_REQUEST), None)
 
 

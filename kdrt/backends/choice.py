@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from kdrt.backends.engine_files import engine_folders
 from kdrt.bundle import Bundle, Component, Manifest
 from kdrt.common.validation import unknown_word
 from kdrt.errors import BundleError, EngineUnavailableError, InvalidRequestError
 from kdrt_engines.cuda_devices import cuda_available
 from kdrt_engines.openvino.config import config_of, is_openvino
-from kdrt_engines.registry import ENGINES, choose, find_engines
+from kdrt_engines.registry import ENGINES, choose, engines_in_turn
 from kdrt_engines.tensorrt.flavour import FLAVOURS
 
 
@@ -24,7 +23,8 @@ def chosen_engine(engine: str | None, bundle: Bundle) -> str:
     """
     if engine is not None:
         return known_engine(engine)
-    best = choose(tuple(status for status in find_engines() if _is_built(bundle, status.name)))
+    usable = (status for status in engines_in_turn() if status.usable)
+    best = choose(status for status in usable if _is_built(bundle, status.name))
     if best is None:
         raise EngineUnavailableError(
             "no engine is installed here; pip install onnxruntime, or see `kdrt doctor`"
@@ -50,7 +50,11 @@ def known_engine(engine: str) -> str:
 
 def _is_built(bundle: Bundle, engine: str) -> bool:
     """Whether the bundle has what the engine needs; only TensorRT's are built beforehand."""
-    return engine not in FLAVOURS or all(
+    if engine not in FLAVOURS:
+        return True
+    from kdrt.backends.engine_files import engine_folders  # most machines have no TensorRT
+
+    return all(
         engine_folders(bundle, FLAVOURS[engine], name)
         for name in needed_components(bundle.manifest)
     )

@@ -5,24 +5,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 
 from kdrt.backends.choice import chosen_engine, device_type, known_engine, needed_components
-from kdrt.backends.fallback import FallbackLoader
-from kdrt.backends.inductor import InductorLoader
 from kdrt.backends.loader import Loader, LoggingLoader
-from kdrt.backends.offload import Offloader, OffloadLoader
-from kdrt.backends.tensorrt import TensorRTLoader
-from kdrt.backends.torch_programs import TorchLoader
 from kdrt.backends.tuned import tuned_components
-from kdrt.backends.tuned_loader import TunedLoader
 from kdrt.bundle import Bundle, Component
 from kdrt.common.validation import check_int
 from kdrt.errors import EngineUnavailableError, InvalidRequestError
 from kdrt_engines import Engine
 from kdrt_engines.openvino.config import check_installed, is_openvino
 from kdrt_engines.tensorrt.flavour import FLAVOURS
+
+if TYPE_CHECKING:
+    from kdrt.backends.offload import Offloader
 
 _logger = logging.getLogger(__name__)
 
@@ -127,10 +125,17 @@ def load_engines(
             for name, each in tuned_components(bundle).items()
             if each.automatic == chosen and each.engine != chosen
         }
-        loader = TunedLoader(loader, chosen, tuned, made)
+        if tuned:
+            from kdrt.backends.tuned_loader import TunedLoader
+
+            loader = TunedLoader(loader, chosen, tuned, made)
     if fallback is not None:
+        from kdrt.backends.fallback import FallbackLoader
+
         loader = FallbackLoader(loader, fallback, partial(made, known_engine(fallback)))
     if offloader is not None:
+        from kdrt.backends.offload import OffloadLoader
+
         loader = OffloadLoader(bundle, loader, offloader)
     engines = LazyEngines(loader, bundle.manifest.components)
     for name in needed_components(bundle.manifest):
@@ -157,11 +162,18 @@ def make_loader(
 def _make_loader(
     bundle: Bundle, engine: str, threads: int | None, own_cuda_graphs: bool, low_vram: bool
 ) -> Loader:
+    # What loads for the other engines is not imported.
     if engine in FLAVOURS:
+        from kdrt.backends.tensorrt import TensorRTLoader
+
         return TensorRTLoader(bundle, FLAVOURS[engine])
     if engine == "torch":
+        from kdrt.backends.torch_programs import TorchLoader
+
         return TorchLoader(bundle, device_of(engine), threads)
     if engine == "inductor":
+        from kdrt.backends.inductor import InductorLoader
+
         return InductorLoader(bundle, device_of(engine), threads)
     if is_openvino(engine):
         return _openvino_loader(bundle, engine, threads)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
+from kdrt.backends.network_hash import network_hash
 from kdrt.backends.ort_cache import MEMORY_TO_OPTIMIZE, optimized
-from kdrt.backends.records import network_hash
 from kdrt.bundle import Bundle, Component, OrtGraphs
 from kdrt.common.home import home
 from kdrt.common.memory import whole_memory

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kdrt.backends.kept import Kept, Sizes, Store
 from kdrt.backends.machine import processor
-from kdrt.backends.records import network_hash
+from kdrt.backends.network_hash import network_hash
 from kdrt.bundle import Bundle
 from kdrt.common.progress import Progress
 from kdrt_engines.installed import installed_version

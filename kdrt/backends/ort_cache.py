@@ -27,7 +27,7 @@ from pathlib import Path
 
 from kdrt.backends.machine import missing_resources
 from kdrt.backends.machine import processor as _processor
-from kdrt.backends.records import network_hash
+from kdrt.backends.network_hash import network_hash
 from kdrt.bundle import Bundle
 from kdrt.common.atomic_io import new_folder, other_files
 from kdrt.common.home import Digests, check_home, is_trusted, trust

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import shlex
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from kdrt.backends.commands import bundle_argument, rebuild_command
-from kdrt.bundle import Bundle, Manifest
+from kdrt.backends.network_hash import network_hash
+from kdrt.bundle import Bundle
 from kdrt.common.home import is_trusted
 from kdrt.errors import EngineRejectedError
 from kdrt_engines.keys import EngineKey
@@ -58,7 +59,7 @@ class EngineRecord(BaseModel):
         checksum: a SHA-256 over all the rest.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     schema_version: int = 1
     key: EngineKey
@@ -171,18 +172,3 @@ def check_record(
             f"or `{rebuild_command(bundle, key, record.names)}`",
             "untrusted",
         )
-
-
-def network_hash(manifest: Manifest, component: str) -> str:
-    """A SHA-256 over the graphs and the weights of a component, without the graphs that others
-    have beside them."""
-    own = manifest.components[component]
-    folder = PurePosixPath(own.onnx).parent
-    others = {graph for each in manifest.components.values() for graph in each.graphs}
-    others -= {*own.graphs}
-    parts = [
-        f"{PurePosixPath(name).relative_to(folder)}={digest}"
-        for name, digest in sorted(manifest.files.items())
-        if PurePosixPath(name).is_relative_to(folder) and name not in others
-    ]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -10,7 +10,7 @@ import torch
 
 from kdrt.backends.choice import torch_program
 from kdrt.backends.commands import bundle_argument
-from kdrt.backends.records import network_hash
+from kdrt.backends.network_hash import network_hash
 from kdrt.bundle import Bundle
 from kdrt.common.home import Digests, is_trusted, trust
 from kdrt.errors import EngineError, EngineUnavailableError

@@ -18,7 +18,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kdrt.backends.machine import processor
-from kdrt.backends.records import network_hash
+from kdrt.backends.network_hash import network_hash
 from kdrt.bundle import Bundle
 from kdrt.common.atomic_io import new_file
 from kdrt.common.home import check_home, is_trusted, trust
@@ -39,7 +39,7 @@ class Timing(BaseModel):
     """How long a run of a component takes with one engine, in seconds: the median of some runs, and
     an interval that holds the true median with a probability of at least 95 percent."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     engine: str
     median: float = Field(gt=0)
@@ -64,7 +64,7 @@ class TunedComponent(BaseModel):
         left_out: why others were not, by engine.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     engine: str
     automatic: str
@@ -95,23 +95,24 @@ class TunedComponent(BaseModel):
 
 
 class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     components: dict[str, TunedComponent]
     networks: dict[str, str]
-    """The hash of each of them; see :func:`kdrt.backends.records.network_hash`."""
+    """The hash of each of them; see :func:`kdrt.backends.network_hash.network_hash`."""
 
 
 def tuned_components(bundle: Bundle) -> dict[str, TunedComponent]:
     """What `kdrt tune` found on this machine, by component; empty where it has not run, or what it
     ran with has changed since."""
+    path = _path()
     try:
-        content = read_regular(bundle.file(_path()), _FILE_BYTES)
+        content = read_regular(bundle.file(path), _FILE_BYTES)
         found = _File.model_validate_json(content)
     except (OSError, ValueError):
         return {}
-    if not is_trusted(*_description(content)):
-        _logger.info("%s is not used: somebody else made it", bundle.file(_path()))
+    if not is_trusted(*_description(path, content)):
+        _logger.info("%s is not used: somebody else made it", bundle.file(path))
         return {}
     manifest = bundle.manifest
     return {
@@ -131,11 +132,12 @@ def keep_tuned(bundle: Bundle, found: dict[str, TunedComponent]) -> Path:
     components = tuned_components(bundle) | found
     networks = {name: network_hash(bundle.manifest, name) for name in components}
     merged = _File(components=components, networks=networks)
-    target = bundle.place(_path())
+    path = _path()
+    target = bundle.place(path)
     text = merged.model_dump_json(indent=2) + "\n"
     with new_file(target) as partial:
         partial.write_text(text, encoding="utf-8")
-    trust(*_description(text.encode()))
+    trust(*_description(path, text.encode()))
     return target
 
 
@@ -148,17 +150,18 @@ def trust_tuned(bundle: Bundle) -> Path | None:
     Raises:
         OutputError: :func:`kdrt.common.home.trust` raises it.
     """
-    path = bundle.file(_path())
+    path = _path()
+    file = bundle.file(path)
     try:
-        content = read_regular(path, _FILE_BYTES)
+        content = read_regular(file, _FILE_BYTES)
     except (OSError, ValueError):
         return None
-    trust(*_description(content))
-    return path
+    trust(*_description(path, content))
+    return file
 
 
-def _description(content: bytes) -> tuple[str, ...]:
-    return "tuned", _path(), hashlib.sha256(content).hexdigest()
+def _description(path: str, content: bytes) -> tuple[str, ...]:
+    return "tuned", path, hashlib.sha256(content).hexdigest()
 
 
 def _path() -> str:

@@ -16,12 +16,12 @@ from kdrt.backends.engine_files import (
     foreign_files,
     read_engine,
 )
+from kdrt.backends.network_hash import network_hash
 from kdrt.backends.profiles import DEFAULT
 from kdrt.backends.records import (
     RECORD_FILE,
     EngineRecord,
     check_record,
-    network_hash,
     read_record,
 )
 from kdrt.build.cost import BuildClock, NetworkSize, memory_warning

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kdrt.adapters.lora_names import NETWORKS
+from kdrt.backends.network_hash import network_hash
 from kdrt.backends.profiles import component_profiles
-from kdrt.backends.records import network_hash
 from kdrt.bundle import Manifest
 from kdrt.errors import EngineError
 from kdrt_engines.keys import REFIT, EngineKey

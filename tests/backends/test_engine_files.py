@@ -22,8 +22,9 @@ from kdrt.backends.engine_files import (
     open_engine,
     profile_of,
 )
+from kdrt.backends.network_hash import network_hash
 from kdrt.backends.profiles import component_profiles
-from kdrt.backends.records import RECORD_FILE, EngineRecord, check_record, network_hash
+from kdrt.backends.records import RECORD_FILE, EngineRecord, check_record
 from kdrt.backends.trust import trust_bundle
 from kdrt.build.engines import Tools, build_engines
 from kdrt.bundle import Bundle

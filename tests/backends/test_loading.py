@@ -82,7 +82,7 @@ def test_an_engine_that_was_not_built_is_not_chosen(
     sdxl: TinyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = [EngineStatus(name, True, None, "") for name in ("tensorrt-rtx", "onnxruntime")]
-    monkeypatch.setattr(choice, "find_engines", lambda: tuple(there))
+    monkeypatch.setattr(choice, "engines_in_turn", lambda: tuple(there))
     bundle = sdxl.pipeline.bundle
     assert choice.chosen_engine(None, bundle) == "onnxruntime"
     for name in needed_components(bundle.manifest):
@@ -200,7 +200,7 @@ def test_a_fallback_in_turns_is_refused(sdxl: TinyModel) -> None:
 
 
 def test_without_any_engine(sdxl: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "find_engines", lambda: ())
+    monkeypatch.setattr(choice, "engines_in_turn", lambda: ())
     with pytest.raises(EngineUnavailableError, match="no engine is installed"):
         load_engines(sdxl.pipeline.bundle)
 

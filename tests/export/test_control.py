@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 import kdrt
-from kdrt.backends.records import network_hash
+from kdrt.backends.network_hash import network_hash
 from kdrt.bundle import Bundle, open_bundle
 from kdrt.cli import run
 from kdrt.images.control import ControlImage

@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 
 import kdrt
-from kdrt.backends.records import network_hash
+from kdrt.backends.network_hash import network_hash
 from kdrt.bundle import (
     Bundle,
     Manifest,

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import kdrt
-from kdrt.backends.records import network_hash
+from kdrt.backends.network_hash import network_hash
 from kdrt.bundle import Bundle, open_bundle, sha256, write_manifest
 from kdrt.errors import InvalidRequestError
 from kdrt_engines.comparison import relative_error
