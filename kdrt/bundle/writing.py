@@ -18,7 +18,6 @@ from pathlib import Path
 from kdrt.bundle.manifest import Manifest
 from kdrt.bundle.store import MANIFEST, Bundle, bundle_path, read_json
 from kdrt.common.atomic_io import check_folder, new_folder, other_files
-from kdrt.common.lock import only_builder
 from kdrt.common.removal import remove_folder
 from kdrt.common.validation import excerpt
 from kdrt.errors import BundleError, OutputError
@@ -77,6 +76,9 @@ def changed_bundle(bundle: Bundle) -> Iterator[Path]:
     Raises:
         OutputError: see :func:`new_bundle`.
     """
+    # Only changes need it, and loading imports this module.
+    from kdrt.common.lock import only_builder
+
     with contextlib.ExitStack() as locks:
         for engines in sorted(bundle.path.glob("engines/*")):
             if engines.is_dir():

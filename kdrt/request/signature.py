@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import textwrap
 from collections.abc import Callable, Mapping
+from functools import cache
 from inspect import Parameter, Signature
 from typing import Any, TypeVar
 
@@ -47,6 +48,7 @@ def described(fields: Mapping[str, Field]) -> str:
     return "\n            ".join(_entry(field) for field in fields.values())
 
 
+@cache  # several functions take the same fields
 def _entry(field: Field) -> str:
     parts = [field.help, field.details]
     if field.unit:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,7 +15,11 @@ from kdrt.sampling.samplers.draft import Draft
 _D1, _D2, _D3 = np.eye(3)
 """The results, newest first, as coefficient vectors: formulas are computed on these."""
 
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
+
+@cache
+def _quadrature() -> tuple[Any, Any]:
+    """Nodes and weights. Made when first needed: that takes longer than importing all samplers."""
+    return np.polynomial.legendre.leggauss(24)
 
 
 def er_sde(
@@ -79,6 +84,7 @@ _NOISE_SCALES: dict[str, Callable[[float], float]] = {
 def _integral(function: Callable[[float], float], lower: float, upper: float) -> float:
     """∫ by Gauss-Legendre quadrature in ln σ, where these integrands are smooth."""
     half = math.log(upper / lower) / 2
-    places = [lower * math.exp(half * (1 + node)) for node in _NODES]
+    nodes, weights = _quadrature()
+    places = [lower * math.exp(half * (1 + node)) for node in nodes]
     values = [place * function(place) for place in places]
-    return half * float(np.dot(_WEIGHTS, values))
+    return half * float(np.dot(weights, values))
