@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from graphlib import TopologicalSorter
+from importlib.util import find_spec
 from pathlib import Path
 
 import grimp
@@ -23,8 +24,42 @@ model = tiny_model(Path(tempfile.mkdtemp()))
 folder = Path(tempfile.mkdtemp())
 model.pipeline("a red circle", steps=2, seed=0).save(folder / "x.png")
 import kdrt_engines.onnxruntime.engine
-print(*sorted({name.partition(".")[0] for name in sys.modules}))
+print(*sys.modules)
 """
+
+_LOAD = "import sys, kdrt; kdrt.load; print(*sys.modules)"
+
+_NEEDED_BY_FEW = {
+    "filelock",
+    "numpy.polynomial",
+    "kdrt.adapters.embedding_file",
+    "kdrt.adapters.image_prompt",
+    "kdrt.adapters.ip_adapter",
+    "kdrt.adapters.lora",
+    "kdrt.adapters.lora_file",
+    "kdrt.adapters.lora_kinds",
+    "kdrt.adapters.textual_inversion",
+    "kdrt.backends.engine_files",
+    "kdrt.backends.fallback",
+    "kdrt.backends.inductor",
+    "kdrt.backends.kept",
+    "kdrt.backends.offload",
+    "kdrt.backends.records",
+    "kdrt.backends.tensorrt",
+    "kdrt.backends.torch_programs",
+    "kdrt.batching",
+    "kdrt.common.lock",
+    "kdrt.denoise.conditioning_store",
+    "kdrt.denoise.cuda_graphs",
+    "kdrt.denoise.flight_states",
+    "kdrt.denoise.in_flight",
+    "kdrt.denoise.row_denoiser",
+    "kdrt.sampling.slots",
+    "kdrt_engines.inductor",
+    "kdrt_engines.tensorrt.engine",
+}
+"""What an image of a prompt alone, made with the default engine on a CPU, does not use. Everybody
+would wait for it at every start."""
 
 
 def modules_after(code: str) -> set[str]:
@@ -39,6 +74,18 @@ def test_a_generation_needs_no_export_package() -> None:
     loaded = modules_after(_GENERATE)
     assert {"kdrt", "torch", "onnxruntime"} <= loaded
     assert not loaded & set(FORBIDDEN)
+
+
+@pytest.mark.parametrize("code", [_LOAD, _GENERATE], ids=["load", "generate"])
+def test_what_few_images_need_is_imported_for_those_only(code: str) -> None:
+    loaded = modules_after(code)
+    assert "kdrt.pipeline.pipeline" in loaded
+    assert loaded & _NEEDED_BY_FEW == set()
+
+
+def test_it_is_told_by_names_that_exist() -> None:
+    for name in _NEEDED_BY_FEW:
+        assert find_spec(name) is not None
 
 
 def test_importing_kdrt_imports_nothing_heavy() -> None:
