@@ -23,7 +23,8 @@ _PATIENCE = 300.0
 def cold_starts(
     plan: Experiment, unavailable: Mapping[str, BenchmarkError], watch: Callable[[str], None]
 ) -> tuple[Row, ...]:
-    """The rows of an experiment, in turns. One round is thrown away: it fills the page cache.
+    """The rows of an experiment, in turns. One round is thrown away: it fills the page cache, and
+    Python keeps the bytecode of what it imports.
 
     Args:
         plan: its rows are names of :mod:`kdrt_bench.startup`.
@@ -50,6 +51,9 @@ def cold_starts(
 def started_up(plan: Experiment, row: RowPlan) -> dict[str, float]:
     """Seconds by stage of one cold start; see :mod:`kdrt_bench.startup`."""
     command = [sys.executable, "-m", "kdrt_bench.startup", row.peer, str(plan.model.bundle)]
+    # Or a checkout would be compiled at every start, and installed packages would not.
+    variables = environment()
+    variables.pop("PYTHONDONTWRITEBYTECODE", None)
     begun = time.monotonic()
     try:
         done = subprocess.run(
@@ -58,7 +62,7 @@ def started_up(plan: Experiment, row: RowPlan) -> dict[str, float]:
             text=True,
             check=True,
             timeout=_PATIENCE,
-            env=environment(),
+            env=variables,
         )
     except subprocess.TimeoutExpired:
         raise BenchmarkError("no image after 300 seconds") from None
