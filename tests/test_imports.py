@@ -83,7 +83,7 @@ def test_what_few_images_need_is_imported_for_those_only(code: str) -> None:
     assert loaded & _NEEDED_BY_FEW == set()
 
 
-def test_it_is_told_by_names_that_exist() -> None:
+def test_the_listed_modules_exist() -> None:
     for name in _NEEDED_BY_FEW:
         assert find_spec(name) is not None
 

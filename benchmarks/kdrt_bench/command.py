@@ -115,7 +115,7 @@ def bench(
     from kdrt_bench.models import model_of, real_size
     from kdrt_bench.progress import BenchProgress, print_table
     from kdrt_bench.suites import experiments, peers_of, selected
-    from kdrt_bench.updating import keep_images, report_to_update, updated
+    from kdrt_bench.updating import check_same_work, keep_images, report_to_update, updated
     from kdrt_bench.writing import new_report, write_report
 
     if suite != "full" and (real is not None or side is not None):
@@ -124,6 +124,11 @@ def bench(
             "leave them out or add --suite full"
         )
     chosen, keys = _names(versus), _names(only)
+    if update and keys is None:
+        raise InvalidRequestError(
+            "--update measures the experiments of --only again; name some, or leave --update out "
+            "to measure all"
+        )
     peers_of(suite, chosen)
     model = model_of(bundle)
     cores = threads or examine().cores
@@ -136,16 +141,20 @@ def bench(
                 large = real_size(real or _REAL, side)
             found = experiments(suite, model, large, chosen, rounds, Sampling(steps, guidance))
             plans = selected(found, keys)
+            if before is not None:
+                check_same_work(before, plans, output)
             report = Measurement(suite, cores, partial, watch=progress.say).report(plans)
         print_table(report)
-        if before is not None:
+        failed = report.failed()
+        if before is not None and keys is not None:
             report = updated(before, report, keys, [each.key for each in found])
-            keep_images(report, output, partial)
         # Before the files: figures that took half an hour are not lost to a full disk.
         typer.echo(report.model_dump_json())
+        if before is not None:
+            keep_images(before, output, partial)
         write_report(report, partial)
     typer.echo(f"{output}: report.html, report.json", err=True)
-    if report.failed():
+    if failed:
         raise typer.Exit(1)
 
 

@@ -60,6 +60,14 @@ class MachineReport(Strict):
     modified: bool
     peak: Peak
 
+    @property
+    def kdrt(self) -> str:
+        """Its version, and its commit where that is known."""
+        version = self.versions.get("kdrt", "unknown")
+        if self.commit is None:
+            return version
+        return f"{version}, commit {self.commit[:10]}{' and changes' if self.modified else ''}"
+
 
 def describe(peak: Peak) -> MachineReport:
     """This machine, now."""

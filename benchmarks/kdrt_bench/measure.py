@@ -73,10 +73,8 @@ class Measurement:
         self._watch("the machine's own peak")
         peak = measure_peak(self.threads)
         machine = describe(peak)
-        done = [
-            self.experiment(each, peak).model_copy(update={"commit": machine.commit})
-            for each in experiments
-        ]
+        of_run = {"kdrt": machine.kdrt, "load": machine.load}
+        done = [self.experiment(each, peak).model_copy(update=of_run) for each in experiments]
         used = dict.fromkeys(row.peer for each in done for row in each.rows)
         shutil.rmtree(self._outputs, ignore_errors=True)
         return Report(

@@ -15,6 +15,7 @@ import torch
 from kdrt.bundle import Bundle, open_bundle
 from kdrt_bench.errors import PeerUnavailableError
 from kdrt_bench.jobs import Model
+from kdrt_engines.spec import EngineSpec
 
 if TYPE_CHECKING:
     from kdrt_bench.peers.base import Peer
@@ -70,7 +71,7 @@ def unfused_bundle(model: Model, measured: Bundle) -> Bundle:
 
     Args:
         model: exported again for it, and kept.
-        measured: its bundle, whose inputs are bound.
+        measured: the bundle being measured; its inputs must be those of the export.
 
     Raises:
         PeerUnavailableError: ``measured`` is of an earlier version, with other inputs.
@@ -88,13 +89,19 @@ def unfused_bundle(model: Model, measured: Bundle) -> Bundle:
             safety_checker=False,
         )
     found = open_bundle(str(folder))
-    for name, component in measured.manifest.components.items():
-        if component.spec() != found.manifest.components[name].spec():
-            raise PeerUnavailableError(
-                f"{name} of '{model.name}' has other inputs than this version of kdrt exports; "
-                "export the model again"
-            )
+    for name, component in found.manifest.components.items():
+        if name in measured.manifest.components:
+            own = measured.manifest.components[name].spec()
+            if _inputs(own) != _inputs(component.spec()):
+                raise PeerUnavailableError(
+                    f"{name} of {measured.path} has other inputs than this version of kdrt "
+                    "exports; export it again, or delete it if the benchmark made it"
+                )
     return found
+
+
+def _inputs(spec: EngineSpec) -> set[tuple[str, tuple[int | str, ...]]]:
+    return {(each.name, tuple(each.shape)) for each in spec.inputs}
 
 
 def _untouched(

@@ -101,10 +101,10 @@ def at_real_size(
     )
     components = list(open_bundle(str(real.model.bundle)).manifest.components)
     images = in_groups(image, whole, room(real, components), later_rounds=1)
-    return found + list(map(_with_warm_up, images))
+    return found + list(map(with_warm_up, images))
 
 
-def _with_warm_up(plan: Experiment) -> Experiment:
+def with_warm_up(plan: Experiment) -> Experiment:
     """An experiment of whole images, with the runs that do not count."""
     if all(info_of(row.peer).ahead for row in plan.rows):
         # Where nothing is made ready in a first call, it is as any other, and takes minutes.

@@ -73,8 +73,10 @@ class ExperimentReport(Strict):
     """One experiment; see :class:`kdrt_bench.suites.Experiment`.
 
     Attributes:
-        started: when; None in reports of before version 0.3, all of one run.
-        commit: of kdrt then; None where it is not known.
+        started: when; None in reports made before 0.3, whose experiments all come from one run.
+        kdrt: its version and commit then; None likewise.
+        load: of the machine when its run began.
+        again: it was measured after the report was made; see ``kdrt bench --update``.
     """
 
     key: str
@@ -90,7 +92,9 @@ class ExperimentReport(Strict):
     gflop: tuple[float | None, ...]
     rows: tuple[Row, ...]
     started: str | None = None
-    commit: str | None = None
+    kdrt: str | None = None
+    load: float | None = None
+    again: bool = False
 
     def at(self, point: float) -> Iterator[Row]:
         """The rows of a point."""

@@ -3,75 +3,104 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from kdrt_bench.errors import BenchmarkError
+from kdrt_bench.experiment import Experiment
 from kdrt_bench.machine import MachineReport, describe
 from kdrt_bench.report import ExperimentReport, Report, read_report
 from kdrt_bench.suites import is_chosen
 from kdrt_bench.writing import JSON
 
+_AGAIN = "leave --update out to measure all again"
+
 
 def report_to_update(folder: Path, suite: str, threads: int) -> Report:
-    """The report in a folder, if what is measured now can stand beside it.
+    """The report in a folder, if new figures are comparable with it.
 
     Raises:
-        BenchmarkError: there is none, or it is of another suite, number of threads, machine or
-            version of a package.
+        BenchmarkError: there is none, an image of it is missing, or it was made with another suite,
+            number of threads, machine or version of a package.
     """
     try:
         before = read_report(folder / JSON)
-    except (OSError, ValidationError) as error:
+    except (OSError, ValueError) as error:
         raise BenchmarkError(
             f"{folder} holds no report to update; leave --update out to make one"
         ) from error
     now = _conditions(suite, threads, describe(before.machine.peak))
     then = _conditions(before.suite, before.threads, before.machine)
-    for name, value in then.items():
-        if now[name] != value:
+    for name in sorted(then | now):
+        if now.get(name) != then.get(name):
             raise BenchmarkError(
-                f"the report in {folder} was made with {name} {value}, and now it is {now[name]}: "
-                "figures would not compare; leave --update out to measure all again"
+                f"the report in {folder} was made with {name} {then.get(name, 'not installed')}, "
+                f"and now it is {now.get(name, 'not installed')}: figures would not be comparable; "
+                f"{_AGAIN}"
             )
+    for image in _images(before):
+        if not (folder / image).is_file():
+            raise BenchmarkError(f"the report in {folder} lacks its {image}; {_AGAIN}")
     return before
 
 
 def _conditions(suite: str, threads: int, machine: MachineReport) -> dict[str, object]:
-    """What may not differ between experiments of a report. kdrt may: every experiment says which
-    commit it is of."""
+    """What all experiments of a report have in common. kdrt is left out: every experiment records
+    its version and commit."""
     packages = {name: found for name, found in machine.versions.items() if name != "kdrt"}
+    # Its clock changes from minute to minute.
+    gpus = [{name: gpu[name] for name in gpu if name != "SM clock"} for gpu in machine.gpus]
     return {
         "suite": suite,
         "threads": threads,
         "processor": machine.processor,
         "cores": machine.cores,
-        "GPUs": machine.gpus,
+        "GPUs": gpus,
+        "driver": machine.driver,
         "Python": machine.python,
-        "packages": packages,
+        **packages,
     }
 
 
-def updated(
-    before: Report, again: Report, keys: tuple[str, ...] | None, order: Sequence[str]
-) -> Report:
+def check_same_work(before: Report, plans: Iterable[Experiment], folder: Path) -> None:
+    """Whether experiments would be measured as they were.
+
+    Raises:
+        BenchmarkError: with another model, other workloads or other rows.
+    """
+    known = {each.key: each for each in before.experiments}
+    for plan in plans:
+        earlier = known.get(plan.key)
+        if earlier is None:
+            continue
+        labels = {row.label for row in plan.rows}
+        now = (plan.model.name, [w.model_dump(mode="json") for w in plan.workloads], labels)
+        rows = {row.label for row in earlier.rows}
+        if now != (earlier.model, list(earlier.workloads), rows):
+            raise BenchmarkError(
+                f"'{plan.key}' of the report in {folder} has another model, other sizes or other "
+                f"peers; give the same --bundle, --real, --side, --steps, --guidance and --vs, or "
+                f"{_AGAIN}"
+            )
+
+
+def updated(before: Report, again: Report, keys: tuple[str, ...], order: Sequence[str]) -> Report:
     """The earlier report with some experiments replaced.
 
     Args:
         before: as it was.
-        again: of the experiments that were measured again.
-        keys: that were asked for; None is all.
-        order: of the suite's experiments.
+        again: the experiments that were measured again.
+        keys: given with ``--only``.
+        order: keys of the suite's experiments.
     """
-    kept = [] if keys is None else [e for e in before.experiments if not is_chosen(e.key, keys)]
+    kept = [each for each in before.experiments if not is_chosen(each.key, keys)]
+    new = [each.model_copy(update={"again": True}) for each in again.experiments]
     places = {key: number for number, key in enumerate(order)}
 
     def place(each: ExperimentReport) -> int:
         return places.get(each.key, len(places))
 
-    experiments = tuple(sorted([*kept, *again.experiments], key=place))
+    experiments = tuple(sorted([*kept, *new], key=place))
     used = {row.peer for each in experiments for row in each.rows}
     peers = {name: about for name, about in (before.peers | again.peers).items() if name in used}
     seconds = before.seconds + again.seconds
@@ -80,16 +109,19 @@ def updated(
     )
 
 
-def keep_images(report: Report, folder: Path, partial: Path) -> None:
-    """Copy the images of experiments that were not measured again.
+def keep_images(before: Report, folder: Path, partial: Path) -> None:
+    """Copy the images of an earlier report, unless there are new ones of the same name.
 
     Args:
-        report: the updated one.
-        folder: of the earlier report.
-        partial: of the new one.
+        before: the earlier report.
+        folder: where it is.
+        partial: where the new one will be.
     """
-    for each in report.experiments:
-        for row in each.rows:
-            if row.image and not (partial / row.image).exists():
-                (partial / row.image).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(folder / row.image, partial / row.image)
+    for image in _images(before):
+        if not (partial / image).exists():
+            (partial / image).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / image, partial / image)
+
+
+def _images(report: Report) -> list[str]:
+    return [row.image for each in report.experiments for row in each.rows if row.image]

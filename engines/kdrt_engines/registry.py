@@ -53,13 +53,12 @@ def find_engines() -> tuple[EngineStatus, ...]:
 
 
 def engines_in_turn() -> Iterator[EngineStatus]:
-    """Likewise, each looked at when it is asked for."""
+    """The same statuses one by one; an engine is examined only when its status is requested."""
     return map(_status, ENGINES)
 
 
 def choose(statuses: Iterable[EngineStatus] | None = None) -> EngineStatus | None:
-    """The best usable engine that may be chosen automatically, or None. No status is taken after
-    its own."""
+    """The best usable engine that may be chosen automatically, or None. Stops at the first."""
     found = engines_in_turn() if statuses is None else statuses
     return next((each for each in found if each.usable and each.name not in ON_REQUEST), None)
 

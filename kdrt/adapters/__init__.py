@@ -25,7 +25,7 @@ Its files:
     image_prompt       what a request gives for them
     image_scale        how much they count, transformer by transformer
     image_mask         where they count
-    warning            what is warned of
+    warning            AdapterWarning
     variants           other components of a bundle in the place of one
     unet_features      what the UNets of a bundle can do
 """

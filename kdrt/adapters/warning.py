@@ -1,4 +1,4 @@
-"""What is warned of when adapters are loaded; here, so that the command line can name it fast."""
+"""The warning of adapters, in a file that the command line imports without the adapters."""
 
 from __future__ import annotations
 

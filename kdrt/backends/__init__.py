@@ -19,7 +19,7 @@ Its files:
     offload         components loaded stage by stage
     engine_files    built engine files and their checks
     records         what is written beside a built engine
-    network_hash    what tells a network from its successor
+    network_hash    the hash of a network's graphs and weights
     profiles        the sizes an engine is built for
     refit_setting   how often changed weights are compared with ONNX Runtime
     tuned           the engines that measured fastest here

@@ -1,4 +1,4 @@
-"""By what a file that was derived from a network is known to be of that network."""
+"""A hash that ties derived files to the network they were made from."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class EngineRecord(BaseModel):
         checksum: a SHA-256 over all the rest.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: int = 1
     key: EngineKey

@@ -39,7 +39,7 @@ class Timing(BaseModel):
     """How long a run of a component takes with one engine, in seconds: the median of some runs, and
     an interval that holds the true median with a probability of at least 95 percent."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     engine: str
     median: float = Field(gt=0)
@@ -64,7 +64,7 @@ class TunedComponent(BaseModel):
         left_out: why others were not, by engine.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     engine: str
     automatic: str
@@ -95,7 +95,7 @@ class TunedComponent(BaseModel):
 
 
 class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     components: dict[str, TunedComponent]
     networks: dict[str, str]

@@ -64,7 +64,7 @@ def deploy(
     from kdrt.backends.choice import known_engine
     from kdrt.bundle import open_bundle
     from kdrt.common.validation import check_choice, check_int
-    from kdrt.denoise.cuda_graphs import CUDA_GRAPH_LEVELS
+    from kdrt.denoise.graph_level import CUDA_GRAPH_LEVELS
     from kdrt.serve.triton.repository import write_repository
 
     check_choice("target", target, ("triton",))

@@ -46,7 +46,7 @@ MaxRowsOption = Annotated[
         metavar="N",
         rich_help_panel=RUNNING,
         show_default="8 on a CPU, 16 on a GPU",
-        help="Maximum rows of an evaluation, which requests share; an image with guidance takes "
-        "two.",
+        help="Maximum rows of one evaluation of the UNet. Requests share it; an image with "
+        "guidance takes two.",
     ),
 ]

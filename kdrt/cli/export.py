@@ -106,8 +106,9 @@ def export(
         typer.Option(
             metavar="onnxruntime|torch|tensorrt|tensorrt-rtx",
             show_default="onnxruntime",
-            help="Engines to prepare; may be repeated. [cyan]torch[/] adds programs that PyTorch "
-            "runs without diffusers; the TensorRT targets add what [cyan]kdrt build[/] makes.",
+            help="Engines to prepare; may be repeated. [cyan]onnxruntime[/] adds graphs optimised "
+            "for this CPU, [cyan]torch[/] programs that PyTorch runs without diffusers, and the "
+            "TensorRT targets what [cyan]kdrt build[/] makes.",
         ),
     ] = None,
     gpu: Annotated[

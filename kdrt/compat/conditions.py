@@ -1,4 +1,4 @@
-"""What the UNet is told besides the latents."""
+"""The conditioning of the UNet, as the drop-in classes build it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from kdrt.sampling import NoiseSchedule
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the UNet is told, for the whole batch: the unconditional half first, where there is
-    one.
+    """The conditioning for the whole batch: the unconditional half first, if there is one.
 
     Attributes:
         hidden: ``[n·B, L, D]``, n 2 with guidance and 1 without.

@@ -22,5 +22,5 @@ Its files:
     shortcuts         evaluations that do less: guidance interval, deep cache
     freeu             FreeU's published factors
     cuda_graphs       a step or a whole loop captured once and replayed
-    graph_level       which of the two, or neither
+    graph_level       the level: off, step or loop
 """

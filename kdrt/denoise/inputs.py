@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class UNetConditioning:
-    """What the UNet is told of B images, in one part of the batch.
+    """The conditioning of B images, in one part of the batch.
 
     Attributes:
         prompt: the text encoders' results.

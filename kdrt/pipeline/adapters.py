@@ -1,6 +1,6 @@
 """What is added to a model while it runs: LoRAs, textual inversions, variants, image prompts.
 
-What reads and applies them is imported when the first one is added: most images are made without.
+What reads and applies them is imported when it is first needed: most images are made without.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class PromptWarnings(NamedTuple):
 
 @dataclass(frozen=True)
 class EncodedPrompts:
-    """What the UNet is told of the prompts of B images.
+    """The encoded prompts of B images.
 
     Attributes:
         positive: of the prompts.

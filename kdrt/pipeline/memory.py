@@ -31,7 +31,7 @@ from kdrt.pipeline.activations import least_activations
 from kdrt_engines.tensorrt.flavour import FLAVOURS
 
 if TYPE_CHECKING:
-    from kdrt.denoise.cuda_graphs import CudaGraphLevel
+    from kdrt.denoise.graph_level import CudaGraphLevel
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From a job and its conditioning to a sampling run: noise, the images to begin with, and all that
+"""From a job and its conditioning to a sampling run: noise, the initial images, and all that
 the denoiser is told."""
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def prepare(
         regions: that of the prompt of each region.
         manifest: of the bundle.
         unet: what will denoise.
-        encode: the VAE's encoder, for images to begin with.
+        encode: the VAE's encoder, for initial images.
         image_prompts: gives what makes an IP-Adapter's tokens, called when there are any.
         load: gives the engines of controls by component.
 
@@ -139,7 +139,7 @@ def _regions(
     prompts: Sequence[Conditioning],
     device: torch.device,
 ) -> RegionalPrompts | None:
-    """What the UNet is told of regions: as of the images themselves, but for the prompts."""
+    """The conditioning of regions: that of the images themselves, with the regions' prompts."""
     if job.region_weights is None:
         return None
     weights = uploaded(job.region_weights, device)

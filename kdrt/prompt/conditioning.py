@@ -1,4 +1,4 @@
-"""What the UNet is told."""
+"""The conditioning of the UNet by prompts."""
 
 from __future__ import annotations
 

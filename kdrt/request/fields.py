@@ -741,7 +741,7 @@ class RequestFields(PromptFields, total=False):
         ImagePrompt | None,
         Field(
             help="An image as prompt, for bundles exported with an IP-Adapter. With several "
-            "adapters, give the name of one too.",
+            "adapters, name the adapter of each image.",
             details="PIL images, one for all prompts or one for each; with several adapters, a "
             "mapping by the adapter's name. See :mod:`kdrt.adapters.image_prompt`. The pipeline "
             "uses the adapter's variant of the UNet from then on.",

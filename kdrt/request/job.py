@@ -76,7 +76,7 @@ class Job(PromptJob):
         latents: ``[B, C, h, w]`` in place of the seeds' noise.
         continues: ``latents`` are the state of another run, to go on with as they are.
         plan: the sampler on its grid of σ; a `ForeignPlan` for one that is not ours.
-        init_image: the images to begin with; None begins with noise.
+        init_image: the initial images; None begins with noise.
         guidance_method: how the results with and without the prompt are combined.
         perturbed_attention: guidance away from perturbed results; None without.
         region_weights: float32 ``[n, 1 + N, 1, h, w]``, of the image's own prompt and those of N

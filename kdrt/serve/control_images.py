@@ -1,4 +1,4 @@
-"""Control images that clients send, under the limits of images to begin with."""
+"""Control images that clients send, under the limits of initial images."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdrt.common.validation import check_finite, check_int
-from kdrt.denoise.cuda_graphs import CudaGraphLevel
+from kdrt.denoise.graph_level import CudaGraphLevel
 from kdrt.errors import InvalidRequestError
 from kdrt.serve.auth import Keys, is_loopback
 from kdrt.serve.limits import RequestLimits

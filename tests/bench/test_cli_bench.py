@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -166,6 +167,36 @@ def test_figures_are_not_lost_to_a_full_disk(
     assert Report.model_validate_json(captured.out.splitlines()[-1]) == report
     assert captured.err.endswith("the disk is full\n")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_update_keeps_the_rest_of_a_report(
+    demo_home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    refusal: Refusal,
+) -> None:
+    report, folder = read_report(REPORT), tmp_path / "report"
+    shutil.copytree(REPORT.parent, folder)
+    machine = report.machine
+    (step,) = (each for each in report.experiments if each.key == "step")
+    again = report.model_copy(update={"experiments": (step,), "seconds": 60.0})
+    monkeypatch.setattr("kdrt_bench.updating.describe", lambda _: machine)
+    monkeypatch.setattr("kdrt_bench.updating.check_same_work", lambda *_: None)
+    monkeypatch.setattr("kdrt_bench.measure.Measurement.report", lambda *_: again)
+    options = ["--suite", "full", "--real", "none", "--threads", str(report.threads)]
+    update = ["bench", *options, "--update", "-o", str(folder)]
+    assert command_line.run([*update, "--only", "step"]) == 0
+    after = read_report(folder / "report.json")
+    assert json.loads(capfd.readouterr().out) == after.model_dump(mode="json")
+    assert {each.key for each in after.experiments} == {each.key for each in report.experiments}
+    assert [each.key for each in after.experiments if each.again and each.key == "step"] == ["step"]
+    assert after.seconds == pytest.approx(report.seconds + 60)
+    assert {path.name for path in (folder / "images").iterdir()} == {
+        path.name for path in (REPORT.parent / "images").iterdir()
+    }
+    assert "name some, or leave --update out" in refusal("--update")
+    assert "holds no report to update" in refusal("--update", "--only", "step", "-o", "nothing")
 
 
 def test_startup_tells_its_stages(demo_bundle: Path) -> None:

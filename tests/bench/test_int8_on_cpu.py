@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-import int8_on_cpu
-
 pytest.importorskip("openvino")
+
+import int8_on_cpu
 
 
 def test_all_rows_are_measured(demo_bundle: Path, tmp_path: Path) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from kdrt_bench.experiment import Experiment
+from kdrt_bench.experiment import Experiment, rows_of
 from kdrt_bench.jobs import Model
 from kdrt_bench.peers import PEERS
-from kdrt_bench.real_size import in_groups
+from kdrt_bench.real_size import in_groups, with_warm_up
 
 
 @pytest.fixture
@@ -52,3 +53,19 @@ def test_where_no_two_fit_every_turn_is_a_process(plan: Experiment) -> None:
 def test_an_experiment_of_one_group_keeps_its_key(plan: Experiment, tmp_path: Path) -> None:
     first, *_ = in_groups(plan, PEOPLE_PICK, 100, most=3)
     assert (first.key, len(first.rows), first.rounds) == ("unet", 3, 10)
+
+
+@pytest.mark.parametrize(
+    ("peers", "apart", "first_call", "discard"),
+    [
+        (("eager", "kdrt"), False, True, 1),
+        (("eager", "kdrt"), True, True, 0),
+        (("eager", "sd-cpp-f32"), False, False, 0),
+    ],
+)
+def test_runs_that_do_not_count(
+    plan: Experiment, peers: tuple[str, ...], apart: bool, first_call: bool, discard: int
+) -> None:
+    whole = replace(plan, rows=rows_of(peers), apart=apart, discard=0)
+    made = with_warm_up(whole)
+    assert (made.first_call, made.discard) == (first_call, discard)

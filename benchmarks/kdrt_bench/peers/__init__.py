@@ -1,7 +1,7 @@
 """The peers, one file each. A peer makes engines of networks; all else is the same for all.
 
 A new peer is a file with a subclass of :class:`~kdrt_bench.peers.base.Peer` and a line here.
-``kdrt:ENGINE`` is one besides: kdrt with that engine in place of the one it would choose.
+``kdrt:ENGINE`` is a peer too: kdrt with that engine instead of the one it would choose.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class Kdrt(Peer):
     def __init__(self, job: BenchJob, bundle: Bundle, options: Mapping[str, str]) -> None:
         super().__init__(job, bundle, options)
         if "engine" in options:
-            # What runs on another engine is no figure of this one.
+            # A fallback would be measured as this engine.
             warnings.simplefilter("error", FallbackWarning)
         if options.get("low_vram") == "on":
             self._offloader = Offloader()
@@ -109,7 +109,8 @@ class Kdrt(Peer):
                     own_cuda_graphs=self.options.get("cuda_graph") not in ("off", None),
                 )
             except (EngineUnavailableError, EngineRejectedError) as error:
-                if engine is None:
+                damaged = isinstance(error, EngineRejectedError) and error.reason != "missing"
+                if engine is None or damaged:
                     raise
                 raise PeerUnavailableError(str(error)) from error
         return self._engines[component]

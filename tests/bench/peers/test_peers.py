@@ -11,7 +11,12 @@ from typing import Any
 import pytest
 
 from kdrt.backends.fallback import FallbackWarning, warn_of_fallback
-from kdrt.errors import EngineUnavailableError, InvalidRequestError
+from kdrt.errors import (
+    EngineRejectedError,
+    EngineUnavailableError,
+    InvalidRequestError,
+    KdrtError,
+)
 from kdrt.pipeline.pipeline import Pipeline
 from kdrt_bench import peers
 from kdrt_bench.errors import PeerUnavailableError
@@ -71,19 +76,27 @@ def _own(bundle: Any = None, **options: str) -> Kdrt:
     return Kdrt(job, bundle, options)
 
 
-@pytest.mark.parametrize(("engine", "kind"), [("torch", PeerUnavailableError), (None, Exception)])
+@pytest.mark.parametrize(
+    ("engine", "error", "unavailable"),
+    [
+        ("torch", EngineUnavailableError("there is none"), True),
+        ("tensorrt", EngineRejectedError("there is none", "missing"), True),
+        ("tensorrt", EngineRejectedError("there is none of use", "damaged"), False),
+        (None, EngineUnavailableError("there is none"), False),
+    ],
+)
 def test_only_an_engine_that_was_asked_for_may_be_missing(
-    monkeypatch: pytest.MonkeyPatch, engine: str | None, kind: type[Exception]
+    monkeypatch: pytest.MonkeyPatch, engine: str | None, error: Exception, unavailable: bool
 ) -> None:
     def missing(*_: object, **__: object) -> None:
-        raise EngineUnavailableError("there is none here")
+        raise error
 
     monkeypatch.setattr("kdrt_bench.peers.own.load_engines", missing)
     with warnings.catch_warnings():
         peer = _own(**({} if engine is None else {"engine": engine}))
-        with pytest.raises(kind, match="there is none here") as caught:
+        with pytest.raises(KdrtError, match="there is none") as caught:
             peer.engine("unet")
-    assert isinstance(caught.value, PeerUnavailableError) is (engine is not None)
+    assert isinstance(caught.value, PeerUnavailableError) is unavailable
 
 
 def test_what_runs_on_another_engine_is_no_figure_of_this_one() -> None:
