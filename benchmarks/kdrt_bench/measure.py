@@ -231,7 +231,8 @@ class Measurement:
 
     def _image(self, plan: Experiment, index: int, row: RowPlan) -> str | None:
         made = self._outputs / plan.key / file_name(row.label) / f"{index}.png"
-        if not made.is_file():
+        # Random weights make noise: half a megabyte that shows nothing.
+        if plan.model.random_weights or not made.is_file():
             return None
         name = f"images/{plan.key}-{index}-{file_name(row.label)}.png"
         (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
