@@ -217,7 +217,8 @@ def cached_share(name: str) -> float:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             component(*inputs)
         counts.append(counter.get_total_flops())
-    return counts[0] / counts[1]
+    shallow, whole = counts
+    return float(shallow / whole)
 
 
 def _fewer(share: float) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import in_flight_on_paper as paper
+from kdrt_bench.arrivals import LOADS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,7 +27,7 @@ def test_it_simulates_all_cards_and_writes_a_report(
     assert len(report["cards"]) == len(paper.CARDS)
     for card, given in zip(report["cards"], paper.CARDS, strict=True):
         assert {(row["load"], row["way"]) for row in card["rows"]} == {
-            (load, way) for load in paper.LOADS for way in paper.WAYS
+            (load, way) for load in LOADS for way in paper.WAYS
         }
         assert card["most"].keys() == set(paper.WAYS)
         assert f"## {given.name}" in text

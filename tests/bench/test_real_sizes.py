@@ -105,7 +105,7 @@ def test_the_folder_of_the_results_is_made(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_measurement_takes_the_place_of_the_same_before(tmp_path: Path) -> None:
-    def measured(title: str, *seconds: float) -> object:
+    def measured(title: str, *seconds: float) -> real_sizes.Measurement:
         stages = [
             StageRow(stage=f"stage {index}", seconds=each, peak=(1 + index) * 10**9, own=5 * 10**8)
             for index, each in enumerate(seconds)

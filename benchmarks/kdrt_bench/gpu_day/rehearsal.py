@@ -16,9 +16,9 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from kdrt.denoise import denoising
-from kdrt.denoise.cuda_graphs import CudaGraphLevel
+from kdrt.denoise import cuda_graphs
 from kdrt.denoise.denoising import Denoising
+from kdrt.denoise.graph_level import CudaGraphLevel
 
 
 class HostEvent:
@@ -91,6 +91,6 @@ def rehearsed() -> Iterator[None]:
         torch.set_num_threads(1)
         stack.enter_context(patch.object(torch.cuda, "Event", HostEvent))
         stack.enter_context(patch.object(Denoising, "__init__", make))
-        stack.enter_context(patch.object(denoising, "capture_on", lambda _: RepeatedWork))
+        stack.enter_context(patch.object(cuda_graphs, "capture_on", lambda _: RepeatedWork))
         stack.enter_context(patch("kdrt.pipeline.pipeline.cuda_graph_level", level))
         yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdrt.denoise import denoising
+from kdrt.denoise import cuda_graphs
 from kdrt.denoise.denoising import Denoising
 from kdrt_bench.gpu_day.clock import in_turns, median, step_milliseconds
 from kdrt_bench.gpu_day.rehearsal import HostEvent, RepeatedWork, rehearsed
@@ -37,7 +37,7 @@ def test_work_is_done_at_every_replay() -> None:
 
 def test_stand_ins_leave_again() -> None:
     def now() -> list[object]:
-        return [torch.cuda.Event, vars(denoising)["capture_on"], Denoising.__init__]
+        return [torch.cuda.Event, vars(cuda_graphs)["capture_on"], Denoising.__init__]
 
     before = now()
     with rehearsed():
