@@ -65,7 +65,7 @@ class Measurement:
         self._prepared: dict[str, BenchmarkError | None] = {}
         self._gflop: dict[str, float] = {}
         self._begun = time.monotonic()
-        self._started = self._began = _now()
+        self._started = _now()
         self._anchors: dict[str, float] = {}
 
     def report(self, experiments: Sequence[Experiment]) -> Report:
@@ -73,8 +73,10 @@ class Measurement:
         self._watch("the machine's own peak")
         peak = measure_peak(self.threads)
         machine = describe(peak)
-        of_run = {"kdrt": machine.kdrt, "load": machine.load}
-        done = [self.experiment(each, peak).model_copy(update=of_run) for each in experiments]
+        done = []
+        for each in experiments:
+            facts = {"started": _now(), "kdrt": machine.kdrt, "load": machine.load}
+            done.append(self.experiment(each, peak).model_copy(update=facts))
         used = dict.fromkeys(row.peer for each in done for row in each.rows)
         shutil.rmtree(self._outputs, ignore_errors=True)
         return Report(
@@ -89,7 +91,6 @@ class Measurement:
 
     def experiment(self, plan: Experiment, peak: Peak) -> ExperimentReport:
         """One of them. A row that fails is a row that says why."""
-        self._began = _now()
         if plan.kind == "startup":
             return self._report(
                 plan, (None,), cold_starts(plan, self._unavailable(plan), self._watch)
@@ -274,7 +275,6 @@ class Measurement:
             workloads=tuple(w.model_dump(mode="json") for w in plan.workloads),
             gflop=gflop,
             rows=rows,
-            started=self._began,
         )
 
 

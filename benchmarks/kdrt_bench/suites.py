@@ -105,7 +105,7 @@ def selected(found: list[Experiment], keys: tuple[str, ...] | None) -> list[Expe
     if keys is None:
         return found
     known = [each.key for each in found]
-    unknown = [key for key in keys if not any(key in (n, _unnumbered(n)) for n in known)]
+    unknown = [key for key in keys if not any(is_chosen(each, (key,)) for each in known)]
     if unknown:
         raise BenchmarkError(
             f"this suite has no experiment '{unknown[0]}'; it has {', '.join(known)}"

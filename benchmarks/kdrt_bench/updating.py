@@ -73,13 +73,14 @@ def check_same_work(before: Report, plans: Iterable[Experiment], folder: Path) -
         earlier = known.get(plan.key)
         if earlier is None:
             continue
-        labels = {row.label for row in plan.rows}
-        now = (plan.model.name, [w.model_dump(mode="json") for w in plan.workloads], labels)
-        rows = {row.label for row in earlier.rows}
-        if now != (earlier.model, list(earlier.workloads), rows):
+        workloads = [each.model_dump(mode="json") for each in plan.workloads]
+        # How often a server's requests arrive follows from the anchor's time.
+        measured = [each.get("generation", each) for each in earlier.workloads]
+        same_rows = {row.label for row in plan.rows} == {row.label for row in earlier.rows}
+        if (plan.model.name, workloads) != (earlier.model, measured) or not same_rows:
             raise BenchmarkError(
                 f"'{plan.key}' of the report in {folder} has another model, other sizes or other "
-                f"peers; give the same --bundle, --real, --side, --steps, --guidance and --vs, or "
+                "peers; give the same --bundle, --real, --side, --steps, --guidance and --vs, or "
                 f"{_AGAIN}"
             )
 

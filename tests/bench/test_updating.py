@@ -14,9 +14,12 @@ from kdrt_bench.errors import BenchmarkError
 from kdrt_bench.experiment import Experiment, RowPlan
 from kdrt_bench.jobs import ImageWorkload, Model
 from kdrt_bench.machine import MachineReport, Peak
-from kdrt_bench.report import ExperimentReport, Report, Row
+from kdrt_bench.models import model_of
+from kdrt_bench.report import ExperimentReport, Report, Row, read_report
+from kdrt_bench.suites import experiments
 from kdrt_bench.updating import check_same_work, keep_images, report_to_update, updated
 
+REPORT = Path(__file__).parents[2] / "benchmarks" / "results" / "full" / "report.json"
 MACHINE = MachineReport(
     processor="a processor",
     features=(),
@@ -116,6 +119,14 @@ def test_where_no_report_is_none_can_be_updated(tmp_path: Path, text: bytes | No
         (tmp_path / "report.json").write_bytes(text)
     with pytest.raises(BenchmarkError, match="holds no report to update; leave --update out"):
         report_to_update(tmp_path, "full", 2)
+
+
+def test_the_committed_report_can_be_updated(demo_bundle: Path, tmp_path: Path) -> None:
+    """Every experiment of the demo model, a server's too, whose rate is not known in advance."""
+    committed = read_report(REPORT)
+    plans = experiments("full", model_of(str(demo_bundle)), None)
+    assert {each.key for each in plans} <= {each.key for each in committed.experiments}
+    check_same_work(committed, plans, tmp_path)
 
 
 def test_experiments_take_the_places_of_the_same_before() -> None:
