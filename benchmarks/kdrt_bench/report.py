@@ -73,10 +73,10 @@ class ExperimentReport(Strict):
     """One experiment; see :class:`kdrt_bench.suites.Experiment`.
 
     Attributes:
-        started: when; None in reports made before 0.3, whose experiments all come from one run.
-        kdrt: its version and commit then; None likewise.
-        load: of the machine when its run began.
-        again: it was measured after the report was made; see ``kdrt bench --update``.
+        started: when it began, in UTC; None in reports made before version 0.3.
+        kdrt: version and commit of the kdrt that it measured; None in those reports too.
+        load: load average of the machine when that run began; None if it was not recorded.
+        again: whether ``kdrt bench --update`` measured it again after the report was made.
     """
 
     key: str
